@@ -1,0 +1,86 @@
+"""Everything there is to run, each in an environment of its own."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.error_on_external_run = True
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+SUPPORTED = nox.project.python_versions(PROJECT)
+
+
+def works(command: str) -> bool:
+    """Whether an interpreter really starts: a version manager's stand-in may be all there is."""
+    try:
+        return (
+            subprocess.run([command, "-c", ""], capture_output=True, check=False, timeout=60).returncode == 0
+        )
+    except OSError:
+        return False
+
+
+def interpreters() -> list[str]:
+    """Return the supported versions that exist here, those of pyenv included."""
+    found = []
+    for version in SUPPORTED:
+        if not works(f"python{version}") and shutil.which("pyenv"):
+            prefix = subprocess.run(["pyenv", "prefix", version], capture_output=True, text=True, check=False)
+            if prefix.returncode == 0:
+                os.environ["PATH"] = os.pathsep.join([f"{prefix.stdout.strip()}/bin", os.environ["PATH"]])
+        if works(f"python{version}"):
+            found.append(version)
+    return found
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """Install the package with the extras in use, and the tools of some dependency groups."""
+    session.install("-e", ".[cli,fastapi,sandbox]", *nox.project.dependency_groups(PROJECT, *groups))
+
+
+@nox.session(python=interpreters())
+def tests(session: nox.Session) -> None:
+    """Run the tests, with branch coverage; arguments after ``--`` go to pytest."""
+    install(session, "test")
+    data = str(Path(session.create_tmp()) / "coverage")
+    session.env["COVERAGE_FILE"] = data
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    if not session.posargs:
+        session.run("coverage", "report")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    session.install(*nox.project.dependency_groups(PROJECT, "lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of the package and of typical user code, with mypy and pyright."""
+    install(session, "types")
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Show the client at work on the sandbox: real HTTP on loopback, no account needed."""
+    session.install("-e", ".[cli,sandbox]")
+    session.run("lemcal", "me", "--sandbox")
+    session.run("lemcal", "meetings", "--sandbox")
+    session.run("python", "examples/tour.py")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure: prints tables of ratios against peers in the same run."""
+    install(session, "bench")
+    session.run("python", "benchmarks/client.py", *session.posargs)

@@ -1,0 +1,107 @@
+"""What the rate-limit headers of an answer say, as numbers. Pure: no clock is read here.
+
+The service sends ``Retry-After`` (fractional seconds, sometimes joined with a date) and
+``X-RateLimit-*`` with *every* answer. What follows from them is for the limiter and the retries.
+"""
+
+import datetime as dt
+import math
+import re
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+
+import attrs
+
+_NUMBER = r"[+-]?[0-9]+(?:\.[0-9]*)?|[+-]?\.[0-9]+"
+# ``Tue Feb 16 2021 09:02:42 GMT+0100 (Central European Standard Time)``: what JavaScript prints.
+# Own parsing, because strptime's names depend on the locale and email.utils drops the offset.
+_JS_DATE = (
+    r"[A-Z][a-z]{2} ([A-Z][a-z]{2}) ([0-9]{1,2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2})"
+    r"(?: (?:GMT|UTC)(?:([+-])([0-9]{2}):?([0-9]{2}))?)?"
+)
+_HTTP_DATE = r"[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT"
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+@attrs.frozen
+class Quota:
+    """What one answer says about its key's window; None where it says nothing of use.
+
+    ``retry_after`` and ``resets_in`` are seconds from the moment of the answer. On a success
+    ``retry_after`` is the rest of the window, not an order to wait (documented).
+    """
+
+    limit: int | None = None
+    remaining: int | None = None
+    retry_after: float | None = None
+    resets_in: float | None = None
+
+
+def parse_quota(headers: Mapping[str, str]) -> Quota:
+    """Read the quota from an answer's headers (a mapping that finds lower-case names)."""
+    date = headers.get("date")
+    retry_after = parse_retry_after(headers.get("retry-after"), date)
+    # The date is cut to whole seconds; Retry-After is the same moment to the millisecond.
+    resets_in = _until(headers.get("x-ratelimit-reset"), date) if retry_after is None else retry_after
+    return Quota(
+        limit=_count(headers.get("x-ratelimit-limit")),
+        remaining=_count(headers.get("x-ratelimit-remaining")),
+        retry_after=retry_after,
+        resets_in=resets_in,
+    )
+
+
+def parse_retry_after(value: str | None, date: str | None = None) -> float | None:
+    """Return the seconds that a ``Retry-After`` value means, never negative; None for nonsense.
+
+    An absolute date is measured against ``date``, the same answer's ``Date`` header, so that the
+    local wall clock does not matter; without a ``Date`` it says nothing.
+    """
+    if value is None:
+        return None
+    for part in value.split(","):  # "2, Tue Feb 16 …": the header printed twice and joined
+        text = part.strip()
+        if re.fullmatch(_NUMBER, text):
+            seconds = float(text)
+            return max(0.0, seconds) if math.isfinite(seconds) else None
+    return _until(value, date)
+
+
+def _until(value: str | None, date: str | None) -> float | None:
+    """Return the seconds from ``date`` until the date in ``value``, 0 if it is past."""
+    then, now = parse_date(value), parse_date(date)
+    if then is None or now is None:
+        return None
+    return max(0.0, (then - now).total_seconds())
+
+
+def parse_date(value: str | None) -> dt.datetime | None:
+    """Return the aware datetime that an HTTP or a JavaScript date in ``value`` means, else None.
+
+    A JavaScript date without a zone is taken as UTC, like everything else this service prints.
+    """
+    if value is None:
+        return None
+    try:
+        if http := re.search(_HTTP_DATE, value):
+            return parsedate_to_datetime(http.group())
+        if js := re.search(_JS_DATE, value):
+            month, day, year, hour, minute, second, sign, hours, minutes = js.groups()
+            offset = dt.timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
+            return dt.datetime(
+                int(year),
+                _MONTHS.index(month) + 1,
+                int(day),
+                int(hour),
+                int(minute),
+                int(second),
+                tzinfo=dt.timezone(-offset if sign == "-" else offset),
+            )
+    except ValueError:  # "Foo 99": it has the form of a date and is none
+        pass
+    return None
+
+
+def _count(value: str | None) -> int | None:
+    # Ten digits are more than any quota has, and short of what int() takes long over.
+    return int(value) if value is not None and re.fullmatch(r"[0-9]{1,10}", value.strip()) else None

@@ -1,0 +1,133 @@
+"""Which URLs a request may go to: the check of the base URL, and paths below it. Pure.
+
+Credentials travel with every request, so nothing that a caller passes as an id, a path or a
+parameter can lead to another host, or to another route than the one that was meant.
+"""
+
+import ipaddress
+from collections.abc import Mapping
+from urllib.parse import quote, unquote, urlencode, urlsplit
+
+from lemcal_async.errors import ConfigurationError
+
+DEFAULT_BASE_URL = "https://api.lemcal.com/api/lemcal"
+
+
+def check_base_url(url: str, *, allow_insecure_http: bool = False) -> str:
+    """Return ``url`` without a trailing slash, or raise ConfigurationError.
+
+    Plain http would send the API key in clear; it is allowed on loopback or when asked for.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port  # reading .port checks it
+        (host or "").encode("idna")  # as connecting will
+    except (ValueError, TypeError, AttributeError):
+        host = parts = None
+    # The URL itself is not quoted in what follows: it may carry a password.
+    if not parts or not host or parts.scheme not in {"http", "https"} or _has_blanks(url):
+        message = f"base_url must be an absolute http(s) URL such as {DEFAULT_BASE_URL}"
+    elif parts.username is not None or parts.password is not None:
+        message = "base_url must not carry credentials; pass user_id= and api_key="
+    elif parts.query or parts.fragment or "?" in url or "#" in url:
+        message = "base_url must not have a query or a fragment"
+    elif parts.scheme == "http" and not allow_insecure_http and not is_loopback(host):
+        message = (
+            f"base_url is plain http to {host}, which would send the API key in clear; "
+            "use https, or pass allow_insecure_http=True"
+        )
+    else:
+        return url.rstrip("/")
+    del url, parts  # a traceback may show local variables
+    raise ConfigurationError(message)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is this machine itself."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def quote_id(value: object, what: str) -> str:
+    """Return an id as one path segment; ``what`` names it in the error.
+
+    ``"/meetingTypes/" + "../me"`` would become ``/me`` on the way, so what could change the route
+    is refused rather than escaped: no such id exists.
+    """
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{what} must be a non-empty string, got {_short(value)}")
+    if value in {".", ".."} or "/" in value or "\\" in value or _has_blanks(value):
+        raise ConfigurationError(f"{what} is not an id: {_short(value)} (slashes, dots or blanks)")
+    return quote(value, safe="")
+
+
+def check_path(path: str) -> str:
+    """Return a path for ``request()`` as it may be sent, or raise ConfigurationError."""
+    if not path.startswith("/") or path.startswith("//"):
+        reason = "start it with one '/': absolute and '//' URLs would send the API key elsewhere"
+    elif "\\" in path or _has_blanks(path):
+        reason = "quote backslashes, blanks and control characters"
+    elif "?" in path or "#" in path:
+        reason = "pass the query as params="
+    elif {".", ".."}.intersection(unquote(path).replace("\\", "/").split("/")):
+        reason = "dot segments would lead to another route"
+    else:
+        return quote(path, safe="/%:@!$&'()*+,;=~")
+    raise ConfigurationError(f"request() takes a path below the base URL; {reason}")
+
+
+def with_query(path: str, params: Mapping[str, object] | None) -> str:
+    """Return ``path`` with ``params`` as its query; a None is left out, not sent as an empty value.
+
+    Raises ConfigurationError for text that cannot be encoded.
+    """
+    if not params:
+        return path
+    pairs: list[tuple[str, str]] = []
+    for name, value in params.items():
+        items: list[object] = [*value] if isinstance(value, (list, tuple)) else [value]  # pyright: ignore[reportUnknownVariableType]
+        pairs += [(name, _text(item)) for item in items if item is not None]
+    try:
+        return f"{path}?{urlencode(pairs)}" if pairs else path
+    except UnicodeEncodeError:  # half a surrogate pair; it holds the text, so it is not to come along
+        pass
+    raise ConfigurationError(f"the parameters of {path} hold text that is not Unicode")
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def check_target_url(url: str) -> str:
+    """Return the URL that a hook is to call, or raise ConfigurationError.
+
+    The service answers 400 ``Invalid targetUrl`` to anything but http and https (documented).
+    """
+    if _is_web_url(url):
+        return url
+    del url  # a target usually carries a token: not quoted, and a traceback may show local variables
+    raise ConfigurationError("target_url must be an absolute http:// or https:// URL")
+
+
+def _is_web_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and not _has_blanks(url)
+    except (ValueError, TypeError, AttributeError):
+        return False
+
+
+def _has_blanks(text: str) -> bool:
+    # Half a surrogate pair cannot be encoded, so it is no more to be sent than a control character.
+    return any(
+        character <= " " or character == "\x7f" or "\ud800" <= character <= "\udfff" for character in text
+    )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,27 @@
+"""What all tests share: both event loops, no blocking calls on them, a patient hypothesis."""
+
+from collections.abc import Iterator
+
+import pytest
+from blockbuster import blockbuster_ctx
+from hypothesis import HealthCheck, settings
+
+# Machines are slow at times: a test may take long then, but must not fail for it.
+settings.register_profile("lemcal", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("lemcal")
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Run every async test on both event loops."""
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls() -> Iterator[None]:
+    """Fail a test in which this package blocks the event loop.
+
+    The sandbox may: it starts and stops inside a running loop, for milliseconds.
+    """
+    with blockbuster_ctx("lemcal_async", excluded_modules=["lemcal_async.sandbox"]):
+        yield

@@ -1,0 +1,176 @@
+"""The accounts file: what it may hold, what is said about a wrong one, and that no key shows."""
+
+import base64
+import os
+import pickle
+import tomllib
+import traceback
+from pathlib import Path
+
+import pytest
+
+from lemcal_async import accounts as module
+from lemcal_async.accounts import Account, read_accounts
+from lemcal_async.errors import ConfigurationError
+
+posix_only = pytest.mark.skipif(os.name != "posix", reason="mode bits mean something on POSIX only")
+
+SECRET = "hush-3f8Kq"
+ENVIRON = {"SALES_KEY": SECRET, "BLANK": " "}
+COMBINED = base64.b64encode(f"usr_b:{SECRET}".encode()).decode()
+
+SALES = '[[account]]\nname = "sales"\nuser_id = "usr_a"\napi_key_env = "SALES_KEY"\n'
+
+
+def written(folder: Path, content: str | bytes, mode: int = 0o600) -> Path:
+    """Write an accounts file."""
+    file = folder / "accounts.toml"
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    file.chmod(mode)
+    return file
+
+
+def problem_of(path: Path) -> str:
+    """Return what is said about a file, having looked for the key in everything that could show it."""
+    with pytest.raises(ConfigurationError) as caught:
+        read_accounts(path, dict(ENVIRON))
+    frames = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    package = str(Path(module.__file__).parent)
+    for frame in frames.stack:
+        if frame.filename.startswith(package):
+            assert SECRET not in str(frame.locals)
+    assert (None, None) == (caught.value.__cause__, caught.value.__context__)
+    message = str(caught.value)
+    assert SECRET not in message
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+def test_a_file(tmp_path: Path) -> None:
+    """Accounts come in the order of the file, with their keys from it or from the environment."""
+    path = written(
+        tmp_path,
+        f'{SALES}[[account]]\nname = "support"\napi_key = " {COMBINED}\\n"\n'
+        f'[[account]]\nname = "ops"\nuser_id = "usr_c"\napi_key = "{SECRET}"\n',
+    )
+    expected = [
+        Account("sales", "usr_a", SECRET),
+        Account("support", "usr_b", COMBINED),
+        Account("ops", "usr_c", SECRET),
+    ]
+    assert expected == read_accounts(path, ENVIRON)
+
+
+def test_a_file_from_another_system(tmp_path: Path) -> None:
+    """A byte order mark and CRLF, as editors on Windows leave them, do no harm."""
+    path = written(tmp_path, b"\xef\xbb\xbf" + SALES.replace("\n", "\r\n").encode())
+    assert [Account("sales", "usr_a", SECRET)] == read_accounts(path, ENVIRON)
+
+
+ACCOUNT_1 = "account 1 ('sales'): "
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "there is no account in it; add an [[account]] table with name, user_id and api_key_env"),
+        ("account = []", "there is no account in it; add an [[account]] table with name, user_id and"),
+        ("accounts = 1", "unknown key 'accounts'; the file holds [[account]] tables and nothing else"),
+        ("account = 1", "'account' must be written as [[account]] tables, with double brackets"),
+        ("account = [1]", "'account' must be written as [[account]] tables, with double brackets"),
+        (
+            SALES.replace("[[", "[").replace("]]", "]"),
+            "'account' must be written as [[account]] tables, with",
+        ),
+        (
+            SALES + "colour = 1",
+            ACCOUNT_1 + "unknown key 'colour'; the keys are name, user_id, api_key, api_key",
+        ),
+        (SALES.replace('"usr_a"', "5"), ACCOUNT_1 + "user_id must be a string in quotes, not int"),
+        (SALES.replace('"sales"', "5"), "account 1: name must be a string in quotes, not int"),
+        (SALES.replace('name = "sales"', ""), "account 1: it has no name; add name"),
+        (SALES.replace('"sales"', '" "'), "account 1 (' '): it has no name; add name"),
+        (SALES.replace("api_key_env", "#"), ACCOUNT_1 + "it has no key; add api_key_env, the name of an"),
+        (
+            SALES + f'api_key = "{SECRET}"',
+            ACCOUNT_1 + "it has api_key and api_key_env; leave one of them out",
+        ),
+        (
+            SALES.replace("SALES_KEY", SECRET),
+            ACCOUNT_1 + "the environment variable that api_key_env names is not",
+        ),
+        (
+            SALES.replace("SALES_KEY", "BLANK"),
+            ACCOUNT_1 + "the environment variable that api_key_env names is",
+        ),
+        (SALES.replace('user_id = "usr_a"', ""), ACCOUNT_1 + "No user id: pass user_id=, or give the key as"),
+        (
+            SALES.replace("usr_a", SECRET),
+            ACCOUNT_1 + "user_id: a user id starts with 'usr_'; this one does not.",
+        ),
+        (
+            SALES.replace("api_key_env", "api_key").replace("SALES_KEY", " "),
+            ACCOUNT_1 + "api_key: it is empty",
+        ),
+        (
+            SALES + SALES.replace("usr_a", "usr_b"),
+            "account 2 ('sales') has the name of account 1 ('sales'); give",
+        ),
+        (
+            SALES + SALES.replace("sales", "ops"),
+            "account 2 ('ops') has the user id of account 1 ('sales'); leave",
+        ),
+        (f"[[account]]\nname = {SECRET}", "the accounts file is not TOML; look at line 2, column "),
+        (f'[[account]]\nname = "{SECRET}', "the accounts file is not TOML; look at end of document"),
+        (b"name = '\xff'", "the accounts file is not UTF-8, as TOML must be; save it as that"),
+    ],
+)
+def test_a_wrong_file(tmp_path: Path, content: str | bytes, problem: str) -> None:
+    """What is wrong, in which table, and what to do, in one line without a secret."""
+    assert problem == problem_of(written(tmp_path, content))[: len(problem)]
+
+
+def test_a_place_that_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a parser's message has no place in it, the rest of it is not shown in its stead."""
+
+    def broken(text: str) -> None:
+        raise tomllib.TOMLDecodeError(f"cannot read {text}")
+
+    monkeypatch.setattr(tomllib, "loads", broken)
+    problem = problem_of(written(tmp_path, SECRET))
+    assert "the accounts file is not TOML; look at its quotes and brackets" == problem
+
+
+def test_no_file(tmp_path: Path) -> None:
+    """A file that is missing or cannot be read is told from a wrong one."""
+    missing = problem_of(tmp_path / "missing.toml")
+    assert "the accounts file cannot be read: No such file or directory" == missing
+    assert problem_of(tmp_path).startswith("the accounts file cannot be read: ")
+
+
+@posix_only
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])
+def test_a_file_that_others_can_read(tmp_path: Path, mode: int) -> None:
+    """Keys in a file that is not its owner's alone are refused; names of variables are not."""
+    path = written(tmp_path, SALES, mode)
+    assert [Account("sales", "usr_a", SECRET)] == read_accounts(path, ENVIRON)
+
+    path = written(tmp_path, SALES.replace("api_key_env", "api_key"), mode)
+    expected = f"others can read this file, and it holds API keys; run: chmod 600 {path}"
+    assert expected == problem_of(path)
+
+
+def test_a_system_without_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where mode bits say nothing about who can read, they are not looked at."""
+    monkeypatch.setattr(module, "_HAS_MODES", False)
+    path = written(tmp_path, SALES.replace("_env", "").replace("SALES_KEY", SECRET), 0o666)
+    assert [Account("sales", "usr_a", SECRET)] == read_accounts(path, {})
+
+
+def test_an_account_keeps_its_key_quiet() -> None:
+    """The key is in no repr, and an account is not pickled."""
+    account = Account("sales", "usr_a", SECRET)
+    assert "Account(name='sales', user_id='usr_a')" == repr(account)
+    with pytest.raises(TypeError, match="not pickled"):
+        pickle.dumps(account)

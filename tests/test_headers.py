@@ -1,0 +1,223 @@
+"""What the rate-limit headers of an answer mean, in every form in which they come."""
+
+import datetime as dt
+import math
+
+import httpx
+import pytest
+from hypothesis import given, strategies as st
+
+from lemcal_async.headers import Quota, parse_date, parse_quota, parse_retry_after
+
+DATE = "Tue, 16 Feb 2021 08:02:40 GMT"  # the answer's own Date, two seconds before the dates below
+AT = dt.datetime(2021, 2, 16, 8, 2, 42, tzinfo=dt.UTC)
+# strftime would ask the locale.
+MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+
+SAME_MOMENT = [
+    "Tue Feb 16 2021 09:02:42 GMT+0100 (Central European Standard Time)",
+    "Tue Feb 16 2021 09:02:42 GMT+0100",
+    "Tue Feb 16 2021 09:02:42 GMT+01:00",
+    "Tue Feb 16 2021 13:32:42 GMT+0530 (India Standard Time)",
+    "Tue Feb 16 2021 00:02:42 GMT-0800 (Pacific Standard Time)",
+    "Tue Feb 16 2021 08:02:42 GMT+0000 (Coordinated Universal Time)",
+    "Tue Feb 16 2021 08:02:42 GMT",
+    "Tue Feb 16 2021 08:02:42 UTC",
+    "Tue Feb 16 2021 08:02:42",
+    "Tue, 16 Feb 2021 08:02:42 GMT",
+]
+NONSENSE = [
+    "",
+    " ",
+    ",",
+    "nan",
+    "inf",
+    "-inf",
+    "Infinity",
+    "1e9999",
+    "1e3",
+    "9" * 400,
+    "0x10",
+    "1_000",
+    "٣",
+    "2 s",
+    "2;3",
+    "--2",
+    ".",
+    "soon",
+    "{}",
+]
+NO_DATES = [
+    "Tue Foo 16 2021 09:02:42 GMT+0100",
+    "Tue Feb 30 2021 09:02:42 GMT+0100",
+    "Tue Feb 16 2021 25:02:42",
+    "Tue Feb 16 2021 09:02:42 GMT+9959",
+    "Tue Feb 16 0000 09:02:42",
+    "Tue, 31 Feb 2021 08:02:42 GMT",
+    "Tue, 16 Foo 2021 08:02:42 GMT",
+    "Tue, 16 Feb 2021 :::::::: GMT",
+    "2021-02-16T08:02:42Z",
+]
+
+
+# -------------------------------------------------------------------------------- Retry-After
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("2", 2.0),
+        ("1.283", 1.283),
+        ("0.039", 0.039),
+        ("0", 0.0),
+        (" 2 ", 2.0),
+        ("+2", 2.0),
+        ("2.", 2.0),
+        (".5", 0.5),
+        ("86400", 86400.0),
+    ],
+)
+def test_seconds(value: str, seconds: float) -> None:
+    """Seconds, whole or fractional: the service sends milliseconds divided by 1000."""
+    assert seconds == parse_retry_after(value)
+
+
+@pytest.mark.parametrize("value", ["-5", "-0.5", "-.5"])
+def test_negative_seconds(value: str) -> None:
+    """A moment that has passed is no wait."""
+    assert 0.0 == parse_retry_after(value)
+
+
+@pytest.mark.parametrize("value", [None, *NONSENSE, *NO_DATES])
+def test_nonsense(value: str | None) -> None:
+    """What is neither seconds nor a date says nothing; no infinite wait comes of it."""
+    assert parse_retry_after(value, DATE) is None
+
+
+@pytest.mark.parametrize("date", SAME_MOMENT)
+def test_absolute_dates(date: str) -> None:
+    """A JavaScript or HTTP date is measured against the answer's own Date, whatever its offset."""
+    assert 2.0 == parse_retry_after(date, DATE)
+
+
+@pytest.mark.parametrize("date", SAME_MOMENT)
+@pytest.mark.parametrize("own", [None, "", "yesterday"])
+def test_absolute_dates_without_a_date_of_the_answer(date: str, own: str | None) -> None:
+    """Without a Date to measure against, a date says nothing: the local clock may be hours off."""
+    assert parse_retry_after(date, own) is None
+
+
+@pytest.mark.parametrize("date", SAME_MOMENT)
+def test_past_dates(date: str) -> None:
+    """A date before the answer's own is no wait."""
+    assert 0.0 == parse_retry_after(date, "Tue, 16 Feb 2021 08:02:43 GMT")
+
+
+@pytest.mark.parametrize("date", SAME_MOMENT)
+def test_joined_forms(date: str) -> None:
+    """The header printed twice and joined: the seconds are the finer of the two, wherever they stand."""
+    assert 1.283 == parse_retry_after(f"1.283, {date}", DATE)
+    assert 1.283 == parse_retry_after(f"{date}, 1.283", DATE)
+    assert 1.283 == parse_retry_after(f"{date},1.283")
+
+
+def test_joined_dates() -> None:
+    """Two dates joined are one date."""
+    assert 2.0 == parse_retry_after(f"{SAME_MOMENT[0]}, {SAME_MOMENT[3]}", DATE)
+
+
+# -------------------------------------------------------------------------------------- dates
+@pytest.mark.parametrize("date", SAME_MOMENT)
+def test_dates_are_aware(date: str) -> None:
+    """All forms of one moment are that moment."""
+    assert parse_date(date) == AT
+
+
+@pytest.mark.parametrize("value", [None, *NONSENSE, *NO_DATES])
+def test_no_dates(value: str | None) -> None:
+    """What has the form of a date and is none is no error either."""
+    assert parse_date(value) is None
+
+
+@given(
+    st.datetimes(dt.datetime(1970, 1, 1), dt.datetime(2100, 1, 1)),  # noqa: DTZ001  # the zone is drawn next
+    st.integers(-12 * 4, 14 * 4).map(lambda quarters: dt.timezone(dt.timedelta(minutes=15 * quarters))),
+)
+def test_javascript_dates_are_read_as_printed(naive: dt.datetime, zone: dt.timezone) -> None:
+    """Any moment in any zone, as JavaScript prints it, to the second."""
+    moment = naive.replace(microsecond=0, tzinfo=zone)
+    printed = f"Sat {MONTHS[moment.month - 1]} {moment:%d %Y %H:%M:%S GMT%z} (Somewhere)"
+    assert moment == parse_date(printed)
+
+
+# ---------------------------------------------------------------------------------- the quota
+def test_a_whole_answer() -> None:
+    """The set of headers that the vendor documents."""
+    headers = httpx.Headers(
+        {
+            "Date": DATE,
+            "Retry-After": "1.283",
+            "X-RateLimit-Limit": "20",
+            "X-RateLimit-Remaining": "0",
+            "X-RateLimit-Reset": SAME_MOMENT[0],
+        }
+    )
+    assert Quota(limit=20, remaining=0, retry_after=1.283, resets_in=1.283) == parse_quota(headers)
+
+
+def test_the_reset_date_stands_in() -> None:
+    """Without a usable Retry-After, the reset date says when the window ends; it orders nobody to wait."""
+    headers = {"date": DATE, "retry-after": "nan", "x-ratelimit-reset": SAME_MOMENT[0]}
+    assert Quota(resets_in=2.0) == parse_quota(headers)
+
+
+def test_no_headers() -> None:
+    """An answer without headers says nothing."""
+    assert Quota() == parse_quota({})
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        ("20", 20),
+        (" 20 ", 20),
+        ("0", 0),
+        ("", None),
+        ("-1", None),
+        ("1.5", None),
+        ("²", None),
+        ("20, 20", None),
+        ("9" * 5000, None),
+    ],
+)
+def test_counts(value: str, number: int | None) -> None:
+    """Limit and remaining are plain whole numbers, or nothing."""
+    quota = parse_quota({"x-ratelimit-limit": value, "x-ratelimit-remaining": value})
+    assert (number, number) == (quota.limit, quota.remaining)
+
+
+# ---------------------------------------------------------------------------------------- laws
+pieces = st.one_of(
+    st.sampled_from([*SAME_MOMENT, *NONSENSE, *NO_DATES, DATE, "-5", "2", ", ", "GMT", "1e9999"]),
+    st.floats().map(str),
+    st.integers().map(str),
+    st.from_regex(r"[A-Z][a-z]{2} (Jan|Feb|Dec) \d{1,2} \d{4} \d\d:\d\d:\d\d GMT[+-]\d{4}", fullmatch=True),
+    st.from_regex(r"[A-Z][a-z]{2}, \d\d (Jan|Feb|Dec) \d{4} [0-9:]{8} GMT", fullmatch=True),
+    st.text(max_size=20),
+)
+values = st.lists(pieces, min_size=1, max_size=3).map(",".join)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["date", "retry-after", "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"]
+        ),
+        values,
+    )
+)
+def test_whatever_comes_is_a_finite_wait_or_nothing(headers: dict[str, str]) -> None:
+    """No header, however broken, raises or means a wait that is negative, infinite or no number."""
+    quota = parse_quota(headers)
+    for seconds in (quota.retry_after, quota.resets_in):
+        assert seconds is None or (math.isfinite(seconds) and seconds >= 0)
+    for count in (quota.limit, quota.remaining):
+        assert count is None or count >= 0

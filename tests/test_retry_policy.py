@@ -1,0 +1,151 @@
+"""When a request is tried again: the rules as a table of method, outcome and attempt."""
+
+import math
+
+import pytest
+from hypothesis import given, strategies as st
+
+from lemcal_async.errors import ConfigurationError
+from lemcal_async.retry import Failure, RetryPolicy
+
+METHODS = ["GET", "DELETE", "POST", "PUT", "PATCH"]
+REPEATABLE = ["GET", "DELETE"]
+BACKOFF = {
+    1: (0.25, 0.5),
+    2: (0.5, 1.0),
+    3: (1.0, 2.0),
+    4: (2.0, 4.0),
+}  # the defaults: half of each is random
+
+
+def is_backoff(wait: float | None, attempt: int) -> bool:
+    """Whether ``wait`` is what the default policy waits by itself after this attempt."""
+    least, most = BACKOFF[attempt]
+    return wait is not None and least <= wait <= most
+
+
+# ------------------------------------------------------------------------------------- answers
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("retry_after", [0.0, 0.039, 1.283, 60.0])
+def test_429_by_retry_after(method: str, retry_after: float) -> None:
+    """A refusal was not processed: every method waits exactly as long as it is told."""
+    for attempt in BACKOFF:
+        assert retry_after == RetryPolicy().wait_after_answer(method, 429, retry_after, attempt)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_429_without_retry_after(method: str) -> None:
+    """Told nothing, it backs off."""
+    for attempt in BACKOFF:
+        assert is_backoff(RetryPolicy().wait_after_answer(method, 429, None, attempt), attempt)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("retry_after", [None, 0.0, 0.039])
+def test_503_backs_off(method: str, retry_after: float | None) -> None:
+    """Overloaded: its Retry-After is only the rest of the window, so the backoff counts if it is larger."""
+    for attempt in BACKOFF:
+        assert is_backoff(RetryPolicy().wait_after_answer(method, 503, retry_after, attempt), attempt)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_503_with_a_large_retry_after(method: str) -> None:
+    """The larger of the two."""
+    assert 9.5 == RetryPolicy().wait_after_answer(method, 503, 9.5, 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("status_code", [429, 503])
+def test_retry_after_above_max_wait(method: str, status_code: int) -> None:
+    """An order to wait for longer than the policy's patience is not slept through."""
+    assert RetryPolicy().wait_after_answer(method, status_code, 60.001, 1) is None
+    assert 60.001 == RetryPolicy(max_wait=61).wait_after_answer(method, status_code, 60.001, 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("status_code", [500, 501, 502, 504, 520, 599])
+def test_5xx(method: str, status_code: int) -> None:
+    """An error of the server is tried again only if repeating cannot do anything twice."""
+    for attempt in BACKOFF:
+        wait = RetryPolicy().wait_after_answer(method, status_code, 1.9, attempt)
+        assert is_backoff(wait, attempt) if method in REPEATABLE else wait is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_answers_that_stand(method: str) -> None:
+    """Everything else is an answer, Retry-After or not: every answer of this service carries one."""
+    for status_code in set(range(200, 500)) - {429}:
+        assert RetryPolicy().wait_after_answer(method, status_code, 0.5, 1) is None
+
+
+# ------------------------------------------------------------------------------------ failures
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("failure", "repeatable"), [("unsent", METHODS), ("broken", REPEATABLE), ("fatal", [])]
+)
+def test_failures(method: str, failure: Failure, repeatable: list[str]) -> None:
+    """What never left is safe to repeat; what broke afterwards only where twice is once; the rest never."""
+    for attempt in BACKOFF:
+        wait = RetryPolicy().wait_after_failure(method, failure, attempt)
+        assert is_backoff(wait, attempt) if method in repeatable else wait is None
+
+
+# ------------------------------------------------------------------------------------ attempts
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("attempts", [1, 2, 5])
+def test_attempts(method: str, attempts: int) -> None:
+    """The first one counts: ``attempts=1`` means no retries."""
+    policy = RetryPolicy(attempts=attempts)
+    for attempt in range(1, 8):
+        again = attempt < attempts
+        assert again == (policy.wait_after_answer(method, 429, 1.0, attempt) is not None)
+        assert again == (policy.wait_after_answer(method, 503, 1.0, attempt) is not None)
+        assert again == (policy.wait_after_failure(method, "unsent", attempt) is not None)
+
+
+def test_the_defaults() -> None:
+    """Five attempts, a minute of patience."""
+    assert RetryPolicy(attempts=5, max_wait=60.0, backoff=0.5, backoff_max=8.0) == RetryPolicy()
+
+
+# ------------------------------------------------------------------------------------- backoff
+@given(st.integers(1, 33), st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1e6))
+def test_backoff(attempt: int, backoff: float, backoff_max: float, max_wait: float) -> None:
+    """It doubles up to its bound, between half and all of it, and never beyond ``max_wait``."""
+    policy = RetryPolicy(attempts=50, backoff=backoff, backoff_max=backoff_max, max_wait=max_wait)
+    full = min(backoff * 2.0 ** (attempt - 1), backoff_max, max_wait)
+    wait = policy.wait_after_failure("POST", "unsent", attempt)
+    assert wait is not None
+    assert full / 2 <= wait <= full
+
+
+def test_backoff_is_spread() -> None:
+    """Clients that failed together do not come back together."""
+    policy = RetryPolicy()
+    assert 0.25 == policy._backoff(1, draw=lambda: 0.0)
+    assert 0.375 == policy._backoff(1, draw=lambda: 0.5)
+    assert len({policy.wait_after_failure("GET", "unsent", 1) for _ in range(50)}) > 1
+
+
+def test_a_late_attempt_does_not_overflow() -> None:
+    """Two to the power of the attempt is not computed for its own sake."""
+    policy = RetryPolicy(attempts=1_000_000)
+    wait = policy.wait_after_failure("GET", "unsent", 999_999)
+    assert wait is not None
+    assert 4.0 <= wait <= 8.0
+
+
+# -------------------------------------------------------------------------------- what is refused
+@pytest.mark.parametrize("attempts", [0, -1])
+def test_no_attempts(attempts: int) -> None:
+    """There is no call without a first attempt."""
+    with pytest.raises(ConfigurationError, match=rf"attempts={attempts}\): at least 1"):
+        RetryPolicy(attempts=attempts)
+
+
+@pytest.mark.parametrize("name", ["max_wait", "backoff", "backoff_max"])
+@pytest.mark.parametrize("value", [-0.001, math.nan, -math.inf])
+def test_no_seconds(name: str, value: float) -> None:
+    """Waits are seconds; the message names the option."""
+    with pytest.raises(ConfigurationError, match=f"{name}={value!r}.*0 or more"):
+        RetryPolicy(**{name: value})  # type: ignore[arg-type]  # one of the three

@@ -1,0 +1,871 @@
+"""The wire format: what each shape becomes and goes back as, and what is refused, with which words."""
+
+import copy
+import gc
+import json
+import pickle
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, assert_type, get_args
+
+import attrs
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from lemcal_async.codec import decode_rows, from_wire, to_wire
+from lemcal_async.errors import BadRow, ResponseDecodeError
+from lemcal_async.models import (
+    Answer,
+    Attendee,
+    Hook,
+    Lead,
+    Meeting,
+    MeetingLocation,
+    MeetingType,
+    Model,
+    Question,
+    RoundRobin,
+    RoundRobinUser,
+    User,
+)
+
+DATA = Path(__file__).parent / "data"
+SAMPLES: dict[str, Any] = {
+    "hook.json": Hook,
+    "hook_any.json": Hook,
+    "meeting_campaign.json": Meeting,
+    "meeting_canceled.json": Meeting,
+    "meeting_public.json": Meeting,
+    "meeting_type.json": MeetingType,
+    "user.json": User,
+}
+SECRET = "not to be seen"
+AT = datetime(2021, 2, 16, 8, 2, 42, tzinfo=UTC)
+
+
+def sample(name: str) -> Any:
+    """Read a sample of what the service sends."""
+    return json.loads((DATA / name).read_text(encoding="utf-8"))
+
+
+def letters(data: Any) -> str:
+    """Spell data out, so that 1, 1.0 and true differ; the order of an object's fields does not count."""
+    return json.dumps(data, sort_keys=True)
+
+
+def refusal(data: Any, into: Any) -> str:
+    """Return the message with which data is refused, after checking that nothing hangs on the error."""
+    with pytest.raises(ResponseDecodeError) as caught:
+        from_wire(data, into)
+    assert caught.value.__context__ is None
+    assert caught.value.__cause__ is None
+    message = str(caught.value)
+    assert message == str(pickle.loads(pickle.dumps(caught.value)))
+    return message
+
+
+# --- The samples ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_samples_go_back_to_the_letter(name: Any) -> None:
+    """What the service sends comes back as it was, and is not touched on the way."""
+    wire = sample(name)
+    model = from_wire(wire, SAMPLES[name])
+    assert letters(sample(name)) == letters(to_wire(model))
+    assert letters(sample(name)) == letters(wire)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, attrs.evolve, lambda value: pickle.loads(pickle.dumps(value))]
+)
+def test_copies_go_back_to_the_letter(name: Any, copied: Any) -> None:
+    """A copy remembers spellings and empty lists as the original does."""
+    model = copied(from_wire(sample(name), SAMPLES[name]))
+    assert letters(sample(name)) == letters(to_wire(model))
+
+
+def test_a_public_booking_is_read_field_by_field() -> None:
+    """Every field of the sample has its place."""
+    expected = Meeting(
+        id="mee_Gk2sVq8ZtXw4Lb7Rn",
+        user_id="usr_BuDuyx4chjoNfcmzM",
+        meeting_type_id="met_9hTfQx3YpLd6Wk2Zs",
+        meeting_type_name="Product tour",
+        provided_infos={"name": "Ada Example", "email": "ada@example.com", "company": "Example Ltd"},
+        event_id="7a1c9e0f4b2d48d6a3b5",
+        start=datetime(2021, 2, 16, 8, 0, tzinfo=UTC),
+        end=datetime(2021, 2, 16, 8, 30, tzinfo=UTC),
+        attendees=(
+            Attendee(
+                email="host@example.org",
+                name="Hal Host",
+                type="required",
+                response="accepted",
+                is_owner=True,
+            ),
+            Attendee(
+                email="ada@example.com",
+                name="Ada Example",
+                type="required",
+                response="needsAction",
+                is_primary=True,
+            ),
+        ),
+        answers=(Answer(question="What would you like to see?", answer="The calendar"),),
+        timezone="Europe/Paris",
+        created_at=datetime(2021, 2, 15, 17, 41, 9, 402000, tzinfo=UTC),
+    )
+    assert expected == from_wire(sample("meeting_public.json"), Meeting)
+
+
+def test_a_meeting_type_is_read_field_by_field() -> None:
+    """Every field of the sample has its place, what the SDK does not know is in extra."""
+    expected = MeetingType(
+        id="met_9hTfQx3YpLd6Wk2Zs",
+        user_id="usr_BuDuyx4chjoNfcmzM",
+        name="Product tour",
+        description="Half an hour with the product.",
+        meeting_link="product-tour",
+        type="roundRobin",
+        color="#EC6181",
+        duration=30,
+        status="enabled",
+        privacy="public",
+        meeting_locations=(
+            MeetingLocation(id="loc_1", provider="googleMeet"),
+            MeetingLocation(id="loc_2", provider="phone", extra={"number": "+10000000000"}),
+        ),
+        questions=(
+            Question(id="q1", answer_type="text", enabled=True, question="What would you like to see?"),
+        ),
+        round_robin=RoundRobin(
+            enabled=True,
+            users=(
+                RoundRobinUser(id="usr_BuDuyx4chjoNfcmzM", enabled=True, weight=1),
+                RoundRobinUser(id="usr_Jm4Tz8QyWc2Xn6Vbd", enabled=False, weight=0.5),
+            ),
+        ),
+        extra={"bufferBefore": 10},
+    )
+    assert expected == from_wire(sample("meeting_type.json"), MeetingType)
+
+
+# --- Spellings, lists, unknown fields ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wire", "timezone_", "extra"),
+    [
+        ({"timezone": "A"}, "A", {}),
+        ({"attendeeTimezone": "A"}, "A", {}),
+        ({"attendeeTimezone": "A", "timezone": "B"}, "A", {"timezone": "B"}),
+        ({"timezone": "B", "attendeeTimezone": "A"}, "A", {"timezone": "B"}),
+        ({"attendeeTimezone": "A", "timezone": None}, "A", {"timezone": None}),
+        ({"attendeeTimezone": "A", "timezone": 7}, "A", {"timezone": 7}),
+        ({"attendeeTimezone": None, "timezone": "B"}, "B", {"attendeeTimezone": None}),
+        ({"attendeeTimezone": "", "timezone": "B"}, "", {"timezone": "B"}),
+    ],
+)
+def test_spellings_of_the_time_zone(wire: Any, timezone_: Any, extra: Any) -> None:
+    """The first spelling that is not null fills the field, the other is kept; both go back as they came."""
+    model = from_wire({"_id": "m", **wire}, Meeting)
+    assert (timezone_, extra) == (model.timezone, model.extra)
+    assert {"_id": "m", **wire} == to_wire(model)
+
+
+@pytest.mark.parametrize(
+    ("wire", "answers", "extra"),
+    [
+        ({"questions": [{"answer": "a"}]}, (Answer(answer="a"),), {}),
+        ({"surveyAnswers": [{"answer": "a"}]}, (Answer(answer="a"),), {}),
+        ({"surveyAnswers": []}, (), {}),
+        (
+            {"surveyAnswers": [{"answer": "b"}], "questions": [{"answer": "a"}]},
+            (Answer(answer="a"),),
+            {"surveyAnswers": [{"answer": "b"}]},
+        ),
+        ({"surveyAnswers": [{"answer": "b"}], "questions": []}, (), {"surveyAnswers": [{"answer": "b"}]}),
+        ({"surveyAnswers": [{"answer": "b"}], "questions": None}, (Answer(answer="b"),), {"questions": None}),
+    ],
+)
+def test_spellings_of_the_answers(wire: Any, answers: Any, extra: Any) -> None:
+    """Answers come as ``questions`` or ``surveyAnswers``, and go back under the same name."""
+    model = from_wire({"_id": "m", **wire}, Meeting)
+    assert (answers, extra) == (model.answers, model.extra)
+    assert {"_id": "m", **wire} == to_wire(model)
+
+
+def test_two_null_spellings_are_no_field() -> None:
+    """When neither spelling has a value, both are as good as absent."""
+    wire = {"_id": "m", "attendeeTimezone": None, "timezone": None, "questions": None, "surveyAnswers": None}
+    assert Meeting(id="m") == from_wire(wire, Meeting)
+    assert to_wire(Meeting(id="m")) == to_wire(from_wire(wire, Meeting))
+
+
+def test_new_objects_use_the_default_spelling() -> None:
+    """A meeting that did not come over the wire is written as ``timezone`` and ``questions``."""
+    meeting = Meeting(id="m", timezone="UTC", answers=(Answer(answer="a"),))
+    expected = {"_id": "m", "timezone": "UTC", "questions": [{"answer": "a"}]}
+    assert expected == to_wire(meeting)
+
+
+def test_a_changed_meeting_keeps_its_spelling() -> None:
+    """New values for fields that came over the wire go back under the names they came in."""
+    wire = {"_id": "m", "attendeeTimezone": "A", "surveyAnswers": [], "attendees": [{"name": "a"}]}
+    changed = attrs.evolve(
+        from_wire(wire, Meeting), timezone="B", answers=(Answer(answer="b"),), attendees=()
+    )
+    expected = {"_id": "m", "attendeeTimezone": "B", "surveyAnswers": [{"answer": "b"}], "attendees": []}
+    assert expected == to_wire(changed)
+
+
+@pytest.mark.parametrize(
+    ("into", "name"),
+    [
+        (Meeting, "attendees"),
+        (Meeting, "questions"),
+        (Meeting, "surveyAnswers"),
+        (MeetingType, "meetingLocations"),
+        (MeetingType, "questions"),
+    ],
+)
+def test_an_empty_list_is_not_an_absent_one(into: Any, name: Any) -> None:
+    """``[]`` comes back as ``[]``; absent and null come back absent."""
+    empty, null, absent = {"_id": "m", name: []}, {"_id": "m", name: None}, {"_id": "m"}
+    assert empty == to_wire(from_wire(empty, into))
+    assert absent == to_wire(from_wire(null, into))
+    assert absent == to_wire(from_wire(absent, into))
+
+
+@pytest.mark.parametrize("wire", [{}, {"users": []}, {"lastCycle": []}, {"lastCycle": [None, {"a": 1}]}])
+def test_lists_of_a_nested_model(wire: Any) -> None:
+    """Nested models tell empty lists from absent ones too, and keep items of unknown shape."""
+    assert {"_id": "m", "roundRobin": wire} == to_wire(
+        from_wire({"_id": "m", "roundRobin": wire}, MeetingType)
+    )
+
+
+@pytest.mark.parametrize("name", ["id", "user_id", "userid", "isOwner", "extra", "_wire_names", "", "self"])
+def test_a_name_of_ours_is_unknown_on_the_wire(name: Any) -> None:
+    """Only wire names are known; anything else is kept in extra, whatever it looks like."""
+    wire = {"_id": "m", name: None, "lead": {name: [1, None]}, "attendees": [{name: {"a": 1.0}}]}
+    model = from_wire(wire, Meeting)
+    assert ({name: None}, {name: [1, None]}) == (model.extra, model.lead and model.lead.extra)
+    assert (Attendee(extra={name: {"a": 1.0}}),) == model.attendees
+    assert letters(wire) == letters(to_wire(model))
+
+
+def test_extra_does_not_override_a_field() -> None:
+    """Should someone put a known name into extra, the field is what counts."""
+    meeting = Meeting(id="m", timezone="A", extra={"_id": "other", "timezone": "B", "new": 1})
+    expected = {"_id": "m", "timezone": "A", "new": 1}
+    assert expected == to_wire(meeting)
+
+
+@pytest.mark.parametrize("value", [None, 0, "", [], {}, False, [[[]]], {"a": {"b": [1.5, None, "x"]}}])
+def test_provided_infos_may_be_any_json(value: Any) -> None:
+    """The documentation does not give their shape, so none is asked for."""
+    model = from_wire({"_id": "m", "providedInfos": value}, Meeting)
+    assert letters(value) == letters(model.provided_infos)
+    assert letters({"_id": "m"} | ({} if value is None else {"providedInfos": value})) == letters(
+        to_wire(model)
+    )
+
+
+# --- Primitives -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "instant", "written"),
+    [
+        ("2021-02-16T08:02:42.000Z", AT, "2021-02-16T08:02:42.000Z"),
+        ("2021-02-16T08:02:42Z", AT, "2021-02-16T08:02:42.000Z"),
+        ("2021-02-16T08:02Z", AT.replace(second=0), "2021-02-16T08:02:00.000Z"),
+        ("20210216T080242Z", AT, "2021-02-16T08:02:42.000Z"),
+        ("2021-02-16T08:02:42.5Z", AT.replace(microsecond=500000), "2021-02-16T08:02:42.500Z"),
+        ("2021-02-16T08:02:42,5Z", AT.replace(microsecond=500000), "2021-02-16T08:02:42.500Z"),
+        (
+            "2021-02-16T08:02:42.123456Z",
+            AT.replace(microsecond=123456),
+            "2021-02-16T08:02:42.123456Z",
+        ),
+        (
+            f"2021-02-16T08:02:42.{'9' * 4000}Z",
+            AT.replace(microsecond=999999),
+            "2021-02-16T08:02:42.999999Z",
+        ),
+        ("2021-02-16T09:02:42+01:00", AT, "2021-02-16T08:02:42.000Z"),
+        ("2021-02-16T09:02:42+0100", AT, "2021-02-16T08:02:42.000Z"),
+        ("2021-02-16T09:02:42.000+01", AT, "2021-02-16T08:02:42.000Z"),
+        ("2021-02-15T20:32:42-11:30", AT, "2021-02-16T08:02:42.000Z"),
+        ("2021-02-16T08:02:42-00:00", AT, "2021-02-16T08:02:42.000Z"),
+        ("2021-02-16T08:12:02+00:09:20", AT, "2021-02-16T08:02:42.000Z"),
+        ("0001-01-01T00:00:00Z", datetime(1, 1, 1, tzinfo=UTC), "0001-01-01T00:00:00.000Z"),
+        (
+            "9999-12-31T23:59:59.999999Z",
+            datetime.max.replace(tzinfo=UTC),
+            "9999-12-31T23:59:59.999999Z",
+        ),
+    ],
+)
+def test_times_that_are_read(text: Any, instant: Any, written: Any) -> None:
+    """Any ISO 8601 time with an offset is read as UTC; milliseconds go back, microseconds if they matter."""
+    model = from_wire({"_id": "u", "createdAt": text}, User)
+    assert User(id="u", created_at=instant) == model
+    assert model.created_at is not None
+    assert UTC is model.created_at.tzinfo
+    assert {"_id": "u", "createdAt": written} == to_wire(model)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "now",
+        "2021-02-16",
+        "2021-02-16Z",
+        "2021-02-16T",
+        "2021-02-16T08:02:42",  # naive
+        "2021-02-16T08:02:42.000",
+        "2021-02-16T08:02.5Z",  # a fraction of a minute
+        "2021-02-16T08:02:42.Z",
+        "2021-02-16T08:02:42.12a4Z",
+        "2021-02-16T08:02:42 Z",
+        "2021-02-16T08:02:42\0Z",
+        "2021-02-16T08:02:42Z\n",
+        " 2021-02-16T08:02:42Z",
+        "2021-02-16x08:02:42Z",
+        "2021-02-16T08:02:42+",
+        "2021-02-16T08:02:42+1",
+        "2021-02-16T08:02:42+01:60",
+        "2021-02-16T08:02:42+24:00",
+        "2021-02-16T08:02:42Z+01:00",
+        "2021-02-30T08:02:42Z",
+        "2021-13-01T08:02:42Z",
+        "2021-02-16T25:02:42Z",
+        "2021-02-16T08:02:61Z",
+        "0000-01-01T00:00:00Z",
+        "10000-01-01T00:00:00Z",
+        "0001-01-01T00:00:00+00:01",
+        "9999-12-31T23:59:59-00:01",
+        "\uff12021-02-16T08:02:42Z",
+        "2021-02-16T08:02:42\ud800",
+        "Tue Feb 16 2021 09:02:42 GMT+0100 (Central European Standard Time)",
+        1613462562000,
+        1.5,
+        True,
+        [],
+        {},
+    ],
+)
+def test_times_that_are_refused(value: Any) -> None:
+    """Naive times, days without a time, junk and what lies beyond the calendar are no instants."""
+    problem = f"createdAt: expected an ISO 8601 time with an offset, got {type(value).__name__}"
+    assert problem == refusal({"_id": "u", "createdAt": value}, User)
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (30, 30),
+        (0, 0),
+        (-5, -5),
+        (30.0, 30.0),
+        (30.5, 30.5),
+        (10**400, 10**400),
+        ("30", 30),
+        ("0", 0),
+        ("-5", -5),
+        ("30.0", 30.0),
+        ("30.5", 30.5),
+        ("3e1", 30.0),
+        ("-3.5E-1", -0.35),
+        ("1" * 300, int("1" * 300)),
+        (f"0.{'0' * 5000}", 0.0),
+    ],
+)
+def test_numbers_that_are_read(value: Any, number: Any) -> None:
+    """Numbers are read as they are, and from a string that spells one in JSON; integers stay integers."""
+    model = from_wire({"_id": "t", "duration": value}, MeetingType)
+    assert letters(number) == letters(model.duration)
+    assert letters({"_id": "t", "duration": number}) == letters(to_wire(model))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        True,
+        False,
+        float("nan"),
+        float("inf"),
+        float("-inf"),
+        "",
+        " 30",
+        "30\n",
+        "+30",
+        "030",
+        "30.",
+        ".5",
+        "3e",
+        "0x1e",
+        "1_000",
+        "1,5",
+        "nan",
+        "NaN",
+        "inf",
+        "Infinity",
+        "-",
+        "1e999",
+        "9" * 400,
+        "9" * 100_000,
+        "\u0663\u0660",
+        "half an hour",
+        [],
+        {},
+    ],
+)
+def test_numbers_that_are_refused(value: Any) -> None:
+    """Booleans, other strings, and what no double can hold are no numbers."""
+    problem = f"duration: expected a finite number, got {type(value).__name__}"
+    assert problem == refusal({"_id": "t", "duration": value}, MeetingType)
+
+
+@pytest.mark.parametrize("value", [0, 1, 1.5, True, [], {}, ["a"]])
+def test_strings_come_from_strings_only(value: Any) -> None:
+    """Nothing is turned into a string."""
+    assert f"email: expected a string, got {type(value).__name__}" == refusal({"email": value}, Lead)
+
+
+@pytest.mark.parametrize("value", [0, 1, "true", "false", "", [], {}])
+def test_booleans_come_from_booleans_only(value: Any) -> None:
+    """Nothing is turned into a boolean: "false" would be true."""
+    assert f"owner: expected a boolean, got {type(value).__name__}" == refusal({"owner": value}, Attendee)
+
+
+@pytest.mark.parametrize("into", [Hook, Meeting, MeetingType, User])
+@pytest.mark.parametrize(
+    ("wire", "problem"),
+    [
+        ({}, "_id: expected a non-empty string, got null"),
+        ({"id": "x"}, "_id: expected a non-empty string, got null"),
+        ({"_id": None}, "_id: expected a non-empty string, got null"),
+        ({"_id": ""}, "_id: expected a non-empty string, got str"),
+        ({"_id": 7}, "_id: expected a string, got int"),
+        ({"_id": 0}, "_id: expected a string, got int"),
+        ({"_id": ["x"]}, "_id: expected a string, got list"),
+    ],
+)
+def test_an_id_is_never_made_up(into: Any, wire: Any, problem: Any) -> None:
+    """Without a usable ``_id`` there is no model."""
+    assert problem == refusal(wire, into)
+
+
+# --- What the refusals say --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wire", "problem"),
+    [
+        (None, "expected an object, got null"),
+        ([], "expected an object, got list"),
+        ("", "expected an object, got str"),
+        (7, "expected an object, got int"),
+        (Meeting(id="m"), "expected an object, got Meeting"),
+        ({"_id": "m", "lead": []}, "lead: expected an object, got list"),
+        ({"_id": "m", "lead": {"firstName": 7}}, "lead.firstName: expected a string, got int"),
+        ({"_id": "m", "attendees": {}}, "attendees: expected a list, got dict"),
+        ({"_id": "m", "attendees": "none"}, "attendees: expected a list, got str"),
+        ({"_id": "m", "attendees": ()}, "attendees: expected a list, got tuple"),
+        ({"_id": "m", "attendees": [None]}, "attendees[0]: expected an object, got null"),
+        ({"_id": "m", "attendees": [{}, []]}, "attendees[1]: expected an object, got list"),
+        ({"_id": "m", "attendees": [{}, {}, {"email": 7}]}, "attendees[2].email: expected a string, got int"),
+        ({"_id": "m", "attendees": [{"primary": "x"}]}, "attendees[0].primary: expected a boolean, got str"),
+        (
+            {"_id": "m", "surveyAnswers": [{"answer": 7}]},
+            "surveyAnswers[0].answer: expected a string, got int",
+        ),
+        ({"_id": "m", "questions": [{"answer": 7}]}, "questions[0].answer: expected a string, got int"),
+        (
+            {"_id": "m", "attendeeTimezone": 7, "timezone": "A"},
+            "attendeeTimezone: expected a string, got int",
+        ),
+    ],
+)
+def test_a_refusal_names_the_field(wire: Any, problem: Any) -> None:
+    """The path speaks in wire names, the problem in types."""
+    assert problem == refusal(wire, Meeting)
+
+
+def test_a_refusal_names_a_deep_field() -> None:
+    """A path leads through any number of objects and lists."""
+    wire = {"_id": "t", "roundRobin": {"users": [{"weight": 1}, {"weight": "heavy"}]}}
+    problem = "roundRobin.users[1].weight: expected a finite number, got str"
+    assert problem == refusal(wire, MeetingType)
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        {"_id": "m", "start": SECRET},
+        {"_id": "m", "lead": SECRET},
+        {"_id": "m", "attendees": [SECRET]},
+        {"_id": "m", SECRET: 1, "end": SECRET},
+        {"_id": "m", "lead": {SECRET: {}, "email": [SECRET]}},
+        {"_id": [SECRET]},
+    ],
+)
+def test_a_refusal_shows_no_data(wire: Any) -> None:
+    """Neither the message nor the pickled error holds what was in the data."""
+    with pytest.raises(ResponseDecodeError) as caught:
+        from_wire(wire, Meeting)
+    assert SECRET not in repr(caught.value)
+    assert SECRET.encode() not in pickle.dumps(caught.value)
+
+
+# --- Lists ------------------------------------------------------------------------------------
+
+
+def test_lists_are_read_and_written_whole() -> None:
+    """A list of models goes both ways, nested lists and tuples go out as lists."""
+    rows = [{"_id": "a"}, {"_id": "b"}]
+    models = [Meeting(id="a"), Meeting(id="b")]
+    assert models == from_wire(rows, list[Meeting])
+    assert rows == to_wire(models)
+    assert [rows, [[]], {"_id": "u"}] == to_wire((models, ([],), User(id="u")))
+    assert not from_wire([], list[Meeting])
+
+
+def test_the_good_rows_survive_the_bad() -> None:
+    """The error of a list holds the models of its good rows, and says which are bad and why."""
+    rows = [{"_id": "a"}, {"_id": ""}, None, {"_id": "b", "lead": {"email": 7}}, {"_id": "c"}]
+    reasons = [
+        "_id: expected a non-empty string, got str",
+        "expected an object, got null",
+        "lead.email: expected a string, got int",
+    ]
+    with pytest.raises(ResponseDecodeError) as caught:
+        from_wire(rows, list[Meeting])
+    assert f"3 of 5 rows cannot be read; row 1: {reasons[0]}" == str(caught.value)
+    assert [Meeting(id="a"), Meeting(id="c")] == caught.value.rows
+    assert [BadRow(i, rows[i], reason) for i, reason in enumerate(reasons, 1)] == caught.value.bad_rows
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("data", "got"), [(None, "null"), ({}, "dict"), ("[]", "str"), ((), "tuple"), (7, "int")]
+)
+def test_only_a_list_is_a_list(data: Any, got: Any) -> None:
+    """Where a list is asked for, nothing else will do."""
+    assert f"expected a list, got {got}" == refusal(data, list[User])
+
+
+@given(st.lists(st.sampled_from(["good", None, "", 7, [], {"_id": 7}, {"_id": "b", "start": "soon"}])))
+def test_bad_rows_cost_no_good_one(kinds: Any) -> None:
+    """Every row is either a model, in order, or a bad row under its own index."""
+    rows = [{"_id": f"m{i}"} if kind == "good" else kind for i, kind in enumerate(kinds)]
+    good, bad = decode_rows(rows, Meeting)
+    is_good = [kind == "good" for kind in kinds]
+    assert [Meeting(id=f"m{i}") for i, fine in enumerate(is_good) if fine] == good
+    assert [(i, rows[i]) for i, fine in enumerate(is_good) if not fine] == [(b.index, b.row) for b in bad]
+
+
+class _Unreadable(dict[str, Any]):
+    """Data that fails in a way that no codec foresees, and tells how the collector stood."""
+
+    def items(self) -> Any:
+        raise RuntimeError(f"collector running: {gc.isenabled()}")
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(was_enabled: Any) -> None:
+    """Decoding pauses the collector, and puts it back even when it fails."""
+    before = gc.isenabled()
+    try:
+        (gc.enable if was_enabled else gc.disable)()
+        decode_rows([{"_id": "m"}, None], Meeting)
+        assert was_enabled is gc.isenabled()
+        with pytest.raises(RuntimeError, match="collector running: False"):
+            decode_rows([_Unreadable(_id="m")], Meeting)
+        assert was_enabled is gc.isenabled()
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+# --- Misuse, and types ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("obj", [None, 7, "text", b"bytes", {}, {"_id": "m"}, Meeting, object(), {1}])
+def test_only_models_are_written(obj: Any) -> None:
+    """Anything else is the caller's mistake, on its own and in a list."""
+    problem = f"cannot write {type(obj).__name__}"
+    with pytest.raises(TypeError, match=problem):
+        to_wire(obj)
+    with pytest.raises(TypeError, match=problem):
+        to_wire([Meeting(id="m"), [obj]])
+
+
+@pytest.mark.parametrize(
+    "into", [None, int, dict, list, list[int], list[list[Meeting]], BadRow, "Meeting", Model]
+)
+def test_only_models_are_read(into: Any) -> None:
+    """Another target is the caller's mistake, whatever the data."""
+    with pytest.raises(TypeError, match="cannot read into"):
+        from_wire([], into)
+    with pytest.raises(TypeError, match="cannot read into"):
+        decode_rows([], into)
+
+
+def test_the_types_follow_the_target() -> None:
+    """Type checkers know what comes out."""
+    assert_type(from_wire({"_id": "m"}, Meeting), Meeting)
+    assert_type(from_wire([], list[Meeting]), list[Meeting])
+    assert_type(decode_rows([], Hook), tuple[list[Hook], list[BadRow]])
+    assert_type(to_wire(Meeting(id="m")), dict[str, Any])
+    assert_type(to_wire([Meeting(id="m")]), list[Any])
+
+
+# --- The laws ---------------------------------------------------------------------------------
+# Payloads are drawn together with what must come back: a strategy of pairs (sent, returned).
+
+ABSENT = object()
+FIRST = datetime(1, 1, 2, tzinfo=UTC).replace(tzinfo=None)  # a day off the ends: room for any offset
+LAST = datetime(9999, 12, 30, tzinfo=UTC).replace(tzinfo=None)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=3,
+)
+
+
+def same(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Draw what comes back as it was."""
+    return values.map(lambda value: (value, value))
+
+
+def written(time: datetime) -> str:
+    """Spell an instant as the service does, with microseconds only where milliseconds would lose some."""
+    text = f"{time:%m-%dT%H:%M:%S}.{time.microsecond:06}"
+    return f"{time.year:04}-{text.removesuffix('000')}Z"
+
+
+@st.composite
+def sent_times(draw: st.DrawFn) -> tuple[str, str]:
+    """Draw a time in any of its spellings."""
+    local = draw(st.datetimes(FIRST, LAST))
+    minutes = draw(st.integers(-1439, 1439))
+    sign, (hour, minute) = "-" if minutes < 0 else "+", divmod(abs(minutes), 60)
+    offsets = [f"{sign}{hour:02}:{minute:02}", f"{sign}{hour:02}{minute:02}"]
+    offsets += [f"{sign}{hour:02}"] if minute == 0 else []
+    offsets += ["Z"] if minutes == 0 else []
+    digits = draw(st.text("0123456789", max_size=12))
+    text = f"{local.year:04}-{local:%m-%dT%H:%M:%S}{'.' if digits else ''}{digits}"
+    instant = local.replace(microsecond=int(digits[:6].ljust(6, "0"))) - timedelta(minutes=minutes)
+    return text + draw(st.sampled_from(offsets)), written(instant)
+
+
+finite = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+texts = same(st.text())
+flags = same(st.booleans())
+numbers = same(finite) | finite.map(lambda number: (json.dumps(number), number))
+times = sent_times()
+
+
+def lists_of(items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Draw a list of drawn items."""
+    return st.lists(items, max_size=3).map(
+        lambda pairs: ([sent for sent, _ in pairs], [back for _, back in pairs])
+    )
+
+
+@st.composite
+def objects(
+    draw: st.DrawFn,
+    fields: dict[str, st.SearchStrategy[Any]],
+    spellings: tuple[tuple[str, str], ...] = (),
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Draw an object: known fields that may be absent or null, and unknown ones, in any order."""
+    pairs = {
+        name: draw(st.just((ABSENT, ABSENT)) | st.just((None, ABSENT)) | of) for name, of in fields.items()
+    }
+    if "_id" in fields:
+        pairs["_id"] = draw(same(st.text(min_size=1)))
+    for first, second in spellings:
+        sent = [pairs[first][0], pairs[second][0]]
+        if ABSENT not in sent and sent != [None, None]:
+            loser = first if sent[0] is None else second
+            pairs[loser] = (pairs[loser][0], pairs[loser][0])
+    unknown = draw(
+        st.dictionaries(st.text().filter(lambda name: name not in fields), json_values, max_size=2)
+    )
+    pairs |= {name: (value, value) for name, value in unknown.items()}
+    names = draw(st.permutations(sorted(pairs)))
+    return (
+        {name: pairs[name][0] for name in names if pairs[name][0] is not ABSENT},
+        {name: pairs[name][1] for name in names if pairs[name][1] is not ABSENT},
+    )
+
+
+lead = objects({"email": texts, "firstName": texts, "lastName": texts})
+answer = objects({"question": texts, "answer": texts})
+attendee = objects(
+    {"email": texts, "name": texts, "type": texts, "response": texts, "owner": flags, "primary": flags}
+)
+location = objects({"id": texts, "provider": texts})
+question = objects({"id": texts, "answerType": texts, "enabled": flags, "question": texts})
+round_robin_user = objects({"id": texts, "enabled": flags, "weight": numbers})
+round_robin = objects(
+    {
+        "enabled": flags,
+        "users": lists_of(round_robin_user),
+        "lastCycle": same(st.lists(json_values, max_size=2)),
+    }
+)
+PAYLOADS: dict[Any, st.SearchStrategy[Any]] = {
+    Meeting: objects(
+        {
+            "_id": texts,
+            "userId": texts,
+            "meetingTypeId": texts,
+            "meetingTypeName": texts,
+            "providedInfos": same(json_values.filter(lambda value: value is not None)),
+            "eventId": texts,
+            "start": times,
+            "end": times,
+            "lead": lead,
+            "attendees": lists_of(attendee),
+            "questions": lists_of(answer),
+            "surveyAnswers": lists_of(answer),
+            "attendeeTimezone": texts,
+            "timezone": texts,
+            "canceledAt": times,
+            "createdAt": times,
+        },
+        (("attendeeTimezone", "timezone"), ("questions", "surveyAnswers")),
+    ),
+    MeetingType: objects(
+        {
+            "_id": texts,
+            "userId": texts,
+            "name": texts,
+            "description": texts,
+            "meetingLink": texts,
+            "type": texts,
+            "color": texts,
+            "duration": numbers,
+            "status": texts,
+            "privacy": texts,
+            "meetingLocations": lists_of(location),
+            "questions": lists_of(question),
+            "roundRobin": round_robin,
+        }
+    ),
+    Hook: objects(
+        {
+            "_id": texts,
+            "targetUrl": texts,
+            "meetingTypeId": texts,
+            "anyMeetingType": flags,
+            "createdAt": times,
+        }
+    ),
+    User: objects({"_id": texts, "email": texts, "publicIdentifier": texts, "createdAt": times}),
+    Lead: lead,
+    Answer: answer,
+    Attendee: attendee,
+    MeetingLocation: location,
+    Question: question,
+    RoundRobin: round_robin,
+    RoundRobinUser: round_robin_user,
+}
+
+
+def test_the_laws_hold_for_every_model() -> None:
+    """No model is left out of the table above."""
+    assert set(get_args(Model)) == set(PAYLOADS)
+
+
+@pytest.mark.parametrize("into", PAYLOADS)
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_a_payload_keeps_its_meaning(into: Any, data: Any) -> None:
+    """From the wire and back: the same instants, the same values, unknown fields to the letter."""
+    sent, returned = data.draw(PAYLOADS[into])
+    before = letters(sent)
+    model = from_wire(sent, into)
+    assert letters(returned) == letters(to_wire(model))
+    assert before == letters(sent)
+    again = from_wire(to_wire(model), into)
+    assert (model, hash(model)) == (again, hash(again))
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), attrs.evolve(model)):
+        assert (model, hash(model)) == (copied, hash(copied))
+        assert letters(returned) == letters(to_wire(copied))
+
+
+zones = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+instants = st.datetimes(FIRST, LAST, timezones=zones | st.just(UTC))
+extras = st.dictionaries(st.text().map("new {}".format), json_values, max_size=2)
+
+
+def made(model: Any, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Draw models made by hand, with any field left out."""
+    required = {"id": st.text(min_size=1)} if model in (Hook, Meeting, MeetingType, User) else {}
+    drawn = st.fixed_dictionaries(required, optional={**fields, "extra": extras})
+    return drawn.map(lambda values: model(**values))
+
+
+def tuples_of(items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Draw a short tuple of any length."""
+    return st.lists(items, max_size=2).map(tuple)
+
+
+made_meetings = made(
+    Meeting,
+    user_id=st.text(),
+    provided_infos=json_values,
+    start=instants,
+    end=instants,
+    lead=made(Lead, email=st.text(), first_name=st.text(), last_name=st.text()),
+    attendees=tuples_of(made(Attendee, email=st.text(), is_owner=st.booleans(), is_primary=st.booleans())),
+    answers=tuples_of(made(Answer, question=st.text(), answer=st.text())),
+    timezone=st.text(),
+    canceled_at=instants,
+    created_at=instants,
+)
+made_types = made(
+    MeetingType,
+    name=st.text(),
+    duration=finite,
+    meeting_locations=tuples_of(made(MeetingLocation, id=st.text(), provider=st.text())),
+    questions=tuples_of(made(Question, id=st.text(), enabled=st.booleans())),
+    round_robin=made(
+        RoundRobin,
+        enabled=st.booleans(),
+        users=tuples_of(made(RoundRobinUser, id=st.text(), weight=finite)),
+        last_cycle=tuples_of(json_values),
+    ),
+)
+made_hooks = made(Hook, target_url=st.text(), any_meeting_type=st.booleans(), created_at=instants)
+
+
+@settings(deadline=None)
+@given(made_meetings | made_types | made_hooks | made(User, email=st.text(), created_at=instants))
+def test_a_model_comes_back_equal(model: Any) -> None:
+    """To the wire, through JSON text, and back: the same model, to the microsecond."""
+    text = json.dumps(to_wire(model))
+    again = from_wire(json.loads(text), type(model))
+    assert (model, hash(model)) == (again, hash(again))
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(PAYLOADS, key=str)), st.data())
+def test_any_json_is_read_or_refused(into: Any, data: Any) -> None:
+    """Whatever JSON comes, the answer is a model or ResponseDecodeError."""
+    sent, _ = data.draw(PAYLOADS[into])
+    wire = data.draw(json_values | st.fixed_dictionaries({}, optional=dict.fromkeys(sent, json_values)))
+    try:
+        model = from_wire(wire, into)
+    except ResponseDecodeError:
+        return
+    assert into is type(model)

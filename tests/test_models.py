@@ -1,0 +1,232 @@
+"""The models as values: their fields, equality, times, properties, and what their repr keeps to itself."""
+
+import copy
+import pickle
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any, get_args
+
+import attrs
+import pytest
+
+from lemcal_async.models import (
+    Answer,
+    Attendee,
+    Hook,
+    Lead,
+    Meeting,
+    MeetingLocation,
+    MeetingType,
+    Model,
+    Question,
+    RoundRobin,
+    RoundRobinUser,
+    User,
+)
+
+MODELS: tuple[Any, ...] = get_args(Model)
+START = datetime(2021, 2, 16, 8, 0, tzinfo=UTC)
+
+FIELDS: dict[Any, str] = {
+    Answer: "question answer extra",
+    Attendee: "email name type response is_owner is_primary extra",
+    Hook: "id target_url meeting_type_id any_meeting_type created_at extra",
+    Lead: "email first_name last_name extra",
+    Meeting: "id user_id meeting_type_id meeting_type_name provided_infos event_id start end lead attendees "
+    "answers timezone canceled_at created_at extra",
+    MeetingLocation: "id provider extra",
+    MeetingType: "id user_id name description meeting_link type color duration status privacy "
+    "meeting_locations questions round_robin extra",
+    Question: "id answer_type enabled question extra",
+    RoundRobin: "enabled users last_cycle extra",
+    RoundRobinUser: "id enabled weight extra",
+    User: "id email public_identifier created_at extra",
+}
+HOST = Attendee(email="host@example.org", is_owner=True)
+COLLEAGUE = Attendee(email="colleague@example.org")
+GUEST = Attendee(email="guest@example.com", is_primary=True)
+LEAD = Lead(email="guest@example.com")
+
+
+def bare(model: Any) -> Any:
+    """Make a model of what it cannot do without."""
+    return model(id="x") if model in (Hook, Meeting, MeetingType, User) else model()
+
+
+def test_the_table_of_fields_names_every_model() -> None:
+    """No model is left out of the table below."""
+    assert set(FIELDS) == set(MODELS)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_fields_stand_in_the_documented_order(model: Any) -> None:
+    """Positional use and the public fields follow the documented order, ``extra`` last."""
+    expected = FIELDS[model].split()
+    public = [field.name for field in attrs.fields(model) if not field.name.startswith("_")]
+    assert expected == public
+    assert tuple(expected) == model.__match_args__
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_all_but_the_id_may_be_left_out(model: Any) -> None:
+    """What is left out is None, an empty tuple for a list, and an empty dict of its own for extra."""
+    one, other = bare(model), bare(model)
+    left_out = {name: getattr(one, name) for name in FIELDS[model].split() if name != "id"}
+    assert one.extra is not other.extra
+    assert all(value in (None, (), {}) for value in left_out.values())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_models_are_frozen_and_slotted(model: Any) -> None:
+    """A model cannot be changed, and has no room for a misspelt field."""
+    value = bare(model)
+    assert not hasattr(value, "__dict__")
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        value.extra = {"new": 1}
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        value.misspelt = 1
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_extra_counts_for_equality_only(model: Any) -> None:
+    """Models that differ in extra alone are unequal, and share a hash."""
+    value = bare(model)
+    changed = attrs.evolve(value, extra={"new": [1]})
+    assert value != changed
+    assert hash(value) == hash(changed)
+    assert value == attrs.evolve(changed, extra={})
+
+
+@pytest.mark.parametrize(
+    ("plain", "changed"),
+    [
+        (Meeting(id="m"), Meeting(id="m", provided_infos={"a": [1]})),
+        (RoundRobin(), RoundRobin(last_cycle=({"a": 1},))),
+    ],
+)
+def test_json_of_unknown_shape_counts_for_equality_only(plain: Any, changed: Any) -> None:
+    """JSON that may be unhashable leaves the model hashable."""
+    assert plain != changed
+    assert hash(plain) == hash(changed)
+
+
+@pytest.mark.parametrize("change", [{"id": "n"}, {"start": START}, {"attendees": (GUEST,)}, {"lead": LEAD}])
+def test_fields_count_for_equality_and_hash(change: Any) -> None:
+    """Meetings that differ in a field are unequal and two entries of a set."""
+    meeting = Meeting(id="m")
+    changed = attrs.evolve(meeting, **change)
+    assert meeting != changed
+    assert {meeting, changed} == {meeting, changed, Meeting(id="m")}
+    assert hash(meeting) != hash(changed)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, attrs.evolve, lambda value: pickle.loads(pickle.dumps(value))]
+)
+def test_copies_are_equal(model: Any, copied: Any) -> None:
+    """Copying, pickling and evolving lose nothing."""
+    value = attrs.evolve(bare(model), extra={"new": {"a": [1]}})
+    assert value == copied(value)
+    assert hash(value) == hash(copied(value))
+
+
+@pytest.mark.parametrize(
+    ("attendees", "lead", "guest"),
+    [
+        ((HOST, COLLEAGUE, GUEST), LEAD, GUEST),
+        ((HOST, COLLEAGUE), LEAD, COLLEAGUE),
+        ((attrs.evolve(HOST, is_primary=True), COLLEAGUE), LEAD, attrs.evolve(HOST, is_primary=True)),
+        ((HOST,), LEAD, LEAD),
+        ((), LEAD, LEAD),
+        ((HOST,), None, None),
+        ((), None, None),
+    ],
+)
+def test_guest(attendees: Any, lead: Any, guest: Any) -> None:
+    """The guest is the primary attendee, else the first who is not the owner, else the lead."""
+    assert guest == Meeting(id="m", attendees=attendees, lead=lead).guest
+
+
+@pytest.mark.parametrize(("attendees", "host"), [((GUEST, HOST), HOST), ((GUEST,), None), ((), None)])
+def test_host(attendees: Any, host: Any) -> None:
+    """The host is the owner, wherever in the list."""
+    assert host == Meeting(id="m", attendees=attendees).host
+
+
+def test_is_canceled() -> None:
+    """A meeting is cancelled when it carries a cancellation time."""
+    assert not Meeting(id="m").is_canceled
+    assert Meeting(id="m", canceled_at=START).is_canceled
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "duration"),
+    [
+        (START, START + timedelta(minutes=45), timedelta(minutes=45)),
+        (START, None, None),
+        (None, START, None),
+        (None, None, None),
+    ],
+)
+def test_duration(start: Any, end: Any, duration: Any) -> None:
+    """The duration is known when both ends are."""
+    assert duration == Meeting(id="m", start=start, end=end).duration
+
+
+TIMES = [
+    (Meeting, "start"),
+    (Meeting, "end"),
+    (Meeting, "canceled_at"),
+    (Meeting, "created_at"),
+    (Hook, "created_at"),
+    (User, "created_at"),
+]
+
+
+@pytest.mark.parametrize(("model", "field"), TIMES)
+def test_times_are_held_in_utc(model: Any, field: Any) -> None:
+    """A time of any zone becomes the same instant in UTC."""
+    local = START.astimezone(timezone(timedelta(hours=5, minutes=30)))
+    held = getattr(model(id="x", **{field: local}), field)
+    assert local == held
+    assert held.tzinfo is UTC
+
+
+@pytest.mark.parametrize(("model", "field"), TIMES)
+def test_naive_times_are_refused(model: Any, field: Any) -> None:
+    """A naive time is no instant."""
+    with pytest.raises(ValueError, match="naive"):
+        model(id="x", **{field: START.replace(tzinfo=None)})
+
+
+def test_times_beyond_the_calendar_are_refused() -> None:
+    """A time whose UTC lies before the year 1 cannot be held."""
+    with pytest.raises(OverflowError):
+        Meeting(id="m", start=datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1))))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://x.example/hook?token=s3cret", "'https://x.example/hook?...'"),
+        ("https://x.example/hook?s3cret", "'https://x.example/hook?...'"),
+        ("https://x.example/hook#s3cret", "'https://x.example/hook?...'"),
+        ("https://x.example?token=s3cret", "'https://x.example?...'"),
+        ("https://s3cret@x.example:8443/hook", "'https://x.example:8443/hook'"),
+        ("https://bot:s3cret@x.example/hook?a=1", "'https://x.example/hook?...'"),
+        ("https://bot:s3@cret@x.example/hook", "'https://x.example/hook'"),
+        ("https://bot:s3cret?@x.example/hook", "'...'"),
+        ("https://bot:s3cret/@x.example/hook", "'...'"),
+        ("https://[s3cret/hook", "'...'"),
+        ("bot:s3cret@x.example/hook", "'...'"),
+        ("https://x.example/hook", "'https://x.example/hook'"),
+        ("http://[::1]:80/hook", "'http://[::1]:80/hook'"),
+        ("", "'...'"),
+        (None, "None"),
+    ],
+)
+def test_hook_repr_hides_the_secrets_of_its_url(url: Any, shown: Any) -> None:
+    """A target URL shows no user info, query or fragment; what does not read as a URL is not shown at all."""
+    text = repr(Hook(id="h", target_url=url))
+    assert f"target_url={shown}," in text
+    assert "s3cret" not in text

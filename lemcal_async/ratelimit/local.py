@@ -1,0 +1,337 @@
+"""The limiter of one process: the queue and the slots of each key, and the tasks that wait.
+
+Nothing here belongs to an event loop, so one limiter serves several loops and threads at once.
+All that happens is an event in an inbox; whoever finds nobody at work on the inbox works it off.
+No thread ever waits for another, and reporting is safe anywhere, in a finalizer too: an event
+that arrives while its own thread is at work is simply next.
+"""
+
+import itertools
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+from typing import Any, Literal
+
+from lemcal_async.errors import ConfigurationError
+from lemcal_async.headers import Quota
+from lemcal_async.ratelimit.key import Key
+from lemcal_async.ratelimit.protocol import Permit, Priority, RateLimit, WouldWait
+from lemcal_async.ratelimit.queue import Queue
+from lemcal_async.ratelimit.slots import Slot, SlotLog, hold_after_429
+from lemcal_async.ratelimit.wakeup import Wakeup
+
+logger = logging.getLogger("lemcal_async.ratelimit")
+
+LONG_WAIT = 30.0  # seconds; whoever faces more without a deadline is told once per key
+
+
+class _Account:
+    """What is known of one key."""
+
+    __slots__ = ("key", "queue", "slots", "warned")
+
+    def __init__(self, key: Key, limit: int, period: float) -> None:
+        self.key = key
+        self.queue: Queue[_Ticket] = Queue()
+        self.slots = SlotLog(limit, period)
+        self.warned = False
+
+
+class _Ticket:
+    """One call's place in the queue, and then its permit."""
+
+    __slots__ = (
+        "account",
+        "alarm",
+        "key",
+        "limiter",
+        "long_wait",
+        "loop",
+        "number",
+        "outcome",
+        "passed_over",
+        "priority",
+        "refused",
+        "slot",
+        "timeout",
+        "wakeup",
+    )
+
+    def __init__(
+        self, limiter: "LocalRateLimiter", key: Key, priority: Priority, timeout: float | None
+    ) -> None:
+        self.limiter = limiter
+        self.key = key
+        self.priority: Priority = priority
+        self.timeout = timeout
+        self.number = 0
+        self.refused = False  # whether the server refused this call's last attempt
+        self.wakeup = Wakeup()
+        self.loop: Hashable = self.wakeup.loop
+        self.alarm: float | None = None  # when to look at the clock for all who wait
+        self.account: _Account | None = None
+        self.slot: Slot | None = None
+        self.outcome: Literal["granted"] | WouldWait | None = None
+        self.long_wait: tuple[float, int] | None = None  # seconds and calls ahead, if to be warned of
+        self.passed_over = False  # whether it lost its place, because its event loop stood still
+
+    def decide(self, outcome: Literal["granted"] | WouldWait) -> bool:
+        """Tell the waiting task what became of it; False if its event loop is gone."""
+        self.outcome = outcome
+        return self.wakeup.wake()
+
+    def warn(self) -> None:
+        """Log a long wait; in the task itself, because a log handler may do anything, and ask us too."""
+        if self.long_wait is None:
+            return
+        wait, ahead = self.long_wait
+        self.long_wait = None
+        logger.warning(
+            "key %s: a call without a deadline will wait %.0f s for the rate limit (%d are queued); "
+            "pass deadline= to be refused instead",
+            self.key,
+            wait,
+            ahead,
+        )
+
+    def set_alarm(self, when: float) -> bool:
+        """Have the waiting task look at the clock at ``when``; False if its event loop is gone."""
+        if self.alarm is not None and self.alarm <= when:
+            return True
+        self.alarm = when
+        return self.wakeup.wake()
+
+    # The reports of a Permit. They only leave a note: see the module's docstring.
+
+    def sent(self) -> None:
+        self._report(SlotLog.sent, self.limiter.clock())
+
+    def answered(self, status_code: int, quota: Quota) -> float:
+        self._report(SlotLog.answered, self.limiter.clock(), status_code, quota)
+        if status_code != 429:
+            return 0.0
+        hold = hold_after_429(quota, self.limiter.period)
+        logger.info("the server refused key %s (429): nobody sends for %.3f s", self.key, hold)
+        return hold
+
+    def unsent(self) -> None:
+        self._report(SlotLog.unsent)
+
+    def unknown(self) -> None:
+        self._report(SlotLog.unknown, self.limiter.clock())
+
+    def _report(self, event: Callable[..., None], *details: object) -> None:
+        if self.account is not None and self.slot is not None:
+            self.limiter.post(self.account, event, self.account.slots, self.slot, *details)
+
+
+class LocalRateLimiter:
+    """At most ``limit`` requests in any ``period`` seconds for each key, in this process.
+
+    Requests of one key leave in the order in which they asked; interactive calls pass bulk ones,
+    which still get one turn in five. A 429 holds the whole key for the time the server names, and
+    the refused request goes first. Cancelling a wait costs nobody anything. Keys do not delay
+    each other, and those that are idle are forgotten. ``clock`` returns seconds.
+    """
+
+    def __init__(
+        self, limit: int = 20, period: float = 2.0, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        if limit < 1 or not 0 < period < float("inf"):
+            raise ConfigurationError(
+                "a rate limit needs a limit of at least 1 and a period of seconds above 0"
+            )
+        self.limit = limit
+        self.period = period
+        self.clock = clock
+        self._accounts: OrderedDict[Key, _Account] = OrderedDict()
+        self._inbox: deque[tuple[_Account | None, Callable[..., _Account | None], tuple[Any, ...]]] = deque()
+        self._at_work = threading.Lock()
+        self._numbers = itertools.count()
+        _limiters.add(self)
+
+    def __repr__(self) -> str:
+        return f"LocalRateLimiter(limit={self.limit}, period={self.period})"
+
+    async def acquire(
+        self,
+        key: Key,
+        *,
+        priority: Priority = "interactive",
+        timeout: float | None = None,  # noqa: ASYNC109 - a bound to refuse by, not a timer
+        again: Permit | None = None,
+    ) -> Permit:
+        """Wait for this request's turn; see ``RateLimiter.acquire``.
+
+        Raises WouldWait. Cancelled (by anyio or natively) at any moment, it leaves no trace: a
+        grant that was under way goes to the next in the queue.
+        """
+        ticket = _Ticket(self, key, priority, timeout)
+        if isinstance(again, _Ticket) and again.limiter is self:
+            ticket.number = again.number
+            ticket.refused = True
+        else:
+            ticket.number = next(self._numbers)
+        try:
+            self.post(None, self._ask, ticket)
+            while ticket.outcome is None:
+                ticket.warn()
+                alarm = ticket.alarm
+                if alarm is None:
+                    await ticket.wakeup.event.wait()
+                else:
+                    await ticket.wakeup.wait(max(0.0, alarm - self.clock()))
+                ticket.wakeup.rearm()
+                if ticket.passed_over:
+                    ticket.passed_over = False
+                    self.post(None, self._ask, ticket)
+                if alarm is not None and self.clock() >= alarm:
+                    ticket.alarm = None
+                    self.post(ticket.account, _look)
+        except BaseException:  # cancelled, or closed by the garbage collector
+            self.post(None, self._withdraw, ticket)
+            raise
+        if isinstance(ticket.outcome, WouldWait):
+            raise ticket.outcome
+        return ticket
+
+    def snapshot(self, key: Key) -> RateLimit:
+        """Return what is known of ``key`` now; a key never used has its whole limit."""
+        now = self.clock()
+        account = self._accounts.get(key)
+        if account is None:
+            return RateLimit(self.limit, self.limit, resets_in=0.0, queued=0, paused_for=0.0)
+        with self._at_work:
+            found = RateLimit(
+                limit=account.slots.limit,
+                remaining=account.slots.remaining(now),
+                resets_in=account.slots.resets_in(now),
+                queued=len(account.queue),
+                paused_for=account.slots.paused_for(now),
+            )
+        self.post(account, _look)  # and what came in meanwhile
+        return found
+
+    # Everything below runs with _at_work held, so one at a time, except post.
+
+    def post(self, account: _Account | None, event: Callable[..., _Account | None], *details: Any) -> None:
+        """Leave an event for ``account``, and work off the inbox unless somebody does already.
+
+        That somebody looks into the inbox once more after letting go, so nothing stays behind.
+        ``event`` returns the account itself where it is not known before.
+        """
+        self._inbox.append((account, event, details))
+        while self._inbox and self._at_work.acquire(blocking=False):
+            try:
+                while self._inbox:
+                    account, event, details = self._inbox.popleft()
+                    account = event(*details) or account
+                    if account is not None:
+                        self._serve(account)
+                self._drop_idle()
+            finally:
+                self._at_work.release()
+
+    def _ask(self, ticket: _Ticket) -> _Account | None:
+        account = self._accounts.get(ticket.key)
+        if account is None:
+            account = self._accounts[ticket.key] = _Account(ticket.key, self.limit, self.period)
+        ticket.account = account
+        now = self.clock()
+        if refused_for := account.slots.refused_for(now):
+            ticket.decide(WouldWait(refused_for, refused=True))
+            return None
+        waits = len(account.queue) > 0
+        if (waits or account.slots.next_at(now) > now) and not (ticket.timeout is None and account.warned):
+            ahead = 0 if ticket.refused else account.queue.ahead_of(ticket.priority)
+            wait = account.slots.estimate(now, ahead)
+            if ticket.timeout is not None and wait > ticket.timeout:
+                ticket.decide(WouldWait(wait, refused=False))
+                return None
+            if ticket.timeout is None and wait > LONG_WAIT:
+                account.warned = True
+                ticket.long_wait = (wait, ahead)
+        account.queue.add(ticket)
+        # Behind others nothing changes for them, unless it goes first or its loop has no alarm yet.
+        return None if waits and not account.queue.is_first(ticket) else account
+
+    def _withdraw(self, ticket: _Ticket) -> _Account | None:
+        account = ticket.account
+        if account is None:
+            return None
+        account.queue.discard(ticket)
+        if ticket.slot is not None:
+            account.slots.unsent(ticket.slot)
+        return account
+
+    def _serve(self, account: _Account) -> None:
+        """Grant what can be granted now, and see that somebody looks again when more can be."""
+        queue, slots = account.queue, account.slots
+        now = self.clock()
+        if len(queue) and (refused_for := slots.refused_for(now)):
+            while (ticket := queue.head()) is not None:
+                queue.pop(ticket)
+                ticket.decide(WouldWait(refused_for, refused=True))
+        when = now
+        while (ticket := queue.head()) is not None and (when := slots.next_at(now)) <= now:
+            if ticket.wakeup.stands_still():
+                # A grant would be lost for good if it never runs again. If it does, the task is
+                # woken, and asks for the place that it had.
+                queue.discard(ticket)
+                ticket.passed_over = True
+                ticket.wakeup.wake()
+                continue
+            queue.pop(ticket)
+            ticket.slot = slots.take()
+            if not ticket.decide("granted"):  # its event loop is gone, and its task with it
+                slots.unsent(ticket.slot)
+        if ticket is not None and when < float("inf"):
+            self._set_alarms(queue, when)
+
+    def _set_alarms(self, queue: Queue[_Ticket], when: float) -> None:
+        """Have one waiting task per event loop look again at ``when``; drop those of dead loops."""
+        while dead := [ticket for ticket in queue.alarms() if not ticket.set_alarm(when)]:
+            for ticket in dead:
+                queue.discard(ticket)
+
+    def _drop_idle(self) -> None:
+        # Starting with the longest unlooked-at, so that however many keys come and go, each is
+        # looked at again; at most a thousand at once, which is a millisecond.
+        busy = 0
+        for _ in range(min(1000, len(self._accounts))):
+            key, account = next(iter(self._accounts.items()))
+            if not len(account.queue) and account.slots.idle(self.clock()):
+                del self._accounts[key]
+                continue
+            self._accounts.move_to_end(key)
+            busy += 1
+            if busy == 2:
+                return
+
+    def after_fork(self) -> None:
+        """Start over in the child: the waiting tasks and the answers are the parent's."""
+        self._at_work = threading.Lock()
+        self._inbox.clear()
+        for account in self._accounts.values():
+            account.queue.clear()
+            account.slots.abandon(self.clock())
+
+
+def _look() -> None:
+    """Nothing has happened, but time has passed."""
+
+
+_limiters: "weakref.WeakSet[LocalRateLimiter]" = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for limiter in list(_limiters):
+        limiter.after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows
+    os.register_at_fork(after_in_child=_after_fork_in_child)

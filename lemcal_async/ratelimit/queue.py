@@ -1,0 +1,136 @@
+"""Who is next for one key: a first-in-first-out queue with two lanes. Pure.
+
+Interactive calls pass bulk ones, which still get every fifth turn. A request that the server
+refused comes back with the number it had, and so goes before all that came after it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+from lemcal_async.ratelimit.protocol import Priority
+
+BULK_SHARE = 5  # while both lanes wait, one turn in so many is a bulk one
+
+
+class Queued(Protocol):
+    """What the queue needs to know of a ticket: its number, its lane, its event loop."""
+
+    number: int
+    priority: Priority
+    refused: bool
+    loop: Hashable
+
+
+T = TypeVar("T", bound=Queued)
+
+
+class _Lane(Generic[T]):
+    """Tickets by number, kept apart by event loop, because each loop needs an alarm clock of its own."""
+
+    def __init__(self) -> None:
+        self._by_loop: dict[Hashable, OrderedDict[T, None]] = {}
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, ticket: T) -> None:
+        tickets = self._by_loop.setdefault(ticket.loop, OrderedDict())
+        later = list(_backwards_while_later(tickets, ticket))
+        tickets[ticket] = None
+        self._size += 1
+        for other in reversed(later):
+            tickets.move_to_end(other)
+
+    def discard(self, ticket: T) -> bool:
+        tickets = self._by_loop.get(ticket.loop)
+        if tickets is None or ticket not in tickets:
+            return False
+        del tickets[ticket]
+        self._size -= 1
+        if not tickets:
+            del self._by_loop[ticket.loop]
+        return True
+
+    def is_first(self, ticket: T) -> bool:
+        return next(iter(self._by_loop[ticket.loop])) is ticket
+
+    def head(self) -> T | None:
+        return min(self.heads(), key=lambda ticket: ticket.number, default=None)
+
+    def heads(self) -> Iterator[T]:
+        return (next(iter(tickets)) for tickets in self._by_loop.values())
+
+
+def _backwards_while_later(tickets: "OrderedDict[T, None]", ticket: T) -> Iterator[T]:
+    for other in reversed(tickets):
+        if other.number < ticket.number:
+            return
+        yield other
+
+
+class Queue(Generic[T]):
+    """The waiting tickets of one key."""
+
+    def __init__(self) -> None:
+        self._refused: _Lane[T] = _Lane()
+        self._interactive: _Lane[T] = _Lane()
+        self._bulk: _Lane[T] = _Lane()
+        self._passed = 0  # interactive turns since the last bulk one, while bulk waited
+
+    def __len__(self) -> int:
+        return len(self._refused) + len(self._interactive) + len(self._bulk)
+
+    def add(self, ticket: T) -> None:
+        """Put a ticket where it belongs: at the end of its lane, or before all if it was refused."""
+        self._lane(ticket).add(ticket)
+
+    def discard(self, ticket: T) -> bool:
+        """Take a ticket out; False if it was not in."""
+        return self._lane(ticket).discard(ticket)
+
+    def ahead_of(self, priority: Priority) -> int:
+        """Return how many tickets at least will be served before a new one of ``priority``."""
+        if priority == "interactive":
+            return len(self._refused) + len(self._interactive)
+        between = (BULK_SHARE - 1) * (len(self._bulk) + 1) - self._passed
+        return len(self._refused) + len(self._bulk) + min(len(self._interactive), between)
+
+    def head(self) -> T | None:
+        """Return whose turn it is."""
+        head = self._refused.head()
+        if head is not None:
+            return head
+        interactive, bulk = self._interactive.head(), self._bulk.head()
+        if interactive is None or (bulk is not None and self._passed >= BULK_SHARE - 1):
+            return bulk
+        return interactive
+
+    def pop(self, head: T) -> None:
+        """Serve the head."""
+        self.discard(head)
+        if not head.refused:
+            bulk_waits = head.priority == "interactive" and len(self._bulk) > 0
+            self._passed = self._passed + 1 if bulk_waits else 0
+
+    def alarms(self) -> "list[T]":
+        """Return one ticket per event loop: those that are to watch the clock for the others."""
+        found: dict[Hashable, T] = {}
+        for lane in (self._refused, self._interactive, self._bulk):
+            for ticket in lane.heads():
+                found.setdefault(ticket.loop, ticket)
+        return list(found.values())
+
+    def is_first(self, ticket: T) -> bool:
+        """Whether a ticket is the first of its lane and event loop."""
+        return self._lane(ticket).is_first(ticket)
+
+    def clear(self) -> None:
+        """Forget all tickets."""
+        self._refused, self._interactive, self._bulk = _Lane(), _Lane(), _Lane()
+
+    def _lane(self, ticket: T) -> _Lane[T]:
+        if ticket.refused:
+            return self._refused
+        return self._interactive if ticket.priority == "interactive" else self._bulk

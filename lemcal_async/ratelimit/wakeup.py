@@ -1,0 +1,59 @@
+"""Waking one waiting task, from its own event loop, another one or none, asyncio and trio alike."""
+
+from typing import Any
+
+import anyio
+from anyio.lowlevel import current_token
+
+
+class Wakeup:
+    """What one task waits on, and any thread may set. Made by the task that waits."""
+
+    __slots__ = ("_native", "event")
+
+    def __init__(self) -> None:
+        self.event = anyio.Event()
+        self._native: Any = current_token().native_token
+
+    @property
+    def loop(self) -> object:
+        """What is the same for tasks of the same event loop only."""
+        return self._native
+
+    def stands_still(self) -> bool:
+        """Whether its event loop is not running: stopped for a while, or for good, or closed."""
+        # That of trio runs until it is gone.
+        return hasattr(self._native, "is_running") and not self._native.is_running()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until woken, for so many seconds at most. A wake-up before the wait counts too."""
+        with anyio.move_on_after(seconds):
+            await self.event.wait()
+
+    def rearm(self) -> None:
+        """Make ready for the next wait."""
+        if self.event.is_set():
+            self.event = anyio.Event()
+
+    def wake(self) -> bool:
+        """Wake the task; False if its event loop is gone."""
+        try:
+            if self._native is _running_loop():
+                self.event.set()
+            elif hasattr(self._native, "call_soon_threadsafe"):  # asyncio
+                self._native.call_soon_threadsafe(self._fire)
+            else:  # a trio token
+                self._native.run_sync_soon(self._fire)
+        except RuntimeError:  # "Event loop is closed", trio.RunFinishedError
+            return False
+        return True
+
+    def _fire(self) -> None:
+        self.event.set()  # the event of then, which may not be the one of now
+
+
+def _running_loop() -> object:
+    try:
+        return current_token().native_token
+    except RuntimeError:  # no event loop in this thread
+        return None

@@ -1,0 +1,340 @@
+"""Who is next for one key: first in, first out in two lanes, and the refused before all."""
+
+import copy
+import itertools
+from collections import Counter
+from collections.abc import Hashable, Iterable
+from typing import Literal
+
+import attrs
+import pytest
+from hypothesis import settings, strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
+
+from lemcal_async.ratelimit import Priority
+from lemcal_async.ratelimit.queue import BULK_SHARE, Queue
+
+priorities = st.sampled_from(["interactive", "bulk"])
+LOOPS = ["asyncio", "trio", "thread"]
+
+
+@attrs.define(eq=False)
+class Ticket:
+    """As much of a ticket as the queue looks at."""
+
+    number: int
+    priority: Priority = "interactive"
+    refused: bool = False
+    loop: Hashable = "asyncio"
+
+
+def queue_of(tickets: Iterable[Ticket]) -> Queue[Ticket]:
+    """Return a queue to which the tickets were added in this order."""
+    queue: Queue[Ticket] = Queue()
+    for ticket in tickets:
+        queue.add(ticket)
+    return queue
+
+
+def served(queue: Queue[Ticket]) -> list[Ticket]:
+    """Serve all that wait; return them in their order."""
+    order = []
+    while (head := queue.head()) is not None:
+        queue.pop(head)
+        order.append(head)
+    return order
+
+
+def numbers(tickets: Iterable[Ticket]) -> list[int]:
+    """Return the numbers of the tickets."""
+    return [ticket.number for ticket in tickets]
+
+
+def test_an_empty_queue() -> None:
+    """Nobody is next, nobody is to watch the clock, and a newcomer waits for nobody."""
+    queue: Queue[Ticket] = Queue()
+    assert (0, None, []) == (len(queue), queue.head(), queue.alarms())
+    assert (0, 0) == (queue.ahead_of("interactive"), queue.ahead_of("bulk"))
+    assert queue.discard(Ticket(1)) is False
+
+
+@pytest.mark.parametrize("priority", ["interactive", "bulk"])
+def test_one_lane_is_first_in_first_out(priority: Priority) -> None:
+    """Who asked first is served first."""
+    queue = queue_of(Ticket(number, priority) for number in range(10))
+    assert 10 == len(queue)
+    assert list(range(10)) == numbers(served(queue))
+    assert 0 == len(queue)
+
+
+@pytest.mark.parametrize("priority", ["interactive", "bulk"])
+def test_order_holds_across_event_loops(priority: Priority) -> None:
+    """Tickets of several event loops are served as if they were of one."""
+    queue = queue_of(Ticket(number, priority, loop=LOOPS[number % 3]) for number in range(30))
+    assert list(range(30)) == numbers(served(queue))
+
+
+def test_bulk_gets_every_fifth_turn() -> None:
+    """While both lanes wait, four interactive tickets pass each bulk one."""
+    queue = queue_of([Ticket(number, "bulk") for number in range(3)])
+    for number in range(10, 22):
+        queue.add(Ticket(number))
+    expected = [10, 11, 12, 13, 0, 14, 15, 16, 17, 1, 18, 19, 20, 21, 2]
+    assert expected == numbers(served(queue))
+
+
+def test_bulk_alone_has_all_turns() -> None:
+    """Bulk tickets wait for interactive ones only, not for a turn."""
+    queue = queue_of([Ticket(0, "bulk"), Ticket(1, "bulk"), Ticket(2)])
+    assert [2, 0, 1] == numbers(served(queue))
+
+
+def test_turns_are_counted_while_bulk_waits_only() -> None:
+    """Interactive tickets that passed nobody do not hasten the first bulk one."""
+    queue = queue_of(Ticket(number) for number in range(30))
+    for _ in range(9):
+        queue.pop(queue.head() or pytest.fail("nobody waits"))
+    queue.add(Ticket(99, "bulk"))
+    assert [*range(9, 13), 99, 13] == numbers(served(queue))[:6]
+
+
+def test_the_refused_go_first_in_number_order() -> None:
+    """Whoever the server refused goes before all others, in the order of the first asking."""
+    queue = queue_of(
+        [
+            Ticket(50),
+            Ticket(51, "bulk"),
+            Ticket(7, refused=True),
+            Ticket(3, "bulk", refused=True),
+            Ticket(9, refused=True, loop="trio"),
+            Ticket(5, refused=True, loop="trio"),
+            Ticket(8, refused=True),
+        ]
+    )
+    assert [3, 5, 7, 8, 9, 50, 51] == numbers(served(queue))
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations([3, 5, 7, 9])])
+def test_the_refused_come_back_in_any_order(order: tuple[int, ...]) -> None:
+    """Each takes its place among those that are back already."""
+    assert [3, 5, 7, 9] == numbers(served(queue_of(Ticket(number, refused=True) for number in order)))
+
+
+def test_the_refused_take_no_turn_from_bulk() -> None:
+    """A refused ticket that is served again counts neither for nor against the bulk lane's share."""
+    queue = queue_of([Ticket(0, "bulk"), *(Ticket(number) for number in range(10, 16))])
+    for _ in range(3):
+        queue.pop(queue.head() or pytest.fail("nobody waits"))
+    queue.add(Ticket(10, refused=True))
+    assert [10, 13, 0, 14, 15] == numbers(served(queue))
+
+
+@pytest.mark.parametrize(
+    ("place", "left"),
+    [(0, [1, 2, 3, 4]), (2, [0, 1, 3, 4]), (4, [0, 1, 2, 3])],
+    ids=["head", "middle", "tail"],
+)
+def test_who_leaves_costs_nobody_anything(place: int, left: list[int]) -> None:
+    """A ticket is taken out wherever it stands, once; the others keep their order."""
+    tickets = [Ticket(number) for number in range(5)]
+    queue = queue_of(tickets)
+    assert queue.discard(tickets[place]) is True
+    assert queue.discard(tickets[place]) is False
+    assert 4 == len(queue)
+    assert left == numbers(served(queue))
+
+
+def test_a_ticket_is_known_by_itself() -> None:
+    """Another ticket of the same number, loop and lane is not the one that waits."""
+    queue = queue_of([Ticket(1)])
+    assert queue.discard(Ticket(1)) is False
+    assert 1 == len(queue)
+
+
+def test_clear_forgets_all() -> None:
+    """After a fork, those who wait are the parent's; the queue can be used again."""
+    tickets = [Ticket(1), Ticket(2, "bulk"), Ticket(3, refused=True), Ticket(4, loop="trio")]
+    queue = queue_of(tickets)
+    queue.clear()
+    assert (0, None, []) == (len(queue), queue.head(), queue.alarms())
+    assert not any(queue.discard(ticket) for ticket in tickets)
+    queue.add(Ticket(5))
+    assert [5] == numbers(served(queue))
+
+
+def test_one_per_event_loop_watches_the_clock() -> None:
+    """Each loop with waiting tickets has one that is to wake for all, the refused before the others."""
+    tickets = [
+        Ticket(1, loop="asyncio"),
+        Ticket(2, loop="asyncio"),
+        Ticket(3, "bulk", loop="trio"),
+        Ticket(4, loop="trio"),
+        Ticket(5, "bulk", loop="thread"),
+        Ticket(0, refused=True, loop="asyncio"),
+    ]
+    queue = queue_of(tickets)
+    assert {("asyncio", 0), ("trio", 4), ("thread", 5)} == {(t.loop, t.number) for t in queue.alarms()}
+    for ticket in tickets[2:5]:
+        queue.discard(ticket)
+    assert [0] == numbers(queue.alarms())
+
+
+def test_who_is_first_of_lane_and_loop() -> None:
+    """One ticket of each lane and loop is its first; with it gone, the next one is."""
+    first, second, bulk, refused, other = tickets = [
+        Ticket(1),
+        Ticket(2),
+        Ticket(3, "bulk"),
+        Ticket(4, refused=True),
+        Ticket(5, loop="trio"),
+    ]
+    queue = queue_of(tickets)
+    assert [first, bulk, refused, other] == [ticket for ticket in tickets if queue.is_first(ticket)]
+    queue.discard(first)
+    assert (False, True) == (queue.is_first(first), queue.is_first(second))
+
+
+@pytest.mark.parametrize(
+    ("refused", "interactive", "bulk", "ahead_of_interactive", "ahead_of_bulk"),
+    [
+        (0, 0, 0, 0, 0),
+        (2, 0, 0, 2, 2),
+        (0, 5, 0, 5, 4),
+        (0, 3, 0, 3, 3),
+        (0, 0, 5, 0, 5),
+        (1, 6, 2, 7, 9),
+        (1, 100, 2, 101, 15),
+    ],
+)
+def test_how_many_are_ahead(
+    refused: int, interactive: int, bulk: int, ahead_of_interactive: int, ahead_of_bulk: int
+) -> None:
+    """Interactive newcomers wait for their lane, bulk ones also for four interactive ones a turn."""
+    queue = queue_of(
+        [
+            *(Ticket(number, refused=True) for number in range(refused)),
+            *(Ticket(100 + number) for number in range(interactive)),
+            *(Ticket(300 + number, "bulk") for number in range(bulk)),
+        ]
+    )
+    assert (ahead_of_interactive, ahead_of_bulk) == (queue.ahead_of("interactive"), queue.ahead_of("bulk"))
+
+
+def test_turns_taken_bring_the_bulk_turn_nearer() -> None:
+    """Three interactive tickets have passed the bulk lane: one more does before its next turn."""
+    queue = queue_of([*(Ticket(number) for number in range(20)), Ticket(50, "bulk")])
+    assert 9 == queue.ahead_of("bulk")
+    for _ in range(3):
+        queue.pop(queue.head() or pytest.fail("nobody waits"))
+    assert 6 == queue.ahead_of("bulk")
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """The queue beside a list that is searched from end to end."""
+
+    tickets: Bundle[Ticket] = Bundle("tickets")
+
+    @initialize()
+    def start(self) -> None:
+        """Begin with nobody."""
+        self.queue: Queue[Ticket] = Queue()
+        self.waiting: list[Ticket] = []
+        self.served: list[Ticket] = []
+        self.counter = itertools.count()
+        self.passed = 0
+
+    @rule(target=tickets, priority=priorities, loop=st.sampled_from(LOOPS), count=st.integers(1, 6))
+    def ask(self, priority: Priority, loop: str, count: int) -> MultipleResults[Ticket]:
+        """Add newcomers."""
+        tickets = [Ticket(next(self.counter), priority, loop=loop) for _ in range(count)]
+        for ticket in tickets:
+            self.queue.add(ticket)
+        self.waiting += tickets
+        return multiple(*tickets)
+
+    @precondition(lambda self: self.served)
+    @rule(target=tickets, data=st.data(), loop=st.sampled_from(LOOPS))
+    def refuse(self, data: st.DataObject, loop: str) -> Ticket:
+        """Have one that was served come back, refused, with the number that it had."""
+        first = self.served.pop(data.draw(st.integers(0, len(self.served) - 1)))
+        ticket = Ticket(first.number, first.priority, refused=True, loop=loop)
+        self.queue.add(ticket)
+        self.waiting.append(ticket)
+        return ticket
+
+    @rule(turns=st.integers(1, 7))
+    def serve(self, turns: int) -> None:
+        """Serve the heads, each the one that the list has for next."""
+        for _ in range(turns):
+            head = self.queue.head()
+            assert self.expected_head() is head
+            if head is None:
+                return
+            self.queue.pop(head)
+            self.waiting.remove(head)
+            self.served.append(head)
+            if not head.refused:
+                passes = head.priority == "interactive" and self.lane("bulk")
+                self.passed = self.passed + 1 if passes else 0
+                assert self.passed < BULK_SHARE
+
+    @rule(ticket=tickets)
+    def leave(self, ticket: Ticket) -> None:
+        """Take out any ticket, one that is gone already too."""
+        assert (ticket in self.waiting) is self.queue.discard(ticket)
+        if ticket in self.waiting:
+            self.waiting.remove(ticket)
+
+    @rule(priority=priorities)
+    def count_ahead(self, priority: Priority) -> None:
+        """Compare the number of those ahead with how it turns out if nobody else comes."""
+        ahead = self.queue.ahead_of(priority)
+        queue: Queue[Ticket] = copy.deepcopy(self.queue)
+        newcomer = Ticket(next(self.counter), priority, loop="another")
+        queue.add(newcomer)
+        turn = served(queue).index(newcomer)
+        if priority == "bulk":
+            assert turn == ahead
+        else:  # the bulk lane's share is left out, and it is at most one in four of the others
+            assert ahead <= turn <= ahead + (ahead + self.passed) // (BULK_SHARE - 1)
+
+    @rule()
+    def start_over(self) -> None:
+        """Forget all, as after a fork."""
+        self.queue.clear()
+        self.waiting.clear()
+
+    @invariant()
+    def agree(self) -> None:
+        """Both have the same tickets, and each loop that has any has one that watches the clock."""
+        assert len(self.waiting) == len(self.queue)
+        alarms = self.queue.alarms()
+        assert {*alarms} <= {*self.waiting}
+        assert Counter({ticket.loop for ticket in self.waiting}) == Counter(t.loop for t in alarms)
+
+    def lane(self, priority: Literal["interactive", "bulk", "refused"]) -> list[Ticket]:
+        """Return the tickets of one lane, in number order."""
+        lane = [t for t in self.waiting if priority == ("refused" if t.refused else t.priority)]
+        return sorted(lane, key=lambda ticket: ticket.number)
+
+    def expected_head(self) -> Ticket | None:
+        """Return the next one by the rules."""
+        refused, interactive, bulk = (self.lane(name) for name in ("refused", "interactive", "bulk"))
+        if self.passed == BULK_SHARE - 1:
+            lanes = [refused, bulk, interactive]
+        else:
+            lanes = [refused, interactive, bulk]
+        return next((lane[0] for lane in lanes if lane), None)
+
+
+QueueMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
+TestQueueAgainstAList = QueueMachine.TestCase

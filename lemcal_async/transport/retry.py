@@ -1,0 +1,221 @@
+"""The retry layer: tries a request again where ``RetryPolicy`` says so, with tenacity.
+
+It reads each answer whole, because a body that breaks half-way is a failure to be retried too;
+streaming is out of scope. It neither knows the rate limit nor makes errors of answers.
+"""
+
+import logging
+from typing import cast
+
+import anyio
+import attrs
+import httpx
+import tenacity
+
+from lemcal_async.errors import DeadlineExceededError, ResponseDecodeError
+from lemcal_async.headers import parse_quota
+from lemcal_async.retry import Failure, RetryPolicy
+from lemcal_async.transport.call import Call, begin_call
+
+logger = logging.getLogger("lemcal_async.retry")
+
+MAX_RESPONSE_BYTES = 64 * 2**20
+
+# A proxy that fails has not passed the request on; the others never got to send it.
+_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+_OF_THE_ENCODING = {"content-encoding", "content-length"}  # not true of the decoded body
+_RUN_OUT = 2**20  # bytes that may still come out of a body after it was closed
+_FATAL = (httpx.LocalProtocolError, httpx.UnsupportedProtocol)
+
+
+@attrs.frozen
+class _Attempt:
+    """How one attempt ended, and the seconds to wait before the next; None if there is none."""
+
+    outcome: httpx.Response | httpx.RequestError
+    wait: float | None
+
+
+class RetryTransport(httpx.AsyncBaseTransport):
+    """Retries by ``policy`` around any other transport, in any ``httpx.AsyncClient``.
+
+    Retried are: 429 by its ``Retry-After`` (left to the rate-limit layer below, if there is one),
+    503 by the longer of that and the backoff, failures to connect: for every method; broken
+    connections and answers and other 5xx: for GET and DELETE only. What the last attempt gave is
+    returned or raised. A DELETE whose retry is answered 404 has succeeded, and returns a 204.
+
+    An answer of more than ``max_response_bytes`` (decoded) raises ResponseDecodeError. Cancelled
+    at any moment, it leaves the connection of the attempt closed and no wait behind.
+    """
+
+    def __init__(
+        self,
+        wire: httpx.AsyncBaseTransport,
+        policy: RetryPolicy | None = None,
+        *,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
+    ) -> None:
+        self._wire = wire
+        self._policy = policy or RetryPolicy()
+        self._max_response_bytes = max_response_bytes
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send the request until an answer stands; raises what the last attempt raised."""
+        call = begin_call(request)
+        policy = call.retry or self._policy
+        if policy.attempts > 1:
+            await request.aread()  # makes a body that can be sent again
+        attempt = await self._attempt(request, call, policy)
+        if attempt.wait is not None:
+            attempt = await self._go_on(request, call, policy, attempt)
+        response = attempt.outcome
+        if isinstance(response, httpx.RequestError):
+            raise response
+        if response.status_code == 404 and request.method == "DELETE" and call.attempts > 1:
+            return httpx.Response(204, request=request)
+        return response
+
+    async def aclose(self) -> None:
+        """Close the transport below."""
+        await self._wire.aclose()
+
+    async def _go_on(
+        self, request: httpx.Request, call: Call, policy: RetryPolicy, first: _Attempt
+    ) -> _Attempt:
+        """Try again after a failed first attempt; only now is a retry object worth its 25 µs."""
+        ended = [first]
+
+        async def attempt() -> _Attempt:
+            return ended.pop() if ended else await self._attempt(request, call, policy)
+
+        async def sleep(seconds: float) -> None:
+            left = call.time_left()
+            if left is not None and seconds > left:
+                raise DeadlineExceededError(
+                    f"{call}: a retry would have to wait {seconds:.3g} s, and only {max(0.0, left):.3g} s "
+                    "are left of the deadline; allow more, or try again later",
+                    call=call.info(),
+                    retry_after=seconds,
+                )
+            call.waited += seconds
+            await anyio.sleep(seconds)
+
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_result(_is_to_be_repeated),
+            # How many attempts are allowed is part of the policy's answer.
+            stop=tenacity.stop_never,
+            wait=_wait,
+            before_sleep=lambda state: _log(call, policy, _attempt_of(state)),
+            sleep=sleep,
+        )
+        return await retrying(attempt)
+
+    async def _attempt(self, request: httpx.Request, call: Call, policy: RetryPolicy) -> _Attempt:
+        call.attempts += 1
+        call.held = 0.0
+        try:
+            response = await self._read(await self._wire.handle_async_request(request), request, call)
+        except httpx.RequestError as error:
+            return _Attempt(error, policy.wait_after_failure(request.method, _failure(error), call.attempts))
+        wait = None
+        if response.status_code >= 429:
+            retry_after = parse_quota(response.headers).retry_after
+            wait = policy.wait_after_answer(request.method, response.status_code, retry_after, call.attempts)
+            if wait is not None:
+                wait = max(0.0, wait - call.held)  # that much is seen to by the limiter
+        return _Attempt(response, wait)
+
+    async def _read(self, response: httpx.Response, request: httpx.Request, call: Call) -> httpx.Response:
+        """Return the response with its body read; bounded, so that no server can fill the memory."""
+        if response.is_closed:  # read already: a transport that answers from memory
+            self._check_size(len(response.content), call)
+            return response
+        size = 0
+        parts: list[bytes] = []
+        try:
+            async for part in cast("httpx.AsyncByteStream", response.stream):
+                size += len(part)
+                if size <= self._max_response_bytes:
+                    parts.append(part)
+                elif size <= self._max_response_bytes + _RUN_OUT:
+                    # Closed under its reader, the body ends by itself. Generators that were left half
+                    # way would be garbage, which trio warns of.
+                    await response.aclose()
+                else:
+                    break
+        except httpx.RequestError:
+            if size <= self._max_response_bytes:
+                raise
+        finally:
+            await response.aclose()
+        self._check_size(size, call)
+        headers = response.headers
+        if "content-encoding" in headers:
+            parts = self._decoded(parts, headers, request, call)
+            headers = httpx.Headers([(k, v) for k, v in headers.multi_items() if k not in _OF_THE_ENCODING])
+        return httpx.Response(
+            response.status_code,
+            headers=headers,
+            content=b"".join(parts),
+            request=request,
+            extensions=response.extensions,
+        )
+
+    def _decoded(
+        self, parts: list[bytes], headers: httpx.Headers, request: httpx.Request, call: Call
+    ) -> list[bytes]:
+        """Undo the content encoding, and stop where the result is too large."""
+        if "," in headers["content-encoding"]:
+            # Each layer multiplies by up to a thousand what a single part becomes.
+            raise ResponseDecodeError(f"{call}: the answer is compressed more than once", call=call.info())
+        encoded = httpx.Response(200, headers=headers, content=iter(parts), request=request)
+        size = 0
+        decoded: list[bytes] = []
+        for part in encoded.iter_bytes():
+            size += len(part)
+            self._check_size(size, call)
+            decoded.append(part)
+        return decoded
+
+    def _check_size(self, size: int, call: Call) -> None:
+        if size > self._max_response_bytes:
+            raise ResponseDecodeError(
+                f"{call}: the answer is over {self._max_response_bytes} bytes; narrow the question, "
+                "or raise max_response_bytes",
+                call=call.info(),
+            )
+
+
+def _is_to_be_repeated(attempt: _Attempt) -> bool:
+    return attempt.wait is not None
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    return _attempt_of(state).wait or 0.0
+
+
+def _attempt_of(state: tenacity.RetryCallState) -> _Attempt:
+    if state.outcome is None:  # tenacity asks after an attempt only
+        raise RuntimeError("there was no attempt")
+    attempt: _Attempt = state.outcome.result()
+    return attempt
+
+
+def _failure(error: httpx.RequestError) -> Failure:
+    if isinstance(error, _UNSENT):
+        return "unsent"
+    return "fatal" if isinstance(error, _FATAL) else "broken"
+
+
+def _log(call: Call, policy: RetryPolicy, ended: _Attempt) -> None:
+    what = type(ended.outcome).__name__
+    if isinstance(ended.outcome, httpx.Response):
+        what = str(ended.outcome.status_code)
+    logger.info(
+        "%s: %s at attempt %d of %d; the next in %.3g s",
+        call,
+        what,
+        call.attempts,
+        policy.attempts,
+        max(ended.wait or 0.0, call.held),
+    )

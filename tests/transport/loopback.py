@@ -1,0 +1,193 @@
+"""An HTTP server on a real socket that counts its connections; its paths say what it answers."""
+
+import asyncio
+import contextlib
+import gzip
+import itertools
+import ssl
+import threading
+import time
+from collections.abc import Coroutine
+from typing import Any, Self
+
+import attrs
+
+
+@attrs.frozen
+class Seen:
+    """A request as it arrived; ``connection`` is the number of the one it came on, from 1."""
+
+    connection: int
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Loopback:
+    """HTTP/1.1 on 127.0.0.1, in a thread of its own, while its context is open.
+
+    ``/`` is answered ``{}``; ``/sleep/0.01`` the same, later; ``/hold`` the same, after ``release()``;
+    ``/drop`` the same, and then the connection is closed without a word; ``/cut`` with half a body;
+    ``/endless`` with a body without end; ``/gzip/1000`` with so many zeros, compressed, and
+    ``/gzip/1000/2`` with them compressed twice. ``X-Connection`` says which connection it was.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
+        self._numbers = itertools.count(1)
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._stopped = asyncio.Event()
+        self._released = asyncio.Event()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._thread = threading.Thread(target=self._run, name="loopback")
+        self.port = 0
+        self.seen: list[Seen] = []
+        self.arrived = threading.Semaphore(0)  # once for each request
+        self.open = 0  # connections now
+        self.most_open = 0
+        self.busy = 0  # requests now
+        self.most_busy = 0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stopped.set)
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def connections(self) -> list[int]:
+        """The number of each request's connection."""
+        return [seen.connection for seen in self.seen]
+
+    def release(self) -> None:
+        """Let the requests for ``/hold`` go on."""
+        self._loop.call_soon_threadsafe(self._released.set)
+
+    def drop_connections(self) -> None:
+        """Close what is open."""
+
+        async def drop() -> None:
+            for writer in self._writers:
+                writer.close()
+
+        asyncio.run_coroutine_threadsafe(drop(), self._loop).result(5)
+
+    def settled(self, *, most: int) -> int:
+        """Return how many connections are open, once that is ``most`` or fewer, or after 5 s."""
+        until = time.monotonic() + 5
+        while self.open > most and time.monotonic() < until:
+            time.sleep(0.005)
+        return self.open
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0, ssl=self._tls, backlog=200)
+        self.port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        await self._stopped.wait()
+        server.close()
+        handlers = asyncio.all_tasks() - {asyncio.current_task()}
+        while handlers:  # until all have ended, those too that are held
+            for handler in handlers:
+                handler.cancel()
+            for writer in self._writers:
+                writer.transport.abort()
+            await asyncio.wait(handlers, timeout=0.1)
+            handlers = asyncio.all_tasks() - {asyncio.current_task()}
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = next(self._numbers)
+        self._writers.add(writer)
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        try:
+            # A client that breaks off, the paths that hang up, and the end of the server come out here.
+            with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+                while True:
+                    await self._request(number, reader, writer)
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+            try:
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+            finally:
+                self.open -= 1  # only now has the other side been told
+
+    async def _request(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        first, *lines = head.strip().split("\r\n")
+        method, target, _ = first.split(" ")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        seen = Seen(number, method, target, headers, body)
+        self.seen.append(seen)
+        self.arrived.release()
+        self.busy += 1
+        self.most_busy = max(self.most_busy, self.busy)
+        try:
+            await self.answer(seen, reader, writer)
+            await writer.drain()
+        finally:
+            self.busy -= 1
+
+    async def answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Write the answer to one request; ConnectionError hangs up."""
+        body, encoding = b"{}", ""
+        match seen.target.split("/")[1:]:
+            case ["sleep", seconds]:
+                await _unless_gone(asyncio.sleep(float(seconds)), reader)
+            case ["hold"]:
+                await _unless_gone(self._released.wait(), reader)
+            case ["endless"]:
+                await _write_endless(writer)
+            case ["gzip", size, *layers]:
+                body = bytes(int(size))
+                names = ["gzip"] * int(layers[0] if layers else 1)
+                for _ in names:
+                    body = gzip.compress(body)
+                encoding = f"Content-Encoding: {', '.join(names)}\r\n"
+        length = f"Content-Length: {len(body) * (2 if seen.target == '/cut' else 1)}\r\n"
+        head = f"HTTP/1.1 200 OK\r\nX-Connection: {seen.connection}\r\n{encoding}{length}\r\n"
+        writer.write(head.encode() + body)
+        if seen.target in {"/drop", "/cut"}:
+            await writer.drain()
+            raise ConnectionAbortedError
+
+
+async def _unless_gone(wait: Coroutine[Any, Any, object], reader: asyncio.StreamReader) -> None:
+    """Wait, but notice a client that goes; it sends nothing else meanwhile."""
+    if await first_of(wait, reader.read(1)) == 1:
+        raise ConnectionAbortedError
+
+
+async def first_of(*waits: Coroutine[Any, Any, object]) -> int:
+    """Return which of them ended first, by its place; the others are cancelled."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return [task.done() for task in tasks].index(True)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _write_endless(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while True:
+        writer.write(b"400\r\n" + bytes(1024) + b"\r\n")
+        await writer.drain()

@@ -1,0 +1,190 @@
+"""Calls cancelled at any moment: every later call works, and no connection is left behind."""
+
+import asyncio
+import contextlib
+import functools
+import gc
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import httpx
+import pytest
+
+from lemcal_async.ratelimit import LocalRateLimiter
+from lemcal_async.sandbox import Sandbox
+from lemcal_async.transport import PooledTransport
+
+from .loopback import Loopback
+
+SECONDS = 4.0
+WORKERS = 60
+CONNECTIONS = 10
+
+Get = Callable[[], Coroutine[Any, Any, object]]
+Disturb = Callable[[Get, random.Random], Awaitable[None]]
+CancelAfter = Callable[[int, Get], Awaitable[bool]]
+
+
+@pytest.fixture
+def server() -> Iterator[Loopback]:
+    """Serve plain HTTP."""
+    with Loopback() as server:
+        yield server
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    """Serve a sandbox without a rate limit: nobody should have to wait here."""
+    with Sandbox(limit=None, meetings=0).serve() as sandbox:
+        yield sandbox
+
+
+def patience(rng: random.Random) -> float:
+    """Return the seconds after which to cancel: at once, on the way, or never."""
+    return rng.uniform(0, rng.choice([0.005, 0.07])) if rng.random() < 0.8 else 30
+
+
+async def by_scope(get: Get, rng: random.Random) -> None:
+    """Cancel a call as anyio and trio do."""
+    with anyio.move_on_after(patience(rng)):
+        await get()
+
+
+async def by_task(get: Get, rng: random.Random) -> None:
+    """Cancel a call as asyncio does, some more than once: that gets through what shields a scope."""
+    task = asyncio.ensure_future(get())
+    await asyncio.wait([task], timeout=patience(rng))
+    for _ in range(rng.randint(1, 3)):
+        task.cancel()
+        await asyncio.sleep(0)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def storm(server: Loopback, transport: PooledTransport, disturb: Disturb) -> None:
+    """Cancel calls at random for some seconds, then look what is left."""
+    rng = random.Random(0)
+    until = time.monotonic() + SECONDS
+    completed = 0
+    async with httpx.AsyncClient(transport=transport, timeout=10) as client:
+
+        async def get() -> None:
+            nonlocal completed
+            response = await client.get(f"{server.url}/sleep/{rng.uniform(0, 0.006):.4f}")
+            assert 200 == response.status_code
+            completed += 1
+
+        def is_over() -> bool:
+            # A slow machine gets more time for it, but not less to do.
+            now = time.monotonic()
+            return now > until and (max(server.connections) > 2 * CONNECTIONS or now > until + 20)
+
+        async def worker() -> None:
+            while not is_over():
+                await disturb(get, rng)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(WORKERS):
+                group.start_soon(worker)
+        # Some must have got through, and some have broken their connections, or this shows nothing.
+        assert completed > 20
+        assert max(server.connections) > 2 * CONNECTIONS
+        (pool,) = transport._pools.values()
+        assert (CONNECTIONS, 0) == (pool.gate.value, pool.gate.statistics().tasks_waiting)
+
+        completed = 0
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                for _ in range(200):
+                    group.start_soon(get)
+        assert 200 == completed
+        assert CONNECTIONS == pool.gate.value
+        idle = sum(map(len, pool._idle.values()))
+        assert idle == await anyio.to_thread.run_sync(lambda: server.settled(most=idle))
+        assert idle <= CONNECTIONS
+    assert 0 == await anyio.to_thread.run_sync(lambda: server.settled(most=0))
+    gc.collect()  # a socket that nobody closed would be found here
+
+
+@pytest.mark.anyio
+async def test_random_moments(server: Loopback) -> None:
+    """By cancel scopes, on both event loops."""
+    await storm(server, PooledTransport(max_connections=CONNECTIONS), by_scope)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.anyio
+async def test_random_moments_by_task(server: Loopback) -> None:
+    """By ``Task.cancel()``, which knows of no scopes."""
+    await storm(server, PooledTransport(max_connections=CONNECTIONS), by_task)
+
+
+async def scope_after(steps: int, get: Get) -> bool:
+    """Cancel a call after so many steps of the event loop; whether it completed before."""
+    completed = False
+
+    async def call() -> None:
+        nonlocal completed
+        await get()
+        completed = True
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(call)
+        for _ in range(steps):
+            await anyio.lowlevel.checkpoint()
+        group.cancel_scope.cancel()
+    return completed
+
+
+async def task_after(steps: int, get: Get, times: int = 1) -> bool:
+    """Do the same by ``Task.cancel()``, more than once if need be."""
+    task = asyncio.ensure_future(get())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    return not task.cancelled()
+
+
+async def every_moment(sandbox: Sandbox, cancel_after: CancelAfter, *, connected: bool) -> None:
+    """Cancel ``me()`` after 0, 1, 2 … steps, until that is late; all over one connection."""
+    limiter = LocalRateLimiter(limit=100_000)
+    steps = completed = 0
+    while completed < 3:  # how many steps a call takes depends on the network too
+        transport = PooledTransport(max_connections=1)
+        lemcal = sandbox.client(transport=transport, limiter=limiter)
+        with anyio.fail_after(10):
+            if connected:
+                await lemcal.me()
+            completed += await cancel_after(steps, lemcal.me)
+            assert sandbox.user_id == (await lemcal.me()).id
+        (pool,) = transport._pools.values()
+        assert (1, 0) == (pool.gate.value, lemcal.rate_limit.queued)
+        await transport.aclose()
+        steps += 1
+    assert steps > 5
+    gc.collect()  # a socket that nobody closed would be found here
+
+
+@pytest.mark.parametrize("connected", [False, True])
+@pytest.mark.anyio
+async def test_every_moment(sandbox: Sandbox, connected: bool) -> None:  # noqa: FBT001  # a parameter of the test
+    """Of a whole call, on a new connection and on one that is there; by cancel scopes."""
+    await every_moment(sandbox, scope_after, connected=connected)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("connected", [False, True])
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.anyio
+async def test_every_moment_by_task(sandbox: Sandbox, connected: bool, times: int) -> None:  # noqa: FBT001  # same
+    """By ``Task.cancel()``, and again while the call is being cleaned up."""
+    await every_moment(sandbox, functools.partial(task_after, times=times), connected=connected)

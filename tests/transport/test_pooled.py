@@ -1,0 +1,481 @@
+"""The default wire: which connection a request gets, and what becomes of it afterwards."""
+
+import asyncio
+import gc
+import ssl
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import httpx
+import pytest
+import trio
+import trustme
+
+from lemcal_async.errors import ConfigurationError
+from lemcal_async.sandbox import Sandbox, faults
+from lemcal_async.transport import PooledTransport, pooled
+
+from .loopback import Loopback
+
+
+@pytest.fixture
+def server() -> Iterator[Loopback]:
+    """Serve plain HTTP."""
+    with Loopback() as server:
+        yield server
+
+
+async def get(transport: httpx.AsyncBaseTransport, url: str, pool_timeout: float = 5.0) -> int:
+    """Return the number of the connection that a GET is answered on."""
+    timeout = httpx.Timeout(5.0, pool=pool_timeout).as_dict()
+    response = await transport.handle_async_request(
+        httpx.Request("GET", url, extensions={"timeout": timeout})
+    )
+    await response.aread()
+    await response.aclose()
+    return int(response.headers["x-connection"])
+
+
+async def settled(server: Loopback, *, most: int) -> int:
+    """Return how many connections the server has, once they are few enough."""
+    return await anyio.to_thread.run_sync(lambda: server.settled(most=most))
+
+
+async def together(*calls: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """Await them all at once."""
+    async with anyio.create_task_group() as group:
+        for call in calls:
+            group.start_soon(call)
+
+
+@pytest.mark.anyio
+async def test_one_after_another(server: Loopback) -> None:
+    """All over the same connection."""
+    async with PooledTransport() as transport:
+        assert [1] * 5 == [await get(transport, server.url) for _ in range(5)]
+
+
+@pytest.mark.anyio
+async def test_the_last_used_is_used_next(server: Loopback) -> None:
+    """So that those not needed age."""
+    async with PooledTransport() as transport:
+        used: list[int] = []
+
+        async def slow(seconds: float) -> None:
+            used.append(await get(transport, f"{server.url}/sleep/{seconds}"))
+
+        await together(lambda: slow(0.15), lambda: slow(0.05), lambda: slow(0.1))
+        assert 3 == len(set(used))
+        assert [used[-1]] * 4 == [await get(transport, server.url) for _ in range(4)]
+
+
+@pytest.mark.anyio
+async def test_origins_do_not_share() -> None:
+    """A connection goes to one scheme, host and port."""
+    with Loopback() as one, Loopback() as other:
+        async with PooledTransport() as transport:
+            for _ in range(2):
+                await get(transport, one.url)
+                await get(transport, other.url)
+        assert ([1, 1], [1, 1]) == (one.connections, other.connections)
+
+
+@pytest.mark.anyio
+async def test_no_more_connections_than_allowed(server: Loopback) -> None:
+    """However many requests there are, at no moment."""
+    async with PooledTransport(max_connections=3) as transport:
+        await together(*[lambda: get(transport, f"{server.url}/sleep/0.01")] * 30)
+        assert {1, 2, 3} == set(server.connections)
+    assert 30 == len(server.seen)
+    assert (3, 3) == (server.most_open, server.most_busy)
+
+
+@pytest.mark.anyio
+async def test_waiting_at_the_gate_is_no_timeout(server: Loopback) -> None:
+    """However short the one for the pool; the last of three waits for 0.1 s."""
+    async with PooledTransport(max_connections=1) as transport:
+        url = f"{server.url}/sleep/0.05"
+        await together(*[lambda: get(transport, url, pool_timeout=0.01)] * 3)
+    assert [1, 1, 1] == server.connections
+
+
+@pytest.mark.parametrize("max_connections", [0, -1])
+def test_a_pool_of_nothing_is_refused(max_connections: int) -> None:
+    """Where it is made."""
+    with pytest.raises(ConfigurationError, match="max_connections"):
+        PooledTransport(max_connections=max_connections)
+
+
+@pytest.mark.parametrize("path", ["/cut", "/sleep/60"])
+@pytest.mark.anyio
+async def test_a_connection_that_broke_is_thrown_away(server: Loopback, path: str) -> None:
+    """And its place at the gate goes to the next request."""
+    transport = PooledTransport(max_connections=1)
+    async with httpx.AsyncClient(transport=transport, timeout=0.2) as client:
+        with pytest.raises((httpx.RemoteProtocolError, httpx.ReadTimeout)):
+            await client.get(server.url + path)
+        assert 0 == await settled(server, most=0)
+        assert "2" == (await client.get(server.url)).headers["x-connection"]
+
+
+@pytest.mark.parametrize("fault", [faults.reset_before_processing(), faults.truncated()])
+@pytest.mark.anyio
+async def test_it_works_after_a_fault(fault: faults.Fault) -> None:
+    """Whatever the server did."""
+    with Sandbox(limit=None).serve() as sandbox:
+        async with httpx.AsyncClient(transport=PooledTransport(max_connections=1)) as client:
+            for _ in range(2):
+                sandbox.inject(fault)
+                with pytest.raises(httpx.TransportError):
+                    await client.get(f"{sandbox.base_url}/me")
+                assert 401 == (await client.get(f"{sandbox.base_url}/me")).status_code
+
+
+@pytest.mark.anyio
+async def test_nobody_listens() -> None:
+    """The place at the gate is given back."""
+    with Loopback() as server:
+        pass
+    async with PooledTransport(max_connections=1) as transport:
+        for _ in range(2):
+            with anyio.fail_after(5), pytest.raises(httpx.ConnectError):
+                await get(transport, server.url)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.anyio
+async def test_the_server_closes_an_idle_connection(server: Loopback, method: str) -> None:
+    """The next request takes a new one, whatever its method."""
+    async with httpx.AsyncClient(transport=PooledTransport()) as client:
+        for _ in range(3):
+            assert 200 == (await client.request(method, f"{server.url}/drop")).status_code
+            assert 0 == await settled(server, most=0)
+        await client.get(server.url)
+        server.drop_connections()
+        assert 0 == await settled(server, most=0)
+        assert 200 == (await client.request(method, server.url)).status_code
+    assert [1, 2, 3, 4, 5] == server.connections
+
+
+@pytest.mark.anyio
+async def test_idle_connections_are_closed(server: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After ``keepalive`` seconds, at the next use; younger ones stay."""
+    now = 1000.0
+    monkeypatch.setattr(pooled, "time", SimpleNamespace(monotonic=lambda: now))
+    async with PooledTransport(keepalive=60) as transport:
+        await together(*[lambda: get(transport, f"{server.url}/sleep/0.05")] * 3)
+        assert 3 == server.open
+        now += 40
+        last = await get(transport, server.url)
+        assert 3 == server.open
+        now += 30
+        assert last == await get(transport, server.url)
+        assert 1 == await settled(server, most=1)
+
+
+@pytest.mark.anyio
+async def test_an_old_connection_is_not_used(server: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something between may have forgotten it."""
+    now = 1000.0
+    monkeypatch.setattr(pooled, "time", SimpleNamespace(monotonic=lambda: now))
+    async with PooledTransport(keepalive=60) as transport:
+        await get(transport, server.url)
+        now += 61
+        assert 2 == await get(transport, server.url)
+        assert 1 == await settled(server, most=1)
+
+
+@pytest.mark.anyio
+async def test_old_connections_to_elsewhere_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any use of the transport will do."""
+    now = 1000.0
+    monkeypatch.setattr(pooled, "time", SimpleNamespace(monotonic=lambda: now))
+    with Loopback() as one, Loopback() as other:
+        async with PooledTransport(keepalive=60) as transport:
+            await get(transport, one.url)
+            now += 61
+            await get(transport, other.url)
+            assert 0 == await settled(one, most=0)
+
+
+@pytest.mark.anyio
+async def test_closing_closes_what_is_idle(server: Loopback) -> None:
+    """At once, as often as it is called."""
+    transport = PooledTransport()
+    await together(*[lambda: get(transport, f"{server.url}/sleep/0.02")] * 3)
+    await transport.aclose()
+    assert 0 == await settled(server, most=0)
+    await transport.aclose()
+
+
+@pytest.mark.anyio
+async def test_closing_what_was_never_used() -> None:
+    """Costs nothing."""
+    transport = PooledTransport()
+    await transport.aclose()
+    await transport.aclose()
+
+
+@pytest.mark.anyio
+async def test_closing_lets_requests_finish(server: Loopback) -> None:
+    """Those that are under way or at the gate; then their connections are closed too."""
+    transport = PooledTransport(max_connections=1)
+    done: list[int] = []
+
+    async def hold() -> None:
+        done.append(await get(transport, f"{server.url}/hold"))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(hold)
+        group.start_soon(hold)
+        await anyio.to_thread.run_sync(server.arrived.acquire)
+        await transport.aclose()
+        assert (1, []) == (server.open, done)
+        with pytest.raises(ConfigurationError, match="closed"):
+            await get(transport, server.url)
+        server.release()
+    assert [1, 2] == done
+    assert 0 == await settled(server, most=0)
+
+
+@pytest.mark.anyio
+async def test_use_after_closing(server: Loopback) -> None:
+    """It is refused, whether it was used before or not."""
+    for used in (True, False):
+        transport = PooledTransport()
+        if used:
+            await get(transport, server.url)
+        await transport.aclose()
+        with pytest.raises(ConfigurationError, match="this transport is closed; make a new one"):
+            await get(transport, server.url)
+    assert 1 == len(server.seen)
+
+
+@pytest.mark.anyio
+async def test_streaming_in_a_plain_client(server: Loopback) -> None:
+    """Read to its end, the connection is used again; the body comes in parts."""
+    async with httpx.AsyncClient(transport=PooledTransport(max_connections=1)) as client:
+        for _ in range(2):
+            async with client.stream("GET", f"{server.url}/gzip/9000") as response:
+                assert 9000 == sum([len(part) async for part in response.aiter_bytes()])
+    assert [1, 1] == server.connections
+
+
+@pytest.mark.anyio
+async def test_a_stream_holds_its_connection(server: Loopback) -> None:
+    """Until it is closed; then the next request goes on."""
+    async with httpx.AsyncClient(transport=PooledTransport(max_connections=1)) as client:
+        async with client.stream("GET", server.url):
+            with anyio.move_on_after(0.1) as scope:
+                await client.get(server.url)
+            assert scope.cancelled_caught
+        with anyio.fail_after(5):
+            await client.get(server.url)
+
+
+@pytest.mark.anyio
+async def test_a_stream_closed_early(server: Loopback) -> None:
+    """What was not read is not waited for: the connection is thrown away."""
+    async with httpx.AsyncClient(transport=PooledTransport(max_connections=1)) as client:
+        for path in ("/endless", "/gzip/9000"):
+            async with client.stream("GET", server.url + path) as response:
+                pass
+            assert response.is_closed
+            await response.aclose()
+            assert 0 == await settled(server, most=0)
+        assert "3" == (await client.get(server.url)).headers["x-connection"]
+
+
+async def read_to_the_end(body: AsyncIterator[bytes]) -> None:
+    """Read what there is."""
+    async for _ in body:
+        pass
+
+
+@pytest.mark.anyio
+async def test_a_stream_read_in_part(server: Loopback) -> None:
+    """Read on after it was closed, it ends by itself, and leaves no generator to the garbage collector."""
+    async with PooledTransport(max_connections=1) as transport:
+        response = await transport.handle_async_request(httpx.Request("GET", f"{server.url}/endless"))
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        body = aiter(response.stream)
+        assert b"" != await anext(body)
+        await response.aclose()
+        await response.stream.aclose()  # again
+        assert 0 == await settled(server, most=0)
+        with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
+            await read_to_the_end(body)
+        del response, body
+        gc.collect()
+        assert 2 == await get(transport, server.url)
+
+
+@pytest.mark.anyio
+async def test_a_stream_that_fails_while_it_is_closed(
+    server: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The place at the gate is given back all the same."""
+
+    async def aclose(_: object) -> None:
+        await anyio.lowlevel.checkpoint()
+        raise ZeroDivisionError
+
+    async with PooledTransport(max_connections=1) as transport:
+        response = await transport.handle_async_request(httpx.Request("GET", server.url))
+        await response.aread()
+        with monkeypatch.context() as patch:
+            patch.setattr("httpx._transports.default.AsyncResponseStream.aclose", aclose)
+            response = await transport.handle_async_request(httpx.Request("GET", server.url))
+            assert isinstance(response.stream, httpx.AsyncByteStream)
+            assert b"{}" == b"".join([part async for part in response.stream])
+            with pytest.raises(ZeroDivisionError):
+                await response.stream.aclose()
+        with anyio.fail_after(5):
+            assert 2 == await get(transport, server.url)
+
+
+@pytest.fixture
+def garbage() -> Iterator[None]:
+    """Collect what an event loop that has ended leaves open.
+
+    Nobody can close that any more, but the garbage collector, which says so.
+    """
+    yield
+    gc.collect()
+
+
+@pytest.mark.usefixtures("garbage")
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_event_loops_one_after_another(server: Loopback) -> None:
+    """A transport made before there was any serves them all, each with connections of its own."""
+    transport = PooledTransport(max_connections=1)
+
+    async def twice() -> list[int]:
+        return [await get(transport, server.url) for _ in range(2)]
+
+    assert [1, 1] == asyncio.run(twice())
+    assert [2, 2] == asyncio.run(twice())
+    assert [3, 3] == trio.run(twice)
+    trio.run(transport.aclose)
+    with pytest.raises(ConfigurationError, match="closed"):
+        asyncio.run(twice())
+
+
+@pytest.mark.usefixtures("garbage")
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_event_loops_at_once(server: Loopback) -> None:
+    """In threads, asyncio and trio; each has a gate and connections of its own."""
+    transport = PooledTransport(max_connections=2)
+    used: dict[int, set[int]] = {}
+    barrier = threading.Barrier(4)
+
+    def run(number: int) -> None:
+        async def many() -> None:
+            async def one() -> None:
+                used.setdefault(number, set()).add(await get(transport, f"{server.url}/sleep/0.002"))
+
+            await together(*[one] * 40)
+
+        barrier.wait()
+        anyio.run(many, backend="asyncio" if number % 2 else "trio")
+
+    threads = [threading.Thread(target=run, args=[number]) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 160 == len(server.seen)
+    assert [2, 2, 2, 2] == [len(connections) for connections in used.values()]
+    assert 8 == len(set().union(*used.values()))
+
+
+@pytest.mark.usefixtures("garbage")
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_event_loops_that_have_ended_are_forgotten(server: Loopback) -> None:
+    """With the connections that they had, so that a thousand of them leave nothing behind."""
+    transport = PooledTransport()
+
+    async def once() -> int:
+        return await get(transport, server.url)
+
+    for number in range(1, 7):
+        assert number == anyio.run(once, backend=["asyncio", "trio"][number % 2])
+        gc.collect()
+        assert len(transport._pools) <= 1
+        assert server.settled(most=1) <= 1
+
+
+@pytest.fixture
+def tls(authority: trustme.CA) -> Iterator[Loopback]:
+    """Serve HTTPS, with a certificate that only those know who are told."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with Loopback(context) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    """Make a certificate authority."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def fresh_contexts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Start without TLS contexts; return the names of the threads in which httpx makes some."""
+    made: list[str] = []
+    create = httpx.create_ssl_context
+
+    def counting() -> ssl.SSLContext:
+        made.append(threading.current_thread().name)
+        return create()
+
+    monkeypatch.setattr(pooled, "_contexts", {})
+    monkeypatch.setattr(httpx, "create_ssl_context", counting)
+    return made
+
+
+@pytest.mark.anyio
+async def test_tls(tls: Loopback, authority: trustme.CA, fresh_contexts: list[str]) -> None:
+    """With the context that it was given, and no other."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    async with PooledTransport(ssl_context=context) as transport:
+        assert [1, 1] == [await get(transport, tls.url) for _ in range(2)]
+    assert [] == fresh_contexts
+
+
+@pytest.mark.anyio
+async def test_a_certificate_that_is_not_trusted(tls: Loopback) -> None:
+    """Nothing is sent; it counts as a failure to connect."""
+    async with PooledTransport(max_connections=1) as transport:
+        for _ in range(2):
+            with anyio.fail_after(5), pytest.raises(httpx.ConnectError):
+                await get(transport, tls.url)
+        assert 0 == await settled(tls, most=0)
+    assert [] == tls.seen
+
+
+@pytest.mark.anyio
+async def test_one_context_for_the_process(tls: Loopback, fresh_contexts: list[str]) -> None:
+    """Reading the certificates takes 20 ms: it is done once, and not on the event loop."""
+    for _ in range(2):
+        async with PooledTransport() as transport:
+            for _ in range(2):
+                with pytest.raises(httpx.ConnectError):
+                    await get(transport, tls.url)
+    (thread,) = fresh_contexts
+    assert threading.current_thread().name != thread
+
+
+@pytest.mark.anyio
+async def test_plain_http_reads_no_certificates(server: Loopback, fresh_contexts: list[str]) -> None:
+    """Nor does httpx make a context for it with each connection."""
+    async with PooledTransport() as transport:
+        await together(*[lambda: get(transport, f"{server.url}/sleep/0.01")] * 3)
+    assert [] == fresh_contexts

@@ -1,0 +1,248 @@
+"""One call of one account: from method and path to the bytes of a success, or to an error.
+
+Here requests get their credentials, calls their deadline, and what httpx raises becomes an error
+of this package. What the bytes mean is left to the resources.
+"""
+
+import functools
+import json
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+import anyio
+import attrs
+import httpx
+
+from lemcal_async._version import __version__
+from lemcal_async.credentials import Credentials, CredentialSource
+from lemcal_async.errors import (
+    APIConnectionError,
+    APITimeoutError,
+    CallInfo,
+    ConfigurationError,
+    DeadlineExceededError,
+)
+from lemcal_async.headers import parse_quota
+from lemcal_async.ratelimit import Key, Priority, RateLimit
+from lemcal_async.responses import error_from_response
+from lemcal_async.retry import REPEATABLE, RetryPolicy
+from lemcal_async.stack import Stack
+from lemcal_async.transport.call import Call, extension
+
+logger = logging.getLogger("lemcal_async")
+
+_DEFAULT_HEADERS = {
+    "User-Agent": f"lemcal-async/{__version__}",  # a library's own can be blocked by the CDN (observed)
+    "Accept": "application/json",
+    "Accept-Encoding": "gzip, deflate",
+}
+
+
+@attrs.frozen
+class Options:
+    """What one view of an account differs in. Times in seconds."""
+
+    timeout: dict[str, float | None]
+    deadline: float | None
+    retry: RetryPolicy
+    priority: Priority
+    skip_bad_rows: bool
+
+
+@attrs.frozen
+class Body:
+    """What a request carries, to be written as JSON. Its repr keeps the token of a webhook quiet."""
+
+    data: Any = attrs.field(repr=False)
+
+    def encoded(self) -> bytes:
+        """Return the JSON; ConfigurationError if it cannot be written as that."""
+        try:
+            return json.dumps(self.data, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            problem = str(error)
+        raise ConfigurationError(f"json= cannot be written as JSON: {problem}")
+
+
+@attrs.frozen
+class Answer:
+    """A success: its body, undecoded, and the call it belongs to."""
+
+    status_code: int
+    headers: dict[str, str]
+    body: bytes = attrs.field(repr=False)  # it may hold the token of a webhook
+    call: CallInfo
+
+
+@attrs.frozen
+class _Signature:
+    """What is the same for all requests with the same credentials."""
+
+    credentials: Credentials
+    headers: httpx.Headers
+    key: Key
+
+
+class Exchange:
+    """Sends the calls of one account with one set of options."""
+
+    __slots__ = ("_base_url", "_signature", "_source", "options", "stack")
+
+    def __init__(self, stack: Stack, base_url: str, source: CredentialSource, options: Options) -> None:
+        self.stack = stack
+        self.options = options
+        _url(base_url)  # refused now rather than by each call
+        self._base_url = base_url
+        self._source = source
+        self._signature: _Signature | None = None
+
+    def __repr__(self) -> str:
+        return f"{self._source} at {self._base_url}"
+
+    def for_account(self, source: CredentialSource) -> "Exchange":
+        """Return the same for another account."""
+        return Exchange(self.stack, self._base_url, source, self.options)
+
+    def with_options(self, options: Options) -> "Exchange":
+        """Return the same account with other options."""
+        return Exchange(self.stack, self._base_url, self._source, options)
+
+    def rate_limit(self) -> RateLimit:
+        """Return what is known of the account's budget."""
+        return self.stack.limiter.snapshot(self._sign().key)
+
+    def send(
+        self, method: str, route: str, target: str, body: Body | None = None
+    ) -> Coroutine[Any, Any, Answer]:
+        """Send one call, through all its retries; to be awaited.
+
+        ``target`` is path and query below the base URL, ``route`` the path without its ids.
+        Raises the errors of ``lemcal_async.errors`` for everything but a 2xx.
+        """
+        self.stack.check_open()
+        options = self.options
+        call = Call(method, route, priority=options.priority, retry=options.retry)
+        answer = self._send(call, target, body)
+        return answer if options.deadline is None else _within(options.deadline, call, answer)
+
+    async def _send(self, call: Call, target: str, body: Body | None) -> Answer:
+        signature = self._sign()
+        response: httpx.Response | APIConnectionError
+        try:
+            response = await self.stack.entry.handle_async_request(
+                self._request(signature, call, target, body)
+            )
+            if response.status_code == 401 and (renewed := self._sign()) is not signature:
+                # The key was rotated while the call was queued: it starts over, once.
+                signature, call.attempts = renewed, 0
+                response = await self.stack.entry.handle_async_request(
+                    self._request(signature, call, target, body)
+                )
+        except httpx.RequestError as error:
+            response = _failure(error, call, signature.credentials)
+        if isinstance(response, APIConnectionError):
+            # Out here, because what httpx raised holds the request with its credentials, and
+            # inside the except block it would come along as the context.
+            raise response
+        logger.debug("%s: %d after %d attempts", call, response.status_code, call.attempts)
+        if not response.is_success:
+            quota = parse_quota(response.headers)
+            raise error_from_response(
+                response.status_code,
+                response.headers,
+                response.content,
+                call.info(),
+                redact=signature.credentials.redact,
+                retry_after=quota.retry_after,
+                limit=quota.limit,
+                remaining=quota.remaining,
+            )
+        return Answer(response.status_code, dict(response.headers), response.content, call.info())
+
+    def _sign(self) -> _Signature:
+        credentials = self._source.current()
+        if self._signature is None or self._signature.credentials is not credentials:
+            headers = httpx.Headers({**_DEFAULT_HEADERS, "Authorization": credentials.authorization})
+            self._signature = _Signature(credentials, headers, Key(self._base_url, credentials.digest))
+        return self._signature
+
+    def _request(self, signature: _Signature, call: Call, target: str, body: Body | None) -> httpx.Request:
+        call.key = signature.key
+        request = httpx.Request(
+            call.method,
+            _url(self._base_url + target),
+            headers=signature.headers,
+            content=None if body is None else body.encoded(),
+            extensions={"timeout": self.options.timeout, **extension(call)},
+        )
+        if body is not None:
+            request.headers["Content-Type"] = "application/json"
+        return request
+
+
+async def _within(deadline: float, call: Call, answer: Coroutine[Any, Any, Answer]) -> Answer:
+    """Await an answer for so many seconds, waits and retries included."""
+    with anyio.move_on_after(deadline) as scope:
+        call.deadline = scope.deadline
+        return await answer
+    raise DeadlineExceededError(
+        f"{call}: no answer within the deadline of {deadline:.3g} s{_so_far(call)}{_warning(call)}",
+        call=call.info(),
+    )
+
+
+def _failure(error: httpx.RequestError, call: Call, credentials: Credentials) -> APIConnectionError:
+    if isinstance(error, httpx.TimeoutException):
+        kind: type[APIConnectionError] = APITimeoutError
+        reason = f"{_OPERATIONS.get(type(error), 'the network')} took longer than timeout="
+    else:
+        kind = APIConnectionError
+        reason = credentials.redact(_words(error))
+    return kind(
+        f"{call}: no answer: {reason}{_so_far(call)}{_warning(call)}",
+        call=call.info(),
+        maybe_processed=_maybe_processed(call),
+    )
+
+
+_OPERATIONS: dict[type[httpx.TimeoutException], str] = {
+    httpx.ConnectTimeout: "connecting",
+    httpx.ReadTimeout: "waiting for the answer",
+    httpx.WriteTimeout: "sending",
+    httpx.PoolTimeout: "waiting for a connection",
+}
+
+
+def _words(error: BaseException) -> str:
+    """Return what an error says, or the first of those behind it that says something."""
+    said: BaseException | None = error
+    while said is not None:
+        if words := " ".join(str(said).split()):
+            return words
+        said = said.__cause__
+    return type(error).__name__
+
+
+def _so_far(call: Call) -> str:
+    return f" ({call.attempts} attempts, {call.waited:.1f} s waited)" if call.attempts > 1 else ""
+
+
+def _warning(call: Call) -> str:
+    if _maybe_processed(call) and call.method not in REPEATABLE:
+        return "; it may have been processed: look before you send it again"
+    return ""
+
+
+def _maybe_processed(call: Call) -> bool:
+    return call.sent or call.maybe_processed
+
+
+@functools.lru_cache(maxsize=1024)
+def _url(text: str) -> httpx.URL:
+    """Parse a URL once: the same few are called again and again."""
+    try:
+        return httpx.URL(text)
+    except httpx.InvalidURL as error:
+        problem = str(error)
+    raise ConfigurationError(f"nothing was sent: the URL cannot be used: {problem}")

@@ -1,0 +1,469 @@
+"""Every call of the client: what it sends, and what it makes of the answers."""
+
+import json
+import logging
+from typing import Any
+
+import httpx
+import pytest
+
+from lemcal_async import AsyncLemcal, Hook, Meeting, MeetingType, User, __version__, from_wire, to_wire
+from lemcal_async.errors import (
+    BadRequestError,
+    DuplicateHookError,
+    HookNotFoundError,
+    MeetingNotFoundError,
+    MeetingTypeNotFoundError,
+    MethodNotAllowedError,
+    NotFoundError,
+    ResponseDecodeError,
+)
+from lemcal_async.sandbox import Sandbox, faults
+from lemcal_async.sandbox.faults import Fault
+
+from .conftest import AT_ONCE, TARGET, Wire, answering
+
+pytestmark = pytest.mark.anyio
+
+
+def routes(sandbox: Sandbox) -> list[tuple[str, str, str]]:
+    """Return what was asked, in order."""
+    return [(seen.method, seen.path, seen.query) for seen in sandbox.requests]
+
+
+# --------------------------------------------------------------------------- the calls
+
+
+async def test_me(lemcal_sandbox: Sandbox) -> None:
+    """The account itself."""
+    async with lemcal_sandbox.client() as lemcal:
+        user = await lemcal.me()
+    account = lemcal_sandbox.accounts[0]
+    assert isinstance(user, User)
+    assert (account.user_id, account.email, account.public_identifier) == (
+        user.id,
+        user.email,
+        user.public_identifier,
+    )
+    assert [("GET", "/me", "")] == routes(lemcal_sandbox)
+
+
+async def test_meetings_list(lemcal_sandbox: Sandbox) -> None:
+    """All of them, in the server's order."""
+    async with lemcal_sandbox.client() as lemcal:
+        meetings = await lemcal.meetings.list()
+    assert from_wire(lemcal_sandbox.meetings(), list[Meeting]) == meetings
+    assert 12 == len(meetings)
+    assert [("GET", "/meetings", "")] == routes(lemcal_sandbox)
+
+
+async def test_meetings_list_of_one_type(lemcal_sandbox: Sandbox) -> None:
+    """The server narrows the list."""
+    type_id = lemcal_sandbox.meeting_types()[1]["_id"]
+    async with lemcal_sandbox.client() as lemcal:
+        meetings = await lemcal.meetings.list(type_id)
+        assert meetings == await lemcal.meetings.list(meeting_type_id=type_id)
+    assert {type_id} == {meeting.meeting_type_id for meeting in meetings}
+    assert [("GET", "/meetings", f"meetingTypeId={type_id}")] * 2 == routes(lemcal_sandbox)
+
+
+async def test_meetings_get(lemcal_sandbox: Sandbox) -> None:
+    """Found in the list, which one meeting type can narrow."""
+    wanted = lemcal_sandbox.meetings()[3]
+    async with lemcal_sandbox.client() as lemcal:
+        meeting = await lemcal.meetings.get(wanted["_id"])
+        assert meeting == await lemcal.meetings.get(wanted["_id"], meeting_type_id=wanted["meetingTypeId"])
+    assert wanted == to_wire(meeting)
+    assert [("GET", "/meetings", ""), ("GET", "/meetings", f"meetingTypeId={wanted['meetingTypeId']}")] == (
+        routes(lemcal_sandbox)
+    )
+
+
+async def test_meetings_get_of_none(lemcal_sandbox: Sandbox) -> None:
+    """An id that is not in the list, or not in that of the other meeting type."""
+    wanted = lemcal_sandbox.meetings()[0]
+    other_type = lemcal_sandbox.meeting_types()[1]["_id"]
+    async with lemcal_sandbox.client() as lemcal:
+        with pytest.raises(
+            MeetingNotFoundError, match="'mee_unknown' is not among the 12 meetings"
+        ) as caught:
+            await lemcal.meetings.get("mee_unknown")
+        with pytest.raises(MeetingNotFoundError):
+            await lemcal.meetings.get(wanted["_id"], other_type)
+    assert ("GET", "/meetings", 404, 1) == (
+        caught.value.method,
+        caught.value.route,
+        caught.value.status_code,
+        caught.value.attempts,
+    )
+
+
+async def test_meeting_types_list(lemcal_sandbox: Sandbox) -> None:
+    """All of them, disabled ones too."""
+    async with lemcal_sandbox.client() as lemcal:
+        types = await lemcal.meeting_types.list()
+    assert from_wire(lemcal_sandbox.meeting_types(), list[MeetingType]) == types
+    assert {"enabled", "disabled"} == {type_.status for type_ in types}
+    assert [("GET", "/meetingTypes", "")] == routes(lemcal_sandbox)
+
+
+async def test_meeting_types_get(lemcal_sandbox: Sandbox) -> None:
+    """One of them, or the error that names what is missing."""
+    wanted = lemcal_sandbox.meeting_types()[2]
+    async with lemcal_sandbox.client() as lemcal:
+        assert wanted == to_wire(await lemcal.meeting_types.get(wanted["_id"]))
+        with pytest.raises(MeetingTypeNotFoundError, match="meeting type not found") as caught:
+            await lemcal.meeting_types.get("met_unknown")
+    assert "/meetingTypes/{id}" == caught.value.route
+    assert ("GET", f"/meetingTypes/{wanted['_id']}", "") == routes(lemcal_sandbox)[0]
+
+
+async def test_a_hook_for_any_type(lemcal_sandbox: Sandbox) -> None:
+    """Created, and deleted by its id."""
+    async with lemcal_sandbox.client() as lemcal:
+        hook = await lemcal.hooks.create(TARGET, any_meeting_type=True)
+        assert [to_wire(hook)] == lemcal_sandbox.hooks()
+        assert isinstance(hook, Hook)
+        assert (TARGET, True, None) == (hook.target_url, hook.any_meeting_type, hook.meeting_type_id)
+        await lemcal.hooks.delete(hook.id)
+        assert [] == lemcal_sandbox.hooks()
+        with pytest.raises(HookNotFoundError, match="hook not found") as caught:
+            await lemcal.hooks.delete(hook.id)
+    assert "/hooks/{id}" == caught.value.route
+
+
+async def test_a_hook_for_one_type(lemcal_sandbox: Sandbox) -> None:
+    """Nothing but that type is sent."""
+    type_id = lemcal_sandbox.meeting_types()[0]["_id"]
+    async with lemcal_sandbox.client() as lemcal:
+        hook = await lemcal.hooks.create(TARGET, meeting_type_id=type_id)
+        with pytest.raises(MeetingTypeNotFoundError):
+            await lemcal.hooks.create(TARGET, meeting_type_id="met_unknown")
+    assert (type_id, None) == (hook.meeting_type_id, hook.any_meeting_type)
+    wire = answering(json={"_id": "hoo_1"})
+    await wire.client().hooks.create(TARGET, meeting_type_id="met_1")
+    await wire.client().hooks.create(TARGET, any_meeting_type=True)
+    assert [
+        {"targetUrl": TARGET, "meetingTypeId": "met_1"},
+        {"targetUrl": TARGET, "anyMeetingType": True},
+    ] == [json.loads(request.content) for request in wire.requests]
+
+
+async def test_a_hook_that_exists(lemcal_sandbox: Sandbox) -> None:
+    """A 409 raises, unless it is as good as a success."""
+    async with lemcal_sandbox.client() as lemcal:
+        first = await lemcal.hooks.create(TARGET, any_meeting_type=True, exist_ok=True)
+        assert isinstance(first, Hook)
+        with pytest.raises(DuplicateHookError, match="Duplicate hook"):
+            await lemcal.hooks.create(TARGET, any_meeting_type=True)
+        assert None is await lemcal.hooks.create(TARGET, any_meeting_type=True, exist_ok=True)
+    assert 1 == len(lemcal_sandbox.hooks())
+
+
+async def test_a_hook_refused_is_no_duplicate(lemcal_sandbox: Sandbox) -> None:
+    """exist_ok forgives a 409 only."""
+    lemcal_sandbox.inject(faults.status(400, "Invalid targetUrl"))
+    async with lemcal_sandbox.client() as lemcal:
+        with pytest.raises(BadRequestError, match="Invalid targetUrl"):
+            await lemcal.hooks.create(TARGET, any_meeting_type=True, exist_ok=True)
+
+
+async def test_delete_is_done_if_its_repetition_finds_nothing(lemcal_sandbox: Sandbox) -> None:
+    """The first attempt did it, and its answer was lost."""
+    async with lemcal_sandbox.client(retry=AT_ONCE) as lemcal:
+        hook = await lemcal.hooks.create(TARGET, any_meeting_type=True)
+        lemcal_sandbox.inject(faults.reset_after_processing())
+        await lemcal.hooks.delete(hook.id)
+    assert [] == lemcal_sandbox.hooks()
+    assert [None, 404] == [seen.status for seen in lemcal_sandbox.requests[1:]]
+
+
+@pytest.mark.parametrize("fault", [faults.html_200(), faults.empty_string_200(), faults.status(200, "OK")])
+async def test_delete_answered_with_something_else(lemcal_sandbox: Sandbox, fault: Fault) -> None:
+    """A page is another server's answer: nothing was deleted."""
+    async with lemcal_sandbox.client() as lemcal:
+        hook = await lemcal.hooks.create(TARGET, any_meeting_type=True)
+        lemcal_sandbox.inject(fault)
+        with pytest.raises(ResponseDecodeError, match=r"^DELETE /hooks/\{id\}: 200 OK, but the body is "):
+            await lemcal.hooks.delete(hook.id)
+    assert 1 == len(lemcal_sandbox.hooks())
+
+
+@pytest.mark.parametrize("body", [b"", b"\r\n", b'{"deleted": true}'])
+async def test_delete_answered_with_200(body: bytes) -> None:
+    """Nothing at all or some JSON is a success as well as the documented 204."""
+    wire = answering(content=body)
+    await wire.client().hooks.delete("hoo_1")
+    assert ["/api/lemcal/hooks/hoo_1"] == [request.url.path for request in wire.requests]
+
+
+# --------------------------------------------------------------------------- any other path
+
+
+async def test_request(lemcal_sandbox: Sandbox) -> None:
+    """Any path through the same layers; the JSON as it is."""
+    async with lemcal_sandbox.client() as lemcal:
+        answer = await lemcal.request("GET", "/me")
+    assert (200, lemcal_sandbox.user_id) == (answer.status_code, answer.data["_id"])
+    assert "19" == answer.headers["x-ratelimit-remaining"]
+    assert all(name == name.lower() for name in answer.headers)
+    assert lemcal_sandbox.requests[0].user_id == lemcal_sandbox.user_id
+
+
+async def test_request_into_a_model(lemcal_sandbox: Sandbox) -> None:
+    """One, or a list of them."""
+    async with lemcal_sandbox.client() as lemcal:
+        user = (await lemcal.request("GET", "/me", into=User)).data
+        meetings = (await lemcal.request("GET", "/meetings", into=list[Meeting])).data
+        assert await lemcal.me() == user
+        assert await lemcal.meetings.list() == meetings
+
+
+async def test_request_into_a_model_that_it_is_not(lemcal_sandbox: Sandbox) -> None:
+    """The error names the call; of a list it has the good rows."""
+    async with lemcal_sandbox.client() as lemcal:
+        with pytest.raises(
+            ResponseDecodeError, match=r"^GET /meetings: expected an object, got list$"
+        ) as caught:
+            await lemcal.request("GET", "/meetings", into=Meeting)
+        assert ("/meetings", 200, []) == (caught.value.route, caught.value.status_code, caught.value.rows)
+        lemcal_sandbox.inject(faults.json([{"_id": "mee_1"}, {}]))
+        with pytest.raises(ResponseDecodeError, match=r"^GET /meetings: 1 of 2 rows") as caught:
+            await lemcal.request("GET", "/meetings", into=list[Meeting])
+    assert ([Meeting("mee_1")], [1]) == (caught.value.rows, [bad.index for bad in caught.value.bad_rows])
+
+
+@pytest.mark.parametrize("into", [dict, list[int], list, str, Meeting("mee_1")])
+async def test_request_into_no_model(into: Any) -> None:
+    """A mistake in the program is known before anything is sent."""
+    wire = Wire()
+    with pytest.raises(TypeError):
+        await wire.client().request("GET", "/me", into=into)
+    assert [] == wire.requests
+
+
+async def test_request_params(lemcal_sandbox: Sandbox) -> None:
+    """None is left out, booleans are as in JSON, a list repeats the name, the rest is quoted."""
+    params = {"a": None, "b": True, "c": [1, "2"], "d": "x&y é", "e": ""}
+    async with lemcal_sandbox.client() as lemcal:
+        await lemcal.request("GET", "/me", params=params)
+        await lemcal.request("GET", "/me", params={"a": None})
+        await lemcal.request("GET", "/me", params={})
+    assert ["b=true&c=1&c=2&d=x%26y+%C3%A9&e=", "", ""] == [seen.query for seen in lemcal_sandbox.requests]
+
+
+async def test_request_with_json(lemcal_sandbox: Sandbox) -> None:
+    """The method may be in lower case; 204 is None."""
+    async with lemcal_sandbox.client() as lemcal:
+        body = {"targetUrl": TARGET, "anyMeetingType": True}
+        hook = (await lemcal.request("post", "/hooks", json=body, into=Hook)).data
+        gone = await lemcal.request("Delete", f"/hooks/{hook.id}")
+    assert (204, None) == (gone.status_code, gone.data)
+    assert ["POST", "DELETE"] == [seen.method for seen in lemcal_sandbox.requests]
+
+
+@pytest.mark.parametrize("falsy", [[], {}, 0, False, ""])
+async def test_request_with_json_that_is_falsy(falsy: Any) -> None:
+    """It is sent all the same."""
+    wire = Wire()
+    await wire.client().request("PUT", "/me", json=falsy)
+    assert [falsy] == [json.loads(request.content) for request in wire.requests]
+
+
+async def test_request_raises_the_same_errors(lemcal_sandbox: Sandbox) -> None:
+    """404 and 405 name the path as it was given."""
+    async with lemcal_sandbox.client() as lemcal:
+        with pytest.raises(NotFoundError) as caught:
+            await lemcal.request("GET", "/nothing/here")
+        with pytest.raises(MethodNotAllowedError):
+            await lemcal.request("PATCH", "/me")
+    assert "/nothing/here" == caught.value.route
+
+
+async def test_request_quotes_its_path() -> None:
+    """What is quoted already stays so."""
+    wire = Wire()
+    await wire.client().request("GET", "/a%20b/é")
+    assert ["/api/lemcal/a%20b/%C3%A9"] == [request.url.raw_path.decode() for request in wire.requests]
+
+
+# --------------------------------------------------------------------------- answers
+
+
+@pytest.mark.parametrize("name", ["meetings", "data"])
+async def test_lists_in_an_envelope(lemcal_sandbox: Sandbox, name: str) -> None:
+    """Both envelopes that were seen are read as the list they hold."""
+    async with lemcal_sandbox.client() as lemcal:
+        lemcal_sandbox.inject(faults.json({name: [{"_id": "mee_1"}]}), times=2)
+        assert [Meeting("mee_1")] == await lemcal.meetings.list()
+        assert Meeting("mee_1") == await lemcal.meetings.get("mee_1")
+        lemcal_sandbox.inject(faults.json({name: []}))
+        assert [] == await lemcal.meetings.list()
+
+
+@pytest.mark.parametrize("name", ["meetingTypes", "data"])
+async def test_lists_of_types_in_an_envelope(lemcal_sandbox: Sandbox, name: str) -> None:
+    """The same for meeting types."""
+    lemcal_sandbox.inject(faults.json({name: [{"_id": "met_1"}]}))
+    async with lemcal_sandbox.client() as lemcal:
+        assert [MeetingType("met_1")] == await lemcal.meeting_types.list()
+
+
+WRONG: dict[str, tuple[Fault, str]] = {
+    "page": (faults.html_200(), "the body is an HTML page, not JSON. Check base_url and the path."),
+    "nothing": (faults.empty_200(), "the body is empty."),
+    "empty string": (faults.empty_string_200(), "the body is empty."),
+    "string": (faults.json("Unauthorized"), "the body is a string, where "),
+    "number": (faults.json(7), "the body is a number, where "),
+    "null": (faults.json(None), "the body is null, where "),
+    "half": (faults.status(200, '[{"_id": "mee_'), "the body is JSON that breaks off after 14 bytes."),
+    "no content": (faults.status(204), "the body is null, where "),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("call", ["me", "list", "get", "types", "type", "hook"])
+async def test_a_2xx_that_is_no_success(lemcal_sandbox: Sandbox, wrong: str, call: str) -> None:
+    """Not an empty list, not a None, not somebody else's page: an error that says what came."""
+    fault, words = WRONG[wrong]
+    lemcal_sandbox.inject(fault)
+    async with lemcal_sandbox.client() as lemcal:
+        calls: dict[str, Any] = {
+            "me": lemcal.me,
+            "list": lemcal.meetings.list,
+            "get": lambda: lemcal.meetings.get("mee_1"),
+            "types": lemcal.meeting_types.list,
+            "type": lambda: lemcal.meeting_types.get("met_1"),
+            "hook": lambda: lemcal.hooks.create(TARGET, any_meeting_type=True),
+        }
+        with pytest.raises(ResponseDecodeError) as caught:
+            await calls[call]()
+    assert words in str(caught.value)
+    assert 1 == len(lemcal_sandbox.requests)
+
+
+async def test_an_object_in_place_of_a_list_and_the_reverse(lemcal_sandbox: Sandbox) -> None:
+    """Neither is made into the other."""
+    async with lemcal_sandbox.client() as lemcal:
+        lemcal_sandbox.inject(faults.json({"_id": "mee_1"}))
+        with pytest.raises(ResponseDecodeError, match="an object, where a list was expected"):
+            await lemcal.meetings.list()
+        lemcal_sandbox.inject(faults.json([{"_id": "usr_1"}]))
+        with pytest.raises(ResponseDecodeError, match="an array, where an object was expected"):
+            await lemcal.me()
+
+
+async def test_a_model_without_an_id(lemcal_sandbox: Sandbox) -> None:
+    """Ids are never made up."""
+    lemcal_sandbox.inject(faults.json({"email": "host@example.com"}))
+    async with lemcal_sandbox.client() as lemcal:
+        with pytest.raises(
+            ResponseDecodeError, match=r"^GET /me: _id: expected a non-empty string, got null"
+        ):
+            await lemcal.me()
+
+
+async def test_a_broken_answer_to_a_get_is_asked_for_again(lemcal_sandbox: Sandbox) -> None:
+    """A body that breaks off on the wire is no JSON error."""
+    lemcal_sandbox.inject(faults.truncated())
+    async with lemcal_sandbox.client(retry=AT_ONCE) as lemcal:
+        assert 12 == len(await lemcal.meetings.list())
+
+
+# --------------------------------------------------------------------------- bad rows
+
+ROWS = [{"_id": "mee_1"}, {"_id": ""}, {"_id": "mee_2", "start": "tomorrow"}, {"_id": "mee_3"}, None]
+GOOD = [Meeting("mee_1"), Meeting("mee_3")]
+
+
+async def test_bad_rows_raise(lemcal_sandbox: Sandbox) -> None:
+    """With the good models and the bad rows on the error: nothing is thrown away."""
+    lemcal_sandbox.inject(faults.json(ROWS))
+    async with lemcal_sandbox.client() as lemcal:
+        with pytest.raises(
+            ResponseDecodeError, match=r"^GET /meetings: 3 of 5 rows cannot be read"
+        ) as caught:
+            await lemcal.meetings.list()
+    error = caught.value
+    assert GOOD == error.rows
+    assert [(1, ROWS[1]), (2, ROWS[2]), (4, None)] == [(bad.index, bad.row) for bad in error.bad_rows]
+    assert "start: expected an ISO 8601 time with an offset, got str" == error.bad_rows[1].reason
+    assert 200 == error.status_code
+    assert "on_bad_row='skip'" in str(error)
+
+
+async def test_bad_rows_are_skipped(lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """If asked for, with a warning that shows no value."""
+    lemcal_sandbox.inject(faults.json(ROWS))
+    async with lemcal_sandbox.client(on_bad_row="skip") as lemcal:
+        assert GOOD == await lemcal.meetings.list()
+        lemcal_sandbox.inject(faults.json([{"_id": 5}, {"_id": "met_1"}]))
+        assert [MeetingType("met_1")] == await lemcal.meeting_types.list()
+    first, second = [record for record in caplog.records if record.name == "lemcal_async"]
+    assert (logging.WARNING, logging.WARNING) == (first.levelno, second.levelno)
+    assert first.getMessage().startswith(
+        "GET /meetings: 3 of 5 rows cannot be read (the first is row 1: _id: "
+    )
+    assert "tomorrow" not in caplog.text
+
+
+async def test_get_looks_at_one_row_only(lemcal_sandbox: Sandbox) -> None:
+    """A bad neighbour does not matter; a bad row of that id is an error and not a missing meeting."""
+    async with lemcal_sandbox.client(on_bad_row="skip") as lemcal:
+        lemcal_sandbox.inject(faults.json(ROWS), times=3)
+        assert GOOD[1] == await lemcal.meetings.get("mee_3")
+        with pytest.raises(ResponseDecodeError, match=r"^GET /meetings: start: expected an ISO 8601 time"):
+            await lemcal.meetings.get("mee_2")
+        with pytest.raises(MeetingNotFoundError, match="among the 5 meetings"):
+            await lemcal.meetings.get("mee_4")
+
+
+# --------------------------------------------------------------------------- what is sent
+
+
+async def test_headers(lemcal_sandbox: Sandbox) -> None:
+    """Our own User-Agent, JSON wanted; a Content-Type only where there is content."""
+    async with lemcal_sandbox.client() as lemcal:
+        await lemcal.me()
+        hook = await lemcal.hooks.create(TARGET, any_meeting_type=True)
+        await lemcal.hooks.delete(hook.id)
+    headers = [seen.headers for seen in lemcal_sandbox.requests]
+    assert {f"lemcal-async/{__version__}"} == {each["user-agent"] for each in headers}
+    assert {"application/json"} == {each["accept"] for each in headers}
+    assert [None, "application/json", None] == [each.get("content-type") for each in headers]
+    assert [None, None] == [each.get("content-length") for each in (headers[0], headers[2])]
+
+
+async def test_no_cookies_are_kept(lemcal_sandbox: Sandbox) -> None:
+    """One account's session never travels with the requests of another."""
+    lemcal_sandbox.inject(faults.status(200, "[]", headers={"Set-Cookie": "session=1; Path=/"}))
+    async with lemcal_sandbox.client() as lemcal:
+        await lemcal.meetings.list()
+        await lemcal.meetings.list()
+    assert 2 == len(lemcal_sandbox.requests)
+    assert all("cookie" not in seen.headers for seen in lemcal_sandbox.requests)
+
+
+async def test_one_connection_serves_calls_in_turn(lemcal_sandbox: Sandbox) -> None:
+    """And nothing is asked for that was not asked for."""
+    async with lemcal_sandbox.client() as lemcal:
+        for _ in range(3):
+            await lemcal.me()
+    assert ["/me"] * 3 == [seen.path for seen in lemcal_sandbox.requests]
+
+
+async def test_the_default_base_url() -> None:
+    """https, as the vendor's own examples are not."""
+    wire = Wire()
+    await AsyncLemcal("usr_x", "key", transport=wire).me()
+    assert ["https://api.lemcal.com/api/lemcal/me"] == [str(request.url) for request in wire.requests]
+    assert [httpx.BasicAuth("usr_x", "key")._auth_header] == [
+        request.headers["authorization"] for request in wire.requests
+    ]
+
+
+async def test_a_base_url_may_end_in_a_slash(lemcal_sandbox: Sandbox) -> None:
+    """It makes no double slash."""
+    async with lemcal_sandbox.client(base_url=lemcal_sandbox.base_url + "/") as lemcal:
+        await lemcal.me()
+    assert ["/me"] == [seen.path for seen in lemcal_sandbox.requests]

@@ -1,0 +1,248 @@
+"""The deadline of a call: it covers queue, retries and slow answers, and says no at once where it can."""
+
+import anyio
+import httpx
+import pytest
+
+from lemcal_async.errors import DeadlineExceededError, LemcalError
+from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, Priority, Unlimited
+from lemcal_async.sandbox import Sandbox, faults
+
+from .conftest import AT_ONCE, TARGET, Wire, answering, check_plain
+
+pytestmark = pytest.mark.anyio
+
+AGAIN = "it may have been processed: look before you send it again"
+
+
+class Stopwatch:
+    """Seconds on the event loop's clock since it was made."""
+
+    def __init__(self) -> None:
+        self._started = anyio.current_time()
+
+    @property
+    def seconds(self) -> float:
+        """The seconds so far."""
+        return anyio.current_time() - self._started
+
+
+async def test_a_slow_answer(lemcal_sandbox: Sandbox) -> None:
+    """It is not waited for any longer, and the error is a TimeoutError."""
+    lemcal_sandbox.inject(faults.slow(30))
+    async with lemcal_sandbox.client(deadline=0.2) as lemcal:
+        watch = Stopwatch()
+        with pytest.raises(
+            TimeoutError, match=r"^GET /me: no answer within the deadline of 0\.2 s$"
+        ) as caught:
+            await lemcal.me()
+        assert 0.19 <= watch.seconds < 2
+    error = caught.value
+    assert isinstance(error, DeadlineExceededError)
+    assert (None, 1, "GET", "/me", None) == (
+        error.retry_after,
+        error.attempts,
+        error.method,
+        error.route,
+        error.status_code,
+    )
+    check_plain(error)
+
+
+async def test_many_attempts_share_it(lemcal_sandbox: Sandbox) -> None:
+    """Each is short enough by itself."""
+    lemcal_sandbox.inject(faults.slow(30), times=5)
+    async with lemcal_sandbox.client(deadline=0.3, timeout=0.1, retry=AT_ONCE) as lemcal:
+        watch = Stopwatch()
+        with pytest.raises(
+            DeadlineExceededError, match=r"the deadline of 0\.3 s \([23] attempts, "
+        ) as caught:
+            await lemcal.me()
+        assert 0.29 <= watch.seconds < 2
+    assert caught.value.attempts > 1
+    check_plain(caught.value)
+
+
+async def test_an_answer_in_time(lemcal_sandbox: Sandbox) -> None:
+    """Retries and the queue included."""
+    lemcal_sandbox.inject(faults.status(500))
+    lemcal_sandbox.inject(faults.too_many_requests("0.05"))
+    async with lemcal_sandbox.client(deadline=10, retry=AT_ONCE) as lemcal:
+        assert 12 == len(await lemcal.meetings.list())
+    assert [500, 429, 200] == [seen.status for seen in lemcal_sandbox.requests]
+
+
+async def test_a_queue_known_to_be_longer(lemcal_sandbox: Sandbox) -> None:
+    """It is refused at once, with the seconds after which it may work; nothing is sent."""
+    limiter = LocalRateLimiter(limit=1, period=30)
+    async with lemcal_sandbox.client(limiter=limiter) as lemcal:
+        await lemcal.me()
+        watch = Stopwatch()
+        with pytest.raises(
+            DeadlineExceededError, match=r"queue is [23]\d(\.\d)? s long, and only 10 s"
+        ) as caught:
+            await lemcal.with_options(deadline=10).meetings.list()
+        assert watch.seconds < 2
+    error = caught.value
+    assert error.retry_after == pytest.approx(30, abs=2)
+    assert ("GET", "/meetings", 0) == (error.method, error.route, lemcal.rate_limit.queued)
+    check_plain(error)
+    assert 1 == len(lemcal_sandbox.requests)
+
+
+async def test_a_queue_that_is_short_enough(lemcal_sandbox: Sandbox) -> None:
+    """The wait for one's turn is part of the time."""
+    limiter = LocalRateLimiter(limit=1, period=0.2)
+    async with lemcal_sandbox.client(limiter=limiter, deadline=5) as lemcal:
+        await lemcal.me()
+        watch = Stopwatch()
+        await lemcal.me()
+        assert 0.1 <= watch.seconds < 5
+    assert 2 == len(lemcal_sandbox.requests)
+
+
+async def test_a_wait_for_a_retry_known_to_be_longer(lemcal_sandbox: Sandbox) -> None:
+    """The server says how long: no use in waiting for the deadline instead."""
+    lemcal_sandbox.inject(faults.status(503, headers={"Retry-After": "20"}))
+    async with lemcal_sandbox.client(deadline=10) as lemcal:
+        watch = Stopwatch()
+        with pytest.raises(
+            DeadlineExceededError, match="a retry would have to wait 20 s, and only"
+        ) as caught:
+            await lemcal.me()
+        assert watch.seconds < 2
+    assert (20, 1) == (caught.value.retry_after, caught.value.attempts)
+    check_plain(caught.value)
+
+
+@pytest.mark.parametrize("limited", [True, False])
+async def test_a_refusal_known_to_last_longer(lemcal_sandbox: Sandbox, limited: bool) -> None:  # noqa: FBT001 - a case
+    """The same after a 429, be it the limiter that waits or the retry."""
+    lemcal_sandbox.inject(faults.too_many_requests("20"))
+    limiter = None if limited else Unlimited()
+    async with lemcal_sandbox.client(deadline=10, limiter=limiter) as lemcal:
+        watch = Stopwatch()
+        with pytest.raises(DeadlineExceededError) as caught:
+            await lemcal.hooks.create(TARGET, any_meeting_type=True)
+        assert watch.seconds < 2
+    assert caught.value.retry_after == pytest.approx(20, abs=1)
+    assert "processed" not in str(caught.value)
+    check_plain(caught.value)
+
+
+async def test_a_post_past_its_deadline(lemcal_sandbox: Sandbox) -> None:
+    """It was sent, so it may have been processed; and so it was."""
+    lemcal_sandbox.inject(faults.slow(30))
+    async with lemcal_sandbox.client(deadline=0.2) as lemcal:
+        with pytest.raises(DeadlineExceededError, match=f"; {AGAIN}$") as caught:
+            await lemcal.hooks.create(TARGET, any_meeting_type=True)
+    check_plain(caught.value)
+    assert 1 == len(lemcal_sandbox.hooks())
+
+
+class Only(Unlimited):
+    """A limiter that lets so many requests pass, and no more."""
+
+    def __init__(self, requests: int) -> None:
+        self._left = requests
+
+    async def acquire(
+        self,
+        key: Key,
+        *,
+        priority: Priority = "interactive",
+        timeout: float | None = None,  # noqa: ASYNC109 - the protocol's
+        again: Permit | None = None,
+    ) -> Permit:
+        """Let pass, or wait for ever."""
+        if not self._left:
+            await anyio.sleep_forever()
+        self._left -= 1
+        return await super().acquire(key)
+
+
+async def test_a_post_that_never_left() -> None:
+    """Its turn did not come in time: there is nothing to look for."""
+    wire = Wire()
+    with pytest.raises(DeadlineExceededError, match=r"deadline of 0\.05 s$") as caught:
+        await wire.client(deadline=0.05, limiter=Only(0)).hooks.create(TARGET, any_meeting_type=True)
+    check_plain(caught.value)
+    assert [] == wire.requests
+
+
+async def test_a_refused_post_whose_turn_does_not_come() -> None:
+    """It was sent once and refused: it was not processed."""
+    wire = answering(429, headers={"Retry-After": "0"})
+    lemcal = wire.client(deadline=0.05, limiter=Only(1), retry=AT_ONCE)
+    with pytest.raises(DeadlineExceededError, match=r"deadline of 0\.05 s") as caught:
+        await lemcal.hooks.create(TARGET, any_meeting_type=True)
+    assert 1 == len(wire.requests)
+    assert "processed" not in str(caught.value)
+
+
+async def test_within_an_outer_timeout_that_is_longer(lemcal_sandbox: Sandbox) -> None:
+    """The call's own deadline speaks, and the outer block goes on."""
+    lemcal_sandbox.inject(faults.slow(30))
+    async with lemcal_sandbox.client(deadline=0.1) as lemcal:
+        with anyio.fail_after(20):
+            with pytest.raises(DeadlineExceededError):
+                await lemcal.me()
+            assert lemcal_sandbox.user_id == (await lemcal.with_options(deadline=5).me()).id
+
+
+async def test_within_an_outer_timeout_that_is_shorter(lemcal_sandbox: Sandbox) -> None:
+    """It is the caller's, and stays a plain TimeoutError."""
+    lemcal_sandbox.inject(faults.slow(30))
+    async with lemcal_sandbox.client(deadline=20) as lemcal:
+        with pytest.raises(TimeoutError) as caught, anyio.fail_after(0.1):
+            await lemcal.me()
+        assert TimeoutError is type(caught.value)
+        assert not isinstance(caught.value, LemcalError)
+        assert lemcal_sandbox.user_id == (await lemcal.me()).id
+
+
+async def test_a_cancelled_call_leaves_nothing_behind(lemcal_sandbox: Sandbox) -> None:
+    """Neither a place in the queue nor a connection: the next calls work."""
+    lemcal_sandbox.inject(faults.slow(30), times=3)
+    async with lemcal_sandbox.client() as lemcal:
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(lemcal.me)
+            await anyio.sleep(0.1)
+            group.cancel_scope.cancel()
+        assert 0 == lemcal.rate_limit.queued
+        assert lemcal_sandbox.user_id == (await lemcal.me()).id
+
+
+async def test_each_call_has_its_own(lemcal_sandbox: Sandbox) -> None:
+    """One client's calls at once: the slow one fails alone."""
+    lemcal_sandbox.inject(faults.slow(30), path="/me")
+    late: list[DeadlineExceededError] = []
+    async with lemcal_sandbox.client(deadline=20) as lemcal:
+
+        async def call() -> None:
+            with pytest.raises(DeadlineExceededError) as caught:
+                await lemcal.with_options(deadline=0.1).me()
+            late.append(caught.value)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(call)
+            for _ in range(5):
+                group.start_soon(lemcal.meetings.list)
+    assert ["/me"] == [error.route for error in late]
+    assert 5 == sum(seen.status == 200 for seen in lemcal_sandbox.requests)
+
+
+async def test_rotation_does_not_extend_it() -> None:
+    """A call that starts over with a new key has the time that is left."""
+    keys = iter(["old", "new"])
+
+    async def slowly(request: httpx.Request) -> httpx.Response:
+        await anyio.sleep(0.2)
+        return httpx.Response(401)
+
+    lemcal = Wire().client(api_key=lambda: next(keys), deadline=0.3, transport=httpx.MockTransport(slowly))
+    watch = Stopwatch()
+    with pytest.raises(DeadlineExceededError):
+        await lemcal.me()
+    assert watch.seconds < 0.39

@@ -1,0 +1,411 @@
+"""The errors of real calls: which one, what it says, and that it is a plain value."""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from lemcal_async import AsyncLemcal, RetryPolicy
+from lemcal_async.errors import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    ConflictError,
+    DuplicateHookError,
+    HookNotFoundError,
+    LemcalError,
+    MeetingTypeNotFoundError,
+    MethodNotAllowedError,
+    NotFoundError,
+    PermissionDeniedError,
+    PlanRequiredError,
+    RateLimitError,
+    ResponseDecodeError,
+    ServerError,
+)
+from lemcal_async.ratelimit import Unlimited
+from lemcal_async.sandbox import Sandbox, faults
+from lemcal_async.sandbox.faults import Fault
+
+from .conftest import AT_ONCE, KEY, ONCE, TARGET, USER_ID, Wire, check_plain, failing, nobody_listens
+
+pytestmark = pytest.mark.anyio
+
+AGAIN = "it may have been processed: look before you send it again"
+
+Do = Callable[[AsyncLemcal], Awaitable[object]]
+GET: Do = lambda lemcal: lemcal.meetings.list()  # noqa: E731 - a table's worth of calls
+GET_TYPE: Do = lambda lemcal: lemcal.meeting_types.get("met_1")  # noqa: E731
+POST: Do = lambda lemcal: lemcal.hooks.create(TARGET, any_meeting_type=True)  # noqa: E731
+DELETE: Do = lambda lemcal: lemcal.hooks.delete("hoo_1")  # noqa: E731
+
+
+# --------------------------------------------------------------------------- answers that are no success
+
+STATUSES: list[tuple[Fault, Do, type[APIStatusError], int, str | None]] = [
+    (faults.status(400, "Invalid targetUrl"), POST, BadRequestError, 400, "Invalid targetUrl"),
+    (
+        faults.status(400, "No API key provided", content_type=None),
+        GET,
+        AuthenticationError,
+        400,
+        "No API key provided",
+    ),
+    (faults.status(401), GET, AuthenticationError, 401, "Unauthorized"),
+    (faults.json_error(402, "Upgrade", error_code="PLAN"), GET, PlanRequiredError, 402, "Upgrade"),
+    (faults.not_ok(403, "Not yours"), GET, PermissionDeniedError, 403, "Not yours"),
+    (
+        faults.not_ok(403, "User linked to this API key is blocked"),
+        GET,
+        AuthenticationError,
+        403,
+        "User linked to this API key is blocked",
+    ),
+    (faults.html_error(403), GET, PermissionDeniedError, 403, "403 Forbidden"),
+    (faults.unsuccessful(404, "No such thing", error_code="X"), GET, NotFoundError, 404, "No such thing"),
+    (
+        faults.status(404, "No user found for this API key"),
+        GET,
+        AuthenticationError,
+        404,
+        "No user found for this API key",
+    ),
+    (
+        faults.status(404, "meeting type not found"),
+        GET_TYPE,
+        MeetingTypeNotFoundError,
+        404,
+        "meeting type not found",
+    ),
+    (faults.status(404, "hook not found"), DELETE, HookNotFoundError, 404, "hook not found"),
+    (faults.status(405), GET, MethodNotAllowedError, 405, "Method Not Allowed"),
+    (faults.status(409, "Duplicate hook"), POST, DuplicateHookError, 409, "Duplicate hook"),
+    (faults.status(409, "Busy"), DELETE, ConflictError, 409, "Busy"),
+    (faults.status(418), GET, APIStatusError, 418, "I'm a Teapot"),
+    (faults.too_many_requests("1.25"), GET, RateLimitError, 429, "Too Many Requests"),
+    (faults.status(500, "{}"), GET, ServerError, 500, None),
+    (faults.status(503), POST, ServerError, 503, "Service Unavailable"),
+    (
+        faults.redirect("https://elsewhere.example/x?apikey=1"),
+        GET,
+        APIStatusError,
+        302,
+        "Found. Redirecting to https://elsewhere.example/x?***",
+    ),
+    (faults.status(304), GET, APIStatusError, 304, None),
+]
+
+
+@pytest.mark.parametrize(("fault", "do", "kind", "status", "words"), STATUSES)
+async def test_an_answer_becomes_an_error(  # noqa: PLR0917 - pytest passes by name
+    lemcal_sandbox: Sandbox, fault: Fault, do: Do, kind: type[APIStatusError], status: int, words: str | None
+) -> None:
+    """It names method, route, status and the server's own words, on one line."""
+    lemcal_sandbox.inject(fault)
+    async with lemcal_sandbox.client(retry=ONCE) as lemcal:
+        with pytest.raises(kind) as caught:
+            await do(lemcal)
+    error = caught.value
+    seen = lemcal_sandbox.requests[0]
+    route = seen.path.replace("met_1", "{id}").replace("hoo_1", "{id}")
+    assert kind is type(error)
+    assert (status, words, seen.method, route, 1) == (
+        error.status_code,
+        error.server_message,
+        error.method,
+        error.route,
+        error.attempts,
+    )
+    assert str(error).startswith(f"{seen.method} {route}: {status} ")
+    assert (words or "") in str(error)
+    assert 0 <= error.waited < 1
+    assert isinstance(error.retry_after, float)  # this service sends it with every answer
+    check_plain(error)
+    assert 1 == len(lemcal_sandbox.requests)
+
+
+@pytest.mark.parametrize("location", ["/api/lemcal/me", "https://elsewhere.example/"])
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+async def test_redirects_are_not_followed(lemcal_sandbox: Sandbox, code: int, location: str) -> None:
+    """A followed one would give somebody else's answer, and them our credentials."""
+    lemcal_sandbox.inject(faults.redirect(location, code))
+    async with lemcal_sandbox.client() as lemcal:
+        with pytest.raises(APIStatusError, match="Redirects are never followed") as caught:
+            await lemcal.meetings.list()
+    assert code == caught.value.status_code
+    assert ["/meetings"] == [seen.path for seen in lemcal_sandbox.requests]
+
+
+async def test_attempts_and_waits_are_named(lemcal_sandbox: Sandbox) -> None:
+    """All of them, in the error and in its message."""
+    lemcal_sandbox.inject(faults.status(502), times=3)
+    retry = RetryPolicy(attempts=3, backoff=0.04, backoff_max=0.04)
+    async with lemcal_sandbox.client(retry=retry) as lemcal:
+        with pytest.raises(ServerError, match=r"Tried 3 times, waited 0\.[01] s") as caught:
+            await lemcal.meetings.list()
+    assert 3 == caught.value.attempts == len(lemcal_sandbox.requests)
+    assert 0.04 <= caught.value.waited < 0.5
+    check_plain(caught.value)
+
+
+async def test_over_the_rate_limit(lemcal_sandbox: Sandbox) -> None:
+    """A 429 that no retry was allowed for carries what the server said of the limit."""
+    lemcal_sandbox.inject(faults.too_many_requests("1.25"))
+    async with lemcal_sandbox.client(retry=ONCE) as lemcal:
+        with pytest.raises(RateLimitError, match=r"try again in 1\.\d s") as caught:
+            await lemcal.me()
+    assert (1.25, 20, 0) == (caught.value.retry_after, caught.value.limit, caught.value.remaining)
+    check_plain(caught.value)
+
+
+async def test_an_order_to_wait_for_long(lemcal_sandbox: Sandbox) -> None:
+    """It raises at once with the order's length, and the next call is not even sent."""
+    lemcal_sandbox.inject(faults.too_many_requests("86400"))
+    async with lemcal_sandbox.client() as lemcal:
+        with pytest.raises(RateLimitError) as caught:
+            await lemcal.me()
+        assert 86400 == caught.value.retry_after
+        with pytest.raises(RateLimitError, match="the server refuses this key for another 8") as caught:
+            await lemcal.me()
+    assert ("/me", 20, 0) == (caught.value.route, caught.value.limit, caught.value.remaining)
+    check_plain(caught.value)
+    assert 1 == len(lemcal_sandbox.requests)
+
+
+async def test_a_post_that_the_server_failed_on(lemcal_sandbox: Sandbox) -> None:
+    """A 500 sometimes stands for a business error: it is not repeated, and says what may be."""
+    lemcal_sandbox.inject(faults.status(500), times=2)
+    async with lemcal_sandbox.client(retry=AT_ONCE) as lemcal:
+        with pytest.raises(ServerError, match="may have been processed all the same: look before"):
+            await POST(lemcal)
+    assert 1 == len(lemcal_sandbox.requests)
+
+
+async def test_what_the_server_echoes_is_redacted(lemcal_sandbox: Sandbox) -> None:
+    """Its words may hold the key."""
+    words = f"bad key {lemcal_sandbox.api_key} of {lemcal_sandbox.user_id}"
+    lemcal_sandbox.inject(faults.json_error(401, words))
+    async with lemcal_sandbox.client() as lemcal:
+        with pytest.raises(AuthenticationError) as caught:
+            await lemcal.me()
+    assert f"bad key *** of {lemcal_sandbox.user_id}" == caught.value.server_message
+
+
+# --------------------------------------------------------------------------- no answer
+
+
+@pytest.mark.parametrize(("do", "call"), [(GET, "GET /meetings"), (POST, "POST /hooks")])
+async def test_no_connection(do: Do, call: str) -> None:
+    """Nothing was sent, so any method is tried again, and nothing can have been processed."""
+    async with AsyncLemcal(USER_ID, KEY, base_url=nobody_listens(), retry=AT_ONCE) as lemcal:
+        with pytest.raises(APIConnectionError, match=f"^{call}: no answer: .*5 attempts") as caught:
+            await do(lemcal)
+        assert 20 == lemcal.rate_limit.remaining  # nor was it counted
+    error = caught.value
+    assert call == f"{error.method} {error.route}"
+    assert (False, 5, None, None) == (
+        error.maybe_processed,
+        error.attempts,
+        error.status_code,
+        error.server_message,
+    )
+    assert "processed" not in str(error)
+    check_plain(error)
+
+
+@pytest.mark.parametrize(
+    ("fault", "processed"), [(faults.reset_before_processing(), 0), (faults.reset_after_processing(), 1)]
+)
+async def test_a_post_that_broke(lemcal_sandbox: Sandbox, fault: Fault, processed: int) -> None:
+    """It is not repeated: the client cannot know which of the two it was."""
+    lemcal_sandbox.inject(fault)
+    async with lemcal_sandbox.client(retry=AT_ONCE) as lemcal:
+        with pytest.raises(APIConnectionError, match=AGAIN) as caught:
+            await POST(lemcal)
+        assert (True, 1) == (caught.value.maybe_processed, caught.value.attempts)
+        check_plain(caught.value)
+        assert processed == len(lemcal_sandbox.hooks())
+        assert 1 == len(lemcal_sandbox.requests)
+        await lemcal.hooks.create(TARGET, any_meeting_type=True, exist_ok=True)  # as its docstring advises
+    assert 1 == len(lemcal_sandbox.hooks())
+
+
+async def test_a_post_whose_answer_broke_off(lemcal_sandbox: Sandbox) -> None:
+    """The status was there, the id was not: the same."""
+    lemcal_sandbox.inject(faults.truncated())
+    async with lemcal_sandbox.client(retry=AT_ONCE) as lemcal:
+        with pytest.raises(APIConnectionError, match=AGAIN) as caught:
+            await POST(lemcal)
+    assert caught.value.maybe_processed
+    assert (1, 1) == (len(lemcal_sandbox.requests), len(lemcal_sandbox.hooks()))
+    check_plain(caught.value)
+
+
+async def test_a_get_that_broke(lemcal_sandbox: Sandbox) -> None:
+    """It is repeated until the attempts are used up."""
+    lemcal_sandbox.inject(faults.reset_before_processing(), times=3)
+    async with lemcal_sandbox.client(retry=RetryPolicy(attempts=3, backoff=0.0)) as lemcal:
+        with pytest.raises(
+            APIConnectionError, match=r"^GET /meetings: no answer: \S.* \(3 attempts, "
+        ) as caught:
+            await GET(lemcal)
+        assert 12 == len(await lemcal.meetings.list())
+    assert 3 == caught.value.attempts
+    check_plain(caught.value)
+
+
+async def test_a_slow_answer(lemcal_sandbox: Sandbox) -> None:
+    """It is a TimeoutError, which says what took too long and what may have happened."""
+    lemcal_sandbox.inject(faults.slow(30))
+    async with lemcal_sandbox.client(timeout=0.05, retry=AT_ONCE) as lemcal:
+        with pytest.raises(
+            TimeoutError, match=f"waiting for the answer took longer than timeout=; {AGAIN}"
+        ) as caught:
+            await POST(lemcal)
+    error = caught.value
+    assert isinstance(error, APITimeoutError)
+    assert (True, 1) == (error.maybe_processed, error.attempts)
+    check_plain(error)
+    assert 1 == len(lemcal_sandbox.hooks())
+
+
+async def test_a_slow_answer_to_a_get_is_asked_for_again(lemcal_sandbox: Sandbox) -> None:
+    """The second may be faster."""
+    lemcal_sandbox.inject(faults.slow(30))
+    async with lemcal_sandbox.client(timeout=0.2, retry=AT_ONCE) as lemcal:
+        assert 12 == len(await lemcal.meetings.list())
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "processed", "words"),
+    [
+        (httpx.ConnectTimeout(""), APITimeoutError, False, "connecting took longer"),
+        (httpx.PoolTimeout(""), APITimeoutError, False, "waiting for a connection took longer"),
+        (httpx.WriteTimeout(""), APITimeoutError, True, "sending took longer"),
+        (httpx.ReadTimeout(""), APITimeoutError, True, "waiting for the answer took longer"),
+        (httpx.ConnectError("refused"), APIConnectionError, False, "refused"),
+        (httpx.ProxyError("502 Bad Gateway"), APIConnectionError, False, "502 Bad Gateway"),
+        (httpx.UnsupportedProtocol("ftp"), APIConnectionError, False, "ftp"),
+        (httpx.ReadError(""), APIConnectionError, True, "ReadError"),
+        (httpx.WriteError("broken\npipe"), APIConnectionError, True, "broken pipe"),
+        (httpx.RemoteProtocolError("Server disconnected"), APIConnectionError, True, "Server disconnected"),
+        (httpx.DecodingError("bad gzip"), APIConnectionError, True, "bad gzip"),
+    ],
+)
+async def test_whatever_a_wire_raises(
+    failure: httpx.RequestError,
+    kind: type[APIConnectionError],
+    processed: bool,  # noqa: FBT001 - a case
+    words: str,
+) -> None:
+    """It becomes one of two errors, with its words and without its request."""
+    wire = failing(failure)
+    with pytest.raises(kind, match=f"^POST /hooks: no answer: {words}") as caught:
+        await POST(wire.client())
+    error = caught.value
+    assert (kind, processed, processed) == (type(error), error.maybe_processed, AGAIN in str(error))
+    check_plain(error)
+
+
+async def test_the_wire_echoes_the_key() -> None:
+    """What it says is redacted."""
+    with pytest.raises(APIConnectionError, match=r"no answer: illegal header \*\*\*$"):
+        await GET(failing(httpx.LocalProtocolError(f"illegal header {KEY}")).client())
+
+
+def in_turn(*outcomes: httpx.Response | httpx.RequestError) -> Wire:
+    """Return a wire on which the attempts of one call end so."""
+    left = list(outcomes)
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        outcome = left.pop(0)
+        if isinstance(outcome, httpx.RequestError):
+            raise outcome
+        return outcome
+
+    return Wire(handler)
+
+
+async def test_maybe_processed_speaks_of_all_attempts() -> None:
+    """That the last one could not connect does not undo what an earlier one may have done."""
+    wire = in_turn(httpx.ReadError("reset"), httpx.ConnectError("refused"))
+    with pytest.raises(APIConnectionError, match="refused") as caught:
+        await DELETE(wire.client(retry=RetryPolicy(attempts=2, backoff=0.0)))
+    assert caught.value.maybe_processed
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_maybe_processed_does_not_speak_of_refusals(status: int) -> None:
+    """A request that was refused was not processed."""
+    refusal = httpx.Response(status, headers={"Retry-After": "0"})
+    wire = in_turn(refusal, httpx.ConnectError("refused"))
+    with pytest.raises(APIConnectionError) as caught:
+        await POST(wire.client(retry=RetryPolicy(attempts=2, backoff=0.0)))
+    assert (False, False) == (caught.value.maybe_processed, "processed" in str(caught.value))
+    assert 2 == len(wire.requests)
+
+
+# --------------------------------------------------------------------------- a success that is none
+
+
+async def test_decode_errors_are_plain(lemcal_sandbox: Sandbox) -> None:
+    """They name the call as the others do."""
+    async with lemcal_sandbox.client() as lemcal:
+        for fault in (faults.html_200(), faults.empty_200(), faults.json([{}]), faults.status(200, "{oops")):
+            lemcal_sandbox.inject(fault)
+            with pytest.raises(ResponseDecodeError, match=r"^GET /meetings: ") as caught:
+                await GET(lemcal)
+            error = caught.value
+            assert ("GET", "/meetings", 200, 1) == (
+                error.method,
+                error.route,
+                error.status_code,
+                error.attempts,
+            )
+            check_plain(error)
+
+
+async def test_an_answer_that_is_too_large(lemcal_sandbox: Sandbox) -> None:
+    """It is not read to its end, and not asked for again."""
+    async with lemcal_sandbox.client(max_response_bytes=1000) as lemcal:
+        with pytest.raises(
+            ResponseDecodeError, match=r"^GET /meetings: the answer is over 1000 bytes"
+        ) as caught:
+            await GET(lemcal)
+        assert lemcal_sandbox.user_id == (await lemcal.me()).id
+    check_plain(caught.value)
+    assert 2 == len(lemcal_sandbox.requests)
+
+
+async def test_every_error_of_a_call_is_a_lemcal_error(lemcal_sandbox: Sandbox) -> None:
+    """One except clause is enough."""
+    lemcal_sandbox.inject(faults.status(500))
+    lemcal_sandbox.inject(faults.reset_before_processing())
+    lemcal_sandbox.inject(faults.html_200())
+    async with lemcal_sandbox.client(retry=ONCE) as lemcal:
+        for _ in range(3):
+            with pytest.raises(LemcalError):
+                await lemcal.me()
+
+
+async def test_nothing_but_the_answer_makes_an_error(lemcal_sandbox: Sandbox) -> None:
+    """With retries off and no limiter, one call is one request."""
+    lemcal_sandbox.inject(faults.status(500))
+    async with lemcal_sandbox.client(retry=ONCE, limiter=Unlimited()) as lemcal:
+        with pytest.raises(ServerError):
+            await lemcal.me()
+        answer: Any = (await lemcal.request("GET", "/me")).data
+    assert json.dumps(lemcal_sandbox.user_id) == json.dumps(answer["_id"])
+    assert [500, 200] == [seen.status for seen in lemcal_sandbox.requests]
+
+
+async def test_the_reason_may_lie_deeper() -> None:
+    """An error without words, as that of an untrusted certificate on trio, is told by its cause."""
+    failure = httpx.ConnectError("")
+    failure.__cause__ = OSError("certificate verify failed:\nself-signed")
+    with pytest.raises(APIConnectionError, match="no answer: certificate verify failed: self-signed"):
+        await GET(failing(failure).client())

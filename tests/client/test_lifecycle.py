@@ -1,0 +1,194 @@
+"""When a client may be made, used and closed, and who closes what."""
+
+import gc
+import os
+import subprocess
+import sys
+import warnings
+
+import anyio
+import httpx
+import pytest
+
+from lemcal_async import AsyncLemcal
+from lemcal_async.errors import APIConnectionError, AuthenticationError, ConfigurationError
+from lemcal_async.ratelimit import Unlimited
+from lemcal_async.sandbox import Sandbox, faults
+
+from .conftest import KEY, ONCE, USER_ID, Wire, nobody_listens
+
+BACKENDS = ["asyncio", "trio"]
+
+made_at_import_time = {
+    backend: AsyncLemcal(USER_ID, KEY, base_url=nobody_listens(), retry=ONCE) for backend in BACKENDS
+}
+
+
+@pytest.mark.anyio
+async def test_aclose_is_idempotent(lemcal_sandbox: Sandbox) -> None:
+    """Also after the end of the block."""
+    lemcal = lemcal_sandbox.client()
+    async with lemcal as entered:
+        assert lemcal is entered
+        await lemcal.me()
+    await lemcal.aclose()
+    await lemcal.aclose()
+
+
+@pytest.mark.anyio
+async def test_without_async_with(lemcal_sandbox: Sandbox) -> None:
+    """Made, used, closed."""
+    lemcal = lemcal_sandbox.client()
+    assert lemcal_sandbox.user_id == (await lemcal.me()).id
+    await lemcal.aclose()
+    with pytest.raises(ConfigurationError, match="nothing was sent: this client"):
+        await lemcal.me()
+    with pytest.raises(ConfigurationError, match="nothing was sent: this client"):
+        await lemcal.request("GET", "/me")
+    assert 1 == len(lemcal_sandbox.requests)
+
+
+@pytest.mark.anyio
+async def test_closed_without_a_use() -> None:
+    """There is nothing to close."""
+    lemcal = AsyncLemcal(USER_ID, KEY)
+    await lemcal.aclose()
+    async with AsyncLemcal(USER_ID, KEY):
+        pass
+
+
+@pytest.mark.anyio
+async def test_an_error_in_the_block_closes_and_passes(lemcal_sandbox: Sandbox) -> None:
+    """The block's own error is what is seen."""
+    lemcal = lemcal_sandbox.client()
+    with pytest.raises(AuthenticationError):
+        async with lemcal:
+            await lemcal.for_account(USER_ID, KEY).me()
+    with pytest.raises(ConfigurationError, match="is closed"):
+        await lemcal.me()
+
+
+@pytest.mark.anyio
+async def test_aclose_lets_calls_finish(lemcal_sandbox: Sandbox) -> None:
+    """Those that are under way; new ones are refused."""
+    lemcal_sandbox.inject(faults.slow(0.3))
+    lemcal = lemcal_sandbox.client()
+    users: list[str] = []
+
+    async def call() -> None:
+        users.append((await lemcal.me()).id)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(call)
+        await anyio.sleep(0.1)
+        await lemcal.aclose()
+        with pytest.raises(ConfigurationError, match="is closed"):
+            await lemcal.me()
+    assert [lemcal_sandbox.user_id] == users
+
+
+@pytest.mark.anyio
+async def test_made_at_import_time(anyio_backend_name: str) -> None:
+    """Before any event loop runs; the wire is the default one."""
+    async with made_at_import_time[anyio_backend_name] as lemcal:
+        with pytest.raises(APIConnectionError):
+            await lemcal.me()
+
+
+@pytest.mark.parametrize("first", BACKENDS)
+@pytest.mark.parametrize("second", BACKENDS)
+def test_two_loops_one_after_the_other(lemcal_sandbox: Sandbox, first: str, second: str) -> None:
+    """The connections of the first are of no use to the second, which makes its own."""
+    lemcal = lemcal_sandbox.client(limiter=Unlimited())
+
+    async def use() -> str:
+        return (await lemcal.me()).id
+
+    async def use_and_close() -> str:
+        async with lemcal:
+            return await use()
+
+    with warnings.catch_warnings():
+        # The first loop was left with a connection open, and says so.
+        warnings.simplefilter("ignore", ResourceWarning)
+        assert lemcal_sandbox.user_id == anyio.run(use, backend=first)
+        assert lemcal_sandbox.user_id == anyio.run(use_and_close, backend=second)
+        gc.collect()
+    with pytest.raises(ConfigurationError, match="is closed"):
+        anyio.run(use, backend=second)
+
+
+@pytest.mark.anyio
+async def test_the_callers_transport_is_the_callers(lemcal_sandbox: Sandbox) -> None:
+    """It is neither entered nor closed, whatever happens to the client."""
+    wire = Wire()
+    async with wire.client() as lemcal:
+        await lemcal.me()
+    assert (False, False) == (wire.entered, wire.closed)
+    with pytest.raises(ConfigurationError, match="is closed"):
+        await lemcal.me()
+    async with httpx.AsyncHTTPTransport(verify=False) as transport:
+        for _ in range(2):
+            async with lemcal_sandbox.client(transport=transport) as lemcal:
+                await lemcal.me()
+    assert 2 == len(lemcal_sandbox.requests)
+
+
+def _lose_a_client(backend: str) -> None:
+    async def main() -> None:
+        lemcal = AsyncLemcal(USER_ID, KEY, base_url=nobody_listens(), retry=ONCE)
+        with pytest.raises(APIConnectionError):
+            await lemcal.me()
+
+    anyio.run(main, backend=backend)
+    gc.collect()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_never_closed(backend: str) -> None:
+    """A client that was used and then lost says so, and not by its credentials."""
+    with pytest.warns(ResourceWarning, match="an AsyncLemcal was not closed; use `async with`") as caught:
+        _lose_a_client(backend)
+    assert KEY not in "".join(str(warning.message) for warning in caught)
+
+
+def test_never_used() -> None:
+    """Nothing was opened, so there is nothing to warn of; nor on the caller's own transport."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lemcal = AsyncLemcal(USER_ID, KEY)
+        _ = (
+            lemcal.rate_limit,
+            lemcal.for_account("usr_2", "k2"),
+            lemcal.with_options(deadline=1),
+            repr(lemcal),
+        )
+        del lemcal, _
+        anyio.run(Wire().client().me)
+        gc.collect()
+
+
+def test_a_program_that_ends_without_closing() -> None:
+    """It ends in order, with the warning where warnings are shown."""
+    program = (
+        "import anyio\n"
+        "from lemcal_async import AsyncLemcal, RetryPolicy, errors\n"
+        f"lemcal = AsyncLemcal('usr_1', 'k1', base_url={nobody_listens()!r}, retry=RetryPolicy(attempts=1))\n"
+        "async def main():\n"
+        "    try:\n"
+        "        await lemcal.me()\n"
+        "    except errors.APIConnectionError:\n"
+        "        print('no answer')\n"
+        "anyio.run(main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={**os.environ, "PYTHONDEVMODE": ""},
+    )
+    assert "no answer\n" == done.stdout
+    assert 1 == done.stderr.count("an AsyncLemcal was not closed")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,378 @@
+"""Siblings for other accounts, views with other options, rotating keys, and the rate limit's snapshot."""
+
+import contextlib
+import inspect
+import time
+
+import anyio
+import httpx
+import pytest
+
+from lemcal_async import AsyncLemcal, RetryPolicy
+from lemcal_async.errors import (
+    APITimeoutError,
+    AuthenticationError,
+    ConfigurationError,
+    DeadlineExceededError,
+    HookNotFoundError,
+    ServerError,
+)
+from lemcal_async.ratelimit import LocalRateLimiter, RateLimit, Unlimited
+from lemcal_async.sandbox import Sandbox, faults
+
+from .conftest import AT_ONCE, KEY, ONCE, TARGET, USER_ID, Wire
+
+pytestmark = pytest.mark.anyio
+
+OTHER_USER, OTHER_KEY = "usr_other", "second-key-77"
+
+
+def basic(user_id: str, api_key: str) -> str:
+    """Return the header as httpx makes it."""
+    return httpx.BasicAuth(user_id, api_key)._auth_header
+
+
+# --------------------------------------------------------------------------- credentials
+
+
+async def test_from_the_environment(lemcal_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both variables; the arguments win."""
+    monkeypatch.setenv("LEMCAL_USER_ID", lemcal_sandbox.user_id)
+    monkeypatch.setenv("LEMCAL_API_KEY", lemcal_sandbox.api_key)
+    async with AsyncLemcal(base_url=lemcal_sandbox.base_url) as lemcal:
+        assert lemcal_sandbox.user_id == (await lemcal.me()).id
+    wire = Wire()
+    await AsyncLemcal(OTHER_USER, OTHER_KEY, transport=wire).me()
+    assert basic(OTHER_USER, OTHER_KEY) == wire.requests[0].headers["authorization"]
+
+
+async def test_the_combined_form(lemcal_sandbox: Sandbox) -> None:
+    """One string is enough."""
+    combined = f"{lemcal_sandbox.user_id}:{lemcal_sandbox.api_key}"
+    async with AsyncLemcal(api_key=combined, base_url=lemcal_sandbox.base_url) as lemcal:
+        assert lemcal_sandbox.user_id == (await lemcal.me()).id
+
+
+async def test_rotation(lemcal_sandbox: Sandbox) -> None:
+    """A function is asked before each call, so a new key needs no restart."""
+    current = ["outdated"]
+    async with lemcal_sandbox.client(api_key=lambda: current[0]) as lemcal:
+        with pytest.raises(AuthenticationError):
+            await lemcal.me()
+        current[0] = lemcal_sandbox.api_key
+        assert lemcal_sandbox.user_id == (await lemcal.me()).id
+
+
+async def test_rotation_under_way(lemcal_sandbox: Sandbox) -> None:
+    """A 401 after which the function has another key is tried once more with that."""
+    keys = iter(["outdated", lemcal_sandbox.api_key])
+    async with lemcal_sandbox.client(api_key=lambda: next(keys)) as lemcal:
+        await lemcal.hooks.create(TARGET, any_meeting_type=True)
+    assert [401, 200] == [seen.status for seen in lemcal_sandbox.requests]
+    assert 1 == len(lemcal_sandbox.hooks())
+
+
+async def test_rotation_is_tried_once(lemcal_sandbox: Sandbox) -> None:
+    """A function that has a new wrong key each time is not asked for ever."""
+    keys = iter(f"wrong{number}" for number in range(9))
+    async with lemcal_sandbox.client(api_key=lambda: next(keys)) as lemcal:
+        with pytest.raises(AuthenticationError):
+            await lemcal.me()
+    assert 2 == len(lemcal_sandbox.requests)
+    assert "wrong2" == next(keys)
+
+
+async def test_no_rotation(lemcal_sandbox: Sandbox) -> None:
+    """The same key again, or a plain one, is not tried twice."""
+    for key in ("wrong", lambda: "wrong"):
+        async with lemcal_sandbox.client(api_key=key) as lemcal:
+            with pytest.raises(AuthenticationError):
+                await lemcal.me()
+    assert 2 == len(lemcal_sandbox.requests)
+
+
+async def test_a_delete_after_rotation_is_a_first_attempt(lemcal_sandbox: Sandbox) -> None:
+    """The one that was answered 401 deleted nothing: a 404 is an error."""
+    keys = iter(["outdated", lemcal_sandbox.api_key])
+    async with lemcal_sandbox.client(api_key=lambda: next(keys), retry=AT_ONCE) as lemcal:
+        with pytest.raises(HookNotFoundError):
+            await lemcal.hooks.delete("hoo_1")
+
+
+async def test_a_key_function_that_fails() -> None:
+    """Its own error passes, and nothing is sent."""
+
+    def broken() -> str:
+        raise LookupError("the vault is sealed")
+
+    wire = Wire()
+    lemcal = wire.client(api_key=broken)  # not asked yet
+    with pytest.raises(LookupError, match="the vault is sealed"):
+        await lemcal.me()
+    with pytest.raises(LookupError, match="the vault is sealed"):
+        _ = lemcal.rate_limit
+    with pytest.raises(ConfigurationError, match="must return a string, not int"):
+        await wire.client(api_key=lambda: 5).me()
+    assert [] == wire.requests
+
+
+# --------------------------------------------------------------------------- for_account
+
+
+async def test_for_account() -> None:
+    """Another account on the same wire; neither sends the other's credentials."""
+    wire = Wire()
+    first = wire.client()
+    second = first.for_account(OTHER_USER, OTHER_KEY)
+    await first.me()
+    await second.me()
+    await first.me()
+    assert [basic(USER_ID, KEY), basic(OTHER_USER, OTHER_KEY), basic(USER_ID, KEY)] == [
+        request.headers["authorization"] for request in wire.requests
+    ]
+
+
+async def test_for_account_sees_its_own_data() -> None:
+    """On a real socket, over the same connection."""
+    with Sandbox(accounts=2).serve() as sandbox:
+        mine, theirs = sandbox.accounts
+        async with sandbox.client() as lemcal:
+            sibling = lemcal.for_account(None, f"{theirs.user_id}:{theirs.api_key}")
+            assert theirs.email == (await sibling.me()).email
+            assert mine.email == (await lemcal.me()).email
+            assert {theirs.user_id} == {meeting.user_id for meeting in await sibling.meetings.list()}
+
+
+async def test_for_account_keeps_the_options() -> None:
+    """Base URL, deadline, retries and what becomes of bad rows."""
+    with Sandbox(accounts=2).serve() as sandbox:
+        theirs = sandbox.accounts[1]
+        async with sandbox.client(on_bad_row="skip", retry=ONCE) as lemcal:
+            sibling = lemcal.with_options(deadline=0.1).for_account(theirs.user_id, theirs.api_key)
+            sandbox.inject(faults.json([{}]))
+            assert [] == await sibling.meetings.list()
+            sandbox.inject(faults.status(500))
+            with pytest.raises(ServerError):
+                await sibling.me()
+            sandbox.inject(faults.slow(30))
+            with pytest.raises(DeadlineExceededError):
+                await sibling.me()
+
+
+async def test_for_account_has_its_own_rate_limit() -> None:
+    """In the same limiter: one account's queue does not hold up the other."""
+    with Sandbox(accounts=2).serve() as sandbox:
+        theirs = sandbox.accounts[1]
+        async with sandbox.client() as lemcal:
+            sibling = lemcal.for_account(theirs.user_id, theirs.api_key)
+            sandbox.inject(faults.too_many_requests("86400"))
+            with contextlib.suppress(Exception):
+                await lemcal.me()
+            assert 0 == lemcal.rate_limit.remaining
+            assert 20 == sibling.rate_limit.remaining
+            assert theirs.user_id == (await sibling.me()).id
+            # And two clients of one account share theirs.
+            assert 0 == sandbox.client().rate_limit.remaining
+
+
+async def test_for_account_does_not_consult_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One account's key must never be sent with another's user id."""
+    monkeypatch.setenv("LEMCAL_USER_ID", USER_ID)
+    monkeypatch.setenv("LEMCAL_API_KEY", KEY)
+    wire = Wire()
+    lemcal = AsyncLemcal(transport=wire)
+    with pytest.raises(ConfigurationError, match="No user id"):
+        lemcal.for_account(None, OTHER_KEY)
+    with pytest.raises(ConfigurationError, match="api_key"):
+        lemcal.for_account(OTHER_USER, "")
+    await lemcal.for_account(OTHER_USER, OTHER_KEY).me()
+    assert [basic(OTHER_USER, OTHER_KEY)] == [request.headers["authorization"] for request in wire.requests]
+
+
+async def test_for_account_and_the_close_of_its_parent(lemcal_sandbox: Sandbox) -> None:
+    """It works while the parent is open, closes nothing itself, and says when the parent is closed."""
+    async with lemcal_sandbox.client() as lemcal:
+        async with lemcal.for_account(lemcal_sandbox.user_id, lemcal_sandbox.api_key) as sibling:
+            await sibling.me()
+        await sibling.aclose()
+        await sibling.me()
+        await lemcal.me()
+    for closed in (sibling, lemcal, lemcal.with_options(deadline=1)):
+        with pytest.raises(
+            ConfigurationError, match="this client, or the one that it was made from, is closed"
+        ):
+            await closed.me()
+        with pytest.raises(ConfigurationError, match="is closed"):
+            async with closed:
+                raise AssertionError
+    with pytest.raises(ConfigurationError, match="is closed"):
+        await lemcal.for_account(lemcal_sandbox.user_id, lemcal_sandbox.api_key).hooks.delete("hoo_1")
+    assert 3 == len(lemcal_sandbox.requests)
+
+
+def test_a_sibling_costs_microseconds() -> None:
+    """No new SSL context, no new pool: a thousand accounts are a matter of milliseconds."""
+    lemcal = Wire().client()
+    started = time.perf_counter()
+    for number in range(1000):
+        lemcal.for_account(f"usr_{number}", OTHER_KEY)
+    assert time.perf_counter() - started < 1
+
+
+# --------------------------------------------------------------------------- with_options
+
+
+async def test_with_timeout(lemcal_sandbox: Sandbox) -> None:
+    """For each network operation, in seconds or as httpx has it."""
+    async with lemcal_sandbox.client(retry=ONCE) as lemcal:
+        lemcal_sandbox.inject(faults.slow(30), times=2)
+        for timeout in (0.05, httpx.Timeout(5, read=0.05)):
+            with pytest.raises(APITimeoutError):
+                await lemcal.with_options(timeout=timeout).me()
+        await lemcal.me()
+
+
+async def test_timeouts_reach_the_wire() -> None:
+    """Where httpx expects them; None is none."""
+    wire = Wire()
+    lemcal = wire.client()
+    for view in (
+        lemcal,
+        lemcal.with_options(timeout=5),
+        lemcal.with_options(timeout=None),
+        lemcal.with_options(timeout=httpx.Timeout(1, pool=None)),
+    ):
+        await view.me()
+    assert [
+        dict.fromkeys(["connect", "read", "write", "pool"], 30.0),
+        dict.fromkeys(["connect", "read", "write", "pool"], 5),
+        dict.fromkeys(["connect", "read", "write", "pool"], None),
+        {"connect": 1, "read": 1, "write": 1, "pool": None},
+    ] == [request.extensions["timeout"] for request in wire.requests]
+
+
+async def test_with_deadline(lemcal_sandbox: Sandbox) -> None:
+    """Set for a view, and lifted by None."""
+    lemcal_sandbox.inject(faults.slow(0.25), times=2)
+    async with lemcal_sandbox.client() as lemcal:
+        hasty = lemcal.with_options(deadline=0.1)
+        with pytest.raises(DeadlineExceededError):
+            await hasty.me()
+        assert lemcal_sandbox.user_id == (await hasty.with_options(deadline=None).me()).id
+
+
+async def test_with_retry(lemcal_sandbox: Sandbox) -> None:
+    """Another policy; None is the default one."""
+    async with lemcal_sandbox.client(retry=ONCE) as lemcal:
+        lemcal_sandbox.inject(faults.status(500), times=3)
+        with pytest.raises(ServerError):
+            await lemcal.me()
+        await lemcal.with_options(retry=RetryPolicy(attempts=3, backoff=0.0)).me()
+        lemcal_sandbox.inject(faults.reset_before_processing())
+        await lemcal.with_options(retry=None).me()
+    assert [500, 500, 500, 200, None, 200] == [seen.status for seen in lemcal_sandbox.requests]
+
+
+async def test_with_priority(lemcal_sandbox: Sandbox) -> None:
+    """Bulk calls let the others pass."""
+    limiter = LocalRateLimiter(limit=1, period=0.5)
+    async with lemcal_sandbox.client(limiter=limiter) as lemcal:
+        bulk = lemcal.with_options(priority="bulk")
+        await lemcal.me()
+        async with anyio.create_task_group() as group:
+            group.start_soon(bulk.meetings.list)
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(bulk.with_options(priority="interactive").meeting_types.list)
+    assert ["/me", "/meetingTypes", "/meetings"] == [seen.path for seen in lemcal_sandbox.requests]
+
+
+async def test_what_is_not_given_stays(lemcal_sandbox: Sandbox) -> None:
+    """One option at a time, on top of each other; the client itself does not change."""
+    lemcal_sandbox.inject(faults.slow(30), times=3)
+    async with lemcal_sandbox.client(retry=ONCE) as lemcal:
+        view = lemcal.with_options(timeout=0.1).with_options(priority="bulk").with_options(deadline=20)
+        with pytest.raises(APITimeoutError) as caught:
+            await view.me()
+        assert 1 == caught.value.attempts
+        with pytest.raises(DeadlineExceededError):
+            await view.with_options(timeout=None, deadline=0.1).me()
+        with pytest.raises(APITimeoutError):
+            await view.with_options().me()
+        await lemcal.me()
+
+
+def test_the_signature_says_so() -> None:
+    """Where None has a meaning of its own, the default is not None."""
+    assert "deadline: float | lemcal_async.client._Unset | None = <as before>" in str(
+        inspect.signature(AsyncLemcal.with_options)
+    )
+
+
+async def test_a_view_shares_the_key_function() -> None:
+    """And the account."""
+    asked: list[int] = []
+
+    def key() -> str:
+        asked.append(1)
+        return KEY
+
+    wire = Wire()
+    lemcal = wire.client(api_key=key)
+    await lemcal.with_options(deadline=5).me()
+    assert [basic(USER_ID, KEY)] == [request.headers["authorization"] for request in wire.requests]
+    assert asked
+
+
+class MyLemcal(AsyncLemcal):
+    """What a user may derive."""
+
+
+def test_views_are_of_the_same_class() -> None:
+    """Also of a class of the user's own."""
+    lemcal = MyLemcal(USER_ID, KEY)
+    assert isinstance(lemcal.with_options(deadline=1), MyLemcal)
+    assert isinstance(lemcal.for_account(OTHER_USER, OTHER_KEY), MyLemcal)
+
+
+# --------------------------------------------------------------------------- rate_limit
+
+
+async def test_rate_limit(lemcal_sandbox: Sandbox) -> None:
+    """A snapshot: whole at first, then less by each call, paused after a 429."""
+    async with lemcal_sandbox.client(retry=ONCE) as lemcal:
+        assert RateLimit(20, 20, resets_in=0.0, queued=0, paused_for=0.0) == lemcal.rate_limit
+        await lemcal.me()
+        await lemcal.me()
+        after = lemcal.rate_limit
+        assert (20, 18, 0, 0.0) == (after.limit, after.remaining, after.queued, after.paused_for)
+        assert 0 < after.resets_in < 3
+        lemcal_sandbox.inject(faults.too_many_requests("40"))
+        with contextlib.suppress(Exception):
+            await lemcal.me()
+        paused = lemcal.rate_limit
+        assert 0 == paused.remaining
+        assert paused.paused_for == pytest.approx(40, abs=2)
+
+
+async def test_rate_limit_tells_of_the_queue(lemcal_sandbox: Sandbox) -> None:
+    """How many calls wait for their turn."""
+    async with lemcal_sandbox.client(limiter=LocalRateLimiter(limit=1, period=30)) as lemcal:
+        await lemcal.me()
+        async with anyio.create_task_group() as group:
+            group.start_soon(lemcal.me)
+            group.start_soon(lemcal.me)
+            await anyio.wait_all_tasks_blocked()
+            assert (1, 0, 2) == (
+                lemcal.rate_limit.limit,
+                lemcal.rate_limit.remaining,
+                lemcal.rate_limit.queued,
+            )
+            group.cancel_scope.cancel()
+        assert 0 == lemcal.rate_limit.queued
+
+
+def test_rate_limit_without_a_limiter() -> None:
+    """Nothing is known."""
+    assert RateLimit(None, None, resets_in=0.0, queued=0, paused_for=0.0) == (
+        Wire().client(limiter=Unlimited()).rate_limit
+    )

@@ -1,0 +1,333 @@
+"""The API key and the webhook token are seen by the server, and by nobody else."""
+
+import logging
+import pickle
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from lemcal_async import AsyncLemcal, Hook
+from lemcal_async.errors import (
+    APIConnectionError,
+    AuthenticationError,
+    ConfigurationError,
+    DeadlineExceededError,
+    LemcalError,
+    ResponseDecodeError,
+    ServerError,
+)
+from lemcal_async.ratelimit import LocalRateLimiter
+from lemcal_async.sandbox import Sandbox, faults
+from lemcal_async.sandbox.faults import Fault
+
+from .conftest import AT_ONCE, KEY, ONCE, TARGET, TOKEN, USER_ID, Wire, answering, failing, nobody_listens
+
+pytestmark = pytest.mark.anyio
+
+
+def basic_of(user_id: str, api_key: str) -> str:
+    """Return what follows the word Basic."""
+    return httpx.BasicAuth(user_id, api_key)._auth_header.removeprefix("Basic ")
+
+
+def check_quiet(text: str, *secrets: str) -> None:
+    """Check that a text holds none of the secrets, whatever case or quoting it is in."""
+    for secret in (KEY, TOKEN, basic_of(USER_ID, KEY), *secrets):
+        assert secret.lower() not in text.lower()
+
+
+def everything_of(error: BaseException) -> str:
+    """Return all that a program might show of an error, its traceback with local variables included.
+
+    The frames of the tests themselves are left out: what they hold is the caller's business.
+    """
+    rendered = traceback.TracebackException.from_exception(error, capture_locals=True)
+    for frame in rendered.stack:
+        if "/tests/" in frame.filename:
+            frame.locals = None
+    assert any(frame.locals for frame in rendered.stack)  # or this would show nothing
+    assert rendered.__cause__ is rendered.__context__ is None
+    texts = [str(error), repr(error), repr(vars(error)), "".join(rendered.format())]
+    return "\n".join([*texts, repr(pickle.dumps(error))])
+
+
+# --------------------------------------------------------------------------- at rest
+
+
+def test_of_a_client() -> None:
+    """Its repr says whose it is, and where."""
+    for lemcal in (
+        AsyncLemcal(USER_ID, KEY),
+        AsyncLemcal(api_key=f"{USER_ID}:{KEY}"),
+        AsyncLemcal(api_key=basic_of(USER_ID, KEY)),
+        AsyncLemcal(USER_ID, lambda: KEY),
+        AsyncLemcal("usr_1", "k1").for_account(USER_ID, KEY).with_options(deadline=1),
+    ):
+        for text in (str(lemcal), repr(lemcal), f"{lemcal}", repr(lemcal.rate_limit), repr(lemcal.hooks)):
+            check_quiet(text)
+        assert "https://api.lemcal.com" in repr(lemcal)
+    assert USER_ID in repr(AsyncLemcal(USER_ID, KEY))
+
+
+def test_a_client_cannot_be_pickled() -> None:
+    """Nor a view of it; the error says what to do instead."""
+    for lemcal in (AsyncLemcal(USER_ID, KEY), AsyncLemcal(USER_ID, KEY).with_options(deadline=1)):
+        with pytest.raises(TypeError, match="cannot be pickled: it holds an API key") as caught:
+            pickle.dumps(lemcal)
+        check_quiet(str(caught.value))
+
+
+def test_the_parts_of_a_client_cannot_be_pickled_either() -> None:
+    """Whatever is pulled out of it."""
+    lemcal = AsyncLemcal(USER_ID, KEY)
+    for part in (lemcal._exchange, lemcal.meetings, lemcal._exchange._sign()):
+        with pytest.raises(TypeError):
+            pickle.dumps(part)
+
+
+async def test_of_a_hook() -> None:
+    """The token in its target is left out of the repr."""
+    hook = (
+        await answering(json={"_id": "hoo_1", "targetUrl": TARGET})
+        .client()
+        .hooks.create(TARGET, any_meeting_type=True)
+    )
+    assert TARGET == hook.target_url
+    assert "https://example.com/lemcal?..." in repr(hook)
+    check_quiet(repr(hook))
+    check_quiet(str([hook]))
+
+
+# --------------------------------------------------------------------------- logs
+
+
+async def test_logs(lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """All loggers at the lowest level, those of httpx, httpcore and the event loop included."""
+    secrets = (lemcal_sandbox.api_key, basic_of(lemcal_sandbox.user_id, lemcal_sandbox.api_key))
+    with caplog.at_level(0):
+        async with lemcal_sandbox.client(retry=AT_ONCE, on_bad_row="skip") as lemcal:
+            lemcal_sandbox.inject(faults.status(500, f"key {lemcal_sandbox.api_key}"))
+            lemcal_sandbox.inject(faults.too_many_requests("0.01"))
+            lemcal_sandbox.inject(faults.reset_before_processing())
+            lemcal_sandbox.inject(faults.json([{"name": TOKEN}]))
+            await lemcal.meetings.list()
+            hook = await lemcal.hooks.create(TARGET, any_meeting_type=True)
+            await lemcal.hooks.delete(hook.id)
+            sibling = lemcal.for_account(USER_ID, KEY)
+            with pytest.raises(AuthenticationError):
+                await sibling.me()
+    names = {record.name for record in caplog.records}
+    assert {"lemcal_async", "lemcal_async.retry", "lemcal_async.ratelimit", "httpcore.http11"} <= names
+    for record in caplog.records:
+        check_quiet(f"{record.getMessage()} {record.args!r} {vars(record)!r}", *secrets)
+    ours = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("lemcal_"))
+    for line in (
+        "GET /meetings: 500 at attempt 1 of 5; the next in 0 s",
+        "GET /meetings: 200 after 4 attempts",
+        "DELETE /hooks/{id}: 204 after 1 attempts",
+    ):
+        assert line in ours
+
+
+def test_no_handlers() -> None:
+    """A library leaves them to the program."""
+    assert [] == logging.getLogger("lemcal_async").handlers
+
+
+# --------------------------------------------------------------------------- errors
+
+Do = Callable[[AsyncLemcal], Awaitable[object]]
+
+
+async def create(lemcal: AsyncLemcal) -> object:
+    """Send a token."""
+    return await lemcal.hooks.create(TARGET, any_meeting_type=True)
+
+
+async def request(lemcal: AsyncLemcal) -> object:
+    """Send it by the escape hatch."""
+    return await lemcal.request("POST", "/hooks", json={"targetUrl": TARGET}, into=Hook)
+
+
+async def error_of(do: Do, lemcal: AsyncLemcal, kind: type[LemcalError]) -> str:
+    """Return all that can be seen of the error in which a call ends."""
+    with pytest.raises(kind) as caught:
+        await do(lemcal)
+    return everything_of(caught.value)
+
+
+@pytest.mark.parametrize("do", [create, request])
+async def test_a_connection_failure(do: Do) -> None:
+    """Neither key nor token, though the request is among the local variables."""
+    async with AsyncLemcal(USER_ID, KEY, base_url=nobody_listens(), retry=AT_ONCE) as lemcal:
+        check_quiet(await error_of(do, lemcal, APIConnectionError))
+        check_quiet(await error_of(lambda lemcal: lemcal.me(), lemcal, APIConnectionError))
+
+
+@pytest.mark.parametrize("do", [create, request])
+@pytest.mark.parametrize("failure", [httpx.ReadError(f"reset {KEY}"), httpx.ReadTimeout("")])
+async def test_a_broken_connection(do: Do, failure: httpx.RequestError) -> None:
+    """The same, with a wire that quotes what it was given."""
+    check_quiet(await error_of(do, failing(failure).client(), APIConnectionError))
+
+
+@pytest.mark.parametrize("do", [create, request])
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(401, AuthenticationError), (400, LemcalError), (409, LemcalError), (500, ServerError)],
+)
+async def test_an_answer_that_quotes_everything(do: Do, status: int, kind: type[LemcalError]) -> None:
+    """The server's words, its headers and its body may hold both."""
+    words = f"{USER_ID}:{KEY} {basic_of(USER_ID, KEY)} cannot have {TARGET}"
+    wire = answering(status, json={"error": words}, headers={"X-Echo": basic_of(USER_ID, KEY)})
+    check_quiet(await error_of(do, wire.client(), kind))
+
+
+@pytest.mark.parametrize("do", [create, request])
+@pytest.mark.parametrize(
+    "content",
+    [
+        f'{{"targetUrl": "{TARGET}"}}',
+        f'{{"targetUrl": "{TARGET}',
+        f'[{{"targetUrl": "{TARGET}", "key": "{KEY}"}}]',
+        f'"{TARGET} {KEY}"',
+        f"<html><title>{TARGET} {KEY}</title></html>",
+        f'{{"_id": "hoo_1", "createdAt": "{KEY}", "targetUrl": "{TARGET}"}}',
+    ],
+)
+async def test_an_answer_that_cannot_be_read(do: Do, content: str) -> None:
+    """A decode error says what is wrong with the body, and not what is in it."""
+    check_quiet(await error_of(do, answering(content=content).client(), ResponseDecodeError))
+
+
+@pytest.mark.parametrize("do", [create, request])
+async def test_an_answer_that_is_too_large(do: Do) -> None:
+    """Its beginning has been read."""
+    wire = answering(content=f'{{"targetUrl": "{TARGET}", "key": "{KEY}"}}')
+    check_quiet(await error_of(do, wire.client(max_response_bytes=10), ResponseDecodeError))
+
+
+@pytest.mark.parametrize("do", [create, request])
+@pytest.mark.parametrize(
+    "fault",
+    [faults.slow(30), faults.status(503, headers={"Retry-After": "20"}), faults.too_many_requests("20")],
+)
+async def test_a_deadline(lemcal_sandbox: Sandbox, do: Do, fault: Fault) -> None:
+    """Whichever layer notices."""
+    lemcal_sandbox.inject(fault)
+    async with lemcal_sandbox.client(deadline=0.1) as lemcal:
+        text = await error_of(do, lemcal, DeadlineExceededError)
+    check_quiet(text, lemcal_sandbox.api_key, basic_of(lemcal_sandbox.user_id, lemcal_sandbox.api_key))
+
+
+@pytest.mark.parametrize("do", [create, request])
+async def test_a_deadline_in_the_queue(do: Do) -> None:
+    """Before anything was sent."""
+    lemcal = Wire().client(limiter=LocalRateLimiter(limit=1, period=30), deadline=1)
+    await lemcal.me()
+    check_quiet(await error_of(do, lemcal, DeadlineExceededError))
+
+
+async def test_a_closed_client() -> None:
+    """The token is an argument of the call that is refused."""
+    lemcal = Wire().client()
+    await lemcal.aclose()
+    check_quiet(await error_of(create, lemcal, ConfigurationError))
+
+
+async def test_what_passes_through_every_layer() -> None:
+    """A KeyboardInterrupt, say, whose traceback shows what each of them holds."""
+
+    class Stop(BaseException):
+        """What no layer handles."""
+
+    def stop(request: httpx.Request) -> httpx.Response:
+        raise Stop
+
+    with pytest.raises(Stop) as caught:
+        await create(Wire(stop).client(retry=AT_ONCE))
+    rendered = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    frames = [frame for frame in rendered.stack if "/lemcal_async/" in frame.filename]
+    assert len(frames) > 3
+    check_quiet(repr([frame.locals for frame in frames]))
+
+
+CREDENTIALS: dict[str, dict[str, Any]] = {
+    "user id disagrees": {"user_id": "usr_other", "api_key": f"{USER_ID}:{KEY}"},
+    "lemlist style": {"user_id": "", "api_key": KEY},
+    "lemlist style, combined": {"user_id": None, "api_key": f":{KEY}"},
+    "no user id": {"user_id": None, "api_key": KEY},
+    "swapped": {"user_id": KEY, "api_key": USER_ID},
+    "a blank in it": {"api_key": f"{KEY} {TOKEN}"},
+    "function of no string": {"api_key": KEY.encode},
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "password in the base URL": {"base_url": f"https://{USER_ID}:{KEY}@example.com"},
+    "query in the base URL": {"base_url": f"https://example.com/?apikey={KEY}"},
+    "base URL without a host": {"base_url": f"https:///{KEY}"},
+    "transport": {"transport": object()},
+    "limiter": {"limiter": object()},
+    "retry": {"retry": 3},
+    "timeout": {"timeout": -1},
+    "deadline": {"deadline": 0},
+    "on_bad_row": {"on_bad_row": "ignore"},
+    "max_response_bytes": {"max_response_bytes": 0},
+    "plain http": {"base_url": "http://example.com"},
+}
+
+
+@pytest.mark.parametrize("wrong", [*CREDENTIALS, *SETTINGS])
+async def test_a_configuration_error(wrong: str) -> None:
+    """Raised in __init__, or by the first call, while the key is being looked at."""
+    options = {**CREDENTIALS, **SETTINGS}[wrong]
+    wire = Wire()
+    with pytest.raises(ConfigurationError) as caught:
+        await wire.client(**options).me()
+    check_quiet(everything_of(caught.value))
+    if wrong in CREDENTIALS:
+        with pytest.raises(ConfigurationError) as caught:
+            await wire.client().for_account(**{"user_id": USER_ID, **options}).me()
+        check_quiet(everything_of(caught.value))
+    assert [] == wire.requests
+
+
+def test_a_configuration_error_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names the variable and not its value."""
+    monkeypatch.setenv("LEMCAL_API_KEY", f"{KEY} {TOKEN}")
+    with pytest.raises(ConfigurationError, match="LEMCAL_API_KEY") as caught:
+        AsyncLemcal()
+    check_quiet(everything_of(caught.value))
+
+
+async def test_a_hook_that_cannot_be_asked_for() -> None:
+    """The target is not quoted: it usually carries a token."""
+    wire = Wire()
+    hooks = wire.client().hooks
+    wrong: list[Callable[[], Awaitable[object]]] = [
+        lambda: hooks.create(TARGET.replace("https", "ftp"), any_meeting_type=True),
+        lambda: hooks.create(f"{TARGET} {KEY}", any_meeting_type=True),
+        lambda: hooks.create(TARGET),
+        lambda: hooks.create(TARGET, meeting_type_id="met_1", any_meeting_type=True),
+        lambda: hooks.create(TARGET, meeting_type_id="met/1"),
+        lambda: wire.client().request("POST", "/hooks", json={"targetUrl": TARGET, "set": {1}}),
+    ]
+    for call in wrong:
+        with pytest.raises(ConfigurationError) as caught:
+            await call()
+        check_quiet(everything_of(caught.value))
+    assert [] == wire.requests
+
+
+async def test_a_key_function_that_fails_shows_no_earlier_key() -> None:
+    """The last good key is remembered, and not shown."""
+    keys = iter([KEY])
+    lemcal = answering(json={"_id": "usr_1"}).client(api_key=lambda: next(keys), retry=ONCE)
+    await lemcal.me()
+    with pytest.raises(RuntimeError) as caught:
+        await lemcal.me()
+    rendered = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    frames = [frame for frame in rendered.stack if "/lemcal_async/" in frame.filename]
+    check_quiet(repr([frame.locals for frame in frames]))

@@ -1,0 +1,99 @@
+"""What an import brings along: only what is used is loaded, and no extra is needed."""
+
+import subprocess
+import sys
+
+import pytest
+
+# Of the modules behind the extras, rich is not here: httpx imports it for a command line of its own, where
+# it is installed.
+EXTRAS = {
+    "fastapi",
+    "httpx2",
+    "opentelemetry",
+    "orjson",
+    "psycopg",
+    "redis",
+    "sqlalchemy",
+    "starlette",
+    "typer",
+}
+NEVER = EXTRAS | {"pytest", "trio", "uvicorn"}
+DEPENDENCIES = {"anyio", "attrs", "cattrs", "httpcore", "httpx", "tenacity"}
+
+
+def loaded_by(program: str) -> set[str]:
+    """Return the top-level modules that are loaded when a program ends."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"{program}\nimport sys\nprint(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+def test_the_package_alone() -> None:
+    """The name costs nothing: not even the dependencies are loaded."""
+    loaded = loaded_by("import lemcal_async; lemcal_async.__version__")
+    assert set() == loaded & (NEVER | DEPENDENCIES | {"asyncio"})
+
+
+def test_the_client() -> None:
+    """The required dependencies, and none of the extras."""
+    loaded = loaded_by("from lemcal_async import *\nAsyncLemcal('usr_1', 'k1')")
+    assert set() == loaded & NEVER
+    assert {"anyio", "attrs", "httpx"} <= loaded
+
+
+def test_the_errors() -> None:
+    """Who unpickles an error needs no HTTP library."""
+    loaded = loaded_by("from lemcal_async import errors; errors.ServerError")
+    assert set() == loaded & (NEVER | {"anyio", "httpx"})
+
+
+def test_the_models() -> None:
+    """Nor does who reads meetings from a file."""
+    loaded = loaded_by("from lemcal_async import Meeting, from_wire; from_wire({'_id': 'mee_1'}, Meeting)")
+    assert set() == loaded & (NEVER | {"anyio", "httpx", "tenacity"})
+
+
+def test_the_pytest_plugin() -> None:
+    """It is imported in every run of pytest on a machine that has the package."""
+    loaded = loaded_by("import lemcal_async.pytest_plugin")
+    assert set() == loaded & (NEVER - {"pytest"} | DEPENDENCIES)
+
+
+def test_a_call() -> None:
+    """It loads no more than the client did, but for httpcore, which looks for trio."""
+    program = (
+        "import anyio\n"
+        "from lemcal_async import AsyncLemcal, RetryPolicy, errors\n"
+        "async def main():\n"
+        "    retry = RetryPolicy(attempts=1)\n"
+        "    async with AsyncLemcal('usr_1', 'k1', base_url='http://127.0.0.1:9', retry=retry) as lemcal:\n"
+        "        try:\n"
+        "            await lemcal.me()\n"
+        "        except errors.APIConnectionError:\n"
+        "            print('no_answer')\n"
+        "anyio.run(main)\n"
+    )
+    loaded = loaded_by(program)
+    assert set() == loaded & (NEVER - {"trio"})
+    assert {"no_answer", "httpcore"} <= loaded
+
+
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
+def test_the_sandbox_names_its_extra(missing: str) -> None:
+    """Where it is not installed."""
+    program = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "try:\n"
+        "    import lemcal_async.sandbox\n"
+        "except ImportError as error:\n"
+        "    assert \"pip install 'lemcal-async[sandbox]'\" in str(error), error\n"
+        "else:\n"
+        "    raise AssertionError\n"
+    )
+    assert "lemcal_async" in loaded_by(program)

@@ -1,0 +1,141 @@
+"""The names that users rely on."""
+
+import importlib
+import pickle
+
+import attrs
+import pytest
+
+import lemcal_async
+from lemcal_async import errors, models
+
+CONTRACT = {"AsyncLemcal", "RetryPolicy", "to_wire", "from_wire", "errors", "ratelimit", "transport"}
+MODELS = {
+    "Answer",
+    "Attendee",
+    "Hook",
+    "Lead",
+    "Meeting",
+    "MeetingLocation",
+    "MeetingType",
+    "Question",
+    "RoundRobin",
+    "RoundRobinUser",
+    "User",
+}
+
+
+def test_all_is_sorted_and_complete() -> None:
+    """The contract's names, the models, and what request() returns."""
+    assert sorted(CONTRACT | MODELS | {"APIResponse", "__version__"}) == lemcal_async.__all__
+
+
+@pytest.mark.parametrize("name", lemcal_async.__all__)
+def test_each_name_resolves(name: str) -> None:
+    """The same object each time; a module is the module."""
+    value = getattr(lemcal_async, name)
+    assert value is getattr(lemcal_async, name)
+    if name in {"errors", "ratelimit", "transport"}:
+        assert importlib.import_module(f"lemcal_async.{name}") is value
+        assert lemcal_async.__getattr__(name) is value  # before anything else has imported it
+    elif name in MODELS:
+        assert getattr(models, name) is value
+        assert attrs.has(value)
+    else:
+        assert isinstance(value, str) or callable(value)
+
+
+def test_dir_has_the_same_names() -> None:
+    """What a completion shows is what there is."""
+    assert lemcal_async.__all__ == dir(lemcal_async)
+
+
+def test_star_import() -> None:
+    """Everything in __all__, and no more."""
+    names: dict[str, object] = {}
+    exec("from lemcal_async import *", names)
+    del names["__builtins__"]
+    assert lemcal_async.__all__ == sorted(names)
+
+
+@pytest.mark.parametrize("name", ["Client", "_models", "meetings", "httpx"])
+def test_an_unknown_name(name: str) -> None:
+    """An AttributeError as of any module, so that hasattr works."""
+    with pytest.raises(AttributeError, match=f"module 'lemcal_async' has no attribute '{name}'"):
+        getattr(lemcal_async, name)
+    with pytest.raises(ImportError, match=name):
+        exec(f"from lemcal_async import {name}")
+
+
+def test_version() -> None:
+    """That of the distribution."""
+    version = importlib.import_module("importlib.metadata").version("lemcal-async")
+    assert version == lemcal_async.__version__
+
+
+@pytest.mark.parametrize("name", ["errors", "ratelimit", "transport", "models", "sandbox"])
+def test_public_modules_have_what_the_contract_says(name: str) -> None:
+    """The names that the contract gives to each."""
+    expected = {
+        "ratelimit": {"LocalRateLimiter", "RateLimiter", "Unlimited"},
+        "transport": {"PooledTransport", "RateLimitTransport", "RetryTransport"},
+        "models": MODELS,
+        "sandbox": {"Sandbox", "faults"},
+        "errors": set(ERRORS),
+    }
+    module = importlib.import_module(f"lemcal_async.{name}")
+    assert expected[name] <= set(dir(module))
+    assert expected[name] <= set(getattr(module, "__all__", expected[name]))
+
+
+ERRORS: dict[str, tuple[type[Exception], ...]] = {
+    "LemcalError": (Exception,),
+    "ConfigurationError": (errors.LemcalError,),
+    "APIConnectionError": (errors.LemcalError,),
+    "APITimeoutError": (errors.APIConnectionError, TimeoutError),
+    "DeadlineExceededError": (errors.LemcalError, TimeoutError),
+    "APIStatusError": (errors.LemcalError,),
+    "BadRequestError": (errors.APIStatusError,),
+    "AuthenticationError": (errors.APIStatusError,),
+    "PlanRequiredError": (errors.APIStatusError,),
+    "PermissionDeniedError": (errors.APIStatusError,),
+    "NotFoundError": (errors.APIStatusError,),
+    "MeetingTypeNotFoundError": (errors.NotFoundError,),
+    "HookNotFoundError": (errors.NotFoundError,),
+    "MeetingNotFoundError": (errors.NotFoundError,),
+    "MethodNotAllowedError": (errors.APIStatusError,),
+    "ConflictError": (errors.APIStatusError,),
+    "DuplicateHookError": (errors.ConflictError,),
+    "RateLimitError": (errors.APIStatusError,),
+    "ServerError": (errors.APIStatusError,),
+    "ResponseDecodeError": (errors.LemcalError,),
+    "WebhookError": (errors.LemcalError,),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_the_error_tree(name: str) -> None:
+    """Each below what the contract draws it below, and with nothing but a message."""
+    kind = getattr(errors, name)
+    assert ERRORS[name] == kind.__bases__
+    error = kind("what happened")
+    assert ("what happened", None, None, None, 0, 0.0) == (
+        str(error),
+        error.method,
+        error.route,
+        error.server_message,
+        error.attempts,
+        error.waited,
+    )
+    copy = pickle.loads(pickle.dumps(error))
+    assert (kind, str(error), vars(error)) == (type(copy), str(copy), vars(copy))
+
+
+def test_no_other_errors() -> None:
+    """The tree has no leaves that are not drawn."""
+    found = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, Exception)
+    }
+    assert set(ERRORS) == found

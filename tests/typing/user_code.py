@@ -1,0 +1,202 @@
+"""Typical user code. It is never run: mypy and pyright check that users see the types they expect."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, assert_type
+
+import httpx
+
+from lemcal_async import (
+    Answer,
+    APIResponse,
+    AsyncLemcal,
+    Attendee,
+    Hook,
+    Lead,
+    Meeting,
+    MeetingLocation,
+    MeetingType,
+    Question,
+    RetryPolicy,
+    RoundRobin,
+    RoundRobinUser,
+    User,
+    __version__,
+    errors,
+    from_wire,
+    ratelimit,
+    to_wire,
+    transport,
+)
+from lemcal_async.ratelimit import LocalRateLimiter, RateLimit, RateLimiter, Unlimited
+from lemcal_async.sandbox import Sandbox, faults
+from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport
+
+
+async def calls() -> None:
+    """Every call of the client."""
+    async with AsyncLemcal(user_id="usr_1", api_key="k1") as lemcal:
+        assert_type(lemcal, AsyncLemcal)
+        assert_type(await lemcal.me(), User)
+        assert_type(await lemcal.meetings.list(), list[Meeting])
+        assert_type(await lemcal.meetings.list("met_1"), list[Meeting])
+        assert_type(await lemcal.meetings.list(meeting_type_id=None), list[Meeting])
+        assert_type(await lemcal.meetings.get("mee_1"), Meeting)
+        assert_type(await lemcal.meetings.get("mee_1", meeting_type_id="met_1"), Meeting)
+        assert_type(await lemcal.meeting_types.list(), list[MeetingType])
+        assert_type(await lemcal.meeting_types.get("met_1"), MeetingType)
+        assert_type(await lemcal.hooks.create("https://example.com", any_meeting_type=True), Hook)
+        assert_type(await lemcal.hooks.create("https://example.com", meeting_type_id="met_1"), Hook)
+        assert_type(
+            await lemcal.hooks.create("https://example.com", any_meeting_type=True, exist_ok=False), Hook
+        )
+        assert_type(
+            await lemcal.hooks.create("https://example.com", any_meeting_type=True, exist_ok=True),
+            Hook | None,
+        )
+        await lemcal.hooks.delete("hoo_1")
+        assert_type(lemcal.rate_limit, RateLimit)
+    await lemcal.aclose()
+
+
+async def any_path(lemcal: AsyncLemcal, params: Mapping[str, str | None]) -> None:
+    """Call a path that has no method."""
+    answer = await lemcal.request("GET", "/anything", params=params, json=None, into=None)
+    assert_type(answer, APIResponse)
+    assert_type(answer.status_code, int)
+    assert_type(answer.headers, dict[str, str])
+    assert_type(answer.data, Any)
+    await lemcal.request("POST", "/anything", json={"a": [1, None]}, into=Hook)
+    await lemcal.request("GET", "/meetings", params={"limit": 5, "ids": ["a", "b"]}, into=list[Meeting])
+
+
+def current_key() -> str:
+    """Return the key of the day."""
+    return "usr_1:k1"
+
+
+def clients() -> AsyncLemcal:
+    """Return clients made in every way."""
+    AsyncLemcal()
+    AsyncLemcal("usr_1", "k1")
+    AsyncLemcal(api_key=current_key)
+    lemcal = AsyncLemcal(
+        None,
+        "usr_1:k1",
+        base_url="https://example.com/api",
+        transport=httpx.AsyncHTTPTransport(),
+        limiter=LocalRateLimiter(limit=20, period=2.0),
+        retry=RetryPolicy(attempts=3, max_wait=10.0),
+        timeout=httpx.Timeout(5.0, connect=1.0),
+        deadline=30,
+        on_bad_row="skip",
+        max_response_bytes=2**20,
+        allow_insecure_http=False,
+    )
+    assert_type(lemcal.for_account("usr_2", "k2"), AsyncLemcal)
+    assert_type(lemcal.for_account(None, current_key), AsyncLemcal)
+    assert_type(lemcal.with_options(timeout=None, deadline=None, retry=None, priority="bulk"), AsyncLemcal)
+    return lemcal.with_options(deadline=2.5)
+
+
+class Tracked(AsyncLemcal):
+    """A class of the user's own keeps its type."""
+
+
+async def derived() -> None:
+    """Get views of that class."""
+    async with Tracked("usr_1", "k1") as tracked:
+        assert_type(tracked, Tracked)
+        assert_type(tracked.with_options(deadline=1), Tracked)
+        assert_type(tracked.for_account("usr_2", "k2"), Tracked)
+
+
+def models(meeting: Meeting, meeting_type: MeetingType, hook: Hook, user: User) -> None:
+    """Use the fields that programs use."""
+    assert_type(meeting.id, str)
+    assert_type(meeting.start, datetime | None)
+    assert_type(meeting.canceled_at, datetime | None)
+    assert_type(meeting.lead, Lead | None)
+    assert_type(meeting.attendees, tuple[Attendee, ...])
+    assert_type(meeting.answers, tuple[Answer, ...])
+    assert_type(meeting.provided_infos, Any)
+    assert_type(meeting.extra, dict[str, Any])
+    assert_type(meeting.guest, Attendee | Lead | None)
+    assert_type(meeting.host, Attendee | None)
+    assert_type(meeting.is_canceled, bool)
+    assert_type(meeting.duration, timedelta | None)
+    if meeting.guest is not None:
+        assert_type(meeting.guest.email, str | None)
+    assert_type(meeting_type.duration, float | None)
+    assert_type(meeting_type.questions, tuple[Question, ...])
+    assert_type(meeting_type.meeting_locations, tuple[MeetingLocation, ...])
+    assert_type(meeting_type.round_robin, RoundRobin | None)
+    if meeting_type.round_robin is not None:
+        assert_type(meeting_type.round_robin.users, tuple[RoundRobinUser, ...])
+    assert_type(hook.target_url, str | None)
+    assert_type(hook.any_meeting_type, bool | None)
+    assert_type(user.public_identifier, str | None)
+
+
+def wire(data: Any, meeting: Meeting) -> None:
+    """Both ways."""
+    assert_type(from_wire(data, Meeting), Meeting)
+    assert_type(from_wire(data, list[Meeting]), list[Meeting])
+    assert_type(to_wire(meeting), dict[str, Any])
+    assert_type(to_wire([meeting]), list[Any])
+
+
+async def failures(lemcal: AsyncLemcal) -> float | None:
+    """Use what each error offers."""
+    try:
+        await lemcal.me()
+    except errors.RateLimitError as error:
+        assert_type(error.limit, int | None)
+        assert_type(error.remaining, int | None)
+        return error.retry_after
+    except errors.DeadlineExceededError as error:
+        return error.retry_after
+    except errors.APIStatusError as error:
+        assert_type(error.status_code, int | None)
+        assert_type(error.server_message, str | None)
+        return error.retry_after
+    except errors.APIConnectionError as error:
+        assert_type(error.maybe_processed, bool)
+    except errors.ResponseDecodeError as error:
+        assert_type(error.rows, list[Any])
+        assert_type(error.bad_rows, list[errors.BadRow])
+    except errors.LemcalError as error:
+        assert_type(error.method, str | None)
+        assert_type(error.route, str | None)
+        assert_type(error.attempts, int)
+        return error.waited
+    return None
+
+
+def limits(snapshot: RateLimit) -> RateLimiter:
+    """Read the snapshot, and return a limiter."""
+    assert_type(snapshot.limit, int | None)
+    assert_type(snapshot.remaining, int | None)
+    assert_type(snapshot.resets_in, float)
+    assert_type(snapshot.queued, int)
+    assert_type(snapshot.paused_for, float)
+    shared: ratelimit.RateLimiter = LocalRateLimiter()
+    return Unlimited() if snapshot.limit is None else shared
+
+
+def layers() -> httpx.AsyncClient:
+    """Return any httpx client on the same layers."""
+    limited: transport.RateLimitTransport = RateLimitTransport(
+        PooledTransport(max_connections=10), Unlimited()
+    )
+    return httpx.AsyncClient(transport=RetryTransport(limited, RetryPolicy(attempts=2)))
+
+
+async def with_the_fixture(lemcal_sandbox: Sandbox) -> None:
+    """Test a program of the user's own."""
+    lemcal_sandbox.inject(faults.status(503), times=2)
+    async with lemcal_sandbox.client(deadline=5) as lemcal:
+        assert_type(lemcal, AsyncLemcal)
+
+
+version: str = __version__

@@ -1,0 +1,208 @@
+"""Invented accounts, meeting types and meetings in the wire format, the same for the same seed.
+
+They show what real lists show: hosts listed before guests, bookings with a lead and public ones
+without, cancelled meetings, both spellings of the time zone and of the answers, a disabled type and a
+round robin. Knows the shapes; what happens to the data afterwards is the business of world.py.
+"""
+
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import attrs
+
+# The characters of the ids of the platform under the service: none that look alike.
+_ID_CHARACTERS: Final = "23456789ABCDEFGHJKLMNPQRSTWXYZabcdefghijkmnopqrstuvwxyz"
+
+_FIRST_MONDAY: Final = datetime(2026, 1, 5, 8, 0, tzinfo=UTC)
+_FIRST_NAMES: Final = (
+    "Alma",
+    "Bo",
+    "Cleo",
+    "Dara",
+    "Esme",
+    "Finn",
+    "Gale",
+    "Hana",
+    "Ines",
+    "Juno",
+    "Kai",
+    "Léa",
+)
+_LAST_NAMES: Final = ("Sample", "Example", "Placeholder", "Demo", "Mockford", "Trial", "Fixture", "Proof")
+_DOMAINS: Final = ("example.com", "example.org", "example.net")
+_ZONES: Final = (
+    "Europe/Paris", "America/New_York", "Asia/Kolkata", "Australia/Sydney", "America/Sao_Paulo", "UTC",
+)  # fmt: skip
+_QUESTIONS: Final = ("What would you like to talk about?", "How large is your team?")
+_ANSWERS: Final = (("Pricing", "5"), ("A first look", "12"), ("Moving from a spreadsheet", "80"))
+
+
+@attrs.frozen
+class _TypeFacts:
+    name: str
+    minutes: int
+    color: str
+    place: str
+    enabled: bool = True
+    public: bool = True
+    round_robin: bool = False
+
+
+_TYPES: Final = (
+    _TypeFacts("Discovery call", 30, "#EC6181", "googleMeet"),
+    _TypeFacts("Product demo", 45, "#316BFF", "zoom"),
+    _TypeFacts("Onboarding", 60, "#23A094", "googleMeet", public=False, round_robin=True),
+    _TypeFacts("Quarterly review", 25, "#F2BB05", "phone", enabled=False, public=False),
+)
+
+
+@attrs.frozen
+class SandboxAccount:
+    """An account of the sandbox. Its ``api_key`` opens nothing else; it is left out of the repr."""
+
+    user_id: str
+    api_key: str = attrs.field(repr=False)
+    email: str
+    public_identifier: str
+
+
+@attrs.frozen
+class DemoAccount:
+    """An account with the data it starts with."""
+
+    account: SandboxAccount
+    user: dict[str, Any]
+    meeting_types: list[dict[str, Any]]
+    meetings: list[dict[str, Any]]
+
+
+def new_id(rng: random.Random, prefix: str) -> str:
+    """Return an id as the service makes them: a prefix and 17 characters (documented by example)."""
+    return f"{prefix}_{_characters(rng, 17)}"
+
+
+def wire_time(moment: datetime) -> str:
+    """Return the moment as the service writes it: ISO 8601, milliseconds, ``Z`` (documented)."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def make_account(seed: int, index: int, meetings: int) -> DemoAccount:
+    """Return account number ``index`` with so many meetings."""
+    rng = random.Random(f"lemcal sandbox {seed} {index}")  # noqa: S311  # invented data, no secret
+    name = f"host{index + 1}"
+    account = SandboxAccount(
+        user_id=new_id(rng, "usr"),
+        api_key=_characters(rng, 32),
+        email=f"{name}@example.com",
+        public_identifier=name,
+    )
+    user = {
+        "_id": account.user_id,
+        "email": account.email,
+        "publicIdentifier": account.public_identifier,
+        "createdAt": wire_time(_FIRST_MONDAY - timedelta(days=rng.randrange(30, 400))),
+    }
+    types = [_meeting_type(rng, account.user_id, facts) for facts in _TYPES]
+    booked = [_demo_meeting(rng, account, types, number) for number in range(meetings)]
+    return DemoAccount(account, user, types, booked)
+
+
+def make_meeting(
+    rng: random.Random,
+    account: SandboxAccount,
+    meeting_type: dict[str, Any],
+    *,
+    start: datetime,
+    created: datetime,
+    public: bool,
+) -> dict[str, Any]:
+    """Return a meeting of that type with an invented guest.
+
+    A public booking has no ``lead``, and its guest is the attendee marked ``primary`` (observed).
+    """
+    first, last = rng.choice(_FIRST_NAMES), rng.choice(_LAST_NAMES)
+    email = f"{first}.{last}@{rng.choice(_DOMAINS)}".lower().replace("é", "e")
+    guest: dict[str, Any] = {
+        "email": email,
+        "name": f"{first} {last}",
+        "type": "required",
+        "response": "accepted",
+    }
+    host = {
+        "email": account.email,
+        "name": "The Host",
+        "type": "required",
+        "response": "accepted",
+        "owner": True,
+    }
+    meeting: dict[str, Any] = {
+        "_id": new_id(rng, "mee"),
+        "userId": account.user_id,
+        "meetingTypeId": meeting_type["_id"],
+        "meetingTypeName": meeting_type["name"],
+        "providedInfos": {"name": f"{first} {last}", "email": email},
+        "eventId": _characters(rng, 26).lower(),
+        "start": wire_time(start),
+        "end": wire_time(start + timedelta(minutes=meeting_type["duration"])),
+        "attendees": [host, guest | {"primary": True} if public else guest],
+        "createdAt": wire_time(created),
+    }
+    if not public:
+        meeting["leadId"] = new_id(rng, "lea")
+        meeting["lead"] = {"email": email, "firstName": first, "lastName": last}
+    meeting[rng.choice(["attendeeTimezone", "timezone"])] = rng.choice(_ZONES)
+    return meeting
+
+
+def _demo_meeting(
+    rng: random.Random, account: SandboxAccount, types: Sequence[dict[str, Any]], number: int
+) -> dict[str, Any]:
+    """Return one of an account's meetings; each oddity comes back every few numbers."""
+    day, slot = divmod(number, 5)
+    start = _FIRST_MONDAY + timedelta(days=day // 5 * 7 + day % 5, hours=2 * slot)
+    created = start - timedelta(days=rng.randrange(3, 15), milliseconds=rng.randrange(86_400_000))
+    meeting_type = types[number % len(types)]
+    meeting = make_meeting(rng, account, meeting_type, start=start, created=created, public=number % 3 != 1)
+    if not number % 3:
+        spelling = rng.choice(["questions", "surveyAnswers"])
+        pairs = zip(_QUESTIONS, rng.choice(_ANSWERS), strict=True)
+        meeting[spelling] = [{"question": question, "answer": answer} for question, answer in pairs]
+    if not (number + 2) % 4:
+        companion = f"guest{number}@{rng.choice(_DOMAINS)}"
+        meeting["attendees"].append({"email": companion, "type": "optional", "response": "needsAction"})
+    if not (number + 1) % 6:
+        meeting["canceledAt"] = wire_time(created + timedelta(hours=rng.randrange(1, 48)))
+    return meeting
+
+
+def _meeting_type(rng: random.Random, user_id: str, facts: _TypeFacts) -> dict[str, Any]:
+    hosts = [user_id, new_id(rng, "usr")] if facts.round_robin else []
+    company = "with one of our team" if facts.round_robin else "just the two of us"
+    return {
+        "_id": new_id(rng, "met"),
+        "userId": user_id,
+        "name": facts.name,
+        "description": f"{facts.minutes} minutes, {company}.",
+        "meetingLink": facts.name.lower().replace(" ", "-"),
+        "type": "roundRobin" if facts.round_robin else "oneOnOne",
+        "color": facts.color,
+        "duration": facts.minutes,
+        "status": "enabled" if facts.enabled else "disabled",
+        "privacy": "public" if facts.public else "private",
+        "meetingLocations": [{"id": _characters(rng, 17), "provider": facts.place}],
+        "questions": [
+            {"id": _characters(rng, 17), "answerType": "text", "enabled": True, "question": question}
+            for question in _QUESTIONS
+        ],
+        "roundRobin": {
+            "enabled": facts.round_robin,
+            "users": [{"id": host, "enabled": True, "weight": 1} for host in hosts],
+            "lastCycle": hosts[:1],
+        },
+    }
+
+
+def _characters(rng: random.Random, count: int) -> str:
+    return "".join(rng.choices(_ID_CHARACTERS, k=count))

@@ -1,0 +1,103 @@
+"""A served sandbox and a plain httpx client for it: the client of the SDK is not tested here."""
+
+import contextlib
+import http.server
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from lemcal_async.sandbox import Sandbox
+
+Connect = Callable[..., httpx.Client]
+
+NO_TLS = ssl.SSLContext(
+    ssl.PROTOCOL_TLS_CLIENT
+)  # never used: making one for each client takes most of the time
+
+
+@pytest.fixture
+def no_blocking_calls() -> None:
+    """Lift the check of all other tests: the sandbox waits for its own threads on purpose."""
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    """Serve a sandbox as it comes."""
+    with Sandbox().serve() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Return a function that makes a client with an account's credentials."""
+    with contextlib.ExitStack() as stack:
+
+        def connect(sandbox: Sandbox, account: int = 0) -> httpx.Client:
+            known = sandbox.accounts[account]
+            client = httpx.Client(
+                base_url=sandbox.base_url,
+                auth=(known.user_id, known.api_key),
+                trust_env=False,
+                verify=NO_TLS,
+            )
+            return stack.enter_context(client)
+
+        yield connect
+
+
+@pytest.fixture
+def client(sandbox: Sandbox, connect: Connect) -> httpx.Client:
+    """Return a client of the first account."""
+    return connect(sandbox)
+
+
+class Receiver(http.server.ThreadingHTTPServer):
+    """Takes hook deliveries on a real socket; answers ``status``, or nothing until released."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.status = 200
+        self.seen: list[tuple[str, dict[str, str], bytes]] = []
+        self.arrived = threading.Semaphore(0)
+        self.answers = threading.Event()
+        self.answers.set()
+
+    def url(self, path: str = "/hook?token=s3cret") -> str:
+        """Return a target for a hook."""
+        return f"http://127.0.0.1:{self.server_port}{path}"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.seen.append((self.path, dict(self.headers), body))
+        self.server.arrived.release()
+        self.server.answers.wait(10)
+        with contextlib.suppress(OSError):  # who posted may be gone
+            self.send_response(self.server.status)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Stay silent."""
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Serve a receiver of hooks."""
+    with Receiver() as receiver:
+        thread = threading.Thread(target=receiver.serve_forever, args=[0.01])
+        thread.start()
+        try:
+            yield receiver
+        finally:
+            receiver.answers.set()
+            receiver.shutdown()
+            thread.join()

@@ -1,0 +1,219 @@
+"""Each fault, as a client meets it on a real socket."""
+
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from lemcal_async.sandbox import Sandbox, faults
+from lemcal_async.sandbox.faults import Fault, FaultPlan
+
+from .conftest import Connect
+
+TEXT = "text/plain; charset=utf-8"
+JSON = "application/json; charset=utf-8"
+HTML = "text/html; charset=utf-8"
+HOOK = {"targetUrl": "https://example.com", "anyMeetingType": True}
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (faults.status(500), (500, TEXT, "Internal Server Error")),
+        (faults.status(400, "No API key provided", content_type=None), (400, None, "No API key provided")),
+        (faults.status(200, "{oops", content_type=JSON), (200, JSON, "{oops")),
+        (faults.json_error(402, "Plan"), (402, JSON, '{"error":"Plan"}')),
+        (faults.json_error(402, "Plan", error_code="P"), (402, JSON, '{"error":"Plan","code":"P"}')),
+        (faults.unsuccessful(500, "No"), (500, JSON, '{"success":false,"error":"No"}')),
+        (
+            faults.unsuccessful(500, "No", error_code="N"),
+            (500, JSON, '{"success":false,"error":{"code":"N","message":"No"}}'),
+        ),
+        (faults.not_ok(403, "Blocked"), (403, JSON, '{"ok":false,"message":"Blocked"}')),
+        (faults.empty_200(), (200, None, "")),
+        (faults.empty_string_200(), (200, JSON, '""')),
+        (faults.json({"data": []}), (200, JSON, '{"data":[]}')),
+        (faults.status(204), (204, TEXT, "")),
+    ],
+)
+def test_answers_in_place_of_the_route(
+    client: httpx.Client, sandbox: Sandbox, fault: Fault, expected: tuple[int, str | None, str]
+) -> None:
+    """They come once, count like any request, and leave the state alone."""
+    sandbox.inject(fault)
+    answer = client.post("/hooks", json=HOOK)
+    assert expected == (answer.status_code, answer.headers.get("content-type"), answer.text)
+    assert "19" == answer.headers["x-ratelimit-remaining"]
+    assert [] == sandbox.hooks()
+    assert [(expected[0], False)] == [(seen.status, seen.processed) for seen in sandbox.requests]
+    assert 200 == client.post("/hooks", json=HOOK).status_code
+
+
+@pytest.mark.parametrize(("fault", "status"), [(faults.html_200(), 200), (faults.html_error(403), 403)])
+def test_html(sandbox: Sandbox, client: httpx.Client, fault: Fault, status: int) -> None:
+    """The page of a wrong URL, and that of the CDN."""
+    sandbox.inject(fault)
+    answer = client.get("/me")
+    assert (status, HTML) == (answer.status_code, answer.headers["content-type"])
+    assert "<html" in answer.text
+
+
+@pytest.mark.parametrize(
+    "retry_after",
+    [
+        "1.283",
+        "2",
+        "2, Tue Feb 16 2021 09:02:42 GMT+0100 (Central European Standard Time)",
+        "86400",
+        "soon",
+        "",
+    ],
+)
+def test_too_many_requests(sandbox: Sandbox, client: httpx.Client, retry_after: str) -> None:
+    """The header to the letter, with nothing beside it that contradicts it."""
+    sandbox.inject(faults.too_many_requests(retry_after))
+    answer = client.get("/me")
+    assert (429, "Too Many Requests") == (answer.status_code, answer.text)
+    assert retry_after == answer.headers["retry-after"]
+    assert "0" == answer.headers["x-ratelimit-remaining"]
+    assert "x-ratelimit-reset" not in answer.headers
+    assert [429] == [seen.status for seen in sandbox.requests]
+
+
+def test_too_many_requests_without_the_header(sandbox: Sandbox, client: httpx.Client) -> None:
+    """None leaves it out."""
+    sandbox.inject(faults.too_many_requests(None))
+    assert "retry-after" not in client.get("/me").headers
+
+
+def test_headers_of_a_status(sandbox: Sandbox, client: httpx.Client) -> None:
+    """They win over the standing ones; None leaves one out."""
+    sandbox.inject(
+        faults.status(503, headers={"Retry-After": "7", "X-RateLimit-Limit": None, "Set-Cookie": "a=b"})
+    )
+    headers = client.get("/me").headers
+    assert ("7", "a=b", "19") == (
+        headers["retry-after"],
+        headers["set-cookie"],
+        headers["x-ratelimit-remaining"],
+    )
+    assert "x-ratelimit-limit" not in headers
+
+
+def test_redirect(sandbox: Sandbox, client: httpx.Client) -> None:
+    """Who follows it is seen at the other place."""
+    sandbox.inject(faults.redirect("/api/lemcal/meetings"))
+    answer = client.get("/me")
+    assert (302, "/api/lemcal/meetings") == (answer.status_code, answer.headers["location"])
+    sandbox.inject(faults.redirect("/elsewhere", 308))
+    client.get("/me", follow_redirects=True)
+    assert ["/me", "/me", "/elsewhere"] == [seen.path for seen in sandbox.requests]
+
+
+def test_slow(sandbox: Sandbox, client: httpx.Client) -> None:
+    """The work is done at once, the answer comes late."""
+    sandbox.inject(faults.slow(0.2))
+    started = time.monotonic()
+    assert 200 == client.post("/hooks", json=HOOK).status_code
+    assert 0.2 <= time.monotonic() - started
+    sandbox.inject(faults.slow(60))
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/hooks", json=HOOK | {"targetUrl": "https://example.org"}, timeout=0.1)
+    assert 2 == len(sandbox.hooks())
+    assert [(200, True), (None, True)] == [(seen.status, seen.processed) for seen in sandbox.requests]
+
+
+def test_truncated(sandbox: Sandbox, client: httpx.Client) -> None:
+    """The answer promises more than comes, even where it would have had no body."""
+    sandbox.inject(faults.truncated(), times=2)
+    with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
+        client.post("/hooks", json=HOOK)
+    (hook,) = sandbox.hooks()
+    with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
+        client.delete(f"/hooks/{hook['_id']}")
+    assert [] == sandbox.hooks()
+    assert [(200, True), (204, True)] == [(seen.status, seen.processed) for seen in sandbox.requests]
+
+
+def test_reset_before_processing(sandbox: Sandbox, client: httpx.Client) -> None:
+    """The request has no effect and does not count; the log has it all the same."""
+    sandbox.inject(faults.reset_before_processing())
+    with pytest.raises(httpx.ReadError):
+        client.post("/hooks", json=HOOK)
+    assert [] == sandbox.hooks()
+    assert [(None, False)] == [(seen.status, seen.processed) for seen in sandbox.requests]
+    assert "19" == client.get("/me").headers["x-ratelimit-remaining"]
+
+
+def test_reset_after_processing(sandbox: Sandbox, client: httpx.Client) -> None:
+    """The work is done and counted, and the client does not learn of it."""
+    sandbox.inject(faults.reset_after_processing())
+    with pytest.raises(httpx.ReadError):
+        client.post("/hooks", json=HOOK)
+    assert 1 == len(sandbox.hooks())
+    assert [(None, True)] == [(seen.status, seen.processed) for seen in sandbox.requests]
+    assert "18" == client.get("/me").headers["x-ratelimit-remaining"]
+
+
+def test_a_connection_broken_says_nothing_in_the_log(
+    sandbox: Sandbox, client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the test asked for is no error of the server."""
+    for fault in (faults.reset_before_processing(), faults.reset_after_processing(), faults.truncated()):
+        sandbox.inject(fault)
+        with pytest.raises(httpx.TransportError):
+            client.get("/me")
+    assert [] == [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
+def test_faults_choose_their_requests(sandbox: Sandbox, client: httpx.Client) -> None:
+    """By method, by path with wildcards, for so many times, in the order of injection."""
+    sandbox.inject(faults.status(500), times=2, path="/meetings")
+    sandbox.inject(faults.status(501), method="delete", path="/hooks/*")
+    sandbox.inject(faults.status(503), path="/meetings")
+    assert 200 == client.get("/me").status_code
+    assert 200 == client.post("/hooks", json=HOOK).status_code
+    assert [500, 500, 503, 200] == [client.get("/meetings").status_code for _ in range(4)]
+    assert [501, 404] == [client.delete("/hooks/hoo_x").status_code for _ in range(2)]
+
+
+def test_clear_faults(sandbox: Sandbox, client: httpx.Client) -> None:
+    """What has not been met is forgotten."""
+    sandbox.inject(faults.status(500), times=5)
+    assert 500 == client.get("/me").status_code
+    sandbox.clear_faults()
+    assert 200 == client.get("/me").status_code
+
+
+def test_a_fault_goes_before_the_limit(connect: Connect) -> None:
+    """A request over the limit meets its fault too."""
+    with Sandbox(limit=1, period=60).serve() as sandbox:
+        client = connect(sandbox)
+        client.get("/me")
+        sandbox.inject(faults.status(500))
+        assert [500, 429] == [client.get("/me").status_code for _ in range(2)]
+
+
+@pytest.mark.parametrize("wrong", [faults.html_200, "html_200", None])
+def test_what_is_no_fault_is_refused(wrong: Any) -> None:
+    """A constructor that was not called, above all."""
+    with pytest.raises(TypeError, match="not a fault"):
+        Sandbox().inject(wrong)
+
+
+def test_impossible_faults_are_refused() -> None:
+    """No times, no such status, a body where HTTP forbids one."""
+    with pytest.raises(ValueError, match="times"):
+        Sandbox().inject(faults.empty_200(), times=0)
+    with pytest.raises(ValueError, match="status"):
+        faults.status(100, "")
+    with pytest.raises(ValueError, match="204 has no body"):
+        faults.status(204, "something")
+
+
+def test_faults_are_values() -> None:
+    """Equal when they say the same; a plan that is empty has none."""
+    assert faults.slow(1) == faults.slow(1) != faults.slow(2)
+    assert faults.reset_before_processing() != faults.reset_after_processing()
+    assert None is FaultPlan().take("GET", "/me")

@@ -1,0 +1,272 @@
+"""The real socket: it is there at once, and gone without a trace."""
+
+import asyncio
+import contextlib
+import gc
+import importlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+
+from lemcal_async.sandbox import Sandbox, faults, run
+from lemcal_async.sandbox.core import PREFIX
+from lemcal_async.sandbox.server import listening
+
+from .conftest import Connect
+
+FDS = Path("/dev/fd")
+
+
+def open_files() -> int:
+    """Return how many this process has open, where the system tells."""
+    return len(list(FDS.iterdir())) if FDS.exists() else 0
+
+
+def test_the_base_url(sandbox: Sandbox) -> None:
+    """It has the port that was free, and the prefix."""
+    origin, _, port = sandbox.base_url.removesuffix("/api/lemcal").rpartition(":")
+    assert "http://127.0.0.1" == origin
+    assert 0 < int(port) < 65536
+
+
+def test_no_base_url_without_a_server() -> None:
+    """Before and after, the error says what to do."""
+    sandbox = Sandbox()
+    with pytest.raises(RuntimeError, match=r"with sandbox\.serve"):
+        _ = sandbox.base_url
+    with sandbox.serve():
+        assert sandbox.base_url
+    with pytest.raises(RuntimeError, match="served"):
+        _ = sandbox.base_url
+
+
+def test_a_given_port() -> None:
+    """It is taken, also again right after; one that is taken is an OSError."""
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    sandbox = Sandbox()
+    for _ in range(2):
+        with sandbox.serve(port=port) as served:
+            assert sandbox is served
+            assert f"http://127.0.0.1:{port}/api/lemcal" == sandbox.base_url
+            with pytest.raises(OSError), Sandbox().serve(port=port):
+                raise AssertionError
+            assert 401 == httpx.get(f"{sandbox.base_url}/me", trust_env=False).status_code
+
+
+def test_served_once_at_a_time(sandbox: Sandbox) -> None:
+    """A second serve() is a mistake, and leaves the first alone."""
+    with pytest.raises(RuntimeError, match="already"), sandbox.serve():
+        raise AssertionError
+    assert sandbox.base_url
+
+
+def test_ipv6(connect: Connect) -> None:
+    """The host of the URL is in brackets."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with Sandbox().serve("::1") as sandbox:
+        assert sandbox.base_url.startswith("http://[::1]:")
+        assert 200 == connect(sandbox).get("/me").status_code
+
+
+def test_nothing_is_left_behind(connect: Connect) -> None:
+    """No thread, no file, no warning, and no waiting, with keep-alive connections still open."""
+    with Sandbox().serve() as warm:
+        connect(warm).get("/me")
+    gc.collect()
+    threads, files = set(threading.enumerate()), open_files()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(20):
+            with Sandbox().serve() as sandbox, httpx.Client(trust_env=False) as client:
+                assert 401 == client.get(f"{sandbox.base_url}/me").status_code
+                started = time.monotonic()
+            assert time.monotonic() - started < 0.5
+        gc.collect()
+    assert threads == set(threading.enumerate())
+    assert files == open_files()
+
+
+def test_hanging_requests_are_cut(caplog: pytest.LogCaptureFixture) -> None:
+    """The end does not wait for them, their clients learn of it, and nothing is logged."""
+    outcomes: list[str] = []
+
+    def hang(sandbox: Sandbox) -> None:
+        try:
+            httpx.get(f"{sandbox.base_url}/me", auth=(sandbox.user_id, sandbox.api_key), trust_env=False)
+        except httpx.TransportError as error:
+            outcomes.append(type(error).__name__)
+
+    with Sandbox().serve() as sandbox:
+        sandbox.inject(faults.slow(60), times=5)
+        clients = [threading.Thread(target=hang, args=[sandbox]) for _ in range(5)]
+        for thread in clients:
+            thread.start()
+        while len(sandbox.requests) < 5:
+            time.sleep(0.001)
+        started = time.monotonic()
+    assert time.monotonic() - started < 0.5
+    for thread in clients:
+        thread.join(5)
+    assert 5 == len(outcomes)
+    assert [] == [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
+def test_connections_that_come_at_the_very_end() -> None:
+    """Whatever the moment, nothing of them is left."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(30):
+            with contextlib.ExitStack() as knocks, Sandbox(meetings=0).serve() as sandbox:
+                port = int(sandbox.base_url.removesuffix(PREFIX).rpartition(":")[2])
+                for _ in range(4):
+                    knocks.enter_context(socket.create_connection(("127.0.0.1", port)))
+        gc.collect()
+    assert [] == [str(warning.message) for warning in caught]
+
+
+def test_keep_alive(sandbox: Sandbox, client: httpx.Client) -> None:
+    """A connection is used again and again."""
+    ports = [
+        client.get("/me").extensions["network_stream"].get_extra_info("client_addr")[1] for _ in range(5)
+    ]
+    assert 1 == len(set(ports))
+
+
+def test_answers_come_at_once(client: httpx.Client) -> None:
+    """Without the 40 ms that small writes can cost on loopback."""
+    took: list[float] = []
+    for _ in range(10):
+        started = time.perf_counter()
+        client.get("/me")
+        took.append(time.perf_counter() - started)
+    assert 0.03 > min(took)
+
+
+def test_a_server_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What prevents it is raised where it was asked for, and leaves nothing behind."""
+
+    async def fail(*_: object, **__: object) -> None:
+        raise OSError("no more files")
+
+    monkeypatch.setattr("uvicorn.Server.startup", fail)
+    threads = set(threading.enumerate())
+    with pytest.raises(OSError, match="no more files"), Sandbox().serve():
+        raise AssertionError
+    assert threads == set(threading.enumerate())
+
+
+def test_a_server_that_fails_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not passed over in silence."""
+    now = threading.Event()
+
+    async def fail(*_: object) -> None:
+        await asyncio.to_thread(now.wait)
+        raise RuntimeError("broken")
+
+    def serve() -> None:
+        with Sandbox().serve():
+            now.set()
+            while "lemcal-sandbox" in [thread.name for thread in threading.enumerate()]:
+                time.sleep(0.001)
+
+    monkeypatch.setattr("lemcal_async.sandbox.server._ThreadedServer.main_loop", fail)
+    with pytest.raises(RuntimeError, match="broken"):
+        serve()
+
+
+def test_served_from_within_an_event_loop() -> None:
+    """Entered and left in a running loop of either kind, it answers that loop's requests."""
+
+    async def ask() -> int:
+        with Sandbox().serve() as sandbox:
+            async with httpx.AsyncClient(trust_env=False) as client:
+                auth = (sandbox.user_id, sandbox.api_key)
+                return (await client.get(f"{sandbox.base_url}/me", auth=auth)).status_code
+
+    assert [200, 200] == [asyncio.run(ask()), trio.run(ask)]
+
+
+def test_listening_serves_any_app() -> None:
+    """The server knows nothing of what it serves; an exception is a 500, with a date."""
+
+    async def app(scope: object, receive: object, send: object) -> None:
+        raise ValueError("a bug")
+
+    with listening(app, "127.0.0.1", 0) as origin:
+        answer = httpx.get(origin, trust_env=False)
+    assert 500 == answer.status_code
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send to another process")
+def test_run_until_interrupted() -> None:
+    """In the foreground, until Ctrl-C: no traceback, status 0."""
+    program = (
+        "import sys; from lemcal_async.sandbox import Sandbox, run\n"
+        "run(Sandbox(), '127.0.0.1', 0, lambda sandbox: print(sandbox.base_url, flush=True))\n"
+        "print('bye')"
+    )
+    command = [sys.executable, "-W", "error", "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        base_url = process.stdout.readline().strip()
+        assert 401 == httpx.get(f"{base_url}/me", trust_env=False).status_code
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+    assert (0, "bye\n", "") == (process.returncode, out, err)
+
+
+def test_run_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is ready when it says so, and ends with the wait."""
+    statuses: list[int] = []
+
+    def interrupt(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    run(
+        Sandbox(),
+        "127.0.0.1",
+        0,
+        lambda sandbox: statuses.append(httpx.get(f"{sandbox.base_url}/me", trust_env=False).status_code),
+    )
+    assert [401] == statuses
+
+
+@pytest.fixture
+def not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the sandbox be imported anew."""
+    for name in [name for name in sys.modules if name.startswith("lemcal_async.sandbox")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.usefixtures("not_imported")
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
+def test_missing_extra(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    """One line that says what to install."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == missing]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError) as caught:
+        importlib.import_module("lemcal_async.sandbox")
+    assert "the sandbox needs its extra: pip install 'lemcal-async[sandbox]'" == str(caught.value)
+
+
+@pytest.mark.usefixtures("not_imported")
+def test_other_missing_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not disguised as the extra."""
+    monkeypatch.setitem(sys.modules, "anyio", None)
+    with pytest.raises(ModuleNotFoundError, match="anyio"):
+        importlib.import_module("lemcal_async.sandbox")

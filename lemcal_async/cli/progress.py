@@ -1,0 +1,30 @@
+"""A sign of life on standard error while a command waits, if a person is looking."""
+
+import contextlib
+import sys
+import threading
+from collections.abc import Generator
+from typing import Final
+
+DELAY: Final = 0.5
+"""Seconds after which a wait is worth a word."""
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Generator[None]:
+    """Show ``text`` with a spinner once the block has taken longer than a moment; erase it at the end."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console  # noqa: PLC0415  # only when there is a terminal
+
+    status = Console(stderr=True).status(text)
+    timer = threading.Timer(DELAY, status.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # it may be starting the spinner just now
+        status.stop()

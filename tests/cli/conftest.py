@@ -1,0 +1,81 @@
+"""The command line run in this process, and as a process of its own, against a served sandbox."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+import attrs
+import pytest
+
+from lemcal_async.cli import main
+from lemcal_async.sandbox import Sandbox
+
+
+@attrs.frozen
+class Done:
+    """How a command ended, and what it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+Spawn = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(autouse=True)
+def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the credentials of whoever runs the tests out of them."""
+    monkeypatch.delenv("LEMCAL_USER_ID", raising=False)
+    monkeypatch.delenv("LEMCAL_API_KEY", raising=False)
+
+
+@pytest.fixture
+def lemcal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Return a function that runs the command line in this process."""
+
+    def run(*argv: str, stdin: str | TextIO = "") -> Done:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin) if isinstance(stdin, str) else stdin)
+        capsys.readouterr()
+        status = main(argv)
+        out, err = capsys.readouterr()
+        return Done(int(status), out, err)
+
+    return run
+
+
+@pytest.fixture
+def spawn() -> Iterator[Spawn]:
+    """Return a function that starts the command line as a process, which does not outlive the test."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(*argv: str, **options: Any) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "lemcal_async.cli", *argv],
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    """Serve a sandbox whose first account is the one of the environment."""
+    with Sandbox(accounts=2).serve() as sandbox:
+        use(sandbox, monkeypatch)
+        yield sandbox
+
+
+def use(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, api_key: str | None = None) -> None:
+    """Put credentials into the environment."""
+    monkeypatch.setitem(os.environ, "LEMCAL_USER_ID", sandbox.user_id)
+    monkeypatch.setitem(os.environ, "LEMCAL_API_KEY", api_key or sandbox.api_key)

@@ -1,0 +1,258 @@
+"""Whatever goes wrong is one line on standard error and a status, without a secret."""
+
+import importlib
+import io
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from lemcal_async import AsyncLemcal, __version__, errors
+from lemcal_async.cli import main
+from lemcal_async.cli.exits import HELP, ExitStatus, without_secrets
+from lemcal_async.sandbox import Sandbox, faults
+
+from .conftest import Run, use
+
+ONE_LINE = re.compile(r"lemcal: [^\n]+\n")
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        (faults.status(500), ExitStatus.FAILED),
+        (faults.status(402), ExitStatus.FAILED),
+        (faults.status(403), ExitStatus.FAILED),
+        (faults.html_200(), ExitStatus.FAILED),
+        (faults.too_many_requests(retry_after="3600"), ExitStatus.FAILED),
+        (faults.status(403, "User linked to this API key is blocked"), ExitStatus.AUTHENTICATION),
+        (faults.status(404), ExitStatus.NOT_FOUND),
+    ],
+)
+def test_what_the_service_answers(
+    lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, fault: faults.Fault, status: ExitStatus
+) -> None:
+    """A failure becomes a line that names the call, and a status by its kind."""
+    monkeypatch.setattr("lemcal_async.retry.RetryPolicy._backoff", lambda *_: 0.0)
+    sandbox.inject(fault, times=5)
+    done = lemcal("meetings", "--base-url", sandbox.base_url)
+    assert (status, "") == (done.status, done.out)
+    assert ONE_LINE.fullmatch(done.err)
+    assert "GET /meetings" in done.err
+
+
+def test_a_wrong_key(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials that the service does not accept are status 4, and are not shown."""
+    use(sandbox, monkeypatch, api_key="hush-hush-hush")
+    done = lemcal("me", "--base-url", sandbox.base_url)
+    assert 4 == done.status
+    assert ONE_LINE.fullmatch(done.err)
+    assert "hush" not in done.err
+
+
+def test_what_the_server_says_stays_one_line(lemcal: Run, sandbox: Sandbox) -> None:
+    """A message of several lines and control characters neither breaks the line nor reaches the terminal."""
+    sandbox.inject(faults.status(400, "first\nsecond \x1b[2Jthird"))
+    done = lemcal("me", "--base-url", sandbox.base_url)
+    assert 1 == done.status
+    assert ONE_LINE.fullmatch(done.err)
+    assert "\x1b" not in done.err
+
+
+def test_nobody_there(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that cannot be reached is status 1."""
+    monkeypatch.setattr("lemcal_async.retry.RetryPolicy._backoff", lambda *_: 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    done = lemcal("me", "--base-url", f"http://127.0.0.1:{port}")
+    assert 1 == done.status
+    assert ONE_LINE.fullmatch(done.err)
+
+
+def test_no_credentials(lemcal: Run) -> None:
+    """Without credentials it is said where they can come from."""
+    done = lemcal("me")
+    expected = (
+        "lemcal: no credentials: set LEMCAL_USER_ID and LEMCAL_API_KEY, name a file with --accounts, "
+        "or try it out with --sandbox\n"
+    )
+    assert (2, "", expected) == (done.status, done.out, done.err)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "Missing command; see: lemcal --help"),
+        (["hooks"], "Missing command; see: lemcal hooks --help"),
+        (["me", "--jsonn"], "No such option"),
+        (["me", "--api-key=hush"], "No such option"),
+        (["sandbox", "--port", "70000"], "Invalid value for '--port'"),
+        (["meetings", "--sandbox", "--json", "--csv"], "--json and --csv are two forms; choose one"),
+        (["types", "--sandbox", "--json", "--csv"], "--json and --csv are two forms; choose one"),
+        (
+            ["me", "--sandbox", "--base-url", "http://[::1]"],
+            "--sandbox brings a service and an account of its",
+        ),
+        (["me", "--sandbox", "--accounts", "x.toml"], "--sandbox brings a service and an account of its own"),
+        (
+            ["me", "--account", "sales"],
+            "--account chooses from the file that --accounts names; give that too",
+        ),
+        (
+            ["me", "--base-url", "http://api.example.com"],
+            "--base-url is plain http, which would send the API",
+        ),
+        (["me", "--base-url", "https://u:hush@example.com"], "base_url must not carry credentials"),
+        (["me", "--base-url", "hush"], "base_url must be an absolute http(s) URL"),
+    ],
+)
+def test_wrong_usage(lemcal: Run, argv: list[str], message: str) -> None:
+    """Wrong usage is status 2 and a line that says what to do, before anything is sent."""
+    done = lemcal(*argv)
+    assert (2, "") == (done.status, done.out)
+    assert ONE_LINE.fullmatch(done.err)
+    assert message in done.err
+    assert "hush" not in done.err
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, typer.Abort])
+def test_interrupted(lemcal: Run, monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]) -> None:
+    """Ctrl-C is status 130 and needs no words; typer may have turned it into an Abort."""
+
+    async def interrupted(_: AsyncLemcal) -> None:
+        raise interrupt
+
+    monkeypatch.setattr(AsyncLemcal, "me", interrupted)
+    done = lemcal("me", "--sandbox")
+    assert (130, "", "") == (done.status, done.out, done.err.strip())
+
+
+def test_interrupted_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the program is being imported is no traceback either."""
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lemcal_async.cli.app.run", interrupted)
+    assert 130 == main(["me"])
+
+
+def test_a_bug_is_not_hidden(lemcal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no error of this package passes through."""
+    monkeypatch.setattr("lemcal_async.cli.me.Service", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        lemcal("me")
+
+
+def test_output_that_cannot_be_written(
+    lemcal: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is a line and status 1."""
+    device = Path("/dev/full")
+    if not device.exists():
+        pytest.skip("this system has no /dev/full")
+    with device.open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        status = main(["--version"])
+        monkeypatch.undo()
+    assert (1, True) == (status, "lemcal: the output cannot be written: " in capsys.readouterr().err)
+
+
+def test_nobody_reads(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that has gone is a status and no words, and nothing is tried again at exit."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        status = main(["--version"])
+        monkeypatch.undo()
+    assert (141, "") == (status, capsys.readouterr().err)
+
+
+def test_output_that_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who calls ``main`` may have replaced standard output by any text stream."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert 0 == main(["--version"])
+    assert f"lemcal-async {__version__}\n" == stream.getvalue()
+
+
+def test_the_extra_cli_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without typer, one line names what to install."""
+    monkeypatch.delitem(sys.modules, "lemcal_async.cli.app")
+    monkeypatch.setitem(sys.modules, "typer", None)
+    assert 2 == main(["me"])
+    expected = "lemcal: the command line needs its extra: pip install 'lemcal-async[cli]'\n"
+    assert expected == capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["me", "--sandbox"], ["sandbox"]])
+def test_the_extra_sandbox_is_missing(lemcal: Run, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
+    """Without the server, one line names what to install."""
+    for name in [name for name in sys.modules if name.startswith("lemcal_async.sandbox")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    done = lemcal(*argv)
+    expected = "lemcal: the sandbox needs its extra: pip install 'lemcal-async[sandbox]'\n"
+    assert (2, expected) == (done.status, done.err)
+
+
+def test_another_missing_module_is_a_bug(lemcal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An import that fails for another reason is not taken for a missing extra."""
+    monkeypatch.setitem(sys.modules, "lemcal_async.sandbox", None)
+    with pytest.raises(ModuleNotFoundError):
+        lemcal("me", "--sandbox")
+
+
+def test_help_explains_every_status(lemcal: Run) -> None:
+    """``lemcal --help`` has a line for each exit status."""
+    done = lemcal("--help")
+    assert (0, "") == (done.status, done.err)
+    explained = [int(number) for number in re.findall(r"^ +(\d+)  ", done.out, re.MULTILINE)]
+    assert sorted(ExitStatus) == explained
+    assert explained == [int(number) for number in re.findall(r"^ +(\d+)  ", HELP, re.MULTILINE)]
+
+
+def test_every_error_has_a_status() -> None:
+    """Each error of the package ends with one of the failures."""
+    from lemcal_async.cli.exits import status_of
+
+    kinds: list[Any] = [errors.LemcalError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    assert {ExitStatus.FAILED, ExitStatus.USAGE, ExitStatus.AUTHENTICATION, ExitStatus.NOT_FOUND} == {
+        status_of(kind()) for kind in kinds
+    }
+
+
+def test_python_dash_m(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """``python -m lemcal_async.cli`` is the same program."""
+    monkeypatch.setattr(sys, "argv", ["x", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module("lemcal_async.cli.__main__")
+    assert (0, True) == (ended.value.code, capsys.readouterr().out.startswith("lemcal-async "))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://h.example/x", "https://h.example/x"),
+        ("https://h.example:8443/x?token=hush&a=b#c", "https://h.example:8443/x?..."),
+        ("https://h.example/x#hush", "https://h.example/x?..."),
+        ("https://hush@h.example/x", "https://h.example/x"),
+        ("https://user:hu/sh@h.example/x?token=hush", "https://h.example/x?..."),
+        ("https://h.example/@page", "https://h.example/@page"),
+        ("from https://a.example/?x=hush to https://b.example/?y=hush.", "from https://a.example/?... to "),
+    ],
+)
+def test_urls_are_shown_without_what_may_be_secret(url: str, shown: str) -> None:
+    """Query, fragment and user info are left out; the rest tells which URL it is."""
+    assert shown == without_secrets(url)[: len(shown)]
+    assert "hush" not in without_secrets(url)

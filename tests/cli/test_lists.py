@@ -1,0 +1,211 @@
+"""``lemcal meetings``, ``lemcal types`` and ``lemcal me``: tables, JSON and CSV."""
+
+import csv
+import io
+import json
+import re
+import sys
+
+import pytest
+
+from lemcal_async.sandbox import Sandbox, faults
+
+from .conftest import Run
+
+CSV_HEADER = (
+    "id,start,end,meeting_type_id,meeting_type_name,guest_email,guest_name,host_email,timezone,status,"
+    "canceled_at,created_at"
+)
+
+STYLE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """Let standard output be a terminal of that width."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+
+
+def test_json_is_what_the_service_sent(lemcal: Run, sandbox: Sandbox) -> None:
+    """``--json`` prints the meetings as they were on the wire, in their order."""
+    done = lemcal("meetings", "--json", "--base-url", sandbox.base_url)
+    assert (0, "") == (done.status, done.err)
+    assert sandbox.meetings() == json.loads(done.out)
+
+
+def test_meetings_of_one_type(lemcal: Run, sandbox: Sandbox) -> None:
+    """``--type`` asks for the meetings of one type."""
+    wanted = sandbox.meeting_types()[1]["_id"]
+    done = lemcal("meetings", "--json", "--type", wanted, "--base-url", sandbox.base_url)
+    expected = [entry["_id"] for entry in sandbox.meetings() if entry["meetingTypeId"] == wanted]
+    assert expected == [entry["_id"] for entry in json.loads(done.out)]
+
+
+def test_types_as_json(lemcal: Run, sandbox: Sandbox) -> None:
+    """``types --json`` prints the meeting types as they were on the wire."""
+    done = lemcal("types", "--json", "--base-url", sandbox.base_url)
+    assert sandbox.meeting_types() == json.loads(done.out)
+
+
+def test_table_into_a_pipe(lemcal: Run, sandbox: Sandbox) -> None:
+    """Not on a terminal, a table has a line per meeting, ordered by start, and is never wrapped or padded."""
+    done = lemcal("meetings", "--base-url", sandbox.base_url)
+    header, *lines = done.out.splitlines()
+    assert ["Start (UTC)", "Guest", "E-mail", "Meeting", "Id"] == [
+        word.strip() for word in header.split("  ") if word
+    ]
+    expected = [entry["_id"] for entry in sorted(sandbox.meetings(), key=lambda entry: entry["start"])]
+    assert expected == [line.split()[-1] for line in lines]
+    assert [] == [line for line in lines if line != line.rstrip()]
+    assert 2 == sum("(canceled)" in line for line in lines)
+
+
+@pytest.mark.parametrize(("columns", "has_email"), [(80, False), (140, True)])
+def test_table_on_a_terminal(
+    lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, *, columns: int, has_email: bool
+) -> None:
+    """On a terminal the table keeps to its width: a narrow one lacks a column and wraps, but not the ids."""
+    terminal(monkeypatch, columns)
+    long = sandbox.book(meetingTypeName="A very long name of a meeting type, " * 3)
+    out = STYLE.sub("", lemcal("meetings", "--base-url", sandbox.base_url).out)
+    assert has_email is ("E-mail" in out)
+    assert columns >= max(len(line.rstrip()) for line in out.splitlines())
+    assert long["_id"] in out
+
+
+def test_types_on_a_terminal(lemcal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's meeting types need a line each at 80 columns."""
+    terminal(monkeypatch, 80)
+    out = STYLE.sub("", lemcal("types", "--sandbox").out)
+    assert 1 + 4 == len(out.splitlines())
+    assert "Product demo      45       enabled   public" in out
+
+
+def test_csv(lemcal: Run, sandbox: Sandbox) -> None:
+    """``--csv`` prints RFC 4180 with the documented header."""
+    done = lemcal("meetings", "--csv", "--base-url", sandbox.base_url)
+    assert f"{CSV_HEADER}\r\n" == done.out[: len(CSV_HEADER) + 2]
+    assert 12 + 1 == done.out.count("\r\n")
+    rows = list(csv.DictReader(io.StringIO(done.out, newline="")))
+    meeting = sandbox.meetings()[5]
+    guest = meeting["attendees"][1]
+    assert {
+        "id": meeting["_id"],
+        "start": meeting["start"],
+        "end": meeting["end"],
+        "meeting_type_id": meeting["meetingTypeId"],
+        "meeting_type_name": meeting["meetingTypeName"],
+        "guest_email": guest["email"],
+        "guest_name": guest["name"],
+        "host_email": "host1@example.com",
+        "timezone": meeting.get("timezone") or meeting.get("attendeeTimezone"),
+        "status": "canceled",
+        "canceled_at": meeting["canceledAt"],
+        "created_at": meeting["createdAt"],
+    } == rows[5]
+    assert ("booked", "") == (rows[0]["status"], rows[0]["canceled_at"])
+
+
+def test_types_as_csv(lemcal: Run, sandbox: Sandbox) -> None:
+    """``types --csv`` quotes what needs it, and leaves empty what is not known."""
+    sandbox.inject(faults.json([{"_id": "met_a", "name": 'Say "hi", now'}, {"_id": "met_b", "duration": 30}]))
+    done = lemcal("types", "--csv", "--base-url", sandbox.base_url)
+    assert [
+        "id,name,minutes,status,privacy,type,meeting_link,description",
+        'met_a,"Say ""hi"", now",,,,,,',
+        "met_b,,30,,,,,",
+        "",
+    ] == done.out.split("\r\n")
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r=", "\n="])
+def test_a_guest_cannot_write_formulas(lemcal: Run, sandbox: Sandbox, start: str) -> None:
+    """A field that a spreadsheet would run as a formula gets a leading apostrophe in CSV."""
+    name = f"{start}HYPERLINK(0)"
+    sandbox.inject(faults.json([{"_id": "mee_a", "attendees": [{"primary": True, "name": name}]}]))
+    done = lemcal("meetings", "--csv", "--base-url", sandbox.base_url)
+    row = next(csv.DictReader(io.StringIO(done.out, newline="")))
+    assert f"'{name}" == row["guest_name"]
+
+
+def test_a_guest_cannot_write_to_the_terminal(
+    lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control characters, line breaks and markup in a name do nothing to a table."""
+    terminal(monkeypatch, 130)
+    name = "[red]\x1b[2Jfirst\nsecond\u202e"
+    sandbox.inject(faults.json([{"_id": "mee_a", "attendees": [{"primary": True, "name": name}]}]))
+    out = lemcal("meetings", "--base-url", sandbox.base_url).out
+    assert "[red]\ufffd[2Jfirst second\ufffd" in out
+
+
+def test_text_that_no_encoding_has(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a character from the service stops neither the JSON nor the CSV."""
+    broken = [{"_id": "mee_a", "meetingTypeName": "half \ud83d"}]
+    body = json.dumps(broken)
+    for form, expected in (("--json", "half \\ud83d"), ("--csv", "half \\ud83d")):
+        sandbox.inject(faults.status(200, body, content_type="application/json"))
+        done = lemcal("meetings", form, "--base-url", sandbox.base_url)
+        assert (0, True) == (done.status, expected in done.out)
+
+
+def test_a_meeting_of_which_little_is_known(lemcal: Run, sandbox: Sandbox) -> None:
+    """Everything but the id may be missing; a lead stands in for the guest."""
+    lead = {"email": "bo@example.org", "firstName": "Bo", "lastName": None}
+    rows = [{"_id": "mee_b", "lead": lead, "meetingTypeId": "met_x"}, {"_id": "mee_a"}]
+    sandbox.inject(faults.json(rows), times=2)
+    table = lemcal("meetings", "--base-url", sandbox.base_url).out.splitlines()
+    assert [["Bo", "bo@example.org", "met_x", "mee_b"], ["mee_a"]] == [line.split() for line in table[1:]]
+    rows_of_csv = lemcal("meetings", "--csv", "--base-url", sandbox.base_url).out.split("\r\n")
+    assert ["mee_b,,,met_x,,bo@example.org,Bo,,,booked,,", "mee_a,,,,,,,,,booked,,"] == rows_of_csv[1:3]
+
+
+def test_nothing_booked(lemcal: Run, sandbox: Sandbox) -> None:
+    """An empty list is no output but a word for people, ``[]`` in JSON and a header in CSV."""
+    sandbox.inject(faults.json([]), times=3)
+    base_url = sandbox.base_url
+    assert ("", "lemcal: no meetings\n") == (
+        (done := lemcal("meetings", "--base-url", base_url)).out,
+        done.err,
+    )
+    assert "[]\n" == lemcal("meetings", "--json", "--base-url", base_url).out
+    assert f"{CSV_HEADER}\r\n" == lemcal("meetings", "--csv", "--base-url", base_url).out
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv"])
+def test_bad_rows_do_not_hide_the_others(lemcal: Run, sandbox: Sandbox, form: str) -> None:
+    """The rows that can be read are printed; each of the others is a warning, and the status is 3."""
+    sandbox.inject(faults.json([{"_id": "mee_a", "start": 5}, {"_id": "mee_b"}, {"name": "x"}]))
+    done = lemcal("meetings", form, "--base-url", sandbox.base_url)
+    assert 3 == done.status
+    assert ("mee_a" in done.out, "mee_b" in done.out) == (False, True)
+    problems = [
+        "row 0 of the meetings cannot be read: start: expected an ISO 8601 time with an offset, got int",
+        "row 2 of the meetings cannot be read: _id: expected a non-empty string, got null",
+    ]
+    assert [f"lemcal: warning: {problem}" for problem in problems] == done.err.splitlines()
+
+
+def test_me(lemcal: Run, sandbox: Sandbox) -> None:
+    """``me`` shows whose credentials they are."""
+    done = lemcal("me", "--base-url", sandbox.base_url)
+    assert [
+        f"User id       {sandbox.user_id}",
+        "E-mail        host1@example.com",
+        "Booking page  https://app.lemcal.com/@host1",
+    ] == done.out.splitlines()[:3]
+
+
+def test_me_as_json(lemcal: Run, sandbox: Sandbox) -> None:
+    """``me --json`` prints the user as it was on the wire."""
+    user = json.loads(lemcal("me", "--json", "--base-url", sandbox.base_url).out)
+    assert {"_id": sandbox.user_id, "email": "host1@example.com", "publicIdentifier": "host1"} == {
+        name: user[name] for name in ("_id", "email", "publicIdentifier")
+    }
+
+
+def test_me_with_little_known(lemcal: Run, sandbox: Sandbox) -> None:
+    """What is not known is left out."""
+    sandbox.inject(faults.json({"_id": "usr_a"}))
+    assert "User id  usr_a\n" == lemcal("me", "--base-url", sandbox.base_url).out

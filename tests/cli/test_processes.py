@@ -1,0 +1,122 @@
+"""The program as a process of its own: pipes, signals, and what it imports."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from lemcal_async.cli import main
+from lemcal_async.sandbox import Sandbox, faults
+
+from .conftest import Run, Spawn
+
+posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and pipes as POSIX has them")
+
+
+def test_meetings(spawn: Spawn, sandbox: Sandbox) -> None:
+    """The program fetches from a real socket with the credentials of its environment."""
+    process = spawn("meetings", "--csv", "--base-url", sandbox.base_url)
+    out, err = process.communicate(timeout=20)
+    assert (0, 13, "") == (process.returncode, len(out.splitlines()), err)
+
+
+@posix_only
+def test_a_reader_that_leaves(spawn: Spawn) -> None:
+    """``lemcal meetings | head`` is quiet."""
+    process = spawn("meetings", "--sandbox")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert (141, "") == (process.wait(20), process.stderr.read())
+
+
+@posix_only
+def test_ctrl_c_during_a_call(spawn: Spawn, sandbox: Sandbox) -> None:
+    """Ctrl-C ends a call at once, with status 130 and without a word."""
+    sandbox.inject(faults.slow(30))
+    process = spawn("me", "--base-url", sandbox.base_url)
+    deadline = time.monotonic() + 20
+    while not sandbox.requests and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert ("", "") == process.communicate(timeout=5)
+    assert 130 == process.returncode
+
+
+@posix_only
+def test_the_sandbox_until_ctrl_c(lemcal: Run, spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``lemcal sandbox`` says where it is and whose it is in lines to copy, and ends well with Ctrl-C."""
+    process = spawn("sandbox", "--accounts", "2", "--meetings", "30", "--no-limit")
+    assert process.stdout is not None
+    lines = [process.stdout.readline().rstrip("\n") for _ in range(7)]
+    base_url = lines[0].split("--base-url ")[1].split()[0]
+    assert ["# host1@example.com", "# host2@example.com"] == [lines[1], lines[4]]
+    for line in lines[5:7]:
+        name, value = line.removeprefix("export ").split("=")
+        monkeypatch.setenv(name, value)
+
+    assert "host2@example.com" in lemcal("me", "--base-url", base_url).out
+    assert 30 == len(lemcal("meetings", "--base-url", base_url).out.splitlines()) - 1
+    process.send_signal(signal.SIGINT)
+    assert ("", "") == process.communicate(timeout=5)
+    assert 0 == process.returncode
+
+
+@pytest.mark.parametrize(("argv", "limit"), [([], "20"), (["--no-limit"], None)])
+def test_the_sandbox_as_it_comes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, argv: list[str], limit: str | None
+) -> None:
+    """One account at a free port of this machine, with the service's rate limit unless told otherwise."""
+    seen: list[tuple[int, str | None]] = []
+
+    def interrupted(_: float) -> None:
+        lines = capsys.readouterr().out.splitlines()
+        base_url = lines[0].split("--base-url ")[1].split()[0]
+        answer = httpx.get(f"{base_url}/me", trust_env=False)
+        seen.append((len(lines), answer.headers.get("x-ratelimit-limit")))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupted)
+    assert 0 == main(["sandbox", *argv])
+    assert [(4, limit)] == seen
+
+
+def test_a_port_that_is_taken(lemcal: Run, sandbox: Sandbox) -> None:
+    """Another server's port is a line that names it."""
+    port = sandbox.base_url.split(":")[2].split("/")[0]
+    done = lemcal("sandbox", "--port", port)
+    assert (2, "") == (done.status, done.out)
+    assert done.err.startswith(f"lemcal: cannot listen on host 127.0.0.1, port {port}: ")
+    assert 1 == done.err.count("\n")
+
+
+@posix_only
+def test_on_a_terminal(spawn: Spawn) -> None:
+    """On a real terminal of 80 columns the table fits."""
+    import pty
+
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm", "NO_COLOR": "1"}
+    process = spawn("types", "--sandbox", stdout=follower, env=environment)
+    assert 0 == process.wait(20)
+    os.close(follower)
+    with os.fdopen(leader, "rb") as terminal:
+        out = terminal.read1(65536).decode()
+    assert 1 + 4 == out.count("\n")
+    assert "Quarterly review" in out
+
+
+def test_starting_up_imports_no_server() -> None:
+    """Nothing that only some commands need is imported before one of them runs."""
+    code = (
+        "import sys; from lemcal_async.cli import main; main(['--version']); "
+        "print([name for name in ('starlette', 'uvicorn', 'lemcal_async.sandbox') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=20
+    )
+    assert "[]" == done.stdout.splitlines()[1]

@@ -16,8 +16,13 @@ class Key:
     base_url: str
     digest: str
 
+    @property
+    def short(self) -> str:
+        """Return as much of the digest as tells keys apart in a log."""
+        return self.digest[:8]
+
     def __str__(self) -> str:
-        return f"{self.digest[:8]} at {self.base_url}"
+        return f"{self.short} at {self.base_url}"
 
 
 def key_of(url: str, authorization: str) -> Key:

@@ -16,13 +16,15 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from typing import Any, Literal
 
+from lemcal_async import events
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.headers import Quota
 from lemcal_async.ratelimit.key import Key
 from lemcal_async.ratelimit.protocol import Permit, Priority, RateLimit, WouldWait
 from lemcal_async.ratelimit.queue import Queue
-from lemcal_async.ratelimit.slots import Slot, SlotLog, hold_after_429
+from lemcal_async.ratelimit.slots import News, Slot, SlotLog, hold_after_429
 from lemcal_async.ratelimit.wakeup import Wakeup
+from lemcal_async.ratelimit.windows import Server
 
 logger = logging.getLogger("lemcal_async.ratelimit")
 
@@ -34,10 +36,10 @@ class _Account:
 
     __slots__ = ("key", "queue", "slots", "warned")
 
-    def __init__(self, key: Key, limit: int, period: float) -> None:
+    def __init__(self, key: Key, limit: int, period: float, server: Server) -> None:
         self.key = key
         self.queue: Queue[_Ticket] = Queue()
-        self.slots = SlotLog(limit, period)
+        self.slots = SlotLog(limit, period, server)
         self.warned = False
 
 
@@ -46,6 +48,7 @@ class _Ticket:
 
     __slots__ = (
         "account",
+        "ahead",
         "alarm",
         "key",
         "limiter",
@@ -69,6 +72,7 @@ class _Ticket:
         self.priority: Priority = priority
         self.timeout = timeout
         self.number = 0
+        self.ahead = 0  # how many are to go before it
         self.refused = False  # whether the server refused this call's last attempt
         self.wakeup = Wakeup()
         self.loop: Hashable = self.wakeup.loop
@@ -111,11 +115,13 @@ class _Ticket:
         self._report(SlotLog.sent, self.limiter.clock())
 
     def answered(self, status_code: int, quota: Quota) -> float:
-        self._report(SlotLog.answered, self.limiter.clock(), status_code, quota)
+        self._report(self.limiter.take_in, self.key, (self.limiter.clock(), status_code, quota))
         if status_code != 429:
             return 0.0
         hold = hold_after_429(quota, self.limiter.period)
         logger.info("the server refused key %s (429): nobody sends for %.3f s", self.key, hold)
+        if events.wanted():
+            events.emit(events.Paused(self.key.short, hold))
         return hold
 
     def unsent(self) -> None:
@@ -151,6 +157,8 @@ class LocalRateLimiter:
         self._accounts: OrderedDict[Key, _Account] = OrderedDict()
         self._inbox: deque[tuple[_Account | None, Callable[..., _Account | None], tuple[Any, ...]]] = deque()
         self._at_work = threading.Lock()
+        self._servers: OrderedDict[str, Server] = OrderedDict()  # by base URL, the newest last
+        self._news: deque[tuple[Key, News, int]] = deque()
         self._numbers = itertools.count()
         _limiters.add(self)
 
@@ -171,6 +179,7 @@ class LocalRateLimiter:
         grant that was under way goes to the next in the queue.
         """
         ticket = _Ticket(self, key, priority, timeout)
+        asked = self.clock()
         if isinstance(again, _Ticket) and again.limiter is self:
             ticket.number = again.number
             ticket.refused = True
@@ -178,6 +187,8 @@ class LocalRateLimiter:
             ticket.number = next(self._numbers)
         try:
             self.post(None, self._ask, ticket)
+            if ticket.outcome is None and events.wanted():
+                events.emit(events.Queued(key.short, priority, ticket.ahead))
             while ticket.outcome is None:
                 ticket.warn()
                 alarm = ticket.alarm
@@ -197,6 +208,8 @@ class LocalRateLimiter:
             raise
         if isinstance(ticket.outcome, WouldWait):
             raise ticket.outcome
+        if events.wanted():
+            events.emit(events.Granted(key.short, priority, self.clock() - asked))
         return ticket
 
     def snapshot(self, key: Key) -> RateLimit:
@@ -235,29 +248,66 @@ class LocalRateLimiter:
                 self._drop_idle()
             finally:
                 self._at_work.release()
+            self._tell()
+
+    def take_in(self, slots: SlotLog, slot: Slot, key: Key, answer: tuple[float, int, Quota]) -> None:
+        """Take in an answer, an event for ``post``."""
+        news = slots.answered(slot, *answer)
+        if news is not None:
+            self._news.append((key, news, slots.strangers))
+
+    def _tell(self) -> None:
+        """Tell what is new; with nothing held, because a log handler or a listener may do anything."""
+        while self._news:
+            try:
+                key, news, strangers = self._news.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            if news == "strangers":
+                logger.info(
+                    "somebody else uses key %s (%d requests in this window): they are left their share",
+                    key,
+                    strangers,
+                )
+                event: events.Event = events.ForeignUse(key.short, strangers)
+            else:
+                reason = "the server's answers contradict fixed windows: it is taken for a sliding one"
+                logger.info("key %s: %s", key, reason)
+                event = events.FellBack(key.short, reason)
+            events.emit(event)
 
     def _ask(self, ticket: _Ticket) -> _Account | None:
         account = self._accounts.get(ticket.key)
         if account is None:
-            account = self._accounts[ticket.key] = _Account(ticket.key, self.limit, self.period)
+            server = self._server(ticket.key.base_url)
+            account = self._accounts[ticket.key] = _Account(ticket.key, self.limit, self.period, server)
         ticket.account = account
         now = self.clock()
         if refused_for := account.slots.refused_for(now):
             ticket.decide(WouldWait(refused_for, refused=True))
             return None
         waits = len(account.queue) > 0
+        ticket.ahead = 0 if ticket.refused else account.queue.ahead_of(ticket.priority)
         if (waits or account.slots.next_at(now) > now) and not (ticket.timeout is None and account.warned):
-            ahead = 0 if ticket.refused else account.queue.ahead_of(ticket.priority)
-            wait = account.slots.estimate(now, ahead)
+            wait = account.slots.estimate(now, ticket.ahead)
             if ticket.timeout is not None and wait > ticket.timeout:
                 ticket.decide(WouldWait(wait, refused=False))
                 return None
             if ticket.timeout is None and wait > LONG_WAIT:
                 account.warned = True
-                ticket.long_wait = (wait, ahead)
+                ticket.long_wait = (wait, ticket.ahead)
         account.queue.add(ticket)
         # Behind others nothing changes for them, unless it goes first or its loop has no alarm yet.
         return None if waits and not account.queue.is_first(ticket) else account
+
+    def _server(self, base_url: str) -> Server:
+        """Return what is known of a server, which outlasts its keys; of a hundred at most."""
+        server = self._servers.get(base_url)
+        if server is None:
+            server = self._servers[base_url] = Server(self.period)
+            if len(self._servers) > 100:
+                self._servers.popitem(last=False)
+        return server
 
     def _withdraw(self, ticket: _Ticket) -> _Account | None:
         account = ticket.account
@@ -277,7 +327,7 @@ class LocalRateLimiter:
                 queue.pop(ticket)
                 ticket.decide(WouldWait(refused_for, refused=True))
         when = now
-        while (ticket := queue.head()) is not None and (when := slots.next_at(now)) <= now:
+        while (ticket := queue.head()) is not None and (when := slots.next_at(now, len(queue))) <= now:
             if ticket.wakeup.stands_still():
                 # A grant would be lost for good if it never runs again. If it does, the task is
                 # woken, and asks for the place that it had.
@@ -286,7 +336,7 @@ class LocalRateLimiter:
                 ticket.wakeup.wake()
                 continue
             queue.pop(ticket)
-            ticket.slot = slots.take()
+            ticket.slot = slots.take(now)
             if not ticket.decide("granted"):  # its event loop is gone, and its task with it
                 slots.unsent(ticket.slot)
         if ticket is not None and when < float("inf"):

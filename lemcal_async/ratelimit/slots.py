@@ -1,114 +1,213 @@
 """The arithmetic of one key's budget: which requests the server may still be counting. Pure.
 
-A log of slots, driven by events that carry their time: taken, sent, answered, unsent, unknown.
-It holds under a fixed window and under a strict sliding one, because a slot is given out again
-only a whole period after the server must have counted the request that used it. No clock, lock
-or await in here: seconds on whatever clock the caller reads.
+A log of slots, driven by events that carry their time: taken, sent, answered, unsent, unknown. A slot
+is given out again only a whole period after the server must have counted the request that used it,
+which holds under a fixed window and under a strict sliding one; where ``windows.py`` knows when a
+window is over, that frees its slots at once. No clock, lock or await in here: seconds on whatever
+clock the caller reads.
 """
 
 import heapq
 import math
+from collections import deque
+from typing import Literal, TypeAlias
+
+import attrs
 
 from lemcal_async.headers import Quota
+from lemcal_async.ratelimit.sharing import Share
+from lemcal_async.ratelimit.windows import SURE, Server, Window, Windows
 
-MARGIN = 0.02  # seconds between a slot's computed end and its next use: scheduling, clock steps
+MARGIN = 0.003  # seconds between a slot's computed end and its next use: scheduling, clock steps
 COUNTED_WITHIN = 0.5  # seconds after a request left in which the server must have counted it
+SLACK = 2  # requests that are left to strangers who may come between an answer and our next request
+PROBED = 3  # of so many windows, one has a request held back to see whether somebody else uses the key
+HELD = 0.06  # seconds by which the last requests of a quick burst are held back to see how it is counted
 PAUSE_CAP = 60.0  # seconds; a longer order to wait is an error for the caller, not a sleep
+
+
+News: TypeAlias = Literal["strangers", "contradiction"]
+"""What an answer may tell beyond its own slot: somebody else uses the key, or windows were a mistake."""
 
 
 class Slot:
     """One request's share of the budget, from the grant until the server has forgotten it."""
 
-    __slots__ = ("ended", "free_at", "sent_at")
+    __slots__ = ("ended", "sent_at", "taken_at")
 
-    def __init__(self) -> None:
+    def __init__(self, taken_at: float) -> None:
+        self.taken_at = taken_at
         self.sent_at: float | None = None
-        self.free_at = math.inf
         self.ended = False
+
+
+@attrs.frozen(order=True)
+class _Past:
+    """One request of the past, as far as is known of when the server counted it."""
+
+    counted_by: float
+    left_at: float = attrs.field(order=False)
+    surely: bool = attrs.field(order=False)  # whether it was counted at all
+    window: Window | None = attrs.field(order=False)
+    # What its answer said, if the window was not over when that came: then it was counted so long
+    # before the window's end, which all the answers of the window pin together.
+    before_end: float | None = attrs.field(default=None, order=False)
+
+    def counted_at_least(self) -> float:
+        """Return the earliest time at which it can have been counted, as if its way there took no time."""
+        if self.window is None or self.before_end is None:
+            return self.left_at
+        return max(self.left_at, self.window.earliest - self.before_end)
+
+    def counted_at_most(self) -> float:
+        """Return the latest time at which it can have been counted, as if its way back took no time."""
+        if self.window is None or self.before_end is None:
+            return self.counted_by
+        return min(self.counted_by, self.window.latest - self.before_end)
 
 
 class SlotLog:
     """The slots of one key; ``limit`` requests per ``period`` seconds.
 
     No more than twice the limit are in flight at once, so that an account whose requests hang
-    cannot fill the connection pool that it shares with others.
+    cannot fill the connection pool that it shares with others. ``server`` is what all keys of one
+    server learn from together.
     """
 
-    def __init__(self, limit: int, period: float) -> None:
+    def __init__(self, limit: int, period: float, server: Server | None = None) -> None:
         self._configured = limit
-        self.limit = limit
+        self.limit = limit  # ours
+        self._quota = limit  # the server's
         self.period = period
-        self._turnover = period + MARGIN  # from when a request was counted to its slot's next use
+        self._server = server or Server(period)
+        self._windows = Windows(self._server)
+        self._share = Share(period)
         self.paused_until = -math.inf
         self._refused_until = -math.inf
-        self._counted: list[float] = []  # heap: when each slot with a known end comes free
+        self._spaced_until = -math.inf
+        self._counted: list[_Past] = []  # a heap
         self._in_flight: set[Slot] = set()
+        self._past: deque[_Past] = deque(maxlen=2 * limit)  # also what is no longer counted
+        self._after: Window | None = None  # the last window that was over when a request was granted
+        self._began = -math.inf  # when the first one after it was
+        self._burst = 0  # how many were since
+        self._released: Window | None = None  # the last window whose slots are free again
 
-    def next_at(self, now: float) -> float:
-        """Return when the next request may be granted: ``<= now`` is now, inf is after a report."""
+    # ----------------------------------------------------------------------------------- grants
+
+    def next_at(self, now: float, waiting: int = 1) -> float:
+        """Return when the next request may be granted: ``<= now`` is now, inf is after a report.
+
+        ``waiting`` is how many calls want to, this one included.
+        """
         self._forget(now)
         if len(self._in_flight) >= 2 * self._configured:
             return math.inf
-        busy = self._busy(now)
-        when = now
-        if busy >= self.limit:
-            ends = self._counted + [slot.free_at for slot in self._in_flight if slot.free_at > now]
-            when = sorted(ends)[busy - self.limit]
-        return max(when, self.paused_until)
+        when = max(now, self.paused_until, self._spaced_until, self._held_until(now, waiting))
+        ours, strangers = self._ours, self._strangers(now)
+        busy = len(self._counted) + len(self._in_flight)
+        if busy < min(ours, self._quota - strangers - SLACK * bool(strangers)):
+            return when
+        ends = self._ends(now)
+        if len(ends) >= ours:
+            when = max(when, sorted(ends)[len(ends) - ours])
+        window = self._windows.newest
+        if strangers and window is not None:
+            ends += [self._gone_at(window)] * strangers
+        quota = self._quota - SLACK if strangers else self._quota
+        if len(ends) >= quota:
+            when = max(when, sorted(ends)[len(ends) - quota])
+        return when
 
-    def take(self) -> Slot:
+    def _held_until(self, now: float, waiting: int) -> float:
+        """Return until when the last requests of some bursts are held back.
+
+        The calls behind them wait for the next window in any case. One that goes late in its window shows
+        who else uses the key: whoever fills every window as it begins meets strangers only in *their*
+        429s. And two that go somewhat later than the others show whether the server counts in windows:
+        when the next one begins, a sliding log would still count them.
+        """
+        after = self._after
+        left = self._ours - self._burst
+        if after is None or waiting <= left or self._share.shared or self._server.keeps_log:
+            return now
+        if self._server.counts_windows:
+            return self._began + 0.6 * self.period if left == 1 and after.number % PROBED == 0 else now
+        if left <= SURE and after.number <= PROBED and after.latest - after.earliest < HELD / 2:
+            return self._began + HELD
+        return now
+
+    def take(self, now: float) -> Slot:
         """Grant one request. Only when ``next_at(now) <= now``."""
-        slot = Slot()
+        slot = Slot(now)
         self._in_flight.add(slot)
+        self._spaced_until = now + self._share.interval(self._ours)
+        window = self._windows.newest
+        if window is not None and window is not self._after and window.latest < now:
+            self._after, self._began, self._burst = window, now, 0
+        self._burst += 1
         return slot
+
+    # ---------------------------------------------------------------------------------- reports
 
     def sent(self, slot: Slot, now: float) -> None:
         """Note that the request left the machine, after gate, DNS, TCP and TLS."""
         if not slot.ended:
             slot.sent_at = now
-            slot.free_at = now + COUNTED_WITHIN + self._turnover
 
-    def answered(self, slot: Slot, now: float, status_code: int, quota: Quota) -> None:
-        """Take in an answer: the slot's end is known now, and what the headers say."""
+    def answered(self, slot: Slot, now: float, status_code: int, quota: Quota) -> News | None:
+        """Take in an answer; return what is new of the whole key since, None if nothing is."""
         if slot.ended:
-            return
-        self._notice_others(now, quota)
-        counted_by = now
-        if slot.sent_at is not None:
-            counted_by = min(counted_by, slot.sent_at + COUNTED_WITHIN)
-        self._end(slot, counted_by + self._turnover)
+            return None
         if quota.limit:  # a header may lower the limit, never raise it
+            self._quota = quota.limit
             self.limit = min(self._configured, quota.limit)
-        if status_code == 429:
+        refused = status_code == 429
+        relied_on = self._server.counts_windows
+        window, pins = self._place(slot, now, quota)
+        if refused:
             self._pause(now, hold_after_429(quota, self.period))
+            if window is not None and window is self._released:
+                self._server.was_early()
+        counted_by = now if slot.sent_at is None else min(now, slot.sent_at + COUNTED_WITHIN)
+        left_at = slot.taken_at if slot.sent_at is None else slot.sent_at
+        before_end = quota.retry_after if pins else None
+        past = _Past(counted_by, left_at, surely=not refused, window=window, before_end=before_end)
+        self._end(slot, past)
+        if window is not None and not refused:
+            window.ours += 1
+            self._compare(past, now, quota)
+        if relied_on and not self._server.counts_windows:
+            return "contradiction"
+        # A 429 only says that the window is full: whose it is shows in the answers that are none.
+        return None if refused else self._notice_strangers(slot, window, now, quota)
 
     def unsent(self, slot: Slot) -> None:
         """Give the slot back: the request never reached the server."""
-        self._end(slot, -math.inf)
+        slot.ended = True
+        self._in_flight.discard(slot)
 
     def unknown(self, slot: Slot, now: float) -> None:
         """End the slot of a request that the server may have counted, and will not answer."""
         # One that was never reported as sent may have been sent at any time until now.
         sent_at = now if slot.sent_at is None else slot.sent_at
-        self._end(slot, sent_at + COUNTED_WITHIN + self._turnover)
+        counted_by = sent_at + COUNTED_WITHIN
+        self._end(slot, _Past(counted_by, sent_at, surely=False, window=self._surely_in(slot)))
 
     def abandon(self, now: float) -> None:
         """End all that is in flight: after a fork, the answers come to the parent."""
         for slot in list(self._in_flight):
             self.unknown(slot, now)
 
+    # -------------------------------------------------------------------------------- forecasts
+
     def estimate(self, now: float, ahead: int) -> float:
         """Return the seconds that a request with ``ahead`` others before it will wait at least."""
         self._forget(now)
-        turnover = self._turnover
+        period, limit = self.period, self._ours
         # One that is to end later is passed by those that are free now.
-        ends = [min(end, now + turnover) for end in self._counted]
-        ends += [
-            max(now, (now if slot.sent_at is None else slot.sent_at) + turnover)  # counted as it left
-            for slot in self._in_flight
-            if slot.free_at > now
-        ]
-        free = self.limit - len(ends)
+        ends = [min(end, now + period) for end in self._ends(now, soonest=True)]
+        free = limit - len(ends)
         if ahead < free:
             when = now
         else:
@@ -118,12 +217,12 @@ class SlotLog:
             if turn < len(ends):
                 when = ends[turn]
             else:
-                rounds, place = divmod(turn - len(ends), self.limit)
-                last_round = ends[-self.limit :] if free <= 0 else ends
+                rounds, place = divmod(turn - len(ends), limit)
+                last_round = ends[-limit:] if free <= 0 else ends
                 again = last_round[place - max(free, 0)] if place >= free else now
-                when = again + (rounds + 1) * turnover
+                when = again + (rounds + 1) * period
         if self.paused_until > now:
-            when = max(when, self.paused_until + ahead // self.limit * turnover)
+            when = max(when, self.paused_until + ahead // limit * period)
         return max(0.0, when - now)
 
     def refused_for(self, now: float) -> float:
@@ -135,33 +234,173 @@ class SlotLog:
         return max(0.0, self.paused_until - now)
 
     def remaining(self, now: float) -> int:
-        """Return how many requests could be granted at once."""
+        """Return how many requests could be granted without waiting for earlier ones to be forgotten."""
         self._forget(now)
         if self.paused_until > now:
             return 0
-        free = self.limit - self._busy(now)
+        busy = len(self._ends(now))
+        free = min(self._ours, self._quota - self._strangers(now)) - busy
         return max(0, min(free, 2 * self._configured - len(self._in_flight)))
 
     def resets_in(self, now: float) -> float:
         """Return the seconds until the whole limit is free again, if nothing else is sent."""
         self._forget(now)
-        ends = [min(slot.free_at, now + COUNTED_WITHIN + self._turnover) for slot in self._in_flight]
-        return max(0.0, max([*self._counted, *ends, self.paused_until, now]) - now)
+        surely = now + COUNTED_WITHIN + self.period + MARGIN
+        ends = [min(end, surely) for end in self._ends(now)]
+        window = self._windows.newest
+        if self._strangers(now) and window is not None:
+            ends.append(self._gone_at(window))
+        return max(0.0, max([*ends, self.paused_until, now]) - now)
 
     def idle(self, now: float) -> bool:
         """Whether there is nothing to remember."""
         self._forget(now)
-        return not self._counted and not self._in_flight and self.paused_until <= now
+        return not (self._counted or self._in_flight or self.paused_until > now or self._strangers(now))
 
-    def _busy(self, now: float) -> int:
-        return len(self._counted) + sum(slot.free_at > now for slot in self._in_flight)
+    @property
+    def strangers(self) -> int:
+        """Return how many requests of somebody else are known of in the newest window."""
+        window = self._windows.newest
+        return 0 if window is None else window.strangers
 
-    def _end(self, slot: Slot, free_at: float) -> None:
-        if not slot.ended:
-            slot.ended = True
-            self._in_flight.discard(slot)
-            if free_at > -math.inf:
-                heapq.heappush(self._counted, free_at)
+    # -------------------------------------------------------------------------------- the slots
+
+    @property
+    def _ours(self) -> int:
+        return min(self.limit, self._share.ours(self._quota))
+
+    def _ends(self, now: float, *, soonest: bool = False) -> list[float]:
+        """Return when each busy slot comes free, as far as is known; ``soonest``: if all goes fast."""
+        ends = [self._end_of(past.counted_at_most(), past.window) for past in self._counted]
+        for slot in self._in_flight:
+            bound = self._bound(slot)
+            if soonest and bound > now:
+                bound = min(bound, max(now, (now if slot.sent_at is None else slot.sent_at) + self.period))
+            ends.append(bound)
+        return [end for end in ends if end > now]
+
+    def _bound(self, slot: Slot) -> float:
+        """Return when the slot of a request in flight comes free even if no answer comes."""
+        if slot.sent_at is None:
+            return math.inf
+        return self._end_of(slot.sent_at + COUNTED_WITHIN, self._surely_in(slot))
+
+    def _end_of(self, counted_by: float, window: Window | None) -> float:
+        end = counted_by + self.period + MARGIN - self._server.head_start
+        if window is not None and self._server.counts_windows:
+            return min(end, self._server.over_at(window))
+        return end
+
+    def _surely_in(self, slot: Slot) -> Window | None:
+        """Return the window in which a request was counted that has left some time ago."""
+        window = self._windows.newest
+        if window is None or slot.sent_at is None or slot.sent_at + COUNTED_WITHIN >= window.earliest:
+            return None
+        return window
+
+    def _end(self, slot: Slot, past: _Past) -> None:
+        if slot.ended:
+            return
+        slot.ended = True
+        self._in_flight.discard(slot)
+        self._past.append(past)
+        if past.window is None or past.window is not self._released:
+            heapq.heappush(self._counted, past)
+
+    def _forget(self, now: float) -> None:
+        counted = self._counted
+        forgotten = now - self.period - MARGIN + self._server.head_start
+        while counted and counted[0].counted_by <= forgotten:
+            heapq.heappop(counted)
+        window = self._windows.newest
+        if window is None or window is self._released or not self._server.counts_windows:
+            return
+        if self._server.over_at(window) <= now:
+            self._release(window)
+
+    def _release(self, window: Window) -> None:
+        """Free the slots of a window that is over; what has no window may be counted in the next one."""
+        self._released = window
+        self._counted = [past for past in self._counted if past.window is None]
+        heapq.heapify(self._counted)
+
+    # ----------------------------------------------------------------------------- what answers say
+
+    def _place(self, slot: Slot, now: float, quota: Quota) -> tuple[Window | None, bool]:
+        """Return the window in which a request was counted, and whether its answer pins its end."""
+        if slot.sent_at is not None:
+            self._server.took(now - slot.sent_at, now)
+        if quota.retry_after is None or quota.remaining is None:
+            return None, False
+        before = self._windows.newest
+        left_at = slot.taken_at if slot.sent_at is None else slot.sent_at
+        placed = self._windows.place(left_at, now, quota.retry_after)
+        if before is not None and self._windows.newest is not before:
+            self._share.learned(before.strangers, before.elapsed)
+            if self._server.counts_windows:
+                self._release(before)
+        return placed
+
+    def _compare(self, past: _Past, now: float, quota: Quota) -> None:
+        """Compare what the server still counts with what it would by either way of counting."""
+        remaining = quota.remaining or 0
+        if self._server.keeps_log:
+            self._forget_as_much(now, remaining, past.left_at)
+        elif not self._server.counts_windows and self._windows.several:
+            counted = 1 + sum(
+                other.surely
+                and other.counted_at_least() > past.counted_at_most() - self.period
+                and other.counted_at_most() < past.counted_at_least()
+                for other in self._past
+            )
+            # By two, so that a count which leaves this request out proves nothing.
+            if remaining < self._quota and remaining + counted >= self._quota + 2:
+                self._server.refuted_sliding()
+
+    def _forget_as_much(self, now: float, remaining: int, left_at: float) -> None:
+        """Forget as many requests as a sliding log must have forgotten when it said how many remain."""
+        # What is in flight, and what was counted after that request, it may not yet have spoken of.
+        since = len(self._in_flight) + sum(other.counted_by > left_at for other in self._past) - 1
+        live = [past for past in self._counted if self._end_of(past.counted_at_most(), past.window) > now]
+        too_many = len(live) + len(self._in_flight) + remaining - since - self._quota
+        if too_many > 0:
+            live.sort(key=_Past.counted_at_most)
+            self._counted = live[too_many:]
+            heapq.heapify(self._counted)
+
+    def _notice_strangers(self, slot: Slot, window: Window | None, now: float, quota: Quota) -> News | None:
+        """Keep room for requests that somebody else made with the same key.
+
+        The server has counted more in this window than we can have sent.
+        """
+        if window is None or quota.remaining is None or window.latest <= now:
+            return None
+        used = self._quota - quota.remaining
+        if used <= window.strangers + window.ours:
+            return None
+        # All that may have been counted less than a period before this one, by either way of counting.
+        left_at = slot.taken_at if slot.sent_at is None else slot.sent_at
+        if self._server.counts_windows:
+            ours = window.ours + sum(past.window is None for past in self._counted)
+        else:
+            ours = sum(past.counted_by > left_at - self.period for past in self._past)
+        ours += len(self._in_flight)
+        window.strangers = max(window.strangers, used - ours)
+        if window.strangers > 0 and self._share.met(self._quota):
+            return "strangers"
+        return None
+
+    def _strangers(self, now: float) -> int:
+        window = self._windows.newest
+        return window.strangers if window is not None and self._gone_at(window) > now else 0
+
+    def _gone_at(self, window: Window) -> float:
+        """Return when the strangers' requests in a window are forgotten."""
+        if self._server.counts_windows:
+            return self._server.over_at(window)
+        return window.latest + MARGIN
+
+    # ------------------------------------------------------------------------------------ pauses
 
     def _pause(self, now: float, seconds: float) -> None:
         # A second 429 with a shorter wait never shortens the pause. A wait over the cap holds the
@@ -172,24 +411,6 @@ class SlotLog:
         self.paused_until = max(self.paused_until, now + min(seconds, PAUSE_CAP) + MARGIN)
         if seconds > PAUSE_CAP:
             self._refused_until = max(self._refused_until, now + seconds)
-
-    def _notice_others(self, now: float, quota: Quota) -> None:
-        """Keep room for requests that somebody else made with the same key.
-
-        The server has counted more in this window than we can have sent: the difference stays
-        taken until the window ends, ``Retry-After`` from now at the latest.
-        """
-        if quota.remaining is None or quota.retry_after is None:
-            return
-        used = min(quota.limit or self._configured, self._configured) - quota.remaining
-        ours = len(self._counted) + len(self._in_flight)
-        window_end = now + min(quota.retry_after, self.period) + MARGIN
-        for _ in range(used - ours):
-            heapq.heappush(self._counted, window_end)
-
-    def _forget(self, now: float) -> None:
-        while self._counted and self._counted[0] <= now:
-            heapq.heappop(self._counted)
 
 
 def hold_after_429(quota: Quota, period: float) -> float:

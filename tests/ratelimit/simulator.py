@@ -1,0 +1,217 @@
+"""A world in virtual time: clients, the network, and a server that counts. Seeded, so repeatable.
+
+Minutes of traffic take a second. The clients are the real ``SlotLog``, one for each process; the
+server counts with the sandbox's own counters and its headers go through the real parser. What is
+simulated is time: round trips, spikes, slow connects, a gate that is full, strangers with the same key.
+"""
+
+import heapq
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Literal
+
+import attrs
+
+from lemcal_async.headers import parse_quota
+from lemcal_async.ratelimit.slots import Slot, SlotLog
+from lemcal_async.ratelimit.windows import Server
+from lemcal_async.sandbox.counting import COUNTERS, rate_limit_headers
+
+
+@attrs.frozen(kw_only=True)
+class World:
+    """What the calls of one run meet. Seconds; ranges are uniform."""
+
+    calls: int = 100
+    processes: int = 1
+    limit: int = 20
+    period: float = 2.0
+    counting: Literal["fixed", "sliding"] = "fixed"
+    round_trip: tuple[float, float] = (0.001, 0.001)
+    asymmetry: float | None = None  # the share of a round trip that is the way there; None: at random
+    late: tuple[float, float] = (0.0, 0.0)  # share of answers, and by how much
+    late_there: float = 0.0  # how much of that is on the way there
+    slow_connect: float = 0.0  # before each of the first requests
+    connections: int = 100  # of each process
+    cpu: float = 0.0005  # between two departures
+    strangers: float = 0.0  # requests a second of somebody else
+    strangers_evenly: bool = True
+    first_call: bool = False  # whether one call is made, and answered, before the others
+    headers: bool = True
+
+
+@attrs.define
+class Result:
+    """What came of it; times in seconds from the start of the burst."""
+
+    finished: float = 0.0
+    refused: int = 0
+    arrivals: list[float] = attrs.field(factory=list[float])  # ours that were counted
+    order: list[int] = attrs.field(factory=list[int])  # the calls as they were granted
+    strangers: int = 0
+    strangers_served: int = 0
+    proven: bool = False
+
+    def most_in(self, period: float) -> int:
+        """Return the most arrivals in less than a period."""
+        moments = sorted(self.arrivals)
+        most = first = 0
+        for last, moment in enumerate(moments):
+            while moment - moments[first] >= period - 1e-9:
+                first += 1
+            most = max(most, last - first + 1)
+        return most
+
+
+class _Process:
+    """One process: its log, its queue and its connections."""
+
+    def __init__(self, simulation: "Simulation", calls: list[int]) -> None:
+        self.simulation = simulation
+        self.server = Server(simulation.world.period)
+        self.log = SlotLog(simulation.world.limit, simulation.world.period, self.server)
+        self.waiting = deque(calls)
+        self.gate: deque[tuple[int, Slot]] = deque()
+        self.in_use = 0
+        self.opened = 0
+        self.leaves_at = 0.0
+        self.alarm: float | None = None
+
+    def serve(self) -> None:
+        """Grant what can be granted, and see to it that somebody looks again."""
+        simulation = self.simulation
+        now = simulation.now
+        while self.waiting:
+            when = self.log.next_at(now, len(self.waiting))
+            if when > now:
+                if when < float("inf") and (self.alarm is None or when < self.alarm or self.alarm <= now):
+                    self.alarm = when
+                    simulation.at(when, self.serve)
+                return
+            call = self.waiting.popleft()
+            simulation.result.order.append(call)
+            self.gate.append((call, self.log.take(now)))
+            self._connect()
+
+    def _connect(self) -> None:
+        world, simulation = self.simulation.world, self.simulation
+        while self.gate and self.in_use < world.connections:
+            call, slot = self.gate.popleft()
+            self.in_use += 1
+            ready = simulation.now
+            if world.slow_connect and self.in_use > self.opened:
+                self.opened += 1
+                ready += world.slow_connect
+            self.leaves_at = max(ready, self.leaves_at + world.cpu)
+            simulation.at(self.leaves_at, lambda call=call, slot=slot: self._send(call, slot))
+
+    def _send(self, call: int, slot: Slot) -> None:
+        simulation = self.simulation
+        self.log.sent(slot, simulation.now)
+        there, back = simulation.travel()
+        simulation.at(simulation.now + there, lambda: self._arrive(call, slot, back))
+
+    def _arrive(self, call: int, slot: Slot, back: float) -> None:
+        simulation = self.simulation
+        count = simulation.counter.count("key")
+        if count.allowed:
+            simulation.result.arrivals.append(simulation.now)
+        headers = rate_limit_headers(count, 0.0) if simulation.world.headers else {}
+        quota = parse_quota({name.lower(): value for name, value in headers.items()})
+        status_code = 200 if count.allowed else 429
+
+        def hear() -> None:
+            self.log.answered(slot, simulation.now, status_code, quota)
+            self.in_use -= 1
+            if count.allowed:
+                simulation.ended()
+            else:
+                simulation.result.refused += 1
+                self.waiting.appendleft(call)
+            self._connect()
+            self.serve()
+
+        simulation.at(simulation.now + back, hear)
+
+
+class Simulation:
+    """One run."""
+
+    def __init__(self, world: World, seed: int = 0) -> None:
+        self.world = world
+        self.dice = random.Random(seed)
+        self.now = 100.0
+        self.result = Result()
+        self.counter = COUNTERS[world.counting](world.limit, world.period, lambda: self.now)
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._left = world.calls
+        calls = list(range(world.calls))
+        self._processes = [
+            _Process(self, calls[number :: world.processes]) for number in range(world.processes)
+        ]
+
+    def at(self, when: float, event: Callable[[], None]) -> None:
+        """Have something happen at a moment."""
+        heapq.heappush(self._events, (when, next(self._numbers), event))
+
+    def travel(self) -> tuple[float, float]:
+        """Return the seconds of the way there and of the way back."""
+        total = self.dice.uniform(*self.world.round_trip)
+        share = self.dice.random() if self.world.asymmetry is None else self.world.asymmetry
+        there, back = total * share, total * (1 - share)
+        probability, seconds = self.world.late
+        late = seconds if self.dice.random() < probability else 0.0
+        return there + late * self.world.late_there, back + late * (1 - self.world.late_there)
+
+    def ended(self) -> None:
+        """Count a call that was answered."""
+        self._left -= 1
+
+    def run(self) -> Result:
+        """Run until all calls are answered."""
+        if self.world.strangers:
+            self.at(self.now + self.dice.random(), self._stranger)
+            self._until(self.now + 1 + 3 * self.dice.random())
+        started = self.now
+        if self.world.first_call:
+            process = self._processes[0]
+            others, process.waiting = process.waiting, deque([-1])
+            left, self._left = self._left, 1
+            process.serve()
+            self._until_all_ended()
+            process.waiting, self._left, started = others, left, self.now
+        before = self.result.strangers, self.result.strangers_served
+        for process in self._processes:
+            process.serve()
+        self._until_all_ended()
+        self.result.finished = self.now - started
+        self.result.strangers -= before[0]
+        self.result.strangers_served -= before[1]
+        self.result.proven = all(process.server.counts_windows for process in self._processes)
+        return self.result
+
+    def _until_all_ended(self) -> None:
+        while self._left:
+            self._step()
+
+    def _until(self, moment: float) -> None:
+        while self._events and self._events[0][0] <= moment:
+            self._step()
+        self.now = moment
+
+    def _step(self) -> None:
+        when, _, event = heapq.heappop(self._events)
+        self.now = max(self.now, when)
+        event()
+
+    def _stranger(self) -> None:
+        self.result.strangers += 1
+        self.result.strangers_served += self.counter.count("key").allowed
+        gap = 1 / self.world.strangers
+        self.at(
+            self.now + (gap if self.world.strangers_evenly else self.dice.expovariate(1 / gap)),
+            self._stranger,
+        )

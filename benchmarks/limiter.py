@@ -14,21 +14,22 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 
 from benchmarks import virtual_time
 from benchmarks.limiter_peers import OURS, PEERS
 from benchmarks.limiter_queue import Measure, measure
-from benchmarks.limiter_run import run
-from benchmarks.limiter_scenarios import PICTURE, SCENARIOS, Backend, Job, Outcome, World
+from benchmarks.limiter_run import run, take_phase
+from benchmarks.limiter_scenarios import LIMIT, PICTURE, SCENARIOS, Backend, Job, Outcome, World
 from benchmarks.limiter_table import HEADER, Line, lines
 
 QUICK = ("fixed-near",)  # what a quick run does on sockets: 8 s each
 BACKENDS: tuple[Backend, ...] = ("asyncio", "trio")
 AT_ONCE = 3  # runs on sockets; with more, their bursts meet
 VIRTUAL_SEEDS = 5
+SPAWN = multiprocessing.get_context("spawn")
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -47,12 +48,11 @@ def pooled(
     tasks: Sequence[_Task],
     *,
     processes: int,
-    initializer: Callable[[], object] | None = None,
+    initializer: Callable[..., object] | None = None,
+    initargs: tuple[Any, ...] = (),
 ) -> list[_Result]:
     """Return the results in the order of the tasks; tells on stderr how far it is."""
-    with concurrent.futures.ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=initializer
-    ) as pool:
+    with concurrent.futures.ProcessPoolExecutor(processes, SPAWN, initializer, initargs) as pool:
         futures = [pool.submit(work, task) for task in tasks]
         try:
             for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
@@ -73,7 +73,13 @@ def in_virtual_time(tasks: Sequence[Job]) -> list[Outcome]:
 def on_sockets(tasks: Sequence[Job]) -> list[Outcome]:
     """Run them, the long ones first so that no one is left waiting for them at the end."""
     order = sorted(range(len(tasks)), key=lambda number: -tasks[number].scenario.calls)
-    outcomes = pooled(run, [tasks[number] for number in order], processes=AT_ONCE)
+    outcomes = pooled(
+        run,
+        [tasks[number] for number in order],
+        processes=AT_ONCE,
+        initializer=take_phase,
+        initargs=(SPAWN.Value("i", 0), AT_ONCE),
+    )
     return [outcome for _, outcome in sorted(zip(order, outcomes, strict=True), key=lambda pair: pair[0])]
 
 
@@ -103,7 +109,11 @@ def report(found: list[Line], measures: list[Measure]) -> None:
     for name, scenario in SCENARIOS.items():
         if any(line.job.scenario.name == name for line in found):
             print(f"{name}: {scenario.calls} calls, {scenario.title}; ideal {scenario.ideal:g} s")
-    print(f"\n{HEADER}")
+    print(
+        "time/ideal: the median of the runs. 429s, and the places lost by the call that was overtaken most\n"
+        f"(below {LIMIT} is within one burst): the worst run's. CPU: the client's process, HTTP included.\n"
+    )
+    print(HEADER)
     for line in found:
         print(line)
     if measures:

@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import anyio
@@ -20,7 +20,25 @@ from benchmarks.limiter_peers import opened
 from benchmarks.limiter_scenarios import LIMIT, PERIOD, Arrival, Backend, Figure, Job, Outcome, Scenario
 from benchmarks.limiter_server import SandboxProcess, Target
 
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
 FIRST = -1  # the number of the call before the others
+GIVE_UP = 300.0  # seconds; the slowest takes 30
+
+
+_phase = 0.0
+
+
+def take_phase(phases: "Synchronized[int]", processes: int) -> None:
+    """Have this process start its runs at a moment of the period of its own.
+
+    So that the bursts of runs that go on side by side do not meet.
+    """
+    global _phase  # noqa: PLW0603 - there is one process to each
+    with phases.get_lock():
+        _phase = phases.value * PERIOD / processes
+        phases.value += 1
 
 
 @attrs.frozen
@@ -63,6 +81,7 @@ def _warm_up(limiter: str, backend: Backend) -> None:
 
 async def _on_sockets(job: Job, target: Target) -> _Run:
     async with opened(job.limiter, target, None) as call:
+        await anyio.sleep((_phase - time.monotonic()) % PERIOD)
         return await _drive(job, call, time.monotonic)
 
 
@@ -97,9 +116,10 @@ async def _drive(job: Job, call: Callable[[int], Awaitable[object]], clock: Call
             logging.getLogger(__name__).warning("%s: call %d: %r", job.limiter, number, error)
 
     started, cpu = clock(), time.process_time()
-    async with anyio.create_task_group() as calls:
-        for _ in range(job.scenario.calls):
-            calls.start_soon(one)
+    with anyio.fail_after(GIVE_UP):
+        async with anyio.create_task_group() as calls:
+            for _ in range(job.scenario.calls):
+                calls.start_soon(one)
     return _Run(started, clock() - started, time.process_time() - cpu, failed)
 
 

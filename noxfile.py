@@ -84,3 +84,4 @@ def bench(session: nox.Session) -> None:
     """Measure: prints tables of ratios against peers in the same run."""
     install(session, "bench")
     session.run("python", "benchmarks/client.py", *session.posargs)
+    session.run("python", "-m", "benchmarks.limiter", *(session.posargs or ["--quick"]))

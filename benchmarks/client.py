@@ -1,4 +1,4 @@
-"""What the client itself costs: CPU per call, queueing, siblings, import. Ratios against peers.
+"""What the client itself costs: CPU per call, siblings, import. Ratios against peers.
 
 Every ratio is of two figures from the same run, the median of several rounds that alternate
 between them, because machines are noisy. CPU is this process's; the server is another one.
@@ -96,22 +96,6 @@ async def calls(base_url: str) -> dict[str, float]:
     return {kind: statistics.median(seconds) for kind, seconds in taken.items()}
 
 
-async def queue(count: int) -> tuple[float, float]:
-    """Queue ``count`` calls on one key; return the CPU seconds to queue them and to cancel them."""
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=[]))
-    async with AsyncLemcal("usr_x", "secret", transport=transport, limiter=LocalRateLimiter()) as lemcal:
-        before = time.process_time()
-        async with anyio.create_task_group() as tasks:
-            for _ in range(count):
-                tasks.start_soon(lemcal.meetings.list)
-            with anyio.fail_after(60):
-                while lemcal.rate_limit.queued < count - 20:  # noqa: ASYNC110 - nothing tells
-                    await anyio.sleep(0.01)
-            queued = time.process_time()
-            tasks.cancel_scope.cancel()
-    return queued - before, time.process_time() - queued
-
-
 def siblings(count: int) -> float:
     """Return the seconds to make ``count`` clients for other accounts."""
     lemcal = AsyncLemcal("usr_x", "secret")
@@ -151,10 +135,6 @@ def measure() -> Iterator[Row]:
             yield f"{backend}: CPU per call, bare httpx", f"{bare * 1e6:.0f} µs", ""
             for kind, seconds in taken.items():
                 yield f"{backend}: CPU per call, {kind}", f"{seconds / bare:.2f} x bare", "0.75"
-    for backend in ("asyncio", "trio"):
-        queued, cancelled = anyio.run(queue, 10_000, backend=backend)
-        yield f"{backend}: CPU to queue 10,000 calls on one key", f"{queued:.2f} s", "1.0 s"
-        yield f"{backend}: CPU to cancel them", f"{cancelled:.2f} s", ""
     yield "1,000 siblings by for_account", f"{siblings(1_000) * 1e3:.1f} ms", "50 ms"
     theirs = import_seconds(DEPENDENCIES)
     for statement, bound in (("import lemcal_async", "1.15"), ("from lemcal_async import AsyncLemcal", "")):

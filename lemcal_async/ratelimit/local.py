@@ -316,6 +316,8 @@ class LocalRateLimiter:
         account.queue.discard(ticket)
         if ticket.slot is not None:
             account.slots.unsent(ticket.slot)
+        elif ticket.alarm is None:
+            return None  # it watched the clock for nobody
         return account
 
     def _serve(self, account: _Account) -> None:

@@ -25,6 +25,8 @@ UNKNOWN = Answer(
     processes=0,
     expected=0,
     foreign=0,
+    trips=0,
+    trip=0.0,
 )
 
 
@@ -52,7 +54,9 @@ class Budget:
     @property
     def limit(self) -> int:
         """The limit in force: a header may lower it, never raise it."""
-        return min(self.configured, self._header_limit or self.configured, self.heard.limit or self.configured)
+        return min(
+            self.configured, self._header_limit or self.configured, self.heard.limit or self.configured
+        )
 
     @property
     def known(self) -> bool:
@@ -89,6 +93,8 @@ class Budget:
             refuse=max(0.0, self._refused_until - now) if self._pause_untold else 0.0,
             header_limit=self._header_limit if self._limit_untold else 0,
             used=used,
+            trips=self.leases.trips,
+            trip=self.leases.trip if self.leases.trips else 0.0,
         )
         self._next += waiting
         self._pause_untold = self._limit_untold = False
@@ -101,6 +107,7 @@ class Budget:
             self.leases.lost()  # told once more: what came before belongs to other data
         else:
             self.leases.told(ask.reports, asked_at)
+        self.leases.learn(answer.trips, answer.trip)
         self.heard, self.heard_at, self.without = answer, now, False
         if not self._pause_untold:
             self.paused_until = now + answer.paused if answer.paused else -math.inf
@@ -116,7 +123,11 @@ class Budget:
 
     def read(self, quota: Quota, now: float) -> None:
         """Take in what the headers of an answer say of the limit and of what has been used of it."""
-        if quota.limit and quota.limit != self._header_limit and (self._header_limit or quota.limit < self.configured):
+        if (
+            quota.limit
+            and quota.limit != self._header_limit
+            and (self._header_limit or quota.limit < self.configured)
+        ):
             self._header_limit = quota.limit
             self._limit_untold = True
         if quota.remaining is None or quota.retry_after is None:

@@ -6,12 +6,11 @@ this process's own clock.
 """
 
 import math
-from collections import deque
 
 from lemcal_async.ratelimit.redis_script import Reports
 from lemcal_async.ratelimit.slots import COUNTED_WITHIN, MARGIN
 
-ENOUGH_TRIPS = 20  # round trips to be seen before the shortest of them says something
+ENOUGH_TRIPS = 20  # round trips of all processes, before the shortest of them says something
 NEAR = 0.05  # seconds; Redis need not hear of smaller changes of an end that is not final,
 SAME = 0.001  # and of smaller ones of one that is
 SOON = 0.02  # seconds until a slot that was given back is reported, along with others
@@ -20,13 +19,14 @@ SOON = 0.02  # seconds until a slot that was given back is reported, along with 
 class Lease:
     """One request's slot, from its grant until the server has forgotten it."""
 
-    __slots__ = ("end", "known_end", "name", "sent_at")
+    __slots__ = ("early", "end", "known_end", "name", "sent_at")
 
     def __init__(self, name: str, known_end: float | None) -> None:
         self.name = name
         self.known_end = known_end  # what Redis goes by, None if it does not know of the slot
         self.sent_at: float | None = None
         self.end: float | None = None  # when it comes free, None while that is open
+        self.early = False  # whether it does so sooner by the shortest trip
 
 
 class Leases:
@@ -40,7 +40,9 @@ class Leases:
         self._leases: dict[str, Lease] = {}
         self._dropped: dict[str, float] = {}  # given back; until when Redis would keep them
         self._tell_dropped = math.inf
-        self._trips: deque[float] = deque(maxlen=100)
+        self.trips = 0  # to the server and back, since Redis was last told
+        self.trip = math.inf  # the shortest of them
+        self._shortest = 0.0  # of those of all processes, once that says something
         self.in_flight = 0
 
     def take(self, number: int, asked_at: float | None) -> Lease:
@@ -57,16 +59,14 @@ class Leases:
             lease.sent_at = now
 
     def answered(self, lease: Lease, now: float) -> None:
-        """Note the answer: the server counted the request before it, and after it had left.
-
-        The way there and back takes at least the shortest round trip seen lately: so long before the
-        answer (and after the next request's departure) the server counts.
-        """
+        """Note the answer: the server counted the request before it, and after it had left."""
         counted_by = now
         if lease.sent_at is not None:
-            self._trips.append(now - lease.sent_at)
-            if len(self._trips) >= ENOUGH_TRIPS:
-                counted_by -= min(self._trips)
+            trip = now - lease.sent_at
+            self.trips += 1
+            self.trip = min(self.trip, trip)
+            self._shortest = min(self._shortest, trip)
+            lease.early = trip < COUNTED_WITHIN
             counted_by = min(counted_by, lease.sent_at + COUNTED_WITHIN)
         self._end(lease, counted_by + self._turnover)
 
@@ -122,7 +122,7 @@ class Leases:
 
     def _needed(self, lease: Lease) -> float:
         if lease.end is not None:
-            return lease.end
+            return lease.end - (self._shortest if lease.early else 0.0)
         return math.inf if lease.sent_at is None else lease.sent_at + self.lifetime
 
     def reports(self, now: float) -> Reports:
@@ -138,11 +138,23 @@ class Leases:
                 reports.ended[lease.name] = needed - now
         return reports
 
+    def learn(self, trips: int, shortest: float) -> None:
+        """Take in what all processes have found out together, now that Redis has heard our part.
+
+        The way there and back takes at least ``shortest``, so an answered slot is free that much
+        sooner: the server counted the request before its answer set out, and counts the next one only
+        when it has arrived.
+        """
+        self.trips, self.trip = 0, math.inf
+        self._shortest = shortest if trips >= ENOUGH_TRIPS else 0.0
+
     def told(self, reports: Reports, asked_at: float) -> None:
         """Note that Redis has heard ``reports``."""
         for name, left in (reports.open | reports.ended).items():
             if (lease := self._leases.get(name)) is not None:
                 lease.known_end = asked_at + left
+                if lease.end is not None:
+                    lease.end, lease.early = lease.known_end, False
         for name in reports.dropped:
             self._dropped.pop(name, None)
 

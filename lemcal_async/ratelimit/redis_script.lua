@@ -12,7 +12,7 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local kept = redis.call('HMGET', state,
-  'epoch', 'seen', 'offset', 'paused', 'refused', 'held', 'limit', 'strangers')
+  'epoch', 'seen', 'offset', 'paused', 'refused', 'held', 'limit', 'strangers', 'trips', 'trip')
 local epoch = kept[1]
 local seen = tonumber(kept[2] or now)
 local offset = tonumber(kept[3] or 0)
@@ -21,6 +21,12 @@ local refused = tonumber(kept[5] or 0)
 local held = tonumber(kept[6] or 0)
 local header_limit = tonumber(kept[7] or 0)
 local strangers = tonumber(kept[8] or 0)
+local trips = tonumber(kept[9] or 0)
+local trip = tonumber(kept[10] or 0)
+if ask.trips > 0 then
+  trip = trips > 0 and math.min(trip, ask.trip) or ask.trip
+  trips = trips + ask.trips
+end
 now = now + offset
 if now < seen then
   offset = offset + seen - now
@@ -199,7 +205,7 @@ end
 
 redis.call('HSET', state, 'epoch', epoch, 'seen', whole(now), 'offset', whole(offset),
   'paused', whole(paused), 'refused', whole(refused), 'held', whole(held),
-  'limit', whole(header_limit), 'strangers', whole(strangers))
+  'limit', whole(header_limit), 'strangers', whole(strangers), 'trips', whole(trips), 'trip', whole(trip))
 local lasts = math.max(ask.turnover + ask.counted_within, wait, paused - now, held - now)
 for _, key in ipairs(KEYS) do
   redis.call('PEXPIRE', key, whole(math.ceil(lasts / 1000) + 1000))
@@ -212,4 +218,5 @@ return cjson.encode({
   epoch = epoch, granted = granted, wait = wait, held = left(held), paused = left(paused),
   refused = paused > now and left(refused) or 0, limit = limit, frees = frees, others = others,
   processes = processes, expected = #frees + kept_for_others, foreign = foreign,
+  trips = trips, trip = trip,
 })

@@ -56,7 +56,8 @@ class Ask:
     ``waiting`` requests of it want slots, ``refused`` of them after a 429; the slots it gets are
     numbered from ``first`` on. ``epoch`` is the data's identity as this process knows it, empty if it
     holds nothing that would be missed; ``back`` says that it was without Redis for more than a window,
-    and ``hold`` for how long all keep to themselves then. ``pause`` and ``refuse`` come from a 429.
+    and ``hold`` for how long all keep to themselves then. ``pause`` and ``refuse`` come from a 429. Of
+    ``trips`` there and back since the last question, ``trip`` was the shortest.
     """
 
     process: str
@@ -73,6 +74,8 @@ class Ask:
     refuse: float = 0.0
     header_limit: int = 0
     used: Used = Used(0, 0.0)
+    trips: int = 0
+    trip: float = 0.0
 
     def encoded(self) -> str:
         """Return the script's argument."""
@@ -99,6 +102,8 @@ class Ask:
                 "header_limit": self.header_limit,
                 "used": self.used.requests,
                 "window": _micro(self.used.window),
+                "trips": self.trips,
+                "trip": _micro(self.trip),
             }
         )
 
@@ -111,6 +116,7 @@ class Answer:
     process keeps to what it may do alone. ``frees`` has when each slot in use comes free at the
     earliest, ``others`` how many requests each other process wants to send, ``processes`` how many
     there are. The server can know of ``expected`` requests; ``foreign`` more were somebody else's.
+    The shortest of all ``trips`` to the server and back was ``trip``.
     """
 
     epoch: str
@@ -125,6 +131,8 @@ class Answer:
     processes: int
     expected: int
     foreign: int
+    trips: int
+    trip: float
 
     @classmethod
     def decoded(cls, text: str | bytes) -> "Answer":
@@ -143,6 +151,8 @@ class Answer:
             processes=said["processes"],
             expected=said["expected"],
             foreign=said["foreign"],
+            trips=said["trips"],
+            trip=said["trip"] / 1e6,
         )
 
 

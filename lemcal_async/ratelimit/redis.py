@@ -13,22 +13,10 @@ import secrets
 import time
 from collections.abc import Callable, Hashable
 from functools import partial
-from types import TracebackType
-from typing import Literal, get_args
-from urllib.parse import urlsplit
+from typing import Literal, Self
 
 import anyio
 from anyio.abc import TaskGroup
-
-try:
-    from coredis import Redis
-    from coredis.exceptions import AuthenticationError, NoScriptError, RedisError
-    from coredis.pool import ConnectionPool
-    from coredis.retry import NoRetryPolicy
-except ModuleNotFoundError as error:
-    if error.name is None or error.name.partition(".")[0] != "coredis":
-        raise
-    raise ImportError("RedisRateLimiter needs its extra: pip install 'lemcal-async[redis]'") from None
 
 from lemcal_async import events
 from lemcal_async.errors import ConfigurationError, LemcalError
@@ -40,7 +28,8 @@ from lemcal_async.ratelimit.leases import Lease
 from lemcal_async.ratelimit.local import LONG_WAIT, LocalRateLimiter
 from lemcal_async.ratelimit.protocol import Permit, Priority, RateLimit, WouldWait
 from lemcal_async.ratelimit.queue import Queue
-from lemcal_async.ratelimit.redis_script import SCRIPT, SHA1, Answer, keys_of
+from lemcal_async.ratelimit.redis_link import RedisLink, Unreachable
+from lemcal_async.ratelimit.redis_script import Answer, keys_of
 from lemcal_async.ratelimit.slots import hold_after_429
 from lemcal_async.ratelimit.wakeup import Wakeup
 
@@ -180,7 +169,7 @@ class _Ticket:
 
     def unsent(self) -> None:
         if (held := self._held()) is not None:
-            self.limiter.give_back(held[0], self)
+            self.limiter.give_back(*held, self)
 
     def unknown(self) -> None:
         if (held := self._held()) is not None:
@@ -232,36 +221,24 @@ class RedisRateLimiter:
         timeout: float = 0.25,
         prefix: str = "lemcal:",
     ) -> None:
-        problem = _problem_of(url)
-        if problem is None:
-            self._pool = partial(
-                ConnectionPool.from_url,
-                url,
-                decode_components=True,
-                connect_timeout=timeout,
-                stream_timeout=timeout,
-                max_connections=8,
-            )
-        url = ""  # it may hold a password, which a traceback of the following must not show
-        if problem is not None:
-            raise ConfigurationError(problem)
         if limit < 1 or not 0 < period < math.inf:
             raise ConfigurationError(
                 "a rate limit needs a limit of at least 1 and a period of seconds above 0"
             )
-        if when_down not in get_args(WhenDown) or not (share is None or 0 < share <= 1):
+        if when_down not in _PLANS or not (share is None or 0 < share <= 1):
             raise ConfigurationError("when_down= is 'share', 'raise' or 'open'; share= is above 0, 1 at most")
         if not 0 < timeout < math.inf or "{" in prefix:
             raise ConfigurationError("timeout= is in seconds, above 0; prefix= must not contain '{'")
+        self._link = RedisLink(url, timeout)
+        url = ""  # it may hold a password
         self.limit = limit
         self.period = period
-        self._when_down = when_down
+        self._when_down: WhenDown = when_down
         self._share = share
         self._prefix = prefix
         self._timeout = timeout
         self._process = ""
         self._loop: Hashable = None
-        self._client: Redis[bytes] | None = None
         self._group: TaskGroup | None = None
         self._accounts: dict[Key, _Account] = {}
         self._numbers = itertools.count()
@@ -274,27 +251,10 @@ class RedisRateLimiter:
         return f"RedisRateLimiter(limit={self.limit}, period={self.period}, when_down={self._when_down!r})"
 
     # ------------------------------------------------------------------------------ entering, leaving
-    async def __aenter__(self) -> "RedisRateLimiter":
+    async def __aenter__(self) -> Self:
         if self._group is not None:
             raise ConfigurationError("this RedisRateLimiter is in use already: enter it once, and share it")
-        client: Redis[bytes] = Redis(
-            connection_pool=self._pool(), retry_policy=NoRetryPolicy(), verify_version=False
-        )
-        await client.__aenter__()
-        refused = None
-        try:
-            await client.script_load(SCRIPT)
-        except AuthenticationError as error:
-            refused = str(error)
-        except (RedisError, OSError, TimeoutError):
-            pass  # the first call finds out again, and does what is configured
-        except BaseException:
-            await client.__aexit__(None, None, None)
-            raise
-        if refused is not None:
-            await client.__aexit__(None, None, None)
-            raise ConfigurationError(f"Redis refuses the user or the password of the URL: {refused}")
-        self._client = client
+        await self._link.__aenter__()
         self._process = secrets.token_hex(6)
         self._loop = Wakeup().loop
         self._breaker = Breaker()
@@ -302,14 +262,11 @@ class RedisRateLimiter:
         await self._group.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        # What the body raised is not passed on to the task groups: it would come back in a group.
-        group, client = self._group, self._client
-        assert group is not None
-        assert client is not None
-        self._loop = None
+    async def __aexit__(self, *_: object) -> None:
+        # What the body raised is not passed on to the task group: it would come back in a group.
+        group, self._group = self._group, None
+        if group is None:
+            return
         try:
             group.cancel_scope.cancel()
             await group.__aexit__(None, None, None)
@@ -321,8 +278,7 @@ class RedisRateLimiter:
                     await self._say_goodbye()
             finally:
                 self._accounts.clear()
-                self._group = self._client = None
-                await client.__aexit__(None, None, None)
+                await self._link.__aexit__()
 
     async def _say_goodbye(self) -> None:
         for account in list(self._accounts.values()):
@@ -441,10 +397,8 @@ class RedisRateLimiter:
         if account.queue.discard(ticket) and not len(account.queue):
             account.look()  # others may have what was to be this one's
 
-    def give_back(self, account: _Account, ticket: _Ticket) -> None:
+    def give_back(self, account: _Account, lease: Lease, ticket: _Ticket) -> None:
         """Take a slot that was not used, for the next in the queue or else for other processes."""
-        lease = ticket.lease
-        assert lease is not None
         local, ticket.local, ticket.lease = ticket.local, None, None
         if local is not None:
             local.unsent()
@@ -548,9 +502,9 @@ class RedisRateLimiter:
         ask = budget.ask(asked_at, waiting, refused=int(waiting > 0 and head is not None and head.refused))
         reason = None
         try:
-            answer = Answer.decoded(await self._run(account.names, ask.encoded()))
-        except (RedisError, OSError, TimeoutError) as error:
-            reason = f"{type(error).__name__}: {error}"
+            answer = Answer.decoded(await self._link.run(account.names, ask.encoded()))
+        except Unreachable as error:
+            reason = str(error)
             budget.unheard(ask, time.monotonic())
         except BaseException:
             budget.unheard(ask, time.monotonic())
@@ -570,15 +524,6 @@ class RedisRateLimiter:
         if reason is not None:
             self._away(account, reason)
         return -math.inf
-
-    async def _run(self, names: list[str], argument: str) -> bytes:
-        client = self._client
-        assert client is not None
-        try:
-            return _text(await client.evalsha(SHA1, keys=names, args=[argument]))
-        except NoScriptError:  # restarted, or flushed
-            pass
-        return _text(await client.eval(SCRIPT, keys=names, args=[argument]))
 
     def _after(self, account: _Account, answer: Answer, now: float) -> None:
         """Tell those who were not served how long it takes."""
@@ -654,11 +599,6 @@ class RedisRateLimiter:
 
     def _away(self, account: _Account, reason: str) -> None:
         """Note that Redis failed."""
-        client, group = self._client, self._group
-        assert client is not None
-        # The connection may wait for an answer that comes late or never: no other call is to stand
-        # behind it.
-        client.connection_pool.disconnect()
         if not self._breaker.failed():
             return
         self._reason = reason
@@ -667,8 +607,8 @@ class RedisRateLimiter:
         for other in self._accounts.values():
             self._leave_alone(other, self._away_since)
             other.look()
-        if group is not None and self._loop is not None:
-            group.start_soon(self._try_again, account)
+        if self._group is not None:
+            self._group.start_soon(self._try_again, account)
 
     async def _try_again(self, account: _Account) -> None:
         while self._breaker.is_open:
@@ -693,21 +633,3 @@ _PLANS: dict[WhenDown, str] = {
     "raise": "calls fail meanwhile",
     "open": "nothing is limited meanwhile",
 }
-
-
-def _problem_of(url: str) -> str | None:
-    """Say what is wrong with a URL, without any of it, for it may hold a password."""
-    try:
-        parts = urlsplit(url)
-        whole = bool(parts.path if parts.scheme == "unix" else parts.hostname)
-        _ = parts.port
-    except ValueError:
-        whole, parts = False, urlsplit("")
-    if whole and parts.scheme in {"redis", "rediss", "unix"}:
-        return None
-    return "the URL of Redis is redis://host:6379/0, rediss://… or unix:///path/to/socket"
-
-
-def _text(said: object) -> bytes:
-    assert isinstance(said, bytes)
-    return said

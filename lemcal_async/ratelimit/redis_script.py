@@ -36,9 +36,9 @@ class Reports:
     ``open`` slots are of requests whose end is not known yet, ``dropped`` ones were never used.
     """
 
-    open: dict[str, float] = attrs.field(factory=dict)
-    ended: dict[str, float] = attrs.field(factory=dict)
-    dropped: list[str] = attrs.field(factory=list)
+    open: dict[str, float] = attrs.field(factory=dict[str, float])
+    ended: dict[str, float] = attrs.field(factory=dict[str, float])
+    dropped: list[str] = attrs.field(factory=list[str])
 
 
 @attrs.frozen

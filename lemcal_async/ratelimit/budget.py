@@ -109,6 +109,8 @@ class Budget:
             self.leases.told(ask.reports, asked_at)
         self.leases.learn(answer.trips, answer.trip)
         self.heard, self.heard_at, self.without = answer, now, False
+        if not self._limit_untold:
+            self._header_limit = 0  # what all have heard last is what counts
         if not self._pause_untold:
             self.paused_until = now + answer.paused if answer.paused else -math.inf
             self._refused_until = now + answer.refused if answer.refused else -math.inf
@@ -123,11 +125,7 @@ class Budget:
 
     def read(self, quota: Quota, now: float) -> None:
         """Take in what the headers of an answer say of the limit and of what has been used of it."""
-        if (
-            quota.limit
-            and quota.limit != self._header_limit
-            and (self._header_limit or quota.limit < self.configured)
-        ):
+        if quota.limit and min(quota.limit, self.configured) != self.limit:
             self._header_limit = quota.limit
             self._limit_untold = True
         if quota.remaining is None or quota.retry_after is None:

@@ -229,11 +229,13 @@ class RedisRateLimiter:
             raise ConfigurationError("when_down= is 'share', 'raise' or 'open'; share= is above 0, 1 at most")
         if not 0 < timeout < math.inf or "{" in prefix:
             raise ConfigurationError("timeout= is in seconds, above 0; prefix= must not contain '{'")
-        self._link = RedisLink(url, timeout)
-        url = ""  # it may hold a password
         self.limit = limit
         self.period = period
         self._when_down: WhenDown = when_down
+        self._link = RedisLink(url, timeout)
+        url = ""  # it may hold a password, which a traceback with local variables must not show
+        if self._link.problem is not None:
+            raise ConfigurationError(self._link.problem)
         self._share = share
         self._prefix = prefix
         self._timeout = timeout

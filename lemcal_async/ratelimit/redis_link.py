@@ -5,8 +5,10 @@ It runs the script, and says in one way that Redis does not answer. When to try 
 
 import contextlib
 from functools import partial
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
+
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 try:
     from coredis import Redis
@@ -32,8 +34,8 @@ class RedisLink:
     """A pool of connections, open inside ``async with``; ``timeout`` seconds for each step of a call."""
 
     def __init__(self, url: str, timeout: float) -> None:
-        problem = _problem_of(url)
-        if problem is None:
+        self.problem = _problem_of(url)  # for the caller to raise, in a frame that does not hold the URL
+        if self.problem is None:
             self._pool = partial(
                 ConnectionPool.from_url,
                 url,
@@ -42,9 +44,6 @@ class RedisLink:
                 stream_timeout=timeout,
                 max_connections=_CONNECTIONS,
             )
-        url = ""  # it may hold a password, which a traceback with local variables must not show
-        if problem is not None:
-            raise ConfigurationError(problem)
         self._client: Redis[bytes] | None = None
 
     async def __aenter__(self) -> Self:
@@ -52,8 +51,11 @@ class RedisLink:
 
         That Redis is away is no error yet: whoever calls finds out.
         """
+        pool = self._pool()
+        tidy: Any = type("Connection", (_Tidy, pool.connection_class), {})
+        pool.connection_class = tidy
         client: Redis[bytes] = Redis(
-            connection_pool=self._pool(), retry_policy=NoRetryPolicy(), verify_version=False
+            connection_pool=pool, retry_policy=NoRetryPolicy(), verify_version=False
         )
         await client.__aenter__()
         refused = None
@@ -97,6 +99,21 @@ class RedisLink:
             # It may wait for an answer that comes late or never: no other call is to stand behind it.
             client.connection_pool.disconnect()
         raise Unreachable(said)
+
+
+class _Tidy:
+    """What coredis leaves out: a connection that cannot be made closes its queues too.
+
+    Each attempt would leave a ResourceWarning otherwise, every second while Redis is away.
+    """
+
+    async def run(self, **options: Any) -> None:
+        try:
+            await super().run(**options)  # type: ignore[misc]
+        finally:
+            for queue in vars(self).values():
+                if isinstance(queue, MemoryObjectSendStream | MemoryObjectReceiveStream):
+                    queue.close()
 
 
 def _text(said: object) -> str | bytes:

@@ -54,9 +54,7 @@ class RedisLink:
         pool = self._pool()
         tidy: Any = type("Connection", (_Tidy, pool.connection_class), {})
         pool.connection_class = tidy
-        client: Redis[bytes] = Redis(
-            connection_pool=pool, retry_policy=NoRetryPolicy(), verify_version=False
-        )
+        client: Redis[bytes] = Redis(connection_pool=pool, retry_policy=NoRetryPolicy(), verify_version=False)
         await client.__aenter__()
         refused = None
         try:

@@ -103,7 +103,8 @@ collect(leases, ask.counted_within)
 collect(slots, 0)
 note(ask.me)
 
--- Who waits, and how often each has had its turn. Whoever has not come back in time is dropped.
+-- Who waits, and how often each has had its turn. Nothing is kept for one that has not come back in
+-- time; if it was only slow, it goes on where it was.
 local line, others, mine, least = {}, {}, nil, nil
 local found = redis.call('HGETALL', waiting)
 for i = 1, #found, 2 do
@@ -111,9 +112,9 @@ for i = 1, #found, 2 do
   local process = {name = found[i], turn = tonumber(turn), want = tonumber(want), due = tonumber(due)}
   if process.name == ask.me then
     mine = process
-  elseif process.due < now then
+  elseif process.due + 2 * ask.turnover < now then
     redis.call('HDEL', waiting, process.name)
-  else
+  elseif process.due >= now then
     note(process.name)
     line[#line + 1] = process
     others[#others + 1] = process.want

@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).with_suffix(".lua").read_text(encoding="utf-8")
 SHA1 = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()  # its name in Redis
 
 TOGETHER = 0.01  # seconds; slots that come free so soon after the first are fetched along with it
-GRACE = 0.1  # seconds; a process that comes later than that for its slots leaves them to others
+GRACE = 0.25  # seconds; a process that comes later than that for its slots leaves them to others
 LONGEST = 1e9  # seconds, 30 years: what a server may say is cut to it, before it overflows in Redis
 
 

@@ -56,14 +56,14 @@ class RedisServer:
         run = [_PROGRAMS / "redis-cli", "-s", self.socket, *words]
         return subprocess.run(run, capture_output=True, text=True, check=check, timeout=30).stdout
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """Return the names of all keys."""
         return self.command("KEYS", "*").split()
 
     def dump(self) -> str:
         """Return everything that it holds."""
         found = []
-        for key in self.keys():
+        for key in self.names():
             read = {"hash": ("HGETALL", key), "zset": ("ZRANGE", key, "0", "-1", "WITHSCORES")}
             found.append(f"{key} {self.command(*read[self.command('TYPE', key).strip()])}")
         return "\n".join(found)

@@ -16,6 +16,12 @@ from lemcal_async.errors import LemcalError
 from lemcal_async.ratelimit import RedisRateLimiter
 
 
+def say(line: str) -> None:
+    """Write a line for whoever started this process."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 async def work(job: dict[str, Any]) -> dict[str, object]:
     """Make ``job["calls"]`` calls at once, none of which is retried."""
     errors: list[str] = []
@@ -33,7 +39,7 @@ async def work(job: dict[str, Any]) -> dict[str, object]:
                 errors.append(f"{type(error).__name__}: {error}")
             waited.append(time.monotonic() - started)
 
-        print("ready", flush=True)
+        say("ready")
         await anyio.to_thread.run_sync(sys.stdin.readline)
         started = time.monotonic()
         async with anyio.create_task_group() as calls:
@@ -44,4 +50,4 @@ async def work(job: dict[str, Any]) -> dict[str, object]:
 
 if __name__ == "__main__":
     task = json.loads(sys.argv[1])
-    print(json.dumps(anyio.run(work, task, backend=task["backend"])), flush=True)
+    say(json.dumps(anyio.run(work, task, backend=task["backend"])))

@@ -90,19 +90,19 @@ async def test_share(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> N
             await second.served(9)  # by now each knows of the other
             mortal.kill()
             killed = time.monotonic()
-            await anyio.sleep(2.0)
+            await anyio.sleep(1.6)
             alone = [sum(moment > killed for moment in calls.times) for calls in (first, second)]
             mortal.start()
             await until_back(one)
             await until_back(two)
             back = time.monotonic()
-            await anyio.sleep(3.0)
-            after = sum(moment > back + 2.0 for moment in first.times + second.times)
+            await anyio.sleep(2.5)
+            after = sum(moment > back + 1.9 for moment in first.times + second.times)
             group.cancel_scope.cancel()
     finally:
         leave()
     assert limit >= most_in(period, first.times + second.times)
-    assert min(alone) >= 3  # of the 3 in each period that are each one's share, after a pause
+    assert min(alone) >= 2  # of the 3 in each period that are each one's share, after a pause
     assert after >= limit  # the whole limit is in use again
     assert 2 == said(caplog).count(AWAY)  # once for each limiter
     assert 2 == said(caplog).count(BACK)
@@ -115,13 +115,15 @@ async def test_share(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> N
 async def test_a_share_of_ones_own(mortal: RedisServer) -> None:
     """A process that never reached Redis begins after a pause, with what it was given."""
     mortal.kill()
-    async with limiter_of(mortal, 10, 0.3, share=0.2, timeout=0.5) as limiter:
-        async with anyio.create_task_group() as group:
-            calls = Calls(limiter, group)
-            started = time.monotonic()
-            await calls.queue(*range(6))
-            await calls.queue("hasty", timeout=0.1)
-            await calls.served(6)
+    async with (
+        limiter_of(mortal, 10, 0.3, share=0.2, timeout=0.5) as limiter,
+        anyio.create_task_group() as group,
+    ):
+        calls = Calls(limiter, group)
+        started = time.monotonic()
+        await calls.queue(*range(6))
+        await calls.queue("hasty", timeout=0.1)
+        await calls.served(6)
     assert ["hasty"] == list(calls.refused) or len(calls.order) == 7
     assert 2 == most_in(0.3, calls.times)
     assert calls.times[0] - started >= 0.3 + 0.5
@@ -261,7 +263,7 @@ async def test_an_error_from_redis(mortal: RedisServer, caplog: pytest.LogCaptur
     """A server that answers, but not with an answer, counts as away."""
     async with limiter_of(mortal, when_down="raise") as limiter:
         (await limiter.acquire(KEY)).unsent()
-        state = next(key for key in mortal.keys() if key.endswith(":state"))
+        state = next(key for key in mortal.names() if key.endswith(":state"))
         mortal.command("DEL", state)
         mortal.command("SET", state, "not a hash")
         with pytest.raises(LemcalError, match="WRONGTYPE"):

@@ -10,10 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from lemcal_async.sandbox import Sandbox
-from lemcal_async.sandbox.counting import WindowKind
 
 from .redis_server import RedisServer
 
@@ -22,7 +19,9 @@ Worker = subprocess.Popen[str]
 
 
 @contextmanager
-def workers(sandbox: Sandbox, redis: RedisServer, count: int, calls: int, **limiter: Any) -> Iterator[list[Worker]]:
+def workers(
+    sandbox: Sandbox, redis: RedisServer, count: int, calls: int, **limiter: Any
+) -> Iterator[list[Worker]]:
     """Start processes, on both event loops in turn, and let them go all at once."""
     started: list[Worker] = []
     try:
@@ -66,23 +65,22 @@ def times(sandbox: Sandbox) -> list[float]:
 
 
 def test_11_four_processes_at_the_limit(redis: RedisServer) -> None:
-    """50 calls each: at most 20 in any 2 s as the server saw them, and no less than 9.5 a second."""
-    with Sandbox().serve() as sandbox, workers(sandbox, redis, 4, 50) as started:
+    """25 calls each: at most 20 in any 2 s as the server saw them, and no less than 9.5 a second."""
+    with Sandbox().serve() as sandbox, workers(sandbox, redis, 4, 25) as started:
         for worker in started:
             assert [] == outcome(worker)["errors"]
         arrivals = times(sandbox)
-    assert 200 == len(arrivals)
+    assert 100 == len(arrivals)
     assert min(late - early for early, late in zip(arrivals, arrivals[20:], strict=False)) >= 2.0
-    assert 200 / (arrivals[-1] - arrivals[0]) >= 9.5
+    assert 100 / (arrivals[-1] - arrivals[0]) >= 9.5
 
 
-@pytest.mark.parametrize("window", ["fixed", "sliding"])
-def test_11_one_of_them_is_killed(redis: RedisServer, window: WindowKind) -> None:
+def test_11_one_of_them_is_killed(redis: RedisServer) -> None:
     """The others lose what it held, one window at most, and never wait for it again."""
     limit, period = 8, 0.5
     with (
-        Sandbox(limit=limit, period=period, window=window).serve() as sandbox,
-        workers(sandbox, redis, 4, 20, limit=limit, period=period) as started,
+        Sandbox(limit=limit, period=period, window="sliding").serve() as sandbox,
+        workers(sandbox, redis, 4, 14, limit=limit, period=period) as started,
     ):
         while len(sandbox.requests) < 20:
             time.sleep(0.01)
@@ -117,17 +115,17 @@ def test_11_redis_is_killed_and_restarted(tmp_path: Path) -> None:
     with (
         RedisServer(tmp_path) as redis,
         Sandbox(limit=limit, period=period).serve() as sandbox,
-        workers(sandbox, redis, 4, 30, limit=limit, period=period, timeout=0.25) as started,
+        workers(sandbox, redis, 4, 22, limit=limit, period=period, timeout=0.25) as started,
     ):
-        while len(sandbox.requests) < 32:
+        while len(sandbox.requests) < 24:
             time.sleep(0.01)
         redis.kill()
-        time.sleep(2.5)
+        time.sleep(2.0)
         alone = len(sandbox.requests)
         redis.start()
         for worker in started:
             assert [] == outcome(worker)["errors"]
         arrivals = times(sandbox)
-    assert 120 == len(arrivals)
-    assert alone > 40  # they went on without it
+    assert 88 == len(arrivals)
+    assert alone > 26  # they went on without it
     assert min(late - early for early, late in zip(arrivals, arrivals[limit:], strict=False)) >= period

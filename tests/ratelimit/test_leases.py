@@ -1,7 +1,9 @@
 """What this process holds of a key in Redis, and what Redis must hear of it: values only."""
 
 import math
+from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given, strategies as st
 
@@ -24,11 +26,14 @@ def leases() -> Leases:
     return Leases("me", PERIOD)
 
 
-def answer(**changes: object) -> Answer:
+def answer(**changes: Any) -> Answer:
     """Return what the script might say."""
-    return Answer(
-        **{name: changes.get(name, getattr(UNKNOWN, name)) for name in Answer.__slots__ if name[0] != "_"}
-    )
+    return attrs.evolve(UNKNOWN, **changes)
+
+
+def approx(seconds: float) -> Any:
+    """Return what equals about so much."""
+    return pytest.approx(seconds)
 
 
 def test_a_lease_is_renewed_until_the_request_leaves(leases: Leases) -> None:
@@ -37,9 +42,9 @@ def test_a_lease_is_renewed_until_the_request_leaves(leases: Leases) -> None:
     assert 100.0 + LIFETIME - LEAD == leases.due(100.0)
     assert Reports(open={}) == leases.reports(100.0)
     reports = leases.reports(101.0)
-    assert Reports(open={"me:7": pytest.approx(LIFETIME)}) == reports
+    assert Reports(open={"me:7": approx(LIFETIME)}) == reports
     leases.told(reports, 101.0)
-    assert 101.0 + LIFETIME - LEAD == pytest.approx(leases.due(101.0))
+    assert 101.0 + LIFETIME - LEAD == approx(leases.due(101.0))
     leases.sent(lease, 101.1)  # no news: what Redis knows covers it
     assert math.inf == leases.due(101.2)
     leases.sent(lease, 109.0)  # the first report counts
@@ -51,7 +56,7 @@ def test_a_late_departure_is_reported(leases: Leases) -> None:
     lease = leases.take(1, 100.0)
     leases.sent(lease, 101.0)
     assert 100.0 + LIFETIME - LEAD == leases.due(101.0)
-    assert {"me:1": pytest.approx(LIFETIME - 0.2)} == leases.reports(101.2).open
+    assert {"me:1": approx(LIFETIME - 0.2)} == leases.reports(101.2).open
 
 
 def test_an_answer_frees_the_slot_sooner(leases: Leases) -> None:
@@ -59,9 +64,9 @@ def test_an_answer_frees_the_slot_sooner(leases: Leases) -> None:
     lease = leases.take(1, 100.0)
     leases.sent(lease, 100.01)
     leases.answered(lease, 100.1)
-    assert 100.1 + TURNOVER - LEAD == pytest.approx(leases.due(100.1))
+    assert 100.1 + TURNOVER - LEAD == approx(leases.due(100.1))
     reports = leases.reports(101.0)
-    assert Reports(ended={"me:1": pytest.approx(100.1 + TURNOVER - 101.0)}) == reports
+    assert Reports(ended={"me:1": approx(100.1 + TURNOVER - 101.0)}) == reports
     leases.told(reports, 101.0)
     assert math.inf == leases.due(101.0)
     assert 1 == len(leases)
@@ -106,7 +111,7 @@ def test_slots_that_redis_does_not_know(leases: Leases) -> None:
     leases.sent(slow, 90.0)  # forgotten by the server, though its answer is still out
     assert 100.2 == leases.due(100.2)
     leases.unknown(lease, 100.3)
-    assert Reports(ended={"me:1": pytest.approx(LIFETIME - 0.4)}) == leases.reports(100.4)
+    assert Reports(ended={"me:1": approx(LIFETIME - 0.4)}) == leases.reports(100.4)
     leases.told(leases.reports(100.4), 100.4)
     assert math.inf == leases.due(100.4)
     leases.perhaps(9, 1, 100.4)
@@ -120,12 +125,12 @@ def test_the_shortest_trip(leases: Leases) -> None:
     lease = leases.take(1, 100.0)
     leases.sent(lease, 100.0)
     leases.answered(lease, 100.1)
-    assert (1, pytest.approx(0.1)) == (leases.trips, leases.trip)
+    assert (1, approx(0.1)) == (leases.trips, leases.trip)
     leases.learn(ENOUGH_TRIPS - 1, 0.04)
-    assert {"me:1": pytest.approx(TURNOVER)} == leases.reports(100.1).ended
+    assert {"me:1": approx(TURNOVER)} == leases.reports(100.1).ended
     leases.learn(ENOUGH_TRIPS, 0.04)
     assert 0 == leases.trips
-    assert {"me:1": pytest.approx(TURNOVER - 0.04)} == leases.reports(100.1).ended
+    assert {"me:1": approx(TURNOVER - 0.04)} == leases.reports(100.1).ended
     leases.told(leases.reports(100.1), 100.1)
     leases.learn(ENOUGH_TRIPS, 0.01)  # what was told stays
     assert math.inf == leases.due(100.1)
@@ -185,8 +190,8 @@ def test_estimates() -> None:
     budget.hear(ask, answer(epoch="e", limit=3, others=[1, 50]), 100.0, 100.0)
     assert TURNOVER == budget.estimate(100.0, 1)  # 1 here, 1 of the one, 1 of the other go before
     budget.pause(100.0, 7.0)
-    assert 7.0 + MARGIN == pytest.approx(budget.estimate(100.0, 0))
-    assert 7.0 + MARGIN + TURNOVER == pytest.approx(budget.estimate(100.0, 1))
+    assert 7.0 + MARGIN == approx(budget.estimate(100.0, 0))
+    assert 7.0 + MARGIN + TURNOVER == approx(budget.estimate(100.0, 1))
 
 
 def test_pauses() -> None:
@@ -203,7 +208,7 @@ def test_pauses() -> None:
     assert 0.0 == budget.refused_for(200.5)
     assert budget.urgent()
     ask = budget.ask(200.5, 2, 1)
-    assert 0.5 + MARGIN == pytest.approx(ask.pause)
+    assert 0.5 + MARGIN == approx(ask.pause)
     assert not budget.urgent()
     budget.unheard(ask, 200.6)  # to be told again
     assert budget.urgent()
@@ -219,7 +224,7 @@ def test_headers() -> None:
     budget.read(Quota(limit=20, remaining=6, retry_after=0.7), 100.0)
     budget.read(Quota(limit=20, remaining=9, retry_after=0.7), 100.0)  # out of order
     ask = budget.ask(100.1, 0, 0)
-    assert (14, pytest.approx(0.6 + MARGIN)) == (ask.used.requests, ask.used.window)
+    assert (14, approx(0.6 + MARGIN)) == (ask.used.requests, ask.used.window)
     budget.unheard(ask, 100.2)
     assert 0 == budget.ask(109.0, 0, 0).used.requests
     budget.hear(ask, answer(epoch="e", limit=20, expected=14), 100.1, 100.2)

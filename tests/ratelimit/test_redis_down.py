@@ -145,7 +145,7 @@ async def test_a_429_while_redis_is_away(mortal: RedisServer) -> None:
             await calls.queue(0, 1)
             await calls.served(4)
             assert calls.times[1] - refused >= 0.6
-            await calls.queue("waits")
+            await calls.queue(*range(10, 17))
             calls.permits["again"].answered(429, refusal(86_400.0))
             with pytest.raises(WouldWait) as caught:
                 await limiter.acquire(KEY)

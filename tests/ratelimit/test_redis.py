@@ -390,7 +390,7 @@ async def test_8_cancelling_almost_all(redis: RedisServer) -> None:
             scopes[number].cancel()
         cancelled = time.monotonic()
         with anyio.fail_after(20):
-            while not {*range(9_990, 3_000)} <= set(served):  # noqa: ASYNC110
+            while not {*range(2_990, 3_000)} <= set(served):  # noqa: ASYNC110
                 await anyio.sleep(0.01)
         assert time.monotonic() - cancelled < 0.5 + 1.0 + 3.0
         assert 0 == limiter.snapshot(KEY).queued

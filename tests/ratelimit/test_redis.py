@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import threading
 import time
 import traceback
 from contextlib import AsyncExitStack
@@ -11,7 +12,6 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 import pytest
 
 from lemcal_async import events
@@ -537,11 +537,18 @@ async def test_where_it_may_be_used(redis: RedisServer) -> None:
         with pytest.raises(ConfigurationError, match="enter it once"):
             await limiter.__aenter__()
 
+        refused: list[bool] = []
+
         async def elsewhere() -> None:
             with pytest.raises(ConfigurationError, match="in that event loop only"):
                 await limiter.acquire(KEY)
+            refused.append(True)
 
-        await anyio.to_thread.run_sync(anyio.run, elsewhere)
+        # Not one of trio's own threads, which outlive the test.
+        thread = threading.Thread(target=anyio.run, args=[elsewhere])
+        thread.start()
+        thread.join()
+        assert [True] == refused
     await limiter.__aexit__(None, None, None)  # nothing to leave
     async with limiter:
         (await limiter.acquire(KEY)).unsent()

@@ -8,6 +8,7 @@ import pytest
 # Of the modules behind the extras, rich is not here: httpx imports it for a command line of its own, where
 # it is installed.
 EXTRAS = {
+    "coredis",
     "fastapi",
     "httpx2",
     "opentelemetry",
@@ -82,6 +83,29 @@ def test_a_call() -> None:
     loaded = loaded_by(program)
     assert set() == loaded & (NEVER - {"trio"})
     assert {"no_answer", "httpcore"} <= loaded
+
+
+def test_the_limiters() -> None:
+    """The one that needs an extra is loaded when it is asked for."""
+    loaded = loaded_by("from lemcal_async import ratelimit; ratelimit.LocalRateLimiter()")
+    assert set() == loaded & NEVER
+    assert "coredis" in loaded_by("from lemcal_async.ratelimit import RedisRateLimiter")
+
+
+def test_the_redis_limiter_names_its_extra() -> None:
+    """Where it is not installed; any other name is an AttributeError as of any module."""
+    program = (
+        "import sys; sys.modules['coredis'] = None\n"
+        "from lemcal_async import ratelimit\n"
+        "assert not hasattr(ratelimit, 'MemcachedRateLimiter')\n"
+        "try:\n"
+        "    ratelimit.RedisRateLimiter\n"
+        "except ImportError as error:\n"
+        "    assert \"pip install 'lemcal-async[redis]'\" in str(error), error\n"
+        "else:\n"
+        "    raise AssertionError\n"
+    )
+    assert "lemcal_async" in loaded_by(program)
 
 
 @pytest.mark.parametrize("missing", ["starlette", "uvicorn"])

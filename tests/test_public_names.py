@@ -77,7 +77,7 @@ def test_version() -> None:
 def test_public_modules_have_what_the_contract_says(name: str) -> None:
     """The names that the contract gives to each."""
     expected = {
-        "ratelimit": {"LocalRateLimiter", "RateLimiter", "Unlimited"},
+        "ratelimit": {"LocalRateLimiter", "RateLimiter", "RedisRateLimiter", "Unlimited"},
         "transport": {"PooledTransport", "RateLimitTransport", "RetryTransport"},
         "models": MODELS,
         "sandbox": {"Sandbox", "faults"},

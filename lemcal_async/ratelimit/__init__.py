@@ -1,14 +1,20 @@
 """The shared rate limiter: at most 20 requests in any 2 s per API key, as the server counts them.
 
 ``LocalRateLimiter`` serves one process (any number of clients, event loops and threads);
-``Unlimited`` is for those behind a gateway that limits already.
+``RedisRateLimiter`` (extra ``redis``) several processes and machines; ``Unlimited`` is for those behind
+a gateway that limits already.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from lemcal_async.ratelimit.default import default_limiter, fresh_default
 from lemcal_async.ratelimit.key import Key
 from lemcal_async.ratelimit.local import LocalRateLimiter
 from lemcal_async.ratelimit.protocol import Permit, Priority, RateLimit, RateLimiter, WouldWait
 from lemcal_async.ratelimit.unlimited import Unlimited
+
+if TYPE_CHECKING:
+    from lemcal_async.ratelimit.redis import RedisRateLimiter
 
 __all__ = [
     "Key",
@@ -17,8 +23,21 @@ __all__ = [
     "Priority",
     "RateLimit",
     "RateLimiter",
+    "RedisRateLimiter",
     "Unlimited",
     "WouldWait",
     "default_limiter",
     "fresh_default",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RedisRateLimiter":
+        from lemcal_async.ratelimit.redis import RedisRateLimiter  # noqa: PLC0415 - it needs an extra
+
+        return RedisRateLimiter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

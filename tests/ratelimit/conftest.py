@@ -2,10 +2,13 @@
 
 import asyncio
 import selectors
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from trio.testing import MockClock
+
+from .redis_server import RedisServer
 
 
 class _JumpingSelector(selectors.DefaultSelector):
@@ -39,3 +42,18 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     if request.param == "asyncio":
         return "asyncio", {"loop_factory": JumpingLoop}
     return "trio", {"clock": MockClock(autojump_threshold=0)}
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Run a real Redis for the tests, on a socket of its own."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis(redis_server: RedisServer) -> RedisServer:
+    """Return it, empty and its counters at zero."""
+    redis_server.command("FLUSHALL")
+    redis_server.command("CONFIG", "RESETSTAT")
+    return redis_server

@@ -28,7 +28,7 @@ from lemcal_async import (
     to_wire,
     transport,
 )
-from lemcal_async.ratelimit import LocalRateLimiter, RateLimit, RateLimiter, Unlimited
+from lemcal_async.ratelimit import LocalRateLimiter, RateLimit, RateLimiter, RedisRateLimiter, Unlimited
 from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport
 
@@ -181,6 +181,7 @@ def limits(snapshot: RateLimit) -> RateLimiter:
     assert_type(snapshot.queued, int)
     assert_type(snapshot.paused_for, float)
     shared: ratelimit.RateLimiter = LocalRateLimiter()
+    shared = RedisRateLimiter("redis://localhost", when_down="raise", share=0.5, timeout=1, prefix="mine:")
     return Unlimited() if snapshot.limit is None else shared
 
 

@@ -1,0 +1,680 @@
+"""The limiter of several processes, each of which is here one more limiter on the same Redis."""
+
+import asyncio
+import logging
+import random
+import threading
+import time
+import traceback
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from lemcal_async import events
+from lemcal_async.errors import ConfigurationError
+from lemcal_async.headers import Quota
+from lemcal_async.ratelimit import Key, LocalRateLimiter, RateLimit, RateLimiter, RedisRateLimiter, WouldWait
+from lemcal_async.ratelimit.slots import MARGIN
+
+from .redis_server import RedisServer
+
+KEY = Key("https://api.example.com", "0f" * 16)
+SILENT = Quota()
+PERIOD = 0.4
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Run on both event loops, in real time: Redis has a clock of its own."""
+    return str(request.param)
+
+
+def refusal(retry_after: float) -> Quota:
+    """Return what the headers of a 429 say."""
+    return Quota(limit=None, remaining=0, retry_after=retry_after, resets_in=retry_after)
+
+
+class Calls:
+    """Calls through one limiter, each answered at once; ``order`` and ``times`` say who was served when."""
+
+    def __init__(self, limiter: RateLimiter, group: anyio.abc.TaskGroup) -> None:
+        self.limiter = limiter
+        self.group = group
+        self.order: list[object] = []
+        self.times: list[float] = []
+        self.permits: dict[object, Any] = {}
+        self.refused: dict[object, WouldWait] = {}
+
+    async def one(self, name: object, *, answer: bool = True, **options: Any) -> None:
+        """Make one call."""
+        try:
+            permit = self.permits[name] = await self.limiter.acquire(KEY, **options)
+        except WouldWait as reason:
+            self.refused[name] = reason
+            return
+        self.order.append(name)
+        self.times.append(time.monotonic())
+        if answer:
+            permit.sent()
+            permit.answered(200, SILENT)
+
+    async def queue(self, *names: object, **options: Any) -> None:
+        """Have these ask, one after the other."""
+        for name in names:
+            self.group.start_soon(partial(self.one, name, **options))
+            for _ in range(2):  # trio runs tasks in any order
+                await anyio.lowlevel.checkpoint()
+
+    async def served(self, count: int) -> None:
+        """Wait until so many were."""
+        with anyio.fail_after(20):
+            while len(self.order) < count:  # noqa: ASYNC110 - nothing tells
+                await anyio.sleep(0.005)
+
+
+def limiter_of(
+    redis: RedisServer, limit: int = 5, period: float = PERIOD, **options: Any
+) -> RedisRateLimiter:
+    """Return a limiter for short tests; Redis may be slow on a busy machine."""
+    return RedisRateLimiter(redis.url, limit=limit, period=period, **{"timeout": 5.0, **options})
+
+
+def most_in(period: float, times: list[float]) -> int:
+    """Return the greatest number of moments in any period."""
+    ordered = sorted(times)
+    return max(sum(start <= moment < start + period for moment in ordered) for start in ordered)
+
+
+# ------------------------------------------------------------------------------------------ serving
+@pytest.mark.anyio
+async def test_an_idle_key_grants_its_limit_at_once(redis: RedisServer) -> None:
+    """The next ones wait for a whole period, in the order in which they asked."""
+    async with limiter_of(redis) as limiter, anyio.create_task_group() as group:
+        calls = Calls(limiter, group)
+        await calls.queue(*range(15))
+        await calls.served(15)
+    for burst in (0, 5, 10):  # trio wakes those of a burst in any order
+        assert set(range(burst, burst + 5)) == set(calls.order[burst : burst + 5])
+    for early, late in zip(calls.times, calls.times[5:], strict=False):
+        assert late - early >= PERIOD
+    assert calls.times[4] - calls.times[0] < PERIOD
+
+
+@pytest.mark.anyio
+async def test_one_call_of_the_script_for_a_batch(redis: RedisServer) -> None:
+    """It brings the reports along; what is reported meanwhile is one more at most."""
+    async with limiter_of(redis, 20, 1.0) as limiter, anyio.create_task_group() as group:
+        calls = Calls(limiter, group)
+        for number in range(60):
+            group.start_soon(calls.one, number)
+        await calls.served(60)
+        assert redis.script_calls() <= 2 * 3 + 2  # two more where a machine was slow
+
+
+@pytest.mark.anyio
+async def test_interactive_calls_pass_bulk_ones(redis: RedisServer) -> None:
+    """While both wait, one turn in five is a bulk one: the queue is that of the local limiter."""
+    async with limiter_of(redis, 1, 0.05) as limiter, anyio.create_task_group() as group:
+        calls = Calls(limiter, group)
+        await calls.one("first")
+        await calls.queue("b0", "b1", priority="bulk")
+        await calls.queue(*range(6))
+        await calls.served(9)
+    assert ["first", 0, 1, 2, 3, "b0", 4, 5, "b1"] == calls.order
+
+
+@pytest.mark.anyio
+async def test_two_processes_share_a_budget_in_turn(redis: RedisServer) -> None:
+    """Together they keep the limit, and whoever queued more does not starve the other."""
+    async with limiter_of(redis, 4) as one, limiter_of(redis, 4) as two, anyio.create_task_group() as group:
+        first, second = Calls(one, group), Calls(two, group)
+        await first.queue(*range(40))
+        await first.served(4)
+        await second.queue(*range(4))
+        await second.served(4)
+        # Two of four slots were theirs in each period, so the other has had about as many.
+        assert 4 + 2 <= len(first.order) <= 4 + 8
+        assert most_in(PERIOD, first.times + second.times) == 4
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_four_processes_are_served_alike(redis: RedisServer) -> None:
+    """However unequal their queues are: none has more than one turn more than another."""
+    async with AsyncExitStack() as stack:
+        limiters = [await stack.enter_async_context(limiter_of(redis, 8, 0.3)) for _ in range(4)]
+        group = await stack.enter_async_context(anyio.create_task_group())
+        processes = [Calls(limiter, group) for limiter in limiters]
+        await processes[0].one("first")
+        for number, calls in enumerate(processes):
+            await calls.queue(*range(50 * (number + 1)))
+        with anyio.fail_after(20):
+            while sum(len(calls.order) for calls in processes) < 41:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        served = [len(calls.order) for calls in processes]
+        group.cancel_scope.cancel()
+    assert max(served) - min(served) <= 8 + 2  # the first burst went to who asked first
+
+
+@pytest.mark.anyio
+async def test_a_slot_given_back_goes_to_the_next(redis: RedisServer) -> None:
+    """Here at once, and to another process if nobody waits here."""
+    async with (
+        limiter_of(redis, 1, 0.8) as limiter,
+        limiter_of(redis, 1, 0.8) as other,
+        anyio.create_task_group() as group,
+    ):
+        calls, others = Calls(limiter, group), Calls(other, group)
+        await calls.one(0, answer=False)
+        await calls.queue(1, answer=False)
+        await anyio.sleep(0.05)
+        calls.permits[0].unsent()
+        await calls.served(2)
+        await others.queue(0)
+        await anyio.sleep(0.05)
+        calls.permits[1].unsent()
+        calls.permits[1].answered(429, refusal(90.0))  # ended: no report counts any more
+        await others.served(1)
+        assert others.times[0] - calls.times[0] < 0.8 + 0.5  # it does not wait for the lease to end
+
+
+@pytest.mark.anyio
+async def test_a_request_that_has_not_left_keeps_its_slot(redis: RedisServer) -> None:
+    """However long connecting takes; of one who dies it is free after its lease."""
+    async with limiter_of(redis, 1, 0.2) as limiter:
+        async with limiter_of(redis, 1, 0.2) as other:
+            permit = await other.acquire(KEY)
+            with anyio.move_on_after(1.5) as patience:
+                await limiter.acquire(KEY)
+            assert patience.cancelled_caught
+            permit.sent()
+        asked = time.monotonic()
+        with anyio.fail_after(5):
+            await limiter.acquire(KEY)
+        assert time.monotonic() - asked >= 0.15
+
+
+@pytest.mark.anyio
+async def test_a_request_without_an_answer(redis: RedisServer) -> None:
+    """Its slot is free again a period after it must have been counted."""
+    async with limiter_of(redis, 1, 0.2) as limiter:
+        permit = await limiter.acquire(KEY)
+        permit.sent()
+        permit.unknown()
+        asked = time.monotonic()
+        await limiter.acquire(KEY)
+        assert 0.5 + 0.2 <= time.monotonic() - asked < 3.0
+
+
+@pytest.mark.anyio
+async def test_no_more_in_flight_than_twice_the_limit(redis: RedisServer) -> None:
+    """An account whose requests hang does not fill the pool; the first answer lets the next one go."""
+    async with limiter_of(redis, 2, 0.1) as limiter, anyio.create_task_group() as group:
+        calls = Calls(limiter, group)
+        await calls.queue(*range(6), answer=False)
+        with anyio.fail_after(10):
+            while len(calls.order) < 4:
+                await anyio.sleep(0.01)
+                for permit in list(calls.permits.values()):
+                    permit.sent()
+        await anyio.sleep(1.0)
+        assert 4 == len(calls.order)
+        calls.permits[0].answered(200, SILENT)
+        await calls.served(5)
+        group.cancel_scope.cancel()
+
+
+# ------------------------------------------------------------------------------------------ refusals
+@pytest.mark.anyio
+async def test_5_a_429_pauses_the_key_for_all(redis: RedisServer) -> None:
+    """Nobody sends for that long, in no process; the refused one goes first; order is kept.
+
+    A second 429 with a shorter wait does not shorten the pause.
+    """
+    async with (
+        limiter_of(redis, 2, 0.2) as limiter,
+        limiter_of(redis, 2, 0.2) as other,
+        anyio.create_task_group() as group,
+    ):
+        calls, others = Calls(limiter, group), Calls(other, group)
+        await calls.one("a", answer=False)
+        await calls.one("b", answer=False)
+        await calls.queue(*range(10))
+        await others.queue(*range(3))
+        refused = time.monotonic()
+        assert 1.283 == calls.permits["a"].answered(429, refusal(1.283))
+        assert 0.2 == calls.permits["b"].answered(429, refusal(0.2))
+        assert 1.283 == pytest.approx(limiter.snapshot(KEY).paused_for, abs=0.1)
+        await calls.queue("again", again=calls.permits["a"])
+        await calls.served(2 + 1 + 10)
+        await others.served(3)
+    assert "again" in calls.order[2:4]
+    assert {*range(3)} == {*calls.order[2:6]} - {"again"} or [*range(10)] == [*calls.order[3:]]
+    assert list(range(3)) == others.order
+    assert min(calls.times[2:] + others.times) - refused >= 1.283
+
+
+@pytest.mark.anyio
+async def test_6_an_order_to_wait_for_a_day(redis: RedisServer) -> None:
+    """All who wait and all who come are told at once, in every process; nobody sleeps through it."""
+    async with limiter_of(redis) as limiter, limiter_of(redis) as other:
+        async with anyio.create_task_group() as group:
+            calls, others = Calls(limiter, group), Calls(other, group)
+            await calls.one("first", answer=False)
+            await calls.queue(*range(8))
+            await calls.served(5)
+            calls.permits["first"].answered(429, refusal(86_400.0))
+            await calls.queue("new")
+            await anyio.sleep(0.05)
+            await others.queue("other")
+        assert {4, 5, 6, 7, "new"} <= set(calls.refused)
+        assert {"other"} == set(others.refused)
+        for reason in [*calls.refused.values(), *others.refused.values()]:
+            assert reason.refused
+            assert 86_400 == pytest.approx(reason.seconds, abs=5)
+
+
+@pytest.mark.anyio
+async def test_foreign_use_reaches_all(redis: RedisServer) -> None:
+    """What one process reads in its headers, no other sends over."""
+    heard: list[events.Event] = []
+    leave = events.subscribe(heard.append)
+    try:
+        async with limiter_of(redis, 10, 1.0) as limiter, limiter_of(redis, 10, 1.0) as other:
+            permit = await limiter.acquire(KEY)
+            permit.sent()
+            permit.answered(200, Quota(limit=10, remaining=3, retry_after=0.7, resets_in=0.7))
+            answered = time.monotonic()
+            await anyio.sleep(0.1)
+            async with anyio.create_task_group() as group:
+                others = Calls(other, group)
+                await others.queue(*range(9))
+                await others.served(9)
+    finally:
+        leave()
+    assert 3 == sum(moment < answered + 0.7 for moment in others.times)
+    assert events.ForeignUse("0f0f0f0f", 6) in heard
+
+
+@pytest.mark.anyio
+async def test_a_header_lowers_the_limit_for_all(redis: RedisServer) -> None:
+    """And never raises it."""
+    async with limiter_of(redis, 4) as limiter, limiter_of(redis, 4) as other:
+        (await limiter.acquire(KEY)).answered(200, Quota(limit=2))
+        await anyio.sleep(0.1)
+        (await other.acquire(KEY)).answered(200, SILENT)
+        assert (2, 2) == (limiter.snapshot(KEY).limit, other.snapshot(KEY).limit)
+        (await other.acquire(KEY)).answered(200, Quota(limit=90))
+        await anyio.sleep(0.1)
+        assert 4 == other.snapshot(KEY).limit
+
+
+# --------------------------------------------------------------------------------------- long queues
+@pytest.mark.anyio
+async def test_deadlines(redis: RedisServer) -> None:
+    """Who cannot be served in time hears it at once, also while the first answer is on its way."""
+    async with limiter_of(redis, 5, 1.0) as limiter, anyio.create_task_group() as group:
+        calls = Calls(limiter, group)
+        started = time.monotonic()
+        await calls.queue(*range(1000), timeout=2.5)
+        await anyio.sleep(0.3)
+        assert 1000 - 20 <= len(calls.refused) <= 1000 - 15
+        await calls.queue("late", timeout=0.5)
+        await anyio.lowlevel.checkpoint()
+        assert "late" in calls.refused
+        assert time.monotonic() - started < 2.0
+        assert not any(reason.refused for reason in calls.refused.values())
+        await calls.served(15)
+
+
+@pytest.mark.anyio
+async def test_the_queues_of_others_count(redis: RedisServer) -> None:
+    """They take turns, so a deadline is measured by what goes before a call in all processes."""
+    async with (
+        limiter_of(redis, 2, 1.0) as limiter,
+        limiter_of(redis, 2, 1.0) as other,
+        anyio.create_task_group() as group,
+    ):
+        calls, others = Calls(limiter, group), Calls(other, group)
+        await others.queue(*range(20))
+        await others.served(2)
+        await calls.queue(0, 1, 2, 3, timeout=2.5)
+        await anyio.sleep(0.2)
+        assert {3} <= set(calls.refused) <= {2, 3}
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_one_warning_of_a_long_wait(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """For each key, in the words of the local limiter."""
+    async with limiter_of(redis, 1, 10.0) as limiter, anyio.create_task_group() as group:
+        calls = Calls(limiter, group)
+        await calls.queue(*range(10))
+        await anyio.sleep(0.2)
+        await calls.queue(*range(10, 20))
+        group.cancel_scope.cancel()
+    assert 1 == len(caplog.messages)
+    assert "a call without a deadline will wait 30 s for the rate limit (2 are queued)" in caplog.messages[0]
+
+
+@pytest.mark.anyio
+async def test_8_cancelling_almost_all(redis: RedisServer) -> None:
+    """The head, granted ones and some in flight among them: the survivors are next."""
+    async with limiter_of(redis, 20, 1.0) as limiter, anyio.create_task_group() as group:
+        served: list[int] = []
+        scopes: dict[int, anyio.CancelScope] = {}
+
+        async def call(number: int) -> None:
+            with anyio.CancelScope() as scope:
+                scopes[number] = scope
+                permit = await limiter.acquire(KEY)
+                try:
+                    permit.sent()
+                    await anyio.sleep(0.02)
+                except BaseException:
+                    permit.unknown()
+                    raise
+                permit.answered(200, SILENT)
+                served.append(number)
+
+        for number in range(3_000):
+            group.start_soon(call, number)
+        await anyio.sleep(0.01)
+        while limiter.snapshot(KEY).remaining:  # until the first are granted
+            await anyio.lowlevel.checkpoint()
+        for number in range(2_990):
+            scopes[number].cancel()
+        cancelled = time.monotonic()
+        with anyio.fail_after(20):
+            while not {*range(2_990, 3_000)} <= set(served):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        assert time.monotonic() - cancelled < 0.5 + 1.0 + 3.0
+        assert 0 == limiter.snapshot(KEY).queued
+
+
+@pytest.mark.anyio
+async def test_cancelled_at_any_moment(redis: RedisServer) -> None:
+    """Nothing is lost or stuck: afterwards the whole limit is there again."""
+    dice = random.Random(7)
+    async with limiter_of(redis, 5, 0.05) as limiter:
+
+        async def call() -> None:
+            with anyio.move_on_after(dice.random() * 0.05):
+                permit = await limiter.acquire(KEY)
+                permit.unsent()
+
+        async with anyio.create_task_group() as group:
+            for _ in range(500):
+                group.start_soon(call)
+                if dice.random() < 0.1:
+                    await anyio.sleep(0.002)
+        await anyio.sleep(0.1)
+        with anyio.fail_after(5):
+            started = time.monotonic()
+            for _ in range(5):
+                (await limiter.acquire(KEY)).unsent()
+        assert time.monotonic() - started < 2.0
+        assert 0 == limiter.snapshot(KEY).queued
+
+
+def test_cancelled_natively(redis: RedisServer) -> None:
+    """By asyncio itself, without a cancel scope: the head, one that was just granted, all others."""
+
+    async def main() -> None:
+        async with limiter_of(redis, 2, 0.3) as limiter:
+            for cycles in range(12):
+                tasks = [asyncio.create_task(limiter.acquire(KEY)) for _ in range(6)]
+                for _ in range(cycles):
+                    await asyncio.sleep(0)
+                for task in tasks:
+                    task.cancel()
+                for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                    if not isinstance(outcome, asyncio.CancelledError):
+                        assert not isinstance(outcome, BaseException)
+                        outcome.unsent()
+            await asyncio.sleep(0.1)
+            async with asyncio.timeout(10):
+                for _ in range(2):
+                    (await limiter.acquire(KEY)).answered(200, SILENT)
+
+    asyncio.run(main())
+
+
+# -------------------------------------------------------------------------------------- Redis itself
+@pytest.mark.anyio
+async def test_10_the_clock_of_redis_steps_back(redis: RedisServer) -> None:
+    """Ten seconds: no slot comes free early, and nobody waits for the clock to catch up."""
+    async with limiter_of(redis, 2, 1.0) as limiter:
+        for _ in range(2):
+            (await limiter.acquire(KEY)).answered(200, SILENT)
+        sent = time.monotonic()
+        await anyio.sleep(0.1)
+        # What Redis holds was written by a clock that was ten seconds ahead of what it is now.
+        state = next(key for key in redis.names() if key.endswith(":state"))
+        redis.command("HINCRBY", state, "seen", "10000000")
+        for kind in ("leases", "slots"):
+            name = state.replace(":state", f":{kind}")
+            for slot in redis.command("ZRANGE", name, "0", "-1").split():
+                redis.command("ZINCRBY", name, "10000000", slot)
+        with anyio.fail_after(8):
+            await limiter.acquire(KEY)
+        assert time.monotonic() - sent >= 1.0
+
+
+@pytest.mark.anyio
+async def test_script_flush_goes_unnoticed(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """The script is loaded again."""
+    async with limiter_of(redis, 2, 0.2) as limiter:
+        for _ in range(3):
+            redis.command("SCRIPT", "FLUSH")
+            (await limiter.acquire(KEY)).answered(200, SILENT)
+    assert [] == caplog.messages
+
+
+@pytest.mark.anyio
+async def test_lost_data_does_not_make_a_burst(redis: RedisServer) -> None:
+    """Flushed while requests are out, Redis does not know of them: nobody sends before they are over."""
+    async with limiter_of(redis, 2, 0.5, share=1.0) as limiter, limiter_of(redis, 2, 0.5, share=0.5) as other:
+        times = []
+        for _ in range(2):
+            (await limiter.acquire(KEY)).answered(200, SILENT)
+            times.append(time.monotonic())
+        redis.command("FLUSHALL")
+        for _ in range(2):
+            (await limiter.acquire(KEY)).answered(200, SILENT)
+            times.append(time.monotonic())
+        (await other.acquire(KEY)).answered(200, SILENT)
+        times.append(time.monotonic())
+    assert most_in(0.5, times) <= 2
+
+
+@pytest.mark.anyio
+async def test_no_secret_in_redis_and_nothing_stays(redis: RedisServer) -> None:
+    """Names share one hash tag per budget, values are numbers and invented names; all expires."""
+    key = Key("https://api.example.com/secret-path", "ab" * 16)
+    async with limiter_of(redis, 1, 0.1, prefix="mine:") as limiter, anyio.create_task_group() as group:
+        (await limiter.acquire(key)).answered(200, Quota(limit=1, remaining=0, retry_after=0.05))
+        group.start_soon(limiter.acquire, key)
+        await anyio.sleep(0.03)
+        held = redis.dump()
+        assert "mine:{" + "ab" * 16 + "-" in held
+        assert "secret" not in held
+        assert "example" not in held
+        assert 1 == len({name.partition("}")[0] for name in redis.names()})
+        assert not [name for name in redis.names() if redis.command("PTTL", name).strip() == "-1"]
+    with anyio.fail_after(20):
+        while redis.names():  # noqa: ASYNC110
+            await anyio.sleep(0.1)
+
+
+@pytest.mark.anyio
+async def test_idle_keys_are_forgotten(redis: RedisServer) -> None:
+    """With the tasks that served them."""
+    async with limiter_of(redis, 5, 0.1) as limiter:
+        for number in range(50):
+            permit = await limiter.acquire(Key("https://api.example.com", f"{number:032x}"))
+            permit.answered(200, SILENT)
+        assert limiter._accounts
+        with anyio.fail_after(10):
+            while limiter._accounts:  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+        assert RateLimit(5, 5, resets_in=0.0, queued=0, paused_for=0.0) == limiter.snapshot(KEY)
+
+
+# ------------------------------------------------------------------------------------- wrong use, use
+@pytest.mark.anyio
+async def test_where_it_may_be_used(redis: RedisServer) -> None:
+    """Inside its block and in that event loop only; entered once at a time, and again later."""
+    limiter = limiter_of(redis)
+    with pytest.raises(ConfigurationError, match="works inside its `async with`"):
+        await limiter.acquire(KEY)
+    async with limiter:
+        (await limiter.acquire(KEY)).unsent()
+        with pytest.raises(ConfigurationError, match="enter it once"):
+            await limiter.__aenter__()
+
+        refused: list[bool] = []
+
+        async def elsewhere() -> None:
+            with pytest.raises(ConfigurationError, match="in that event loop only"):
+                await limiter.acquire(KEY)
+            refused.append(True)
+
+        # Not one of trio's own threads, which outlive the test.
+        thread = threading.Thread(target=anyio.run, args=[elsewhere])
+        thread.start()
+        thread.join()
+        assert [True] == refused
+    await limiter.__aexit__(None, None, None)  # nothing to leave
+    async with limiter:
+        (await limiter.acquire(KEY)).unsent()
+
+
+@pytest.mark.anyio
+async def test_leaving_while_calls_wait(redis: RedisServer) -> None:
+    """They are told; and what the body raises comes out as it is."""
+    failures: list[Exception] = []
+
+    async def call(limiter: RedisRateLimiter) -> None:
+        try:
+            await limiter.acquire(KEY)
+        except ConfigurationError as error:
+            failures.append(error)
+
+    async def fail(group: anyio.abc.TaskGroup) -> None:
+        async with limiter_of(redis, 1, 30.0) as limiter:
+            await limiter.acquire(KEY)
+            group.start_soon(call, limiter)
+            await anyio.sleep(0.05)
+            raise ZeroDivisionError
+
+    async with anyio.create_task_group() as group:
+        with pytest.raises(ZeroDivisionError):
+            await fail(group)
+    assert ["nothing was sent: the RedisRateLimiter was closed meanwhile"] == [
+        str(error) for error in failures
+    ]
+
+
+@pytest.mark.anyio
+async def test_leaving_reports_what_is_known(redis: RedisServer) -> None:
+    """A slot that was given back just before is free for others at once."""
+    async with limiter_of(redis, 1, 30.0) as limiter:
+        permit = await limiter.acquire(KEY)
+        permit.unsent()
+    async with limiter_of(redis, 1, 30.0) as other:
+        with anyio.fail_after(5):
+            await other.acquire(KEY)
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost", "http://localhost", "redis://", "redis://:hunter2@host:port", "unix://", "redis://["]
+)
+def test_urls_that_are_none(url: str) -> None:
+    """Refused at once, and not repeated: a URL may hold a password."""
+    with pytest.raises(ConfigurationError, match="the URL of Redis is") as caught:
+        RedisRateLimiter(url)
+    shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    assert "hunter2" not in shown.partition("lemcal_async/ratelimit")[2]
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 0}, "limit of at least 1"),
+        ({"period": 0.0}, "limit of at least 1"),
+        ({"when_down": "panic"}, "when_down= is"),
+        ({"share": 0.0}, "share= is above 0"),
+        ({"share": 1.5}, "share= is above 0"),
+        ({"timeout": 0.0}, "timeout= is in seconds"),
+        ({"prefix": "a{b}"}, "prefix= must not contain"),
+    ],
+)
+def test_options_that_are_none(options: dict[str, Any], message: str) -> None:
+    """Refused before anything is sent."""
+    with pytest.raises(ConfigurationError, match=message):
+        RedisRateLimiter("redis://localhost", **options)
+
+
+@pytest.mark.anyio
+async def test_the_password(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Right, it serves, percent-encoded as URLs need; wrong, it is an error without it."""
+    caplog.set_level(logging.DEBUG)
+    redis.command("CONFIG", "SET", "requirepass", "hunter 2")
+    try:
+        right = RedisRateLimiter(redis.url.replace("unix://", "unix://:hunter%202@"), timeout=5.0)
+        assert "hunter" not in repr(right)
+        async with right:
+            (await right.acquire(KEY)).unsent()
+        wrong = RedisRateLimiter(redis.url.replace("unix://", "unix://:hunter3@"), timeout=5.0)
+        with pytest.raises(ConfigurationError, match="Redis refuses") as caught:
+            await wrong.__aenter__()
+        assert "hunter" not in str(caught.value)
+        assert caught.value.__context__ is None
+        assert "hunter" not in caplog.text
+    finally:
+        redis.command("-a", "hunter 2", "CONFIG", "SET", "requirepass", "")
+
+
+@pytest.mark.anyio
+async def test_events(redis: RedisServer) -> None:
+    """Who waits, behind how many, and for how long; which key is paused."""
+    heard: list[events.Event] = []
+    leave = events.subscribe(heard.append)
+    try:
+        async with limiter_of(redis, 1, 0.2) as limiter, anyio.create_task_group() as group:
+            calls = Calls(limiter, group)
+            await calls.queue("a", "b")
+            await calls.served(2)
+            calls.permits["a"].answered(200, SILENT)
+            await calls.queue("c", answer=False)
+            await calls.served(3)
+            calls.permits["c"].answered(429, refusal(0.5))
+    finally:
+        leave()
+    kinds: dict[type, Any] = {
+        events.Queued: lambda event: event.ahead,
+        events.Granted: lambda event: event.waited > 0.1,
+        events.Paused: lambda event: event.seconds,
+    }
+    assert {("Queued", 0), ("Granted", False), ("Granted", True), ("Paused", 0.5)} <= {
+        (type(event).__name__, kinds[type(event)](event)) for event in heard
+    }
+    assert {"0f0f0f0f"} == {event.key for event in heard}
+
+
+@pytest.mark.anyio
+async def test_the_permit_of_another_limiter(redis: RedisServer) -> None:
+    """It has no place in this queue; and the limiter is one by the protocol."""
+    foreign = await LocalRateLimiter().acquire(KEY)
+    async with limiter_of(redis) as limiter:
+        assert isinstance(limiter, RateLimiter)
+        (await limiter.acquire(KEY, again=foreign)).unsent()
+        seen = limiter.snapshot(KEY)
+        assert (5, 0, 0.0) == (seen.limit, seen.queued, seen.paused_for)
+        assert 0.0 <= seen.resets_in <= PERIOD + 0.5 + MARGIN

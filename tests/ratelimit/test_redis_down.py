@@ -1,0 +1,288 @@
+"""Redis slow, gone and back: what is configured holds, it is said once, and no burst follows."""
+
+import logging
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+
+from lemcal_async import events
+from lemcal_async.errors import LemcalError
+from lemcal_async.headers import Quota
+from lemcal_async.ratelimit import Key, RedisRateLimiter, WouldWait
+from lemcal_async.ratelimit.breaker import FIRST_DELAY, LAST_DELAY, Breaker
+
+from .redis_server import RedisServer
+from .test_redis import Calls, limiter_of, most_in, refusal
+
+KEY = Key("https://api.example.com", "0f" * 16)
+SILENT = Quota()
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Run on both event loops, in real time."""
+    return str(request.param)
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[RedisServer]:
+    """Return a server that may be killed."""
+    with RedisServer(tmp_path) as server:
+        yield server
+
+
+async def until_back(limiter: RedisRateLimiter) -> None:
+    """Wait until the limiter has found Redis again."""
+    with anyio.fail_after(20):
+        while limiter._breaker.is_open:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """Return what the limiter logged, without the reason."""
+    return [
+        (record.levelname, record.getMessage().partition(" (")[0])
+        for record in caplog.records
+        if record.name == "lemcal_async.ratelimit"
+    ]
+
+
+AWAY = ("WARNING", "the rate limiter's Redis does not answer")
+BACK = ("INFO", "the rate limiter's Redis answers again")
+
+
+def test_the_breaker() -> None:
+    """It says once that it opens and once that it closes, and is patient up to a bound."""
+    breaker = Breaker()
+    assert not breaker.succeeded()
+    assert breaker.failed()
+    delays = [breaker.delay]
+    for _ in range(4):
+        assert not breaker.failed()
+        delays.append(breaker.delay)
+    assert [FIRST_DELAY, 0.5, LAST_DELAY, LAST_DELAY, LAST_DELAY] == delays
+    assert breaker.succeeded()
+    assert not breaker.succeeded()
+    assert breaker.failed()
+    assert FIRST_DELAY == breaker.delay
+
+
+@pytest.mark.anyio
+async def test_share(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Killed in mid-run and restarted: never more than the limit in a period, in all processes together."""
+    caplog.set_level(logging.INFO)
+    heard: list[events.Event] = []
+    leave = events.subscribe(heard.append)
+    limit, period = 6, 0.3
+    try:
+        async with (
+            limiter_of(mortal, limit, period, timeout=0.5) as one,
+            limiter_of(mortal, limit, period, timeout=0.5) as two,
+            anyio.create_task_group() as group,
+        ):
+            first, second = Calls(one, group), Calls(two, group)
+            await first.queue(*range(2000))
+            await second.queue(*range(2000))
+            await second.served(9)  # by now each knows of the other
+            mortal.kill()
+            killed = time.monotonic()
+            await anyio.sleep(1.6)
+            alone = [sum(moment > killed for moment in calls.times) for calls in (first, second)]
+            mortal.start()
+            await until_back(one)
+            await until_back(two)
+            back = time.monotonic()
+            await anyio.sleep(2.5)
+            after = sum(moment > back + 1.9 for moment in first.times + second.times)
+            group.cancel_scope.cancel()
+    finally:
+        leave()
+    assert limit >= most_in(period, first.times + second.times)
+    assert min(alone) >= 2  # of the 3 in each period that are each one's share, after a pause
+    assert after >= limit  # the whole limit is in use again
+    assert 2 == said(caplog).count(AWAY)  # once for each limiter
+    assert 2 == said(caplog).count(BACK)
+    fallen = [event for event in heard if isinstance(event, events.FellBack)]
+    assert 2 == len(fallen)
+    assert {"0f0f0f0f"} == {event.key for event in fallen}
+
+
+@pytest.mark.anyio
+async def test_a_share_of_ones_own(mortal: RedisServer) -> None:
+    """A process that never reached Redis begins after a pause, with what it was given."""
+    mortal.kill()
+    async with (
+        limiter_of(mortal, 10, 0.3, share=0.2, timeout=0.5) as limiter,
+        anyio.create_task_group() as group,
+    ):
+        calls = Calls(limiter, group)
+        started = time.monotonic()
+        await calls.queue(*range(6))
+        await calls.queue("hasty", timeout=0.1)
+        await calls.served(6)
+    assert ["hasty"] == list(calls.refused) or len(calls.order) == 7
+    assert 2 == most_in(0.3, calls.times)
+    assert calls.times[0] - started >= 0.3 + 0.5
+
+
+@pytest.mark.anyio
+async def test_a_429_while_redis_is_away(mortal: RedisServer) -> None:
+    """It holds the key here, and all others hear of it when Redis is back; too long a one is refused."""
+    async with limiter_of(mortal, 4, 0.2, timeout=0.5) as limiter:
+        (await limiter.acquire(KEY)).answered(200, SILENT)
+        mortal.kill()
+        async with anyio.create_task_group() as group:
+            calls = Calls(limiter, group)
+            await calls.one("refused", answer=False)
+            calls.permits["refused"].sent()
+            calls.permits["refused"].answered(429, refusal(0.6))
+            refused = time.monotonic()
+            await calls.queue("again", again=calls.permits["refused"], answer=False)
+            await calls.queue(0, 1)
+            await calls.served(4)
+            assert calls.times[1] - refused >= 0.6
+            await calls.queue(*range(10, 17))
+            calls.permits["again"].answered(429, refusal(86_400.0))
+            with pytest.raises(WouldWait) as caught:
+                await limiter.acquire(KEY)
+            assert caught.value.refused
+            mortal.start()
+            await until_back(limiter)
+            await anyio.sleep(0.1)
+            async with limiter_of(mortal, 4, 0.2) as other:
+                with pytest.raises(WouldWait):
+                    await other.acquire(KEY)
+
+
+@pytest.mark.anyio
+async def test_raise(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Those who wait and those who come get an error that says what to do; later ones are served again."""
+    caplog.set_level(logging.INFO)
+    failures: list[LemcalError] = []
+
+    async def call(limiter: RedisRateLimiter) -> None:
+        try:
+            (await limiter.acquire(KEY)).answered(200, SILENT)
+        except LemcalError as error:
+            failures.append(error)
+
+    async with limiter_of(mortal, 2, 1.0, when_down="raise", timeout=0.5) as limiter:
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(call, limiter)
+            await anyio.sleep(0.2)
+            mortal.kill()
+        assert 3 == len(failures)
+        assert 3 == len({id(error) for error in failures})
+        await call(limiter)
+        assert "choose when_down='share'" in str(failures[-1])
+        assert "nothing was sent" in str(failures[-1])
+        mortal.start()
+        await until_back(limiter)
+        with anyio.fail_after(10):
+            await call(limiter)
+        assert 4 == len(failures)
+    assert [AWAY, BACK] == said(caplog)
+
+
+@pytest.mark.anyio
+async def test_open(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is limited while it is away."""
+    caplog.set_level(logging.INFO)
+    async with limiter_of(mortal, 2, 5.0, when_down="open", timeout=0.5) as limiter:
+        mortal.kill()
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as group:
+                calls = Calls(limiter, group)
+                await calls.queue(*range(30))
+        assert 30 == len(calls.order)
+        assert 0.0 == limiter._estimate(limiter._accounts[KEY], time.monotonic(), 100)
+    assert [AWAY] == said(caplog)
+
+
+@pytest.mark.anyio
+async def test_a_server_that_hangs(mortal: RedisServer) -> None:
+    """It gets its time, and no call stands behind one that waits; slots it grants late are not lost."""
+    async with limiter_of(mortal, 2, 0.2, when_down="raise", timeout=0.2) as limiter:
+        (await limiter.acquire(KEY)).answered(200, SILENT)
+        mortal.freeze(frozen=True)
+        try:
+            asked = time.monotonic()
+            with pytest.raises(LemcalError, match="does not answer"):
+                await limiter.acquire(KEY)
+            assert 0.15 <= time.monotonic() - asked < 3.0
+            await anyio.sleep(0.5)
+        finally:
+            mortal.freeze(frozen=False)
+        await until_back(limiter)
+        with anyio.fail_after(10):
+            for _ in range(4):
+                (await limiter.acquire(KEY)).answered(200, SILENT)
+
+
+@pytest.mark.anyio
+async def test_cancelled_while_redis_is_away(mortal: RedisServer) -> None:
+    """A share that was waited for goes to the next, or back."""
+    async with limiter_of(mortal, 1, 0.3, timeout=0.5) as limiter:
+        mortal.kill()
+        async with anyio.create_task_group() as group:
+            calls = Calls(limiter, group)
+            await calls.one("first", answer=False)  # after the pause
+            for patience in (0.05, 0.1):
+                with anyio.move_on_after(patience):
+                    await limiter.acquire(KEY)
+            calls.permits["first"].unsent()
+            await calls.queue("next", answer=False)
+            await calls.served(2)
+            calls.permits["next"].unknown()
+        mortal.start()
+        await until_back(limiter)
+
+
+@pytest.mark.anyio
+async def test_restarted_unnoticed(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Between two calls: the connection is made anew, and what is gone is not taken for free."""
+    caplog.set_level(logging.INFO)
+    async with limiter_of(mortal, 2, 0.5, timeout=2.0) as limiter, anyio.create_task_group() as group:
+        calls = Calls(limiter, group)
+        await calls.queue(0, 1)
+        await calls.served(2)
+        mortal.kill()
+        mortal.start()
+        await calls.queue(2, 3)
+        await calls.served(4)
+    assert 2 >= most_in(0.5, calls.times)
+
+
+@pytest.mark.anyio
+async def test_an_error_from_redis(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """A server that answers, but not with an answer, counts as away."""
+    async with limiter_of(mortal, when_down="raise") as limiter:
+        (await limiter.acquire(KEY)).unsent()
+        state = next(key for key in mortal.names() if key.endswith(":state"))
+        mortal.command("DEL", state)
+        mortal.command("SET", state, "not a hash")
+        with pytest.raises(LemcalError, match="WRONGTYPE"):
+            await limiter.acquire(KEY)
+        mortal.command("DEL", state)
+        await until_back(limiter)
+        with anyio.fail_after(10):
+            (await limiter.acquire(KEY)).unsent()
+
+
+@pytest.mark.anyio
+async def test_leaving_while_redis_is_away(mortal: RedisServer) -> None:
+    """Takes no longer than it must."""
+    started = time.monotonic()
+    with anyio.fail_after(10):
+        async with limiter_of(mortal, timeout=0.5) as limiter, anyio.create_task_group() as group:
+            (await limiter.acquire(KEY)).answered(429, refusal(5.0))
+            mortal.kill()
+            group.start_soon(partial(Calls(limiter, group).one, "waits"))
+            await anyio.sleep(0.1)
+            group.cancel_scope.cancel()
+    assert time.monotonic() - started < 8.0

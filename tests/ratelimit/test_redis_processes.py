@@ -1,0 +1,131 @@
+"""Several processes on one key through one Redis, against a server that counts: the real thing (11)."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lemcal_async.sandbox import Sandbox
+
+from .redis_server import RedisServer
+
+WORKER = Path(__file__).with_name("redis_worker.py")
+Worker = subprocess.Popen[str]
+
+
+@contextmanager
+def workers(
+    sandbox: Sandbox, redis: RedisServer, count: int, calls: int, **limiter: Any
+) -> Iterator[list[Worker]]:
+    """Start processes, on both event loops in turn, and let them go all at once."""
+    started: list[Worker] = []
+    try:
+        for number in range(count):
+            job = {
+                "base_url": sandbox.base_url,
+                "user_id": sandbox.user_id,
+                "api_key": sandbox.api_key,
+                "redis": redis.url,
+                "backend": ("asyncio", "trio")[number % 2],
+                "calls": calls,
+                "limiter": {"timeout": 1.0, **limiter},
+            }
+            run = [sys.executable, str(WORKER), json.dumps(job)]
+            started.append(subprocess.Popen(run, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        for worker in started:
+            assert worker.stdout is not None
+            assert "ready\n" == worker.stdout.readline()
+        for worker in started:
+            assert worker.stdin is not None
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        yield started
+    finally:
+        for worker in started:
+            worker.kill()
+            worker.communicate()
+
+
+def outcome(worker: Worker) -> dict[str, Any]:
+    """Wait for a process, and return what it says of its calls."""
+    said, _ = worker.communicate(timeout=60)
+    found: dict[str, Any] = json.loads(said)
+    return found
+
+
+def times(sandbox: Sandbox) -> list[float]:
+    """Return when each request was counted; none was refused."""
+    assert {200} == {request.status for request in sandbox.requests}
+    return sorted(request.at for request in sandbox.requests)
+
+
+def test_11_four_processes_at_the_limit(redis: RedisServer) -> None:
+    """25 calls each: at most 20 in any 2 s as the server saw them, and no less than 9.5 a second."""
+    with Sandbox().serve() as sandbox, workers(sandbox, redis, 4, 25) as started:
+        for worker in started:
+            assert [] == outcome(worker)["errors"]
+        arrivals = times(sandbox)
+    assert 100 == len(arrivals)
+    assert min(late - early for early, late in zip(arrivals, arrivals[20:], strict=False)) >= 2.0
+    assert 100 / (arrivals[-1] - arrivals[0]) >= 9.5
+
+
+def test_11_one_of_them_is_killed(redis: RedisServer) -> None:
+    """The others lose what it held, one window at most, and never wait for it again."""
+    limit, period = 8, 0.5
+    with (
+        Sandbox(limit=limit, period=period, window="sliding").serve() as sandbox,
+        workers(sandbox, redis, 4, 14, limit=limit, period=period) as started,
+    ):
+        while len(sandbox.requests) < 20:
+            time.sleep(0.01)
+        started[0].send_signal(signal.SIGKILL)
+        for worker in started[1:]:
+            assert [] == outcome(worker)["errors"]
+        arrivals = times(sandbox)
+    assert min(late - early for early, late in zip(arrivals, arrivals[limit:], strict=False)) >= period
+    ideal = (len(arrivals) / limit - 1) * period
+    window_lost = period + 0.5  # until the lease of what it held has run out
+    assert arrivals[-1] - arrivals[0] <= 1.3 * ideal + window_lost + 1.0
+
+
+def test_11_scripts_are_flushed(redis: RedisServer) -> None:
+    """Nobody notices."""
+    limit, period = 8, 0.5
+    with (
+        Sandbox(limit=limit, period=period).serve() as sandbox,
+        workers(sandbox, redis, 2, 16, limit=limit, period=period) as started,
+    ):
+        while any(worker.poll() is None for worker in started):
+            redis.command("SCRIPT", "FLUSH")
+            time.sleep(0.1)
+        for worker in started:
+            assert [] == outcome(worker)["errors"]
+        assert 32 == len(times(sandbox))
+
+
+def test_11_redis_is_killed_and_restarted(tmp_path: Path) -> None:
+    """In mid-run: never more than the limit in a period in all, no 429, and all are served."""
+    limit, period = 8, 0.5
+    with (
+        RedisServer(tmp_path) as redis,
+        Sandbox(limit=limit, period=period).serve() as sandbox,
+        workers(sandbox, redis, 4, 22, limit=limit, period=period, timeout=0.25) as started,
+    ):
+        while len(sandbox.requests) < 24:
+            time.sleep(0.01)
+        redis.kill()
+        time.sleep(2.0)
+        alone = len(sandbox.requests)
+        redis.start()
+        for worker in started:
+            assert [] == outcome(worker)["errors"]
+        arrivals = times(sandbox)
+    assert 88 == len(arrivals)
+    assert alone > 26  # they went on without it
+    assert min(late - early for early, late in zip(arrivals, arrivals[limit:], strict=False)) >= period

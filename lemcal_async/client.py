@@ -16,7 +16,7 @@ from lemcal_async.credentials import ApiKey, CredentialSource
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.exchange import Body, Exchange, Options
 from lemcal_async.models import User
-from lemcal_async.ratelimit import Priority, RateLimit, RateLimiter
+from lemcal_async.ratelimit import Key, Priority, RateLimit, RateLimiter
 from lemcal_async.retry import RetryPolicy
 from lemcal_async.stack import Stack
 from lemcal_async.transport.retry import MAX_RESPONSE_BYTES
@@ -157,6 +157,16 @@ class AsyncLemcal:
     def hooks(self) -> resources.Hooks:
         """The webhooks."""
         return resources.Hooks(self._exchange)
+
+    @property
+    def user_id(self) -> str:
+        """The id of the account that the credentials belong to."""
+        return self._exchange.user_id()
+
+    @property
+    def key(self) -> Key:
+        """The name of the account's budget, as the rate limiter knows it; it holds no secret."""
+        return self._exchange.key()
 
     @property
     def rate_limit(self) -> RateLimit:

@@ -56,7 +56,19 @@ class FellBack:
     reason: str
 
 
-Event: TypeAlias = Queued | Granted | Paused | ForeignUse | FellBack
+@attrs.frozen
+class WebhookHandled:
+    """A delivery was answered with ``status``, so many seconds after its head had come in.
+
+    ``outcome`` is handled, repeated, ignored, unavailable, failed, busy or rejected.
+    """
+
+    outcome: str
+    status: int
+    seconds: float
+
+
+Event: TypeAlias = Queued | Granted | Paused | ForeignUse | FellBack | WebhookHandled
 """Any of them; more may come, so a listener leaves alone what it does not know."""
 
 Listener: TypeAlias = Callable[[Event], object]

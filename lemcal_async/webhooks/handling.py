@@ -5,7 +5,6 @@ another process are sent away by the memory, to come again. A handler that fails
 has not handled the meeting. Across a crash the promise is at least once.
 """
 
-import functools
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
@@ -135,10 +134,12 @@ class Handling:
         returned: list[Any] = []
         ended = anyio.Event()
 
+        def call() -> None:
+            returned.append(self._handler(*arguments))  # trio lets no coroutine out of a thread by itself
+
         async def work() -> None:
             try:
-                call = functools.partial(self._handler, *arguments)
-                returned.append(await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=threads))
+                await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=threads)
             except Exception as error:  # noqa: BLE001 - as above
                 _log_failure(meeting, error)
             finally:

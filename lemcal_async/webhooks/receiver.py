@@ -42,10 +42,8 @@ from lemcal_async.webhooks.lookup import Finding, Lookup, Lookups, Missing, Unav
 from lemcal_async.webhooks.memory import BoundedMemory, Memory
 from lemcal_async.webhooks.tenants import (
     Accounts,
-    ByToken,
     Directory,
     Token,
-    digests_of,
     directory_of,
 )
 
@@ -139,25 +137,23 @@ class WebhookReceiver:
         handler_time_limit: float = 30.0,
         list_lag: float = 2.0,
     ) -> None:
-        one = lemcal is not None and token is not None and accounts is None
-        many = lemcal is None and token is None and accounts is not None
-        digests = digests_of(token) if token is not None else frozenset[bytes]()
-        directory = directory_of(accounts) if accounts is not None else None
-        del token, accounts  # a traceback may show local variables
-        if not (one or many):
-            raise ConfigurationError("a WebhookReceiver takes either a client and token=, or accounts=")
-        if lemcal is not None and not isinstance(lemcal, AsyncLemcal):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError(f"lemcal must be an AsyncLemcal, not {type(lemcal).__name__}")
-        if on_meeting is None and wake is None:
-            raise ConfigurationError("a WebhookReceiver needs on_meeting=, wake= or both")
-        _check("on_meeting", on_meeting is None or callable(on_meeting), "a function")
-        _check("wake", wake is None or isinstance(wake, Wakes), "an object with a method wake(user_id)")
-        _check("memory", memory is None or isinstance(memory, Memory), "a Memory: claim, done and release")
-        _check("deadline", _is_seconds(deadline) and deadline > 0, "seconds above 0")
-        _check("handler_time_limit", _is_seconds(handler_time_limit) and handler_time_limit > 0, "the same")
-        _check("list_lag", _is_seconds(list_lag), "seconds, 0 or more")
-        self._directory: Directory = directory or ByToken({digest: lemcal for digest in digests if lemcal})
-        self._many = many
+        self._many = accounts is not None
+        problem = _problem_of_source(lemcal, token, accounts) or _problem_of_options(
+            on_meeting=on_meeting,
+            wake=wake,
+            memory=memory,
+            deadline=deadline,
+            handler_time_limit=handler_time_limit,
+            list_lag=list_lag,
+        )
+        if problem is not None:
+            del lemcal, token, accounts, on_meeting  # a traceback may show local variables
+            raise ConfigurationError(problem)
+        directory = directory_of(lemcal, token, accounts)
+        del token, accounts
+        if isinstance(directory, str):
+            raise ConfigurationError(directory)
+        self._directory: Directory = directory
         self._wake = wake
         self._handling = on_meeting and Handling(on_meeting, memory or BoundedMemory(), handler_time_limit)
         self._lookups = Lookups()
@@ -258,9 +254,42 @@ class WebhookReceiver:
         return f"<{type(self).__name__} for {'many accounts' if self._many else 'one account'}>"
 
 
-def _check(name: str, good: object, what: str) -> None:
-    if not good:
-        raise ConfigurationError(f"{name}= must be {what}")
+# These hold tokens, or what was mistaken for something else, and raise nothing.
+
+
+def _problem_of_source(lemcal: object, token: object, accounts: object) -> str | None:
+    if (lemcal is None) != (token is None) or (lemcal is None) != (accounts is not None):
+        return "a WebhookReceiver takes either a client and token=, or accounts="
+    if lemcal is not None and not isinstance(lemcal, AsyncLemcal):
+        return f"lemcal must be an AsyncLemcal, not {type(lemcal).__name__}"
+    return None
+
+
+def _problem_of_options(
+    *,
+    on_meeting: object,
+    wake: object,
+    memory: object,
+    deadline: object,
+    handler_time_limit: object,
+    list_lag: object,
+) -> str | None:
+    if on_meeting is None and wake is None:
+        return "a WebhookReceiver needs on_meeting=, wake= or both"
+    for good, what in (
+        (on_meeting is None or callable(on_meeting), "on_meeting= must be a function"),
+        (wake is None or isinstance(wake, Wakes), "wake= must be an object with a method wake(user_id)"),
+        (memory is None or isinstance(memory, Memory), "memory= must have claim, done and release"),
+        (_is_seconds(deadline) and deadline != 0, "deadline= must be seconds above 0"),
+        (
+            _is_seconds(handler_time_limit) and handler_time_limit != 0,
+            "handler_time_limit= must be above 0 s",
+        ),
+        (_is_seconds(list_lag), "list_lag= must be seconds, 0 or more"),
+    ):
+        if not good:
+            return what
+    return None
 
 
 def _is_seconds(value: object) -> bool:

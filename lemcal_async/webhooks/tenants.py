@@ -5,7 +5,7 @@ are kept as digests only.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, cast
 
 import attrs
 
@@ -18,22 +18,28 @@ Token: TypeAlias = str | Iterable[str]
 """A token, or several that are valid at once, as while one is replaced by another."""
 
 
+_NEEDED: Final = (
+    "token= must be a string, or several, none of them empty; "
+    'python -c "import secrets; print(secrets.token_urlsafe(32))" makes a good one'
+)
+
+
 def digests_of(token: Token) -> frozenset[bytes]:
     """Return the digests of one token or several; ConfigurationError if there is none, or an empty one."""
-    tokens = [token] if isinstance(token, str) else [*token]
-    usable = tokens != [] and all(map(_is_token, tokens))
-    digests = frozenset(map(digest_of, tokens)) if usable else frozenset[bytes]()
-    del token, tokens  # a traceback may show local variables
-    if not usable:
-        raise ConfigurationError(
-            "token= must be a string, or several, none of them empty; "
-            'python -c "import secrets; print(secrets.token_urlsafe(32))" makes a good one'
-        )
+    digests = _digests_of(token)
+    del token  # a traceback may show local variables
+    if not digests:
+        raise ConfigurationError(_NEEDED)
     return digests
 
 
-def _is_token(value: object) -> bool:
-    return isinstance(value, str) and value != ""
+def _digests_of(token: object) -> frozenset[bytes]:
+    """Return the digests, none if there is anything wrong; holds tokens, and raises nothing."""
+    tokens: list[object] = [token]
+    if isinstance(token, Iterable) and not isinstance(token, str):
+        tokens = [*cast("Iterable[object]", token)]
+    good = [each for each in tokens if isinstance(each, str) and each]
+    return frozenset(map(digest_of, good)) if len(good) == len(tokens) else frozenset()
 
 
 @attrs.frozen
@@ -85,23 +91,35 @@ class ByPath:
 
 def name_in(scope: Scope) -> str:
     """Return the only path parameter of a route; else what follows the path of the mount."""
-    parameters = scope.get("path_params") or {}
+    parameters: Mapping[str, object] = scope.get("path_params") or {}
     if len(parameters) == 1:
         return str(*parameters.values())
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", "")).strip("/")
 
 
-def directory_of(accounts: Accounts) -> Directory:
-    """Return the directory for ``accounts=``; raise ConfigurationError for what is none."""
+def directory_of(
+    lemcal: AsyncLemcal | None, token: Token | None, accounts: Accounts | None
+) -> Directory | str:
+    """Return the directory for one account or many, or what is wrong; holds tokens, and raises nothing."""
+    if lemcal is not None:
+        digests = _digests_of(token)
+        return ByToken(dict.fromkeys(digests, lemcal)) if digests else _NEEDED
     if isinstance(accounts, Mapping):
-        clients = {digest_of(token): lemcal for token, lemcal in accounts.items() if token}
-        whole = len(clients) == len(accounts) > 0
-        good = all(isinstance(lemcal, AsyncLemcal) for lemcal in clients.values())  # pyright: ignore[reportUnnecessaryIsInstance]
-        del accounts  # its keys are tokens
-        if whole and good:
+        by_token = cast("Mapping[str, AsyncLemcal]", accounts)
+        clients = {
+            digest: client
+            for each, client in by_token.items()
+            for digest in _digests_of(each)
+            if _is_client(client)
+        }
+        if len(clients) == len(by_token) > 0:
             return ByToken(clients)
-        raise ConfigurationError("accounts= must map tokens, none of them empty, to clients (AsyncLemcal)")
-    if not callable(accounts):
-        raise ConfigurationError("accounts= must be a mapping, or an async function that returns a Tenant")
-    return ByPath(accounts)
+        return "accounts= must map tokens, none of them empty, to clients (AsyncLemcal)"
+    if callable(accounts):
+        return ByPath(accounts)
+    return "accounts= must be a mapping, or an async function that returns a Tenant"
+
+
+def _is_client(value: object) -> bool:
+    return isinstance(value, AsyncLemcal)

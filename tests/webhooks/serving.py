@@ -4,10 +4,9 @@ import functools
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import anyio
-import anyio.lowlevel
 import attrs
 
 from lemcal_async.webhooks.asgi import Receive, Scope, Send
@@ -21,7 +20,7 @@ class Server:
 
     port: int
     stop: Callable[[], None]
-    stopped: anyio.Event
+    stopped: anyio.Event  # once it has
 
     @property
     def url(self) -> str:
@@ -71,12 +70,11 @@ async def _hypercorn(app: App, listener: socket.socket, grace: int, *, task_stat
     config.errorlog = None
     stopping, stopped = anyio.Event(), anyio.Event()
 
-    async def announce(*, task_status: Any = None) -> None:
-        """Stand between hypercorn and our starter: it says where it listens."""
-
     class Status:
-        def started(self, binds: list[str]) -> None:
+        def started(self, binds: Any = None) -> None:
             task_status.started(Server(int(binds[0].rpartition(":")[2]), stopping.set, stopped))
 
-    await hypercorn.trio.serve(app, config, shutdown_trigger=stopping.wait, task_status=Status(), mode="asgi")
+    await hypercorn.trio.serve(
+        cast("Any", app), config, shutdown_trigger=stopping.wait, task_status=Status(), mode="asgi"
+    )
     stopped.set()

@@ -106,19 +106,22 @@ def directory_of(
         digests = _digests_of(token)
         return ByToken(dict.fromkeys(digests, lemcal)) if digests else _NEEDED
     if isinstance(accounts, Mapping):
-        by_token = cast("Mapping[str, AsyncLemcal]", accounts)
-        clients = {
-            digest: client
-            for each, client in by_token.items()
-            for digest in _digests_of(each)
-            if _is_client(client)
-        }
-        if len(clients) == len(by_token) > 0:
-            return ByToken(clients)
-        return "accounts= must map tokens, none of them empty, to clients (AsyncLemcal)"
+        return _by_token(accounts)  # pyright: ignore[reportUnknownArgumentType]  # a mapping can be called too
     if callable(accounts):
         return ByPath(accounts)
     return "accounts= must be a mapping, or an async function that returns a Tenant"
+
+
+def _by_token(accounts: Mapping[str, AsyncLemcal]) -> ByToken | str:
+    clients = {
+        digest: client
+        for token, client in accounts.items()
+        for digest in _digests_of(token)
+        if _is_client(client)
+    }
+    if len(clients) == len(accounts) > 0:
+        return ByToken(clients)
+    return "accounts= must map tokens, none of them empty, to clients (AsyncLemcal)"
 
 
 def _is_client(value: object) -> bool:

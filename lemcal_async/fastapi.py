@@ -1,7 +1,7 @@
 """A client for a FastAPI service: opened and closed with it, at hand in each route, with honest errors.
 
 It needs the extra ``fastapi``. Starlette needs nothing of this: a ``WebhookReceiver`` is an ASGI app,
-to be mounted as it is. The client is held on ``app.state``, so every task of the app finds it.
+and goes into a ``Route`` as it is. The client is held on ``app.state``, so every task of the app finds it.
 """
 
 import logging
@@ -181,11 +181,10 @@ def add_exception_handlers(app: FastAPI) -> None:
     ``Retry-After`` where a time is known. What is not there is a 404, what exists a 409. The answer
     says no more than that; the log does.
     """
-    app.add_exception_handler(errors.LemcalError, _answer)
+    app.exception_handler(errors.LemcalError)(_answer)
 
 
-async def _answer(request: Request, error: Exception) -> Response:
-    assert isinstance(error, errors.LemcalError)
+async def _answer(request: Request, error: errors.LemcalError) -> Response:
     status, detail = _honest(error)
     if status >= 500:
         logger.warning("%s %s: %d, because: %s", request.method, _route(request), status, error)
@@ -196,25 +195,26 @@ async def _answer(request: Request, error: Exception) -> Response:
     return JSONResponse({"detail": detail}, status, headers)
 
 
+_HONEST: dict[type[errors.LemcalError], tuple[int, str]] = {
+    errors.RateLimitError: (503, "lemcal takes no more requests for the moment"),
+    errors.DeadlineExceededError: (504, "lemcal did not answer in time"),
+    errors.APITimeoutError: (504, "lemcal did not answer in time"),
+    errors.APIConnectionError: (502, "lemcal cannot be reached"),
+    errors.NotFoundError: (404, "lemcal has no such thing"),
+    errors.ConflictError: (409, "lemcal has that already"),
+    errors.AuthenticationError: (502, "lemcal does not let this service in"),
+    errors.PlanRequiredError: (502, "lemcal does not let this service in"),
+    errors.PermissionDeniedError: (502, "lemcal does not let this service in"),
+    errors.ConfigurationError: (500, "this service does not use lemcal as it should"),
+    errors.LemcalError: (502, "lemcal gave an answer that is of no use"),
+}
+
+
 def _honest(error: errors.LemcalError) -> tuple[int, str]:
     """Return the status and the words for an error."""
-    match error:
-        case errors.RateLimitError() | errors.APIStatusError(status_code=503):
-            return 503, "lemcal takes no more requests for the moment"
-        case errors.DeadlineExceededError() | errors.APITimeoutError():
-            return 504, "lemcal did not answer in time"
-        case errors.NotFoundError():
-            return 404, "lemcal has no such thing"
-        case errors.ConflictError():
-            return 409, "lemcal has that already"
-        case errors.ConfigurationError():
-            return 500, "this service does not use lemcal as it should"
-        case errors.APIConnectionError():
-            return 502, "lemcal cannot be reached"
-        case errors.AuthenticationError() | errors.PlanRequiredError() | errors.PermissionDeniedError():
-            return 502, "lemcal does not let this service in"
-        case _:
-            return 502, "lemcal gave an answer that is of no use"
+    if error.status_code == 503:
+        return _HONEST[errors.RateLimitError]
+    return next(_HONEST[kind] for kind in type(error).__mro__ if kind in _HONEST)
 
 
 def _route(request: Request) -> str:

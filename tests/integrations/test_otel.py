@@ -44,19 +44,14 @@ class Kept:
     def points(self, name: str) -> list[tuple[dict[str, Any], Any]]:
         """Return the attributes of each point of a metric, and how often or how much."""
         data = self._reader.get_metrics_data()
-        found = []
-        for resource in data.resource_metrics if data else []:
-            for scope in resource.scope_metrics:
-                for metric in scope.metrics:
-                    if metric.name == name:
-                        found += [
-                            (
-                                dict(point.attributes or {}),
-                                getattr(point, "count", getattr(point, "value", None)),
-                            )
-                            for point in metric.data.data_points
-                        ]
-        return found
+        return [
+            (dict(point.attributes or {}), getattr(point, "count", getattr(point, "value", None)))
+            for resource in (data.resource_metrics if data else [])
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == name
+            for point in metric.data.data_points
+        ]
 
 
 @pytest.fixture
@@ -82,7 +77,7 @@ async def test_a_span_per_call(kept: Kept, lemcal_sandbox: Sandbox) -> None:
     assert ("GET /meetings", SpanKind.CLIENT) == (first.name, first.kind)
     assert page.context is not None
     assert (page.context.span_id, None) == (first.parent and first.parent.span_id, second.parent)
-    attributes = dict(first.attributes or {})
+    attributes: dict[str, Any] = dict(first.attributes or {})
     assert attributes.pop("lemcal.waited") >= 0
     expected = {"http.request.method": "GET", "url.template": "/meetings", "http.response.status_code": 200}
     assert {**expected, "lemcal.attempts": 3} == attributes
@@ -159,10 +154,8 @@ async def test_deliveries(kept: Kept, lemcal_sandbox: Sandbox) -> None:
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as sender:
             for token in ("hush-1", "hush-2"):
                 await sender.post("/", params={"token": token}, json=lemcal_sandbox.book())
-    found = {
-        (labels["lemcal.outcome"], labels["http.response.status_code"])
-        for labels, _ in kept.points("lemcal.webhook.duration")
-    }
+    points = kept.points("lemcal.webhook.duration")
+    found = {(labels["lemcal.outcome"], labels["http.response.status_code"]) for labels, _ in points}
     assert {("handled", 200), ("rejected", 401)} == found
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import anyio
 import attrs
 import pytest
+from serving import Server, serving
 
 from lemcal_async import AsyncLemcal, Meeting, RetryPolicy
 from lemcal_async.sandbox import Sandbox
 from lemcal_async.webhooks import WebhookReceiver, lookup
 
 from .posting import Answer, post
-from .serving import Server, serving
 
 TOKEN = "wh-token-8Lp3-quiet"
 ONCE = RetryPolicy(attempts=1)

@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from serving import App, serving
 from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 
@@ -18,7 +19,6 @@ from lemcal_async.webhooks import Tenant, WebhookReceiver
 
 from .conftest import ONCE, TOKEN, scene
 from .posting import post
-from .serving import App, serving
 
 pytestmark = pytest.mark.anyio
 

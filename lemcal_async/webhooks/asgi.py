@@ -1,6 +1,5 @@
 """The receiver's end of ASGI: reading a body that may be huge or slow, sending one short answer."""
 
-import contextlib
 import json
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -57,7 +56,6 @@ class Responder:
         """Send it, unless one was sent. Nobody may be there any more: that is no error."""
         if self.sent is not None:
             return
-        self.sent = reply
         content = {"status": reply.outcome} | ({"reason": reply.reason} if reply.reason else {})
         body = json.dumps(content).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
@@ -68,9 +66,12 @@ class Responder:
             headers.append((b"connection", b"close"))
         if reply.status == 405:
             headers.append((b"allow", b"POST"))
-        with contextlib.suppress(OSError):
+        try:
             await self._send({"type": "http.response.start", "status": reply.status, "headers": headers})
+            self.sent = reply  # not before: who is cancelled till then may still send another
             await self._send({"type": "http.response.body", "body": body})
+        except OSError:
+            self.sent = reply
 
 
 async def receive_body(receive: Receive, until: float) -> bytes | Reject | None:

@@ -5,6 +5,7 @@ true ``lookup.py``'s, and what happens then ``handling.py``'s. Here they are put
 deadline.
 """
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable
@@ -177,9 +178,9 @@ class WebhookReceiver:
             reply = await self._reply(scope, receive, token, respond)
             if reply is not None:
                 await respond(reply)
-        except anyio.get_cancelled_exc_class():
-            # Whatever became of it, the sender is told to come again.
-            with anyio.CancelScope(shield=True), anyio.move_on_after(1.0):
+        except BaseException:  # cancelled, on trio perhaps in a group
+            # Whatever became of it, the sender is told to come again. The server may be past listening.
+            with anyio.move_on_after(1.0, shield=True), contextlib.suppress(Exception):
                 await respond(come_again("unavailable"))
             raise
         finally:

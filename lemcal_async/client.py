@@ -160,18 +160,18 @@ class AsyncLemcal:
 
     @property
     def user_id(self) -> str:
-        """The id of the account that the credentials belong to."""
+        """The account's user id. A function that returns the API key is called for it."""
         return self._exchange.user_id()
-
-    @property
-    def key(self) -> Key:
-        """The name of the account's budget, as the rate limiter knows it; it holds no secret."""
-        return self._exchange.key()
 
     @property
     def rate_limit(self) -> RateLimit:
         """What is known now of the account's budget."""
         return self._exchange.rate_limit()
+
+    @property
+    def key(self) -> Key:
+        """The name of that budget, as the rate limiter knows it; it holds no secret."""
+        return self._exchange.key()
 
     async def me(self) -> User:
         """Fetch the account itself."""

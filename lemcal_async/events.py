@@ -57,6 +57,21 @@ class FellBack:
 
 
 @attrs.frozen
+class AccountSynced:
+    """An account's turn in a synchronisation is over; the counts are of its meetings, 0 if it failed."""
+
+    user_id: str
+    seconds: float
+    failed: bool
+    created: int
+    changed: int
+    canceled: int
+    disappeared: int
+    restored: int
+    unchanged: int
+
+
+@attrs.frozen
 class CallEnded:
     """A call has come to its end; ``route`` is the path with its ids left out.
 
@@ -98,21 +113,6 @@ class PoolEntered:
 
 
 @attrs.frozen
-class Synchronized:
-    """A run of the synchronisation has ended: how many changes it found, in how many accounts."""
-
-    accounts: int
-    failed: int
-    created: int
-    changed: int
-    canceled: int
-    disappeared: int
-    restored: int
-    unchanged: int
-    seconds: float
-
-
-@attrs.frozen
 class WebhookHandled:
     """A delivery was answered with ``status``, so many seconds after its head had come in.
 
@@ -130,10 +130,10 @@ Event: TypeAlias = (
     | Paused
     | ForeignUse
     | FellBack
+    | AccountSynced
     | CallEnded
     | Retried
     | PoolEntered
-    | Synchronized
     | WebhookHandled
 )
 """Any of them; more may come, so a listener leaves alone what it does not know."""

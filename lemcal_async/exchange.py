@@ -110,17 +110,17 @@ class Exchange:
         """Return the same account with other options."""
         return Exchange(self.stack, self._base_url, self._source, options)
 
+    def rate_limit(self) -> RateLimit:
+        """Return what is known of the account's budget."""
+        return self.stack.limiter.snapshot(self._sign().key)
+
     def user_id(self) -> str:
-        """Return the account's user id."""
+        """Return the user id of the credentials in use now."""
         return self._sign().credentials.user_id
 
     def key(self) -> Key:
         """Return the name of the account's budget."""
         return self._sign().key
-
-    def rate_limit(self) -> RateLimit:
-        """Return what is known of the account's budget."""
-        return self.stack.limiter.snapshot(self._sign().key)
 
     def send(
         self, method: str, route: str, target: str, body: Body | None = None

@@ -68,9 +68,8 @@ class _Listener:
         )
         self._gate = meter.create_histogram("lemcal.pool.duration", "s", "Waits for a connection")
         self._deliveries = meter.create_histogram("lemcal.webhook.duration", "s", "Webhook deliveries")
-        self._syncs = meter.create_histogram("lemcal.sync.duration", "s", "Runs of the synchronisation")
+        self._syncs = meter.create_histogram("lemcal.sync.duration", "s", "Synchronisations of an account")
         self._changes = meter.create_counter("lemcal.sync.changes", "{meeting}", "Changes that it found")
-        self._failures = meter.create_counter("lemcal.sync.failures", "{account}", "Accounts that failed")
         self._handlers: Mapping[type[Any], Callable[[Any], None]] = {
             events.CallEnded: self._call_ended,
             events.Retried: self._retried,
@@ -82,7 +81,7 @@ class _Listener:
             events.FellBack: lambda event: self._fallbacks.add(1),  # noqa: ARG005 - its reason is in words
             events.PoolEntered: self._pool_entered,
             events.WebhookHandled: self._webhook_handled,
-            events.Synchronized: self._synchronized,
+            events.AccountSynced: self._account_synced,
         }
 
     def __call__(self, event: events.Event) -> None:
@@ -131,8 +130,8 @@ class _Listener:
         }
         self._deliveries.record(event.seconds, attributes)
 
-    def _synchronized(self, event: events.Synchronized) -> None:
-        self._syncs.record(event.seconds)
-        self._failures.add(event.failed)
+    def _account_synced(self, event: events.AccountSynced) -> None:
+        self._syncs.record(event.seconds, {"lemcal.failed": event.failed})
         for kind in _CHANGES:
-            self._changes.add(getattr(event, kind), {"lemcal.change": kind})
+            if count := getattr(event, kind):
+                self._changes.add(count, {"lemcal.change": kind})

@@ -24,6 +24,7 @@ from lemcal_async.webhooks import WebhookReceiver
 pytestmark = pytest.mark.anyio
 
 AT_ONCE = RetryPolicy(backoff=0.0)
+COUNTS = {"created": 5, "changed": 4, "canceled": 3, "disappeared": 2, "restored": 1, "unchanged": 100}
 
 
 class Kept:
@@ -167,16 +168,18 @@ def test_events_of_the_other_parts(kept: Kept) -> None:
         events.Paused("0123abcd", 1.283),
         events.ForeignUse("0123abcd", 7),
         events.FellBack("0123abcd", "Redis at redis://:secret@host is gone"),
-        events.Synchronized(3, 1, 5, 4, 3, 2, 1, 100, 0.5),
+        events.AccountSynced("usr_1", 0.5, failed=False, **COUNTS),
+        events.AccountSynced("usr_2", 0.1, failed=True, **dict.fromkeys(COUNTS, 0)),
     ):
         events.emit(event)
     assert [({"lemcal.priority": "bulk"}, 1)] == kept.points("lemcal.queue.duration")
     assert [({}, 1)] == kept.points("lemcal.pause.duration")
     assert [({}, 7)] == kept.points("lemcal.foreign_requests")
     assert [({}, 1)] == kept.points("lemcal.limiter.fallbacks")
-    assert [({}, 1)] == kept.points("lemcal.sync.failures")
+    syncs = kept.points("lemcal.sync.duration")
+    assert [({"lemcal.failed": False}, 1), ({"lemcal.failed": True}, 1)] == syncs
     changes = {labels["lemcal.change"]: count for labels, count in kept.points("lemcal.sync.changes")}
-    assert {"created": 5, "changed": 4, "canceled": 3, "disappeared": 2, "restored": 1} == changes
+    assert {**COUNTS, "unchanged": 100} == {**changes, "unchanged": 100}  # which is no change
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ class Server:
 
     port: int
     stop: Callable[[], None]
-    stopped: anyio.Event  # once it has
 
     @property
     def url(self) -> str:
@@ -45,19 +44,18 @@ async def _uvicorn(app: App, listener: socket.socket, grace: int, *, task_status
     config = uvicorn.Config(
         app, log_config=None, lifespan="on", timeout_graceful_shutdown=grace, timeout_keep_alive=5
     )
-    stopped = anyio.Event()
+    stopping = anyio.Event()
 
     class Announced(uvicorn.Server):
+        async def main_loop(self) -> None:
+            await stopping.wait()  # uvicorn itself looks every 0.1 s
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            task_status.started(Server(listener.getsockname()[1], stop, stopped))
-
-    def stop() -> None:
-        server.should_exit = True
+            task_status.started(Server(listener.getsockname()[1], stopping.set))
 
     server = Announced(config)
     await server._serve([listener])  # without its signal handlers, which are the test runner's
-    stopped.set()
 
 
 async def _hypercorn(app: App, listener: socket.socket, grace: int, *, task_status: Any) -> None:
@@ -68,13 +66,12 @@ async def _hypercorn(app: App, listener: socket.socket, grace: int, *, task_stat
     config.bind = [f"fd://{listener.detach()}"]
     config.graceful_timeout = grace
     config.errorlog = None
-    stopping, stopped = anyio.Event(), anyio.Event()
+    stopping = anyio.Event()
 
     class Status:
         def started(self, binds: Any = None) -> None:
-            task_status.started(Server(int(binds[0].rpartition(":")[2]), stopping.set, stopped))
+            task_status.started(Server(int(binds[0].rpartition(":")[2]), stopping.set))
 
     await hypercorn.trio.serve(
         cast("Any", app), config, shutdown_trigger=stopping.wait, task_status=Status(), mode="asgi"
     )
-    stopped.set()

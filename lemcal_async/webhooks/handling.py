@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import anyio
 import anyio.to_thread
 import attrs
+from anyio.lowlevel import RunVar
 
 from lemcal_async.models import Meeting
 from lemcal_async.webhooks.memory import Claim, Memory
@@ -45,7 +46,7 @@ class Handling:
         self._memory = memory
         self._time_limit = time_limit
         self._running: dict[tuple[str, str], _Running] = {}
-        self._threads: anyio.CapacityLimiter | None = None
+        self._threads: RunVar[anyio.CapacityLimiter] = RunVar("lemcal_async.webhooks")  # per event loop
 
     async def handle(
         self, user_id: str, meeting: Meeting, arguments: tuple[Any, ...], late: Callable[[], Awaitable[None]]
@@ -128,9 +129,10 @@ class Handling:
         running: _Running,
         late: Callable[[], Awaitable[None]],
     ) -> bool:
-        if self._threads is None:
-            self._threads = anyio.CapacityLimiter(THREADS)
-        threads = self._threads
+        threads = self._threads.get(None)
+        if threads is None:
+            threads = anyio.CapacityLimiter(THREADS)
+            self._threads.set(threads)
         returned: list[Any] = []
         ended = anyio.Event()
 

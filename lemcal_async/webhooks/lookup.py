@@ -5,7 +5,11 @@ are answered by the next one. An answer is only given by a call that began after
 asked, because an older one may not know the booking yet.
 """
 
+import math
 from collections import OrderedDict
+from collections.abc import Generator
+from contextlib import contextmanager
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
@@ -64,11 +68,21 @@ class Lookup:
     def __init__(self) -> None:
         self._waiting: list[_Question] = []
         self._calling = False
-        self._next_at = -1.0
+        self._next_at = -math.inf  # by a clock that is the same in every event loop
+        self._users = 0
 
     def is_idle(self) -> bool:
         """Whether nothing is lost by forgetting it."""
-        return not (self._calling or self._waiting) and anyio.current_time() >= self._next_at
+        return not self._users and monotonic() >= self._next_at
+
+    @contextmanager
+    def in_use(self) -> Generator[None]:
+        """Keep it from being forgotten between two questions."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
 
     async def find(self, lemcal: AsyncLemcal, wanted: Verify, until: float) -> Finding:
         """Look for a meeting, until a moment on the event loop's clock.
@@ -97,14 +111,14 @@ class Lookup:
         self._calling = True
         batch: list[_Question] = []
         try:
-            pause = min(self._next_at, until) - anyio.current_time()
+            pause = min(self._next_at - monotonic(), until - anyio.current_time())
             if pause > 0:
                 await anyio.sleep(pause)
             left = until - anyio.current_time()
             if left <= 0:
                 return
             batch, self._waiting = self._waiting, []
-            self._next_at = anyio.current_time() + GAP
+            self._next_at = monotonic() + GAP
             findings = await _list(lemcal, [question.wanted for question in batch], left)
             for question, finding in zip(batch, findings, strict=True):
                 question.finding = finding

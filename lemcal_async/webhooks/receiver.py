@@ -224,14 +224,15 @@ class WebhookReceiver:
 
     async def _verify(self, account: _Account, wanted: Verify, until: float) -> Finding:
         """Look for the meeting three times, as the list may lag behind a booking."""
-        finding = await account.lookup.find(account.lemcal, wanted, until)
-        for pause in (self._list_lag / 3, self._list_lag * 2 / 3):
-            if not isinstance(finding, Missing):
-                return finding
-            await anyio.sleep(pause)
-            # In the whole list from now on: the type may have been a lie.
-            finding = await account.lookup.find(account.lemcal, Verify(wanted.meeting_id), until)
-        return finding
+        with account.lookup.in_use():
+            finding = await account.lookup.find(account.lemcal, wanted, until)
+            for pause in (self._list_lag / 3, self._list_lag * 2 / 3):
+                if not isinstance(finding, Missing):
+                    break
+                await anyio.sleep(pause)
+                # In the whole list from now on: the type may have been a lie.
+                finding = await account.lookup.find(account.lemcal, Verify(wanted.meeting_id), until)
+            return finding
 
     async def _act(self, account: _Account, meeting: Meeting, respond: Responder) -> Reply:
         """Wake, and have the meeting handled."""

@@ -3,6 +3,7 @@
 Whatever the answer is, the handler only ever sees meetings as the account's list has them.
 """
 
+import gzip
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -258,6 +259,7 @@ TABLE = [
     Row("nested 100,000 deep", body(ABYSS), rejected(400), 0),
     Row("a number of 5,000 digits", body(MANY_DIGITS), rejected(400), 0),
     Row("bad UTF-8", body(b'{"_id": "mee_\xff"}'), rejected(400), 0),
+    Row("compressed", body(gzip.compress(ID)), rejected(400), 0),
     Row("UTF-16", body('{"_id": "mee_1"}'.encode("utf-16")), rejected(400), 0),
     Row("no body", body(b""), rejected(400), 0),
     Row("no JSON", body(b"_id=mee_1"), rejected(400), 0),

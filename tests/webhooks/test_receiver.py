@@ -14,6 +14,7 @@ from starlette.routing import Mount, Route
 
 from lemcal_async import AsyncLemcal, Meeting, events
 from lemcal_async.errors import ConfigurationError
+from lemcal_async.ratelimit import Unlimited
 from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.webhooks import Tenant, WebhookReceiver
 
@@ -374,13 +375,44 @@ async def test_http_2_knows_no_connection_header(lemcal: AsyncLemcal) -> None:
     await lemcal.aclose()
 
 
-async def test_one_receiver_for_one_loop_after_another(sandbox: Sandbox) -> None:
-    """Made outside of any, used in this one, then in the next: here, by two servers."""
+async def test_restarted_servers(sandbox: Sandbox) -> None:
+    """The same receiver goes on in the next server."""
     async with sandbox.client() as lemcal:
-        receiver = WebhookReceiver(lemcal, token=TOKEN, on_meeting=lambda meeting: None)
+        receiver = WebhookReceiver(lemcal, token=TOKEN, on_meeting=ignore)
         for _ in range(2):
+            body = b'{"_id": "%b"}' % sandbox.book()["_id"].encode()
             async with serving(receiver) as server:
-                answer = await post(
-                    server.port, b'{"_id": "%b"}' % sandbox.book()["_id"].encode(), query=f"?token={TOKEN}"
-                )
-                assert (200, "handled") == answer.brief
+                assert (200, "handled") == (await post(server.port, body, query=f"?token={TOKEN}")).brief
+
+
+@pytest.mark.parametrize("backends", [["asyncio", "trio", "asyncio"], ["trio", "asyncio", "trio"]])
+@pytest.mark.parametrize("anyio_backend", ["none"])
+def test_one_event_loop_after_another(anyio_backend: str, backends: list[str]) -> None:
+    """Made outside of any, and used in several, whose clocks and threads have nothing in common."""
+    rows = [{"_id": f"mee_{number}"} for number in range(3)]
+    wire = httpx.MockTransport(lambda _: httpx.Response(200, json=rows))
+    lemcal = AsyncLemcal("usr_1", "k1", transport=wire, limiter=Unlimited())
+    handled: list[str] = []
+    receiver = WebhookReceiver(lemcal, token=TOKEN, on_meeting=lambda meeting: handled.append(meeting.id))
+    for row, backend in zip(rows, backends, strict=True):
+        assert (200, "handled") == anyio.run(ask, receiver, "/", row, backend=backend)
+    assert [row["_id"] for row in rows] == handled
+
+
+async def test_the_lookups_of_slow_deliveries_are_kept(sandbox: Sandbox) -> None:
+    """Between two looks an account's lookup is not replaced by another, however many others come by."""
+    async with sandbox.client() as first:
+        tokens = {f"t-{number}": first.for_account(f"usr_{number}", "k") for number in range(20)}
+        receiver = WebhookReceiver(accounts={TOKEN: first, **tokens}, on_meeting=ignore, list_lag=0.3)
+        lookup = receiver._lookups.of(first)
+
+        async def deliver(token: str) -> None:
+            await ask(receiver, "/", {"_id": "mee_forged"}, token=token)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(deliver, TOKEN)
+            await anyio.sleep(0.1)
+            for token in tokens:
+                tasks.start_soon(deliver, token)
+            await anyio.sleep(0.1)
+            assert receiver._lookups.of(first) is lookup

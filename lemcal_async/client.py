@@ -169,8 +169,8 @@ class AsyncLemcal:
         return self._exchange.rate_limit()
 
     @property
-    def key(self) -> Key:
-        """The name of that budget, as the rate limiter knows it; it holds no secret."""
+    def rate_limit_key(self) -> Key:
+        """The name of that budget, the same for all who share it; it holds no secret."""
         return self._exchange.key()
 
     async def me(self) -> User:

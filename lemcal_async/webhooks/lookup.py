@@ -181,7 +181,7 @@ class Lookups:
 
     def of(self, lemcal: AsyncLemcal) -> Lookup:
         """Return the account's lookup."""
-        key = lemcal.key
+        key = lemcal.rate_limit_key
         lookup = self._lookups.pop(key, None) or Lookup()
         self._lookups[key] = lookup
         # Starting with the longest unused; two at once, so that there is no end to what is forgotten.

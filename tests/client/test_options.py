@@ -386,9 +386,16 @@ def test_whose_it_is() -> None:
     lemcal = Wire().client()
     other = lemcal.for_account(OTHER_USER, OTHER_KEY)
     assert (USER_ID, OTHER_USER) == (lemcal.user_id, other.user_id)
-    assert lemcal.key == Wire().client().key == lemcal.with_options(deadline=1).key
-    assert lemcal.key not in (other.key, lemcal.for_account(USER_ID, OTHER_KEY).key)
-    assert KEY not in repr(lemcal.key)
+    assert (
+        lemcal.rate_limit_key
+        == Wire().client().rate_limit_key
+        == lemcal.with_options(deadline=1).rate_limit_key
+    )
+    assert lemcal.rate_limit_key not in (
+        other.rate_limit_key,
+        lemcal.for_account(USER_ID, OTHER_KEY).rate_limit_key,
+    )
+    assert KEY not in repr(lemcal.rate_limit_key)
 
 
 def test_whose_it_is_cannot_be_said() -> None:

@@ -132,6 +132,28 @@ async def test_the_caller_is_cancelled() -> None:
     }
 
 
+async def test_the_caller_is_cancelled_with_others_aboard() -> None:
+    """The call that is cut short was to answer them too: they are asked for once more."""
+    wire = Gated()
+    wire.meetings = [{"_id": "mee_2"}]
+    async with anyio.create_task_group() as tasks:
+        others, caller = Asker(wire, tasks), Asker(wire, tasks)
+        caller.lookup = others.lookup
+        await others.ask("mee_1")
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as doomed:
+                caller.tasks = doomed
+                await others.ask("mee_2", seconds=5)
+                await caller.ask("mee_3")  # the last to come makes the call for both
+                await released(wire)
+                assert 2 == len(wire.queries)
+                scope.cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert 3 == len(wire.queries)
+        await released(wire)
+    assert ({}, Meeting("mee_2")) == (caller.findings, others.findings["mee_2"])
+
+
 async def test_one_who_waits_is_cancelled() -> None:
     """It costs nobody anything, even if it was the one to make the next call."""
     wire = Gated()

@@ -41,24 +41,31 @@ def lifespan(lemcal: AsyncLemcal, *, hook_url: str | None = None) -> Lifespan:
 
     Within a lifespan of one's own: ``async with lifespan(lemcal)(app): …``.
     """
-    register = None if hook_url is None else _registration(lemcal, hook_url)
+    hook = None if hook_url is None else _Hook(lemcal, hook_url)
     del hook_url  # a traceback may show local variables
 
     @asynccontextmanager
     async def live(app: FastAPI) -> AsyncGenerator[None]:
         async with lemcal:
             app.state.lemcal = lemcal
-            if register is not None:
-                await register()
+            if hook is not None:
+                await hook.register()
             yield
 
     return live
 
 
-def _registration(lemcal: AsyncLemcal, hook_url: str) -> Callable[[], Any]:
-    async def register() -> None:
+class _Hook:
+    """The hook of this service. Its repr keeps the token in the URL quiet."""
+
+    def __init__(self, lemcal: AsyncLemcal, url: str) -> None:
+        self._lemcal = lemcal
+        self._url = url
+
+    async def register(self) -> None:
+        """Register it, unless it is registered already; a failure of lemcal is logged."""
         try:
-            hook = await lemcal.hooks.create(hook_url, any_meeting_type=True, exist_ok=True)
+            hook = await self._lemcal.hooks.create(self._url, any_meeting_type=True, exist_ok=True)
         except errors.ConfigurationError:
             raise
         except errors.LemcalError as error:
@@ -74,7 +81,8 @@ def _registration(lemcal: AsyncLemcal, hook_url: str) -> Callable[[], Any]:
             else:
                 logger.info("registered the hook %s; keep the id, the service does not list it", hook.id)
 
-    return register
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
 
 
 async def get_lemcal(connection: HTTPConnection) -> AsyncLemcal:

@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -154,7 +155,10 @@ async def test_a_hook_url_that_is_none(lemcal_sandbox: Sandbox) -> None:
     with pytest.raises(errors.ConfigurationError, match="target_url") as caught:
         async with browsing(service(lemcal_sandbox.client(), hook_url=f"example.com/?token={TOKEN}")):
             pass
-    assert TOKEN not in str(caught.value)
+    rendered = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    frames = [frame for frame in rendered.stack if "/lemcal_async/" in frame.filename]
+    assert "fastapi.py" in repr([frame.filename for frame in frames])
+    assert TOKEN not in str(caught.value) + repr([frame.locals for frame in frames])
 
 
 # ------------------------------------------------------------------ the receiver's router

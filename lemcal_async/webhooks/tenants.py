@@ -4,6 +4,7 @@ A token that is unknown and an account that is unknown get the same answer after
 are kept as digests only.
 """
 
+import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, Protocol, TypeAlias, cast
 
@@ -57,6 +58,9 @@ Accounts: TypeAlias = Mapping[str, AsyncLemcal] | FindTenant
 """The clients by their tokens, or a function that finds a tenant by its name."""
 
 
+_NOBODYS: Final = frozenset({secrets.token_bytes(32)})  # the tokens of a tenant that there is not
+
+
 class Directory(Protocol):
     """Finds the account that a delivery is for."""
 
@@ -85,7 +89,7 @@ class ByPath:
     async def find(self, scope: Scope, token: bytes) -> AsyncLemcal | None:
         """Find the tenant, and compare."""
         tenant = await self._find(name_in(scope))
-        known = token in (frozenset[bytes]() if tenant is None else tenant.tokens)
+        known = token in (_NOBODYS if tenant is None else tenant.tokens)
         return tenant.lemcal if known and tenant is not None else None
 
 

@@ -7,9 +7,8 @@ deadline.
 
 import contextlib
 import logging
-import math
 from collections.abc import Callable
-from typing import Final, Protocol, TypeAlias, overload, runtime_checkable
+from typing import Final, TypeAlias, overload
 
 import anyio
 import attrs
@@ -29,6 +28,7 @@ from lemcal_async.webhooks.asgi import (
     receive_body,
     rejected,
 )
+from lemcal_async.webhooks.checks import Wakes, problem_of_options, problem_of_source
 from lemcal_async.webhooks.decision import (
     UNAUTHORIZED,
     Reject,
@@ -58,15 +58,6 @@ TenantHandler: TypeAlias = Callable[[Meeting, AsyncLemcal], object]
 
 # Access logs show the query, and tracebacks the scope.
 _HIDDEN: Final = b"token=hidden"
-
-
-@runtime_checkable
-class Wakes(Protocol):
-    """What a delivery wakes: ``lemcal_async.sync.Wake``."""
-
-    def wake(self, user_id: str | None = None) -> object:
-        """Have this account synchronised now. Called in the event loop: it returns at once."""
-        ...
 
 
 @attrs.frozen
@@ -139,7 +130,7 @@ class WebhookReceiver:
         list_lag: float = 2.0,
     ) -> None:
         self._many = accounts is not None
-        problem = _problem_of_source(lemcal, token, accounts) or _problem_of_options(
+        problem = problem_of_source(lemcal, token, accounts) or problem_of_options(
             on_meeting=on_meeting,
             wake=wake,
             memory=memory,
@@ -254,45 +245,3 @@ class WebhookReceiver:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} for {'many accounts' if self._many else 'one account'}>"
-
-
-# These hold tokens, or what was mistaken for something else, and raise nothing.
-
-
-def _problem_of_source(lemcal: object, token: object, accounts: object) -> str | None:
-    if (lemcal is None) != (token is None) or (lemcal is None) != (accounts is not None):
-        return "a WebhookReceiver takes either a client and token=, or accounts="
-    if lemcal is not None and not isinstance(lemcal, AsyncLemcal):
-        return f"lemcal must be an AsyncLemcal, not {type(lemcal).__name__}"
-    return None
-
-
-def _problem_of_options(
-    *,
-    on_meeting: object,
-    wake: object,
-    memory: object,
-    deadline: object,
-    handler_time_limit: object,
-    list_lag: object,
-) -> str | None:
-    if on_meeting is None and wake is None:
-        return "a WebhookReceiver needs on_meeting=, wake= or both"
-    for good, what in (
-        (on_meeting is None or callable(on_meeting), "on_meeting= must be a function"),
-        (wake is None or isinstance(wake, Wakes), "wake= must be an object with a method wake(user_id)"),
-        (memory is None or isinstance(memory, Memory), "memory= must have claim, done and release"),
-        (_is_seconds(deadline) and deadline != 0, "deadline= must be seconds above 0"),
-        (
-            _is_seconds(handler_time_limit) and handler_time_limit != 0,
-            "handler_time_limit= must be above 0 s",
-        ),
-        (_is_seconds(list_lag), "list_lag= must be seconds, 0 or more"),
-    ):
-        if not good:
-            return what
-    return None
-
-
-def _is_seconds(value: object) -> bool:
-    return isinstance(value, int | float) and 0 <= value < math.inf

@@ -40,7 +40,7 @@ def interpreters() -> list[str]:
 
 def install(session: nox.Session, *groups: str) -> None:
     """Install the package with the extras in use, and the tools of some dependency groups."""
-    session.install("-e", ".[cli,fastapi,redis,sandbox]", *nox.project.dependency_groups(PROJECT, *groups))
+    session.install("-e", ".[cli,fastapi,otel,redis,sandbox]", *nox.project.dependency_groups(PROJECT, *groups))
 
 
 @nox.session(python=interpreters())
@@ -86,3 +86,4 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/client.py", *session.posargs)
     session.run("python", "-m", "benchmarks.limiter", *(session.posargs or ["--quick"]))
     session.run("python", "benchmarks/limiter_redis.py", *session.posargs)
+    session.run("python", "benchmarks/webhooks.py")

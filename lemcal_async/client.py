@@ -16,7 +16,7 @@ from lemcal_async.credentials import ApiKey, CredentialSource
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.exchange import Body, Exchange, Options
 from lemcal_async.models import User
-from lemcal_async.ratelimit import Priority, RateLimit, RateLimiter
+from lemcal_async.ratelimit import Key, Priority, RateLimit, RateLimiter
 from lemcal_async.retry import RetryPolicy
 from lemcal_async.stack import Stack
 from lemcal_async.transport.retry import MAX_RESPONSE_BYTES
@@ -159,9 +159,19 @@ class AsyncLemcal:
         return resources.Hooks(self._exchange)
 
     @property
+    def user_id(self) -> str:
+        """The account's user id. A function that returns the API key is called for it."""
+        return self._exchange.user_id()
+
+    @property
     def rate_limit(self) -> RateLimit:
         """What is known now of the account's budget."""
         return self._exchange.rate_limit()
+
+    @property
+    def rate_limit_key(self) -> Key:
+        """The name of that budget, the same for all who share it; it holds no secret."""
+        return self._exchange.key()
 
     async def me(self) -> User:
         """Fetch the account itself."""

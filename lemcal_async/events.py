@@ -56,7 +56,86 @@ class FellBack:
     reason: str
 
 
-Event: TypeAlias = Queued | Granted | Paused | ForeignUse | FellBack
+@attrs.frozen
+class AccountSynced:
+    """An account's turn in a synchronisation is over; the counts are of its meetings, 0 if it failed."""
+
+    user_id: str
+    seconds: float
+    failed: bool
+    created: int
+    changed: int
+    canceled: int
+    disappeared: int
+    restored: int
+    unchanged: int
+
+
+@attrs.frozen
+class CallEnded:
+    """A call has come to its end; ``route`` is the path with its ids left out.
+
+    ``status`` is the last answer's, None if there was none, and ``error`` the name of what was raised:
+    one of ``lemcal_async.errors``, ``"Cancelled"``, or None for a success. ``waited`` is for the rate
+    limit and between attempts, ``seconds`` for all of the call.
+    """
+
+    method: str
+    route: str
+    status: int | None
+    error: str | None
+    attempts: int
+    waited: float
+    seconds: float
+
+
+@attrs.frozen
+class Retried:
+    """An attempt failed, and there will be another, after ``wait`` seconds.
+
+    ``reason`` is the status of the answer, or the name of httpx's error where there was none.
+    """
+
+    method: str
+    route: str
+    attempt: int
+    reason: str
+    wait: float
+
+
+@attrs.frozen
+class PoolEntered:
+    """A request may use a connection, after so many seconds; with it ``in_use`` of ``limit`` are in use."""
+
+    in_use: int
+    limit: int
+    waited: float
+
+
+@attrs.frozen
+class WebhookHandled:
+    """A delivery was answered with ``status``, so many seconds after its head had come in.
+
+    ``outcome`` is handled, repeated, ignored, unavailable, failed, busy or rejected.
+    """
+
+    outcome: str
+    status: int
+    seconds: float
+
+
+Event: TypeAlias = (
+    Queued
+    | Granted
+    | Paused
+    | ForeignUse
+    | FellBack
+    | AccountSynced
+    | CallEnded
+    | Retried
+    | PoolEntered
+    | WebhookHandled
+)
 """Any of them; more may come, so a listener leaves alone what it does not know."""
 
 Listener: TypeAlias = Callable[[Event], object]

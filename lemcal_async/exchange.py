@@ -14,6 +14,7 @@ import anyio
 import attrs
 import httpx
 
+from lemcal_async import events
 from lemcal_async._version import __version__
 from lemcal_async.credentials import Credentials, CredentialSource
 from lemcal_async.errors import (
@@ -22,6 +23,7 @@ from lemcal_async.errors import (
     CallInfo,
     ConfigurationError,
     DeadlineExceededError,
+    LemcalError,
 )
 from lemcal_async.headers import parse_quota
 from lemcal_async.ratelimit import Key, Priority, RateLimit
@@ -112,6 +114,14 @@ class Exchange:
         """Return what is known of the account's budget."""
         return self.stack.limiter.snapshot(self._sign().key)
 
+    def user_id(self) -> str:
+        """Return the user id of the credentials in use now."""
+        return self._sign().credentials.user_id
+
+    def key(self) -> Key:
+        """Return the name of the account's budget."""
+        return self._sign().key
+
     def send(
         self, method: str, route: str, target: str, body: Body | None = None
     ) -> Coroutine[Any, Any, Answer]:
@@ -124,7 +134,9 @@ class Exchange:
         options = self.options
         call = Call(method, route, priority=options.priority, retry=options.retry)
         answer = self._send(call, target, body)
-        return answer if options.deadline is None else _within(options.deadline, call, answer)
+        if options.deadline is not None:
+            answer = _within(options.deadline, call, answer)
+        return _told(call, answer) if events.wanted() else answer
 
     async def _send(self, call: Call, target: str, body: Body | None) -> Answer:
         signature = self._sign()
@@ -190,6 +202,26 @@ async def _within(deadline: float, call: Call, answer: Coroutine[Any, Any, Answe
         f"{call}: no answer within the deadline of {deadline:.3g} s{_so_far(call)}{_warning(call)}",
         call=call.info(),
     )
+
+
+async def _told(call: Call, answer: Coroutine[Any, Any, Answer]) -> Answer:
+    """Await an answer, and tell how the call ended to those who listen."""
+    began = anyio.current_time()
+    status: int | None = None
+    error: str | None = "Cancelled"
+    try:
+        result = await answer
+        status, error = result.status_code, None
+    except Exception as problem:
+        status = problem.status_code if isinstance(problem, LemcalError) else None
+        error = type(problem).__name__
+        raise
+    finally:
+        seconds = anyio.current_time() - began
+        events.emit(
+            events.CallEnded(call.method, call.route, status, error, call.attempts, call.waited, seconds)
+        )
+    return result
 
 
 def _failure(error: httpx.RequestError, call: Call, credentials: Credentials) -> APIConnectionError:

@@ -60,6 +60,12 @@ def test_the_models() -> None:
     assert set() == loaded & (NEVER | {"anyio", "httpx", "tenacity"})
 
 
+def test_the_webhook_receiver() -> None:
+    """It is an ASGI app without a framework, and without the sandbox's server."""
+    loaded = loaded_by("from lemcal_async.webhooks import WebhookReceiver")
+    assert set() == loaded & NEVER
+
+
 def test_the_pytest_plugin() -> None:
     """It is imported in every run of pytest on a machine that has the package."""
     loaded = loaded_by("import lemcal_async.pytest_plugin")

@@ -19,6 +19,7 @@ import attrs
 import httpx
 from anyio.lowlevel import current_token
 
+from lemcal_async import events
 from lemcal_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ class PooledTransport(httpx.AsyncBaseTransport):
         """Send the request; the response holds its connection until it is closed."""
         pool = self._pool()
         origin = (request.url.scheme, request.url.host, request.url.port)
-        await pool.gate.acquire()
+        if events.wanted():
+            await self._enter_and_tell(pool)
+        else:
+            await pool.gate.acquire()
         connection = None
         try:
             connection = pool.take(origin) or await self._connect(origin)
@@ -77,6 +81,12 @@ class PooledTransport(httpx.AsyncBaseTransport):
         stream = cast("httpx.AsyncByteStream", response.stream)
         response.stream = _Body(stream, pool, origin, connection)
         return response
+
+    async def _enter_and_tell(self, pool: "_Pool") -> None:
+        began = time.monotonic()
+        await pool.gate.acquire()
+        in_use = self._max_connections - pool.gate.value
+        events.emit(events.PoolEntered(in_use, self._max_connections, time.monotonic() - began))
 
     async def aclose(self) -> None:
         """Close the idle connections of this event loop; those in use close when they come free."""

@@ -12,6 +12,7 @@ import attrs
 import httpx
 import tenacity
 
+from lemcal_async import events
 from lemcal_async.errors import DeadlineExceededError, ResponseDecodeError
 from lemcal_async.headers import parse_quota
 from lemcal_async.retry import Failure, RetryPolicy
@@ -105,7 +106,7 @@ class RetryTransport(httpx.AsyncBaseTransport):
             # How many attempts are allowed is part of the policy's answer.
             stop=tenacity.stop_never,
             wait=_wait,
-            before_sleep=lambda state: _log(call, policy, _attempt_of(state)),
+            before_sleep=lambda state: _tell(call, policy, _attempt_of(state)),
             sleep=sleep,
         )
         return await retrying(attempt)
@@ -207,15 +208,13 @@ def _failure(error: httpx.RequestError) -> Failure:
     return "fatal" if isinstance(error, _FATAL) else "broken"
 
 
-def _log(call: Call, policy: RetryPolicy, ended: _Attempt) -> None:
+def _tell(call: Call, policy: RetryPolicy, ended: _Attempt) -> None:
     what = type(ended.outcome).__name__
     if isinstance(ended.outcome, httpx.Response):
         what = str(ended.outcome.status_code)
+    wait = max(ended.wait or 0.0, call.held)
     logger.info(
-        "%s: %s at attempt %d of %d; the next in %.3g s",
-        call,
-        what,
-        call.attempts,
-        policy.attempts,
-        max(ended.wait or 0.0, call.held),
+        "%s: %s at attempt %d of %d; the next in %.3g s", call, what, call.attempts, policy.attempts, wait
     )
+    if events.wanted():
+        events.emit(events.Retried(call.method, call.route, call.attempts, what, wait))

@@ -376,3 +376,30 @@ def test_rate_limit_without_a_limiter() -> None:
     assert RateLimit(None, None, resets_in=0.0, queued=0, paused_for=0.0) == (
         Wire().client(limiter=Unlimited()).rate_limit
     )
+
+
+# --------------------------------------------------------------------------- whose it is
+
+
+def test_whose_it_is() -> None:
+    """The user id, and the name of the budget, which is the same for all who hold the same key."""
+    lemcal = Wire().client()
+    other = lemcal.for_account(OTHER_USER, OTHER_KEY)
+    assert (USER_ID, OTHER_USER) == (lemcal.user_id, other.user_id)
+    assert (
+        lemcal.rate_limit_key
+        == Wire().client().rate_limit_key
+        == lemcal.with_options(deadline=1).rate_limit_key
+    )
+    assert lemcal.rate_limit_key not in (
+        other.rate_limit_key,
+        lemcal.for_account(USER_ID, OTHER_KEY).rate_limit_key,
+    )
+    assert KEY not in repr(lemcal.rate_limit_key)
+
+
+def test_whose_it_is_cannot_be_said() -> None:
+    """As when the key function has no key."""
+    lemcal = Wire().client(api_key=lambda: "")
+    with pytest.raises(ConfigurationError):
+        _ = lemcal.user_id

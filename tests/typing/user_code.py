@@ -1,10 +1,11 @@
 """Typical user code. It is never run: mypy and pyright check that users see the types they expect."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, assert_type
 
 import httpx
+from fastapi import FastAPI
 
 from lemcal_async import (
     Answer,
@@ -23,14 +24,18 @@ from lemcal_async import (
     User,
     __version__,
     errors,
+    events,
     from_wire,
     ratelimit,
     to_wire,
     transport,
 )
+from lemcal_async.fastapi import Lemcal, add_exception_handlers, get_lemcal, lifespan, webhook_router
+from lemcal_async.otel import instrument
 from lemcal_async.ratelimit import LocalRateLimiter, RateLimit, RateLimiter, RedisRateLimiter, Unlimited
 from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport
+from lemcal_async.webhooks import BoundedMemory, Memory, Tenant, Wakes, WebhookReceiver
 
 
 async def calls() -> None:
@@ -198,6 +203,57 @@ async def with_the_fixture(lemcal_sandbox: Sandbox) -> None:
     lemcal_sandbox.inject(faults.status(503), times=2)
     async with lemcal_sandbox.client(deadline=5) as lemcal:
         assert_type(lemcal, AsyncLemcal)
+
+
+async def save(meeting: Meeting) -> None:
+    """Handle a booking."""
+
+
+def save_here(meeting: Meeting, lemcal: AsyncLemcal) -> int:
+    """Handle a booking of one of many accounts, in a thread."""
+    return len(lemcal.user_id) + len(meeting.id)
+
+
+async def find(name: str) -> Tenant | None:
+    """Find an account by its name."""
+    return Tenant(AsyncLemcal(), ["token", "older token"]) if name else None
+
+
+def receivers(lemcal: AsyncLemcal, wake: Wakes) -> list[WebhookReceiver]:
+    """Receive webhooks in every way."""
+    memory: Memory = BoundedMemory(1000)
+    return [
+        WebhookReceiver(lemcal, token="token", on_meeting=save, memory=memory, deadline=5.0),
+        WebhookReceiver(lemcal, token=["token", "older token"], wake=wake, list_lag=1),
+        WebhookReceiver(accounts={"token": lemcal}, on_meeting=save_here, handler_time_limit=10),
+        WebhookReceiver(accounts=find, wake=wake),
+    ]
+
+
+def service(lemcal: AsyncLemcal, receiver: WebhookReceiver) -> FastAPI:
+    """Be at home in FastAPI."""
+    app = FastAPI(lifespan=lifespan(lemcal, hook_url="https://example.com/?token=token"))
+    app.include_router(webhook_router(receiver, "/hooks"))
+    add_exception_handlers(app)
+    app.dependency_overrides[get_lemcal] = lambda: lemcal
+
+    @app.get("/me")
+    async def me(lemcal: Lemcal) -> str | None:  # pyright: ignore[reportUnusedFunction]
+        assert_type(lemcal, AsyncLemcal)
+        return (await lemcal.me()).email
+
+    return app
+
+
+def observe() -> None:
+    """Listen to what happens."""
+
+    def listener(event: events.Event) -> None:
+        if isinstance(event, events.CallEnded):
+            assert_type(event.status, int | None)
+
+    assert_type(events.subscribe(listener), Callable[[], None])
+    assert_type(instrument(), Callable[[], None])
 
 
 version: str = __version__

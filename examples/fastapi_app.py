@@ -1,0 +1,76 @@
+"""A small service: lists the meetings, and knows of each booking as it is made.
+
+Try it on the sandbox, which needs no account: ``python examples/fastapi_app.py --sandbox``. Against
+lemcal itself, set LEMCAL_USER_ID, LEMCAL_API_KEY, WEBHOOK_TOKEN (a long random string) and PUBLIC_URL
+(where lemcal reaches this service), and leave ``--sandbox`` away.
+"""
+
+import argparse
+import os
+import secrets
+from collections import deque
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from lemcal_async import AsyncLemcal, Meeting, to_wire
+from lemcal_async.fastapi import Lemcal, add_exception_handlers, lifespan, webhook_router
+from lemcal_async.sandbox import Sandbox
+from lemcal_async.webhooks import WebhookReceiver
+
+HOOK = "/webhooks/lemcal"
+
+
+def create_app(lemcal: AsyncLemcal, *, token: str, public_url: str) -> FastAPI:
+    """Return the service, on any client: the real one, or a sandbox's."""
+    bookings: deque[Meeting] = deque(maxlen=100)
+
+    async def on_meeting(meeting: Meeting) -> None:
+        # Each booking comes here once, as lemcal has it. Raise, and it comes again.
+        bookings.append(meeting)
+
+    receiver = WebhookReceiver(lemcal, token=token, on_meeting=on_meeting)
+    app = FastAPI(title="Bookings", lifespan=lifespan(lemcal, hook_url=f"{public_url}{HOOK}?token={token}"))
+    app.include_router(webhook_router(receiver, HOOK))
+    add_exception_handlers(app)
+
+    @app.get("/meetings")
+    async def meetings(lemcal: Lemcal) -> list[dict[str, Any]]:  # pyright: ignore[reportUnusedFunction]
+        """List the meetings that were not cancelled."""
+        return [to_wire(meeting) for meeting in await lemcal.meetings.list() if not meeting.is_canceled]
+
+    @app.get("/bookings")
+    async def new() -> list[dict[str, Any]]:  # pyright: ignore[reportUnusedFunction]
+        """List the bookings that came in since the start."""
+        return [to_wire(meeting) for meeting in bookings]
+
+    return app
+
+
+def serve(lemcal: AsyncLemcal, port: int, *, token: str, public_url: str) -> None:
+    """Serve until Ctrl-C. What is under way then has half a minute to end."""
+    app = create_app(lemcal, token=token, public_url=public_url)
+    uvicorn.run(app, port=port, timeout_graceful_shutdown=30)
+
+
+def main() -> None:
+    """Serve, against lemcal or a sandbox."""
+    parser = argparse.ArgumentParser(description="A small service that knows of each booking.")
+    parser.add_argument("--sandbox", action="store_true", help="use a sandbox of its own: no account needed")
+    parser.add_argument("--port", type=int, default=8000)
+    arguments = parser.parse_args()
+    here = f"http://127.0.0.1:{arguments.port}"
+    if not arguments.sandbox:
+        token, public_url = os.environ["WEBHOOK_TOKEN"], os.environ["PUBLIC_URL"]
+        serve(AsyncLemcal(deadline=10), arguments.port, token=token, public_url=public_url)
+        return
+    with Sandbox().serve() as sandbox:
+        origin = sandbox.base_url.partition("/api/")[0]
+        print(f"Book something: curl -X POST {origin}/_sandbox/bookings", flush=True)
+        print(f"It shows at     {here}/bookings, and {here}/docs has the rest", flush=True)
+        serve(sandbox.client(deadline=10), arguments.port, token=secrets.token_urlsafe(32), public_url=here)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""A client for a FastAPI service: opened and closed with it, at hand in each route, with honest errors.
+
+It needs the extra ``fastapi``. Starlette needs nothing of this: a ``WebhookReceiver`` is an ASGI app,
+and goes into a ``Route`` as it is. The client is held on ``app.state``, so every task of the app finds it.
+"""
+
+import logging
+import math
+import re
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Annotated, Any, TypeAlias
+
+try:
+    from fastapi import APIRouter, Depends, FastAPI, Request, Response
+    from fastapi.requests import HTTPConnection
+    from fastapi.responses import JSONResponse
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] not in {"fastapi", "starlette"}:
+        raise
+    raise ImportError("this needs the extra fastapi: pip install 'lemcal-async[fastapi]'") from None
+
+from lemcal_async import errors
+from lemcal_async.client import AsyncLemcal
+from lemcal_async.webhooks import WebhookReceiver
+from lemcal_async.webhooks.asgi import Receive, Scope, Send
+
+__all__ = ["Lemcal", "add_exception_handlers", "get_lemcal", "lifespan", "webhook_router"]
+
+logger = logging.getLogger("lemcal_async.fastapi")
+
+Lifespan: TypeAlias = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def lifespan(lemcal: AsyncLemcal, *, hook_url: str | None = None) -> Lifespan:
+    """Return a lifespan that puts a client on ``app.state.lemcal``, and closes it at the end.
+
+    ``hook_url`` is the service's own address for webhooks, token and all: new bookings of any meeting
+    type are posted to it from the start on. That there is a hook for it already is as well. Whether
+    lemcal can be reached does not decide whether the service starts: a failure is logged.
+
+    Within a lifespan of one's own: ``async with lifespan(lemcal)(app): …``.
+    """
+    hook = None if hook_url is None else _Hook(lemcal, hook_url)
+    del hook_url  # a traceback may show local variables
+
+    @asynccontextmanager
+    async def live(app: FastAPI) -> AsyncGenerator[None]:
+        async with lemcal:
+            app.state.lemcal = lemcal
+            if hook is not None:
+                await hook.register()
+            yield
+
+    return live
+
+
+class _Hook:
+    """The hook of this service. Its repr keeps the token in the URL quiet."""
+
+    def __init__(self, lemcal: AsyncLemcal, url: str) -> None:
+        self._lemcal = lemcal
+        self._url = url
+
+    async def register(self) -> None:
+        """Register it, unless it is registered already; a failure of lemcal is logged."""
+        try:
+            hook = await self._lemcal.hooks.create(self._url, any_meeting_type=True, exist_ok=True)
+        except errors.ConfigurationError:
+            raise
+        except errors.LemcalError as error:
+            # Its text may quote the server, and the server the URL.
+            logger.error(  # noqa: TRY400
+                "the hook was not registered (%s %s): bookings made from now on are not delivered",
+                type(error).__name__,
+                error.status_code or "",
+            )
+        else:
+            if hook is None:
+                logger.info("the hook was registered before")
+            else:
+                logger.info("registered the hook %s; keep the id, the service does not list it", hook.id)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+
+async def get_lemcal(connection: HTTPConnection) -> AsyncLemcal:
+    """Return the client of the app; to be overridden in tests by ``app.dependency_overrides``."""
+    lemcal: AsyncLemcal | None = getattr(connection.app.state, "lemcal", None)
+    if lemcal is None:
+        raise errors.ConfigurationError("this app has no client: make it FastAPI(lifespan=lifespan(lemcal))")
+    return lemcal
+
+
+Lemcal: TypeAlias = Annotated[AsyncLemcal, Depends(get_lemcal)]
+"""The client, as the parameter of a route: ``async def route(lemcal: Lemcal)``."""
+
+
+# --------------------------------------------------------------------------- webhooks
+
+
+def webhook_router(receiver: WebhookReceiver, path: str = "/webhooks/lemcal") -> APIRouter:
+    """Return a router with one route, the receiver's, described in OpenAPI.
+
+    ``path`` may hold a parameter that says which account a delivery is for: ``/webhooks/{tenant}``.
+    """
+    router = APIRouter()
+
+    async def deliver(request: Request) -> Response:  # noqa: ARG001 - FastAPI parses nothing for it
+        return _Handed(receiver)
+
+    router.add_api_route(
+        path,
+        deliver,
+        methods=["POST"],
+        name="lemcal_webhook",
+        summary="Receive a booking from lemcal",
+        description=(
+            "Called by lemcal with each new booking. Only its id is used: the meeting is fetched back "
+            "before anything is done with it."
+        ),
+        tags=["webhooks"],
+        response_class=JSONResponse,
+        response_model=None,
+        responses=_RESPONSES,
+        openapi_extra={"parameters": _parameters(path), "requestBody": _BODY},
+    )
+    return router
+
+
+class _Handed(Response):
+    """A response that an ASGI app gives in our place: it reads the request itself."""
+
+    def __init__(self, app: WebhookReceiver) -> None:
+        super().__init__()
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+_STATUS: dict[str, Any] = {
+    "application/json": {"schema": {"type": "object", "properties": {"status": {"type": "string"}}}}
+}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Handled, now or before (`handled`, `repeated`), or not a meeting (`ignored`)"},
+    400: {"description": "No JSON object with an `_id`"},
+    401: {"description": "The token is missing or wrong"},
+    408: {"description": "The body took too long"},
+    413: {"description": "The body is over 1 MiB"},
+    503: {
+        "description": "It cannot be verified or was not handled; to be delivered again",
+        "headers": {"Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}},
+    },
+}
+for _response in _RESPONSES.values():
+    _response["content"] = _STATUS
+
+_BODY: dict[str, Any] = {
+    "required": True,
+    "description": "The meeting as lemcal has it, at top level",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["_id"],
+                "properties": {"_id": {"type": "string"}, "meetingTypeId": {"type": "string"}},
+            }
+        }
+    },
+}
+
+
+def _parameters(path: str) -> list[dict[str, Any]]:
+    places = [("query", "token"), *(("path", name) for name in re.findall(r"{(\w+)}", path))]
+    return [
+        {"in": place, "name": name, "required": True, "schema": {"type": "string"}} for place, name in places
+    ]
+
+
+# --------------------------------------------------------------------------- errors
+
+
+def add_exception_handlers(app: FastAPI) -> None:
+    """Have the errors of lemcal, raised in any route, answered for what they are.
+
+    What is wrong between this service and lemcal is no fault of who asks: 502, 503 or 504, with
+    ``Retry-After`` where a time is known. What is not there is a 404, what exists a 409. The answer
+    says no more than that; the log does.
+    """
+    app.exception_handler(errors.LemcalError)(_answer)
+
+
+async def _answer(request: Request, error: errors.LemcalError) -> Response:
+    status, detail = _honest(error)
+    if status >= 500:
+        logger.warning("%s %s: %d, because: %s", request.method, _route(request), status, error)
+    retry_after: float | None = getattr(error, "retry_after", None)
+    headers: dict[str, str] = {}
+    if status in {503, 504} and retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(retry_after))
+    return JSONResponse({"detail": detail}, status, headers)
+
+
+_HONEST: dict[type[errors.LemcalError], tuple[int, str]] = {
+    errors.RateLimitError: (503, "lemcal takes no more requests for the moment"),
+    errors.DeadlineExceededError: (504, "lemcal did not answer in time"),
+    errors.APITimeoutError: (504, "lemcal did not answer in time"),
+    errors.APIConnectionError: (502, "lemcal cannot be reached"),
+    errors.NotFoundError: (404, "lemcal has no such thing"),
+    errors.ConflictError: (409, "lemcal has that already"),
+    errors.AuthenticationError: (502, "lemcal does not let this service in"),
+    errors.PlanRequiredError: (502, "lemcal does not let this service in"),
+    errors.PermissionDeniedError: (502, "lemcal does not let this service in"),
+    errors.ConfigurationError: (500, "this service does not use lemcal as it should"),
+    errors.LemcalError: (502, "lemcal gave an answer that is of no use"),
+}
+
+
+def _honest(error: errors.LemcalError) -> tuple[int, str]:
+    """Return the status and the words for an error."""
+    if error.status_code == 503:
+        return _HONEST[errors.RateLimitError]
+    return next(_HONEST[kind] for kind in type(error).__mro__ if kind in _HONEST)
+
+
+def _route(request: Request) -> str:
+    """Return the route as it was declared: the path itself may hold anything."""
+    return getattr(request.scope.get("route"), "path", "")

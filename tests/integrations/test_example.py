@@ -1,0 +1,70 @@
+"""The example service, started as a user would, with a sandbox of its own."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import httpx
+import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "fastapi_app.py"
+
+
+@attrs.frozen
+class Example:
+    """The running service, and where its sandbox takes bookings."""
+
+    process: "subprocess.Popen[str]"
+    url: str
+    bookings: str
+
+    def get(self, path: str, *, until: int) -> list[dict[str, object]]:
+        """Return a list of the service, once it has so many rows; it is given ten seconds."""
+        deadline = time.monotonic() + 10
+        rows: list[dict[str, object]] = []
+        while len(rows) < until and time.monotonic() < deadline:
+            try:
+                rows = httpx.get(f"{self.url}{path}").raise_for_status().json()
+            except httpx.ConnectError:
+                rows = []  # it is still starting
+            time.sleep(0.05)
+        return rows
+
+    def stop(self) -> tuple[int, str, str]:
+        """Press Ctrl-C; return its status, its access log, and what else it had to say."""
+        self.process.send_signal(signal.SIGINT)
+        access, said = self.process.communicate(timeout=20)
+        return self.process.returncode, access, said
+
+
+@pytest.fixture
+def example() -> Iterator[Example]:
+    """Start it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-W", "error", str(EXAMPLE), "--sandbox", "--port", str(port)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        assert process.stdout is not None
+        found = re.search(r"POST (\S+)", process.stdout.readline())
+        assert found is not None
+        yield Example(process, f"http://127.0.0.1:{port}", found[1])
+        process.kill()
+
+
+def test_a_booking_arrives(example: Example) -> None:
+    """Through a real hook on a real socket; it stops without a word of complaint, and tells no token."""
+    before = example.get("/meetings", until=1)
+    booked = httpx.post(example.bookings, json={}).raise_for_status().json()
+    assert [booked] == example.get("/bookings", until=1)
+    assert len(before) + 1 == len(example.get("/meetings", until=len(before) + 1))
+    status, access, said = example.stop()
+    assert (0, []) == (status, [line for line in said.splitlines() if not line.startswith("INFO")])
+    assert 'POST /webhooks/lemcal?token=hidden HTTP/1.1" 200' in access

@@ -1,0 +1,275 @@
+"""Spans and metrics of real calls, kept in memory by OpenTelemetry's own SDK."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import attrs
+import httpx
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from lemcal_async import RetryPolicy, errors, events
+from lemcal_async.otel import instrument
+from lemcal_async.sandbox import Sandbox, faults
+from lemcal_async.webhooks import WebhookReceiver
+
+pytestmark = pytest.mark.anyio
+
+AT_ONCE = RetryPolicy(backoff=0.0)
+COUNTS = {"created": 5, "changed": 4, "canceled": 3, "disappeared": 2, "restored": 1, "unchanged": 100}
+
+
+class Kept:
+    """What was exported."""
+
+    def __init__(self) -> None:
+        self._exporter = InMemorySpanExporter()
+        self._reader = InMemoryMetricReader()
+        self.tracers = TracerProvider(shutdown_on_exit=False)
+        self.tracers.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.meters = MeterProvider([self._reader], shutdown_on_exit=False)
+
+    @property
+    def spans(self) -> list[ReadableSpan]:
+        """The spans that have ended, in that order."""
+        return list(self._exporter.get_finished_spans())
+
+    def points(self, name: str) -> list[tuple[dict[str, Any], Any]]:
+        """Return the attributes of each point of a metric, and how often or how much."""
+        data = self._reader.get_metrics_data()
+        return [
+            (dict(point.attributes or {}), getattr(point, "count", getattr(point, "value", None)))
+            for resource in (data.resource_metrics if data else [])
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == name
+            for point in metric.data.data_points
+        ]
+
+
+@pytest.fixture
+def kept() -> Iterator[Kept]:
+    """Instrument everything for one test."""
+    kept = Kept()
+    stop = instrument(kept.tracers, kept.meters)
+    yield kept
+    stop()
+    kept.tracers.shutdown()
+    kept.meters.shutdown()
+
+
+async def test_a_span_per_call(kept: Kept, lemcal_sandbox: Sandbox) -> None:
+    """With its attempts and waits, below the span of whoever makes the call."""
+    lemcal_sandbox.inject(faults.status(500), times=2)
+    tracer = kept.tracers.get_tracer("service")
+    async with lemcal_sandbox.client(retry=AT_ONCE) as lemcal:
+        with tracer.start_as_current_span("GET /page"):
+            await lemcal.meetings.list(lemcal_sandbox.meeting_types()[0]["_id"])
+        await lemcal.meeting_types.get(lemcal_sandbox.meeting_types()[0]["_id"])
+    first, page, second = kept.spans
+    assert ("GET /meetings", SpanKind.CLIENT) == (first.name, first.kind)
+    assert page.context is not None
+    assert (page.context.span_id, None) == (first.parent and first.parent.span_id, second.parent)
+    attributes: dict[str, Any] = dict(first.attributes or {})
+    assert attributes.pop("lemcal.waited") >= 0
+    expected = {"http.request.method": "GET", "url.template": "/meetings", "http.response.status_code": 200}
+    assert {**expected, "lemcal.attempts": 3} == attributes
+    assert "GET /meetingTypes/{id}" == second.name
+    assert first.start_time is not None
+    assert page.start_time is not None
+    assert page.start_time <= first.start_time + 5_000_000  # the clocks of the two are not the same one
+    assert StatusCode.UNSET == first.status.status_code
+    assert [({"url.template": "/meetings", "lemcal.reason": "500"}, 2)] == kept.points("lemcal.retries")
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "error"),
+    [
+        (faults.status(401), 401, "AuthenticationError"),
+        (faults.status(500), 500, "ServerError"),
+        (faults.reset_after_processing(), None, "APIConnectionError"),
+        (faults.slow(5), None, "DeadlineExceededError"),
+    ],
+)
+async def test_a_call_that_fails(
+    kept: Kept, lemcal_sandbox: Sandbox, fault: faults.Fault, status: int | None, error: str
+) -> None:
+    """Its span says how."""
+    lemcal_sandbox.inject(fault)
+    async with lemcal_sandbox.client(retry=RetryPolicy(attempts=1), deadline=0.3) as lemcal:
+        with pytest.raises(errors.LemcalError):
+            await lemcal.me()
+    (span,) = kept.spans
+    attributes = dict(span.attributes or {})
+    assert (status, error) == (attributes.get("http.response.status_code"), attributes["error.type"])
+    assert (StatusCode.ERROR, error) == (span.status.status_code, span.status.description)
+    ((labels, count),) = kept.points("lemcal.call.duration")
+    assert (error, 1) == (labels["error.type"], count)
+
+
+async def test_a_call_that_is_cancelled(kept: Kept, lemcal_sandbox: Sandbox) -> None:
+    """It has a span, too."""
+    lemcal_sandbox.inject(faults.slow(5))
+    async with lemcal_sandbox.client() as lemcal:
+        with anyio.move_on_after(0.1):
+            await lemcal.me()
+    assert ["Cancelled"] == [dict(span.attributes or {})["error.type"] for span in kept.spans]
+
+
+async def test_refusals(kept: Kept, lemcal_sandbox: Sandbox) -> None:
+    """Every 429 counts, the one that is retried and the one that stands."""
+    lemcal_sandbox.inject(faults.too_many_requests("0.05"), times=2)
+    async with lemcal_sandbox.client(retry=RetryPolicy(attempts=2)) as lemcal:
+        with pytest.raises(errors.RateLimitError):
+            await lemcal.me()
+    assert [({"url.template": "/me"}, 2)] == kept.points("lemcal.refusals")
+    assert [({"url.template": "/me", "lemcal.reason": "429"}, 1)] == kept.points("lemcal.retries")
+
+
+async def test_the_pool(kept: Kept, lemcal_sandbox: Sandbox) -> None:
+    """How many connections each request saw in use."""
+    async with lemcal_sandbox.client() as lemcal, anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(lemcal.me)
+    assert [({}, 5)] == kept.points("lemcal.pool.connections")
+    assert [({}, 5)] == kept.points("lemcal.pool.duration")
+
+
+async def test_deliveries(kept: Kept, lemcal_sandbox: Sandbox) -> None:
+    """With their outcomes."""
+
+    async def ignore(meeting: object) -> None:
+        """Be content."""
+
+    async with lemcal_sandbox.client() as lemcal:
+        receiver = WebhookReceiver(lemcal, token="hush-1", on_meeting=ignore)
+        transport = httpx.ASGITransport(receiver)
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as sender:
+            for token in ("hush-1", "hush-2"):
+                await sender.post("/", params={"token": token}, json=lemcal_sandbox.book())
+    points = kept.points("lemcal.webhook.duration")
+    found = {(labels["lemcal.outcome"], labels["http.response.status_code"]) for labels, _ in points}
+    assert {("handled", 200), ("rejected", 401)} == found
+
+
+def test_events_of_the_other_parts(kept: Kept) -> None:
+    """The limiter's and the synchronisation's have metrics of their own; a new one is left alone."""
+    for event in (
+        events.Queued("0123abcd", "bulk", 3),
+        events.Granted("0123abcd", "bulk", 0.5),
+        events.Paused("0123abcd", 1.283),
+        events.ForeignUse("0123abcd", 7),
+        events.FellBack("0123abcd", "Redis at redis://:secret@host is gone"),
+        events.AccountSynced("usr_1", 0.5, failed=False, **COUNTS),
+        events.AccountSynced("usr_2", 0.1, failed=True, **dict.fromkeys(COUNTS, 0)),
+    ):
+        events.emit(event)
+    assert [({"lemcal.priority": "bulk"}, 1)] == kept.points("lemcal.queue.duration")
+    assert [({}, 1)] == kept.points("lemcal.pause.duration")
+    assert [({}, 7)] == kept.points("lemcal.foreign_requests")
+    assert [({}, 1)] == kept.points("lemcal.limiter.fallbacks")
+    syncs = kept.points("lemcal.sync.duration")
+    assert [({"lemcal.failed": False}, 1), ({"lemcal.failed": True}, 1)] == syncs
+    changes = {labels["lemcal.change"]: count for labels, count in kept.points("lemcal.sync.changes")}
+    assert {**COUNTS, "unchanged": 100} == {**changes, "unchanged": 100}  # which is no change
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/meetings", "/meetings"),
+        ("/meeting-types", "/meeting-types"),
+        ("/meetings/mee_BuDuyx4chjoNfcmzM", "/meetings/{id}"),
+        ("/leads/jane@example.com/notes", "/leads/{id}/notes"),
+        ("/users/%7Bx%7D", "/users/{id}"),
+        ("/" + "a" * 41, "/{id}"),
+    ],
+)
+async def test_routes_are_few(kept: Kept, lemcal_sandbox: Sandbox, path: str, route: str) -> None:
+    """Whatever path ``request()`` is given: no id and no address becomes a label."""
+    async with lemcal_sandbox.client() as lemcal:
+        try:
+            await lemcal.request("GET", path)
+        except errors.LemcalError as error:
+            assert error.status_code == 404  # noqa: PT017 - most of them there is not
+    assert [f"GET {route}"] == [span.name for span in kept.spans]
+
+
+async def test_no_secret(kept: Kept, lemcal_sandbox: Sandbox) -> None:
+    """Neither key nor token nor anybody's address."""
+    token = "wh-token-8Lp3-quiet"
+    async with lemcal_sandbox.client(retry=RetryPolicy(attempts=1)) as lemcal:
+        await lemcal.hooks.create(f"https://example.com/?token={token}", any_meeting_type=True)
+        with pytest.raises(errors.DuplicateHookError):
+            await lemcal.hooks.create(f"https://example.com/?token={token}", any_meeting_type=True)
+        meetings = await lemcal.meetings.list()
+        lemcal_sandbox.inject(faults.status(401, f"{lemcal_sandbox.api_key} {token}"))
+        with pytest.raises(errors.AuthenticationError):
+            await lemcal.me()
+    shown = "".join(span.to_json() for span in kept.spans) + repr(kept._reader.get_metrics_data())
+    emails = [meeting.guest.email for meeting in meetings if meeting.guest and meeting.guest.email]
+    assert emails
+    for secret in (lemcal_sandbox.api_key, token, *emails):
+        assert secret not in shown
+
+
+async def test_it_ends(lemcal_sandbox: Sandbox) -> None:
+    """After that nothing is kept, and nothing is even made."""
+    kept = Kept()
+    stop = instrument(kept.tracers, kept.meters)
+    stop()
+    assert not events.wanted()
+    async with lemcal_sandbox.client() as lemcal:
+        await lemcal.me()
+    assert ([], []) == (kept.spans, kept.points("lemcal.call.duration"))
+
+
+async def test_events_of_a_call(lemcal_sandbox: Sandbox) -> None:
+    """They are there without OpenTelemetry, too."""
+    heard: list[events.Event] = []
+    leave = events.subscribe(heard.append)
+    lemcal_sandbox.inject(faults.status(503, headers={"Retry-After": "0.02"}))
+    try:
+        async with lemcal_sandbox.client(retry=AT_ONCE) as lemcal:
+            await lemcal.me()
+    finally:
+        leave()
+    retried, ended = [event for event in heard if isinstance(event, events.Retried | events.CallEnded)]
+    assert events.Retried("GET", "/me", 1, "503", 0.02) == retried
+    assert isinstance(ended, events.CallEnded)
+    assert ended.seconds >= ended.waited >= 0.02
+    assert events.CallEnded("GET", "/me", 200, None, 2, 0, 0) == attrs.evolve(ended, waited=0, seconds=0)
+
+
+def test_it_names_its_extra() -> None:
+    """Where it is not installed."""
+    program = (
+        "import sys; sys.modules['opentelemetry'] = None\n"
+        "try:\n"
+        "    import lemcal_async.otel\n"
+        "except ImportError as error:\n"
+        "    assert \"pip install 'lemcal-async[otel]'\" in str(error), error\n"
+        "else:\n"
+        "    raise AssertionError\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)
+
+
+def test_the_api_alone() -> None:
+    """No SDK: it costs little, and does nothing."""
+    program = (
+        "import sys; sys.modules['opentelemetry.sdk'] = None\n"
+        "from lemcal_async import events, otel\n"
+        "stop = otel.instrument()\n"
+        "events.emit(events.CallEnded('GET', '/me', 200, None, 1, 0.0, 0.1))\n"
+        "stop()\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)

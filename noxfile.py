@@ -40,7 +40,7 @@ def interpreters() -> list[str]:
 
 def install(session: nox.Session, *groups: str) -> None:
     """Install the package with the extras in use, and the tools of some dependency groups."""
-    session.install("-e", ".[cli,fastapi,sandbox]", *nox.project.dependency_groups(PROJECT, *groups))
+    session.install("-e", ".[cli,fastapi,sandbox,sql]", *nox.project.dependency_groups(PROJECT, *groups))
 
 
 @nox.session(python=interpreters())

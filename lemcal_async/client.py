@@ -159,6 +159,11 @@ class AsyncLemcal:
         return resources.Hooks(self._exchange)
 
     @property
+    def user_id(self) -> str:
+        """The account's user id. A function that returns the API key is called for it."""
+        return self._exchange.user_id()
+
+    @property
     def rate_limit(self) -> RateLimit:
         """What is known now of the account's budget."""
         return self._exchange.rate_limit()

@@ -56,7 +56,22 @@ class FellBack:
     reason: str
 
 
-Event: TypeAlias = Queued | Granted | Paused | ForeignUse | FellBack
+@attrs.frozen
+class AccountSynced:
+    """An account's turn in a synchronisation is over; the counts are of its meetings, 0 if it failed."""
+
+    user_id: str
+    seconds: float
+    failed: bool
+    created: int
+    changed: int
+    canceled: int
+    disappeared: int
+    restored: int
+    unchanged: int
+
+
+Event: TypeAlias = Queued | Granted | Paused | ForeignUse | FellBack | AccountSynced
 """Any of them; more may come, so a listener leaves alone what it does not know."""
 
 Listener: TypeAlias = Callable[[Event], object]

@@ -112,6 +112,10 @@ class Exchange:
         """Return what is known of the account's budget."""
         return self.stack.limiter.snapshot(self._sign().key)
 
+    def user_id(self) -> str:
+        """Return the user id of the credentials in use now."""
+        return self._sign().credentials.user_id
+
     def send(
         self, method: str, route: str, target: str, body: Body | None = None
     ) -> Coroutine[Any, Any, Answer]:

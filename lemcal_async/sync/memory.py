@@ -9,7 +9,7 @@ import attrs
 from lemcal_async.errors import BadRow
 from lemcal_async.sync.columns import columns_of
 from lemcal_async.sync.diff import Difference, Known, Snapshot, compare, snapshot, status_of
-from lemcal_async.sync.store import A_FEW, Applied, Change, Forgotten, counted, empty_list
+from lemcal_async.sync.store import A_FEW, Applied, Change, Forgotten, check_aware, counted, empty_list
 
 
 @attrs.define
@@ -122,6 +122,7 @@ class MemoryStore:
 
     async def prune(self, *, before: datetime) -> Forgotten:
         """See ``Store``. A meeting without times that can be read stays."""
+        check_aware(before)
         meetings = 0
         for account in self._accounts.values():
             for meeting_id, known in list(account.meetings.items()):

@@ -30,7 +30,7 @@ from lemcal_async.errors import ConfigurationError
 from lemcal_async.sync import schema, statements
 from lemcal_async.sync.diff import snapshot
 from lemcal_async.sync.schema import changes
-from lemcal_async.sync.store import Applied, Change, EmptyListError, Forgotten, StoreError
+from lemcal_async.sync.store import Applied, Change, EmptyListError, Forgotten, StoreError, check_aware
 
 T = TypeVar("T")
 
@@ -154,9 +154,8 @@ class SQLStore:
         return await self._write(lambda connection: statements.forget(connection, user_id), erases=True)
 
     async def prune(self, *, before: datetime) -> Forgotten:
-        """See ``Store``. ``before`` must be aware."""
-        if before.tzinfo is None:
-            raise ConfigurationError("prune(before=) must be an aware datetime, such as datetime.now(UTC)")
+        """See ``Store``."""
+        check_aware(before)
         return await self._write(lambda connection: statements.prune(connection, before), erases=True)
 
     async def claim(self, user_id: str, meeting_id: str, lease: float) -> Literal["new", "busy", "done"]:

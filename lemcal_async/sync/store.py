@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 import attrs
 
 from lemcal_async.codec import from_wire
-from lemcal_async.errors import BadRow, LemcalError
+from lemcal_async.errors import BadRow, ConfigurationError, LemcalError
 from lemcal_async.models import Meeting
 from lemcal_async.sync.diff import Difference, Kind
 
@@ -127,12 +127,18 @@ class Store(Protocol):
         ...
 
     async def prune(self, *, before: datetime) -> Forgotten:
-        """Erase the meetings that ended before a time, and the delivered changes found before it.
+        """Erase the meetings that ended before a time (aware), and the delivered changes found before it.
 
         Of a meeting that is still listed, the id and a digest stay, so that it is not taken for new;
         should it change, it comes back as ``changed``, whole.
         """
         ...
+
+
+def check_aware(before: datetime) -> None:
+    """Refuse a time that is another moment in each place."""
+    if before.tzinfo is None:
+        raise ConfigurationError("prune(before=) must be an aware datetime, such as datetime.now(UTC)")
 
 
 def counted(differences: list[Difference], listed: int) -> Counts:

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 
 import anyio
 
+from lemcal_async.sync.report import Tally
 from lemcal_async.sync.store import Change, Store
 
 OnChange: TypeAlias = Callable[[Change], Awaitable[Any] | Any]
@@ -18,22 +19,21 @@ OnChange: TypeAlias = Callable[[Change], Awaitable[Any] | Any]
 _BATCH: Final = 100
 
 
-async def deliver(store: Store, user_id: str, on_change: OnChange) -> int:
-    """Hand the account's pending changes to the handler, and return how many it took.
+async def deliver(store: Store, user_id: str, on_change: OnChange, tally: Tally) -> None:
+    """Hand the account's pending changes to the handler, and count those that it takes.
 
     What the handler raises passes through: that change, and those after it, stay pending. Cancelled while
     the handler is at work, its change comes again; once it has returned, the change is marked in any case.
     """
-    delivered = 0
     while batch := await store.pending(user_id, _BATCH):
         for change in batch:
             outcome = on_change(change)
             if inspect.isawaitable(outcome):
                 await outcome
-            delivered += 1
+            tally.delivered += 1
             if not await _mark(store, change):
                 break  # somebody else delivers the same ones: look again at what is left
-    return delivered
+            await anyio.lowlevel.checkpoint_if_cancelled()  # a plain handler awaits nothing
 
 
 async def _mark(store: Store, change: Change) -> bool:

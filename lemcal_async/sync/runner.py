@@ -153,7 +153,7 @@ class Runner:
         if self._options.on_change is None:
             return
         try:
-            own.delivered += await deliver(self._store, user_id, self._options.on_change)
+            await deliver(self._store, user_id, self._options.on_change, own)
         except Exception as error:
             logger.exception("the changes of %s could not all be delivered", user_id)
             own.fail(user_id, "delivery", error)

@@ -48,6 +48,22 @@ class _Problem:
     kind: type[StoreError | ConfigurationError] = StoreError
 
 
+@attrs.frozen
+class _Address:
+    """A URL, and what may be shown of it: neither its password nor its query."""
+
+    url: URL = attrs.field(repr=False)
+
+    @property
+    def backend(self) -> str:
+        """Which database it is of: sqlite or postgresql."""
+        return self.url.get_backend_name()
+
+    def __str__(self) -> str:
+        url = self.url
+        return str(URL.create(self.backend, url.username, None, url.host, url.port, url.database))
+
+
 class SQLStore:
     """Meetings, changes and accounts in a database, with webhook deliveries beside them.
 
@@ -65,7 +81,7 @@ class SQLStore:
         del url  # it may hold a password, and a traceback may show local variables
         if isinstance(parsed, _Problem):
             raise parsed.kind(parsed.text)
-        self._url = parsed
+        self._address = parsed
         self._create = create
         self._lock = threading.Condition()
         self._busy = 0
@@ -73,7 +89,8 @@ class SQLStore:
         self._limiter: RunVar[anyio.CapacityLimiter] = RunVar("lemcal_async.sync.SQLStore")
 
     def __repr__(self) -> str:
-        return f"<SQLStore {_shown(self._url)}>"
+        # A traceback that shows local variables asks before __init__ has come to its end.
+        return f"<SQLStore {self._address if hasattr(self, '_address') else 'not set up'}>"
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -204,13 +221,13 @@ class SQLStore:
         outcome = await anyio.to_thread.run_sync(in_thread, limiter=self._threads())
         if isinstance(outcome, _Problem):
             # Out here, because the database's own error holds the parameters: personal data.
-            raise outcome.kind(f"{_shown(self._url)}: {outcome.text}")
+            raise outcome.kind(f"{self._address}: {outcome.text}")
         return outcome
 
     def _threads(self) -> anyio.CapacityLimiter:
         limiter = self._limiter.get(None)
         if limiter is None:
-            limiter = anyio.CapacityLimiter(_THREADS[self._url.get_backend_name()])
+            limiter = anyio.CapacityLimiter(_THREADS[self._address.backend])
             self._limiter.set(limiter)
         return limiter
 
@@ -221,7 +238,7 @@ class SQLStore:
             connection.execution_options(lemcal_writes=writes)
             with connection.begin():
                 outcome = work(connection)
-            if erases and self._url.get_backend_name() == "sqlite":
+            if erases and self._address.backend == "sqlite":
                 # Else what was erased could still be read in the log beside the database.
                 connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
             return outcome
@@ -229,7 +246,7 @@ class SQLStore:
     def _connected(self) -> Engine:
         with self._lock:
             if self._engine is None:
-                engine = _engine(self._url, create=self._create)
+                engine = _engine(self._address.url, create=self._create)
                 try:
                     with engine.begin() as connection:
                         schema.prepare(connection, create=self._create)
@@ -248,7 +265,7 @@ class SQLStore:
                 self._engine = None
 
 
-def _parsed(text: object) -> URL | _Problem:
+def _parsed(text: object) -> _Address | _Problem:
     """Return the URL as SQLAlchemy knows it, or what is wrong with it; its text is not quoted."""
     example = "it must be like sqlite:///lemcal.db or postgresql://user@host/database"
     try:
@@ -262,13 +279,7 @@ def _parsed(text: object) -> URL | _Problem:
         return _Problem(f"the database URL is of an unknown kind: {example}", ConfigurationError)
     if url.drivername == "sqlite" and url.database in (None, "", ":memory:"):
         return _Problem("a SQLite database in memory is lost at once: use MemoryStore()", ConfigurationError)
-    return url
-
-
-def _shown(url: URL) -> str:
-    """Return the URL without what may be secret."""
-    shown = url.set(drivername=url.get_backend_name(), password=None, query={})
-    return shown.render_as_string(hide_password=False)
+    return _Address(url)
 
 
 def _engine(url: URL, *, create: bool) -> Engine:

@@ -99,7 +99,9 @@ def _insert_account(connection: Connection, user_id: str, at: datetime) -> None:
 def _insert_new(connection: Connection, table: Any, values: dict[str, Any]) -> bool:
     """Insert a row unless its key is there; return whether it was inserted."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    return _rowcount(connection.execute(insert(table).values(values).on_conflict_do_nothing())) == 1
+    statement = insert(table).values(values).on_conflict_do_nothing()
+    counted_rows = connection.execution_options(preserve_rowcount=True).execute(statement)
+    return _rowcount(counted_rows) == 1
 
 
 def _set(connection: Connection, user_id: str, **values: Any) -> None:

@@ -83,6 +83,12 @@ def sqlite_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
 
 
 @pytest.fixture
+def postgresql_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    """Provide an empty schema of PostgreSQL, for what is particular to it."""
+    return new_database("postgresql", tmp_path, request)
+
+
+@pytest.fixture
 async def sql_store(database: Database) -> AsyncIterator[SQLStore]:
     """Provide a store on each kind of database."""
     async with SQLStore(database.url) as store:

@@ -124,7 +124,11 @@ def test_another_canonical_form_is_no_change() -> None:
 def test_a_row_without_an_id(bad: Any) -> None:
     """It is reported, and while there is one, nothing is taken for disappeared: it may be that one."""
     now = snapshot([row("b", x=1), bad])
-    assert ([1], [bad], False) == ([b.index for b in now.bad_rows], [b.row for b in now.bad_rows], now.complete)
+    assert ([1], [bad], False) == (
+        [b.index for b in now.bad_rows],
+        [b.row for b in now.bad_rows],
+        now.complete,
+    )
     found = compare(known(snapshot([row("b"), row("c")])), now)
     assert [("b", "changed")] == [(difference.meeting_id, difference.kind) for difference in found]
 

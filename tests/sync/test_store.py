@@ -44,7 +44,12 @@ async def test_a_list_again(store: Store) -> None:
 async def test_every_kind(store: Store) -> None:
     """Each change stands in the outbox, with the row as it is or last was."""
     await take(store, rows(4))
-    changed = [{**rows(1)[0], "start": END}, {**rows(2)[1], "canceledAt": END}, rows(3)[2], {"_id": "mee_new"}]
+    changed = [
+        {**rows(1)[0], "start": END},
+        {**rows(2)[1], "canceledAt": END},
+        rows(3)[2],
+        {"_id": "mee_new"},
+    ]
     applied = await take(store, changed)
     assert Applied(Counts(created=1, changed=1, canceled=1, disappeared=1, unchanged=1)) == applied
     found = [
@@ -100,7 +105,9 @@ async def test_somebody_was_faster(store: Store) -> None:
 async def test_a_list_that_is_suddenly_empty(store: Store) -> None:
     """The first one is an error, the second is believed; one in between starts the count again."""
     await take(store, rows(4))
-    with pytest.raises(EmptyListError, match="an empty list, while 4 meetings are stored; nothing was changed"):
+    with pytest.raises(
+        EmptyListError, match="an empty list, while 4 meetings are stored; nothing was changed"
+    ):
         await take(store, [])
     assert Applied(Counts(unchanged=4)) == await take(store, rows(4))
     with pytest.raises(EmptyListError):

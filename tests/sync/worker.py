@@ -1,7 +1,7 @@
 """A synchronisation as a process of its own, to be killed: see ``crash.py``.
 
-Reads what to do as JSON from standard input, says "ready", waits for a line, runs once, and prints the report.
-The handler appends the ``seq`` of each change to a file, with one write each, before it returns.
+Reads what to do as JSON from standard input, says "ready", waits for a line, runs once, and writes the
+report. The handler appends the ``seq`` of each change to a file, with one write each, before it returns.
 """
 
 import json
@@ -35,11 +35,17 @@ async def run(job: dict[str, Any]) -> None:
     )
     async with lemcal, SQLStore(job["db"]) as store:
         clients = [lemcal, *(lemcal.for_account(user_id, api_key) for user_id, api_key in others)]
-        print("ready", flush=True)
+        say("ready")
         sys.stdin.readline()
         handler = on_change if job["deliver"] else None
         report = await sync_meetings(clients, store, on_change=handler, max_concurrency=8)
-    print(json.dumps({"failed": report.failed, "errors": [str(f.error) for f in report.failures]}))
+    say(json.dumps({"failed": report.failed, "errors": [str(f.error) for f in report.failures]}))
+
+
+def say(line: str) -> None:
+    """Write a line, and out."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

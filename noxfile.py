@@ -73,9 +73,15 @@ def types(session: nox.Session) -> None:
 @nox.session
 def demo(session: nox.Session) -> None:
     """Show the client at work on the sandbox: real HTTP on loopback, no account needed."""
-    session.install("-e", ".[cli,sandbox]")
+    session.install("-e", ".[cli,sandbox,sql]")
     session.run("lemcal", "me", "--sandbox")
     session.run("lemcal", "meetings", "--sandbox")
+    database = Path(session.create_tmp()) / "lemcal-sandbox.db"
+    for file in database.parent.glob(f"{database.name}*"):
+        file.unlink()
+    session.env["LEMCAL_DB"] = f"sqlite:///{database}"
+    session.run("lemcal", "sync", "--sandbox")
+    session.run("python", "examples/sync_again.py")
     session.run("python", "examples/tour.py")
 
 
@@ -84,3 +90,4 @@ def bench(session: nox.Session) -> None:
     """Measure: prints tables of ratios against peers in the same run."""
     install(session, "bench")
     session.run("python", "benchmarks/client.py", *session.posargs)
+    session.run("python", "benchmarks/sync.py")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -136,7 +137,7 @@ def _appending(path: Path | None) -> Generator[Callable[[Change], Any] | None]:
         yield None
         return
     try:
-        file = path.open("a+b")
+        file = path.open("a+b", buffering=0)
     except OSError as error:
         problem = error.strerror
     else:
@@ -148,14 +149,15 @@ def _appending(path: Path | None) -> Generator[Callable[[Change], Any] | None]:
 
 def _append(file: Any, change: Change) -> None:
     # A line that a crash has cut stays a line of its own; its change comes again.
-    file.seek(0, os.SEEK_END)
-    if file.tell():
+    if file.seekable() and file.seek(0, os.SEEK_END):
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b"\n":
             file.write(b"\n")
-    file.write(json_line(change_object(change)).encode())
-    file.flush()
-    os.fsync(file.fileno())
+    line = memoryview(json_line(change_object(change)).encode())
+    while line:
+        line = line[file.write(line) :]
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a pipe or a device has no disk
+        os.fsync(file.fileno())
 
 
 def _print(report: SyncReport, names: dict[str, str], *, as_json: bool) -> None:

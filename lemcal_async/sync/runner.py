@@ -147,15 +147,15 @@ class Runner:
         try:
             await self._store.record_failure(user_id, str(error))
         except Exception as problem:  # noqa: BLE001  # the report has the failure itself
-            logger.warning("the failure of %s could not be noted: %s", user_id, problem)
+            logger.info("the failure of %s could not be noted: %s", user_id, problem)
 
     async def _deliver(self, user_id: str, own: Tally) -> None:
         if self._options.on_change is None:
             return
         try:
             await deliver(self._store, user_id, self._options.on_change, own)
-        except Exception as error:
-            logger.exception("the changes of %s could not all be delivered", user_id)
+        except Exception as error:  # reported
+            logger.info("a change of %s could not be delivered", user_id, exc_info=True)
             own.fail(user_id, "delivery", error)
 
     @asynccontextmanager

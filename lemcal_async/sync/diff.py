@@ -23,6 +23,7 @@ Status: TypeAlias = Literal["booked", "canceled", "disappeared", "pruned"]
 KINDS: Final[tuple[Kind, ...]] = ("created", "changed", "canceled", "disappeared", "restored")
 
 _UNORDERED: Final = "attendees"  # the service lists them in any order
+_dumps: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 @attrs.frozen
@@ -163,10 +164,6 @@ def _canonical(wire: Mapping[str, Any], names: Iterable[str]) -> str:
     if isinstance(attendees := fields.get(_UNORDERED), list):
         fields[_UNORDERED] = sorted(map(_dumps, attendees))  # pyright: ignore[reportUnknownArgumentType]  # any JSON
     return _dumps(fields)
-
-
-def _dumps(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _is_listed(known: Known) -> bool:

@@ -48,7 +48,7 @@ async def sync_meetings(
     accounts: Iterable[AsyncLemcal],
     store: Store,
     *,
-    max_concurrency: int = 32,
+    max_concurrency: int = 16,
     on_change: OnChange | None = None,
     baseline: bool = False,
     believe_empty_after: int = 2,

@@ -60,13 +60,14 @@ def apply(
             return error
     _load(connection, user_id, known, needed_rows(known, now))
     differences = compare(known, now)
-    takeover = _Takeover(connection, user_id, now, at, known, problems)
+    texts = {found.meeting_id: json.dumps(found.wire) for found in differences}
+    takeover = _Takeover(connection, user_id, now, at, known, problems, texts)
     takeover.write_listed([found for found in differences if found.kind != "disappeared"])
     takeover.write_missing(
         [found.meeting_id for found in differences if found.kind == "disappeared"], previous.synced_at
     )
     if not (baseline and expected == 0):
-        _write_changes(connection, user_id, differences, at)
+        _write_changes(connection, user_id, differences, texts, at)
     _set(connection, user_id, empty_lists=0, last_error=None, synced_at=at)
     unreadable = [
         BadRow(row.index, row.wire, problems[row.id]) for row in now.rows.values() if row.id in problems
@@ -136,7 +137,10 @@ def _load(connection: Connection, user_id: str, known: dict[str, Known], needed:
 
 @attrs.frozen
 class _Takeover:
-    """Writes what a snapshot has changed of an account's meetings. ``problems`` is kept up to date."""
+    """Writes what a snapshot has changed of an account's meetings.
+
+    ``problems`` is kept up to date; ``texts`` are the wire rows as JSON.
+    """
 
     connection: Connection
     user_id: str
@@ -144,6 +148,7 @@ class _Takeover:
     at: datetime
     known: dict[str, Known]
     problems: dict[str, str]
+    texts: dict[str, str]
 
     def write_listed(self, differences: list[Difference]) -> None:
         """Write those that are in the list, and new or different."""
@@ -177,7 +182,7 @@ class _Takeover:
             "changed_at": self.at,
             "last_seen_at": None,
             "digest": self.now.rows[meeting_id].digest,
-            "wire": json.dumps(difference.wire),
+            "wire": self.texts[meeting_id],
         }
 
     def write_missing(self, disappeared: list[str], synced_at: datetime | None) -> None:
@@ -198,7 +203,9 @@ class _Takeover:
                 )
 
 
-def _write_changes(connection: Connection, user_id: str, differences: list[Difference], at: datetime) -> None:
+def _write_changes(
+    connection: Connection, user_id: str, differences: list[Difference], texts: dict[str, str], at: datetime
+) -> None:
     if differences:
         connection.execute(
             changes.insert(),
@@ -209,7 +216,7 @@ def _write_changes(connection: Connection, user_id: str, differences: list[Diffe
                     "kind": difference.kind,
                     "fields": json.dumps(difference.fields),
                     "found_at": at,
-                    "wire": json.dumps(difference.wire),
+                    "wire": texts[difference.meeting_id],
                 }
                 for difference in differences
             ],

@@ -33,7 +33,7 @@ async def watch(
     on_change: OnChange | None = None,
     wake: Wake | None = None,
     on_report: OnReport | None = None,
-    max_concurrency: int = 32,
+    max_concurrency: int = 16,
     baseline: bool = False,
     believe_empty_after: int = 2,
 ) -> NoReturn:

@@ -50,9 +50,8 @@ async def main() -> None:
                 if not report.failed:
                     break
     meetings = [stage for stages in crm.stages.values() for stage in stages.values()]
-    print(
-        f"{len(crm.stages)} contacts, {meetings.count('meeting booked')} booked, {meetings.count('lost')} lost"
-    )
+    booked, lost = meetings.count("meeting booked"), meetings.count("lost")
+    print(f"{len(crm.stages)} contacts: {booked} booked, {lost} lost")
 
 
 if __name__ == "__main__":

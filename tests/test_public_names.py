@@ -73,7 +73,7 @@ def test_version() -> None:
     assert version == lemcal_async.__version__
 
 
-@pytest.mark.parametrize("name", ["errors", "ratelimit", "transport", "models", "sandbox"])
+@pytest.mark.parametrize("name", ["errors", "ratelimit", "transport", "models", "sandbox", "sync"])
 def test_public_modules_have_what_the_contract_says(name: str) -> None:
     """The names that the contract gives to each."""
     expected = {
@@ -81,6 +81,7 @@ def test_public_modules_have_what_the_contract_says(name: str) -> None:
         "transport": {"PooledTransport", "RateLimitTransport", "RetryTransport"},
         "models": MODELS,
         "sandbox": {"Sandbox", "faults"},
+        "sync": {"MemoryStore", "SQLStore", "Wake", "sync_meetings", "watch"},
         "errors": set(ERRORS),
     }
     module = importlib.import_module(f"lemcal_async.{name}")

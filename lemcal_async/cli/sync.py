@@ -108,7 +108,7 @@ def _run(job: _Job) -> int:
                 _print(report, names, as_json=job.json)
                 return report.failed
 
-        # What is imported stays: a full collection that looks through it all holds the event loop up for 50 ms.
+        # What is imported stays: a collection that looks through it all holds the event loop up for 50 ms.
         gc.freeze()
         return anyio.run(main)
 

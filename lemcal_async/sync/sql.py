@@ -35,7 +35,7 @@ from lemcal_async.sync.store import Applied, Change, EmptyListError, Forgotten, 
 T = TypeVar("T")
 
 _BUSY_SECONDS: Final = 10.0
-"""How long SQLite waits for another process's transaction; ``?timeout=`` in the URL says otherwise."""
+"""How long a transaction waits for another program's; for SQLite ``?timeout=`` in the URL says otherwise."""
 
 _THREADS: Final = {"sqlite": 1, "postgresql": 4}  # SQLite has one writer at a time
 _SCHEMES: Final = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
@@ -285,9 +285,11 @@ def _parsed(text: object) -> _Address | _Problem:
 def _engine(url: URL, *, create: bool) -> Engine:
     if url.get_backend_name() == "postgresql":
         try:
-            return create_engine(url, pool_pre_ping=True, hide_parameters=True)
+            engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
         except ModuleNotFoundError:
             raise schema.SchemaError("psycopg is missing: pip install 'lemcal-async[sql]'") from None
+        event.listen(engine, "connect", _set_up_postgresql)
+        return engine
     if not create and not Path(url.database or "").exists():
         raise schema.SchemaError("there is no such file; nothing was ever synchronised into it")
     arguments = {} if "timeout" in url.query else {"timeout": _BUSY_SECONDS}
@@ -295,6 +297,11 @@ def _engine(url: URL, *, create: bool) -> Engine:
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _set_up_postgresql(connection: Any, _: object) -> None:
+    connection.execute(f"SET lock_timeout = '{_BUSY_SECONDS:.3f}s'")
+    connection.commit()
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:
@@ -311,6 +318,7 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 _ADVICE: Final = (
+    ("lock timeout", "another program holds it; try again when it is done"),
     ("locked", "another program holds it; try again when it is done"),
     ("full", "make room, and run this again"),
     ("unable to open", "check the folder, and who may write there"),
@@ -320,7 +328,11 @@ _ADVICE: Final = (
 
 def _words(error: SQLAlchemyError) -> str:
     """Return what the database says, in one line, with what to do if that is known."""
-    said = str(error.orig) if isinstance(error, DBAPIError) else str(error)
+    said = str(error)
+    if isinstance(error, DBAPIError):
+        # Of PostgreSQL's message only the first part: its details may quote rows.
+        diagnosis = getattr(error.orig, "diag", None)
+        said = getattr(diagnosis, "message_primary", None) or str(error.orig)
     said = re.sub(r"\s+", " ", said).strip()
     advice = next((advice for word, advice in _ADVICE if word in said), "")
     return f"{said}; {advice}" if advice else said

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import psycopg
 import pytest
 
 from lemcal_async.errors import ConfigurationError
@@ -359,6 +360,21 @@ async def test_a_locked_file(sqlite_database: Database) -> None:
             assert ["created"] == await kinds(store)  # reading goes on
         finally:
             other.close()
+        await take(store, rows(2))
+        assert ["created"] * 2 == await kinds(store)
+
+
+@pytest.mark.anyio
+async def test_a_locked_row(postgresql_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL is not waited for without end either."""
+    monkeypatch.setattr(sql, "_BUSY_SECONDS", 0.05)
+    async with SQLStore(postgresql_database.url) as store:
+        await take(store, rows(1))
+        with psycopg.connect(postgresql_database.url) as other:
+            other.execute("SELECT * FROM accounts FOR UPDATE")
+            with pytest.raises(StoreError, match="due to lock timeout; another program holds it") as caught:
+                await take(store, rows(2))
+            assert_plain(caught.value)
         await take(store, rows(2))
         assert ["created"] * 2 == await kinds(store)
 

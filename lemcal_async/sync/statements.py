@@ -15,7 +15,7 @@ from sqlalchemy import Connection, CursorResult, Select, and_, bindparam, delete
 from sqlalchemy.dialects import postgresql, sqlite
 
 from lemcal_async.errors import BadRow
-from lemcal_async.sync.columns import columns_of
+from lemcal_async.sync.columns import columns_of, storable
 from lemcal_async.sync.diff import Difference, Known, Snapshot, compare, needed_rows, status_of
 from lemcal_async.sync.schema import accounts, changes, deliveries, meetings
 from lemcal_async.sync.store import A_FEW, Applied, Change, EmptyListError, Forgotten, counted, empty_list
@@ -226,7 +226,7 @@ def _write_changes(
 def record_failure(connection: Connection, user_id: str, message: str, at: datetime) -> None:
     """Note the failure of a run."""
     _insert_account(connection, user_id, at)
-    _set(connection, user_id, last_error=message, last_run_at=at)
+    _set(connection, user_id, last_error=storable(message), last_run_at=at)
 
 
 def outbox(connection: Connection, wanted: Select[Any], limit: int) -> list[Change]:

@@ -1,6 +1,9 @@
-"""``Wake``: what a webhook, a button or another thread holds to have an account synchronised now."""
+"""``Wake``: what a webhook, a button or another thread holds to have an account synchronised now.
 
-import threading
+No locks: an event loop must not wait for a thread. What is shared changes by single steps of built-in types.
+"""
+
+from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Final
@@ -19,49 +22,43 @@ class Wake:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._listeners: list[WakeListener] = []
+        self._listeners: dict[int, WakeListener] = {}
 
     def wake(self, user_id: str | None = None) -> None:
         """Have this account synchronised now, or all of them."""
-        with self._lock:
-            listeners = list(self._listeners)
-        for listener in listeners:
+        for listener in list(self._listeners.values()):
             listener.add(user_id)
 
     @contextmanager
     def listen(self) -> Generator["WakeListener"]:
         """Provide what receives the wake-ups of the block. In the event loop that waits for them."""
         listener = WakeListener()
-        with self._lock:
-            self._listeners.append(listener)
+        self._listeners[id(listener)] = listener
         try:
             yield listener
         finally:
-            with self._lock:
-                self._listeners.remove(listener)
+            del self._listeners[id(listener)]
 
 
 class WakeListener:
     """The wake-ups of one ``watch``."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._wanted: set[str | None] = set()
+        self._wanted: deque[str | None] = deque()
         self._wakeup = Wakeup()
 
     def add(self, user_id: str | None) -> None:
         """Note a wake-up, and wake."""
-        with self._lock:
-            self._wanted.add(user_id)
+        self._wanted.append(user_id)
         self._wakeup.wake()
 
     async def wait(self) -> set[str | None]:
         """Wait for wake-ups, and return the accounts; None among them means all."""
         while True:
             self._wakeup.rearm()  # before the look: what comes after it wakes
-            with self._lock:
-                wanted, self._wanted = self._wanted, set()
+            wanted: set[str | None] = set()
+            while self._wanted:
+                wanted.add(self._wanted.popleft())
             if wanted:
                 return wanted
             await self._wakeup.wait(_FOREVER)

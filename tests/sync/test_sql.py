@@ -113,6 +113,7 @@ async def test_text_that_databases_refuse(sql_store: SQLStore) -> None:
     ]
     await take(sql_store, odd)
     await take(sql_store, odd)
+    await sql_store.record_failure(USER, "\0\ud800")
     assert [odd[0]] == [change.wire for change in await outbox(sql_store)]
 
 

@@ -140,3 +140,12 @@ def test_no_other_errors() -> None:
         if isinstance(value, type) and issubclass(value, Exception)
     }
     assert set(ERRORS) == found
+
+
+def test_the_names_of_the_synchronisation() -> None:
+    """All resolve, the one that needs a database as well; others are an AttributeError."""
+    sync = importlib.import_module("lemcal_async.sync")
+    assert sorted(sync.__all__) == sync.__all__ == dir(sync)
+    assert all(getattr(sync, name) is getattr(sync, name) for name in sync.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'Sync'"):
+        _ = sync.Sync

@@ -23,7 +23,7 @@ try:
     from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, select
     from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] != "sqlalchemy":
+    if error.name != "sqlalchemy":
         raise
     raise ImportError("SQLStore needs its extra: pip install 'lemcal-async[sql]'") from None
 from lemcal_async.errors import ConfigurationError

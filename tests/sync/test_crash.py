@@ -1,4 +1,7 @@
-"""Killed at any moment, the next run is right. ``LEMCAL_TEST_KILLS=20`` makes it twenty kills in a row."""
+"""Killed at any moment, the next run is right.
+
+``LEMCAL_TEST_KILLS=20`` makes it twenty kills in a row, and tries every handler with every database.
+"""
 
 import contextlib
 import os
@@ -10,10 +13,11 @@ import pytest
 from lemcal_async.sandbox import Sandbox
 from lemcal_async.sync import Change, SQLStore
 
-from .conftest import Database, outbox
+from .conftest import Database, new_database, outbox
 from .crash import Crashes, told
 
-KILLS = int(os.environ.get("LEMCAL_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("LEMCAL_TEST_KILLS", "0"))
+KINDS = [("sqlite", 0), ("postgresql", 3)] + [("sqlite", 3), ("postgresql", 0)] * bool(KILLS)
 ROWS = "SELECT user_id, status, wire FROM meetings"
 
 
@@ -27,14 +31,17 @@ def changes(database: Database) -> list[Change]:
     return anyio.run(read)
 
 
-@pytest.mark.parametrize("fail_every", [0, 3], ids=["", "failing-handler"])
-def test_killed_again_and_again(database: Database, tmp_path: Path, fail_every: int) -> None:
+@pytest.mark.parametrize(("kind", "fail_every"), KINDS)
+def test_killed_again_and_again(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, fail_every: int
+) -> None:
     """Right rows, every change delivered, none lost, order kept; with a handler that often fails, too."""
+    database = new_database(kind, tmp_path, request)
     with Sandbox(accounts=8, meetings=12, limit=None).serve() as sandbox:
         crashes = Crashes(sandbox, database.url, tmp_path, seed=len(database.url), fail_every=fail_every)
         longest = crashes.run("asyncio")
         killed = 0
-        for number in range(KILLS):
+        for number in range(KILLS or 4):
             crashes.live()
             killed += crashes.kill(("asyncio", "trio")[number % 2], longest)
         assert killed

@@ -31,12 +31,17 @@ def output(name: str) -> list[str]:
 
 
 def test_the_program_of_the_documentation(
-    lemcal_sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    lemcal_sandbox: Sandbox,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """It runs as it stands, with the sandbox for the service."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(lemcal_async, "AsyncLemcal", lemcal_sandbox.client)
-    block = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[0]
+    block = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[
+        0
+    ]
     names: dict[str, Any] = {}
     exec(compile(block, str(DOCS), "exec"), names)  # the documentation's own code
     anyio.run(names["run"], {lemcal_sandbox.user_id: lemcal_sandbox.api_key, "usr_unknown": "x"})

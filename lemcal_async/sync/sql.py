@@ -37,7 +37,9 @@ T = TypeVar("T")
 _BUSY_SECONDS: Final = 10.0
 """How long a transaction waits for another program's; for SQLite ``?timeout=`` in the URL says otherwise."""
 
-_THREADS: Final = {"sqlite": 1, "postgresql": 4}  # SQLite has one writer at a time
+# SQLite has one writer at a time. More threads for PostgreSQL would do no more, as most of the time goes into
+# preparing and reading rows, and they would keep the event loop waiting for its turn.
+_THREADS: Final = {"sqlite": 1, "postgresql": 2}
 _SCHEMES: Final = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 _PAGE: Final = 500  # changes that are read at once
 

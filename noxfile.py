@@ -40,7 +40,7 @@ def interpreters() -> list[str]:
 
 def install(session: nox.Session, *groups: str) -> None:
     """Install the package with the extras in use, and the tools of some dependency groups."""
-    session.install("-e", ".[cli,fastapi,otel,redis,sandbox]", *nox.project.dependency_groups(PROJECT, *groups))
+    session.install("-e", ".[all]", *nox.project.dependency_groups(PROJECT, *groups))
 
 
 @nox.session(python=interpreters())
@@ -73,9 +73,15 @@ def types(session: nox.Session) -> None:
 @nox.session
 def demo(session: nox.Session) -> None:
     """Show the client at work on the sandbox: real HTTP on loopback, no account needed."""
-    session.install("-e", ".[cli,sandbox]")
+    session.install("-e", ".[cli,sandbox,sql]")
     session.run("lemcal", "me", "--sandbox")
     session.run("lemcal", "meetings", "--sandbox")
+    database = Path(session.create_tmp()) / "lemcal-sandbox.db"
+    for file in database.parent.glob(f"{database.name}*"):
+        file.unlink()
+    session.env["LEMCAL_DB"] = f"sqlite:///{database}"
+    session.run("lemcal", "sync", "--sandbox")
+    session.run("python", "examples/sync_again.py")
     session.run("python", "examples/tour.py")
 
 
@@ -87,3 +93,4 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks.limiter", *(session.posargs or ["--quick"]))
     session.run("python", "benchmarks/limiter_redis.py", *session.posargs)
     session.run("python", "benchmarks/webhooks.py")
+    session.run("python", "benchmarks/sync.py")

@@ -114,6 +114,13 @@ def test_the_redis_limiter_names_its_extra() -> None:
     assert "lemcal_async" in loaded_by(program)
 
 
+def test_the_synchronisation() -> None:
+    """A database is loaded only by who uses one."""
+    loaded = loaded_by("from lemcal_async.sync import MemoryStore, sync_meetings, watch")
+    assert set() == loaded & NEVER
+    assert "sqlalchemy" in loaded_by("from lemcal_async.sync import SQLStore")
+
+
 @pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
 def test_the_sandbox_names_its_extra(missing: str) -> None:
     """Where it is not installed."""

@@ -73,7 +73,9 @@ def test_version() -> None:
     assert version == lemcal_async.__version__
 
 
-@pytest.mark.parametrize("name", ["errors", "ratelimit", "transport", "models", "sandbox", "webhooks"])
+@pytest.mark.parametrize(
+    "name", ["errors", "ratelimit", "transport", "models", "sandbox", "sync", "webhooks"]
+)
 def test_public_modules_have_what_the_contract_says(name: str) -> None:
     """The names that the contract gives to each."""
     expected = {
@@ -82,6 +84,7 @@ def test_public_modules_have_what_the_contract_says(name: str) -> None:
         "models": MODELS,
         "sandbox": {"Sandbox", "faults"},
         "webhooks": {"WebhookReceiver", "Tenant", "Memory", "BoundedMemory"},
+        "sync": {"MemoryStore", "SQLStore", "Wake", "sync_meetings", "watch"},
         "errors": set(ERRORS),
     }
     module = importlib.import_module(f"lemcal_async.{name}")
@@ -140,3 +143,12 @@ def test_no_other_errors() -> None:
         if isinstance(value, type) and issubclass(value, Exception)
     }
     assert set(ERRORS) == found
+
+
+def test_the_names_of_the_synchronisation() -> None:
+    """All resolve, the one that needs a database as well; others are an AttributeError."""
+    sync = importlib.import_module("lemcal_async.sync")
+    assert sorted(sync.__all__) == sync.__all__ == dir(sync)
+    assert all(getattr(sync, name) is getattr(sync, name) for name in sync.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'Sync'"):
+        _ = sync.Sync

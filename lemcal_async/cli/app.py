@@ -9,7 +9,7 @@ from typing import Annotated, cast
 import typer
 
 from lemcal_async._version import __version__
-from lemcal_async.cli import exits, hooks, me, meeting_types, meetings, sandbox
+from lemcal_async.cli import changes, exits, hooks, me, meeting_types, meetings, sandbox, sync
 from lemcal_async.cli.exits import ExitStatus, OutputError, status_of, tell
 from lemcal_async.cli.output import emit
 from lemcal_async.errors import LemcalError
@@ -31,6 +31,9 @@ app.command("me")(me.me)
 app.command("meetings")(meetings.meetings)
 app.command("types")(meeting_types.types)
 app.add_typer(hooks.app, name="hooks")
+app.command("sync")(sync.sync)
+app.command("changes")(changes.changes)
+app.command("forget")(changes.forget)
 app.command("sandbox")(sandbox.sandbox)
 
 

@@ -35,7 +35,8 @@ HELP = """\
 \b
 Exit status:
   0    done
-  1    the service or the network failed, or the output cannot be written
+  1    the service, the network or the database failed, or the output cannot be written;
+       in a synchronisation: some account failed
   2    wrong usage or configuration; nothing was sent
   3    some rows could not be read; the others were printed
   4    the service does not accept the credentials

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Generator
 from typing import Final
 
+from lemcal_async import events
+
 DELAY: Final = 0.5
 """Seconds after which a wait is worth a word."""
 
@@ -28,3 +30,27 @@ def waiting(text: str) -> Generator[None]:
         timer.cancel()
         timer.join()  # it may be starting the spinner just now
         status.stop()
+
+
+@contextlib.contextmanager
+def counting(text: str, accounts: int) -> Generator[None]:
+    """Show a bar of the accounts that are done while the block runs; erase it at the end."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console  # noqa: PLC0415  # only when there is a terminal
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415  # as above
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(text, total=accounts)
+
+        def advance(event: events.Event) -> None:
+            if isinstance(event, events.AccountSynced):
+                progress.advance(task)
+
+        leave = events.subscribe(advance)
+        try:
+            yield
+        finally:
+            leave()

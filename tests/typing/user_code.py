@@ -34,6 +34,7 @@ from lemcal_async.fastapi import Lemcal, add_exception_handlers, get_lemcal, lif
 from lemcal_async.otel import instrument
 from lemcal_async.ratelimit import LocalRateLimiter, RateLimit, RateLimiter, RedisRateLimiter, Unlimited
 from lemcal_async.sandbox import Sandbox, faults
+from lemcal_async.sync import Change, MemoryStore, SQLStore, Store, SyncReport, Wake, sync_meetings, watch
 from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport
 from lemcal_async.webhooks import BoundedMemory, Memory, Tenant, Wakes, WebhookReceiver
 
@@ -254,6 +255,33 @@ def observe() -> None:
 
     assert_type(events.subscribe(listener), Callable[[], None])
     assert_type(instrument(), Callable[[], None])
+
+
+async def taken(change: Change) -> None:
+    """Take a change."""
+    assert_type(change.seq, int)
+    assert_type(change.fields, tuple[str, ...])
+    assert_type(change.meeting, Meeting)
+    assert_type(change.wire, dict[str, Any])
+
+
+async def synchronise(lemcal: AsyncLemcal, wake: Wake) -> None:
+    """Keep a database in step."""
+    shared: Store = MemoryStore()
+    async with SQLStore("sqlite:///lemcal.db") as store:
+        accounts = (lemcal.for_account(user_id, "k") for user_id in ("usr_1", "usr_2"))
+        report = await sync_meetings(accounts, store, max_concurrency=4, on_change=taken, baseline=True)
+        assert_type(report, SyncReport)
+        assert_type(report.failures[0].error, Exception)
+        async for change in store.changes(pending=True):
+            assert_type(change, Change)
+            assert_type(await store.mark_delivered(change), bool)
+        await store.forget(lemcal.user_id)
+    wake.wake()
+    wake.wake("usr_1")
+    await watch(
+        lambda: [lemcal], shared, interval=60, wake=wake, on_change=lambda change: None, on_report=print
+    )
 
 
 version: str = __version__

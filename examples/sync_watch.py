@@ -1,0 +1,67 @@
+"""Again and again, and at once when somebody says so: a webhook as a signal, and nothing more.
+
+Run it with ``python examples/sync_watch.py``. Between two looks there is an hour, but a booking shows
+within a moment, because its webhook wakes the watch. The cancellation, of which no webhook tells, is
+found along with it.
+"""
+
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import anyio
+
+from lemcal_async.sandbox import Sandbox
+from lemcal_async.sync import Change, MemoryStore, SyncReport, Wake, watch
+
+
+class Signal(BaseHTTPRequestHandler):
+    """Takes a webhook for what it is worth: anybody could have sent it, so it only makes us look."""
+
+    def __init__(self, wake: Wake, *connection: object) -> None:
+        self._wake = wake
+        super().__init__(*connection)  # type: ignore[arg-type]
+
+    def do_POST(self) -> None:  # http.server's name
+        """Answer, and wake the watch, which runs in another thread."""
+        self._wake.wake()
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # http.server's name
+        """Say nothing."""
+
+
+async def main() -> None:
+    """Watch, have things happen, and see them."""
+    wake = Wake()
+
+    def on_change(change: Change) -> None:
+        print(f"{change.kind} {change.meeting_id}")
+
+    with (
+        Sandbox(meetings=3).serve() as sandbox,
+        HTTPServer(("127.0.0.1", 0), partial(Signal, wake)) as server,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        async with sandbox.client() as lemcal, anyio.create_task_group() as tasks:
+            await lemcal.hooks.create(f"http://127.0.0.1:{server.server_port}/", any_meeting_type=True)
+            runs = 0
+
+            def on_report(_: SyncReport) -> None:
+                nonlocal runs
+                runs += 1
+                if runs == 1:
+                    sandbox.cancel(sandbox.meetings()[0]["_id"])
+                    sandbox.book()
+                else:
+                    tasks.cancel_scope.cancel()
+
+            await watch(
+                [lemcal], MemoryStore(), interval=3600, wake=wake, on_change=on_change, on_report=on_report
+            )
+        server.shutdown()
+
+
+if __name__ == "__main__":
+    anyio.run(main)

@@ -1,0 +1,50 @@
+"""A database in step with the booked meetings of one or many accounts, and what changed.
+
+``sync_meetings`` is one run, ``watch`` repeats it; ``SQLStore`` keeps the meetings and the changes, and
+``MemoryStore`` does for tests. ``docs/sync.md`` shows the whole job. ``SQLStore`` needs the extra ``sql``,
+which is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lemcal_async.sync.diff import Kind
+from lemcal_async.sync.memory import MemoryStore
+from lemcal_async.sync.report import Failure, SyncReport, UnreadableRow
+from lemcal_async.sync.runner import sync_meetings
+from lemcal_async.sync.store import Change, Counts, EmptyListError, Forgotten, Store, StoreError
+from lemcal_async.sync.wake import Wake
+from lemcal_async.sync.watch import watch
+
+if TYPE_CHECKING:
+    from lemcal_async.sync.sql import SQLStore
+
+__all__ = [
+    "Change",
+    "Counts",
+    "EmptyListError",
+    "Failure",
+    "Forgotten",
+    "Kind",
+    "MemoryStore",
+    "SQLStore",
+    "Store",
+    "StoreError",
+    "SyncReport",
+    "UnreadableRow",
+    "Wake",
+    "sync_meetings",
+    "watch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "SQLStore":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = import_module(f"{__name__}.sql").SQLStore
+    globals()[name] = value  # found there from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,344 @@
+"""``SQLStore``: the store on SQLite and PostgreSQL. It needs the extra ``sql``.
+
+Knows URLs, connections, worker threads, and what an error of a database means; the transactions
+themselves are in ``statements.py``. Each runs as a whole in one worker thread, so that it works on asyncio
+and trio, and so that no cancellation can come in between.
+"""
+
+import re
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from time import time
+from types import TracebackType
+from typing import Any, Final, Literal, Self, TypeVar
+
+import anyio
+import attrs
+from anyio.lowlevel import RunVar
+
+try:
+    from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, select
+    from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+except ModuleNotFoundError as error:
+    if error.name != "sqlalchemy":
+        raise
+    raise ImportError("SQLStore needs its extra: pip install 'lemcal-async[sql]'") from None
+from lemcal_async.errors import ConfigurationError
+from lemcal_async.sync import schema, statements
+from lemcal_async.sync.diff import snapshot
+from lemcal_async.sync.schema import changes
+from lemcal_async.sync.store import Applied, Change, EmptyListError, Forgotten, StoreError, check_aware
+
+T = TypeVar("T")
+
+_BUSY_SECONDS: Final = 10.0
+"""How long a transaction waits for another program's; for SQLite ``?timeout=`` in the URL says otherwise."""
+
+# SQLite has one writer at a time. More threads for PostgreSQL would do no more, as most of the time goes into
+# preparing and reading rows, and they would keep the event loop waiting for its turn.
+_THREADS: Final = {"sqlite": 1, "postgresql": 2}
+_SCHEMES: Final = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+_PAGE: Final = 500  # changes that are read at once
+
+
+@attrs.frozen
+class _Problem:
+    text: str
+    kind: type[StoreError | ConfigurationError] = StoreError
+
+
+@attrs.frozen
+class _Address:
+    """A URL, and what may be shown of it: neither its password nor its query."""
+
+    url: URL = attrs.field(repr=False)
+
+    @property
+    def backend(self) -> str:
+        """Which database it is of: sqlite or postgresql."""
+        return self.url.get_backend_name()
+
+    def __str__(self) -> str:
+        url = self.url
+        return str(URL.create(self.backend, url.username, None, url.host, url.port, url.database))
+
+
+class SQLStore:
+    """Meetings, changes and accounts in a database, with webhook deliveries beside them.
+
+    ``url`` is ``sqlite:///file.db`` or ``postgresql://user:password@host/database`` (by psycopg). The
+    tables are created at the first use; with ``create=False`` they must be there. Every method is one
+    transaction in a worker thread. Cancelled, by anyio or natively, a transaction still comes to its
+    end: committed or rolled back, never in between.
+
+    ConfigurationError if the URL or the tables cannot be used; StoreError, with the database's words,
+    if the database fails.
+    """
+
+    def __init__(self, url: str, *, create: bool = True) -> None:
+        parsed = _parsed(url)
+        del url  # it may hold a password, and a traceback may show local variables
+        if isinstance(parsed, _Problem):
+            raise parsed.kind(parsed.text)
+        self._address = parsed
+        self._create = create
+        self._lock = threading.Condition()
+        self._busy = 0
+        self._engine: Engine | None = None
+        self._limiter: RunVar[anyio.CapacityLimiter] = RunVar("lemcal_async.sync.SQLStore")
+
+    def __repr__(self) -> str:
+        # A traceback that shows local variables asks before __init__ has come to its end.
+        return f"<SQLStore {self._address if hasattr(self, '_address') else 'not set up'}>"
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def open(self) -> None:
+        """Connect, and see to the tables. Any other method does so too when it comes first."""
+        await self._read(lambda _: None)
+
+    async def aclose(self) -> None:
+        """Close the connections, once what is under way has come to its end. It may be used again."""
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._dispose, limiter=self._threads())
+
+    async def revision(self, user_id: str) -> int:
+        """See ``Store``."""
+        return await self._read(lambda connection: statements.revision(connection, user_id))
+
+    async def apply(
+        self, user_id: str, revision: int, rows: list[Any], *, baseline: bool, believe_empty_after: int
+    ) -> Applied | None:
+        """See ``Store``."""
+
+        def prepared() -> Callable[[Connection], Applied | EmptyListError | None]:
+            now = snapshot(rows)  # takes longest, so before the transaction, which others wait for
+            return lambda connection: statements.apply(
+                connection,
+                user_id,
+                revision,
+                now,
+                _now(),
+                baseline=baseline,
+                believe_empty_after=believe_empty_after,
+            )
+
+        outcome = await self._run(prepared, writes=True)
+        if isinstance(outcome, EmptyListError):
+            raise outcome
+        return outcome
+
+    async def record_failure(self, user_id: str, message: str) -> None:
+        """See ``Store``."""
+        await self._write(lambda connection: statements.record_failure(connection, user_id, message, _now()))
+
+    async def pending(self, user_id: str, limit: int) -> list[Change]:
+        """See ``Store``."""
+        wanted = select(changes).where(changes.c.user_id == user_id, changes.c.delivered_at.is_(None))
+        return await self._read(lambda connection: statements.outbox(connection, wanted, limit))
+
+    async def mark_delivered(self, change: Change) -> bool:
+        """See ``Store``."""
+        return await self._write(lambda connection: statements.mark_delivered(connection, change, _now()))
+
+    async def changes(self, *, pending: bool = False) -> AsyncIterator[Change]:
+        """See ``Store``."""
+        wanted = select(changes)
+        if pending:
+            wanted = wanted.where(changes.c.delivered_at.is_(None))
+        last = 0
+        while page := await self._page(wanted.where(changes.c.seq > last)):
+            for change in page:
+                yield change
+            last = page[-1].seq
+
+    async def _page(self, wanted: Any) -> list[Change]:
+        return await self._read(lambda connection: statements.outbox(connection, wanted, _PAGE))
+
+    async def forget(self, user_id: str) -> Forgotten:
+        """See ``Store``."""
+        return await self._write(lambda connection: statements.forget(connection, user_id), erases=True)
+
+    async def prune(self, *, before: datetime) -> Forgotten:
+        """See ``Store``."""
+        check_aware(before)
+        return await self._write(lambda connection: statements.prune(connection, before), erases=True)
+
+    async def claim(self, user_id: str, meeting_id: str, lease: float) -> Literal["new", "busy", "done"]:
+        """Claim a webhook delivery for ``lease`` seconds, by this machine's clock.
+
+        "new": it is the caller's to handle; "busy": somebody else's, whose lease has not ended; "done":
+        it was handled.
+        """
+        return await self._write(
+            lambda connection: statements.claim(connection, user_id, meeting_id, time(), lease)
+        )
+
+    async def done(self, user_id: str, meeting_id: str) -> None:
+        """Remember that a claimed delivery was handled."""
+        await self._write(lambda connection: statements.done(connection, user_id, meeting_id, _now()))
+
+    async def release(self, user_id: str, meeting_id: str) -> None:
+        """Give a claimed delivery back: its handler failed, and the next delivery may try."""
+        await self._write(lambda connection: statements.release(connection, user_id, meeting_id))
+
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        return await self._run(lambda: work, writes=False)
+
+    async def _write(self, work: Callable[[Connection], T], *, erases: bool = False) -> T:
+        return await self._run(lambda: work, writes=True, erases=erases)
+
+    async def _run(
+        self, prepared: Callable[[], Callable[[Connection], T]], *, writes: bool, erases: bool = False
+    ) -> T:
+        """Run one transaction in a worker thread."""
+
+        def in_thread() -> T | _Problem:
+            with self._lock:
+                self._busy += 1
+            try:
+                return self._transaction(prepared(), writes=writes, erases=erases)
+            except schema.SchemaError as error:
+                return _Problem(str(error), ConfigurationError)
+            except SQLAlchemyError as error:
+                return _Problem(_words(error))
+            finally:
+                with self._lock:
+                    self._busy -= 1
+                    self._lock.notify_all()
+
+        outcome = await anyio.to_thread.run_sync(in_thread, limiter=self._threads())
+        if isinstance(outcome, _Problem):
+            # Out here, because the database's own error holds the parameters: personal data.
+            raise outcome.kind(f"{self._address}: {outcome.text}")
+        return outcome
+
+    def _threads(self) -> anyio.CapacityLimiter:
+        limiter = self._limiter.get(None)
+        if limiter is None:
+            limiter = anyio.CapacityLimiter(_THREADS[self._address.backend])
+            self._limiter.set(limiter)
+        return limiter
+
+    # What follows runs in worker threads.
+
+    def _transaction(self, work: Callable[[Connection], T], *, writes: bool, erases: bool) -> T:
+        with self._connected().connect() as connection:
+            connection.execution_options(lemcal_writes=writes)
+            with connection.begin():
+                outcome = work(connection)
+            if erases and self._address.backend == "sqlite":
+                # Else what was erased could still be read in the log beside the database.
+                connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
+            return outcome
+
+    def _connected(self) -> Engine:
+        with self._lock:
+            if self._engine is None:
+                engine = _engine(self._address.url, create=self._create)
+                try:
+                    with engine.begin() as connection:
+                        schema.prepare(connection, create=self._create)
+                except BaseException:
+                    engine.dispose()
+                    raise
+                self._engine = engine
+            return self._engine
+
+    def _dispose(self) -> None:
+        with self._lock:
+            # One that was cancelled natively may still be at work in its thread.
+            self._lock.wait_for(lambda: not self._busy, timeout=2 * _BUSY_SECONDS)
+            if self._engine is not None:
+                self._engine.dispose()
+                self._engine = None
+
+
+def _parsed(text: object) -> _Address | _Problem:
+    """Return the URL as SQLAlchemy knows it, or what is wrong with it; its text is not quoted."""
+    example = "it must be like sqlite:///lemcal.db or postgresql://user@host/database"
+    try:
+        url = make_url(text) if isinstance(text, str) else None
+    except (ArgumentError, ValueError):
+        url = None
+    if url is None:
+        return _Problem(f"the database URL cannot be read: {example}", ConfigurationError)
+    url = url.set(drivername=_SCHEMES.get(url.drivername, url.drivername))
+    if url.drivername not in ("sqlite", "postgresql+psycopg"):
+        return _Problem(f"the database URL is of an unknown kind: {example}", ConfigurationError)
+    if url.drivername == "sqlite" and url.database in (None, "", ":memory:"):
+        return _Problem("a SQLite database in memory is lost at once: use MemoryStore()", ConfigurationError)
+    return _Address(url)
+
+
+def _engine(url: URL, *, create: bool) -> Engine:
+    if url.get_backend_name() == "postgresql":
+        try:
+            engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
+        except ModuleNotFoundError:
+            raise schema.SchemaError("psycopg is missing: pip install 'lemcal-async[sql]'") from None
+        event.listen(engine, "connect", _set_up_postgresql)
+        return engine
+    if not create and not Path(url.database or "").exists():
+        raise schema.SchemaError("there is no such file; nothing was ever synchronised into it")
+    arguments = {} if "timeout" in url.query else {"timeout": _BUSY_SECONDS}
+    engine = create_engine(url, connect_args=arguments, hide_parameters=True)
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_postgresql(connection: Any, _: object) -> None:
+    connection.execute(f"SET lock_timeout = '{_BUSY_SECONDS:.3f}s'")
+    connection.commit()
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:
+    connection.isolation_level = None  # transactions begin where SQLAlchemy says, not at the first write
+    # NORMAL: after a power failure the last transactions may be missing, each as a whole.
+    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A writer says so at once: one that has read before cannot become it if another was faster.
+    writes = connection.get_execution_options().get("lemcal_writes", True)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+_ADVICE: Final = (
+    ("lock timeout", "another program holds it; try again when it is done"),
+    ("locked", "another program holds it; try again when it is done"),
+    ("full", "make room, and run this again"),
+    ("unable to open", "check the folder, and who may write there"),
+    ("readonly", "check who may write to the file and its folder"),
+)
+
+
+def _words(error: SQLAlchemyError) -> str:
+    """Return what the database says, in one line, with what to do if that is known."""
+    said = str(error)
+    if isinstance(error, DBAPIError):
+        # Of PostgreSQL's message only the first part: its details may quote rows.
+        diagnosis = getattr(error.orig, "diag", None)
+        said = getattr(diagnosis, "message_primary", None) or str(error.orig)
+    said = re.sub(r"\s+", " ", said).strip()
+    advice = next((advice for word, advice in _ADVICE if word in said), "")
+    return f"{said}; {advice}" if advice else said
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

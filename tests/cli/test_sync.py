@@ -1,0 +1,303 @@
+"""``lemcal sync``, ``lemcal changes`` and ``lemcal forget``."""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lemcal_async.cli import main
+from lemcal_async.sandbox import Sandbox, faults
+
+from .conftest import Run, Spawn
+from .test_session import accounts_file
+
+ONE_LINE = re.compile(r"lemcal: [^\n]+\n")
+NUMBERS = ("accounts", "failed", "created", "changed", "canceled", "disappeared", "restored", "unchanged")
+
+posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and pipes as POSIX has them")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder of the test's own, without a database of the environment."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LEMCAL_DB", raising=False)
+    return tmp_path
+
+
+def numbers(**other: int) -> dict[str, int]:
+    """Return the numbers of a report."""
+    return {**dict.fromkeys(NUMBERS, 0), "accounts": 1, **other}
+
+
+def report(out: str) -> dict[str, int]:
+    """Return the numbers of a report in JSON, which is one line."""
+    data: dict[str, Any] = json.loads(out)
+    assert out.count("\n") == 1
+    assert data.pop("seconds") >= 0
+    return data
+
+
+def test_the_sandbox_twice(lemcal: Run, folder: Path) -> None:
+    """No account and no arguments; running it again changes nothing."""
+    done = lemcal("sync", "--sandbox")
+    assert (0, "") == (done.status, done.err)
+    heading, line = done.out.splitlines()
+    assert [*map(str.capitalize, NUMBERS), "Seconds"] == heading.split()
+    assert [1, 0, 12, 0, 0, 0, 0, 0] == [int(number) for number in line.split()[:-1]]
+    assert numbers(unchanged=12) == report(lemcal("sync", "--sandbox", "--json").out)
+    assert ["lemcal-sandbox.db"] == [file.name for file in folder.iterdir()]
+
+
+def test_what_happened_in_between(lemcal: Run, sandbox: Sandbox, folder: Path) -> None:
+    """The account of the environment, and the default database; every kind of change is told."""
+    arguments = ("sync", "--json", "--base-url", sandbox.base_url)
+    assert numbers(created=12) == report(lemcal(*arguments).out)
+    rows = [row for row in sandbox.meetings() if "canceledAt" not in row]
+    sandbox.book()
+    sandbox.edit(rows[0]["_id"], start="2026-03-02T09:00:00.000Z")
+    sandbox.cancel(rows[1]["_id"])
+    sandbox.remove(rows[2]["_id"])
+    expected = numbers(created=1, changed=1, canceled=1, disappeared=1, unchanged=9)
+    assert expected == report(lemcal(*arguments).out)
+    sandbox.book(**rows[2])
+    assert numbers(restored=1, unchanged=12) == report(lemcal(*arguments).out)
+
+    lines = [json.loads(line) for line in lemcal("changes").out.splitlines()]
+    assert lines == [json.loads(line) for line in lemcal("changes", "--json").out.splitlines()]
+    assert ["created"] * 12 == [line["kind"] for line in lines[:12]]
+    assert [
+        (rows[0]["_id"], "changed", ["start"]),
+        (rows[1]["_id"], "canceled", ["canceledAt"]),
+        (rows[2]["_id"], "disappeared", []),
+        (rows[2]["_id"], "restored", []),
+    ] == [
+        (line["meeting_id"], line["kind"], line["fields"]) for line in lines[12:] if line["kind"] != "created"
+    ]
+    assert {sandbox.user_id} == {line["user_id"] for line in lines}
+    assert {None} == {line["delivered_at"] for line in lines}
+    assert (folder / "lemcal.db").exists()
+
+
+def test_all_accounts_of_a_file(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
+    """One whose key is wrong fails alone: status 1, a line with its name, and nothing lost."""
+    file = accounts_file(tmp_path, sandbox, 2)
+    arguments = ("sync", "--json", "--accounts", str(file), "--base-url", sandbox.base_url)
+    assert numbers(accounts=2, created=24) == report(lemcal(*arguments).out)
+    file.write_text(file.read_text().replace(sandbox.accounts[1].api_key, "hush-hush"))
+    done = lemcal(*arguments)
+    assert (1, numbers(accounts=2, failed=1, unchanged=12)) == (done.status, report(done.out))
+    assert ONE_LINE.fullmatch(done.err)
+    assert f"account team2 ({sandbox.accounts[1].user_id}): GET /meetings: 401" in done.err
+    assert "hush" not in done.err
+    with sqlite3.connect("lemcal.db") as connection:
+        assert [(24,)] == connection.execute(
+            "SELECT count(*) FROM meetings WHERE status <> 'disappeared'"
+        ).fetchall()
+    connection.close()
+
+
+def test_a_row_that_cannot_be_read(lemcal: Run, sandbox: Sandbox) -> None:
+    """It is a warning: no account has failed."""
+    sandbox.inject(faults.json([{"_id": "mee_1", "start": 5}]))
+    done = lemcal("sync", "--json", "--base-url", sandbox.base_url)
+    assert (0, numbers(created=1)) == (done.status, report(done.out))
+    assert ONE_LINE.fullmatch(done.err)
+    assert f"warning: account {sandbox.user_id}: row 0 cannot be read: " in done.err
+
+
+def test_changes_into_a_file(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
+    """Each is appended once; a line that a crash has cut stays a line of its own."""
+    file = tmp_path / "changes.jsonl"
+    file.write_text('{"cut": ')
+    arguments = ("sync", "--base-url", sandbox.base_url, "--changes", str(file))
+    assert 0 == lemcal(*arguments).status
+    sandbox.cancel(sandbox.meetings()[0]["_id"])
+    assert 0 == lemcal(*arguments).status
+    cut, *lines = file.read_text().splitlines()
+    assert '{"cut": ' == cut
+    assert ["created"] * 12 + ["canceled"] == [json.loads(line)["kind"] for line in lines]
+    assert sandbox.meetings()[0] == json.loads(lines[-1])["meeting"]
+    assert "" == lemcal("changes", "--pending").out
+    assert 13 == len(lemcal("changes").out.splitlines())
+
+
+def test_a_file_that_is_full(lemcal: Run, sandbox: Sandbox) -> None:
+    """The account fails, what was not written stays in the outbox, and the next run writes it."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    done = lemcal("sync", "--base-url", sandbox.base_url, "--changes", "/dev/full")
+    assert 1 == done.status
+    assert f"account {sandbox.user_id}: a change could not be delivered: " in done.err
+    assert 12 == len(lemcal("changes", "--pending").out.splitlines())
+
+
+def test_baseline(lemcal: Run, sandbox: Sandbox) -> None:
+    """History is not announced."""
+    arguments = ("sync", "--baseline", "--json", "--base-url", sandbox.base_url)
+    assert numbers(created=12) == report(lemcal(*arguments).out)
+    assert "" == lemcal("changes").out
+    sandbox.book()
+    lemcal(*arguments)
+    assert 1 == len(lemcal("changes").out.splitlines())
+
+
+def test_the_database_of_the_environment(lemcal: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LEMCAL_DB comes before the default, and --db before it."""
+    monkeypatch.setenv("LEMCAL_DB", "sqlite:///environment.db")
+    lemcal("sync", "--sandbox")
+    lemcal("sync", "--sandbox", "--db", "sqlite:///argument.db")
+    assert ["argument.db", "environment.db"] == sorted(file.name for file in folder.iterdir())
+    assert 12 == len(lemcal("changes").out.splitlines())
+
+
+def test_forget(lemcal: Run, sandbox: Sandbox) -> None:
+    """All data of an account go; what is not known is status 5."""
+    lemcal("sync", "--base-url", sandbox.base_url)
+    done = lemcal("forget", sandbox.user_id)
+    expected = f"{sandbox.user_id} is forgotten: 12 meetings and 12 changes were erased.\n"
+    assert (0, expected, "") == (done.status, done.out, done.err)
+    done = lemcal("forget", sandbox.user_id, "--db", "sqlite:///lemcal.db")
+    assert (5, "", f"lemcal: nothing is known of {sandbox.user_id}\n") == (done.status, done.out, done.err)
+    assert "" == lemcal("changes").out
+
+
+def test_a_table_on_a_terminal(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """People get a table of the changes, and a word if there are none."""
+    lemcal("sync", "--base-url", sandbox.base_url)
+    sandbox.edit(sandbox.meetings()[0]["_id"], start="2026-03-02T09:00:00.000Z", brandNew=1)
+    lemcal("sync", "--base-url", sandbox.base_url)
+    monkeypatch.setattr(sys.stdout.__class__, "isatty", lambda _: True)
+    monkeypatch.setenv("COLUMNS", "160")
+    lines = lemcal("changes").out.splitlines()
+    assert (1 + 13, True) == (len(lines), "brandNew, start" in lines[-1])
+    assert "2026-03-02 09:00" in lines[-1]
+    assert lemcal("changes", "--json").out.startswith("{")
+    lemcal("forget", sandbox.user_id)
+    assert ("", "lemcal: no changes\n") == (lemcal("changes").out, lemcal("changes").err)
+
+
+def test_progress(lemcal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal, a bar counts the accounts, on standard error."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    done = lemcal("sync", "--sandbox", "--json")
+    assert (0, numbers(created=12)) == (done.status, report(done.out))
+    assert "1/1" in done.err
+
+
+@posix_only
+def test_watch(spawn: Spawn, sandbox: Sandbox) -> None:
+    """Again and again, a line each, until Ctrl-C: status 130."""
+    process = spawn("sync", "--watch", "0.05", "--json", "--base-url", sandbox.base_url)
+    assert process.stdout is not None
+    assert numbers(created=12) == report(process.stdout.readline())
+    assert numbers(unchanged=12) == report(process.stdout.readline())
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert 130 == process.returncode
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "message"),
+    [
+        (
+            ["sync", "--db", "lemcal.db", "--sandbox"],
+            2,
+            "the database URL cannot be read: it must be like sqlite:",
+        ),
+        (["sync", "--db", "oracle://x", "--sandbox"], 2, "the database URL is of an unknown kind"),
+        (["sync", "--db", "sqlite:///no/such/x.db", "--sandbox"], 1, "unable to open database file"),
+        (["sync", "--watch", "0", "--sandbox"], 2, "--watch must be seconds above 0"),
+        (["sync", "--changes", "no/such/file", "--sandbox"], 2, "no/such/file cannot be written"),
+        (["sync"], 2, "no credentials: set LEMCAL_USER_ID"),
+        (["sync", "--sandbox", "--accounts", "x.toml"], 2, "leave out --base-url and --accounts"),
+        (["sync", "--accounts", "none.toml"], 2, "the accounts file cannot be read"),
+        (["sync", "--accounts", "others.toml"], 2, "others can read this file, and it holds API keys"),
+        (["sync", "--accounts", "twice.toml"], 2, "has the name of account 1"),
+        (["sync", "--accounts", "broken.toml"], 2, "the accounts file is not TOML"),
+        (["changes"], 2, "there is no such file; nothing was ever synchronised into it"),
+        (["forget", "usr_1", "--db", "sqlite:///none.db"], 2, "there is no such file"),
+        (["forget"], 2, "Missing argument 'USER_ID'"),
+    ],
+)
+def test_wrong_usage(lemcal: Run, folder: Path, argv: list[str], status: int, message: str) -> None:
+    """One line, a documented status, and no database made or changed."""
+    table = '[[account]]\nname = "a"\nuser_id = "usr_1"\napi_key = "k1"\n'
+    files = {
+        "others.toml": table,
+        "twice.toml": table + table.replace("usr_1", "usr_2"),
+        "broken.toml": "= =",
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o644 if name == "others.toml" else 0o600)
+    done = lemcal(*argv)
+    assert (status, "") == (done.status, done.out)
+    assert ONE_LINE.fullmatch(done.err), done.err
+    assert message in done.err
+    assert sorted(files) == sorted(file.name for file in folder.iterdir())
+
+
+def test_tables_of_a_newer_version(lemcal: Run) -> None:
+    """Status 2, before anything is sent."""
+    lemcal("sync", "--sandbox")
+    with sqlite3.connect("lemcal-sandbox.db") as connection:
+        connection.execute("UPDATE lemcal_schema SET version = 2")
+    connection.close()
+    done = lemcal("sync", "--sandbox")
+    assert (2, True) == (done.status, "its tables are of version 2" in done.err)
+    assert ONE_LINE.fullmatch(done.err)
+
+
+def test_a_locked_database(lemcal: Run) -> None:
+    """Status 1, and the store is unharmed."""
+    lemcal("sync", "--sandbox")
+    connection = sqlite3.connect("lemcal-sandbox.db")
+    connection.execute("BEGIN IMMEDIATE")
+    done = lemcal("sync", "--sandbox", "--db", "sqlite:///lemcal-sandbox.db?timeout=0.05")
+    connection.close()
+    assert (1, "") == (done.status, done.out)
+    assert ONE_LINE.fullmatch(done.err)
+    assert "sqlite:///lemcal-sandbox.db: database is locked; another program holds it" in done.err
+    assert numbers(unchanged=12) == report(lemcal("sync", "--sandbox", "--json").out)
+
+
+def test_a_password_in_the_arguments(lemcal: Run) -> None:
+    """It is warned of, and not shown."""
+    done = lemcal("sync", "--sandbox", "--db", "postgresql://user:hush-hush@127.0.0.1:1/x")
+    assert 1 == done.status
+    warning, failure = done.err.splitlines()
+    assert "put it into LEMCAL_DB" in warning
+    assert "lemcal: postgresql://127.0.0.1:1/x: " in failure
+    assert "hush" not in done.err
+    assert 2 == lemcal("sync", "--sandbox", "--db", "mysql://[").status
+
+
+@pytest.mark.parametrize("argv", [["sync", "--sandbox"], ["changes"], ["forget", "usr_1"]])
+def test_the_extra_sql_is_missing(lemcal: Run, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
+    """Without SQLAlchemy, one line names what to install."""
+    import lemcal_async.sync
+
+    monkeypatch.delitem(vars(lemcal_async.sync), "SQLStore", raising=False)
+    monkeypatch.delitem(sys.modules, "lemcal_async.sync.sql", raising=False)
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+    done = lemcal(*argv)
+    expected = "lemcal: SQLStore needs its extra: pip install 'lemcal-async[sql]'\n"
+    assert (2, expected) == (done.status, done.err)
+
+
+def test_another_missing_module_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An import that fails for another reason is not taken for a missing extra."""
+    import lemcal_async.sync
+
+    monkeypatch.delitem(vars(lemcal_async.sync), "SQLStore", raising=False)
+    monkeypatch.setitem(sys.modules, "lemcal_async.sync.sql", None)
+    with pytest.raises(ModuleNotFoundError):
+        main(["changes"])

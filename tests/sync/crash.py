@@ -1,0 +1,124 @@
+"""Synchronisations in processes that are killed at random moments, and what must hold afterwards."""
+
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from lemcal_async.sandbox import Sandbox
+from lemcal_async.sync import Change
+
+WORKER = Path(__file__).parent / "worker.py"
+
+
+class Crashes:
+    """A sandbox where things happen, a database, and workers that synchronise the one into the other."""
+
+    def __init__(self, sandbox: Sandbox, db: str, folder: Path, *, seed: int, fail_every: int = 0) -> None:
+        self.sandbox = sandbox
+        self.rng = random.Random(seed)
+        self.log = folder / "delivered.log"
+        self.job = {
+            "db": db,
+            "base_url": sandbox.base_url,
+            "log": str(self.log),
+            "accounts": [(account.user_id, account.api_key) for account in sandbox.accounts],
+            "fail_every": fail_every,
+            "deliver": True,
+        }
+
+    def live(self) -> None:
+        """Let things happen in every account."""
+        for account in range(len(self.sandbox.accounts)):
+            rows = self.sandbox.meetings(account)
+            chosen = self.rng.sample(rows, 3)
+            self.sandbox.edit(chosen[0]["_id"], start=f"2026-03-{self.rng.randrange(1, 28):02}T09:00:00.000Z")
+            self.sandbox.cancel(chosen[1]["_id"])
+            self.sandbox.remove(chosen[2]["_id"])
+            self.sandbox.book(account)
+            self.sandbox.book(account, public=False)
+
+    @contextlib.contextmanager
+    def worker(self, backend: str, **changes: Any) -> Generator["subprocess.Popen[str]"]:
+        """Start a worker, which waits for ``go``; it does not outlive the block."""
+        with subprocess.Popen(
+            [sys.executable, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write(json.dumps({**self.job, "backend": backend, **changes}) + "\n")
+                process.stdin.flush()
+                assert process.stdout.readline() == "ready\n"
+                yield process
+            finally:
+                process.kill()
+
+    def run(self, backend: str) -> float:
+        """Run to the end, and return the seconds it took."""
+        with self.worker(backend) as process:
+            started = time.monotonic()
+            out, _ = process.communicate("go\n", timeout=60)
+        report = json.loads(out)
+        assert self.job["fail_every"] or report == {"failed": 0, "errors": []}
+        return time.monotonic() - started
+
+    def kill(self, backend: str, longest: float) -> bool:
+        """Run, and kill at a random moment within so many seconds; return whether it was killed in time."""
+        with self.worker(backend) as process:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            time.sleep(self.rng.uniform(0.0, longest))
+            process.kill()
+            return process.wait() != 0
+
+    def delivered(self) -> list[int]:
+        """Return the ``seq`` of every change that the handlers took, in that order, repeats included."""
+        return [int(line) for line in self.log.read_text().splitlines()]
+
+    def check(self, outbox: list[Change], rows: list[tuple[str, str, str]]) -> None:
+        """Check what must hold in the end: ``rows`` are user id, status and wire row of the database."""
+        wanted = {
+            account.user_id: {row["_id"]: row for row in self.sandbox.meetings(index)}
+            for index, account in enumerate(self.sandbox.accounts)
+        }
+        stored: dict[str, dict[str, Any]] = {user_id: {} for user_id in wanted}
+        for user_id, status, wire in rows:
+            if status != "disappeared":
+                row = json.loads(wire)
+                stored[user_id][row["_id"]] = row
+        assert wanted == stored  # the right rows
+        assert wanted == told(outbox, wanted)  # no change lost, and none made up
+        owner = {change.seq: change.user_id for change in outbox}
+        delivered = self.delivered()
+        assert owner.keys() == set(delivered)  # each at least once
+        assert all(change.delivered_at for change in outbox)
+        newest: dict[str, int] = {}
+        own = {user_id: [seq for seq in owner if owner[seq] == user_id] for user_id in wanted}
+        for seq in delivered:  # in order: a new one is the next of its account, an old one a repeat
+            user_id = owner[seq]
+            if seq > newest.get(user_id, 0):
+                assert own[user_id].pop(0) == seq
+                newest[user_id] = seq
+
+
+def told(outbox: list[Change], accounts: Any) -> dict[str, dict[str, Any]]:
+    """Return the lists as somebody knows them who was only told the changes; each must make sense."""
+    lists: dict[str, dict[str, Any]] = {user_id: {} for user_id in accounts}
+    gone: set[tuple[str, str]] = set()
+    for change in outbox:
+        listed, key = lists[change.user_id], (change.user_id, change.meeting_id)
+        if change.kind == "disappeared":
+            del listed[change.meeting_id]
+            gone.add(key)
+            continue
+        assert (change.kind == "created") == (change.meeting_id not in listed and key not in gone)
+        assert listed.get(change.meeting_id) != change.wire
+        listed[change.meeting_id] = change.wire
+    return lists

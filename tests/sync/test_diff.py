@@ -1,0 +1,202 @@
+"""The comparison of two lists, on the wire form."""
+
+import json
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given, strategies as st
+
+from lemcal_async.sync.diff import (
+    KINDS,
+    Known,
+    Snapshot,
+    changed_fields,
+    compare,
+    digest,
+    needed_rows,
+    snapshot,
+    status_of,
+)
+
+CANCELED = "2026-01-05T08:00:00.000Z"
+
+
+def known(now: Snapshot) -> dict[str, Known]:
+    """Return what a store knows after it has taken a snapshot over."""
+    return {row.id: Known(row.digest, status_of(row.wire), row.wire) for row in now.rows.values()}
+
+
+def differences(before: list[Any], after: list[Any]) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Return what changed between two lists."""
+    found = compare(known(snapshot(before)), snapshot(after))
+    return [(difference.meeting_id, difference.kind, difference.fields) for difference in found]
+
+
+def row(meeting_id: str, **fields: Any) -> dict[str, Any]:
+    """Return a wire row."""
+    return {"_id": meeting_id, **fields}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ([], [row("a")], [("a", "created", ())]),
+        ([row("a")], [], [("a", "disappeared", ())]),
+        ([row("a", start="x")], [row("a", start="y")], [("a", "changed", ("start",))]),
+        ([row("a")], [row("a", brandNew=1)], [("a", "changed", ("brandNew",))]),
+        ([row("a", b=1, c=2)], [row("a", c=3, d=4)], [("a", "changed", ("b", "c", "d"))]),
+        ([row("a", b={"x": [1]})], [row("a", b={"x": [2]})], [("a", "changed", ("b",))]),
+        ([row("a", b=True)], [row("a", b=1)], [("a", "changed", ("b",))]),
+        ([row("a", b="1")], [row("a", b=1)], [("a", "changed", ("b",))]),
+        ([row("a")], [row("a", canceledAt=CANCELED)], [("a", "canceled", ("canceledAt",))]),
+        (
+            [row("a", start="x")],
+            [row("a", start="y", canceledAt=CANCELED)],
+            [("a", "canceled", ("canceledAt", "start"))],
+        ),
+        ([], [row("a", canceledAt=CANCELED)], [("a", "created", ())]),
+        ([row("a", canceledAt=CANCELED)], [row("a")], [("a", "restored", ("canceledAt",))]),
+        ([row("a", canceledAt="x")], [row("a", canceledAt="y")], [("a", "changed", ("canceledAt",))]),
+        ([row("a", canceledAt=CANCELED)], [], [("a", "disappeared", ())]),
+        ([row("a", b=1, c=2)], [{"c": 2, "b": 1, "_id": "a"}], []),
+        ([row("a", b=None)], [row("a")], []),
+        ([row("a", attendees=[{"e": 1}, {"e": 2}])], [row("a", attendees=[{"e": 2}, {"e": 1}])], []),
+        (
+            [row("a", attendees=[{"e": 1}, {"e": 1}])],
+            [row("a", attendees=[{"e": 1}])],
+            [("a", "changed", ("attendees",))],
+        ),
+        ([row("a", questions=[1, 2])], [row("a", questions=[2, 1])], [("a", "changed", ("questions",))]),
+        ([row("a", attendees="odd")], [row("a", attendees="odd")], []),
+        ([row("a"), row("b")], [row("c"), row("b", x=1)], [
+            ("c", "created", ()), ("b", "changed", ("x",)), ("a", "disappeared", ()),
+        ]),
+    ],
+)  # fmt: skip
+def test_differences(before: list[Any], after: list[Any], expected: list[Any]) -> None:
+    """Each kind, on fields that the SDK knows and on others."""
+    assert expected == differences(before, after)
+    assert {kind for _, kind, _ in expected} <= set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("status", "last", "after", "expected"),
+    [
+        ("disappeared", row("a"), row("a"), "restored"),
+        ("disappeared", row("a"), row("a", x=1), "restored"),
+        ("disappeared", row("a"), row("a", canceledAt=CANCELED), "canceled"),
+        ("disappeared", row("a", canceledAt=CANCELED), row("a", canceledAt=CANCELED), "restored"),
+        ("pruned", None, row("a", x=1), "changed"),
+        ("pruned", None, row("a", canceledAt=CANCELED), "changed"),
+    ],
+)
+def test_one_that_was_gone(
+    status: Any, last: dict[str, Any] | None, after: dict[str, Any], expected: str
+) -> None:
+    """What disappeared can come back; what was erased comes back when it changes."""
+    before = {"a": Known(digest(last or row("a")), status, last)}
+    assert [expected] == [found.kind for found in compare(before, snapshot([after]))]
+
+
+def test_what_is_gone_stays_gone() -> None:
+    """It disappears once. What was erased does not disappear."""
+    before = {"a": Known("x", "disappeared", row("a")), "b": Known("x", "pruned")}
+    assert [] == compare(before, snapshot([]))
+    assert [] == compare({"b": Known(digest(row("b")), "pruned")}, snapshot([row("b")]))
+
+
+def test_the_last_row_of_what_disappeared() -> None:
+    """It is told to the handler; where it is not there, the id is."""
+    (gone,) = compare(known(snapshot([row("a", x=1)])), snapshot([]))
+    assert row("a", x=1) == gone.wire
+    (gone,) = compare({"a": Known("x", "booked")}, snapshot([]))
+    assert row("a") == gone.wire
+
+
+def test_another_canonical_form_is_no_change() -> None:
+    """A digest of an older version alone announces nothing."""
+    before = {"a": Known("of another time", "booked", row("a", x=1))}
+    assert [] == compare(before, snapshot([row("a", x=1)]))
+
+
+@pytest.mark.parametrize("bad", [None, 1, "a", [], {}, row(""), {"_id": None}, {"_id": 5}, row("a\0")])
+def test_a_row_without_an_id(bad: Any) -> None:
+    """It is reported, and while there is one, nothing is taken for disappeared: it may be that one."""
+    now = snapshot([row("b", x=1), bad])
+    assert ([1], [bad], False) == (
+        [b.index for b in now.bad_rows],
+        [b.row for b in now.bad_rows],
+        now.complete,
+    )
+    found = compare(known(snapshot([row("b"), row("c")])), now)
+    assert [("b", "changed")] == [(difference.meeting_id, difference.kind) for difference in found]
+
+
+def test_an_id_that_comes_twice() -> None:
+    """The first row counts; another one with other data is reported."""
+    now = snapshot([row("a", x=1), row("a", x=1), row("a", x=2)])
+    assert ["row 0 has the same _id and other data"] == [bad.reason for bad in now.bad_rows]
+    assert row("a", x=1) == now.rows["a"].wire
+    assert now.complete
+
+
+def test_a_row_that_is_nested_too_deeply() -> None:
+    """It cannot be compared, and is there all the same."""
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    now = snapshot([row("a", x=deep)])
+    assert (["it is nested too deeply"], True, {}) == ([b.reason for b in now.bad_rows], "a" in now, now.rows)
+    assert [] == compare({"a": Known("x", "booked")}, now)
+    while deep:  # or its deallocation would recurse as deeply
+        deep = deep[0]
+
+
+ids = st.sampled_from("abcdef")
+scalars = st.none() | st.booleans() | st.integers(0, 3) | st.sampled_from(["x", "é", "\ud800", "\0"])
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("kl"), inner),
+    max_leaves=5,
+)
+bodies = st.dictionaries(st.sampled_from(["start", "canceledAt", "attendees", "unknown"]), values)
+lists = st.dictionaries(ids, bodies).map(lambda rows: [row(key, **body) for key, body in rows.items()])
+
+
+@given(lists, lists)
+def test_a_difference_is_told_once(before: list[Any], after: list[Any]) -> None:
+    """Every meeting has at most one difference; and after the list is taken over there is none left."""
+    first, second = snapshot(before), snapshot(after)
+    found = {difference.meeting_id: difference for difference in compare(known(first), second)}
+    gone = {difference.meeting_id for difference in found.values() if difference.kind == "disappeared"}
+    created = {difference.meeting_id for difference in found.values() if difference.kind == "created"}
+    assert first.rows.keys() - second.rows.keys() == gone
+    assert second.rows.keys() - first.rows.keys() == created
+    for meeting_id in first.rows.keys() & second.rows.keys():
+        old, new = first.rows[meeting_id], second.rows[meeting_id]
+        assert (old.digest == new.digest) is (meeting_id not in found)
+        assert bool(changed_fields(old.wire, new.wire)) is (meeting_id in found)
+    assert [] == compare(known(second), second)
+
+
+@given(lists, lists)
+def test_the_old_rows_that_are_needed_suffice(before: list[Any], after: list[Any]) -> None:
+    """A store may leave out all others."""
+    now, all_known = snapshot(after), known(snapshot(before))
+    needed = needed_rows(all_known, now)
+    sparse = {
+        key: known if key in needed else attrs.evolve(known, wire=None) for key, known in all_known.items()
+    }
+    assert compare(all_known, now) == compare(sparse, now)
+
+
+@given(bodies, st.randoms())
+def test_the_digest_knows_no_order(body: dict[str, Any], rng: Any) -> None:
+    """Not of keys, not of attendees, and not of a trip through JSON."""
+    shuffled = json.loads(json.dumps(body))
+    if isinstance(shuffled.get("attendees"), list):
+        rng.shuffle(shuffled["attendees"])
+    keys = list(shuffled)
+    rng.shuffle(keys)
+    assert digest(body) == digest({key: shuffled[key] for key in keys})

@@ -1,0 +1,78 @@
+"""The examples of the synchronisation run, and show what they promise."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import lemcal_async
+from lemcal_async.cli import main
+from lemcal_async.sandbox import Sandbox
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+DOCS = Path(__file__).parents[2] / "docs" / "sync.md"
+
+
+def output(name: str) -> list[str]:
+    """Run an example as a program, and return the lines it prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / name)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (0, "") == (done.returncode, done.stderr)
+    return done.stdout.splitlines()
+
+
+def test_the_program_of_the_documentation(
+    lemcal_sandbox: Sandbox,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It runs as it stands, with the sandbox for the service."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lemcal_async, "AsyncLemcal", lemcal_sandbox.client)
+    block = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[
+        0
+    ]
+    names: dict[str, Any] = {}
+    exec(compile(block, str(DOCS), "exec"), names)  # the documentation's own code
+    anyio.run(names["run"], {lemcal_sandbox.user_id: lemcal_sandbox.api_key, "usr_unknown": "x"})
+    *changes, numbers, failure = capsys.readouterr().out.splitlines()
+    assert (12, "12 0 0 0 0") == (len(changes), numbers)
+    assert failure.startswith("usr_unknown fetch GET /meetings: 401")
+
+
+def test_sync_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What ``nox -s demo`` shows: a first run, things that happen, and the difference."""
+    monkeypatch.setenv("LEMCAL_DB", f"sqlite:///{tmp_path}/demo.db")
+    assert 0 == main(["sync", "--sandbox"])
+    assert "12" == capsys.readouterr().out.splitlines()[1].split()[2]
+    _, _, numbers, *changes = output("sync_again.py")
+    assert ["1", "0", "2", "1", "1", "1", "0", "9"] == numbers.split()[:-1]
+    assert ["canceled", "changed", "created", "created", "disappeared"] == sorted(
+        change.split()[0] for change in changes
+    )
+
+
+def test_sync_crm() -> None:
+    """The invented CRM has everything in the end, though it failed in between."""
+    *runs, contacts = output("sync_crm.py")
+    assert any("the CRM does not answer" in line for line in runs)
+    assert 36 == sum(int(line.split()[0]) for line in runs if "changes were taken" in line)
+    assert "30 booked, 6 lost" in contacts
+
+
+def test_sync_watch() -> None:
+    """The webhook of the booking brings the cancellation to light as well."""
+    kinds = [line.split()[0] for line in output("sync_watch.py")]
+    assert (["created"] * 3, ["canceled", "created"]) == (kinds[:3], sorted(kinds[3:]))

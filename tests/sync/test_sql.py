@@ -1,0 +1,459 @@
+"""The database: what an analyst finds in it, and what happens when it cannot be used."""
+
+import importlib
+import pickle
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+
+from lemcal_async.errors import ConfigurationError
+from lemcal_async.sync import SQLStore, StoreError, sql
+from lemcal_async.sync.schema import metadata
+from lemcal_async.sync.sql import _set_up_sqlite
+
+from .conftest import Database, kinds, outbox
+from .test_store import rows, take
+
+USER = "usr_1"
+PUBLIC = {
+    "_id": "mee_1",
+    "meetingTypeId": "met_1",
+    "meetingTypeName": "Discovery",
+    "start": "2026-01-05T09:00:00.000+01:00",
+    "end": "2026-01-05T08:30:00.000Z",
+    "createdAt": "2026-01-01T08:30:00.000Z",
+    "attendees": [
+        {"email": "host@example.com", "name": "Host", "owner": True},
+        {"email": "guest@example.com", "name": "A Guest", "primary": True},
+    ],
+}
+CAMPAIGN = {
+    "_id": "mee_2",
+    "canceledAt": "2026-01-02T00:00:00.000Z",
+    "lead": {"email": "lead@example.com", "firstName": "Lea", "lastName": "D"},
+}
+COLUMNS = (
+    "meeting_id, meeting_type_id, meeting_type_name, guest_email, guest_name, host_email, status, problem"
+)
+
+
+@pytest.mark.anyio
+async def test_what_an_analyst_finds(database: Database, sql_store: SQLStore) -> None:
+    """Guest, host, type and status in columns, the wire row whole; a row that cannot be read as well."""
+    odd = {"_id": "mee_3", "start": "never"}
+    await take(sql_store, [PUBLIC, CAMPAIGN, odd])
+    public, campaign, unreadable = database.query(f"SELECT {COLUMNS} FROM meetings ORDER BY meeting_id")
+    assert (
+        "mee_1", "met_1", "Discovery", "guest@example.com", "A Guest", "host@example.com", "booked", None,
+    ) == public  # fmt: skip
+    assert ("mee_2", None, None, "lead@example.com", "Lea D", None, "canceled", None) == campaign
+    assert ("mee_3", None, None, None, None, None, "booked") == unreadable[:-1]
+    assert "start" in unreadable[-1]
+    assert [PUBLIC, CAMPAIGN, odd] == [change.wire for change in await outbox(sql_store)]
+
+
+@pytest.mark.anyio
+async def test_times_are_in_utc(database: Database, sql_store: SQLStore) -> None:
+    """Whatever zone they came in."""
+    await take(sql_store, [PUBLIC])
+    ((start,),) = database.query("SELECT start_at FROM meetings")
+    if isinstance(start, str):  # SQLite
+        assert "2026-01-05 08:00:00.000000" == start
+    else:
+        assert datetime(2026, 1, 5, 8, tzinfo=UTC) == start
+
+
+@pytest.mark.anyio
+async def test_first_and_last_seen(database: Database, sql_store: SQLStore) -> None:
+    """While it is listed, last seen is when the account was last in step; then it is kept."""
+    query = "SELECT first_seen_at, last_seen_at FROM meetings WHERE meeting_id = 'mee_2'"
+    synced = "SELECT synced_at FROM accounts"
+    await take(sql_store, rows(3))
+    ((first, last),) = database.query(query)
+    assert last is None
+    await take(sql_store, rows(3))
+    ((last_in_step,),) = database.query(synced)
+    assert first < last_in_step
+    await take(sql_store, rows(2))
+    await take(sql_store, rows(2))
+    assert [(first, last_in_step)] == database.query(query)
+    await take(sql_store, rows(3))
+    assert [(first, None)] == database.query(query)
+
+
+@pytest.mark.anyio
+async def test_a_run_without_changes_writes_no_meeting(database: Database, sql_store: SQLStore) -> None:
+    """Only the account's own row: a database of old bookings does not grow by being looked after."""
+    await take(sql_store, rows(3))
+    before = database.query("SELECT * FROM meetings ORDER BY meeting_id")
+    await take(sql_store, rows(3))
+    assert before == database.query("SELECT * FROM meetings ORDER BY meeting_id")
+
+
+@pytest.mark.anyio
+async def test_text_that_databases_refuse(sql_store: SQLStore) -> None:
+    """Guests choose their names: neither NUL nor half a surrogate pair stops an account."""
+    odd = [
+        {
+            "_id": "mee_1",
+            "meetingTypeName": "\ud800",
+            "a\0": "\0",
+            "attendees": [{"email": "a\0b", "name": "\udfff\n"}],
+        }
+    ]
+    await take(sql_store, odd)
+    await take(sql_store, odd)
+    await sql_store.record_failure(USER, "\0\ud800")
+    assert [odd[0]] == [change.wire for change in await outbox(sql_store)]
+
+
+@pytest.mark.anyio
+async def test_webhook_deliveries(sql_store: SQLStore) -> None:
+    """One owner at a time, by lease; done is done; released or expired, the next one may try."""
+    key = (USER, "mee_1")
+    assert ["new", "busy"] == [await sql_store.claim(*key, 60), await sql_store.claim(*key, 60)]
+    assert "new" == await sql_store.claim(USER, "mee_2", 60)
+    await sql_store.release(*key)
+    assert "new" == await sql_store.claim(*key, -1)
+    assert "new" == await sql_store.claim(*key, 60)
+    await sql_store.done(*key)
+    await sql_store.release(*key)
+    assert "done" == await sql_store.claim(*key, 60)
+    await sql_store.forget(USER)
+    assert "new" == await sql_store.claim(*key, 60)
+    await sql_store.done(*key)
+    await sql_store.prune(before=datetime(2999, 1, 1, tzinfo=UTC))
+    assert "new" == await sql_store.claim(*key, 60)
+    await sql_store.forget(USER)
+    await sql_store.done(*key)
+    assert "done" == await sql_store.claim(*key, 60)
+
+
+@pytest.mark.anyio
+async def test_a_delivery_that_many_claim_at_once(database: Database) -> None:
+    """One of them gets it."""
+    answers: list[str] = []
+
+    async def claim(store: SQLStore) -> None:
+        answers.append(await store.claim(USER, "mee_1", 60))
+
+    async with (
+        SQLStore(database.url) as first,
+        SQLStore(database.url) as second,
+        anyio.create_task_group() as tasks,
+    ):
+        for number in range(20):
+            tasks.start_soon(claim, (first, second)[number % 2])
+    assert (["busy"] * 19, 1) == (sorted(answers)[:19], answers.count("new"))
+
+
+@pytest.mark.anyio
+async def test_what_is_forgotten_is_in_no_file(sqlite_database: Database, tmp_path: Path) -> None:
+    """SQLite overwrites it, and empties its log."""
+    async with SQLStore(sqlite_database.url) as store:
+        await take(store, [PUBLIC])
+        assert holds(tmp_path, b"guest@example.com")
+        await store.forget(USER)
+        assert not holds(tmp_path, b"guest@example.com")
+
+
+def holds(folder: Path, text: bytes) -> bool:
+    """Return whether any file in a folder holds the text."""
+    return any(text in file.read_bytes() for file in folder.iterdir())
+
+
+@pytest.mark.anyio
+async def test_one_thread_per_write(sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite has one writer, and so is there one thread; the event loop's own thread does nothing."""
+    seen: set[int] = set()
+    at_once = 0
+    original = SQLStore._transaction
+
+    def spy(*args: Any, **options: Any) -> Any:
+        nonlocal at_once
+        at_once += 1
+        assert 1 == at_once
+        seen.add(threading.get_ident())
+        try:
+            return original(*args, **options)
+        finally:
+            at_once -= 1
+
+    monkeypatch.setattr(SQLStore, "_transaction", spy)
+    async with SQLStore(sqlite_database.url) as store, anyio.create_task_group() as tasks:
+        for number in range(10):
+            tasks.start_soon(store.record_failure, f"usr_{number}", "no")
+    assert threading.get_ident() not in seen
+
+
+def test_one_store_in_several_loops(sqlite_database: Database) -> None:
+    """One after the other, and of another kind: it belongs to none; closed, it opens again."""
+    store = SQLStore(sqlite_database.url)
+
+    async def use() -> int:
+        await take(store, rows(1))
+        await store.aclose()
+        await store.aclose()
+        return await store.revision(USER)
+
+    assert [1, 2] == [anyio.run(use, backend=backend) for backend in ("asyncio", "trio")]
+    anyio.run(store.aclose)
+
+
+@pytest.mark.anyio
+async def test_native_cancellation(sqlite_database: Database, anyio_backend: str) -> None:
+    """A task that is cancelled by asyncio itself leaves a whole transaction, and nothing open."""
+    if anyio_backend != "asyncio":
+        pytest.skip("trio has no other cancellation")
+    import asyncio
+
+    async with SQLStore(sqlite_database.url) as store:
+        for number in range(20):
+            task = asyncio.create_task(take(store, rows(300), user_id=f"usr_{number}"))
+            await asyncio.sleep(0.001 * number)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    counts = sqlite_database.query("SELECT count(*) FROM meetings GROUP BY user_id")
+    assert {(300,)} >= set(counts)
+    assert counts == sqlite_database.query("SELECT count(*) FROM changes GROUP BY user_id")
+
+
+# What cannot be used.
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("", "the database URL cannot be read"),
+        ("lemcal.db", "the database URL cannot be read"),
+        (None, "the database URL cannot be read"),
+        ("postgresql://h:port/x", "the database URL cannot be read"),
+        ("mysql://user:hush@h/x", "the database URL is of an unknown kind"),
+        ("postgresql+asyncpg://user:hush@h/x", "the database URL is of an unknown kind"),
+        ("sqlite+aiosqlite:///hush", "the database URL is of an unknown kind"),
+        ("sqlite://", r"a SQLite database in memory is lost at once: use MemoryStore\(\)"),
+        ("sqlite:///:memory:", r"a SQLite database in memory is lost at once: use MemoryStore\(\)"),
+    ],
+)
+def test_urls_that_are_none(url: Any, problem: str) -> None:
+    """The message shows what they are like, and nothing of this one: it may hold a password."""
+    with pytest.raises(ConfigurationError, match=problem) as caught:
+        SQLStore(url)
+    shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    assert "hush" not in shown.replace(repr(url), "")  # this test's own variable
+
+
+def test_a_password_is_not_shown() -> None:
+    """In no repr."""
+    store = SQLStore("postgresql://user:hush-hush@h.example/lemcal?sslpassword=hush")
+    assert "<SQLStore postgresql://user@h.example/lemcal>" == repr(store)
+    assert "hush" not in repr(vars(store))
+    with pytest.raises(TypeError):
+        pickle.dumps(store)
+
+
+@pytest.mark.anyio
+async def test_a_server_that_is_not_there() -> None:
+    """One line with the reason, without the password."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    store = SQLStore(f"postgresql://user:hush-hush@127.0.0.1:{port}/lemcal")
+    with pytest.raises(
+        StoreError, match=rf"postgresql://user@127.0.0.1:{port}/lemcal: .*[Cc]onnection"
+    ) as caught:
+        await store.open()
+    assert_plain(caught.value)
+
+
+@pytest.mark.anyio
+async def test_a_database_that_is_unknown(postgres: str) -> None:
+    """As the server says it."""
+    store = SQLStore(postgres.replace("/postgres?", "/nothere?"))
+    with pytest.raises(StoreError, match='database "nothere" does not exist') as caught:
+        await store.open()
+    assert_plain(caught.value)
+
+
+def assert_plain(error: BaseException) -> None:
+    """Check that an error is one line, and drags nothing along."""
+    assert str(error) == " ".join(str(error).split())
+    assert "hush" not in str(error)
+    assert (None, None) == (error.__cause__, error.__context__)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(error), str(error)) == (type(copy), str(copy))
+
+
+@pytest.mark.anyio
+async def test_tables_of_a_newer_version(database: Database) -> None:
+    """They are left alone, and it is said what to do."""
+    async with SQLStore(database.url) as store:
+        await take(store, rows(1))
+    database.query("UPDATE lemcal_schema SET version = 99")
+    with pytest.raises(ConfigurationError, match="its tables are of version 99, and this lemcal-async knows"):
+        await take(SQLStore(database.url), rows(2))
+    assert [(1,)] == database.query("SELECT count(*) FROM meetings")
+
+
+@pytest.mark.anyio
+async def test_tables_of_something_else(database: Database) -> None:
+    """They are not written into."""
+    database.query("CREATE TABLE meetings (room TEXT)")
+    with pytest.raises(ConfigurationError, match="it holds a table 'meetings' of something else"):
+        await SQLStore(database.url).open()
+    assert [] == database.query("SELECT * FROM meetings")
+
+
+@pytest.mark.anyio
+async def test_a_database_that_must_be_there(database: Database, tmp_path: Path) -> None:
+    """With ``create=False`` nothing is made: neither tables nor a file."""
+    store = SQLStore(database.url, create=False)
+    with pytest.raises(ConfigurationError, match="nothing was ever synchronised into it"):
+        await store.open()
+    assert not holds(tmp_path, b"")
+    async with SQLStore(database.url) as made:
+        await take(made, rows(1))
+    assert 1 == await store.revision(USER)
+    await store.aclose()
+
+
+@pytest.mark.anyio
+async def test_an_empty_file_is_no_database_of_ours(sqlite_database: Database, tmp_path: Path) -> None:
+    """With ``create=False`` it stays empty; a file of another kind is named."""
+    file = tmp_path / "lemcal.db"
+    file.touch()
+    with pytest.raises(ConfigurationError, match="nothing was ever synchronised into it"):
+        await SQLStore(sqlite_database.url, create=False).open()
+    file.write_text("no database, but a text that is long enough to be read as its header" * 10)
+    with pytest.raises(StoreError, match="file is not a database"):
+        await SQLStore(sqlite_database.url).open()
+
+
+@pytest.mark.anyio
+async def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    """The file cannot be made there."""
+    with pytest.raises(StoreError, match="unable to open database file; check the folder") as caught:
+        await SQLStore(f"sqlite:///{tmp_path}/no/such/folder.db").open()
+    assert_plain(caught.value)
+
+
+@pytest.mark.anyio
+async def test_a_locked_file(sqlite_database: Database) -> None:
+    """It is said who is at fault; when the other is done, all goes on."""
+    async with SQLStore(f"{sqlite_database.url}?timeout=0.05") as store:
+        await take(store, rows(1))
+        path = sqlite_database.url.removeprefix("sqlite:///")
+        other = sqlite3.connect(path)
+        try:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreError, match="database is locked; another program holds it") as caught:
+                await take(store, rows(2))
+            assert_plain(caught.value)
+            assert ["created"] == await kinds(store)  # reading goes on
+        finally:
+            other.close()
+        await take(store, rows(2))
+        assert ["created"] * 2 == await kinds(store)
+
+
+@pytest.mark.anyio
+async def test_a_locked_row(postgresql_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL is not waited for without end either."""
+    monkeypatch.setattr(sql, "_BUSY_SECONDS", 0.05)
+    async with SQLStore(postgresql_database.url) as store:
+        await take(store, rows(1))
+        with psycopg.connect(postgresql_database.url) as other:
+            other.execute("SELECT * FROM accounts FOR UPDATE")
+            with pytest.raises(StoreError, match="due to lock timeout; another program holds it") as caught:
+                await take(store, rows(2))
+            assert_plain(caught.value)
+        await take(store, rows(2))
+        assert ["created"] * 2 == await kinds(store)
+
+
+@pytest.mark.anyio
+async def test_a_full_disk(sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit is not there in part; with room again, all goes on."""
+
+    def small(connection: sqlite3.Connection, record: object) -> None:
+        _set_up_sqlite(connection, record)
+        connection.execute("PRAGMA max_page_count = 40").close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sql, "_set_up_sqlite", small)
+        async with SQLStore(sqlite_database.url) as store:
+            await take(store, rows(3))
+            with pytest.raises(StoreError, match="database or disk is full; make room") as caught:
+                await take(store, rows(3000))
+            assert_plain(caught.value)
+    assert [(3, 3)] == sqlite_database.query(
+        "SELECT (SELECT count(*) FROM meetings), (SELECT count(*) FROM changes)"
+    )
+    assert [("ok",)] == sqlite_database.query("PRAGMA integrity_check")
+    async with SQLStore(sqlite_database.url) as store:
+        await take(store, rows(3000))
+
+
+@pytest.mark.anyio
+async def test_postgresql_that_was_restarted(postgresql_database: Database) -> None:
+    """Connections that have died meanwhile are replaced."""
+    async with SQLStore(postgresql_database.url) as store:
+        await take(store, rows(1))
+        postgresql_database.query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+        )
+        await take(store, rows(2))
+        assert 2 == await store.revision(USER)
+
+
+@pytest.mark.anyio
+async def test_a_bug_is_not_hidden(sql_store: SQLStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no error of the database passes through, and the transaction is undone."""
+    await take(sql_store, rows(1))
+    monkeypatch.setattr("lemcal_async.sync.statements.counted", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        await take(sql_store, rows(2))
+    assert (1, ["created"]) == (await sql_store.revision(USER), await kinds(sql_store))
+
+
+@pytest.mark.anyio
+async def test_psycopg_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named, where it is needed."""
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigurationError, match="psycopg is missing: pip install 'lemcal-async") as caught:
+        await SQLStore("postgresql://h.example/x").open()
+    assert_plain(caught.value)
+
+
+def test_names_of_tables() -> None:
+    """They are what the documentation says."""
+    assert {"accounts", "meetings", "changes", "deliveries", "lemcal_schema"} == set(metadata.tables)
+
+
+def test_the_extra_is_missing() -> None:
+    """One line names what to install; nothing else needs it."""
+    code = "import sys; sys.modules['sqlalchemy'] = None; import lemcal_async.sync as s; s.SQLStore"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    expected = "ImportError: SQLStore needs its extra: pip install 'lemcal-async[sql]'"
+    assert (1, expected) == (done.returncode, done.stderr.splitlines()[-1])
+
+
+def test_another_missing_module_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An import that fails for another reason is not taken for a missing extra."""
+    monkeypatch.delitem(sys.modules, "lemcal_async.sync.sql")
+    monkeypatch.setitem(sys.modules, "sqlalchemy.exc", None)
+    monkeypatch.setattr("lemcal_async.sync.sql", sql, raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r"sqlalchemy\.exc"):
+        importlib.import_module("lemcal_async.sync.sql")

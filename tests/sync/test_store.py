@@ -1,0 +1,211 @@
+"""What holds for a store of any kind."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from lemcal_async import Meeting
+from lemcal_async.errors import ConfigurationError, ResponseDecodeError
+from lemcal_async.sync import Counts, EmptyListError, Store
+from lemcal_async.sync.store import Applied, Forgotten
+
+from .conftest import kinds, outbox
+
+pytestmark = pytest.mark.anyio
+
+USER = "usr_1"
+END = "2026-01-05T08:30:00.000Z"
+LATER = datetime(2026, 1, 6, tzinfo=UTC)
+
+
+def rows(count: int, **fields: Any) -> list[dict[str, Any]]:
+    """Return so many wire rows."""
+    return [{"_id": f"mee_{number}", "end": END, **fields} for number in range(count)]
+
+
+async def take(
+    store: Store, rows: list[Any], *, user_id: str = USER, baseline: bool = False, believe: int = 2
+) -> Applied | None:
+    """Take a list over."""
+    revision = await store.revision(user_id)
+    return await store.apply(user_id, revision, rows, baseline=baseline, believe_empty_after=believe)
+
+
+async def test_a_list_again(store: Store) -> None:
+    """The first time all is new; the second time nothing is."""
+    assert 0 == await store.revision(USER)
+    assert Applied(Counts(created=5)) == await take(store, rows(5))
+    assert Applied(Counts(unchanged=5)) == await take(store, rows(5))
+    assert 2 == await store.revision(USER)
+    assert ["created"] * 5 == await kinds(store)
+
+
+async def test_every_kind(store: Store) -> None:
+    """Each change stands in the outbox, with the row as it is or last was."""
+    await take(store, rows(4))
+    changed = [
+        {**rows(1)[0], "start": END},
+        {**rows(2)[1], "canceledAt": END},
+        rows(3)[2],
+        {"_id": "mee_new"},
+    ]
+    applied = await take(store, changed)
+    assert Applied(Counts(created=1, changed=1, canceled=1, disappeared=1, unchanged=1)) == applied
+    found = [
+        (change.kind, change.meeting_id, change.fields, change.wire) for change in (await outbox(store))[4:]
+    ]
+    assert [
+        ("changed", "mee_0", ("start",), changed[0]),
+        ("canceled", "mee_1", ("canceledAt",), changed[1]),
+        ("created", "mee_new", (), changed[3]),
+        ("disappeared", "mee_3", (), rows(4)[3]),
+    ] == found
+    assert Applied(Counts(restored=1, unchanged=4)) == await take(store, [*changed, *rows(4)[3:]])
+    assert "restored" == (await kinds(store))[-1]
+    assert Applied(Counts(unchanged=5)) == await take(store, [*changed, *rows(4)[3:]])
+
+
+async def test_a_change_as_a_model(store: Store) -> None:
+    """It is there to be used; a row that cannot be read says so."""
+    await take(store, [*rows(1), {"_id": "mee_odd", "start": "never"}])
+    good, odd = await outbox(store)
+    assert isinstance(good.meeting, Meeting)
+    assert "mee_0" == good.meeting.id
+    with pytest.raises(ResponseDecodeError):
+        _ = odd.meeting
+
+
+async def test_baseline(store: Store) -> None:
+    """What an account has in its first run is no change, and later on all is as ever."""
+    assert Applied(Counts(created=2)) == await take(store, rows(2), baseline=True)
+    assert [] == await kinds(store)
+    await take(store, rows(3), baseline=True)
+    assert ["created"] == await kinds(store)
+
+
+async def test_a_failure_is_no_first_run(store: Store) -> None:
+    """An account that has only failed yet has its first run still before it."""
+    await store.record_failure(USER, "no answer")
+    assert 0 == await store.revision(USER)
+    await take(store, rows(2), baseline=True)
+    assert [] == await kinds(store)
+
+
+async def test_somebody_was_faster(store: Store) -> None:
+    """A list that was fetched before another one was taken over changes nothing."""
+    revision = await store.revision(USER)
+    await take(store, rows(3))
+    assert await store.apply(USER, revision, [], baseline=False, believe_empty_after=1) is None
+    await take(store, rows(3))
+    assert await store.apply(USER, 1, rows(2), baseline=False, believe_empty_after=1) is None
+    assert ["created"] * 3 == await kinds(store)
+
+
+async def test_a_list_that_is_suddenly_empty(store: Store) -> None:
+    """The first one is an error, the second is believed; one in between starts the count again."""
+    await take(store, rows(4))
+    with pytest.raises(
+        EmptyListError, match="an empty list, while 4 meetings are stored; nothing was changed"
+    ):
+        await take(store, [])
+    assert Applied(Counts(unchanged=4)) == await take(store, rows(4))
+    with pytest.raises(EmptyListError):
+        await take(store, [])
+    assert Applied(Counts(disappeared=4)) == await take(store, [])
+    assert Applied(Counts()) == await take(store, [])
+
+
+async def test_how_many_empty_lists_are_believed(store: Store) -> None:
+    """It is configurable, and a few meetings may vanish at once."""
+    await take(store, rows(4))
+    assert Applied(Counts(disappeared=4)) == await take(store, [], believe=1)
+    await take(store, rows(3))
+    assert Applied(Counts(disappeared=3)) == await take(store, [], believe=5)
+    await take(store, rows(4))
+    for _ in range(2):
+        with pytest.raises(EmptyListError):
+            await take(store, [], believe=3)
+    assert Applied(Counts(disappeared=4)) == await take(store, [], believe=3)
+
+
+async def test_rows_that_cannot_be_read(store: Store) -> None:
+    """With an id they are kept and compared, without one nothing disappears; all are reported, each time."""
+    await take(store, rows(2))
+    odd = [{"_id": "mee_0", "start": "never"}, {"no": "id"}]
+    applied = await take(store, odd)
+    assert applied is not None
+    assert Counts(changed=1) == applied.counts
+    assert [1, 0] == [bad.index for bad in applied.bad_rows]
+    again = await take(store, odd)
+    assert again is not None
+    assert (Counts(unchanged=1), [1, 0]) == (again.counts, [bad.index for bad in again.bad_rows])
+    assert Applied(Counts(changed=1, unchanged=1)) == await take(store, rows(2))
+
+
+async def test_delivery_by_hand(store: Store) -> None:
+    """Changes stay pending, in order per account, until they are marked; each can be marked once."""
+    await take(store, rows(3))
+    await take(store, rows(1), user_id="usr_2")
+    first, second = await store.pending(USER, 2)
+    assert ("mee_0", "mee_1") == (first.meeting_id, second.meeting_id)
+    assert await store.mark_delivered(first)
+    assert not await store.mark_delivered(first)
+    assert ["mee_1", "mee_2"] == [change.meeting_id for change in await store.pending(USER, 10)]
+    assert ["mee_1", "mee_2", "mee_0"] == [change.meeting_id for change in await outbox(store, pending=True)]
+    delivered = [change.delivered_at is not None for change in await outbox(store)]
+    assert [True, False, False, False] == delivered
+
+
+async def test_a_long_outbox(store: Store) -> None:
+    """It is read page by page, and whole."""
+    await take(store, rows(1100))
+    found = await outbox(store)
+    assert [f"mee_{number}" for number in range(1100)] == [change.meeting_id for change in found]
+    assert sorted({change.seq for change in found}) == [change.seq for change in found]
+    assert Applied(Counts(disappeared=1099, unchanged=1)) == await take(store, rows(1))
+
+
+async def test_forget(store: Store) -> None:
+    """All of an account is erased, and nothing of another; synchronised again, it is new."""
+    await take(store, rows(3))
+    await take(store, rows(2), user_id="usr_2")
+    assert Forgotten(meetings=3, changes=3) == await store.forget(USER)
+    assert Forgotten(meetings=0, changes=0) == await store.forget(USER)
+    assert (0, 1) == (await store.revision(USER), await store.revision("usr_2"))
+    assert ["usr_2"] * 2 == [change.user_id for change in await outbox(store)]
+    assert Applied(Counts(created=3)) == await take(store, rows(3))
+
+
+async def test_prune(store: Store) -> None:
+    """What is old is erased once delivered; what is listed still is not taken for new afterwards."""
+    old, new = rows(3), [{"_id": "mee_new", "end": "2026-02-05T08:30:00.000Z"}]
+    await take(store, [*old, *new])
+    await take(store, [*old[:2], *new])
+    assert Forgotten(meetings=3, changes=0) == await store.prune(before=LATER)
+    assert Forgotten(meetings=0, changes=0) == await store.prune(before=LATER)
+    assert Applied(Counts(unchanged=3)) == await take(store, [*old[:2], *new])
+    before = len(await outbox(store))
+
+    applied = await take(store, [{**old[0], "start": END}, *new])
+    assert Applied(Counts(changed=1, unchanged=1)) == applied
+    (change,) = (await outbox(store))[before:]
+    assert ("mee_0", "changed", ()) == (change.meeting_id, change.kind, change.fields)
+    assert Applied(Counts(created=1, unchanged=2)) == await take(
+        store, [{**old[0], "start": END}, old[1], *new]
+    )
+
+
+async def test_prune_takes_what_was_delivered(store: Store) -> None:
+    """Changes that nobody has taken stay."""
+    await take(store, rows(2))
+    await store.mark_delivered((await outbox(store))[0])
+    in_an_hour = datetime.now(UTC) + timedelta(hours=1)
+    assert 1 == (await store.prune(before=in_an_hour)).changes
+    assert ["mee_1"] == [change.meeting_id for change in await outbox(store)]
+
+
+async def test_prune_wants_an_aware_time(store: Store) -> None:
+    """Midnight is another moment in each place."""
+    with pytest.raises(ConfigurationError, match="aware"):
+        await store.prune(before=datetime(2026, 1, 6))  # noqa: DTZ001

@@ -1,0 +1,219 @@
+"""Again and again, at once when woken, and with patience."""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from lemcal_async import AsyncLemcal
+from lemcal_async.errors import ConfigurationError
+from lemcal_async.sandbox import faults
+from lemcal_async.sync import MemoryStore, SyncReport, Wake, watch
+from lemcal_async.sync.watch import LONGEST_BACKOFF, backoff
+
+pytestmark = pytest.mark.anyio
+
+LONG = 3600.0
+PATIENCE = 20.0
+
+
+class Reports:
+    """The reports of a watch, and a way to wait for them."""
+
+    def __init__(self) -> None:
+        self.all: list[SyncReport] = []
+
+    async def add(self, report: SyncReport) -> None:
+        """Take a report, as an async handler."""
+        await anyio.lowlevel.checkpoint()
+        self.all.append(report)
+
+    async def wait(self, count: int) -> None:
+        """Wait until there are so many."""
+        await until(lambda: len(self.all) >= count)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    with anyio.fail_after(PATIENCE):
+        while not condition():  # noqa: ASYNC110  # nothing tells
+            await anyio.sleep(0.005)
+
+
+async def test_again_and_again(worlds: Any) -> None:
+    """Each run finds what has happened since the last, until it is cancelled."""
+    world, reports = worlds(2, 3), Reports()
+
+    def on_report(report: SyncReport) -> None:
+        reports.all.append(report)
+        world.sandbox.book()
+
+    async with anyio.create_task_group() as tasks:
+        accounts = world.clients()
+        tasks.start_soon(lambda: watch(accounts, MemoryStore(), interval=0.01, on_report=on_report))
+        await reports.wait(3)
+        tasks.cancel_scope.cancel()
+    assert [6, 1, 1] == [report.created for report in reports.all[:3]]
+
+
+async def test_the_accounts_of_the_moment(worlds: Any) -> None:
+    """A function is asked in every run."""
+    world, reports = worlds(3, 1), Reports()
+    clients: list[AsyncLemcal] = []
+
+    def accounts() -> Iterator[AsyncLemcal]:
+        clients.append(world.clients()[len(clients)])
+        yield from clients
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: watch(accounts, MemoryStore(), interval=0.01, on_report=reports.add))
+        await reports.wait(2)
+        tasks.cancel_scope.cancel()
+    assert [1, 2] == [report.accounts for report in reports.all[:2]]
+
+
+async def test_woken(worlds: Any) -> None:
+    """The account that is named, all when none is, and none for a name that is unknown; in plain calls."""
+    world, reports, wake = worlds(3, 1), Reports(), Wake()
+    wake.wake()  # nobody listens: no harm
+    async with anyio.create_task_group() as tasks:
+        work: dict[str, Any] = {"interval": LONG, "wake": wake, "on_report": reports.add}
+        tasks.start_soon(lambda: watch(world.clients(), MemoryStore(), **work))
+        await reports.wait(1)
+        world.sandbox.book(1)
+        for number, user_id in enumerate([world.sandbox.accounts[1].user_id, None, "usr_unknown"], 2):
+            wake.wake(user_id)
+            await reports.wait(number)
+        tasks.cancel_scope.cancel()
+    assert [3, 1, 3, 0] == [report.accounts for report in reports.all]
+    assert [3, 1, 0, 0] == [report.created for report in reports.all]
+
+
+async def test_woken_from_threads(worlds: Any) -> None:
+    """Many at once; each is answered, together or one by one."""
+    world, reports, wake = worlds(4, 1), Reports(), Wake()
+    async with anyio.create_task_group() as tasks:
+        work: dict[str, Any] = {"interval": LONG, "wake": wake, "on_report": reports.add}
+        tasks.start_soon(lambda: watch(world.clients(), MemoryStore(), **work))
+        await reports.wait(1)
+        for account in range(4):
+            world.sandbox.book(account)
+        threads = [threading.Thread(target=wake.wake, args=(a.user_id,)) for a in world.sandbox.accounts]
+        for thread in threads:
+            thread.start()
+        await until(lambda: sum(report.created for report in reports.all) == 8)
+        tasks.cancel_scope.cancel()
+    for thread in threads:
+        thread.join()
+
+
+async def test_woken_during_a_run(worlds: Any) -> None:
+    """A booking that the list under way cannot hold any more is found by the next, at once."""
+    world, reports, wake = worlds(1, 1), Reports(), Wake()
+    world.sandbox.inject(faults.slow(0.3))
+    async with anyio.create_task_group() as tasks:
+        work: dict[str, Any] = {"interval": LONG, "wake": wake, "on_report": reports.add}
+        tasks.start_soon(lambda: watch(world.clients(), MemoryStore(), **work))
+        await until(lambda: bool(world.sandbox.requests))
+        world.sandbox.book()
+        wake.wake(world.sandbox.user_id)
+        await reports.wait(2)
+        tasks.cancel_scope.cancel()
+    assert [1, 1] == [report.created for report in reports.all]
+
+
+async def test_woken_beside_a_long_run(worlds: Any) -> None:
+    """One account that hangs does not hold up another that is woken."""
+    world, reports, wake = worlds(2, 1), Reports(), Wake()
+    first, second = world.clients()
+    world.sandbox.inject(faults.slow(30))
+    async with anyio.create_task_group() as tasks:
+        work: dict[str, Any] = {"interval": LONG, "wake": wake, "on_report": reports.add}
+        tasks.start_soon(lambda: watch([first, second], MemoryStore(), max_concurrency=1, **work))
+        await until(lambda: bool(world.sandbox.requests))
+        wake.wake(second.user_id)
+        await reports.wait(1)
+        tasks.cancel_scope.cancel()
+    assert [(1, 1)] == [(report.accounts, report.created) for report in reports.all]
+
+
+async def test_a_failing_account_is_left_alone_for_a_while(worlds: Any) -> None:
+    """Others go on; woken, it is tried at once, and when it succeeds it is as any other."""
+    world, reports, wake = worlds(2, 1), Reports(), Wake()
+    good, other = world.clients()
+    keys = ["wrong"]
+    bad = world.lemcal.for_account(other.user_id, lambda: keys[0])
+    async with anyio.create_task_group() as tasks:
+        work: dict[str, Any] = {"wake": wake, "on_report": reports.add}
+        tasks.start_soon(lambda: watch([good, bad], MemoryStore(), interval=0.2, **work))
+        await reports.wait(3)
+        assert [(2, 1), (1, 0)] == [(report.accounts, report.failed) for report in reports.all[:2]]
+        keys[0] = world.sandbox.accounts[1].api_key
+        wake.wake(other.user_id)
+        await until(lambda: sum(report.created for report in reports.all) == 2)
+        seen = len(reports.all)
+        await until(lambda: any(report.accounts == 2 for report in reports.all[seen:]))
+        tasks.cancel_scope.cancel()
+
+
+async def test_an_account_whose_key_cannot_be_had(worlds: Any) -> None:
+    """It is reported in each run, and nothing ends."""
+    world, reports = worlds(1, 1), Reports()
+
+    def key() -> str:
+        raise LookupError("the vault is closed")
+
+    async with anyio.create_task_group() as tasks:
+        accounts = [world.lemcal.for_account("usr_x", key)]
+        tasks.start_soon(lambda: watch(accounts, MemoryStore(), interval=0.01, on_report=reports.add))
+        await reports.wait(2)
+        tasks.cancel_scope.cancel()
+    assert [1, 1] == [report.failed for report in reports.all[:2]]
+
+
+@pytest.mark.parametrize("woken", [False, True])
+async def test_what_the_caller_raises(worlds: Any, *, woken: bool) -> None:
+    """It comes out as it is, from either side."""
+    world, wake = worlds(1, 1), Wake()
+    count = 0
+
+    def on_report(_: SyncReport) -> None:
+        nonlocal count
+        count += 1
+        if count == 1 + woken:
+            raise ZeroDivisionError
+        wake.wake()
+
+    with pytest.raises(ZeroDivisionError), anyio.fail_after(PATIENCE):
+        await watch(world.clients(), MemoryStore(), interval=LONG, on_report=on_report, wake=wake)
+
+
+@pytest.mark.parametrize("interval", [0, -1, float("nan"), float("inf")])
+async def test_intervals_that_are_none(interval: float) -> None:
+    """Seconds above 0."""
+    with pytest.raises(ConfigurationError, match="interval="):
+        await watch([], MemoryStore(), interval=interval)
+
+
+async def test_accounts_that_can_be_gone_over_once() -> None:
+    """The second run would have none."""
+    with pytest.raises(ConfigurationError, match="can be gone over only once"):
+        await watch(iter([]), MemoryStore(), interval=1)
+
+
+@pytest.mark.parametrize(
+    ("interval", "failures", "asked", "expected"),
+    [
+        (60, 1, 0, 120),
+        (60, 3, 0, 480),
+        (60, 10, 0, LONGEST_BACKOFF),
+        (60, 10**6, 0, LONGEST_BACKOFF),
+        (7200, 1, 0, 7200),
+        (60, 1, 86400, 86400),
+    ],
+)
+def test_backoff(interval: float, failures: int, asked: float, expected: float) -> None:
+    """Twice as long each time, up to an hour, and never less than the service asks for."""
+    assert expected == backoff(interval, failures, asked)

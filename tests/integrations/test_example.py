@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import httpx
@@ -24,10 +25,15 @@ class Example:
     url: str
     bookings: str
 
-    def get(self, path: str, *, until: int) -> list[dict[str, object]]:
+    @property
+    def meetings(self) -> str:
+        """Where meetings of the sandbox are controlled."""
+        return self.bookings.replace("/bookings", "/meetings")
+
+    def get(self, path: str, *, until: int) -> list[dict[str, Any]]:
         """Return a list of the service, once it has so many rows; it is given ten seconds."""
         deadline = time.monotonic() + 10
-        rows: list[dict[str, object]] = []
+        rows: list[dict[str, Any]] = []
         while len(rows) < until and time.monotonic() < deadline:
             try:
                 rows = httpx.get(f"{self.url}{path}").raise_for_status().json()
@@ -62,9 +68,13 @@ def example() -> Iterator[Example]:
 def test_a_booking_arrives(example: Example) -> None:
     """Through a real hook on a real socket; it stops without a word of complaint, and tells no token."""
     before = example.get("/meetings", until=1)
+    gone = httpx.post(f"{example.meetings}/{before[0]['_id']}/cancel").raise_for_status().json()
     booked = httpx.post(example.bookings, json={}).raise_for_status().json()
     assert [booked] == example.get("/bookings", until=1)
-    assert len(before) + 1 == len(example.get("/meetings", until=len(before) + 1))
+    # The delivery woke the synchronisation, which found the cancellation as well: no hook tells of those.
+    changes = {change["kind"]: change["meeting"] for change in example.get("/changes", until=2)}
+    assert {"created": booked, "canceled": gone} == changes
+    assert len(before) == len(example.get("/meetings", until=len(before)))
     status, access, said = example.stop()
     assert (0, []) == (status, [line for line in said.splitlines() if not line.startswith("INFO")])
     assert 'POST /webhooks/lemcal?token=hidden HTTP/1.1" 200' in access

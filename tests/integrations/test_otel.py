@@ -19,6 +19,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from lemcal_async import RetryPolicy, errors, events
 from lemcal_async.otel import instrument
 from lemcal_async.sandbox import Sandbox, faults
+from lemcal_async.sync import MemoryStore, sync_meetings
 from lemcal_async.webhooks import WebhookReceiver
 
 pytestmark = pytest.mark.anyio
@@ -158,6 +159,14 @@ async def test_deliveries(kept: Kept, lemcal_sandbox: Sandbox) -> None:
     points = kept.points("lemcal.webhook.duration")
     found = {(labels["lemcal.outcome"], labels["http.response.status_code"]) for labels, _ in points}
     assert {("handled", 200), ("rejected", 401)} == found
+
+
+async def test_synchronisation(kept: Kept, lemcal_sandbox: Sandbox) -> None:
+    """How long an account took, and what was found."""
+    async with lemcal_sandbox.client() as lemcal:
+        report = await sync_meetings([lemcal], MemoryStore())
+    assert [({"lemcal.failed": False}, 1)] == kept.points("lemcal.sync.duration")
+    assert [({"lemcal.change": "created"}, report.created)] == kept.points("lemcal.sync.changes")
 
 
 def test_events_of_the_other_parts(kept: Kept) -> None:

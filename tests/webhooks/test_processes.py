@@ -1,6 +1,7 @@
 """A service in processes of its own, with the database for its memory: two workers, and a killed one."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -93,9 +94,10 @@ def running(sandbox: Sandbox, folder: Path, *, workers: int = 1) -> Iterator[Ser
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
-    # With several workers uvicorn leaves the listening socket to the garbage collector, which says so.
-    listener = f"laddr=('127.0.0.1', {port})"
-    assert [] == [line for line in said.splitlines() if not line.startswith("INFO") and listener not in line]
+    # With several workers uvicorn leaves the listening socket to the garbage collector, which says so. The
+    # receiver's own log speaks of meetings: on a slow machine some are late.
+    expected = re.compile(rf"INFO|meeting mee_|.*laddr=\('127.0.0.1', {port}\)")
+    assert [] == [line for line in said.splitlines() if not expected.match(line)]
 
 
 def test_two_workers(tmp_path: Path) -> None:

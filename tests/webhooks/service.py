@@ -1,18 +1,22 @@
 """A service as users run one, in processes of its own, for tests that repeat, stop and kill.
 
-Its memory is a database. Each handled meeting is a line in a file; each answer says which process gave it.
+Its memory is a database, its limiter in Redis if there is one. Each handled meeting is a line in a file;
+each answer says which process gave it.
 """
 
 import os
 from collections.abc import AsyncIterator, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import anyio
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from lemcal_async import AsyncLemcal, Meeting
+from lemcal_async.ratelimit import RedisRateLimiter
 from lemcal_async.sync import SQLStore
 from lemcal_async.webhooks import WebhookReceiver, handling, lookup
 
@@ -20,7 +24,8 @@ from lemcal_async.webhooks import WebhookReceiver, handling, lookup
 handling.MEMORY_TIME_LIMIT = 1.0
 vars(lookup)["GAP"] = 0.02  # and many repeats to be verified
 
-lemcal = AsyncLemcal(base_url=os.environ["BASE_URL"])
+limiter = RedisRateLimiter(os.environ["REDIS"]) if "REDIS" in os.environ else None
+lemcal = AsyncLemcal(base_url=os.environ["BASE_URL"], limiter=limiter)
 memory = SQLStore(os.environ["DATABASE"])
 
 
@@ -55,8 +60,14 @@ class Signed:
 @asynccontextmanager
 async def lifespan(_: Starlette) -> AsyncIterator[None]:
     """Close what was opened."""
-    async with lemcal, memory:
+    async with limiter or nullcontext(), lemcal, memory:
         yield
 
 
-app = Starlette(routes=[Route("/hook", Signed())], lifespan=lifespan)
+async def me(_: Request) -> Response:
+    """Make a call, and say which process it was."""
+    await lemcal.me()
+    return Response(headers={"x-process": str(os.getpid())})
+
+
+app = Starlette(routes=[Route("/hook", Signed()), Route("/me", me)], lifespan=lifespan)

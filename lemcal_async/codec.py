@@ -1,22 +1,22 @@
 """The one place that knows the wire format: JSON data to models and back.
 
 One cattrs converter holds a hook for every kind of value; those of the models are built from their
-fields on first use, for the usual shape of a row by ``codegen.py``. Reading is strict, because a value of the wrong type that slips through is
-found much later and far away: nothing is coerced, except a number that came as a string. What a
-bad row means for the list it came in is for the caller to say; HTTP and JSON text are for others.
+fields on first use, and for rows of the usual shape by ``codegen.py``. Reading is strict, because a
+value of the wrong type that slips through is found much later and far away: nothing is coerced,
+except a number that came as a string. What a bad row means for the list it came in is for the caller
+to say; HTTP and JSON text are for others.
 """
 
-import gc
 import math
 import re
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
 from operator import attrgetter
 from typing import Any, TypeGuard, TypeVar, cast, get_args, get_origin, overload
 
 from cattrs import Converter
 
+from lemcal_async import collector
 from lemcal_async.codegen import Reader, fast_reader
 from lemcal_async.errors import BadRow, ResponseDecodeError
 from lemcal_async.models import Model, in_utc
@@ -248,21 +248,6 @@ def _reader(into: Any) -> Reader:
     return _converter.get_structure_hook(into)
 
 
-@contextmanager
-def _collector_paused() -> Generator[None, None, None]:
-    """Keep the garbage collector from walking the growing list again and again: a third of the time.
-
-    Decoding makes no cycles, so there is nothing for it to find.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 @overload
 def to_wire(obj: Model) -> dict[str, Any]: ...
 @overload
@@ -313,25 +298,26 @@ def _list_from_wire(data: Any, into: Any) -> Any:
         raise ResponseDecodeError(str(_MismatchError("a list", data)))
     rows, bad_rows = decode_rows(data, into)
     if bad_rows:
-        first = bad_rows[0]
-        raise ResponseDecodeError(
-            f"{len(bad_rows)} of {len(data)} rows cannot be read; row {first.index}: {first.reason}",
-            rows=rows,
-            bad_rows=bad_rows,
-        )
+        raise ResponseDecodeError(problem_of(rows, bad_rows), rows=rows, bad_rows=bad_rows)
     return rows
 
 
-def decode_rows(rows: list[Any], into: type[M]) -> tuple[list[M], list[BadRow]]:
+def problem_of(good: list[Any], bad: list[BadRow]) -> str:
+    """Say what is wrong with a list of which some rows are bad."""
+    return f"{len(bad)} of {len(good) + len(bad)} rows cannot be read; row {bad[0].index}: {bad[0].reason}"
+
+
+def decode_rows(rows: list[Any], into: type[M], *, first: int = 0) -> tuple[list[M], list[BadRow]]:
     """Read each row of a list as a model; return those that are good, in order, and the bad ones.
 
-    One bad row never costs another. Raises TypeError if ``into`` is no model.
+    One bad row never costs another. ``first`` is the index of the first row, where these are a part
+    of a longer list. Raises TypeError if ``into`` is no model.
     """
     read = _reader(into)
     good: list[M] = []
     bad: list[BadRow] = []
-    with _collector_paused():
-        for index, row in enumerate(rows):
+    with collector.paused():
+        for index, row in enumerate(rows, first):
             try:
                 good.append(read(row, into))
             except _MismatchError as mismatch:

@@ -9,6 +9,7 @@ import pytest
 # it is installed.
 EXTRAS = {
     "fastapi",
+    "httpcore2",
     "httpx2",
     "opentelemetry",
     "orjson",
@@ -84,15 +85,23 @@ def test_a_call() -> None:
     assert {"no_answer", "httpcore"} <= loaded
 
 
-@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
-def test_the_sandbox_names_its_extra(missing: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "missing", "extra"),
+    [
+        ("sandbox", "starlette", "sandbox"),
+        ("sandbox", "uvicorn", "sandbox"),
+        ("transport.httpx2", "httpx2", "httpx2"),
+        ("transport.httpx2", "httpcore2", "httpx2"),
+    ],
+)
+def test_a_module_names_its_extra(module: str, missing: str, extra: str) -> None:
     """Where it is not installed."""
     program = (
         f"import sys; sys.modules[{missing!r}] = None\n"
         "try:\n"
-        "    import lemcal_async.sandbox\n"
+        f"    import lemcal_async.{module}\n"
         "except ImportError as error:\n"
-        "    assert \"pip install 'lemcal-async[sandbox]'\" in str(error), error\n"
+        f"    assert \"pip install 'lemcal-async[{extra}]'\" in str(error), error\n"
         "else:\n"
         "    raise AssertionError\n"
     )

@@ -1,0 +1,142 @@
+"""Many accounts on one transport: what a sibling costs, what it keeps, and how fast they all are."""
+
+import gc
+import time
+import tracemalloc
+from collections.abc import Iterator
+
+import anyio
+import httpx
+from servers import sandbox, sandbox_server
+from table import Measurement, main
+
+from lemcal_async import AsyncLemcal, RetryPolicy
+from lemcal_async.credentials import CredentialSource
+from lemcal_async.errors import RateLimitError
+from lemcal_async.ratelimit import LocalRateLimiter
+from lemcal_async.transport import PooledTransport
+
+ACCOUNTS = 5_000
+EACH = 3
+CONCURRENT = 200
+
+
+def making(count: int) -> float:
+    """Return the seconds to make ``count`` clients for other accounts."""
+    lemcal = AsyncLemcal("usr_x", "secret")
+    before = time.perf_counter()
+    made = [lemcal.for_account(f"usr_{number}", "secret") for number in range(count)]
+    taken = time.perf_counter() - before
+    assert len(made) == count
+    return taken
+
+
+async def memory(count: int) -> float:
+    """Return the bytes that an account keeps after a call, once its budget is whole again."""
+    now = 0.0
+    limiter = LocalRateLimiter(clock=lambda: now)
+    wire = httpx.MockTransport(lambda _: httpx.Response(200, json={"_id": "usr_x"}))
+    lemcal = AsyncLemcal("usr_x", "secret", transport=wire, limiter=limiter)
+    await lemcal.me()  # what is made once
+    gc.collect()
+    tracemalloc.start()
+    made = [
+        lemcal.for_account(f"usr_{number:017}", f"secret {number:025}".replace(" ", "_"))
+        for number in range(count)
+    ]
+    for sibling in made:
+        await sibling.me()
+    for _ in range(20):  # others go on calling, and the limiter forgets those that are idle
+        now += 10
+        await lemcal.me()
+    gc.collect()
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(made) == count
+    return kept / count
+
+
+async def queue(count: int) -> tuple[float, float]:
+    """Queue ``count`` calls on one key; return the CPU seconds to queue them and to cancel them."""
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=[]))
+    async with AsyncLemcal("usr_x", "secret", transport=transport, limiter=LocalRateLimiter()) as lemcal:
+        before = time.process_time()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(count):
+                tasks.start_soon(lemcal.meetings.list)
+            with anyio.fail_after(60):
+                while lemcal.rate_limit.queued < count - 20:  # noqa: ASYNC110 - nothing tells
+                    await anyio.sleep(0.01)
+            queued = time.process_time()
+            tasks.cancel_scope.cancel()
+    return queued - before, time.process_time() - queued
+
+
+async def throughput(base_url: str, *, bare: bool) -> tuple[float, int]:
+    """Return the calls per second over all accounts, and how many were refused by the server."""
+    accounts = sandbox(ACCOUNTS).accounts
+    refused = 0
+    async with (
+        PooledTransport(trust_env=False) as wire,
+        httpx.AsyncClient(transport=wire, timeout=60) as plain,
+    ):
+        lemcal = AsyncLemcal(
+            "usr_x", "secret", base_url=base_url, transport=wire, limiter=LocalRateLimiter(),
+            retry=RetryPolicy(attempts=1), timeout=60,
+        )  # fmt: skip
+
+        async def with_plain(number: int) -> None:
+            nonlocal refused
+            basic = CredentialSource(accounts[number].user_id, accounts[number].api_key, None).current()
+            for _ in range(EACH):
+                answer = await plain.get(f"{base_url}/me", headers={"Authorization": basic.authorization})
+                refused += answer.status_code == 429
+
+        async def with_ours(number: int) -> None:
+            nonlocal refused
+            mine = lemcal.for_account(accounts[number].user_id, accounts[number].api_key)
+            try:
+                for _ in range(EACH):
+                    await mine.me()
+            except RateLimitError:
+                refused += 1
+
+        waiting = iter(range(ACCOUNTS))
+
+        async def worker() -> None:
+            for number in waiting:
+                await (with_plain if bare else with_ours)(number)
+
+        before = time.perf_counter()
+        async with anyio.create_task_group() as workers:
+            for _ in range(CONCURRENT):
+                workers.start_soon(worker)
+        return ACCOUNTS * EACH / (time.perf_counter() - before), refused
+
+
+def measure() -> Iterator[Measurement]:
+    """Yield the figures."""
+    yield Measurement("accounts: 1,000 siblings by for_account()", making(1_000) * 1e3, "ms", 50)
+    yield Measurement("accounts: memory of an idle one", anyio.run(memory, 1_000) / 1024, "KiB", 4)
+    for backend in ("asyncio", "trio"):
+        queued, cancelled = anyio.run(queue, 10_000, backend=backend)
+        yield Measurement(f"accounts, {backend}: CPU to queue 10,000 calls on one key", queued, "s", 1)
+        yield Measurement(f"accounts, {backend}: CPU to cancel them", cancelled, "s")
+    with sandbox_server(ACCOUNTS) as base_url:
+        rates: dict[bool, list[float]] = {True: [], False: []}
+        refused = 0
+        for _ in range(3):
+            for bare in (True, False):
+                rate, refusals = anyio.run(lambda bare=bare: throughput(base_url, bare=bare))  # type: ignore[misc]
+                rates[bare].append(rate)
+                refused += 0 if bare else refusals
+                time.sleep(2.1)  # every account begins with its whole budget
+    what = f"accounts: {ACCOUNTS:,} x {EACH} calls"
+    ours, theirs = sorted(rates[False])[1], sorted(rates[True])[1]
+    yield Measurement(f"{what}: calls per second", ours, "/s")
+    yield Measurement(f"{what}: throughput / bare transport's", ours / theirs, "x", 0.85, at_least=True)
+    yield Measurement(f"{what}: 429s", refused, "", 0)
+
+
+if __name__ == "__main__":
+    main(measure)

@@ -40,7 +40,7 @@ def interpreters() -> list[str]:
 
 def install(session: nox.Session, *groups: str) -> None:
     """Install the package with the extras in use, and the tools of some dependency groups."""
-    session.install("-e", ".[cli,fastapi,sandbox]", *nox.project.dependency_groups(PROJECT, *groups))
+    session.install("-e", ".[cli,fastapi,httpx2,sandbox]", *nox.project.dependency_groups(PROJECT, *groups))
 
 
 @nox.session(python=interpreters())
@@ -81,6 +81,6 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure: prints tables of ratios against peers in the same run."""
+    """Measure against peers in the same run: a table, and with ``-- --out FOLDER`` JSON and pictures."""
     install(session, "bench")
-    session.run("python", "benchmarks/client.py", *session.posargs)
+    session.run("python", "benchmarks/run.py", *session.posargs)

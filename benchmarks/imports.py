@@ -1,5 +1,6 @@
 """What an import takes, beside that of the dependencies alone, and what it brings along."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def measure() -> Iterator[Measurement]:
     statements = ("import lemcal_async", "from lemcal_async import AsyncLemcal", "from lemcal_async import *")
     taken = alternate(
         ROUNDS,
-        {each: lambda each=each: seconds(each) for each in (DEPENDENCIES, *statements)},  # type: ignore[misc]
+        {each: functools.partial(seconds, each) for each in (DEPENDENCIES, *statements)},
     )
     theirs = taken[DEPENDENCIES]
     yield Measurement("import: the dependencies alone", theirs * 1e3, "ms")

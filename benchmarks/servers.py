@@ -1,16 +1,17 @@
 """Servers to measure against, each in a process of its own, so that only the client's CPU is counted.
 
 ``fixed_server`` costs next to nothing: every request is answered with the same user, after a moment
-if its path ends in ``/slow``. ``sandbox_server`` is the sandbox, with its limiter.
+if its path ends in ``/slow``. ``counting_server`` counts as the sandbox does, per credential, and refuses.
 """
 
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lemcal_async.sandbox import Sandbox
+from lemcal_async.sandbox.counting import FixedWindow, rate_limit_headers
 
 BODY = (
     b'{"_id":"usr_x","email":"host@example.com","publicIdentifier":"host",'
@@ -33,20 +34,15 @@ def fixed_server() -> Iterator[str]:
 
 
 @contextmanager
-def sandbox_server(accounts: int) -> Iterator[str]:
-    """Run a sandbox with so many accounts; yield the base URL. ``sandbox`` says which they are."""
-    with _process("sandbox", str(accounts)) as url:
+def counting_server() -> Iterator[str]:
+    """Run the cheap server with the sandbox's rate limit; yield the base URL."""
+    with _process("counting") as url:
         yield url
 
 
-def sandbox(accounts: int) -> Sandbox:
-    """Return a sandbox with the accounts of the one that runs in the other process."""
-    return Sandbox(accounts=accounts, meetings=0)
-
-
 @contextmanager
-def _process(*arguments: str) -> Iterator[str]:
-    command = [sys.executable, __file__, *arguments]
+def _process(kind: str) -> Iterator[str]:
+    command = [sys.executable, __file__, kind]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin is not None
         assert server.stdout is not None
@@ -74,23 +70,31 @@ class Fixed(asyncio.Protocol):
             self.transport.write(ANSWER * len(heads))
 
 
-async def serve_fixed() -> None:
+class Counting(Fixed):
+    """Answers 429 to whoever asks too often."""
+
+    counter = FixedWindow(20, 2.0, time.monotonic)
+
+    def data_received(self, data: bytes) -> None:
+        """Count and answer each request whose head is whole."""
+        *heads, self.received = (self.received + data).split(END_OF_HEAD)
+        for head in heads:
+            credential = head.lower().partition(b"authorization: ")[2].partition(b"\r\n")[0]
+            count = self.counter.count(credential.decode())
+            headers = rate_limit_headers(count, time.time())
+            status = "200 OK" if count.allowed else "429 Too Many Requests"
+            lines = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(BODY)}"]
+            lines += [f"{name}: {value}" for name, value in headers.items()]
+            self.transport.write("\r\n".join(lines).encode() + END_OF_HEAD + BODY)
+
+
+async def serve(protocol: type[Fixed]) -> None:
     """Serve until standard input ends."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Fixed, "127.0.0.1", 0, backlog=1000)
+    server = await loop.create_server(protocol, "127.0.0.1", 0, backlog=1000)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/api/lemcal", flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
 
 
-def main(kind: str, accounts: str = "1") -> None:
-    """Print the base URL, and serve until standard input ends."""
-    if kind == "fixed":
-        asyncio.run(serve_fixed())
-        return
-    with sandbox(int(accounts)).serve() as served:
-        print(served.base_url, flush=True)
-        sys.stdin.read()
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    asyncio.run(serve({"fixed": Fixed, "counting": Counting}[sys.argv[1]]))

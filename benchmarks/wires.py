@@ -47,7 +47,7 @@ async def medians(kinds: dict[str, Call]) -> dict[str, float]:
     return {kind: sorted(seconds)[ROUNDS // 2] for kind, seconds in taken.items()}
 
 
-def lemcal_on(base_url: str, wire: PooledTransport | HTTPX2Transport) -> AsyncLemcal:
+def lemcal_on(base_url: str, wire: httpx.AsyncBaseTransport) -> AsyncLemcal:
     """Return a client with a limiter that never makes it wait."""
     limiter = LocalRateLimiter(limit=1_000_000)
     return AsyncLemcal("usr_x", "secret", base_url=base_url, transport=wire, limiter=limiter)

@@ -58,22 +58,6 @@ async def memory(count: int) -> float:
     return kept / count
 
 
-async def queue(count: int) -> tuple[float, float]:
-    """Queue ``count`` calls on one key; return the CPU seconds to queue them and to cancel them."""
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=[]))
-    async with AsyncLemcal("usr_x", "secret", transport=transport, limiter=LocalRateLimiter()) as lemcal:
-        before = time.process_time()
-        async with anyio.create_task_group() as tasks:
-            for _ in range(count):
-                tasks.start_soon(lemcal.meetings.list)
-            with anyio.fail_after(60):
-                while lemcal.rate_limit.queued < count - 20:  # noqa: ASYNC110 - nothing tells
-                    await anyio.sleep(0.01)
-            queued = time.process_time()
-            tasks.cancel_scope.cancel()
-    return queued - before, time.process_time() - queued
-
-
 async def throughput(base_url: str, *, bare: bool) -> tuple[float, int]:
     """Return the calls per second over all accounts, and how many were refused by the server."""
     refused = 0
@@ -119,10 +103,6 @@ def measure() -> Iterator[Measurement]:
     """Yield the figures."""
     yield Measurement("accounts: 1,000 siblings by for_account()", making(1_000) * 1e3, "ms", 50)
     yield Measurement("accounts: memory of an idle one", anyio.run(memory, 1_000) / 1024, "KiB", 4)
-    for backend in ("asyncio", "trio"):
-        queued, cancelled = anyio.run(queue, 10_000, backend=backend)
-        yield Measurement(f"accounts, {backend}: CPU to queue 10,000 calls on one key", queued, "s")
-        yield Measurement(f"accounts, {backend}: CPU to cancel them", cancelled, "s")
     with counting_server() as base_url:
         rates: dict[bool, list[float]] = {True: [], False: []}
         refused = 0

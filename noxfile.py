@@ -83,4 +83,4 @@ def demo(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure against peers in the same run: a table, and with ``-- --out FOLDER`` JSON and pictures."""
     install(session, "bench")
-    session.run("python", "benchmarks/run.py", *session.posargs)
+    session.run("python", "-m", "benchmarks.run", *session.posargs)

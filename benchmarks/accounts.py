@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import anyio
 import httpx
-from servers import counting_server
-from table import Measurement, main
 
+from benchmarks.servers import counting_server
+from benchmarks.table import Measurement, main
 from lemcal_async import AsyncLemcal, RetryPolicy
 from lemcal_async.credentials import CredentialSource
 from lemcal_async.errors import RateLimitError

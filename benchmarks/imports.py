@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from table import Measurement, alternate, main
+from benchmarks.table import Measurement, alternate, main
 
 DEPENDENCIES = "import httpx, attrs, cattrs, anyio, tenacity"
 OPTIONAL = (

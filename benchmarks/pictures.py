@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import matplotlib as mpl
-from table import Measurement
+
+from benchmarks.table import Measurement
 
 mpl.use("svg")
 

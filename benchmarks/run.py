@@ -1,6 +1,6 @@
 """Everything that is measured here: one table, JSON, and pictures.
 
-    python benchmarks/run.py [--only decode,wires] [--out FOLDER] [--against FOLDER/results.json]
+    python -m benchmarks.run [--only decode,wires] [--out FOLDER] [--against FOLDER/results.json]
 
 Exits with 1 if a figure is out of its bounds.
 """
@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pictures import draw
-from table import Measurement, load, save, show
+from benchmarks.pictures import draw
+from benchmarks.table import Measurement, load, save, show
 
 PARTS = ("imports", "decode", "wires", "accounts")
 
@@ -20,7 +20,7 @@ PARTS = ("imports", "decode", "wires", "accounts")
 def measure(parts: list[str]) -> Iterator[Measurement]:
     """Yield the figures of each part."""
     for part in parts:
-        yield from importlib.import_module(part).measure()
+        yield from importlib.import_module(f"benchmarks.{part}").measure()
 
 
 def main() -> None:

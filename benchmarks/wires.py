@@ -8,9 +8,9 @@ import aiohttp
 import anyio
 import httpx
 import httpx2
-from servers import fixed_server
-from table import Measurement, main
 
+from benchmarks.servers import fixed_server
+from benchmarks.table import Measurement, main
 from lemcal_async import AsyncLemcal
 from lemcal_async.ratelimit import LocalRateLimiter
 from lemcal_async.transport import PooledTransport

@@ -665,13 +665,3 @@ async def test_all_layers_in_a_plain_client(router: respx.MockRouter) -> None:
         answer = await client.get(URL)
     assert {"_id": "usr_1"} == answer.json()
     assert 3 == route.call_count
-
-
-@pytest.mark.anyio
-async def test_tests_that_replace_the_transport_of_httpx() -> None:
-    """They find it where it is used: it can be the wire."""
-    with respx.mock(using="httpx") as router:
-        route = router.get(URL).mock(return_value=httpx.Response(200, json={"_id": "usr_1"}))
-        async with httpx.AsyncHTTPTransport() as wire:
-            answer = await RetryTransport(wire).handle_async_request(httpx.Request("GET", URL))
-    assert ({"_id": "usr_1"}, 1) == (answer.json(), route.call_count)

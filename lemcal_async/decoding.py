@@ -8,10 +8,11 @@ how rows become models to ``codec.py``.
 
 import logging
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint, current_token
 
 from lemcal_async import collector
 from lemcal_async.codec import decode_rows, from_wire, problem_of
@@ -20,6 +21,7 @@ from lemcal_async.exchange import Answer, Exchange
 from lemcal_async.models import Hook, Meeting, MeetingType, User
 from lemcal_async.responses import DECODER, object_of, read_json, rows_of
 from lemcal_async.slices import SLICE, NotSlicedError, slices_of
+from lemcal_async.transport.gate import Gate
 
 logger = logging.getLogger("lemcal_async")
 
@@ -29,6 +31,8 @@ M = TypeVar("M", Hook, Meeting, MeetingType, User)
 _LONG = 2 * SLICE  # bytes; what is no longer takes some 4 ms
 _TURN = 0.006  # seconds of work after which the event loop gets its turn
 _ROWS = 200  # of those that are there already, read as models between two looks at the clock
+
+_gates: weakref.WeakKeyDictionary[Any, Gate] = weakref.WeakKeyDictionary()  # by event loop
 
 
 class _Models(Generic[T]):
@@ -139,10 +143,30 @@ async def _in_slices(answer: Answer, add: Callable[[list[Any]], object]) -> bool
 
 
 async def _by_turns(slices: Iterable[list[Any]], add: Callable[[list[Any]], object]) -> None:
-    """Hand each slice to ``add``; let others have their turn meanwhile."""
+    """Hand each slice to ``add``; let others have their turn meanwhile.
+
+    Of several lists that are read at once, one has its turn and then the others of this event loop: or
+    a hundred of them would have theirs in a row.
+    """
+    gate = _gate()
     remaining = iter(slices)
-    while _take_turn(remaining, add):
-        await checkpoint()
+    more = True
+    while more:
+        await gate.enter(None)
+        try:
+            more = _take_turn(remaining, add)
+            if more:
+                await checkpoint()
+        finally:
+            gate.leave(None)
+
+
+def _gate() -> Gate:
+    loop = current_token().native_token
+    gate = _gates.get(loop)
+    if gate is None:
+        gate = _gates[loop] = Gate(1)
+    return gate
 
 
 def _take_turn(remaining: Iterator[list[Any]], add: Callable[[list[Any]], object]) -> bool:

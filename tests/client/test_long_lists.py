@@ -173,3 +173,30 @@ async def test_several_at_once() -> None:
         for _ in range(3):
             tasks.start_soon(read)
     assert [from_wire(ROWS, list[Meeting])] * 3 == found
+
+
+async def test_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are read, whoever does something else comes after one turn or two."""
+    happened: list[str] = []
+    take_turn = decoding._take_turn
+
+    def noted(*arguments: Any) -> bool:
+        happened.append("turn")
+        return take_turn(*arguments)
+
+    monkeypatch.setattr(decoding, "_take_turn", noted)
+    lemcal = answering(content=BODY).client()
+
+    async def something_else() -> None:
+        while True:
+            happened.append("else")
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(something_else)
+        async with anyio.create_task_group() as readers:
+            for _ in range(8):
+                readers.start_soon(lemcal.meetings.list)
+        tasks.cancel_scope.cancel()
+    assert 8 * 10 <= happened.count("turn")
+    assert max(len(turns) for turns in "".join(each[0] for each in happened).split("e")) <= 3

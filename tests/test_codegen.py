@@ -14,7 +14,7 @@ from lemcal_async import codec
 from lemcal_async.codec import from_wire
 from lemcal_async.codegen import fast_reader
 from lemcal_async.errors import ResponseDecodeError
-from lemcal_async.models import Meeting, Model, User
+from lemcal_async.models import Attendee, Meeting, Model, User
 from lemcal_async.sandbox.demo import make_account
 from lemcal_async.wire_fields import fields_of
 
@@ -96,6 +96,17 @@ def test_what_comes_out_is_the_model_itself(into: Any) -> None:
         model.extra = {}
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         del model.extra
+
+
+class _Text(str):
+    """A string that did not come from JSON."""
+
+    __slots__ = ()
+
+
+def test_rows_that_did_not_come_from_json() -> None:
+    """The general reader takes subclasses of what JSON has."""
+    assert Attendee(name="a", is_owner=True) == from_wire({"owner": True, "name": _Text("a")}, Attendee)
 
 
 def test_nothing_is_shared() -> None:

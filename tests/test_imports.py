@@ -1,7 +1,10 @@
 """What an import brings along: only what is used is loaded, and no extra is needed."""
 
+import builtins
+import importlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -106,3 +109,19 @@ def test_a_module_names_its_extra(module: str, missing: str, extra: str) -> None
         "    raise AssertionError\n"
     )
     assert "lemcal_async" in loaded_by(program)
+
+
+@pytest.mark.parametrize(("missing", "message"), [("httpcore2", "its extra"), ("h11", "^$")])
+def test_a_wire_that_cannot_be_imported(missing: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what the extra would bring is blamed on it."""
+    original = builtins.__import__
+
+    def failing(name: str, *arguments: Any) -> Any:
+        if name == "httpcore2":
+            raise ModuleNotFoundError(name=missing)
+        return original(name, *arguments)
+
+    monkeypatch.delitem(sys.modules, "lemcal_async.transport.httpx2", raising=False)
+    monkeypatch.setattr(builtins, "__import__", failing)
+    with pytest.raises(ImportError, match=message):
+        importlib.import_module("lemcal_async.transport.httpx2")

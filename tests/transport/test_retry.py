@@ -665,3 +665,33 @@ async def test_all_layers_in_a_plain_client(router: respx.MockRouter) -> None:
         answer = await client.get(URL)
     assert {"_id": "usr_1"} == answer.json()
     assert 3 == route.call_count
+
+
+@pytest.mark.anyio
+async def test_a_long_answer_is_decoded_in_turns() -> None:
+    """Others have theirs meanwhile: 12 MB take 30 ms."""
+    body = b"".join(number.to_bytes(4, "big") for number in range(2_000_000))
+    packed = gzip.compress(body, 1)
+
+    class Parts(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for at in range(0, len(packed), 65_536):
+                yield packed[at : at + 65_536]
+
+    wire = httpx.MockTransport(
+        lambda _: httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=Parts())
+    )
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(others)
+        answer = await RetryTransport(wire).handle_async_request(httpx.Request("GET", URL))
+        tasks.cancel_scope.cancel()
+    assert body == answer.content
+    assert turns >= 2

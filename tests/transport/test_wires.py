@@ -508,3 +508,34 @@ async def test_plain_http_reads_no_certificates(
     async with make_wire() as transport:
         await together(*[lambda: get(transport, f"{server.url}/sleep/0.01")] * 3)
     assert [] == fresh_contexts
+
+
+def test_a_context_that_two_threads_want() -> None:
+    """The second finds that of the first."""
+    made: list[ssl.SSLContext] = []
+
+    def make() -> ssl.SSLContext:
+        made.append(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        return made[-1]
+
+    for _ in range(2):
+        wire._make_once(make)
+    assert made == [wire._contexts.pop(make)]
+
+
+@pytest.mark.anyio
+async def test_an_error_that_is_not_the_wires(make_wire: MakeWire, server: Loopback) -> None:
+    """What a caller's own trace raises while the body is read comes out as it is; the place is given back."""
+
+    async def trace(name: str, _: object) -> None:
+        if name == "http11.receive_response_body.started":
+            raise ZeroDivisionError
+
+    async with make_wire(max_connections=1) as transport:
+        request = httpx.Request("GET", server.url, extensions={"trace": trace})
+        response = await transport.handle_async_request(request)
+        with pytest.raises(ZeroDivisionError):
+            await response.aread()
+        await response.aclose()
+        with anyio.fail_after(5):
+            assert 2 == await get(transport, server.url)

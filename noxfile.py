@@ -87,10 +87,9 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure: prints tables of ratios against peers in the same run."""
+    """Measure against peers in the same run; ``-- NAME ARGUMENTS`` for one of them, as in ``-- run --out DIR``."""
     install(session, "bench")
-    session.run("python", "benchmarks/client.py", *session.posargs)
-    session.run("python", "-m", "benchmarks.limiter", *(session.posargs or ["--quick"]))
-    session.run("python", "benchmarks/limiter_redis.py", *session.posargs)
-    session.run("python", "benchmarks/webhooks.py")
-    session.run("python", "benchmarks/sync.py")
+    default = {"run": [], "limiter": ["--quick"], "limiter_redis": [], "webhooks": [], "sync": []}
+    chosen, *arguments = session.posargs or [""]
+    for name in [chosen] if chosen in default else default:
+        session.run("python", "-m", f"benchmarks.{name}", *(arguments if chosen else default[name]))

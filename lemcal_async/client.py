@@ -13,6 +13,7 @@ import httpx
 from lemcal_async import resources
 from lemcal_async.codec import check_into
 from lemcal_async.credentials import ApiKey, CredentialSource
+from lemcal_async.decoding import data_of
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.exchange import Body, Exchange, Options
 from lemcal_async.models import User
@@ -201,7 +202,7 @@ class AsyncLemcal:
         if into is not None:
             check_into(into)  # before anything is sent
         answer = await self._exchange.send(method.upper(), path, with_query(path, params), body)
-        return APIResponse(answer.status_code, answer.headers, resources.data_of(answer, into))
+        return APIResponse(answer.status_code, answer.headers, await data_of(answer, into))
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent; on a sibling or a view it does nothing."""

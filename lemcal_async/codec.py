@@ -1,82 +1,31 @@
 """The one place that knows the wire format: JSON data to models and back.
 
 One cattrs converter holds a hook for every kind of value; those of the models are built from their
-fields on first use. Reading is strict, because a value of the wrong type that slips through is
-found much later and far away: nothing is coerced, except a number that came as a string. What a
-bad row means for the list it came in is for the caller to say; HTTP and JSON text are for others.
+fields on first use, and for rows of the usual shape by ``codegen.py``. Reading is strict, because a
+value of the wrong type that slips through is found much later and far away: nothing is coerced,
+except a number that came as a string. What a bad row means for the list it came in is for the caller
+to say; HTTP and JSON text are for others.
 """
 
-import gc
 import math
 import re
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
 from operator import attrgetter
-from types import NoneType, UnionType
-from typing import Any, NamedTuple, TypeGuard, TypeVar, cast, get_args, get_origin, overload
+from typing import Any, TypeGuard, TypeVar, cast, get_args, get_origin, overload
 
-import attrs
 from cattrs import Converter
 
+from lemcal_async import collector
+from lemcal_async.codegen import Reader, fast_reader
 from lemcal_async.errors import BadRow, ResponseDecodeError
-from lemcal_async.models import Attendee, Hook, Meeting, MeetingType, Model, User, in_utc
+from lemcal_async.models import Model, in_utc
+from lemcal_async.wire_fields import WIRE_NAMES, fields_of
 
 M = TypeVar("M", bound=Model)
 T = TypeVar("T")
 
 _MODELS: frozenset[Any] = frozenset(get_args(Model))
-_EXTRA = "extra"
-_WIRE_NAMES = "_wire_names"
-
-
-class _Names(NamedTuple):
-    """How a field is spelled: as new objects write it, and in the order in which it is looked for."""
-
-    default: str
-    spellings: tuple[str, ...]
-
-
-# Where the wire name is not just the field's in camelCase.
-_IRREGULAR = {
-    (Hook, "id"): _Names("_id", ("_id",)),
-    (Meeting, "id"): _Names("_id", ("_id",)),
-    (MeetingType, "id"): _Names("_id", ("_id",)),
-    (User, "id"): _Names("_id", ("_id",)),
-    (Attendee, "is_owner"): _Names("owner", ("owner",)),
-    (Attendee, "is_primary"): _Names("primary", ("primary",)),
-    (Meeting, "timezone"): _Names("timezone", ("attendeeTimezone", "timezone")),
-    (Meeting, "answers"): _Names("questions", ("questions", "surveyAnswers")),
-}
-
-
-class _Field(NamedTuple):
-    """A model's field: its attribute, the type of a value that is there, its names on the wire."""
-
-    attribute: str
-    type: Any
-    names: _Names
-    is_list: bool
-
-    @property
-    def is_remembered(self) -> bool:
-        """Whether the model must keep what the wire said: which spelling, or `[]` rather than nothing."""
-        return self.is_list or len(self.names.spellings) > 1
-
-
-def _fields(model: Any) -> list[_Field]:
-    found: list[_Field] = []
-    for field in attrs.fields(model):
-        if field.name in (_EXTRA, _WIRE_NAMES):
-            continue
-        kind = field.type
-        if get_origin(kind) is UnionType:  # X | None: None is the absent value, which no hook sees
-            kind = next(arm for arm in get_args(kind) if arm is not NoneType)
-        head, *tail = field.name.split("_")
-        regular = head + "".join(word.capitalize() for word in tail)
-        names = _IRREGULAR.get((model, field.name), _Names(regular, (regular,)))
-        found.append(_Field(field.name, kind, names, get_origin(kind) is tuple))
-    return found
 
 
 class _MismatchError(Exception):
@@ -203,8 +152,8 @@ def _checked(wire: dict[str, Any], rivals: list[tuple[str, ...]]) -> tuple[dict[
     return wire, losers
 
 
-def _model_reader(model: Any, converter: Converter) -> Callable[[Any, Any], Any]:
-    fields = _fields(model)
+def _model_reader(model: Any, converter: Converter) -> Reader:
+    fields = fields_of(model)
     defaults = [() if field.is_list else None for field in fields]
     hooks = {
         name: (place, converter.get_structure_hook(field.type), field.is_remembered)
@@ -236,16 +185,16 @@ def _model_reader(model: Any, converter: Converter) -> Callable[[Any, Any], Any]
             raise
         return model(*values, _wire_names=tuple(wire_names)) if wire_names else model(*values)
 
-    return read
+    return fast_reader(model, fields, read, _MismatchError, converter)
 
 
 def _model_writer(model: Any, converter: Converter) -> Callable[[Any], dict[str, Any]]:
-    fields = _fields(model)
+    fields = fields_of(model)
     plan = [(field.names, field.is_list, converter.get_unstructure_hook(field.type)) for field in fields]
     values_of = attrgetter(*(field.attribute for field in fields))
 
     def write(obj: Any) -> dict[str, Any]:
-        wire_names: tuple[str, ...] = getattr(obj, _WIRE_NAMES, ())
+        wire_names: tuple[str, ...] = getattr(obj, WIRE_NAMES, ())
         wire: dict[str, Any] = {}
         for (names, is_list, write_value), value in zip(plan, values_of(obj), strict=True):
             if value is None:
@@ -293,25 +242,10 @@ def _make_converter() -> Converter:
 _converter = _make_converter()
 
 
-def _reader(into: Any) -> Callable[[Any, Any], Any]:
+def _reader(into: Any) -> Reader:
     if into not in _MODELS:
         raise TypeError(f"cannot read into {into!r}: it is neither a model nor a list of models")
     return _converter.get_structure_hook(into)
-
-
-@contextmanager
-def _collector_paused() -> Generator[None, None, None]:
-    """Keep the garbage collector from walking the growing list again and again: a third of the time.
-
-    Decoding makes no cycles, so there is nothing for it to find.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @overload
@@ -364,25 +298,26 @@ def _list_from_wire(data: Any, into: Any) -> Any:
         raise ResponseDecodeError(str(_MismatchError("a list", data)))
     rows, bad_rows = decode_rows(data, into)
     if bad_rows:
-        first = bad_rows[0]
-        raise ResponseDecodeError(
-            f"{len(bad_rows)} of {len(data)} rows cannot be read; row {first.index}: {first.reason}",
-            rows=rows,
-            bad_rows=bad_rows,
-        )
+        raise ResponseDecodeError(problem_of(rows, bad_rows), rows=rows, bad_rows=bad_rows)
     return rows
 
 
-def decode_rows(rows: list[Any], into: type[M]) -> tuple[list[M], list[BadRow]]:
+def problem_of(good: list[Any], bad: list[BadRow]) -> str:
+    """Say what is wrong with a list of which some rows are bad."""
+    return f"{len(bad)} of {len(good) + len(bad)} rows cannot be read; row {bad[0].index}: {bad[0].reason}"
+
+
+def decode_rows(rows: list[Any], into: type[M], *, first: int = 0) -> tuple[list[M], list[BadRow]]:
     """Read each row of a list as a model; return those that are good, in order, and the bad ones.
 
-    One bad row never costs another. Raises TypeError if ``into`` is no model.
+    One bad row never costs another. ``first`` is the index of the first row, where these are a part
+    of a longer list. Raises TypeError if ``into`` is no model.
     """
     read = _reader(into)
     good: list[M] = []
     bad: list[BadRow] = []
-    with _collector_paused():
-        for index, row in enumerate(rows):
+    with collector.paused():
+        for index, row in enumerate(rows, first):
             try:
                 good.append(read(row, into))
             except _MismatchError as mismatch:

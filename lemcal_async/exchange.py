@@ -170,26 +170,34 @@ class Exchange:
                 limit=quota.limit,
                 remaining=quota.remaining,
             )
-        return Answer(response.status_code, dict(response.headers), response.content, call.info())
+        return Answer(response.status_code, dict(response.headers.items()), response.content, call.info())
 
     def _sign(self) -> _Signature:
         credentials = self._source.current()
         if self._signature is None or self._signature.credentials is not credentials:
-            headers = httpx.Headers({**_DEFAULT_HEADERS, "Authorization": credentials.authorization})
+            host = _url(self._base_url).netloc.decode("ascii")
+            headers = httpx.Headers(
+                {"Host": host, **_DEFAULT_HEADERS, "Authorization": credentials.authorization}
+            )
             self._signature = _Signature(credentials, headers, Key(self._base_url, credentials.digest))
         return self._signature
 
     def _request(self, signature: _Signature, call: Call, target: str, body: Body | None) -> httpx.Request:
         call.key = signature.key
+        content = b"" if body is None else body.encoded()
         request = httpx.Request(
             call.method,
             _url(self._base_url + target),
             headers=signature.headers,
-            content=None if body is None else body.encoded(),
+            # Given as a stream, for httpx would look for headers to add, which takes longer than all else.
+            stream=httpx.ByteStream(content),
             extensions={"timeout": self.options.timeout, **extension(call)},
         )
         if body is not None:
             request.headers["Content-Type"] = "application/json"
+        if body is not None or call.method in ("POST", "PUT", "PATCH"):
+            request.headers["Content-Length"] = str(len(content))
+        request.read()  # so that every wire finds its content
         return request
 
 

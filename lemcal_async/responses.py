@@ -262,7 +262,8 @@ def _finite(literal: str) -> float:
     return value
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+# Strict: what comes out can be written as JSON again.
+DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
 
 
 def _parsed(body: bytes) -> tuple[Any, str]:
@@ -271,7 +272,7 @@ def _parsed(body: bytes) -> tuple[Any, str]:
     text = problem = ""
     try:
         text = body.decode("utf-8-sig").strip()
-        data = _DECODER.decode(text) if text else ""
+        data = DECODER.decode(text) if text else ""
     except UnicodeDecodeError:
         problem = "the body is not UTF-8 text."
     except json.JSONDecodeError as error:

@@ -1,7 +1,10 @@
 """What an import brings along: only what is used is loaded, and no extra is needed."""
 
+import builtins
+import importlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -10,6 +13,7 @@ import pytest
 EXTRAS = {
     "coredis",
     "fastapi",
+    "httpcore2",
     "httpx2",
     "opentelemetry",
     "orjson",
@@ -121,16 +125,40 @@ def test_the_synchronisation() -> None:
     assert "sqlalchemy" in loaded_by("from lemcal_async.sync import SQLStore")
 
 
-@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
-def test_the_sandbox_names_its_extra(missing: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "missing", "extra"),
+    [
+        ("sandbox", "starlette", "sandbox"),
+        ("sandbox", "uvicorn", "sandbox"),
+        ("transport.httpx2", "httpx2", "httpx2"),
+        ("transport.httpx2", "httpcore2", "httpx2"),
+    ],
+)
+def test_a_module_names_its_extra(module: str, missing: str, extra: str) -> None:
     """Where it is not installed."""
     program = (
         f"import sys; sys.modules[{missing!r}] = None\n"
         "try:\n"
-        "    import lemcal_async.sandbox\n"
+        f"    import lemcal_async.{module}\n"
         "except ImportError as error:\n"
-        "    assert \"pip install 'lemcal-async[sandbox]'\" in str(error), error\n"
+        f"    assert \"pip install 'lemcal-async[{extra}]'\" in str(error), error\n"
         "else:\n"
         "    raise AssertionError\n"
     )
     assert "lemcal_async" in loaded_by(program)
+
+
+@pytest.mark.parametrize(("missing", "message"), [("httpcore2", "its extra"), ("h11", "^$")])
+def test_a_wire_that_cannot_be_imported(missing: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what the extra would bring is blamed on it."""
+    original = builtins.__import__
+
+    def failing(name: str, *arguments: Any) -> Any:
+        if name == "httpcore2":
+            raise ModuleNotFoundError(name=missing)
+        return original(name, *arguments)
+
+    monkeypatch.delitem(sys.modules, "lemcal_async.transport.httpx2", raising=False)
+    monkeypatch.setattr(builtins, "__import__", failing)
+    with pytest.raises(ImportError, match=message):
+        importlib.import_module("lemcal_async.transport.httpx2")

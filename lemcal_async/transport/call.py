@@ -51,6 +51,12 @@ def call_of(request: httpx.Request) -> Call:
     return call if isinstance(call, Call) else _new_call(request)
 
 
+def account_of(request: httpx.Request) -> Key | None:
+    """Return whose budget ``request`` draws on, if that is known."""
+    call = request.extensions.get(_EXTENSION)
+    return call.key if isinstance(call, Call) else None
+
+
 def begin_call(request: httpx.Request) -> Call:
     """Return the call that begins with ``request``; one that is sent once more begins another."""
     call = call_of(request)

@@ -76,13 +76,15 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
             raise
         finally:
             self._wire_tells = self._wire_tells or departure.sent
-            request.extensions.pop("trace")
+            request.extensions.pop("trace", None)
             if departure.passed_on is not None:
                 request.extensions["trace"] = departure.passed_on
         call.sent = False
         if response.status_code not in (401, 429, 503):  # anything but a refusal
             call.maybe_processed = True
-        call.held = permit.answered(response.status_code, parse_quota(response.headers))
+        # As a dict, because httpx's headers look through all of them for each.
+        quota = parse_quota(dict(response.headers.items()))
+        call.held = permit.answered(response.status_code, quota)
         if response.status_code == 429:
             call.refused = permit
         return response
@@ -125,5 +127,8 @@ class _Departure:
         if name.endswith(".send_request_headers.started") and info["request"].method != b"CONNECT":
             self.sent = True
             self._permit.sent()
+            if self.passed_on is None:
+                # All that there was to learn: the events that follow cost as much as the rest of this layer.
+                info["request"].extensions.pop("trace", None)
         if self.passed_on is not None:
             await self.passed_on(name, info)

@@ -17,8 +17,9 @@ import pytest
 
 from lemcal_async.ratelimit import LocalRateLimiter
 from lemcal_async.sandbox import Sandbox
-from lemcal_async.transport import PooledTransport
+from lemcal_async.transport.wire import Wire
 
+from .conftest import MakeWire
 from .loopback import Loopback
 
 SECONDS = 4.0
@@ -66,7 +67,7 @@ async def by_task(get: Get, rng: random.Random) -> None:
         await task
 
 
-async def storm(server: Loopback, transport: PooledTransport, disturb: Disturb) -> None:
+async def storm(server: Loopback, transport: Wire, disturb: Disturb) -> None:
     """Cancel calls at random for some seconds, then look what is left."""
     rng = random.Random(0)
     until = time.monotonic() + SECONDS
@@ -95,7 +96,7 @@ async def storm(server: Loopback, transport: PooledTransport, disturb: Disturb) 
         assert completed > 20
         assert max(server.connections) > 2 * CONNECTIONS
         (pool,) = transport._pools.values()
-        assert (CONNECTIONS, 0) == (pool.gate.value, pool.gate.statistics().tasks_waiting)
+        assert (CONNECTIONS, 0) == (pool.gate.free, pool.gate.waiting)
 
         completed = 0
         with anyio.fail_after(20):
@@ -103,7 +104,7 @@ async def storm(server: Loopback, transport: PooledTransport, disturb: Disturb) 
                 for _ in range(200):
                     group.start_soon(get)
         assert 200 == completed
-        assert CONNECTIONS == pool.gate.value
+        assert CONNECTIONS == pool.gate.free
         idle = sum(map(len, pool._idle.values()))
         assert idle == await anyio.to_thread.run_sync(lambda: server.settled(most=idle))
         assert idle <= CONNECTIONS
@@ -112,16 +113,16 @@ async def storm(server: Loopback, transport: PooledTransport, disturb: Disturb) 
 
 
 @pytest.mark.anyio
-async def test_random_moments(server: Loopback) -> None:
+async def test_random_moments(make_wire: MakeWire, server: Loopback) -> None:
     """By cancel scopes, on both event loops."""
-    await storm(server, PooledTransport(max_connections=CONNECTIONS), by_scope)
+    await storm(server, make_wire(max_connections=CONNECTIONS), by_scope)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
-async def test_random_moments_by_task(server: Loopback) -> None:
+async def test_random_moments_by_task(make_wire: MakeWire, server: Loopback) -> None:
     """By ``Task.cancel()``, which knows of no scopes."""
-    await storm(server, PooledTransport(max_connections=CONNECTIONS), by_task)
+    await storm(server, make_wire(max_connections=CONNECTIONS), by_task)
 
 
 async def scope_after(steps: int, get: Get) -> bool:
@@ -154,12 +155,14 @@ async def task_after(steps: int, get: Get, times: int = 1) -> bool:
     return not task.cancelled()
 
 
-async def every_moment(sandbox: Sandbox, cancel_after: CancelAfter, *, connected: bool) -> None:
+async def every_moment(
+    make_wire: MakeWire, sandbox: Sandbox, cancel_after: CancelAfter, *, connected: bool
+) -> None:
     """Cancel ``me()`` after 0, 1, 2 … steps, until that is late; all over one connection."""
     limiter = LocalRateLimiter(limit=100_000)
     steps = completed = 0
     while completed < 3:  # how many steps a call takes depends on the network too
-        transport = PooledTransport(max_connections=1)
+        transport = make_wire(max_connections=1)
         lemcal = sandbox.client(transport=transport, limiter=limiter)
         with anyio.fail_after(10):
             if connected:
@@ -167,7 +170,7 @@ async def every_moment(sandbox: Sandbox, cancel_after: CancelAfter, *, connected
             completed += await cancel_after(steps, lemcal.me)
             assert sandbox.user_id == (await lemcal.me()).id
         (pool,) = transport._pools.values()
-        assert (1, 0) == (pool.gate.value, lemcal.rate_limit.queued)
+        assert (1, 0) == (pool.gate.free, lemcal.rate_limit.queued)
         await transport.aclose()
         steps += 1
     assert steps > 5
@@ -176,15 +179,17 @@ async def every_moment(sandbox: Sandbox, cancel_after: CancelAfter, *, connected
 
 @pytest.mark.parametrize("connected", [False, True])
 @pytest.mark.anyio
-async def test_every_moment(sandbox: Sandbox, connected: bool) -> None:  # noqa: FBT001  # a parameter of the test
+async def test_every_moment(make_wire: MakeWire, sandbox: Sandbox, connected: bool) -> None:  # noqa: FBT001  # a parameter of the test
     """Of a whole call, on a new connection and on one that is there; by cancel scopes."""
-    await every_moment(sandbox, scope_after, connected=connected)
+    await every_moment(make_wire, sandbox, scope_after, connected=connected)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("connected", [False, True])
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.anyio
-async def test_every_moment_by_task(sandbox: Sandbox, connected: bool, times: int) -> None:  # noqa: FBT001  # same
+async def test_every_moment_by_task(
+    *, make_wire: MakeWire, sandbox: Sandbox, connected: bool, times: int
+) -> None:  # same
     """By ``Task.cancel()``, and again while the call is being cleaned up."""
-    await every_moment(sandbox, functools.partial(task_after, times=times), connected=connected)
+    await every_moment(make_wire, sandbox, functools.partial(task_after, times=times), connected=connected)

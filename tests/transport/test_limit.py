@@ -30,6 +30,7 @@ from lemcal_async.sandbox import Sandbox
 from lemcal_async.sandbox.counting import WindowKind
 from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport
 from lemcal_async.transport.call import Call, begin_call, call_of, extension
+from lemcal_async.transport.httpx2 import HTTPX2Transport
 from lemcal_async.urls import DEFAULT_BASE_URL
 
 URL = f"{DEFAULT_BASE_URL}/me"
@@ -440,7 +441,7 @@ async def test_a_connect_is_not_the_request() -> None:
     assert ["unsent"] == recorder.told
 
 
-@pytest.mark.parametrize("make", [PooledTransport, httpx.AsyncHTTPTransport])
+@pytest.mark.parametrize("make", [PooledTransport, HTTPX2Transport, httpx.AsyncHTTPTransport])
 @pytest.mark.anyio
 async def test_a_real_wire_tells(
     make: Callable[[], httpx.AsyncBaseTransport], lemcal_sandbox: Sandbox

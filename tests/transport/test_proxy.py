@@ -12,8 +12,9 @@ import pytest
 import trustme
 
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.transport import PooledTransport
+from lemcal_async.transport.wire import Wire
 
+from .conftest import MakeWire
 from .loopback import Loopback, Seen, first_of
 
 PASSWORD = "s3cret"  # invented, to be looked for
@@ -101,7 +102,7 @@ def secure(server_tls: ssl.SSLContext) -> Iterator[Loopback]:
         yield server
 
 
-async def get(transport: PooledTransport, url: str) -> int:
+async def get(transport: Wire, url: str) -> int:
     """Return the status of the answer to a GET."""
     async with httpx.AsyncClient(transport=transport, timeout=5) as client:
         return (await client.get(url)).status_code
@@ -109,10 +110,12 @@ async def get(transport: PooledTransport, url: str) -> int:
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])
 @pytest.mark.anyio
-async def test_http(server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+async def test_http(
+    make_wire: MakeWire, server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """The proxy is given the whole URL."""
     monkeypatch.setenv(name, proxy.url)
-    assert 200 == await get(PooledTransport(), f"{server.url}/through")
+    assert 200 == await get(make_wire(), f"{server.url}/through")
     assert [("GET", f"{server.url}/through")] == [(seen.method, seen.target) for seen in proxy.seen]
     assert ["/through"] == [seen.target for seen in server.seen]
 
@@ -120,11 +123,17 @@ async def test_http(server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("name", ["https_proxy", "HTTPS_PROXY", "ALL_PROXY"])
 @pytest.mark.anyio
 async def test_https(
-    secure: Loopback, proxy: Proxy, client_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, name: str
+    *,
+    make_wire: MakeWire,
+    secure: Loopback,
+    proxy: Proxy,
+    client_tls: ssl.SSLContext,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
 ) -> None:
     """The proxy learns the host and nothing else; the tunnel is used again."""
     monkeypatch.setenv(name, proxy.url)
-    async with httpx.AsyncClient(transport=PooledTransport(ssl_context=client_tls), timeout=5) as client:
+    async with httpx.AsyncClient(transport=make_wire(ssl_context=client_tls), timeout=5) as client:
         for _ in range(2):
             assert 200 == (await client.get(f"{secure.url}/secret")).status_code
     assert [("CONNECT", f"127.0.0.1:{secure.port}")] == [(seen.method, seen.target) for seen in proxy.seen]
@@ -133,6 +142,8 @@ async def test_https(
 
 @pytest.mark.anyio
 async def test_a_proxy_that_speaks_tls(
+    *,
+    make_wire: MakeWire,
     secure: Loopback,
     server: Loopback,
     server_tls: ssl.SSLContext,
@@ -142,34 +153,38 @@ async def test_a_proxy_that_speaks_tls(
     """It is trusted by the same context as the service."""
     with Proxy(server_tls) as proxy:
         monkeypatch.setenv("ALL_PROXY", proxy.url)
-        assert 200 == await get(PooledTransport(ssl_context=client_tls), secure.url)
-        assert 200 == await get(PooledTransport(ssl_context=client_tls), server.url)
+        assert 200 == await get(make_wire(ssl_context=client_tls), secure.url)
+        assert 200 == await get(make_wire(ssl_context=client_tls), server.url)
     assert ["CONNECT", "GET"] == [seen.method for seen in proxy.seen]
 
 
 @pytest.mark.anyio
-async def test_for_the_other_scheme(server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_for_the_other_scheme(
+    make_wire: MakeWire, server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A proxy for https says nothing about http."""
     monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-    assert 200 == await get(PooledTransport(), server.url)
+    assert 200 == await get(make_wire(), server.url)
     assert [] == proxy.seen
 
 
 @pytest.mark.anyio
 async def test_a_setting_without_a_scheme(
-    server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    make_wire: MakeWire, server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Host and port are common, and mean http."""
     monkeypatch.setenv("HTTP_PROXY", f"127.0.0.1:{proxy.port}")
-    assert 200 == await get(PooledTransport(), server.url)
+    assert 200 == await get(make_wire(), server.url)
     assert 1 == len(proxy.seen)
 
 
 @pytest.mark.anyio
-async def test_credentials(server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_credentials(
+    make_wire: MakeWire, server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They go to the proxy, and no further."""
     monkeypatch.setenv("HTTP_PROXY", f"http://lemcal:{PASSWORD}@127.0.0.1:{proxy.port}")
-    assert 200 == await get(PooledTransport(), server.url)
+    assert 200 == await get(make_wire(), server.url)
     assert [BASIC] == [seen.headers["proxy-authorization"] for seen in proxy.seen]
     assert "proxy-authorization" not in server.seen[0].headers
 
@@ -178,54 +193,62 @@ async def test_credentials(server: Loopback, proxy: Proxy, monkeypatch: pytest.M
 @pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
 @pytest.mark.anyio
 async def test_no_proxy(
-    server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+    *,
+    make_wire: MakeWire,
+    server: Loopback,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
 ) -> None:
     """Hosts that are reached directly, with a port or without."""
     monkeypatch.setenv("ALL_PROXY", proxy.url)
     monkeypatch.setenv(name, value.format(port=server.port))
-    assert 200 == await get(PooledTransport(), server.url)
+    assert 200 == await get(make_wire(), server.url)
     assert [] == proxy.seen
 
 
 @pytest.mark.parametrize("value", ["example.com", "127.0.0.1:1", ""])
 @pytest.mark.anyio
 async def test_no_proxy_for_others(
-    server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, value: str
+    make_wire: MakeWire, server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     """They make no difference here."""
     monkeypatch.setenv("ALL_PROXY", proxy.url)
     monkeypatch.setenv("NO_PROXY", value)
-    assert 200 == await get(PooledTransport(), server.url)
+    assert 200 == await get(make_wire(), server.url)
     assert 1 == len(proxy.seen)
 
 
 @pytest.mark.anyio
-async def test_a_setting_that_is_empty(server: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_setting_that_is_empty(
+    make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It means no proxy."""
     monkeypatch.setenv("HTTP_PROXY", "")
-    assert 200 == await get(PooledTransport(), server.url)
+    assert 200 == await get(make_wire(), server.url)
 
 
 @pytest.mark.anyio
 async def test_the_environment_is_not_trusted(
-    server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    make_wire: MakeWire, server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then it sets no proxy."""
     monkeypatch.setenv("ALL_PROXY", proxy.url)
-    assert 200 == await get(PooledTransport(trust_env=False), server.url)
+    assert 200 == await get(make_wire(trust_env=False), server.url)
     assert [] == proxy.seen
 
 
 @pytest.mark.anyio
 async def test_a_target_that_the_proxy_cannot_reach(
-    proxy: Proxy, client_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+    make_wire: MakeWire, proxy: Proxy, client_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It counts as the proxy's error: nothing was passed on."""
     monkeypatch.setenv("HTTPS_PROXY", proxy.url)
     with Loopback() as gone:
         pass
     with pytest.raises(httpx.ProxyError, match="502"):
-        await get(PooledTransport(ssl_context=client_tls), f"https://127.0.0.1:{gone.port}")
+        await get(make_wire(ssl_context=client_tls), f"https://127.0.0.1:{gone.port}")
 
 
 @pytest.mark.parametrize(
@@ -242,11 +265,11 @@ async def test_a_target_that_the_proxy_cannot_reach(
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.anyio
 async def test_a_setting_that_cannot_work(
-    server: Loopback, monkeypatch: pytest.MonkeyPatch, value: str, scheme: str
+    make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch, value: str, scheme: str
 ) -> None:
     """It is refused when it would be used, without the password; and the gate stays whole."""
     monkeypatch.setenv("ALL_PROXY", value)
-    transport = PooledTransport(max_connections=1)
+    transport = make_wire(max_connections=1)
     request = httpx.Request("GET", f"{scheme}://127.0.0.1:{server.port}")
     for _ in range(2):
         with pytest.raises(

@@ -23,6 +23,7 @@ from lemcal_async.sandbox.faults import Fault
 from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport, retry
 from lemcal_async.transport.call import Call, call_of, extension
 
+from .conftest import MakeWire
 from .loopback import Loopback
 
 QUICK = RetryPolicy(backoff=0.01)
@@ -66,10 +67,10 @@ class Script(httpx.AsyncBaseTransport):
         self.closed = True
 
 
-def connect(sandbox: Sandbox, policy: RetryPolicy = QUICK) -> httpx.AsyncClient:
+def connect(make_wire: MakeWire, sandbox: Sandbox, policy: RetryPolicy = QUICK) -> httpx.AsyncClient:
     """Return a plain client with the retry layer on a real wire."""
     return httpx.AsyncClient(
-        transport=RetryTransport(PooledTransport(), policy),
+        transport=RetryTransport(make_wire(), policy),
         base_url=sandbox.base_url,
         auth=(sandbox.user_id, sandbox.api_key),
     )
@@ -133,13 +134,19 @@ async def send(
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.anyio
 async def test_what_is_repeated(
-    sandbox: Sandbox, fault: Fault, get: list[int | None], post: list[int | None], method: str
+    *,
+    make_wire: MakeWire,
+    sandbox: Sandbox,
+    fault: Fault,
+    get: list[int | None],
+    post: list[int | None],
+    method: str,
 ) -> None:
     """By the answers that the server gave, None for none."""
     sandbox.inject(fault)
     expected = get if method == "GET" else post
     broken = isinstance(fault, faults.Reset | faults.Truncated)
-    async with connect(sandbox) as client:
+    async with connect(make_wire, sandbox) as client:
         if method == "GET":
             assert expected[-1] == (await client.get("/me")).status_code
         elif broken:
@@ -164,10 +171,10 @@ async def test_what_is_repeated(
 )
 @pytest.mark.anyio
 async def test_a_delete_is_repeated_until_it_is_done(
-    sandbox: Sandbox, fault: Fault, statuses: list[int | None]
+    make_wire: MakeWire, sandbox: Sandbox, fault: Fault, statuses: list[int | None]
 ) -> None:
     """That its retry finds nothing is the success of an earlier attempt."""
-    async with connect(sandbox) as client:
+    async with connect(make_wire, sandbox) as client:
         hook = (await client.post("/hooks", json=HOOK)).json()
         sandbox.inject(fault)
         answer = await client.delete(f"/hooks/{hook['_id']}")
@@ -177,9 +184,9 @@ async def test_a_delete_is_repeated_until_it_is_done(
 
 
 @pytest.mark.anyio
-async def test_a_delete_that_finds_nothing_at_once(sandbox: Sandbox) -> None:
+async def test_a_delete_that_finds_nothing_at_once(make_wire: MakeWire, sandbox: Sandbox) -> None:
     """It has not succeeded."""
-    async with connect(sandbox) as client:
+    async with connect(make_wire, sandbox) as client:
         answer = await client.delete("/hooks/hoo_unknown")
     assert 404 == answer.status_code
 
@@ -230,23 +237,23 @@ async def test_other_exceptions_pass() -> None:
 
 
 @pytest.mark.anyio
-async def test_nobody_listens() -> None:
+async def test_nobody_listens(make_wire: MakeWire) -> None:
     """The last attempt's error is raised, after as many as allowed."""
     with Loopback() as server:
         pass
     request = httpx.Request("POST", server.url)
-    async with RetryTransport(PooledTransport(), RetryPolicy(attempts=3, backoff=0.01)) as layer:
+    async with RetryTransport(make_wire(), RetryPolicy(attempts=3, backoff=0.01)) as layer:
         with pytest.raises(httpx.ConnectError):
             await layer.handle_async_request(request)
     assert 3 == call_of(request).attempts
 
 
 @pytest.mark.anyio
-async def test_the_last_answer_is_returned(sandbox: Sandbox) -> None:
+async def test_the_last_answer_is_returned(make_wire: MakeWire, sandbox: Sandbox) -> None:
     """After as many attempts as allowed."""
     sandbox.inject(faults.status(502), times=2)
     sandbox.inject(faults.status(503, "the last"))
-    async with connect(sandbox, RetryPolicy(attempts=3, backoff=0.01)) as client:
+    async with connect(make_wire, sandbox, RetryPolicy(attempts=3, backoff=0.01)) as client:
         answer = await client.get("/me")
     assert (503, "the last") == (answer.status_code, answer.text)
     assert 3 == len(sandbox.requests)
@@ -351,10 +358,10 @@ async def test_what_the_limiter_holds_is_not_waited_twice(slept: list[float]) ->
 
 
 @pytest.mark.anyio
-async def test_below_it_the_limiter_waits(sandbox: Sandbox) -> None:
+async def test_below_it_the_limiter_waits(make_wire: MakeWire, sandbox: Sandbox) -> None:
     """With the rate limit between, a 429 is waited out once, for as long as it says."""
     sandbox.inject(faults.too_many_requests("0.2"))
-    transport = RetryTransport(RateLimitTransport(PooledTransport(), LocalRateLimiter()), QUICK)
+    transport = RetryTransport(RateLimitTransport(make_wire(), LocalRateLimiter()), QUICK)
     async with httpx.AsyncClient(
         transport=transport, base_url=sandbox.base_url, auth=(sandbox.user_id, sandbox.api_key)
     ) as client:
@@ -410,11 +417,13 @@ async def parts() -> AsyncIterator[bytes]:
     [({"json": HOOK}, "https://example.com/hook"), ({"content": parts}, "https://example.com/parts")],
 )
 @pytest.mark.anyio
-async def test_the_body_is_sent_again(sandbox: Sandbox, body: dict[str, Any], target: str) -> None:
+async def test_the_body_is_sent_again(
+    make_wire: MakeWire, sandbox: Sandbox, body: dict[str, Any], target: str
+) -> None:
     """Whole, even if it can be read only once."""
     sandbox.inject(faults.too_many_requests("0.01"), times=2)
     body = {name: value() if callable(value) else value for name, value in body.items()}
-    async with connect(sandbox) as client:
+    async with connect(make_wire, sandbox) as client:
         answer = await client.post("/hooks", **body)
     assert 200 == answer.status_code
     assert [target] == [hook["targetUrl"] for hook in sandbox.hooks()]
@@ -464,9 +473,9 @@ class Stream(httpx.AsyncByteStream):
 
 
 @pytest.mark.anyio
-async def test_compressed_on_the_wire(server: Loopback) -> None:
+async def test_compressed_on_the_wire(make_wire: MakeWire, server: Loopback) -> None:
     """The connection is used again afterwards."""
-    async with httpx.AsyncClient(transport=RetryTransport(PooledTransport())) as client:
+    async with httpx.AsyncClient(transport=RetryTransport(make_wire())) as client:
         answers = [await client.get(f"{server.url}/gzip/5000") for _ in range(2)]
     assert [bytes(5000)] * 2 == [answer.content for answer in answers]
     assert [1, 1] == server.connections
@@ -492,11 +501,9 @@ async def test_a_body_that_breaks() -> None:
 
 @pytest.mark.parametrize("size", [1000, 1001])
 @pytest.mark.anyio
-async def test_the_bound_itself_is_allowed(server: Loopback, size: int) -> None:
+async def test_the_bound_itself_is_allowed(make_wire: MakeWire, server: Loopback, size: int) -> None:
     """One byte more is not."""
-    async with httpx.AsyncClient(
-        transport=RetryTransport(PooledTransport(), max_response_bytes=1000)
-    ) as client:
+    async with httpx.AsyncClient(transport=RetryTransport(make_wire(), max_response_bytes=1000)) as client:
         if size > 1000:
             with pytest.raises(ResponseDecodeError, match="over 1000 bytes"):
                 await client.get(f"{server.url}/gzip/{size}")
@@ -514,9 +521,11 @@ async def test_the_bound_itself_is_allowed(server: Loopback, size: int) -> None:
     ],
 )
 @pytest.mark.anyio
-async def test_too_large_an_answer(server: Loopback, path: str, bound: int, connections: list[int]) -> None:
+async def test_too_large_an_answer(
+    make_wire: MakeWire, server: Loopback, path: str, bound: int, connections: list[int]
+) -> None:
     """Refused without a retry; no connection and no half-read generator is left behind."""
-    async with PooledTransport(max_connections=1) as pool:
+    async with make_wire(max_connections=1) as pool:
         layer = RetryTransport(pool, QUICK, max_response_bytes=bound)
         request = httpx.Request("GET", server.url + path)
         with pytest.raises(ResponseDecodeError, match=f"over {bound} bytes") as caught:
@@ -608,12 +617,12 @@ def test_there_is_no_wait_before_an_attempt() -> None:
 
 
 @pytest.mark.anyio
-async def test_calls_do_not_mix(sandbox: Sandbox) -> None:
+async def test_calls_do_not_mix(make_wire: MakeWire, sandbox: Sandbox) -> None:
     """Each of many at once has its own count of attempts."""
     sandbox.inject(faults.status(503), times=60)
     requests = [httpx.Request("GET", f"{sandbox.base_url}/me") for _ in range(30)]
     policy = RetryPolicy(attempts=50, backoff=0.001)
-    async with RetryTransport(PooledTransport(), policy) as layer, anyio.create_task_group() as group:
+    async with RetryTransport(make_wire(), policy) as layer, anyio.create_task_group() as group:
         for request in requests:
             group.start_soon(layer.handle_async_request, request)
     assert 90 == sum(call_of(request).attempts for request in requests) == len(sandbox.requests)
@@ -656,3 +665,33 @@ async def test_all_layers_in_a_plain_client(router: respx.MockRouter) -> None:
         answer = await client.get(URL)
     assert {"_id": "usr_1"} == answer.json()
     assert 3 == route.call_count
+
+
+@pytest.mark.anyio
+async def test_a_long_answer_is_decoded_in_turns() -> None:
+    """Others have theirs meanwhile: 12 MB take 30 ms."""
+    body = b"".join(number.to_bytes(4, "big") for number in range(2_000_000))
+    packed = gzip.compress(body, 1)
+
+    class Parts(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for at in range(0, len(packed), 65_536):
+                yield packed[at : at + 65_536]
+
+    wire = httpx.MockTransport(
+        lambda _: httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=Parts())
+    )
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(others)
+        answer = await RetryTransport(wire).handle_async_request(httpx.Request("GET", URL))
+        tasks.cancel_scope.cancel()
+    assert body == answer.content
+    assert turns >= 2

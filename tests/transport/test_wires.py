@@ -1,4 +1,4 @@
-"""The default wire: which connection a request gets, and what becomes of it afterwards."""
+"""The wires: which connection a request gets, and what becomes of it afterwards."""
 
 import asyncio
 import gc
@@ -12,14 +12,16 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import httpx
+import httpx2
 import pytest
 import trio
 import trustme
 
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.sandbox import Sandbox, faults
-from lemcal_async.transport import PooledTransport, pooled
+from lemcal_async.transport import pool, wire
 
+from .conftest import MakeWire
 from .loopback import Loopback
 
 
@@ -54,16 +56,16 @@ async def together(*calls: Callable[[], Coroutine[Any, Any, object]]) -> None:
 
 
 @pytest.mark.anyio
-async def test_one_after_another(server: Loopback) -> None:
+async def test_one_after_another(make_wire: MakeWire, server: Loopback) -> None:
     """All over the same connection."""
-    async with PooledTransport() as transport:
+    async with make_wire() as transport:
         assert [1] * 5 == [await get(transport, server.url) for _ in range(5)]
 
 
 @pytest.mark.anyio
-async def test_the_last_used_is_used_next(server: Loopback) -> None:
+async def test_the_last_used_is_used_next(make_wire: MakeWire, server: Loopback) -> None:
     """So that those not needed age."""
-    async with PooledTransport() as transport:
+    async with make_wire() as transport:
         used: list[int] = []
 
         async def slow(seconds: float) -> None:
@@ -75,10 +77,10 @@ async def test_the_last_used_is_used_next(server: Loopback) -> None:
 
 
 @pytest.mark.anyio
-async def test_origins_do_not_share() -> None:
+async def test_origins_do_not_share(make_wire: MakeWire) -> None:
     """A connection goes to one scheme, host and port."""
     with Loopback() as one, Loopback() as other:
-        async with PooledTransport() as transport:
+        async with make_wire() as transport:
             for _ in range(2):
                 await get(transport, one.url)
                 await get(transport, other.url)
@@ -86,9 +88,9 @@ async def test_origins_do_not_share() -> None:
 
 
 @pytest.mark.anyio
-async def test_no_more_connections_than_allowed(server: Loopback) -> None:
+async def test_no_more_connections_than_allowed(make_wire: MakeWire, server: Loopback) -> None:
     """However many requests there are, at no moment."""
-    async with PooledTransport(max_connections=3) as transport:
+    async with make_wire(max_connections=3) as transport:
         await together(*[lambda: get(transport, f"{server.url}/sleep/0.01")] * 30)
         assert {1, 2, 3} == set(server.connections)
     assert 30 == len(server.seen)
@@ -96,26 +98,28 @@ async def test_no_more_connections_than_allowed(server: Loopback) -> None:
 
 
 @pytest.mark.anyio
-async def test_waiting_at_the_gate_is_no_timeout(server: Loopback) -> None:
+async def test_waiting_at_the_gate_is_no_timeout(make_wire: MakeWire, server: Loopback) -> None:
     """However short the one for the pool; the last of three waits for 0.1 s."""
-    async with PooledTransport(max_connections=1) as transport:
+    async with make_wire(max_connections=1) as transport:
         url = f"{server.url}/sleep/0.05"
         await together(*[lambda: get(transport, url, pool_timeout=0.01)] * 3)
     assert [1, 1, 1] == server.connections
 
 
 @pytest.mark.parametrize("max_connections", [0, -1])
-def test_a_pool_of_nothing_is_refused(max_connections: int) -> None:
+def test_a_pool_of_nothing_is_refused(make_wire: MakeWire, max_connections: int) -> None:
     """Where it is made."""
     with pytest.raises(ConfigurationError, match="max_connections"):
-        PooledTransport(max_connections=max_connections)
+        make_wire(max_connections=max_connections)
 
 
 @pytest.mark.parametrize("path", ["/cut", "/sleep/60"])
 @pytest.mark.anyio
-async def test_a_connection_that_broke_is_thrown_away(server: Loopback, path: str) -> None:
+async def test_a_connection_that_broke_is_thrown_away(
+    make_wire: MakeWire, server: Loopback, path: str
+) -> None:
     """And its place at the gate goes to the next request."""
-    transport = PooledTransport(max_connections=1)
+    transport = make_wire(max_connections=1)
     async with httpx.AsyncClient(transport=transport, timeout=0.2) as client:
         with pytest.raises((httpx.RemoteProtocolError, httpx.ReadTimeout)):
             await client.get(server.url + path)
@@ -125,10 +129,10 @@ async def test_a_connection_that_broke_is_thrown_away(server: Loopback, path: st
 
 @pytest.mark.parametrize("fault", [faults.reset_before_processing(), faults.truncated()])
 @pytest.mark.anyio
-async def test_it_works_after_a_fault(fault: faults.Fault) -> None:
+async def test_it_works_after_a_fault(make_wire: MakeWire, fault: faults.Fault) -> None:
     """Whatever the server did."""
     with Sandbox(limit=None).serve() as sandbox:
-        async with httpx.AsyncClient(transport=PooledTransport(max_connections=1)) as client:
+        async with httpx.AsyncClient(transport=make_wire(max_connections=1)) as client:
             for _ in range(2):
                 sandbox.inject(fault)
                 with pytest.raises(httpx.TransportError):
@@ -136,12 +140,22 @@ async def test_it_works_after_a_fault(fault: faults.Fault) -> None:
                 assert 401 == (await client.get(f"{sandbox.base_url}/me")).status_code
 
 
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/", "127.0.0.1/", "unix:/tmp/socket"])
 @pytest.mark.anyio
-async def test_nobody_listens() -> None:
+async def test_other_protocols(make_wire: MakeWire, url: str) -> None:
+    """They are refused, and cost no place at the gate."""
+    async with make_wire(max_connections=1) as transport:
+        for _ in range(2):
+            with anyio.fail_after(5), pytest.raises(httpx.UnsupportedProtocol, match="http://"):
+                await get(transport, url)
+
+
+@pytest.mark.anyio
+async def test_nobody_listens(make_wire: MakeWire) -> None:
     """The place at the gate is given back."""
     with Loopback() as server:
         pass
-    async with PooledTransport(max_connections=1) as transport:
+    async with make_wire(max_connections=1) as transport:
         for _ in range(2):
             with anyio.fail_after(5), pytest.raises(httpx.ConnectError):
                 await get(transport, server.url)
@@ -149,9 +163,11 @@ async def test_nobody_listens() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.anyio
-async def test_the_server_closes_an_idle_connection(server: Loopback, method: str) -> None:
+async def test_the_server_closes_an_idle_connection(
+    make_wire: MakeWire, server: Loopback, method: str
+) -> None:
     """The next request takes a new one, whatever its method."""
-    async with httpx.AsyncClient(transport=PooledTransport()) as client:
+    async with httpx.AsyncClient(transport=make_wire()) as client:
         for _ in range(3):
             assert 200 == (await client.request(method, f"{server.url}/drop")).status_code
             assert 0 == await settled(server, most=0)
@@ -163,11 +179,13 @@ async def test_the_server_closes_an_idle_connection(server: Loopback, method: st
 
 
 @pytest.mark.anyio
-async def test_idle_connections_are_closed(server: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_connections_are_closed(
+    make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After ``keepalive`` seconds, at the next use; younger ones stay."""
     now = 1000.0
-    monkeypatch.setattr(pooled, "time", SimpleNamespace(monotonic=lambda: now))
-    async with PooledTransport(keepalive=60) as transport:
+    monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=lambda: now))
+    async with make_wire(keepalive=60) as transport:
         await together(*[lambda: get(transport, f"{server.url}/sleep/0.05")] * 3)
         assert 3 == server.open
         now += 40
@@ -179,11 +197,13 @@ async def test_idle_connections_are_closed(server: Loopback, monkeypatch: pytest
 
 
 @pytest.mark.anyio
-async def test_an_old_connection_is_not_used(server: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_old_connection_is_not_used(
+    make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Something between may have forgotten it."""
     now = 1000.0
-    monkeypatch.setattr(pooled, "time", SimpleNamespace(monotonic=lambda: now))
-    async with PooledTransport(keepalive=60) as transport:
+    monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=lambda: now))
+    async with make_wire(keepalive=60) as transport:
         await get(transport, server.url)
         now += 61
         assert 2 == await get(transport, server.url)
@@ -191,12 +211,14 @@ async def test_an_old_connection_is_not_used(server: Loopback, monkeypatch: pyte
 
 
 @pytest.mark.anyio
-async def test_old_connections_to_elsewhere_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_old_connections_to_elsewhere_are_closed(
+    make_wire: MakeWire, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Any use of the transport will do."""
     now = 1000.0
-    monkeypatch.setattr(pooled, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=lambda: now))
     with Loopback() as one, Loopback() as other:
-        async with PooledTransport(keepalive=60) as transport:
+        async with make_wire(keepalive=60) as transport:
             await get(transport, one.url)
             now += 61
             await get(transport, other.url)
@@ -204,9 +226,9 @@ async def test_old_connections_to_elsewhere_are_closed(monkeypatch: pytest.Monke
 
 
 @pytest.mark.anyio
-async def test_closing_closes_what_is_idle(server: Loopback) -> None:
+async def test_closing_closes_what_is_idle(make_wire: MakeWire, server: Loopback) -> None:
     """At once, as often as it is called."""
-    transport = PooledTransport()
+    transport = make_wire()
     await together(*[lambda: get(transport, f"{server.url}/sleep/0.02")] * 3)
     await transport.aclose()
     assert 0 == await settled(server, most=0)
@@ -214,17 +236,17 @@ async def test_closing_closes_what_is_idle(server: Loopback) -> None:
 
 
 @pytest.mark.anyio
-async def test_closing_what_was_never_used() -> None:
+async def test_closing_what_was_never_used(make_wire: MakeWire) -> None:
     """Costs nothing."""
-    transport = PooledTransport()
+    transport = make_wire()
     await transport.aclose()
     await transport.aclose()
 
 
 @pytest.mark.anyio
-async def test_closing_lets_requests_finish(server: Loopback) -> None:
+async def test_closing_lets_requests_finish(make_wire: MakeWire, server: Loopback) -> None:
     """Those that are under way or at the gate; then their connections are closed too."""
-    transport = PooledTransport(max_connections=1)
+    transport = make_wire(max_connections=1)
     done: list[int] = []
 
     async def hold() -> None:
@@ -244,10 +266,10 @@ async def test_closing_lets_requests_finish(server: Loopback) -> None:
 
 
 @pytest.mark.anyio
-async def test_use_after_closing(server: Loopback) -> None:
+async def test_use_after_closing(make_wire: MakeWire, server: Loopback) -> None:
     """It is refused, whether it was used before or not."""
     for used in (True, False):
-        transport = PooledTransport()
+        transport = make_wire()
         if used:
             await get(transport, server.url)
         await transport.aclose()
@@ -257,9 +279,9 @@ async def test_use_after_closing(server: Loopback) -> None:
 
 
 @pytest.mark.anyio
-async def test_streaming_in_a_plain_client(server: Loopback) -> None:
+async def test_streaming_in_a_plain_client(make_wire: MakeWire, server: Loopback) -> None:
     """Read to its end, the connection is used again; the body comes in parts."""
-    async with httpx.AsyncClient(transport=PooledTransport(max_connections=1)) as client:
+    async with httpx.AsyncClient(transport=make_wire(max_connections=1)) as client:
         for _ in range(2):
             async with client.stream("GET", f"{server.url}/gzip/9000") as response:
                 assert 9000 == sum([len(part) async for part in response.aiter_bytes()])
@@ -267,9 +289,9 @@ async def test_streaming_in_a_plain_client(server: Loopback) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_stream_holds_its_connection(server: Loopback) -> None:
+async def test_a_stream_holds_its_connection(make_wire: MakeWire, server: Loopback) -> None:
     """Until it is closed; then the next request goes on."""
-    async with httpx.AsyncClient(transport=PooledTransport(max_connections=1)) as client:
+    async with httpx.AsyncClient(transport=make_wire(max_connections=1)) as client:
         async with client.stream("GET", server.url):
             with anyio.move_on_after(0.1) as scope:
                 await client.get(server.url)
@@ -279,9 +301,9 @@ async def test_a_stream_holds_its_connection(server: Loopback) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_stream_closed_early(server: Loopback) -> None:
+async def test_a_stream_closed_early(make_wire: MakeWire, server: Loopback) -> None:
     """What was not read is not waited for: the connection is thrown away."""
-    async with httpx.AsyncClient(transport=PooledTransport(max_connections=1)) as client:
+    async with httpx.AsyncClient(transport=make_wire(max_connections=1)) as client:
         for path in ("/endless", "/gzip/9000"):
             async with client.stream("GET", server.url + path) as response:
                 pass
@@ -298,9 +320,9 @@ async def read_to_the_end(body: AsyncIterator[bytes]) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_stream_read_in_part(server: Loopback) -> None:
+async def test_a_stream_read_in_part(make_wire: MakeWire, server: Loopback) -> None:
     """Read on after it was closed, it ends by itself, and leaves no generator to the garbage collector."""
-    async with PooledTransport(max_connections=1) as transport:
+    async with make_wire(max_connections=1) as transport:
         response = await transport.handle_async_request(httpx.Request("GET", f"{server.url}/endless"))
         assert isinstance(response.stream, httpx.AsyncByteStream)
         body = aiter(response.stream)
@@ -317,7 +339,7 @@ async def test_a_stream_read_in_part(server: Loopback) -> None:
 
 @pytest.mark.anyio
 async def test_a_stream_that_fails_while_it_is_closed(
-    server: Loopback, monkeypatch: pytest.MonkeyPatch
+    make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The place at the gate is given back all the same."""
 
@@ -325,11 +347,12 @@ async def test_a_stream_that_fails_while_it_is_closed(
         await anyio.lowlevel.checkpoint()
         raise ZeroDivisionError
 
-    async with PooledTransport(max_connections=1) as transport:
+    async with make_wire(max_connections=1) as transport:
         response = await transport.handle_async_request(httpx.Request("GET", server.url))
         await response.aread()
         with monkeypatch.context() as patch:
-            patch.setattr("httpx._transports.default.AsyncResponseStream.aclose", aclose)
+            core = make_wire._core().__name__
+            patch.setattr(f"{core}._async.http11.HTTP11ConnectionByteStream.aclose", aclose)
             response = await transport.handle_async_request(httpx.Request("GET", server.url))
             assert isinstance(response.stream, httpx.AsyncByteStream)
             assert b"{}" == b"".join([part async for part in response.stream])
@@ -351,9 +374,9 @@ def garbage() -> Iterator[None]:
 
 @pytest.mark.usefixtures("garbage")
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-def test_event_loops_one_after_another(server: Loopback) -> None:
+def test_event_loops_one_after_another(make_wire: MakeWire, server: Loopback) -> None:
     """A transport made before there was any serves them all, each with connections of its own."""
-    transport = PooledTransport(max_connections=1)
+    transport = make_wire(max_connections=1)
 
     async def twice() -> list[int]:
         return [await get(transport, server.url) for _ in range(2)]
@@ -368,9 +391,9 @@ def test_event_loops_one_after_another(server: Loopback) -> None:
 
 @pytest.mark.usefixtures("garbage")
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-def test_event_loops_at_once(server: Loopback) -> None:
+def test_event_loops_at_once(make_wire: MakeWire, server: Loopback) -> None:
     """In threads, asyncio and trio; each has a gate and connections of its own."""
-    transport = PooledTransport(max_connections=2)
+    transport = make_wire(max_connections=2)
     used: dict[int, set[int]] = {}
     barrier = threading.Barrier(4)
 
@@ -396,9 +419,9 @@ def test_event_loops_at_once(server: Loopback) -> None:
 
 @pytest.mark.usefixtures("garbage")
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-def test_event_loops_that_have_ended_are_forgotten(server: Loopback) -> None:
+def test_event_loops_that_have_ended_are_forgotten(make_wire: MakeWire, server: Loopback) -> None:
     """With the connections that they had, so that a thousand of them leave nothing behind."""
-    transport = PooledTransport()
+    transport = make_wire()
 
     async def once() -> int:
         return await get(transport, server.url)
@@ -427,33 +450,35 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def fresh_contexts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Start without TLS contexts; return the names of the threads in which httpx makes some."""
+    """Start without TLS contexts; return the names of the threads in which httpx and httpx2 make some."""
     made: list[str] = []
-    create = httpx.create_ssl_context
+    monkeypatch.setattr(wire, "_contexts", {})
+    for library in (httpx, httpx2):
 
-    def counting() -> ssl.SSLContext:
-        made.append(threading.current_thread().name)
-        return create()
+        def counting(create: Callable[[], ssl.SSLContext] = library.create_ssl_context) -> ssl.SSLContext:
+            made.append(threading.current_thread().name)
+            return create()
 
-    monkeypatch.setattr(pooled, "_contexts", {})
-    monkeypatch.setattr(httpx, "create_ssl_context", counting)
+        monkeypatch.setattr(library, "create_ssl_context", counting)
     return made
 
 
 @pytest.mark.anyio
-async def test_tls(tls: Loopback, authority: trustme.CA, fresh_contexts: list[str]) -> None:
+async def test_tls(
+    make_wire: MakeWire, tls: Loopback, authority: trustme.CA, fresh_contexts: list[str]
+) -> None:
     """With the context that it was given, and no other."""
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    async with PooledTransport(ssl_context=context) as transport:
+    async with make_wire(ssl_context=context) as transport:
         assert [1, 1] == [await get(transport, tls.url) for _ in range(2)]
     assert [] == fresh_contexts
 
 
 @pytest.mark.anyio
-async def test_a_certificate_that_is_not_trusted(tls: Loopback) -> None:
+async def test_a_certificate_that_is_not_trusted(make_wire: MakeWire, tls: Loopback) -> None:
     """Nothing is sent; it counts as a failure to connect."""
-    async with PooledTransport(max_connections=1) as transport:
+    async with make_wire(max_connections=1) as transport:
         for _ in range(2):
             with anyio.fail_after(5), pytest.raises(httpx.ConnectError):
                 await get(transport, tls.url)
@@ -462,10 +487,12 @@ async def test_a_certificate_that_is_not_trusted(tls: Loopback) -> None:
 
 
 @pytest.mark.anyio
-async def test_one_context_for_the_process(tls: Loopback, fresh_contexts: list[str]) -> None:
+async def test_one_context_for_the_process(
+    make_wire: MakeWire, tls: Loopback, fresh_contexts: list[str]
+) -> None:
     """Reading the certificates takes 20 ms: it is done once, and not on the event loop."""
     for _ in range(2):
-        async with PooledTransport() as transport:
+        async with make_wire() as transport:
             for _ in range(2):
                 with pytest.raises(httpx.ConnectError):
                     await get(transport, tls.url)
@@ -474,8 +501,41 @@ async def test_one_context_for_the_process(tls: Loopback, fresh_contexts: list[s
 
 
 @pytest.mark.anyio
-async def test_plain_http_reads_no_certificates(server: Loopback, fresh_contexts: list[str]) -> None:
+async def test_plain_http_reads_no_certificates(
+    make_wire: MakeWire, server: Loopback, fresh_contexts: list[str]
+) -> None:
     """Nor does httpx make a context for it with each connection."""
-    async with PooledTransport() as transport:
+    async with make_wire() as transport:
         await together(*[lambda: get(transport, f"{server.url}/sleep/0.01")] * 3)
     assert [] == fresh_contexts
+
+
+def test_a_context_that_two_threads_want() -> None:
+    """The second finds that of the first."""
+    made: list[ssl.SSLContext] = []
+
+    def make() -> ssl.SSLContext:
+        made.append(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        return made[-1]
+
+    for _ in range(2):
+        wire._make_once(make)
+    assert made == [wire._contexts.pop(make)]
+
+
+@pytest.mark.anyio
+async def test_an_error_that_is_not_the_wires(make_wire: MakeWire, server: Loopback) -> None:
+    """What a caller's own trace raises while the body is read comes out as it is; the place is given back."""
+
+    async def trace(name: str, _: object) -> None:
+        if name == "http11.receive_response_body.started":
+            raise ZeroDivisionError
+
+    async with make_wire(max_connections=1) as transport:
+        request = httpx.Request("GET", server.url, extensions={"trace": trace})
+        response = await transport.handle_async_request(request)
+        with pytest.raises(ZeroDivisionError):
+            await response.aread()
+        await response.aclose()
+        with anyio.fail_after(5):
+            assert 2 == await get(transport, server.url)

@@ -1,0 +1,123 @@
+"""Many accounts on one transport: what a sibling costs, what it keeps, and how fast they all are."""
+
+import functools
+import gc
+import time
+import tracemalloc
+from collections.abc import Iterator
+
+import anyio
+import httpx
+
+from benchmarks.servers import counting_server
+from benchmarks.table import Measurement, main
+from lemcal_async import AsyncLemcal, RetryPolicy
+from lemcal_async.credentials import CredentialSource
+from lemcal_async.errors import RateLimitError
+from lemcal_async.ratelimit import LocalRateLimiter
+from lemcal_async.transport import PooledTransport
+
+ACCOUNTS = 5_000
+EACH = 3
+CONCURRENT = 200
+ROUNDS = 3
+
+
+def making(count: int) -> float:
+    """Return the seconds to make ``count`` clients for other accounts."""
+    lemcal = AsyncLemcal("usr_x", "secret")
+    before = time.perf_counter()
+    made = [lemcal.for_account(f"usr_{number}", "secret") for number in range(count)]
+    taken = time.perf_counter() - before
+    assert len(made) == count
+    return taken
+
+
+async def memory(count: int) -> float:
+    """Return the bytes that an account keeps after a call, once its budget is whole again."""
+    now = 0.0
+    limiter = LocalRateLimiter(clock=lambda: now)
+    wire = httpx.MockTransport(lambda _: httpx.Response(200, json={"_id": "usr_x"}))
+    lemcal = AsyncLemcal("usr_x", "secret", transport=wire, limiter=limiter)
+    await lemcal.me()  # what is made once
+    gc.collect()
+    tracemalloc.start()
+    made = [
+        lemcal.for_account(f"usr_{number:017}", f"secret {number:025}".replace(" ", "_"))
+        for number in range(count)
+    ]
+    for sibling in made:
+        await sibling.me()
+    for _ in range(20):  # others go on calling, and the limiter forgets those that are idle
+        now += 10
+        await lemcal.me()
+    gc.collect()
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(made) == count
+    return kept / count
+
+
+async def throughput(base_url: str, *, bare: bool) -> tuple[float, int]:
+    """Return the calls per second over all accounts, and how many were refused by the server."""
+    refused = 0
+    async with (
+        PooledTransport(trust_env=False) as wire,
+        httpx.AsyncClient(transport=wire, timeout=60) as plain,
+    ):
+        lemcal = AsyncLemcal(
+            "usr_x", "secret", base_url=base_url, transport=wire, limiter=LocalRateLimiter(),
+            retry=RetryPolicy(attempts=1), timeout=60,
+        )  # fmt: skip
+
+        async def with_plain(number: int) -> None:
+            nonlocal refused
+            basic = CredentialSource(f"usr_{number}", "secret", None).current()
+            for _ in range(EACH):
+                answer = await plain.get(f"{base_url}/me", headers={"Authorization": basic.authorization})
+                refused += answer.status_code == 429
+
+        async def with_ours(number: int) -> None:
+            nonlocal refused
+            mine = lemcal.for_account(f"usr_{number}", "secret")
+            try:
+                for _ in range(EACH):
+                    await mine.me()
+            except RateLimitError:
+                refused += 1
+
+        waiting = iter(range(ACCOUNTS))
+
+        async def worker() -> None:
+            for number in waiting:
+                await (with_plain if bare else with_ours)(number)
+
+        before = time.perf_counter()
+        async with anyio.create_task_group() as workers:
+            for _ in range(CONCURRENT):
+                workers.start_soon(worker)
+        return ACCOUNTS * EACH / (time.perf_counter() - before), refused
+
+
+def measure() -> Iterator[Measurement]:
+    """Yield the figures."""
+    yield Measurement("accounts: 1,000 siblings by for_account()", making(1_000) * 1e3, "ms", 50)
+    yield Measurement("accounts: memory of an idle one", anyio.run(memory, 1_000) / 1024, "KiB", 4)
+    with counting_server() as base_url:
+        rates: dict[bool, list[float]] = {True: [], False: []}
+        refused = 0
+        for _ in range(ROUNDS):
+            for bare in (True, False):
+                rate, refusals = anyio.run(functools.partial(throughput, base_url, bare=bare))
+                rates[bare].append(rate)
+                refused += 0 if bare else refusals
+                time.sleep(2.1)  # every account begins with its whole budget
+    what = f"accounts: {ACCOUNTS:,} x {EACH} calls"
+    ours, theirs = sorted(rates[False])[ROUNDS // 2], sorted(rates[True])[ROUNDS // 2]
+    yield Measurement(f"{what}: calls per second", ours, "/s")
+    yield Measurement(f"{what}: throughput / bare transport's", ours / theirs, "x", 0.85, at_least=True)
+    yield Measurement(f"{what}: 429s", refused, "", 0)
+
+
+if __name__ == "__main__":
+    main(measure)

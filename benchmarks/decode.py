@@ -1,0 +1,120 @@
+"""A long list, from the bytes of its body to models of which every field is read.
+
+Ours goes through ``meetings.list()`` itself, with all its layers, on a wire that answers from memory.
+"""
+
+import functools
+import gc
+import gzip
+import json
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import anyio
+import anyio.lowlevel
+import httpx
+
+from benchmarks.peers import read_all, with_msgspec, with_pydantic
+from benchmarks.table import Measurement, alternate, main
+from lemcal_async import AsyncLemcal
+from lemcal_async.ratelimit import Unlimited
+from lemcal_async.sandbox.demo import make_account
+
+MEETINGS = 17_000  # 12 MB of the sandbox's
+ROUNDS = 5
+
+
+def body_of(count: int) -> bytes:
+    """Return a list of so many meetings, as the service would send it."""
+    rows = make_account(0, 0, count).meetings
+    return json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def client(body: bytes, encoding: str = "identity") -> AsyncLemcal:
+    """Return a client whose wire has that answer to everything."""
+    headers = {} if encoding == "identity" else {"Content-Encoding": encoding}
+    parts = [body[at : at + 65_536] for at in range(0, len(body), 65_536)]  # as httpcore reads them
+
+    class Body(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for part in parts:
+                yield part
+
+    wire = httpx.MockTransport(lambda _: httpx.Response(200, stream=Body(), headers=headers))
+    return AsyncLemcal("usr_x", "secret", transport=wire, limiter=Unlimited())
+
+
+def seconds(read: Callable[[], list[object]]) -> float:
+    """Return how long it takes to read the list and all of its fields, the collector as it is by default."""
+    gc.collect()
+    before = time.perf_counter()
+    read_all(read())
+    return time.perf_counter() - before
+
+
+async def longest_stall(call: Callable[[], Awaitable[object]]) -> float:
+    """Return the longest time for which nothing else gets its turn, in seconds.
+
+    In time of this thread, which never waits here: what other programs take is not ours.
+    """
+    longest = 0.0
+
+    async def others() -> None:
+        nonlocal longest
+        last = time.thread_time()
+        while True:
+            await anyio.lowlevel.checkpoint()
+            now = time.thread_time()
+            longest, last = max(longest, now - last), now
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(others)
+        await anyio.lowlevel.checkpoint()
+        await call()
+        tasks.cancel_scope.cancel()
+    return longest
+
+
+def peak_memory(body: bytes) -> float:
+    """Return the peak while the list is read, in terms of what it comes to and the body."""
+    lemcal = client(body)
+    gc.collect()
+    tracemalloc.start()
+    found = anyio.run(lemcal.meetings.list)
+    models, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found
+    return (peak + len(body)) / (models + len(body))  # the body itself was there before
+
+
+def measure() -> Iterator[Measurement]:
+    """Yield the figures."""
+    body = body_of(MEETINGS)
+    lemcal = client(body)
+    taken = alternate(
+        ROUNDS,
+        {
+            "ours": lambda: seconds(lambda: list(anyio.run(lemcal.meetings.list))),
+            "pydantic": lambda: seconds(lambda: list(with_pydantic(body))),
+            "msgspec": lambda: seconds(lambda: list(with_msgspec(body))),
+        },
+    )
+    what = f"decode {MEETINGS:,} meetings ({len(body) / 1e6:.0f} MB)"
+    yield Measurement(f"{what}: pydantic, extra='allow'", taken["pydantic"] * 1e3, "ms")
+    yield Measurement(f"{what}: msgspec, unknown fields lost", taken["msgspec"] * 1e3, "ms")
+    yield Measurement(f"{what}: meetings.list()", taken["ours"] * 1e3, "ms")
+    yield Measurement("decode: meetings.list() / pydantic", taken["ours"] / taken["pydantic"], "x", 0.65)
+    for backend in ("asyncio", "trio"):
+        for encoding, sent in (("identity", body), ("gzip", gzip.compress(body, 6))):
+            zipped = client(sent, encoding)
+            stall = alternate(
+                ROUNDS,
+                {"": functools.partial(anyio.run, longest_stall, zipped.meetings.list, backend=backend)},
+            )
+            yield Measurement(f"decode, {backend}: longest stall, {encoding}", stall[""] * 1e3, "ms", 30)
+    yield Measurement("decode: peak memory / (models + body)", peak_memory(body), "x", 1.5)
+
+
+if __name__ == "__main__":
+    main(measure)

@@ -1,0 +1,46 @@
+"""Everything that is measured here: one table, JSON, and pictures.
+
+    python -m benchmarks.run [--only decode,wires] [--out FOLDER] [--against FOLDER/results.json]
+
+Exits with 1 if a figure is out of its bounds.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.pictures import draw
+from benchmarks.table import Measurement, load, save, show
+
+PARTS = ("imports", "decode", "wires", "accounts")
+
+
+def measure(parts: list[str]) -> Iterator[Measurement]:
+    """Yield the figures of each part."""
+    for part in parts:
+        yield from importlib.import_module(f"benchmarks.{part}").measure()
+
+
+def main() -> None:
+    """Measure, show, draw and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--only", default=",".join(PARTS), help="some parts, with commas between")
+    parser.add_argument("--out", type=Path, help="a folder for results.json and the pictures")
+    parser.add_argument("--against", type=Path, help="the results.json of an earlier run, to be shown beside")
+    options = parser.parse_args()
+    parts = options.only.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"--only: there is no {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
+    measurements = show(measure(parts), load(options.against) if options.against else None)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        save(measurements, options.out / "results.json")
+        for picture in draw(measurements, options.out):
+            print(f"drew {picture}")
+    sys.exit(not all(each.holds for each in measurements))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Lists that take long to read: others get their turn, and nothing is different from short ones."""
+
+import gc
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from lemcal_async import Meeting, User, decoding, from_wire
+from lemcal_async.errors import MeetingNotFoundError, ResponseDecodeError
+from lemcal_async.sandbox.demo import make_account
+
+from .conftest import answering, check_plain
+
+pytestmark = pytest.mark.anyio
+
+ROWS = make_account(1, 0, 2_500).meetings
+BODY = json.dumps(ROWS).encode()  # 1.9 MB
+
+
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make turns of one slice each, so that their number does not depend on the machine."""
+    monkeypatch.setattr(decoding, "_TURN", 0.0)
+
+
+@asynccontextmanager
+async def others() -> AsyncIterator[list[int]]:
+    """Run something else meanwhile; yield a list that grows with every turn it gets."""
+    turns: list[int] = []
+
+    async def take_turns() -> None:
+        while True:
+            turns.append(len(turns))
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(take_turns)
+        yield turns
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("how", ["array", "envelope"])
+async def test_others_get_their_turn(how: str) -> None:
+    """Again and again while a list is read; and it is the list that it is when read at once."""
+    wire = answering(content=BODY if how == "array" else b'{"data": %b}' % BODY)
+    async with others() as turns:
+        found = await wire.client().meetings.list()
+        assert len(turns) >= 10
+    assert from_wire(ROWS, list[Meeting]) == found
+
+
+async def test_one_of_many() -> None:
+    """Wherever it stands; and the number of those that it is not among."""
+    lemcal = answering(content=BODY).client()
+    async with others() as turns:
+        for row in (ROWS[0], ROWS[1234], ROWS[-1]):
+            assert from_wire(row, Meeting) == await lemcal.meetings.get(row["_id"])
+        with pytest.raises(MeetingNotFoundError, match="not among the 2500 meetings"):
+            await lemcal.meetings.get("mee_none")
+        assert len(turns) >= 10
+
+
+async def test_the_escape_hatch() -> None:
+    """As JSON, and as models."""
+    lemcal = answering(content=BODY).client()
+    async with others() as turns:
+        assert ROWS == (await lemcal.request("GET", "/meetings")).data
+        assert (
+            from_wire(ROWS, list[Meeting])
+            == (await lemcal.request("GET", "/meetings", into=list[Meeting])).data
+        )
+        assert len(turns) >= 10
+
+
+def damaged() -> tuple[list[Any], list[int]]:
+    """Return rows of which some cannot be read, and which."""
+    bad = [0, 7, 999, 2_000, 2_499]
+    return [row | {"start": "soon"} if at in bad else row for at, row in enumerate(ROWS)], bad
+
+
+async def test_bad_rows_keep_their_place(caplog: pytest.LogCaptureFixture) -> None:
+    """Their index is that in the list, and the others are there."""
+    rows, bad = damaged()
+    wire = answering(json=rows)
+    good = [from_wire(row, Meeting) for at, row in enumerate(rows) if at not in bad]
+    reason = "start: expected an ISO 8601 time with an offset, got str"
+    with pytest.raises(ResponseDecodeError) as caught:
+        await wire.client().meetings.list()
+    assert f"GET /meetings: 5 of 2500 rows cannot be read (the first is row 0: {reason})" in str(caught.value)
+    assert [(at, rows[at], reason) for at in bad] == [
+        (row.index, row.row, row.reason) for row in caught.value.bad_rows
+    ]
+    assert good == caught.value.rows
+    assert None is caught.value.__context__
+    with pytest.raises(
+        ResponseDecodeError, match=f": 5 of 2500 rows cannot be read; row 0: {reason}$"
+    ) as caught:
+        await wire.client().request("GET", "/meetings", into=list[Meeting])
+    assert (good, bad) == (caught.value.rows, [row.index for row in caught.value.bad_rows])
+    with caplog.at_level(logging.WARNING, "lemcal_async"):
+        assert good == await wire.client(on_bad_row="skip").meetings.list()
+    assert "5 of 2500 rows cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (BODY[:-1], f"the body is JSON that breaks off after {len(BODY) - 1} bytes."),
+        (BODY[:-1] + b', {"_id": NaN}]', "holds a number that is none in JSON"),
+        (BODY + b"]", f"the body is not JSON: Extra data, at character {len(BODY)}."),
+        (BODY.replace(b"mee_", b"mee\xff", 2000), "not UTF-8"),
+        (b'{"rows": %b}' % BODY, "an object, where a list was expected"),
+    ],
+)
+async def test_a_body_that_is_broken(body: bytes, problem: str) -> None:
+    """What is wrong is said as of a short one, and nothing hangs on the error."""
+    lemcal = answering(content=body).client()
+    for call in (lemcal.meetings.list, lambda: lemcal.meetings.get("mee_1")):
+        with pytest.raises(ResponseDecodeError) as caught:
+            await call()
+        assert problem in str(caught.value)
+        check_plain(caught.value)
+
+
+async def test_another_model() -> None:
+    """Than the list holds, or than a list."""
+    lemcal = answering(content=BODY).client()
+    with pytest.raises(ResponseDecodeError, match="expected an object, got list"):
+        await lemcal.request("GET", "/me", into=User)
+    lemcal = answering(json=[{"_id": 7, "filler": "x" * 200}] * 2_500).client()
+    with pytest.raises(ResponseDecodeError, match="2500 of 2500 rows cannot be read; row 0: _id") as caught:
+        await lemcal.request("GET", "/me", into=list[User])
+    assert [] == caught.value.rows
+
+
+async def test_cancelled_half_way() -> None:
+    """At a turn of others; the collector runs again, and the next call gets it all."""
+    was_enabled = gc.isenabled()
+    lemcal = answering(content=BODY).client()
+    for turns_before in range(6):
+        async with anyio.create_task_group() as tasks:
+            finished: list[int] = []
+
+            async def read(finished: list[int] = finished) -> None:
+                finished.append(len(await lemcal.meetings.list()))
+
+            tasks.start_soon(read)
+            for _ in range(turns_before):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        assert [] == finished
+        assert was_enabled is gc.isenabled()
+    assert 2_500 == len(await lemcal.meetings.list())
+
+
+async def test_several_at_once() -> None:
+    """They take turns, and leave the collector as it was."""
+    was_enabled = gc.isenabled()
+    wire = answering(content=BODY)
+    found: list[list[Meeting]] = []
+
+    async def read() -> None:
+        found.append(await wire.client().meetings.list())
+        assert was_enabled is gc.isenabled()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(read)
+    assert [from_wire(ROWS, list[Meeting])] * 3 == found
+
+
+async def test_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are read, whoever does something else comes after one turn or two."""
+    happened: list[str] = []
+    take_turn = decoding._take_turn
+
+    def noted(*arguments: Any) -> bool:
+        happened.append("turn")
+        return take_turn(*arguments)
+
+    monkeypatch.setattr(decoding, "_take_turn", noted)
+    lemcal = answering(content=BODY).client()
+
+    async def something_else() -> None:
+        while True:
+            happened.append("else")
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(something_else)
+        async with anyio.create_task_group() as readers:
+            for _ in range(8):
+                readers.start_soon(lemcal.meetings.list)
+        tasks.cancel_scope.cancel()
+    assert 8 * 10 <= happened.count("turn")
+    assert max(len(turns) for turns in "".join(each[0] for each in happened).split("e")) <= 3

@@ -1,0 +1,154 @@
+"""The generated readers: they do what the general one does, and do it for rows of the usual shape."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import attrs
+import pytest
+from cattrs import Converter
+from hypothesis import example, given, strategies as st
+
+from lemcal_async import codec
+from lemcal_async.codec import from_wire
+from lemcal_async.codegen import fast_reader
+from lemcal_async.errors import ResponseDecodeError
+from lemcal_async.models import Attendee, Meeting, Model, User
+from lemcal_async.sandbox.demo import make_account
+from lemcal_async.wire_fields import fields_of
+
+DATA = Path(__file__).parent / "data"
+
+
+class _NotUsualError(Exception):
+    """A row that was left to the general reader."""
+
+
+def _never(_: Any, __: Any) -> Any:
+    raise _NotUsualError
+
+
+@pytest.fixture
+def usual_only() -> Any:
+    """Return a function that reads rows of the usual shape and no others."""
+    converter = Converter()
+    converter.register_structure_hook(datetime, _never)
+    converter.register_structure_hook(float, codec._read_number)
+    converter.register_structure_hook_factory(
+        frozenset(get_args(Model)).__contains__,
+        lambda model: fast_reader(model, fields_of(model), _never, _NotUsualError, converter),
+    )
+    return lambda row, model: converter.get_structure_hook(model)(row, model)
+
+
+@pytest.mark.parametrize("path", sorted(DATA.glob("*.json")), ids=lambda path: path.name)
+def test_what_the_service_sends_is_usual(path: Path, usual_only: Any) -> None:
+    """Every sample takes the fast way, with unknown fields, empty lists and nulls."""
+    model = {"hook": "Hook", "user": "User", "meeting": "Meeting"}.get(path.stem.split("_")[0], "")
+    model = "MeetingType" if path.stem == "meeting_type" else model
+    into = {model.__name__: model for model in get_args(Model)}[model]
+    row = json.loads(path.read_text(encoding="utf-8"))
+    assert from_wire(row, into) == usual_only(row, into)
+
+
+def test_what_the_sandbox_sends_is_usual(usual_only: Any) -> None:
+    """A list as the benchmarks read it."""
+    rows = make_account(1, 0, 200).meetings
+    assert [from_wire(row, Meeting) for row in rows] == [usual_only(row, Meeting) for row in rows]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        None,
+        [],
+        {},
+        {"_id": ""},
+        {"_id": 7},
+        {"_id": "m", "userId": 7},
+        {"_id": "m", "start": "2021-02-16"},
+        {"_id": "m", "start": "2021-13-16T08:02:42.000Z"},
+        {"_id": "m", "attendees": {}},
+        {"_id": "m", "attendees": [None]},
+        {"_id": "m", "attendees": [{"owner": 1}]},
+        {"_id": "m", "lead": []},
+        {"_id": "m", "timezone": "A", "attendeeTimezone": "B"},
+        {"_id": "m", "timezone": None, "attendeeTimezone": "B"},
+        {"_id": "m", "timezone": "A", "attendeeTimezone": None},
+        {"_id": "m", "questions": [], "surveyAnswers": []},
+    ],
+)
+def test_what_is_not_usual(row: Any, usual_only: Any) -> None:
+    """It is left to the general reader, good or bad."""
+    with pytest.raises(_NotUsualError):
+        usual_only(row, Meeting)
+
+
+@pytest.mark.parametrize("into", get_args(Model))
+def test_what_comes_out_is_the_model_itself(into: Any) -> None:
+    """Frozen, of the very class, and equal to one that is made by hand."""
+    row = {"_id": "x"} if "id" in attrs.fields_dict(into) else {}
+    model = from_wire(row, into)
+    assert into is type(model)
+    assert repr(model) == repr(attrs.evolve(model))
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        model.extra = {}
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        del model.extra
+
+
+class _Text(str):
+    """A string that did not come from JSON."""
+
+    __slots__ = ()
+
+
+def test_rows_that_did_not_come_from_json() -> None:
+    """The general reader takes subclasses of what JSON has."""
+    assert Attendee(name="a", is_owner=True) == from_wire({"owner": True, "name": _Text("a")}, Attendee)
+
+
+def test_nothing_is_shared() -> None:
+    """Two models have nothing in common that can be changed."""
+    one, other = from_wire([{"_id": "a"}, {"_id": "b"}], list[User])
+    one.extra["new"] = 1
+    assert {} == other.extra
+
+
+USUAL = "2021-02-16T08:02:42.123Z"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, len(USUAL) - 1),
+            st.sampled_from("0123456789-:.,+ TtWZz\0\u0663é") | st.characters(),
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+@example([(0, "\uff12")])
+@example([(5, "W")])
+@example([(22, "a")])
+def test_times_that_are_almost_usual(changes: list[tuple[int, str]]) -> None:
+    """However few characters are other than they should be, both ways agree on what is a time."""
+    text = list(USUAL)
+    for place, character in changes:
+        text[place] = character
+    assert _read(User, "".join(text)) == _general("".join(text))
+
+
+def _read(into: Any, text: str) -> Any:
+    try:
+        return from_wire({"_id": "u", "createdAt": text}, into).created_at
+    except ResponseDecodeError:
+        return None
+
+
+def _general(text: str) -> Any:
+    try:
+        return codec._read_time(text, None)
+    except codec._MismatchError:
+        return None

@@ -1,0 +1,142 @@
+"""Long arrays in slices: together they are the whole, or there are none."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from lemcal_async.responses import DECODER
+from lemcal_async.slices import NotSlicedError, slices_of
+
+ROWS: list[Any] = [
+    {"_id": f"mee_{number}", "attendees": [{"email": "a@example.com"}, {"email": "é😀"}], "n": number}
+    for number in range(100)
+]
+
+
+def sliced(body: bytes, size: int) -> list[list[Any]]:
+    """Return the slices, all of them."""
+    return list(slices_of(body, DECODER, size))
+
+
+def whole(slices: list[list[Any]]) -> list[Any]:
+    """Put the slices together."""
+    return [row for rows in slices for row in rows]
+
+
+@pytest.mark.parametrize(
+    "style", [{}, {"separators": (",", ":")}, {"indent": 2}, {"indent": "\t"}, {"ensure_ascii": False}]
+)
+@pytest.mark.parametrize("size", [1, 200, 1000, 1_000_000])
+def test_whatever_the_style(style: dict[str, Any], size: int) -> None:
+    """With spaces, without, over several lines, in UTF-8: cut between rows and nowhere else."""
+    slices = sliced(json.dumps(ROWS, **style).encode(), size)
+    assert ROWS == whole(slices)
+    assert (1 if size > 100_000 else len(slices)) == len(slices)
+    if size < 1001:
+        assert len(slices) > 5
+
+
+@pytest.mark.parametrize("around", [("\ufeff", ""), (" \r\n\t", " \n"), ("\ufeff\n", "\t")])
+def test_what_may_stand_around_it(around: tuple[str, str]) -> None:
+    """A byte order mark, and white space."""
+    body = (around[0] + json.dumps(ROWS) + around[1]).encode()
+    assert ROWS == whole(sliced(body, 300))
+
+
+def test_rows_that_look_like_cuts() -> None:
+    """Objects within a row, and text, that begin as rows do: cut there, a slice would not parse."""
+    inner = [{"_id": "x"}, {"_id": '},{"_id":'}, {"_id": "y", "again": [{"_id": 1}, {"_id": 2}]}]
+    rows = [{"_id": str(number), "inner": inner} for number in range(50)]
+    for size in range(1, 400, 7):
+        assert rows == whole(sliced(json.dumps(rows).encode(), size))
+
+
+def test_rows_within_a_row() -> None:
+    """With no other place to cut for long, it is left alone."""
+    rows = [{"_id": 0}, {"_id": 1, "inner": [{"_id": number} for number in range(1000)]}, {"_id": 2}]
+    with pytest.raises(NotSlicedError):
+        sliced(json.dumps(rows).encode(), 20)
+    assert rows == whole(sliced(json.dumps(rows).encode(), 20_000))
+
+
+def test_rows_of_other_kinds() -> None:
+    """Only the first two must be objects that begin alike."""
+    rows = [*ROWS[:2], None, 7, [], *ROWS[2:], {"another": 1}, {}, "text"]
+    assert rows == whole(sliced(json.dumps(rows).encode(), 300))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"[ ]",
+        b"[1, 2]",
+        b'[{"a": 1}]',
+        b'[{"a": 1}, 2]',
+        b'[{}, {"a": 1}]x',
+        b'{"data": [{"a": 1}, {"a": 2}]}',
+        b"<html>",
+        b'[{"a": 1}, {"a": 2}',
+        b'[{"a": 1}, {"a": 2},]',
+        b'[{"a": 1}, {"a": 2}]]',
+        b'[{"a": 1}, {"a": 2}] []',
+        b'[{"a": 1}, {"a": 2}],[{"a": 3}, {"a": 4}]',
+        b'[{"a": 1}], [{"a": 2}, {"a": 3}]',
+        b'[{"a": 1}, {"a": NaN}]',
+        b'[{"a": 1}, {"a": 1e999}]',
+        b'[{"a": 1}, {"a": "\xff"}]',
+        b'[{"a": "\xff"}, {"a": 1}]',
+        b'[{"a": 1} {"a": 1}]',
+        b'[{"a": 1', b"[{",
+        b'[{"a": ' + b"[" * 100_000,
+        b'[{"a": 1}, {"a": ' + b"[" * 100_000,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_what_is_left_to_others(body: bytes, size: int) -> None:
+    """Short, of another shape, or no JSON."""
+    with pytest.raises(NotSlicedError):
+        sliced(body, size)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab_,:{}[]"), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from("ab_"), values, max_size=3) | values, max_size=12),
+    st.integers(1, 60),
+    st.sampled_from([None, 1]),
+    st.booleans(),
+)
+def test_the_slices_are_the_whole(rows: list[Any], size: int, indent: int | None, ascii_only: bool) -> None:  # noqa: FBT001 - drawn
+    """Of any array: what comes out is what it holds, or nothing does."""
+    body = json.dumps(rows, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "replace")
+    try:
+        slices = sliced(body, size)
+    except NotSlicedError:
+        return
+    assert repr(json.loads(body)) == repr(whole(slices))
+
+
+@given(st.data())
+def test_damaged_text_is_not_let_through(data: st.DataObject) -> None:
+    """Cut off, or with a byte changed: if the slices can be read, so can the whole, and it is the same."""
+    body = bytearray(json.dumps(ROWS[:6]).encode())
+    at = data.draw(st.integers(0, len(body) - 1))
+    body[at : at + data.draw(st.sampled_from([1, 1, 10_000]))] = data.draw(
+        st.sampled_from([b"", b",", b"]", b"[", b"}", b"{", b'"', b"],[", b"\xff", b"},{"])
+    )
+    try:
+        rows = whole(sliced(bytes(body), data.draw(st.integers(1, 200))))
+    except NotSlicedError:
+        return
+    assert rows == DECODER.decode(body.decode())

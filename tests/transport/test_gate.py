@@ -1,0 +1,329 @@
+"""The gate: who goes next, what one account may hold, and that no place is ever lost."""
+
+import asyncio
+import random
+from collections import Counter
+
+import anyio
+import anyio.lowlevel
+import httpx
+import pytest
+from hypothesis import settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from lemcal_async import AsyncLemcal
+from lemcal_async.ratelimit import Unlimited
+from lemcal_async.transport.call import account_of
+from lemcal_async.transport.gate import Gate
+
+from .conftest import MakeWire
+from .loopback import Loopback
+
+
+async def settle() -> None:
+    """Let all tasks run until they wait."""
+    for _ in range(10):
+        await anyio.lowlevel.checkpoint()
+
+
+class Users:
+    """Tasks that want a place each, and hold it until told."""
+
+    def __init__(self, gate: Gate, tasks: anyio.abc.TaskGroup) -> None:
+        self.gate = gate
+        self.entered: list[str | None] = []
+        self._tasks = tasks
+
+    async def want(self, *accounts: str | None) -> None:
+        """Have a task for each account want a place."""
+        for account in accounts:
+            self._tasks.start_soon(self._enter, account)
+            await settle()
+
+    async def leave(self, *accounts: str | None) -> list[str | None]:
+        """Give places back, one after the other; return who got them."""
+        before = len(self.entered)
+        for account in accounts:
+            self.gate.leave(account)
+            await settle()
+        return self.entered[before:]
+
+    async def _enter(self, account: str | None) -> None:
+        await self.gate.enter(account)
+        self.entered.append(account)
+
+
+@pytest.mark.anyio
+async def test_accounts_take_turns() -> None:
+    """Not tasks: who asks often waits no less than who asks once."""
+    async with anyio.create_task_group() as tasks:
+        users = Users(Gate(2), tasks)
+        await users.want("held", "other", "a", "a", "a", "b", "c", "c")
+        assert ["held", "other"] == users.entered
+        assert 6 == users.gate.waiting
+        assert ["a"] == await users.leave("held")
+        assert ["b"] == await users.leave("other")
+        assert ["c", "a", "c", "a"] == await users.leave("a", "b", "c", "a")
+        assert 0 == users.gate.waiting
+
+
+@pytest.mark.anyio
+async def test_first_come_first_served() -> None:
+    """Within an account, and among those who belong to none."""
+    gate = Gate(1)
+    served: list[int] = []
+
+    async def enter(number: int) -> None:
+        await gate.enter(None)
+        served.append(number)
+        gate.leave(None)
+
+    await gate.enter(None)
+    async with anyio.create_task_group() as tasks:
+        for number in range(20):
+            tasks.start_soon(enter, number)
+            await settle()
+        gate.leave(None)
+    assert list(range(20)) == served
+    assert 1 == gate.free
+
+
+@pytest.mark.parametrize(("places", "most"), [(1, 1), (2, 1), (3, 2), (4, 3), (5, 4), (10, 8), (100, 80)])
+@pytest.mark.anyio
+async def test_what_one_account_may_hold(places: int, most: int) -> None:
+    """Four fifths of all, and never the last place if it has another."""
+    async with anyio.create_task_group() as tasks:
+        users = Users(Gate(places), tasks)
+        await users.want(*["busy"] * (places + 5))
+        assert ["busy"] * most == users.entered
+        await users.want(*["new"] * (places > most))
+        assert ["new"] * (places > most) == users.entered[most:]
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_requests_of_nobody_may_hold_all() -> None:
+    """A plain client has no accounts to be fair to."""
+    async with anyio.create_task_group() as tasks:
+        users = Users(Gate(10), tasks)
+        await users.want(*[None] * 12)
+        assert 10 == len(users.entered)
+        await users.leave(None, None)
+        assert 12 == len(users.entered)
+
+
+@pytest.mark.anyio
+async def test_several_hang() -> None:
+    """Each takes less than the one before, and the next gets a place at once."""
+    async with anyio.create_task_group() as tasks:
+        users = Users(Gate(100), tasks)
+        await users.want(*["one"] * 100, *["two"] * 100, *["three"] * 100, "healthy")
+        assert {"one": 80, "two": 16, "three": 3, "healthy": 1} == Counter(users.entered)
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("granted", [False, True])
+@pytest.mark.anyio
+async def test_cancelled_by_scope(*, granted: bool) -> None:
+    """While it waits, and when it has just been given a place."""
+    gate = Gate(1)
+    await gate.enter("held")
+
+    async def visit(account: str) -> None:
+        await gate.enter(account)
+        try:
+            await anyio.lowlevel.checkpoint()
+        finally:
+            gate.leave(account)
+
+    async with anyio.create_task_group() as tasks:
+        users = Users(gate, tasks)
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as inner:
+                inner.start_soon(visit, "a")
+                await settle()
+                await users.want("b")
+                if granted:
+                    gate.leave("held")
+                scope.cancel()
+        if not granted:
+            gate.leave("held")
+        await settle()
+        assert ["b"] == users.entered
+        gate.leave("b")
+    assert (1, 0) == (gate.free, gate.waiting)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("granted", [False, True])
+@pytest.mark.anyio
+async def test_cancelled_by_task(*, granted: bool) -> None:
+    """The same by ``Task.cancel()``, and more than once."""
+    gate = Gate(1)
+    await gate.enter("held")
+    tasks = [asyncio.create_task(gate.enter(account)) for account in "abc"]
+    await settle()
+    if granted:
+        gate.leave("held")
+    tasks[0].cancel()
+    tasks[0].cancel()
+    tasks[1].cancel()
+    if not granted:
+        gate.leave("held")
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [asyncio.CancelledError, asyncio.CancelledError, type(None)] == [type(each) for each in results]
+    gate.leave("c")
+    assert (1, 0) == (gate.free, gate.waiting)
+
+
+@pytest.mark.anyio
+async def test_ten_thousand_accounts() -> None:
+    """All served, in turn, and nothing is kept of them."""
+    gate = Gate(10)
+    served: list[int] = []
+
+    async def visit(account: int) -> None:
+        await gate.enter(account)
+        await anyio.lowlevel.checkpoint()
+        served.append(account)
+        gate.leave(account)
+
+    async with anyio.create_task_group() as tasks:
+        for account in range(10_000):
+            tasks.start_soon(visit, account)
+    assert list(range(10_000)) == sorted(served)
+    assert (10, 0) == (gate.free, gate.waiting)
+    assert [{}, {}] == [gate._held, gate._waits]
+    assert [[], []] == [list(gate._with), list(gate._without)]
+
+
+class Machine(RuleBasedStateMachine):
+    """Any order of entering, leaving and giving up, on a bare event loop, step by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.places = 0
+        self.gate = Gate(0)
+        self.waiting: list[tuple[str | None, asyncio.Task[None]]] = []
+        self.inside: list[str | None] = []
+
+    @precondition(lambda self: not self.places)
+    @rule(places=st.integers(1, 12))
+    def build(self, places: int) -> None:
+        """Start with so many places."""
+        self.places, self.gate = places, Gate(places)
+
+    @precondition(lambda self: self.places)
+    @rule(account=st.sampled_from([None, "a", "b", "c"]), times=st.integers(1, 5))
+    def enter(self, account: str | None, times: int) -> None:
+        """Want places."""
+        for _ in range(times):
+            self.waiting.append((account, self.loop.create_task(self.gate.enter(account))))
+
+    @precondition(lambda self: self.inside)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        """Give a place back."""
+        self.gate.leave(self.inside.pop(data.draw(st.integers(0, len(self.inside) - 1))))
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        """Give up waiting, or a place that has come in the same moment."""
+        _, task = self.waiting[data.draw(st.integers(0, len(self.waiting) - 1))]
+        task.cancel()
+
+    @rule()
+    def run(self) -> None:
+        """Let the tasks run."""
+        self.loop.run_until_complete(settle())
+        for account, task in list(self.waiting):
+            if task.done():
+                self.waiting.remove((account, task))
+                if not task.cancelled():
+                    task.result()
+                    self.inside.append(account)
+
+    @invariant()
+    def no_place_is_lost(self) -> None:
+        """Once all tasks have run, and nobody waits who could go."""
+        self.run()
+        assert self.places == self.gate.free + len(self.inside)
+        assert len(self.waiting) == self.gate.waiting
+        held = Counter(self.inside)
+        for account in {account for account, _ in self.waiting}:
+            mine = held[account]
+            if account is None or mine == 0:
+                assert 0 == self.gate.free
+            else:
+                assert self.gate.free <= 1 or mine >= 4 * self.gate.free
+
+    def teardown(self) -> None:
+        """Cancel what waits."""
+        for _, task in self.waiting:
+            task.cancel()
+        self.loop.run_until_complete(settle())
+        self.loop.close()
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+@pytest.mark.anyio
+async def test_a_hanging_tenant(make_wire: MakeWire) -> None:
+    """All its calls hang, and it has no limiter that would hold it back: the others do not notice."""
+    with Loopback() as server:
+        transport = make_wire(max_connections=5)
+        async with (
+            transport,
+            AsyncLemcal(
+                "usr_hangs", "secret", base_url=server.url, transport=transport, limiter=Unlimited()
+            ) as hanging,
+            anyio.create_task_group() as tasks,
+        ):
+            for _ in range(50):
+                tasks.start_soon(hanging.request, "GET", "/hold")
+            for _ in range(4):
+                await anyio.to_thread.run_sync(server.arrived.acquire)
+            with anyio.fail_after(10):
+                for number in range(5):
+                    other = hanging.for_account(f"usr_{number}", "secret")
+                    assert {} == (await other.request("GET", "/")).data
+            tasks.cancel_scope.cancel()
+        assert 4 == sum(seen.target == "/hold" for seen in server.seen)
+
+
+@pytest.mark.anyio
+async def test_a_busy_tenant(make_wire: MakeWire) -> None:
+    """However many calls it has waiting, another's goes at its next turn."""
+    done: list[str] = []
+    with Loopback() as server:
+        async with (
+            make_wire(max_connections=1) as transport,
+            AsyncLemcal(
+                "usr_busy", "secret", base_url=server.url, transport=transport, limiter=Unlimited()
+            ) as busy,
+            anyio.create_task_group() as tasks,
+        ):
+
+            async def call(lemcal: AsyncLemcal, name: str) -> None:
+                await lemcal.request("GET", "/sleep/0.002")
+                done.append(name)
+
+            for _ in range(100):
+                tasks.start_soon(call, busy, "busy")
+            await anyio.to_thread.run_sync(server.arrived.acquire)
+            for number in range(5):
+                tasks.start_soon(call, busy.for_account(f"usr_{number}", "secret"), "other")
+    assert 105 == len(done)
+    assert max(place for place, name in enumerate(done) if name == "other") < 30
+
+
+@pytest.mark.anyio
+async def test_the_account_of_a_plain_request() -> None:
+    """It has none; nor does the wire make a call of it."""
+    request = httpx.Request("GET", "https://example.com", extensions={"lemcal_async": random})
+    assert None is account_of(request)
+    assert {"lemcal_async": random} == request.extensions

@@ -87,7 +87,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure against peers in the same run; ``-- NAME ARGUMENTS`` for one of them, as in ``-- run --out DIR``."""
+    """Measure against peers in the same run; ``-- NAME ARGUMENTS`` for one of them (``run --out DIR``)."""
     install(session, "bench")
     default = {"run": [], "limiter": ["--quick"], "limiter_redis": [], "webhooks": [], "sync": []}
     chosen, *arguments = session.posargs or [""]

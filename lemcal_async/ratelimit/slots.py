@@ -175,7 +175,7 @@ class SlotLog:
                 self._server.was_early()
         counted_by = now if slot.sent_at is None else slot.sent_at + COUNTED_WITHIN
         left_at = slot.taken_at if slot.sent_at is None else slot.sent_at
-        before_end = quota.retry_after if pins else None
+        before_end = quota.retry_after if pins and self._server.is_precise else None
         past = _Past(counted_by, now, left_at, surely=not refused, window=window, before_end=before_end)
         self._end(slot, past)
         if window is not None and not refused:

@@ -183,8 +183,10 @@ class SlotLog:
             self._compare(past, now, quota)
         if relied_on and not self._server.counts_windows:
             return "contradiction"
-        # A 429 only says that the window is full: whose it is shows in the answers that are none.
-        return None if refused else self._notice_strangers(slot, window, now, quota)
+        # Where windows are not proven, a 429 only says that something is full.
+        if refused and not relied_on:
+            return None
+        return self._notice_strangers(slot, window, now, quota)
 
     def unsent(self, slot: Slot) -> None:
         """Give the slot back: the request never reached the server."""

@@ -300,6 +300,18 @@ class TestHeaders:
         assert 6 - SLACK == count
         assert pytest.approx(1.9 + MARGIN, abs=0.002) == now
 
+    @pytest.mark.parametrize("proven", [True, False])
+    def test_a_refusal_may_tell_of_others(self, proven: bool) -> None:  # noqa: FBT001 - a column
+        """In a window that ours do not fill, it does; where windows are not proven, it says too little."""
+        log = new_log()
+        log._server.counts_windows = proven
+        quota = Quota(limit=20, remaining=1, retry_after=1.9)
+        answer(log, depart(log, 0.0, LIMIT - 1), 0.1, quota=quota)
+        (held_back,) = depart(log, 1.2)
+        refusal = Quota(limit=20, remaining=0, retry_after=0.8)
+        news = log.answered(held_back, 1.21, 429, refusal)
+        assert (("strangers", 1) if proven else (None, 0)) == (news, log.strangers)
+
     def test_strangers_make_a_key_shared(self) -> None:
         """At least half of the limit stays ours, spread over the period; the news comes once."""
         log = new_log()

@@ -15,7 +15,7 @@ import attrs
 
 from lemcal_async.headers import Quota
 from lemcal_async.ratelimit.sharing import Share
-from lemcal_async.ratelimit.windows import SURE, Server, Window, Windows
+from lemcal_async.ratelimit.windows import ROUNDING, SURE, Server, Window, Windows
 
 MARGIN = 0.003  # seconds between a slot's computed end and its next use: scheduling, clock steps
 COUNTED_WITHIN = 0.5  # seconds after a request left in which the server must have counted it
@@ -357,7 +357,7 @@ class SlotLog:
         """Compare what the server still counts with what it would by either way of counting."""
         remaining = quota.remaining or 0
         if self._server.keeps_log:
-            self._forget_as_much(now, remaining, past.left_at)
+            self._forget_as_much(now, remaining, past)
         elif not self._server.counts_windows and self._windows.several:
             counted = 1 + sum(
                 other.surely
@@ -369,10 +369,12 @@ class SlotLog:
             if remaining < self._quota and remaining + counted >= self._quota + 2:
                 self._server.refuted_sliding()
 
-    def _forget_as_much(self, now: float, remaining: int, left_at: float) -> None:
+    def _forget_as_much(self, now: float, remaining: int, told_by: _Past) -> None:
         """Forget as many requests as a sliding log must have forgotten when it said how many remain."""
         # What is in flight, and what was counted after that request, it may not yet have spoken of.
-        since = len(self._in_flight) + sum(other.counted_at_most() > left_at for other in self._past) - 1
+        left_at = told_by.left_at - ROUNDING
+        since = sum(other is not told_by and other.counted_at_most() >= left_at for other in self._past)
+        since += len(self._in_flight)
         live = [past for past in self._counted if self._end_of(past) > now]
         too_many = len(live) + len(self._in_flight) + remaining - since - self._quota
         if too_many > 0:

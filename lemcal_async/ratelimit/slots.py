@@ -283,7 +283,9 @@ class SlotLog:
         for slot in self._in_flight:
             bound = self._bound(slot)
             if soonest and bound > now:
-                bound = min(bound, max(now, (now if slot.sent_at is None else slot.sent_at) + self.period))
+                # Without a report it may have left, and been counted, a way back ago.
+                sent_at = now - self._server.head_start if slot.sent_at is None else slot.sent_at
+                bound = min(bound, max(now, sent_at + self.period))
             ends.append(bound)
         return [end for end in ends if end > now]
 

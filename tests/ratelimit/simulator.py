@@ -11,6 +11,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import attrs
@@ -20,8 +21,8 @@ from lemcal_async.ratelimit.slots import Slot, SlotLog
 from lemcal_async.ratelimit.windows import Server
 from lemcal_async.sandbox.counting import COUNTERS, Counter, WindowKind, rate_limit_headers
 
-
-_ROUNDINGS: dict[str, Callable[[float], int]] = {"up": math.ceil, "down": math.floor, "nearest": round}
+Rounding = Literal["up", "down", "nearest"]
+_ROUNDINGS: dict[Rounding, Callable[[float], int]] = {"up": math.ceil, "down": math.floor, "nearest": round}
 
 
 @attrs.frozen(kw_only=True)
@@ -35,7 +36,7 @@ class World:
     counting: WindowKind = "fixed"
     changes: tuple[tuple[float, WindowKind], ...] = ()  # when it restarts from nothing, and counts how
     servers_limit: int | None = None  # None: it is what the client thinks
-    rounded: Literal["up", "down", "nearest"] | None = None  # Retry-After in whole seconds
+    rounded: Rounding | None = None  # Retry-After in whole seconds
     round_trip: tuple[float, float] = (0.001, 0.001)
     asymmetry: float | None = None  # the share of a round trip that is the way there; None: at random
     apart: bool = False  # whether each way draws its own half of a round trip
@@ -115,7 +116,7 @@ class _Process:
                 self.opened += 1
                 ready += world.slow_connect
             self.leaves_at = max(ready, self.leaves_at + world.cpu)
-            simulation.at(self.leaves_at, lambda call=call, slot=slot: self._send(call, slot))
+            simulation.at(self.leaves_at, partial(self._send, call, slot))
 
     def _send(self, call: int, slot: Slot) -> None:
         simulation = self.simulation
@@ -166,7 +167,9 @@ class Simulation:
         ]
 
     def _new_counter(self, kind: WindowKind) -> Counter:
-        return COUNTERS[kind](self.world.servers_limit or self.world.limit, self.world.period, lambda: self.now)
+        return COUNTERS[kind](
+            self.world.servers_limit or self.world.limit, self.world.period, lambda: self.now
+        )
 
     def _restart(self, kind: WindowKind) -> None:
         self.counter = self._new_counter(kind)
@@ -204,7 +207,7 @@ class Simulation:
             self._until_all_ended()
             process.waiting, self._left, started = others, left, self.now
         for moment, kind in self.world.changes:
-            self.at(started + moment, lambda kind=kind: self._restart(kind))
+            self.at(started + moment, partial(self._restart, kind))
         before = self.result.strangers, self.result.strangers_served
         for process in self._processes:
             process.serve()

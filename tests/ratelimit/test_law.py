@@ -232,7 +232,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @invariant()
     def windows_are_not_taken_for_something_else(self) -> None:
-        """What a server that counts in fixed windows says never contradicts them."""
+        """See that a server which counts in fixed windows is never believed to contradict them."""
         if self.kind == "fixed":
             assert not self.world.server.keeps_log
 
@@ -244,7 +244,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @invariant()
     def an_idle_key_grants_the_limit_at_once(self) -> None:
-        """What has nothing to remember is as good as new."""
+        """Take what has nothing to remember for as good as new."""
         if self.world.log.idle(self.world.now):
             assert self.limit == self.world.log.remaining(self.world.now)
 
@@ -301,4 +301,4 @@ class LogMachine(RuleBasedStateMachine):
 LogMachine.TestCase.settings = settings(
     max_examples=int(__import__("os").environ.get("EX", "60")), stateful_step_count=50
 )
-TestTheLaw = LogMachine.TestCase
+Test01TheLaw = LogMachine.TestCase

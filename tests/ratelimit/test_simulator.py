@@ -9,7 +9,7 @@ import pytest
 
 from lemcal_async.sandbox.counting import WindowKind
 
-from .simulator import Result, Simulation, World
+from .simulator import Result, Rounding, Simulation, World
 
 SEEDS = 20
 KINDS: tuple[WindowKind, ...] = ("fixed", "sliding")
@@ -47,9 +47,7 @@ def refused(results: list[Result]) -> int:
         pytest.param(World(slow_connect=0.8), 1.105, 1.105, id="slow-connect"),
         pytest.param(World(slow_connect=0.8, counting="sliding"), 1.105, 1.105, id="slow-connect-sliding"),
         pytest.param(attrs.evolve(FAR, slow_connect=0.8), 1.075, 1.08, id="slow-connect-far"),
-        pytest.param(
-            World(connections=10, round_trip=(0.3, 0.4), asymmetry=0.5), 1.16, 1.17, id="full-gate"
-        ),
+        pytest.param(World(connections=10, round_trip=(0.3, 0.4), asymmetry=0.5), 1.16, 1.17, id="full-gate"),
         pytest.param(attrs.evolve(FAR, calls=100, connections=5), 1.1, 1.11, id="very-full-gate"),
     ],
 )
@@ -85,7 +83,7 @@ def test_fixed_windows_are_recognised(world: World) -> None:
 @pytest.mark.parametrize("rounded", ["up", "down", "nearest"])
 @pytest.mark.parametrize("counting", KINDS)
 @pytest.mark.parametrize("world", [World(), FAR], ids=["near", "far"])
-def test_whole_seconds_are_not_relied_on(world: World, counting: WindowKind, rounded: str) -> None:
+def test_whole_seconds_are_not_relied_on(world: World, counting: WindowKind, rounded: Rounding) -> None:
     """A server that rounds Retry-After, in any direction, is never taken to prove windows."""
     world = attrs.evolve(world, counting=counting, rounded=rounded)
     results = runs(world, 8)

@@ -275,7 +275,7 @@ class TestHeaders:
     """What the quota headers of an answer change."""
 
     def test_room_that_others_use_is_left_to_them(self) -> None:
-        """The first answer says 6 remain for 0.7 s: two are left to them, and four go, one after the other."""
+        """The first answer says 6 remain for 0.7 s: two are left to them, four go one after the other."""
         log = new_log()
         (slot,) = depart(log, 0.0)
         assert "strangers" == log.answered(slot, 0.1, 200, Quota(limit=20, remaining=6, retry_after=0.7))

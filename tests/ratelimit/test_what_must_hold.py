@@ -1,6 +1,6 @@
 """What must hold of the limiter of one process, by number.
 
-Point 1 is a state machine in ``test_law.py``, point 3 is in ``test_simulator.py``; the headers of
+Point 1 is the state machine in ``test_law.py``, point 3 is in ``test_simulator.py``; the headers of
 point 6 have a table of their own in ``tests/test_headers.py``. What needs Redis is tested with that.
 """
 
@@ -20,8 +20,6 @@ import pytest
 from lemcal_async.headers import Quota, parse_quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, WouldWait
 from lemcal_async.ratelimit.slots import COUNTED_WITHIN, MARGIN
-
-from .test_law import TestTheLaw as test_01_the_law  # noqa: F401 - found by its number too
 
 KEY = Key("https://api.example.com", "0f" * 16)
 OTHER = Key("https://api.example.com", "f0" * 16)
@@ -195,7 +193,7 @@ async def test_07_ten_thousand_waiters_cost_little() -> None:
     async with anyio.create_task_group() as group:
         for _ in range(10_000):
             group.start_soon(use, limiter, moments)
-        while len(moments) < 40:
+        while len(moments) < 40:  # noqa: ASYNC110
             await anyio.sleep(0.01)
         cpu = time.process_time() - began
         group.cancel_scope.cancel()
@@ -206,7 +204,7 @@ async def test_07_ten_thousand_waiters_cost_little() -> None:
 @pytest.mark.anyio
 @real_time
 async def test_07_ten_thousand_with_a_deadline() -> None:
-    """Of those with 5 s each about 60 are queued or served, and the others hear at once that it is not enough."""
+    """Of those with 5 s each 60 are queued or served; the others hear at once that it is too little."""
     limiter = LocalRateLimiter()
     refused: list[float] = []
     began = time.process_time()
@@ -220,7 +218,7 @@ async def test_07_ten_thousand_with_a_deadline() -> None:
     async with anyio.create_task_group() as group:
         for _ in range(10_000):
             group.start_soon(one)
-        while len(refused) < 9_900:
+        while len(refused) < 9_900:  # noqa: ASYNC110
             await anyio.sleep(0.01)
         assert time.process_time() - began < 3 * 1.0
         assert 40 == limiter.snapshot(KEY).queued
@@ -232,7 +230,7 @@ async def test_07_ten_thousand_with_a_deadline() -> None:
 @pytest.mark.anyio
 @real_time
 async def test_08_cancelling_nearly_all() -> None:
-    """Head, granted, unsent and in flight ones among 9,990 of 10,000: the rest is served with the next slots."""
+    """Head, unsent and in flight ones among 9,990 of 10,000: the rest is served with the next slots."""
     limiter = LocalRateLimiter(20, 0.5)
     scopes: dict[int, anyio.CancelScope] = {}
     granted: list[int] = []
@@ -256,7 +254,7 @@ async def test_08_cancelling_nearly_all() -> None:
     async with anyio.create_task_group() as group:
         for number in range(10_000):
             group.start_soon(one, number)
-        while len(scopes) < 10_000:
+        while len(scopes) < 10_000:  # noqa: ASYNC110
             await anyio.sleep(0.01)
         survivors = sorted({*scopes} - {*granted})[::999][:10]
         began = time.process_time()
@@ -349,7 +347,7 @@ async def test_10_the_wall_clock_does_not_matter(monkeypatch: pytest.MonkeyPatch
     async with anyio.create_task_group() as group:
         for _ in range(20):
             group.start_soon(use, limiter, moments)
-        for shift in (3600.0, -3600.0):  # noqa: B007 - the clock above reads it
+        for shift in (3600.0, -3600.0):
             await anyio.sleep(0.25)
             now = dt.datetime(2026, 3, 1, 12, 0, 0, tzinfo=dt.UTC) + dt.timedelta(seconds=shift)
             later = now + dt.timedelta(seconds=2)

@@ -121,7 +121,7 @@ class TestServer:
         assert pytest.approx(0.08) == server.head_start
 
     def test_when_a_window_is_over(self) -> None:
-        """At its latest end, until one was pinned well; then a quarter of the least spread behind the guess."""
+        """At its latest end, until one was pinned well; then a quarter of the spread behind the guess."""
         server = Server(PERIOD)
         window = Window(10.0, 10.2, 1, pins=PINNED)
         assert pytest.approx(10.2 + server.caution) == server.over_at(window)

@@ -283,8 +283,8 @@ class SlotLog:
         for slot in self._in_flight:
             bound = self._bound(slot)
             if soonest and bound > now:
-                # Without a report it may have left, and been counted, a way back ago.
-                sent_at = now - self._server.head_start if slot.sent_at is None else slot.sent_at
+                # Without a report it may have left as soon as it was granted.
+                sent_at = slot.taken_at if slot.sent_at is None else slot.sent_at
                 bound = min(bound, max(now, sent_at + self.period))
             ends.append(bound)
         return [end for end in ends if end > now]

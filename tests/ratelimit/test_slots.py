@@ -472,6 +472,12 @@ class TestForecasts:
         assert 0.0 == log.estimate(2.4, 0)
         assert pytest.approx(PERIOD) == log.estimate(2.4, 1)
 
+    def test_estimate_with_a_departure_that_nobody_told_of(self) -> None:
+        """It may have left when it was granted, and be forgotten a period after that."""
+        log = new_log(1)
+        log.take(0.0)
+        assert pytest.approx(0.5) == log.estimate(1.5, 0)
+
     def test_estimate_after_broken_requests(self) -> None:
         """A slot that is free now may come round before one whose request may be counted late."""
         log = new_log(2)

@@ -7,7 +7,6 @@ window is over, that frees its slots at once. No clock, lock or await in here: s
 clock the caller reads.
 """
 
-import heapq
 import math
 from collections import deque
 from typing import Literal, TypeAlias
@@ -16,7 +15,7 @@ import attrs
 
 from lemcal_async.headers import Quota
 from lemcal_async.ratelimit.sharing import Share
-from lemcal_async.ratelimit.windows import SURE, Server, Window, Windows
+from lemcal_async.ratelimit.windows import ROUNDING, SURE, Server, Window, Windows
 
 MARGIN = 0.003  # seconds between a slot's computed end and its next use: scheduling, clock steps
 COUNTED_WITHIN = 0.5  # seconds after a request left in which the server must have counted it
@@ -41,17 +40,18 @@ class Slot:
         self.ended = False
 
 
-@attrs.frozen(order=True)
+@attrs.frozen(eq=False)
 class _Past:
     """One request of the past, as far as is known of when the server counted it."""
 
     counted_by: float
-    left_at: float = attrs.field(order=False)
-    surely: bool = attrs.field(order=False)  # whether it was counted at all
-    window: Window | None = attrs.field(order=False)
+    heard_at: float  # inf: no answer came
+    left_at: float
+    surely: bool  # whether it was counted at all
+    window: Window | None
     # What its answer said, if the window was not over when that came: then it was counted so long
     # before the window's end, which all the answers of the window pin together.
-    before_end: float | None = attrs.field(default=None, order=False)
+    before_end: float | None = None
 
     def counted_at_least(self) -> float:
         """Return the earliest time at which it can have been counted, as if its way there took no time."""
@@ -61,9 +61,13 @@ class _Past:
 
     def counted_at_most(self) -> float:
         """Return the latest time at which it can have been counted, as if its way back took no time."""
+        return min(self.counted_by, self.answered_at_most())
+
+    def answered_at_most(self) -> float:
+        """Return the same as far as its answer tells, which is off by the way back."""
         if self.window is None or self.before_end is None:
-            return self.counted_by
-        return min(self.counted_by, self.window.latest - self.before_end)
+            return self.heard_at
+        return min(self.heard_at, self.window.latest - self.before_end)
 
 
 class SlotLog:
@@ -85,7 +89,7 @@ class SlotLog:
         self.paused_until = -math.inf
         self._refused_until = -math.inf
         self._spaced_until = -math.inf
-        self._counted: list[_Past] = []  # a heap
+        self._counted: deque[_Past] = deque()  # those in front may be over
         self._in_flight: set[Slot] = set()
         self._past: deque[_Past] = deque(maxlen=2 * limit)  # also what is no longer counted
         self._after: Window | None = None  # the last window that was over when a request was granted
@@ -169,18 +173,20 @@ class SlotLog:
             self._pause(now, hold_after_429(quota, self.period))
             if window is not None and window is self._released:
                 self._server.was_early()
-        counted_by = now if slot.sent_at is None else min(now, slot.sent_at + COUNTED_WITHIN)
+        counted_by = now if slot.sent_at is None else slot.sent_at + COUNTED_WITHIN
         left_at = slot.taken_at if slot.sent_at is None else slot.sent_at
-        before_end = quota.retry_after if pins else None
-        past = _Past(counted_by, left_at, surely=not refused, window=window, before_end=before_end)
+        before_end = quota.retry_after if pins and self._server.is_precise else None
+        past = _Past(counted_by, now, left_at, surely=not refused, window=window, before_end=before_end)
         self._end(slot, past)
         if window is not None and not refused:
             window.ours += 1
             self._compare(past, now, quota)
         if relied_on and not self._server.counts_windows:
             return "contradiction"
-        # A 429 only says that the window is full: whose it is shows in the answers that are none.
-        return None if refused else self._notice_strangers(slot, window, now, quota)
+        # Where windows are not proven, a 429 only says that something is full.
+        if refused and not relied_on:
+            return None
+        return self._notice_strangers(slot, window, now, quota)
 
     def unsent(self, slot: Slot) -> None:
         """Give the slot back: the request never reached the server."""
@@ -192,7 +198,7 @@ class SlotLog:
         # One that was never reported as sent may have been sent at any time until now.
         sent_at = now if slot.sent_at is None else slot.sent_at
         counted_by = sent_at + COUNTED_WITHIN
-        self._end(slot, _Past(counted_by, sent_at, surely=False, window=self._surely_in(slot)))
+        self._end(slot, _Past(counted_by, math.inf, sent_at, surely=False, window=self._surely_in(slot)))
 
     def abandon(self, now: float) -> None:
         """End all that is in flight: after a fork, the answers come to the parent."""
@@ -255,7 +261,9 @@ class SlotLog:
     def idle(self, now: float) -> bool:
         """Whether there is nothing to remember."""
         self._forget(now)
-        return not (self._counted or self._in_flight or self.paused_until > now or self._strangers(now))
+        if self._in_flight or self.paused_until > now or self._strangers(now):
+            return False
+        return not (self._counted and self._ends(now))
 
     @property
     def strangers(self) -> int:
@@ -271,11 +279,13 @@ class SlotLog:
 
     def _ends(self, now: float, *, soonest: bool = False) -> list[float]:
         """Return when each busy slot comes free, as far as is known; ``soonest``: if all goes fast."""
-        ends = [self._end_of(past.counted_at_most(), past.window) for past in self._counted]
+        ends = [self._end_of(past) for past in self._counted]
         for slot in self._in_flight:
             bound = self._bound(slot)
             if soonest and bound > now:
-                bound = min(bound, max(now, (now if slot.sent_at is None else slot.sent_at) + self.period))
+                # Without a report it may have left as soon as it was granted.
+                sent_at = slot.taken_at if slot.sent_at is None else slot.sent_at
+                bound = min(bound, max(now, sent_at + self.period))
             ends.append(bound)
         return [end for end in ends if end > now]
 
@@ -283,10 +293,16 @@ class SlotLog:
         """Return when the slot of a request in flight comes free even if no answer comes."""
         if slot.sent_at is None:
             return math.inf
-        return self._end_of(slot.sent_at + COUNTED_WITHIN, self._surely_in(slot))
+        return self._over(slot.sent_at + COUNTED_WITHIN, self._surely_in(slot))
 
-    def _end_of(self, counted_by: float, window: Window | None) -> float:
-        end = counted_by + self.period + MARGIN - self._server.head_start
+    def _end_of(self, past: _Past) -> float:
+        """Return when the slot of a past request comes free."""
+        # The way back is part of the head start, so only where an answer tells is it taken off.
+        counted_by = min(past.counted_by, past.answered_at_most() - self._server.head_start)
+        return self._over(counted_by, past.window)
+
+    def _over(self, counted_by: float, window: Window | None) -> float:
+        end = counted_by + self.period + MARGIN
         if window is not None and self._server.counts_windows:
             return min(end, self._server.over_at(window))
         return end
@@ -305,13 +321,12 @@ class SlotLog:
         self._in_flight.discard(slot)
         self._past.append(past)
         if past.window is None or past.window is not self._released:
-            heapq.heappush(self._counted, past)
+            self._counted.append(past)
 
     def _forget(self, now: float) -> None:
         counted = self._counted
-        forgotten = now - self.period - MARGIN + self._server.head_start
-        while counted and counted[0].counted_by <= forgotten:
-            heapq.heappop(counted)
+        while counted and self._end_of(counted[0]) <= now:
+            counted.popleft()
         window = self._windows.newest
         if window is None or window is self._released or not self._server.counts_windows:
             return
@@ -321,8 +336,7 @@ class SlotLog:
     def _release(self, window: Window) -> None:
         """Free the slots of a window that is over; what has no window may be counted in the next one."""
         self._released = window
-        self._counted = [past for past in self._counted if past.window is None]
-        heapq.heapify(self._counted)
+        self._counted = deque(past for past in self._counted if past.window is None)
 
     # ----------------------------------------------------------------------------- what answers say
 
@@ -345,7 +359,7 @@ class SlotLog:
         """Compare what the server still counts with what it would by either way of counting."""
         remaining = quota.remaining or 0
         if self._server.keeps_log:
-            self._forget_as_much(now, remaining, past.left_at)
+            self._forget_as_much(now, remaining, past)
         elif not self._server.counts_windows and self._windows.several:
             counted = 1 + sum(
                 other.surely
@@ -357,16 +371,17 @@ class SlotLog:
             if remaining < self._quota and remaining + counted >= self._quota + 2:
                 self._server.refuted_sliding()
 
-    def _forget_as_much(self, now: float, remaining: int, left_at: float) -> None:
+    def _forget_as_much(self, now: float, remaining: int, told_by: _Past) -> None:
         """Forget as many requests as a sliding log must have forgotten when it said how many remain."""
         # What is in flight, and what was counted after that request, it may not yet have spoken of.
-        since = len(self._in_flight) + sum(other.counted_by > left_at for other in self._past) - 1
-        live = [past for past in self._counted if self._end_of(past.counted_at_most(), past.window) > now]
+        left_at = told_by.left_at - ROUNDING
+        since = sum(other is not told_by and other.counted_at_most() >= left_at for other in self._past)
+        since += len(self._in_flight)
+        live = [past for past in self._counted if self._end_of(past) > now]
         too_many = len(live) + len(self._in_flight) + remaining - since - self._quota
         if too_many > 0:
             live.sort(key=_Past.counted_at_most)
-            self._counted = live[too_many:]
-            heapq.heapify(self._counted)
+            self._counted = deque(live[too_many:])
 
     def _notice_strangers(self, slot: Slot, window: Window | None, now: float, quota: Quota) -> News | None:
         """Keep room for requests that somebody else made with the same key.
@@ -383,7 +398,7 @@ class SlotLog:
         if self._server.counts_windows:
             ours = window.ours + sum(past.window is None for past in self._counted)
         else:
-            ours = sum(past.counted_by > left_at - self.period for past in self._past)
+            ours = sum(past.counted_at_most() > left_at - self.period for past in self._past)
         ours += len(self._in_flight)
         window.strangers = max(window.strangers, used - ours)
         if window.strangers > 0 and self._share.met(self._quota):

@@ -110,6 +110,11 @@ class Server:
             latest = max(window.earliest, latest - spread) + BEHIND * spread
         return latest + self.caution
 
+    @property
+    def is_precise(self) -> bool:
+        """Whether it sends fractions of seconds: whole ones would be off by up to one."""
+        return self._fractional >= SURE
+
     def heard(self, retry_after: float) -> None:
         """Learn from what an answer said of the time left."""
         self._fractional += not retry_after.is_integer()
@@ -122,8 +127,7 @@ class Server:
     def refuted_sliding(self) -> None:
         """Note an answer that a sliding log cannot have given."""
         self._refuted += 1
-        # Whole seconds would be off by up to one.
-        if self._refuted >= self._needed and self._fractional >= SURE:
+        if self._refuted >= self._needed and self.is_precise:
             self.counts_windows, self.keeps_log = True, False
 
     def contradicted_windows(self) -> None:

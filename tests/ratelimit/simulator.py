@@ -7,9 +7,11 @@ simulated is time: round trips, spikes, slow connects, a gate that is full, stra
 
 import heapq
 import itertools
+import math
 import random
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import attrs
@@ -17,7 +19,10 @@ import attrs
 from lemcal_async.headers import parse_quota
 from lemcal_async.ratelimit.slots import Slot, SlotLog
 from lemcal_async.ratelimit.windows import Server
-from lemcal_async.sandbox.counting import COUNTERS, rate_limit_headers
+from lemcal_async.sandbox.counting import COUNTERS, Counter, WindowKind, rate_limit_headers
+
+Rounding = Literal["up", "down", "nearest"]
+_ROUNDINGS: dict[Rounding, Callable[[float], int]] = {"up": math.ceil, "down": math.floor, "nearest": round}
 
 
 @attrs.frozen(kw_only=True)
@@ -28,9 +33,13 @@ class World:
     processes: int = 1
     limit: int = 20
     period: float = 2.0
-    counting: Literal["fixed", "sliding"] = "fixed"
+    counting: WindowKind = "fixed"
+    changes: tuple[tuple[float, WindowKind], ...] = ()  # when it restarts from nothing, and counts how
+    servers_limit: int | None = None  # None: it is what the client thinks
+    rounded: Rounding | None = None  # Retry-After in whole seconds
     round_trip: tuple[float, float] = (0.001, 0.001)
     asymmetry: float | None = None  # the share of a round trip that is the way there; None: at random
+    apart: bool = False  # whether each way draws its own half of a round trip
     late: tuple[float, float] = (0.0, 0.0)  # share of answers, and by how much
     late_there: float = 0.0  # how much of that is on the way there
     slow_connect: float = 0.0  # before each of the first requests
@@ -48,11 +57,12 @@ class Result:
 
     finished: float = 0.0
     refused: int = 0
-    arrivals: list[float] = attrs.field(factory=list[float])  # ours that were counted
+    arrivals: list[float] = attrs.field(factory=list[float])  # ours that were counted, on its clock
     order: list[int] = attrs.field(factory=list[int])  # the calls as they were granted
     strangers: int = 0
     strangers_served: int = 0
-    proven: bool = False
+    proven: bool = False  # whether the client relies on windows at the end
+    fell_back: bool = False  # whether it did, and then the answers contradicted it
 
     def most_in(self, period: float) -> int:
         """Return the most arrivals in less than a period."""
@@ -78,6 +88,7 @@ class _Process:
         self.opened = 0
         self.leaves_at = 0.0
         self.alarm: float | None = None
+        self.fell_back = False
 
     def serve(self) -> None:
         """Grant what can be granted, and see to it that somebody looks again."""
@@ -105,7 +116,7 @@ class _Process:
                 self.opened += 1
                 ready += world.slow_connect
             self.leaves_at = max(ready, self.leaves_at + world.cpu)
-            simulation.at(self.leaves_at, lambda call=call, slot=slot: self._send(call, slot))
+            simulation.at(self.leaves_at, partial(self._send, call, slot))
 
     def _send(self, call: int, slot: Slot) -> None:
         simulation = self.simulation
@@ -119,11 +130,13 @@ class _Process:
         if count.allowed:
             simulation.result.arrivals.append(simulation.now)
         headers = rate_limit_headers(count, 0.0) if simulation.world.headers else {}
+        if headers and (rounded := simulation.world.rounded):
+            headers["Retry-After"] = str(_ROUNDINGS[rounded](count.resets_in))
         quota = parse_quota({name.lower(): value for name, value in headers.items()})
         status_code = 200 if count.allowed else 429
 
         def hear() -> None:
-            self.log.answered(slot, simulation.now, status_code, quota)
+            self.fell_back |= self.log.answered(slot, simulation.now, status_code, quota) == "contradiction"
             self.in_use -= 1
             if count.allowed:
                 simulation.ended()
@@ -144,7 +157,7 @@ class Simulation:
         self.dice = random.Random(seed)
         self.now = 100.0
         self.result = Result()
-        self.counter = COUNTERS[world.counting](world.limit, world.period, lambda: self.now)
+        self.counter = self._new_counter(world.counting)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._left = world.calls
@@ -152,6 +165,14 @@ class Simulation:
         self._processes = [
             _Process(self, calls[number :: world.processes]) for number in range(world.processes)
         ]
+
+    def _new_counter(self, kind: WindowKind) -> Counter:
+        return COUNTERS[kind](
+            self.world.servers_limit or self.world.limit, self.world.period, lambda: self.now
+        )
+
+    def _restart(self, kind: WindowKind) -> None:
+        self.counter = self._new_counter(kind)
 
     def at(self, when: float, event: Callable[[], None]) -> None:
         """Have something happen at a moment."""
@@ -162,6 +183,8 @@ class Simulation:
         total = self.dice.uniform(*self.world.round_trip)
         share = self.dice.random() if self.world.asymmetry is None else self.world.asymmetry
         there, back = total * share, total * (1 - share)
+        if self.world.apart:
+            there, back = total / 2, self.dice.uniform(*self.world.round_trip) / 2
         probability, seconds = self.world.late
         late = seconds if self.dice.random() < probability else 0.0
         return there + late * self.world.late_there, back + late * (1 - self.world.late_there)
@@ -183,6 +206,8 @@ class Simulation:
             process.serve()
             self._until_all_ended()
             process.waiting, self._left, started = others, left, self.now
+        for moment, kind in self.world.changes:
+            self.at(started + moment, partial(self._restart, kind))
         before = self.result.strangers, self.result.strangers_served
         for process in self._processes:
             process.serve()
@@ -191,6 +216,7 @@ class Simulation:
         self.result.strangers -= before[0]
         self.result.strangers_served -= before[1]
         self.result.proven = all(process.server.counts_windows for process in self._processes)
+        self.result.fell_back = any(process.fell_back for process in self._processes)
         return self.result
 
     def _until_all_ended(self) -> None:

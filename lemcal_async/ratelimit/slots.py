@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 import attrs
 
 from lemcal_async.headers import Quota
+from lemcal_async.ratelimit.forecast import turn_in_log, turn_in_windows
 from lemcal_async.ratelimit.sharing import Share
 from lemcal_async.ratelimit.windows import ROUNDING, SURE, Server, Window, Windows
 
@@ -38,6 +39,11 @@ class Slot:
         self.taken_at = taken_at
         self.sent_at: float | None = None
         self.ended = False
+
+    @property
+    def left_at(self) -> float:
+        """Return the earliest moment at which it can have left."""
+        return self.taken_at if self.sent_at is None else self.sent_at
 
 
 @attrs.frozen(eq=False)
@@ -174,7 +180,7 @@ class SlotLog:
             if window is not None and window is self._released:
                 self._server.was_early()
         counted_by = now if slot.sent_at is None else slot.sent_at + COUNTED_WITHIN
-        left_at = slot.taken_at if slot.sent_at is None else slot.sent_at
+        left_at = slot.left_at
         before_end = quota.retry_after if pins and self._server.is_precise else None
         past = _Past(counted_by, now, left_at, surely=not refused, window=window, before_end=before_end)
         self._end(slot, past)
@@ -211,22 +217,13 @@ class SlotLog:
         """Return the seconds that a request with ``ahead`` others before it will wait at least."""
         self._forget(now)
         period, limit = self.period, self._ours
-        # One that is to end later is passed by those that are free now.
-        ends = [min(end, now + period) for end in self._ends(now, soonest=True)]
-        free = limit - len(ends)
-        if ahead < free:
-            when = now
-        else:
-            # In the order in which the slots come round.
-            turn = ahead - free
-            ends.sort()
-            if turn < len(ends):
-                when = ends[turn]
-            else:
-                rounds, place = divmod(turn - len(ends), limit)
-                last_round = ends[-limit:] if free <= 0 else ends
-                again = last_round[place - max(free, 0)] if place >= free else now
-                when = again + (rounds + 1) * period
+        ends = self._soonest_ends(now)
+        when = turn_in_log(now, ends, limit, period, ahead)
+        if not self._server.keeps_log:
+            window = self._windows.newest
+            if window is not None and now < window.earliest:
+                ends = [min(end, window.earliest) for end in ends]
+            when = min(when, turn_in_windows(now, ends, limit, period, ahead))
         if self.paused_until > now:
             when = max(when, self.paused_until + ahead // limit * period)
         return max(0.0, when - now)
@@ -277,17 +274,17 @@ class SlotLog:
     def _ours(self) -> int:
         return min(self.limit, self._share.ours(self._quota))
 
-    def _ends(self, now: float, *, soonest: bool = False) -> list[float]:
-        """Return when each busy slot comes free, as far as is known; ``soonest``: if all goes fast."""
+    def _ends(self, now: float) -> list[float]:
+        """Return when each busy slot comes free, as far as is known."""
         ends = [self._end_of(past) for past in self._counted]
-        for slot in self._in_flight:
-            bound = self._bound(slot)
-            if soonest and bound > now:
-                # Without a report it may have left as soon as it was granted.
-                sent_at = slot.taken_at if slot.sent_at is None else slot.sent_at
-                bound = min(bound, max(now, sent_at + self.period))
-            ends.append(bound)
+        ends += [self._bound(slot) for slot in self._in_flight]
         return [end for end in ends if end > now]
+
+    def _soonest_ends(self, now: float) -> list[float]:
+        """Return when each busy slot comes free if all goes as fast as it can: a period after it left."""
+        soonest = [(self._end_of(past), past.left_at) for past in self._counted]
+        soonest += [(self._bound(slot), slot.left_at) for slot in self._in_flight]
+        return [max(now, min(end, left_at + self.period)) for end, left_at in soonest if end > now]
 
     def _bound(self, slot: Slot) -> float:
         """Return when the slot of a request in flight comes free even if no answer comes."""
@@ -347,7 +344,7 @@ class SlotLog:
         if quota.retry_after is None or quota.remaining is None:
             return None, False
         before = self._windows.newest
-        left_at = slot.taken_at if slot.sent_at is None else slot.sent_at
+        left_at = slot.left_at
         placed = self._windows.place(left_at, now, quota.retry_after)
         if before is not None and self._windows.newest is not before:
             self._share.learned(before.strangers, before.elapsed)
@@ -394,7 +391,7 @@ class SlotLog:
         if used <= window.strangers + window.ours:
             return None
         # All that may have been counted less than a period before this one, by either way of counting.
-        left_at = slot.taken_at if slot.sent_at is None else slot.sent_at
+        left_at = slot.left_at
         if self._server.counts_windows:
             ours = window.ours + sum(past.window is None for past in self._counted)
         else:

@@ -18,6 +18,7 @@ from lemcal_async.ratelimit.slots import (
     SlotLog,
     hold_after_429,
 )
+from lemcal_async.ratelimit.windows import ROUNDING, Server
 
 LIMIT = 20
 PERIOD = 2.0
@@ -380,7 +381,7 @@ class TestHeaders:
                 log, depart(log, number / 10), number / 10, quota=Quota(limit=5) if number == 7 else SILENT
             )
         assert pytest.approx(0.3 + TURNOVER) == log.next_at(0.7)
-        assert pytest.approx(0.3 + TURNOVER - 0.7) == log.estimate(0.7, 0)
+        assert pytest.approx(PERIOD - 0.7) == log.estimate(0.7, 0)
 
     @pytest.mark.parametrize("quota", [Quota(limit=100), Quota(limit=100, remaining=99, retry_after=1.0)])
     def test_a_header_never_raises_the_limit(self, quota: Quota) -> None:
@@ -435,23 +436,35 @@ class TestForecasts:
         assert SURELY_COUNTED == pytest.approx(log.resets_in(100.0))
 
     @pytest.mark.parametrize(
-        ("ahead", "wait"),
+        ("ahead", "in_log", "in_windows"),
         [
-            (0, 0.0),
-            (14, 0.0),
-            (15, 1.0 + MARGIN),
-            (19, 1.0 + MARGIN),
-            (20, PERIOD),
-            (34, PERIOD),
-            (35, 1.0 + MARGIN + PERIOD),
-            (40, 2 * PERIOD),
+            (0, 0.0, 0.0),
+            (14, 0.0, 0.0),
+            (15, 1.0, 1.0),
+            (19, 1.0, 1.0),
+            (20, 2.0, 1.0),
+            (34, 2.0, 1.0),
+            (35, 3.0, 3.0),
+            (40, 4.0, 3.0),
+            (54, 4.0, 3.0),
+            (55, 5.0, 5.0),
         ],
     )
-    def test_estimate_of_a_queue(self, ahead: int, wait: float) -> None:
-        """With 5 of 20 used a second ago: 15 go now, 5 in a second, the next round a period later."""
+    def test_estimate_of_a_queue(self, ahead: int, in_log: float, in_windows: float) -> None:
+        """With 5 of 20 used a second ago, 15 go now; in windows, all 20 again in a second."""
+        for keeps_log, wait in ((True, in_log), (False, in_windows)):
+            server = Server(PERIOD)
+            server.keeps_log = keeps_log
+            log = SlotLog(LIMIT, PERIOD, server)
+            answer(log, depart(log, 9.0, 5), 9.0)
+            assert pytest.approx(wait) == log.estimate(10.0, ahead)
+
+    def test_estimate_where_the_end_of_a_window_is_known(self) -> None:
+        """A window that somebody else began ends sooner than a period after our first request."""
         log = new_log()
-        answer(log, depart(log, 9.0, 5), 9.0)
-        assert pytest.approx(wait) == log.estimate(10.0, ahead)
+        (slot,) = depart(log, 0.0)
+        answer(log, [slot], 0.1, quota=Quota(limit=20, remaining=6, retry_after=0.7))
+        assert pytest.approx(0.6 - ROUNDING) == log.estimate(0.1, 18)
 
     @pytest.mark.parametrize(("ahead", "wait"), [(0, 0.0), (19, 0.0), (20, 2.0), (59, 4.0), (10_000, 1000.0)])
     def test_estimate_for_a_key_that_is_not_known(self, ahead: int, wait: float) -> None:

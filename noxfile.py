@@ -71,6 +71,13 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/; a broken link or anchor fails it."""
+    session.install("-e", ".[all]", *nox.project.dependency_groups(PROJECT, "docs"))
+    session.run("zensical", "build", "--strict", "--clean", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Show the client at work on the sandbox: real HTTP on loopback, no account needed."""
     session.install("-e", ".[cli,sandbox,sql]")

@@ -40,8 +40,8 @@ def service(lemcal_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox
     """Have every client that a page makes talk to the sandbox, with its account's credentials."""
     monkeypatch.setenv("LEMCAL_USER_ID", lemcal_sandbox.user_id)
     monkeypatch.setenv("LEMCAL_API_KEY", lemcal_sandbox.api_key)
-    defaults = AsyncLemcal.__init__.__kwdefaults__
-    monkeypatch.setitem(defaults, "base_url", lemcal_sandbox.base_url)
+    defaults = {**(AsyncLemcal.__init__.__kwdefaults__ or {}), "base_url": lemcal_sandbox.base_url}
+    monkeypatch.setattr(AsyncLemcal.__init__, "__kwdefaults__", defaults)
     return lemcal_sandbox
 
 
@@ -64,14 +64,18 @@ async def read(service: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "to_wire": to_wire,
     }
     async with service.client() as lemcal:
+        names: Names = {"lemcal": lemcal, **common}
 
         async def read(page: str, **given: Any) -> Names:
-            names: Names = {"__name__": page, "lemcal": lemcal, **common, **given}
+            names.update(__name__=page, **given)
             for example in blocks(ROOT / page, "python"):
                 await run(example, names)
             return names
 
         yield read
+        for value in list(names.values()):
+            if isinstance(value, AsyncLemcal):
+                await value.aclose()
 
 
 async def run(example: Example, names: Names) -> None:

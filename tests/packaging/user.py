@@ -1,7 +1,8 @@
-"""What somebody does who has installed the wheel alone: on both event loops where trio is there."""
+"""What somebody does who has installed the wheel alone; ``clean_environments.py`` runs it there."""
 
 import asyncio
 import os
+import sys
 
 from lemcal_async import AsyncLemcal, errors, from_wire, to_wire
 
@@ -18,7 +19,7 @@ async def main() -> None:
         try:
             await lemcal.meetings.get("mee_unknown")
         except errors.MeetingNotFoundError:
-            print(f"{user.email} has {len(meetings)} meetings, and {lemcal.rate_limit.remaining} calls left")
+            sys.stdout.write(f"{user.email} has {len(meetings)} meetings\n")
 
 
 asyncio.run(main())

@@ -9,12 +9,14 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).parents[2]
 HERE: Final = Path(__file__).parent
+NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 # The module of each extra, and what is to be found there; ``cli`` is a command.
 EXTRAS: Final = {
@@ -41,7 +43,7 @@ class Environment:
         bin_ = self._folder / ("Scripts" if os.name == "nt" else "bin")
         return str(bin_ / name)
 
-    def start(self, *command: str, **environ: str) -> "subprocess.Popen[str]":
+    def start(self, *command: str, environ: Mapping[str, str] = NOTHING) -> "subprocess.Popen[str]":
         """Start a program of the environment, away from this source tree."""
         return subprocess.Popen(
             [self.program(command[0]), *command[1:]],
@@ -53,9 +55,9 @@ class Environment:
             text=True,
         )
 
-    def run(self, *command: str, status: int = 0, **environ: str) -> tuple[str, str]:
+    def run(self, *command: str, status: int = 0, environ: Mapping[str, str] = NOTHING) -> tuple[str, str]:
         """Run one to its end, and return what it printed on both outputs; it must end with ``status``."""
-        with self.start(*command, **environ) as process:
+        with self.start(*command, environ=environ) as process:
             output, errors = process.communicate(timeout=120)
         if process.returncode != status:
             raise SystemExit(f"{command} ended with {process.returncode}, not {status}:\n{output}{errors}")
@@ -127,7 +129,7 @@ def main(wheel: Path, folder: Path) -> None:
         check(f"the extra {extra} alone", holds=True)
         if extra == "sandbox":
             with sandbox(environment) as variables:
-                output, _ = alone.run("python", str(HERE / "user.py"), **variables)
+                output, _ = alone.run("python", str(HERE / "user.py"), environ=variables)
                 check(f"the wheel alone, at a sandbox: {output.strip()}", holds="12 meetings" in output)
 
     command = Environment(folder, wheel, "cli")
@@ -135,7 +137,7 @@ def main(wheel: Path, folder: Path) -> None:
     check("the extra cli alone", holds=output == f"lemcal-async {version['__version__']}\n")
     key = {"LEMCAL_USER_ID": "usr_1", "LEMCAL_API_KEY": "key"}
     for line, extra in (("me --sandbox", "sandbox"), ("sync --db sqlite:///x.db", "sql")):
-        _, errors = command.run("lemcal", *line.split(), status=2, **key)
+        _, errors = command.run("lemcal", *line.split(), status=2, environ=key)
         check(f"lemcal {line}: {errors.strip()}", holds=is_one_line(errors, extra))
 
     check("each extra was tried", holds={*EXTRAS, "cli", "all"} == set(project["optional-dependencies"]))

@@ -71,6 +71,37 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def package(session: nox.Session) -> None:
+    """Build what is to be published, inspect it, and use it in clean environments, extra by extra."""
+    session.install(*nox.project.dependency_groups(PROJECT, "package"))
+    built = Path(session.create_tmp()).resolve()
+    shutil.rmtree(built)
+    session.run("python", "-m", "build", "--outdir", str(built), silent=True)  # the wheel out of the sdist
+    (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    session.run("twine", "check", "--strict", str(wheel), str(sdist))
+    session.run("check-wheel-contents", str(wheel))
+    session.run("python", "tests/packaging/clean_environments.py", str(wheel), str(built))
+
+
+@nox.session(python=interpreters()[:1])
+def lowest(session: nox.Session) -> None:
+    """Run the tests with the lowest versions of the direct dependencies, on the oldest Python."""
+    session.install(*nox.project.dependency_groups(PROJECT, "package"))
+    pins = str(Path(session.create_tmp()).resolve() / "lowest.txt")
+    resolve = ["uv", "pip", "compile", "--quiet", "--all-extras", "--resolution", "lowest-direct"]
+    session.run(*resolve, "pyproject.toml", "--output-file", pins)
+    session.install("-e", ".[all]", "-c", pins, *nox.project.dependency_groups(PROJECT, "test"))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/; a broken link or anchor fails it."""
+    session.install("-e", ".[all]", *nox.project.dependency_groups(PROJECT, "docs"))
+    session.run("zensical", "build", "--strict", "--clean", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Show the client at work on the sandbox: real HTTP on loopback, no account needed."""
     session.install("-e", ".[cli,sandbox,sql]")

@@ -53,11 +53,17 @@ class AsyncLemcal:
     may hold both (``usr_x:secret``, or its base64), and may be a function that returns the current
     one. ``timeout`` is the seconds for each network operation, ``deadline`` the seconds for a whole
     call, waits and retries included. ``transport`` replaces the wire and ``limiter`` the
-    process-wide rate limiter; both stay the caller's to close.
+    process-wide rate limiter; both stay the caller's to close. ``retry`` says how often a call is
+    tried.
 
-    A client can be made at import time, before any event loop runs. Its calls raise the errors of
-    ``lemcal_async.errors``; cancelled at any moment, a call leaves nothing behind, but what it had
-    sent may have been processed. ``aclose()`` lets the calls that are under way finish.
+    ``base_url`` must be https, unless it is this machine's or ``allow_insecure_http`` is True.
+    ``on_bad_row="skip"`` leaves rows out of a list that cannot be read, and logs it; else they raise.
+    An answer of more than ``max_response_bytes`` (64 MiB), unpacked, raises.
+
+    Raises ConfigurationError for arguments that cannot work, credentials included; nothing is sent
+    by making a client. It can be made at import time, before any event loop runs. Its calls raise the
+    errors of ``lemcal_async.errors``; cancelled at any moment, a call leaves nothing behind, but what
+    it had sent may have been processed. ``aclose()`` lets the calls that are under way finish.
     """
 
     __slots__ = ("__weakref__", "_exchange", "_owner")
@@ -105,7 +111,7 @@ class AsyncLemcal:
         """Return a client for another account on the same transport, limiter and options.
 
         It costs microseconds and needs no closing; it works as long as this one is open. The
-        environment is not consulted.
+        environment is not consulted. Raises ConfigurationError for credentials that cannot be right.
         """
         source = CredentialSource(user_id, api_key, None)
         del user_id, api_key  # a traceback may show local variables
@@ -122,8 +128,8 @@ class AsyncLemcal:
     ) -> Self:
         """Return a view of this client with other options; what is not given stays as it is.
 
-        ``priority="bulk"`` lets interactive calls with the same key pass; bulk ones keep one turn
-        in five.
+        ``timeout`` and ``deadline`` are seconds, None for no bound. ``priority="bulk"`` lets
+        interactive calls with the same key pass; bulk ones keep one turn in five.
         """
         options = self._exchange.options
         if not isinstance(timeout, _Unset):
@@ -146,17 +152,17 @@ class AsyncLemcal:
 
     @property
     def meetings(self) -> resources.Meetings:
-        """The booked meetings."""
+        """The booked meetings: ``list`` and ``get``."""
         return resources.Meetings(self._exchange)
 
     @property
     def meeting_types(self) -> resources.MeetingTypes:
-        """The kinds of meeting on offer."""
+        """The kinds of meeting on offer: ``list`` and ``get``."""
         return resources.MeetingTypes(self._exchange)
 
     @property
     def hooks(self) -> resources.Hooks:
-        """The webhooks."""
+        """The webhooks: ``create`` and ``delete``. The service lists none (documented by absence)."""
         return resources.Hooks(self._exchange)
 
     @property
@@ -166,7 +172,7 @@ class AsyncLemcal:
 
     @property
     def rate_limit(self) -> RateLimit:
-        """What is known now of the account's budget."""
+        """A snapshot of the account's budget, as far as this process knows it. Nothing is sent."""
         return self._exchange.rate_limit()
 
     @property
@@ -175,7 +181,7 @@ class AsyncLemcal:
         return self._exchange.key()
 
     async def me(self) -> User:
-        """Fetch the account itself."""
+        """Fetch the account that the credentials belong to. A cheap way to try them."""
         return await resources.me(self._exchange)
 
     async def request(

@@ -1,7 +1,5 @@
 """The exceptions, all of them: what failed, in which call, and what the server said.
 
-::
-
     LemcalError
     ├── ConfigurationError            wrong set-up or wrong use; nothing was sent
     ├── APIConnectionError            no answer

@@ -1,20 +1,14 @@
 """The examples of the synchronisation run, and show what they promise."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import anyio
 import pytest
 
-import lemcal_async
 from lemcal_async.cli import main
-from lemcal_async.sandbox import Sandbox
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-DOCS = Path(__file__).parents[2] / "docs" / "sync.md"
 
 
 def output(name: str) -> list[str]:
@@ -28,26 +22,6 @@ def output(name: str) -> list[str]:
     )
     assert (0, "") == (done.returncode, done.stderr)
     return done.stdout.splitlines()
-
-
-def test_the_program_of_the_documentation(
-    lemcal_sandbox: Sandbox,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """It runs as it stands, with the sandbox for the service."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lemcal_async, "AsyncLemcal", lemcal_sandbox.client)
-    block = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[
-        0
-    ]
-    names: dict[str, Any] = {}
-    exec(compile(block, str(DOCS), "exec"), names)  # the documentation's own code
-    anyio.run(names["run"], {lemcal_sandbox.user_id: lemcal_sandbox.api_key, "usr_unknown": "x"})
-    *changes, numbers, failure = capsys.readouterr().out.splitlines()
-    assert (12, "12 0 0 0 0") == (len(changes), numbers)
-    assert failure.startswith("usr_unknown fetch GET /meetings: 401")
 
 
 def test_sync_again(

@@ -1,0 +1,307 @@
+"""Every block of Python in the README and in the documentation runs, and does what its page says.
+
+A page's test is named after it. Where a page defines functions, its test calls them.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from ratelimit.redis_server import RedisServer
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from lemcal_async import AsyncLemcal, Hook, errors, events, ratelimit
+from lemcal_async.ratelimit import RedisRateLimiter
+from lemcal_async.sandbox import Sandbox, faults
+from lemcal_async.sync import Change, MemoryStore, SQLStore, Wake, sync_meetings, watch
+from lemcal_async.webhooks import Tenant
+
+from .conftest import PAGES, Read, blocks
+
+pytestmark = pytest.mark.anyio
+
+Output = pytest.CaptureFixture[str]
+
+TOKEN = "wh-token-8Lp3-quiet"
+
+
+@pytest.fixture(autouse=True)
+def webhooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the variables that services read."""
+    monkeypatch.setenv("WEBHOOK_TOKEN", TOKEN)
+    monkeypatch.setenv("PUBLIC_URL", "https://service.example")
+
+
+def visitor(app: Any) -> httpx.AsyncClient:
+    """Return a client of a service in this process."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
+
+
+def test_every_page_has_a_test() -> None:
+    """A new page with a block of Python needs a test here."""
+    names = [page.stem.lower().replace("-", "_") for page in PAGES if blocks(page, "python")]
+    assert [] == [name for name in names if f"test_{name}" not in globals()]
+    assert "how_it_works" in names
+
+
+def booked(sandbox: Sandbox) -> list[dict[str, Any]]:
+    """Return the meetings that are not cancelled."""
+    return [meeting for meeting in sandbox.meetings() if not meeting.get("canceledAt")]
+
+
+async def test_index(read: Read, service: Sandbox, capsys: Output) -> None:
+    """The first program lists what is booked, the sandbox answers, and each call is there."""
+    names = await read("docs/index.md")
+    assert len(booked(service)) == len(capsys.readouterr().out.splitlines())
+    await names["try_it"]()
+    assert f"{names['user'].email} 12\n" == capsys.readouterr().out
+    assert (12, 4) == (len(names["meetings"]), len(names["types"]))
+    assert names["meetings"] == names["answer"].data
+    assert isinstance(names["hook"], Hook)
+    assert [] == service.hooks()
+
+
+async def test_how_it_works(read: Read, service: Sandbox) -> None:
+    """The layers serve a client of httpx's own, which meets a refusal and does not show it."""
+    names = await read("docs/how-it-works.md")
+    assert service.user_id == (await names["who_am_i"]()).id
+    service.inject(faults.too_many_requests(retry_after="0.05"))
+    async with names["client"] as client:
+        answer = await client.get(f"{service.base_url}/me", auth=(service.user_id, service.api_key))
+    assert 200 == answer.status_code
+
+
+async def test_rate_limiter(read: Read, capsys: Output) -> None:
+    """Limits are set where the page says, and the listener tells of long waits only."""
+    names = await read("docs/rate-limiter.md")
+    assert "queued=0" in capsys.readouterr().out
+    for waited in (1.0, 7.25):
+        names["listen"](events.Granted("a key", "bulk", waited))
+    assert "a bulk call waited 7.2 s for the rate limit\n" == capsys.readouterr().out
+
+
+async def test_many_accounts(read: Read, service: Sandbox, capsys: Output) -> None:
+    """All accounts are counted, one that cannot be is told of, and a key is looked up anew."""
+    names = await read("docs/many-accounts.md", vault={"acme": service.api_key})
+    keys = {service.user_id: service.api_key, "usr_unknown": "wrong"}
+    assert {service.user_id: 12} == await names["count_all"](names["lemcal"], keys)
+    assert capsys.readouterr().out.startswith("usr_unknown GET /meetings: 401")
+    with pytest.raises(errors.AuthenticationError):  # usr_acme is none of the sandbox's
+        await names["account"].me()
+
+
+async def test_testing(read: Read, lemcal_sandbox: Sandbox) -> None:
+    """The tests that the page shows pass."""
+    names = await read("docs/testing.md")
+    await names["test_booking"](lemcal_sandbox)
+    await names["test_bad_day"](lemcal_sandbox)
+    await names["test_who_am_i"]()
+    assert 13 == len(lemcal_sandbox.meetings())
+
+
+async def test_deadlines(read: Read, service: Sandbox, capsys: Output) -> None:
+    """Meetings come in time; a queue that is too long, and a server that refuses, are told apart."""
+    names = await read("docs/deadlines.md")
+    assert capsys.readouterr().out.startswith("20 may leave now; 0 wait")
+    meetings_or_none, lemcal = names["meetings_or_none"], names["lemcal"]
+    assert 12 == len(await meetings_or_none(lemcal))
+    service.inject(faults.too_many_requests(retry_after="30"))
+    assert None is await meetings_or_none(lemcal)
+    assert capsys.readouterr().out.startswith("busy; again in ")
+    async with service.client(limiter=names["Unlimited"]()) as other:
+        service.inject(faults.too_many_requests(retry_after="86400"))
+        assert None is await meetings_or_none(other)
+    assert "refused by lemcal; again in 86400.0\n" == capsys.readouterr().out
+
+
+async def test_migrating(read: Read, service: Sandbox, capsys: Output) -> None:
+    """What the page puts in the place of old habits works."""
+    meeting, type_ = service.meetings()[0], service.meeting_types()[0]
+    names = await read(
+        "docs/migrating.md",
+        url="https://you.example/hook",
+        meeting=(await service_meetings(service))[0],
+        meeting_id=meeting["_id"],
+        user_id=service.user_id,
+        api_key=service.api_key,
+        type_id=type_["_id"],
+    )
+    assert "@example." in names["guest"]
+    assert meeting["_id"] == names["meeting"].id
+    assert ["https://you.example/hook"] == [hook["targetUrl"] for hook in service.hooks()]
+    assert capsys.readouterr().out.startswith("200 ")
+
+
+async def service_meetings(service: Sandbox) -> list[Any]:
+    """Return the account's meetings as models."""
+    async with service.client() as lemcal:
+        return await lemcal.meetings.list()
+
+
+async def test_webhooks(read: Read, service: Sandbox, capsys: Output) -> None:
+    """The receiver prints what was booked, wakes the synchronisation, and serves several accounts."""
+    acme = SimpleNamespace(user_id=service.user_id, api_key=service.api_key, token=TOKEN)
+    started: list[tuple[Any, ...]] = []
+    changes: list[str] = []
+    reached = {13: anyio.Event(), 14: anyio.Event()}
+
+    def on_change(change: Change) -> None:
+        changes.append(change.kind)
+        if len(changes) in reached:
+            reached[len(changes)].set()
+
+    names = await read(
+        "docs/webhooks.md",
+        Tenant=Tenant,
+        Wake=Wake,
+        acme=service.client(),
+        beta=service.client(),
+        on_change=on_change,
+        partial=partial,
+        store=MemoryStore(),
+        tasks=SimpleNamespace(start_soon=lambda *call: started.append(call)),
+        tenants=Tenants(acme=acme),
+        token=TOKEN,
+        watch=watch,
+    )
+    assert [f"https://you.example/hooks/lemcal?token={TOKEN}"] == [
+        hook["targetUrl"] for hook in service.hooks()
+    ]
+    booked = service.book()
+    async with visitor(names["receiver"]) as sender, anyio.create_task_group() as tasks:
+        tasks.start_soon(*started[0])
+        await reached[13].wait()
+        service.cancel(booked["_id"])
+        assert {"status": "handled"} == (await sender.post(f"/?token={TOKEN}", json=booked)).json()
+        await reached[14].wait()  # the delivery has woken it: the next look by itself is 5 minutes off
+        tasks.cancel_scope.cancel()
+    assert ["created"] * 13 + ["canceled"] == changes
+    assert "" == capsys.readouterr().out
+    by_path = Starlette(routes=[Route("/hooks/{tenant}", names["app"])])  # the last receiver of the page
+    async with visitor(by_path) as sender:
+        assert {"status": "handled"} == (await sender.post(f"/hooks/acme?token={TOKEN}", json=booked)).json()
+        assert 401 == (await sender.post(f"/hooks/nobody?token={TOKEN}", json=booked)).status_code
+    assert capsys.readouterr().out.startswith(f"{service.user_id} 20")
+
+
+class Tenants(dict[str, SimpleNamespace]):
+    """The tenants of a service, as its database would have them."""
+
+    async def get(self, name: str) -> SimpleNamespace | None:  # type: ignore[override]
+        """Find one."""
+        return super().get(name)
+
+
+async def test_fastapi(read: Read, service: Sandbox) -> None:
+    """The service registers its hook, receives a booking, and shows a meeting."""
+    apps: list[AsyncLemcal] = []
+    names = await read("docs/fastapi.md", create_app=apps.append)
+    app, booked = names["app"], service.book()
+    async with app.router.lifespan_context(app), visitor(app) as browser:
+        (hook,) = service.hooks()
+        answer = await browser.post(hook["targetUrl"].removeprefix("https://service.example"), json=booked)
+        assert {"status": "handled"} == answer.json()
+        assert booked == (await browser.get(f"/meetings/{booked['_id']}")).json()
+    await names["test_meetings"](service)
+    assert [service.user_id] == [client.user_id for client in apps]
+
+
+async def test_observability(read: Read, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The listener prints the calls that failed, and the logs are on."""
+    monkeypatch.setattr(logging, "basicConfig", lambda: None)  # pytest's own handlers are to stay
+    names = await read("docs/observability.md")
+    logging.getLogger("lemcal_async").setLevel(logging.NOTSET)
+    try:
+        with pytest.raises(errors.NotFoundError):
+            await names["lemcal"].hooks.delete("hoo_1")
+    finally:
+        names["unsubscribe"]()
+        names["uninstrument"]()
+    assert capsys.readouterr().out.startswith("/hooks/{id} HookNotFoundError ")
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serve a Redis."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+async def test_redis(
+    read: Read, service: Sandbox, redis_url: str, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call goes through the limiter in Redis, which here is this machine's."""
+    monkeypatch.setattr(ratelimit, "RedisRateLimiter", lambda _: RedisRateLimiter(redis_url))
+    await (await read("docs/redis.md"))["main"]()
+    assert f"User(id='{service.user_id}'" in capsys.readouterr().out
+
+
+async def test_sync(read: Read, service: Sandbox, capsys: Output) -> None:
+    """The program synchronises and tells of the account that cannot be; the CRM gets what it should."""
+    crm, wake = Crm(), Wake()
+    names = await read("docs/sync.md", Wake=lambda: wake, crm=crm, store=MemoryStore(), watch=watch)
+    names["accounts"] = [names["lemcal"]]
+    await names["run"]({service.user_id: service.api_key, "usr_unknown": "x"})
+    *changes, numbers, failure = capsys.readouterr().out.splitlines()
+    assert (12, "12 0 0 0 0") == (len(changes), numbers)
+    assert failure.startswith("usr_unknown fetch GET /meetings: 401")
+
+    async def stop(change: Change) -> None:
+        await names["apply"](change)
+        if len(crm.stages) == 12:
+            tasks.cancel_scope.cancel()
+
+    names["on_change"] = stop
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(names["work"])
+        names["webhook_arrived"](None)
+    assert {"lost": 2, "meeting booked": 10} == Counter(crm.stages.values())
+
+
+class Crm:
+    """A CRM that remembers the stage of each meeting."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, str] = {}
+
+    async def upsert(self, email: str, meeting_id: str, *, stage: str) -> None:
+        """Take a meeting, under its contact's address."""
+        assert "@" in email
+        self.stages[meeting_id] = stage
+
+
+async def test_data_analysis(read: Read, service: Sandbox, tmp_path: Path) -> None:
+    """The questions have the sandbox's answers."""
+    async with service.client() as lemcal, SQLStore(f"sqlite:///{tmp_path}/lemcal.db") as store:
+        await sync_meetings([lemcal], store)
+    names = await read("docs/data-analysis.md")
+    assert 12 == names["per_week"].to_numpy().sum()
+    assert {0.0, 1 / 3} == set(names["lost"])
+    assert [1 / 3, 1 / 3, 0.0, 0.0] == names["lost_by_type"]["lost"].to_list()
+    assert 12 == len(names["frame"])
+    asked = [meeting.get("surveyAnswers") or meeting.get("questions") or [] for meeting in service.meetings()]
+    assert sum(map(len, asked)) == len(names["answers"]) > 0
+
+
+async def test_readme(read: Read, service: Sandbox, capsys: Output) -> None:
+    """The ten lines list what is booked, and the other blocks keep their promises."""
+    names = await read("README.md", TOKEN=TOKEN)
+    assert len(booked(service)) == len(capsys.readouterr().out.splitlines())
+    async with service.client() as lemcal:
+        await names["synchronise"](lemcal)
+        assert 12 == await names["count"](lemcal, service.user_id, service.api_key)
+    assert ["created"] * 12 == [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    app = names["app"]
+    async with app.router.lifespan_context(app), visitor(app) as sender:
+        answer = await sender.post(f"/webhooks/lemcal?token={TOKEN}", json=service.book())
+    assert {"status": "handled"} == answer.json()
+    assert capsys.readouterr().out.startswith("booked: 20")
+    await names["test_booking"](service)

@@ -221,7 +221,8 @@ class SlotLog:
         when = turn_in_log(now, ends, limit, period, ahead)
         if not self._server.keeps_log:
             window = self._windows.newest
-            if window is not None and now < window.earliest:
+            pinned = self._server.counts_windows or self._share.shared
+            if pinned and window is not None and now < window.earliest:
                 ends = [min(end, window.earliest) for end in ends]
             when = min(when, turn_in_windows(now, ends, limit, period, ahead))
         if self.paused_until > now:

@@ -125,7 +125,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
             math.nan,
             "30",
             b"30",
-            object(),
+            ...,
             (1, 2, 3, 4),
             {"read": 5},
             httpx.Timeout(5, read=0),
@@ -137,7 +137,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
             {"deadline": deadline},
             "deadline=.*: it must be seconds above 0, or None for none",
         )
-        for deadline in (0, -0.5, math.nan, math.inf, "5", httpx.Timeout(5), object())
+        for deadline in (0, -0.5, math.nan, math.inf, "5", httpx.Timeout(5), ...)
     },
     "retry=2": ({"retry": 2}, "retry= must be of type RetryPolicy, not int"),
 }

@@ -344,6 +344,6 @@ def test_outside_of_an_event_loop() -> None:
     """The error is anyio's: there is nothing to run the call on."""
     wire = Wire()
     call = wire.client(limiter=LocalRateLimiter()).me()
-    with pytest.raises(anyio.NoEventLoopError):
+    with pytest.raises(RuntimeError, match="event loop|async library"):  # a kind that differs by version
         call.send(None)
     assert [] == wire.requests

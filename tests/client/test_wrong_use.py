@@ -4,7 +4,6 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
-import anyio
 import httpx
 import pytest
 
@@ -344,6 +343,6 @@ def test_outside_of_an_event_loop() -> None:
     """The error is anyio's: there is nothing to run the call on."""
     wire = Wire()
     call = wire.client(limiter=LocalRateLimiter()).me()
-    with pytest.raises(anyio.NoEventLoopError):
+    with pytest.raises(RuntimeError, match=r"event loop|async library"):  # a kind that differs by version
         call.send(None)
     assert [] == wire.requests

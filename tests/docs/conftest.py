@@ -18,7 +18,7 @@ from sybil.evaluators.python import pad
 from sybil.parsers.markdown import CodeBlockParser
 
 import lemcal_async
-from lemcal_async import AsyncLemcal, Meeting, RetryPolicy, errors, to_wire
+from lemcal_async import AsyncLemcal, Meeting, RetryPolicy, errors, events, to_wire
 from lemcal_async.ratelimit import LocalRateLimiter, Unlimited
 from lemcal_async.sandbox import Sandbox
 
@@ -52,6 +52,7 @@ async def read(service: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     What it is given beside the page is in the namespace from the start.
     """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(events, "_listeners", ())  # a page that subscribes need not show how to end it
     common: Names = {
         "AsyncLemcal": lemcal_async.AsyncLemcal,
         "LocalRateLimiter": LocalRateLimiter,

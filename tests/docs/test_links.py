@@ -60,6 +60,12 @@ def leaves(item: Any) -> Iterator[str]:
         yield from leaves(part)
 
 
+def test_examples() -> None:
+    """Every example is on its page, and what the page includes exists."""
+    shown = re.findall(r'^--8<-- "(.+)"$', (ROOT / "docs" / "examples.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(f"examples/{file.name}" for file in (ROOT / "examples").glob("*.py")) == sorted(shown)
+
+
 def test_hosts() -> None:
     """No page names a host that is not the vendor's, this machine, or reserved for documentation."""
     reserved = r"example(?:\.com|\.org|\.net)?|localhost|internal"

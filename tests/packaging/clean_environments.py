@@ -107,7 +107,7 @@ def main(wheel: Path, folder: Path) -> None:
 
     output, _ = alone.run("python", "-c", "import lemcal_async as l; print(l.__version__, l.__file__)")
     check("the wheel has the version of the source", holds=output.startswith(f"{version['__version__']} "))
-    check("it is the wheel that is imported", holds=str(ROOT) not in output)
+    check("it is the wheel that is imported", holds=str(folder) in output)
 
     code = "from importlib.metadata import distributions as d; print(*sorted(x.name.lower() for x in d()))"
     installed = alone.run("python", "-c", code)[0].split()

@@ -2,11 +2,13 @@
 
 import asyncio
 import selectors
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from trio.testing import MockClock
+
+from lemcal_async.ratelimit.redis import leases, script
 
 from .redis_server import RedisServer
 
@@ -49,6 +51,17 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     """Run a real Redis for the tests, on a socket of its own."""
     with RedisServer(tmp_path_factory.mktemp("redis")) as server:
         yield server
+
+
+@pytest.fixture
+def counted_within(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Return what sets how soon after it left the server counts a request: leases last so much longer."""
+
+    def put(seconds: float) -> None:
+        for module in (leases, script):
+            monkeypatch.setattr(module, "COUNTED_WITHIN", seconds)
+
+    return put
 
 
 @pytest.fixture

@@ -64,68 +64,63 @@ def times(sandbox: Sandbox) -> list[float]:
     return sorted(request.at for request in sandbox.requests)
 
 
+def least_gap(arrivals: list[float], limit: int) -> float:
+    """Return the shortest time in which one request more than the limit came."""
+    return min(late - early for early, late in zip(arrivals, arrivals[limit:], strict=False))
+
+
 def test_11_four_processes_at_the_limit(redis: RedisServer) -> None:
-    """25 calls each: at most 20 in any 2 s as the server saw them, and no less than 9.5 a second."""
-    with Sandbox().serve() as sandbox, workers(sandbox, redis, 4, 25) as started:
+    """15 calls each: at most 20 in any 2 s as the server saw them, and no less than 9.5 a second.
+
+    Redis forgets the script all the time, and nobody notices.
+    """
+    with Sandbox().serve() as sandbox, workers(sandbox, redis, 4, 15) as started:
+        while len(sandbox.requests) < 60 and all(worker.poll() is None for worker in started):
+            redis.command("SCRIPT", "FLUSH")
+            time.sleep(0.1)
         for worker in started:
             assert [] == outcome(worker)["errors"]
         arrivals = times(sandbox)
-    assert 100 == len(arrivals)
-    assert min(late - early for early, late in zip(arrivals, arrivals[20:], strict=False)) >= 2.0
-    assert 100 / (arrivals[-1] - arrivals[0]) >= 9.5
+    assert 60 == len(arrivals)
+    assert least_gap(arrivals, 20) >= 2.0
+    assert 60 / (arrivals[-1] - arrivals[0]) >= 9.5
 
 
 def test_11_one_of_them_is_killed(redis: RedisServer) -> None:
     """The others lose what it held, one window at most, and never wait for it again."""
-    limit, period = 8, 0.5
+    limit, period = 8, 0.4
     with (
         Sandbox(limit=limit, period=period, window="sliding").serve() as sandbox,
-        workers(sandbox, redis, 4, 14, limit=limit, period=period) as started,
+        workers(sandbox, redis, 3, 10, limit=limit, period=period) as started,
     ):
-        while len(sandbox.requests) < 20:
+        while len(sandbox.requests) < 10:
             time.sleep(0.01)
         started[0].send_signal(signal.SIGKILL)
         for worker in started[1:]:
             assert [] == outcome(worker)["errors"]
         arrivals = times(sandbox)
-    assert min(late - early for early, late in zip(arrivals, arrivals[limit:], strict=False)) >= period
+    assert least_gap(arrivals, limit) >= period
     ideal = (len(arrivals) / limit - 1) * period
     window_lost = period + 0.5  # until the lease of what it held has run out
     assert arrivals[-1] - arrivals[0] <= 1.3 * ideal + window_lost + 1.0
 
 
-def test_11_scripts_are_flushed(redis: RedisServer) -> None:
-    """Nobody notices."""
-    limit, period = 8, 0.5
-    with (
-        Sandbox(limit=limit, period=period).serve() as sandbox,
-        workers(sandbox, redis, 2, 16, limit=limit, period=period) as started,
-    ):
-        while any(worker.poll() is None for worker in started):
-            redis.command("SCRIPT", "FLUSH")
-            time.sleep(0.1)
-        for worker in started:
-            assert [] == outcome(worker)["errors"]
-        assert 32 == len(times(sandbox))
-
-
 def test_11_redis_is_killed_and_restarted(tmp_path: Path) -> None:
     """In mid-run: never more than the limit in a period in all, no 429, and all are served."""
-    limit, period = 8, 0.5
+    limit, period = 9, 0.4
     with (
         RedisServer(tmp_path) as redis,
         Sandbox(limit=limit, period=period).serve() as sandbox,
-        workers(sandbox, redis, 4, 22, limit=limit, period=period, timeout=0.25) as started,
+        workers(sandbox, redis, 3, 16, limit=limit, period=period, timeout=0.25) as started,
     ):
-        while len(sandbox.requests) < 24:
+        while len(sandbox.requests) < 10:
             time.sleep(0.01)
         redis.kill()
-        time.sleep(2.0)
-        alone = len(sandbox.requests)
+        while len(sandbox.requests) < 24:  # on their own: those under way were 18 at most
+            time.sleep(0.01)
         redis.start()
         for worker in started:
             assert [] == outcome(worker)["errors"]
         arrivals = times(sandbox)
-    assert 88 == len(arrivals)
-    assert alone > 26  # they went on without it
-    assert min(late - early for early, late in zip(arrivals, arrivals[limit:], strict=False)) >= period
+    assert 48 == len(arrivals)
+    assert least_gap(arrivals, limit) >= period

@@ -1,6 +1,6 @@
 """What a process asks Redis about one budget, and what it hears: the script, its keys, its values. Pure.
 
-The script itself is ``redis_script.lua``, beside this file. Times are seconds here and whole
+The script itself is ``script.lua``, beside this file. Times are seconds here and whole
 microseconds there; both are durations, so no two machines' clocks are compared.
 """
 

@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
     raise ImportError("RedisRateLimiter needs its extra: pip install 'lemcal-async[redis]'") from None
 
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.ratelimit.redis_script import SCRIPT, SHA1
+from lemcal_async.ratelimit.redis.script import SCRIPT, SHA1
 
 _CONNECTIONS = 8  # commands share them; more are open only while several keys wait for a new one
 

@@ -1,16 +1,18 @@
 """What this process knows of one key's budget in Redis: what to ask, and what follows from the answer.
 
-Pure: who waits here is in a ``Queue``, the slots in ``Leases``; the two meet in ``redis.py``, which
-knows the clock, the event loop and Redis. Times are seconds on this process's own clock.
+Pure: the clock, and what waits here, are for ``account`` and ``serving``; the slots are ``Leases``. Times
+are seconds on this process's own clock.
 """
 
 import math
 
 from lemcal_async.headers import Quota
-from lemcal_async.ratelimit.leases import Leases
 from lemcal_async.ratelimit.protocol import RateLimit
-from lemcal_async.ratelimit.redis_script import Answer, Ask, Used
+from lemcal_async.ratelimit.redis.leases import Lease, Leases
+from lemcal_async.ratelimit.redis.script import Answer, Ask, Used
 from lemcal_async.ratelimit.slots import MARGIN, PAUSE_CAP
+
+SETTLING = 0.5  # seconds after an outage in which all processes find out that Redis is back
 
 UNKNOWN = Answer(
     epoch="",
@@ -67,10 +69,10 @@ class Budget:
         """Whether there is something that the other processes must hear at once."""
         return self._pause_untold or self._limit_untold or self._used is not None
 
-    def next_number(self) -> int:
-        """Return a number for a slot that is taken without Redis."""
+    def take_alone(self) -> Lease:
+        """Take a slot without Redis."""
         self._next += 1
-        return self._next - 1
+        return self.leases.take(self._next - 1, None)
 
     def ask(self, now: float, waiting: int, refused: int) -> Ask:
         """Return what to ask Redis now, all reports included."""
@@ -82,7 +84,7 @@ class Budget:
             process=self.process,
             limit=self.configured,
             period=self.period,
-            hold=self.leases.lifetime + 0.5,
+            hold=self.leases.lifetime + SETTLING,
             waiting=waiting,
             refused=refused,
             first=self._next,

@@ -7,7 +7,7 @@ this process's own clock.
 
 import math
 
-from lemcal_async.ratelimit.redis_script import Reports
+from lemcal_async.ratelimit.redis.script import Reports
 from lemcal_async.ratelimit.slots import COUNTED_WITHIN, MARGIN
 
 ENOUGH_TRIPS = 20  # round trips of all processes, before the shortest of them says something

@@ -11,10 +11,9 @@ import math
 from collections import deque
 from typing import Literal, TypeAlias
 
-import attrs
-
 from lemcal_async.headers import Quota
 from lemcal_async.ratelimit.forecast import turn_in_log, turn_in_windows
+from lemcal_async.ratelimit.past import Past
 from lemcal_async.ratelimit.sharing import Share
 from lemcal_async.ratelimit.windows import ROUNDING, SURE, Server, Window, Windows
 
@@ -46,36 +45,6 @@ class Slot:
         return self.taken_at if self.sent_at is None else self.sent_at
 
 
-@attrs.frozen(eq=False)
-class _Past:
-    """One request of the past, as far as is known of when the server counted it."""
-
-    counted_by: float
-    heard_at: float  # inf: no answer came
-    left_at: float
-    surely: bool  # whether it was counted at all
-    window: Window | None
-    # What its answer said, if the window was not over when that came: then it was counted so long
-    # before the window's end, which all the answers of the window pin together.
-    before_end: float | None = None
-
-    def counted_at_least(self) -> float:
-        """Return the earliest time at which it can have been counted, as if its way there took no time."""
-        if self.window is None or self.before_end is None:
-            return self.left_at
-        return max(self.left_at, self.window.earliest - self.before_end)
-
-    def counted_at_most(self) -> float:
-        """Return the latest time at which it can have been counted, as if its way back took no time."""
-        return min(self.counted_by, self.answered_at_most())
-
-    def answered_at_most(self) -> float:
-        """Return the same as far as its answer tells, which is off by the way back."""
-        if self.window is None or self.before_end is None:
-            return self.heard_at
-        return min(self.heard_at, self.window.latest - self.before_end)
-
-
 class SlotLog:
     """The slots of one key; ``limit`` requests per ``period`` seconds.
 
@@ -95,9 +64,9 @@ class SlotLog:
         self.paused_until = -math.inf
         self._refused_until = -math.inf
         self._spaced_until = -math.inf
-        self._counted: deque[_Past] = deque()  # those in front may be over
+        self._counted: deque[Past] = deque()  # those in front may be over
         self._in_flight: set[Slot] = set()
-        self._past: deque[_Past] = deque(maxlen=2 * limit)  # also what is no longer counted
+        self._past: deque[Past] = deque(maxlen=2 * limit)  # also what is no longer counted
         self._after: Window | None = None  # the last window that was over when a request was granted
         self._began = -math.inf  # when the first one after it was
         self._burst = 0  # how many were since
@@ -182,7 +151,7 @@ class SlotLog:
         counted_by = now if slot.sent_at is None else slot.sent_at + COUNTED_WITHIN
         left_at = slot.left_at
         before_end = quota.retry_after if pins and self._server.is_precise else None
-        past = _Past(counted_by, now, left_at, surely=not refused, window=window, before_end=before_end)
+        past = Past(counted_by, now, left_at, surely=not refused, window=window, before_end=before_end)
         self._end(slot, past)
         if window is not None and not refused:
             window.ours += 1
@@ -204,7 +173,7 @@ class SlotLog:
         # One that was never reported as sent may have been sent at any time until now.
         sent_at = now if slot.sent_at is None else slot.sent_at
         counted_by = sent_at + COUNTED_WITHIN
-        self._end(slot, _Past(counted_by, math.inf, sent_at, surely=False, window=self._surely_in(slot)))
+        self._end(slot, Past(counted_by, math.inf, sent_at, surely=False, window=self._surely_in(slot)))
 
     def abandon(self, now: float) -> None:
         """End all that is in flight: after a fork, the answers come to the parent."""
@@ -293,7 +262,7 @@ class SlotLog:
             return math.inf
         return self._over(slot.sent_at + COUNTED_WITHIN, self._surely_in(slot))
 
-    def _end_of(self, past: _Past) -> float:
+    def _end_of(self, past: Past) -> float:
         """Return when the slot of a past request comes free."""
         # The way back is part of the head start, so only where an answer tells is it taken off.
         counted_by = min(past.counted_by, past.answered_at_most() - self._server.head_start)
@@ -312,7 +281,7 @@ class SlotLog:
             return None
         return window
 
-    def _end(self, slot: Slot, past: _Past) -> None:
+    def _end(self, slot: Slot, past: Past) -> None:
         if slot.ended:
             return
         slot.ended = True
@@ -353,7 +322,7 @@ class SlotLog:
                 self._release(before)
         return placed
 
-    def _compare(self, past: _Past, now: float, quota: Quota) -> None:
+    def _compare(self, past: Past, now: float, quota: Quota) -> None:
         """Compare what the server still counts with what it would by either way of counting."""
         remaining = quota.remaining or 0
         if self._server.keeps_log:
@@ -369,7 +338,7 @@ class SlotLog:
             if remaining < self._quota and remaining + counted >= self._quota + 2:
                 self._server.refuted_sliding()
 
-    def _forget_as_much(self, now: float, remaining: int, told_by: _Past) -> None:
+    def _forget_as_much(self, now: float, remaining: int, told_by: Past) -> None:
         """Forget as many requests as a sliding log must have forgotten when it said how many remain."""
         # What is in flight, and what was counted after that request, it may not yet have spoken of.
         left_at = told_by.left_at - ROUNDING
@@ -378,7 +347,7 @@ class SlotLog:
         live = [past for past in self._counted if self._end_of(past) > now]
         too_many = len(live) + len(self._in_flight) + remaining - since - self._quota
         if too_many > 0:
-            live.sort(key=_Past.counted_at_most)
+            live.sort(key=Past.counted_at_most)
             self._counted = deque(live[too_many:])
 
     def _notice_strangers(self, slot: Slot, window: Window | None, now: float, quota: Quota) -> News | None:

@@ -94,7 +94,7 @@ def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest versions of the direct dependencies, on the oldest Python."""
     session.install(*nox.project.dependency_groups(PROJECT, "package"))
     pins = str(Path(session.create_tmp()).resolve() / "lowest.txt")
-    resolve = ["uv", "pip", "compile", "--quiet", "--all-extras", "--resolution", "lowest-direct"]
+    resolve = ["uv", "pip", "compile", "--quiet", "--upgrade", "--all-extras", "--resolution=lowest-direct"]
     session.run(*resolve, "pyproject.toml", "--output-file", pins)
     session.install("-e", ".[all]", "-c", pins, *nox.project.dependency_groups(PROJECT, "test"))
     # A pandas of today wants a newer SQLAlchemy than the package does; what is killed in other processes

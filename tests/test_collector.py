@@ -64,6 +64,7 @@ def test_other_garbage_does_not_pile_up() -> None:
     """Without a full collection between, it is spared for so long only; then again."""
     gc.collect()
     gc.disable()
+    made: list[list[int]] = []
     for _ in range(collector._MOST_SPARED):
         with collector.paused_and_spared():
             made = [[each] for each in range(10)]

@@ -13,8 +13,9 @@ Pause = Callable[[], AbstractContextManager[None]]
 
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
-    """Leave the collector as it was, whatever a test does."""
+    """Leave the collector as it was, whatever a test does; what another test has frozen is let go."""
     was_enabled = gc.isenabled()
+    gc.unfreeze()
     yield
     gc.unfreeze()
     (gc.enable if was_enabled else gc.disable)()

@@ -6,7 +6,6 @@ request before a period was over keeps no sliding log. From then on a window's e
 than the time at which any single request was counted. What contradicts windows takes the proof back.
 """
 
-import itertools
 import math
 
 import attrs
@@ -148,7 +147,7 @@ class Windows:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._known: list[Window] = []
-        self._numbers = itertools.count(1)
+        self._count = 0  # of all windows so far
 
     @property
     def newest(self) -> Window | None:
@@ -181,7 +180,8 @@ class Windows:
                 if latest - newest.earliest < period:  # it began before the last one was over
                     self._server.contradicted_windows()
                     self._known = []
-            window = Window(earliest, latest, number=next(self._numbers))
+            self._count += 1
+            window = Window(earliest, latest, number=self._count)
             self._known = [*self._known[-1:], window]
         pins = now < earliest and (not window.pins or (now < window.earliest and window.heard < earliest))
         if pins:

@@ -44,7 +44,8 @@ def _spare() -> None:
     collections = gc.get_stats()[-1]["collections"]
     if collections != _full_collections:
         _full_collections, _spared = collections, 0
-    # Who has frozen objects for good (before a fork, say) would find them thawed.
+    # Who has frozen objects for good (before a fork, say) would find them thawed. Python 3.12 freezes some
+    # by itself, so there nobody is spared.
     if _spared < _MOST_SPARED and gc.get_freeze_count() == 0:
         _spared += 1
         gc.freeze()

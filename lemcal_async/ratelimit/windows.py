@@ -62,7 +62,8 @@ class RoundTrips:
         count = sum(sample.count for sample in self._samples)
         mean = sum(sample.total for sample in self._samples) / count
         least = min(sample.least for sample in self._samples)
-        return max(0.0, least - 4 * (mean - least) / count)  # the next may be quicker than any so far
+        # The next may be quicker than any so far. A mean of floats may be less than the least of them.
+        return min(least, max(0.0, least - 4 * (mean - least) / count))
 
 
 @attrs.define

@@ -128,7 +128,9 @@ class SimulatedWire(httpx.AsyncBaseTransport):
         else:
             await anyio.sleep(self._scenario.connect)
         if trace := request.extensions.get("trace"):  # as httpcore does
-            started = {"request": SimpleNamespace(method=request.method.encode(), extensions=dict[str, object]())}
+            started = {
+                "request": SimpleNamespace(method=request.method.encode(), extensions=dict[str, object]())
+            }
             await trace("http11.send_request_headers.started", started)
         travel = self._travel()
         await anyio.sleep(travel)

@@ -20,9 +20,10 @@ from lemcal_async import events
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.headers import Quota
 from lemcal_async.ratelimit.key import Key
+from lemcal_async.ratelimit.pause import hold_after_429
 from lemcal_async.ratelimit.protocol import Permit, Priority, RateLimit, WouldWait
 from lemcal_async.ratelimit.queue import Queue
-from lemcal_async.ratelimit.slots import News, Slot, SlotLog, hold_after_429
+from lemcal_async.ratelimit.slots import News, Slot, SlotLog
 from lemcal_async.ratelimit.wakeup import Wakeup
 from lemcal_async.ratelimit.windows import Server
 
@@ -224,7 +225,7 @@ class LocalRateLimiter:
                 remaining=account.slots.remaining(now),
                 resets_in=account.slots.resets_in(now),
                 queued=len(account.queue),
-                paused_for=account.slots.paused_for(now),
+                paused_for=account.slots.pause.left(now),
             )
         self.post(account, _look)  # and what came in meanwhile
         return found
@@ -283,7 +284,7 @@ class LocalRateLimiter:
             account = self._accounts[ticket.key] = _Account(ticket.key, self.limit, self.period, server)
         ticket.account = account
         now = self.clock()
-        if refused_for := account.slots.refused_for(now):
+        if refused_for := account.slots.pause.refused_for(now):
             ticket.decide(WouldWait(refused_for, refused=True))
             return None
         waits = len(account.queue) > 0
@@ -324,7 +325,7 @@ class LocalRateLimiter:
         """Grant what can be granted now, and see that somebody looks again when more can be."""
         queue, slots = account.queue, account.slots
         now = self.clock()
-        if len(queue) and (refused_for := slots.refused_for(now)):
+        if len(queue) and (refused_for := slots.pause.refused_for(now)):
             while (ticket := queue.head()) is not None:
                 queue.pop(ticket)
                 ticket.decide(WouldWait(refused_for, refused=True))

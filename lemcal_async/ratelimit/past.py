@@ -1,14 +1,20 @@
-"""When the server counted one request of the past: bounds, from when it left and what its answer said. Pure.
+"""When the server counted one request of the past: bounds, from when it left and what its answer said.
 
-The moment itself is never seen. What follows from it for the next request is the business of ``slots.py``.
+Pure. The moment itself is never seen. What follows from it for the next request is the business of
+``slots.py``; here is also what an answer proves of the other requests.
 """
+
+from collections.abc import Iterable
 
 import attrs
 
-from lemcal_async.ratelimit.windows import Window
+from lemcal_async.ratelimit.windows import ROUNDING, Window
+
+COUNTED_WITHIN = 0.5  # seconds after a request left in which the server must have counted it
+MARGIN = 0.003  # seconds between a moment as computed and what is done then: scheduling, clock steps
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Past:
     """One request of the past, as far as is known of when the server counted it."""
 
@@ -20,6 +26,7 @@ class Past:
     # What its answer said, if the window was not over when that came: then it was counted so long
     # before the window's end, which all the answers of the window pin together.
     before_end: float | None = None
+    used: int | None = None  # how many requests the server counted then, this one included, if it told
 
     def counted_at_least(self) -> float:
         """Return the earliest time at which it can have been counted, as if its way there took no time."""
@@ -36,3 +43,38 @@ class Past:
         if self.window is None or self.before_end is None:
             return self.heard_at
         return min(self.heard_at, self.window.latest - self.before_end)
+
+
+def refutes_sliding(told_by: Past, others: Iterable[Past], period: float) -> bool:
+    """Whether an answer speaks of fewer requests than a sliding log would have counted."""
+    if not told_by.used:
+        return False
+    since, until = told_by.counted_at_most() - period, told_by.counted_at_least()
+    counted = 1 + sum(
+        past.surely and past.counted_at_least() > since and past.counted_at_most() < until for past in others
+    )
+    # By two, so that a count which leaves this request out proves nothing.
+    return counted - told_by.used >= 2
+
+
+def forgotten(told_by: Past, live: Iterable[Past]) -> int:
+    """Return how many of ``live`` requests a sliding log had forgotten when it told how many it counts.
+
+    Of some requests, one was counted last. It saw all of them, and whatever was counted before; but it saw
+    no more than the most that any of them saw.
+    """
+    left_at = told_by.left_at - ROUNDING
+    before, saw = 0, list[int]()
+    for past in live:
+        if past is told_by:
+            continue
+        if past.counted_at_most() < left_at:
+            before += 1
+        elif past.used is not None:
+            saw.append(past.used)
+    most = told_by.used or 0
+    found = max(0, before + 1 - most)
+    for together, used in enumerate(sorted(saw), 2):
+        most = max(most, used)
+        found = max(found, before + together - most)
+    return found

@@ -13,17 +13,13 @@ from typing import Literal, TypeAlias
 
 from lemcal_async.headers import Quota
 from lemcal_async.ratelimit.forecast import turn_in_log, turn_in_windows
-from lemcal_async.ratelimit.past import Past
+from lemcal_async.ratelimit.past import COUNTED_WITHIN, MARGIN, Past, forgotten, refutes_sliding
+from lemcal_async.ratelimit.pause import Pause, hold_after_429
+from lemcal_async.ratelimit.probe import Probe
 from lemcal_async.ratelimit.sharing import Share
-from lemcal_async.ratelimit.windows import ROUNDING, SURE, Server, Window, Windows
+from lemcal_async.ratelimit.windows import Server, Window, Windows
 
-MARGIN = 0.003  # seconds between a slot's computed end and its next use: scheduling, clock steps
-COUNTED_WITHIN = 0.5  # seconds after a request left in which the server must have counted it
 SLACK = 2  # requests that are left to strangers who may come between an answer and our next request
-PROBED = 3  # of so many windows, one has a request held back to see whether somebody else uses the key
-HELD = 0.06  # seconds by which the last requests of a quick burst are held back to see how it is counted
-PAUSE_CAP = 60.0  # seconds; a longer order to wait is an error for the caller, not a sleep
-
 
 News: TypeAlias = Literal["strangers", "contradiction"]
 """What an answer may tell beyond its own slot: somebody else uses the key, or windows were a mistake."""
@@ -32,11 +28,12 @@ News: TypeAlias = Literal["strangers", "contradiction"]
 class Slot:
     """One request's share of the budget, from the grant until the server has forgotten it."""
 
-    __slots__ = ("ended", "sent_at", "taken_at")
+    __slots__ = ("counted_by", "ended", "sent_at", "taken_at")
 
     def __init__(self, taken_at: float) -> None:
         self.taken_at = taken_at
         self.sent_at: float | None = None
+        self.counted_by = math.inf  # as far as the answers to others tell
         self.ended = False
 
     @property
@@ -61,15 +58,12 @@ class SlotLog:
         self._server = server or Server(period)
         self._windows = Windows(self._server)
         self._share = Share(period)
-        self.paused_until = -math.inf
-        self._refused_until = -math.inf
+        self._probe = Probe(self._server)
+        self.pause = Pause()
         self._spaced_until = -math.inf
         self._counted: deque[Past] = deque()  # those in front may be over
         self._in_flight: set[Slot] = set()
         self._past: deque[Past] = deque(maxlen=2 * limit)  # also what is no longer counted
-        self._after: Window | None = None  # the last window that was over when a request was granted
-        self._began = -math.inf  # when the first one after it was
-        self._burst = 0  # how many were since
         self._released: Window | None = None  # the last window whose slots are free again
 
     # ----------------------------------------------------------------------------------- grants
@@ -82,8 +76,10 @@ class SlotLog:
         self._forget(now)
         if len(self._in_flight) >= 2 * self._configured:
             return math.inf
-        when = max(now, self.paused_until, self._spaced_until, self._held_until(now, waiting))
         ours, strangers = self._ours, self._strangers(now)
+        when = max(now, self.pause.until, self._spaced_until)
+        if not self._share.shared:
+            when = max(when, self._probe.held_until(now, waiting, ours))
         busy = len(self._counted) + len(self._in_flight)
         if busy < min(ours, self._quota - strangers - SLACK * bool(strangers)):
             return when
@@ -98,33 +94,12 @@ class SlotLog:
             when = max(when, sorted(ends)[len(ends) - quota])
         return when
 
-    def _held_until(self, now: float, waiting: int) -> float:
-        """Return until when the last requests of some bursts are held back.
-
-        The calls behind them wait for the next window in any case. One that goes late in its window shows
-        who else uses the key: whoever fills every window as it begins meets strangers only in *their*
-        429s. And two that go somewhat later than the others show whether the server counts in windows:
-        when the next one begins, a sliding log would still count them.
-        """
-        after = self._after
-        left = self._ours - self._burst
-        if after is None or waiting <= left or self._share.shared or self._server.keeps_log:
-            return now
-        if self._server.counts_windows:
-            return self._began + 0.6 * self.period if left == 1 and after.number % PROBED == 0 else now
-        if left <= SURE and after.number <= PROBED and after.latest - after.earliest < HELD / 2:
-            return self._began + HELD
-        return now
-
     def take(self, now: float) -> Slot:
         """Grant one request. Only when ``next_at(now) <= now``."""
         slot = Slot(now)
         self._in_flight.add(slot)
         self._spaced_until = now + self._share.interval(self._ours)
-        window = self._windows.newest
-        if window is not None and window is not self._after and window.latest < now:
-            self._after, self._began, self._burst = window, now, 0
-        self._burst += 1
+        self._probe.granted(now, self._windows.newest)
         return slot
 
     # ---------------------------------------------------------------------------------- reports
@@ -145,23 +120,27 @@ class SlotLog:
         relied_on = self._server.counts_windows
         window, pins = self._place(slot, now, quota)
         if refused:
-            self._pause(now, hold_after_429(quota, self.period))
+            self.pause.order(now, hold_after_429(quota, self.period))
             if window is not None and window is self._released:
                 self._server.was_early()
-        counted_by = now if slot.sent_at is None else slot.sent_at + COUNTED_WITHIN
+        counted_by = min(slot.counted_by, now if slot.sent_at is None else slot.sent_at + COUNTED_WITHIN)
         left_at = slot.left_at
         before_end = quota.retry_after if pins and self._server.is_precise else None
-        past = Past(counted_by, now, left_at, surely=not refused, window=window, before_end=before_end)
+        used = None if refused or quota.remaining is None else self._quota - quota.remaining
+        past = Past(
+            counted_by, now, left_at, surely=not refused, window=window, before_end=before_end, used=used
+        )
         self._end(slot, past)
         if window is not None and not refused:
             window.ours += 1
-            self._compare(past, now, quota)
+            self._learn(past, now)
         if relied_on and not self._server.counts_windows:
             return "contradiction"
-        # Where windows are not proven, a 429 only says that something is full.
-        if refused and not relied_on:
+        # Of a window in which nothing of ours was let through, a 429 only says that it is full: of the
+        # requests of a process that has just ended, maybe.
+        if window is None or (refused and not relied_on and not window.ours):
             return None
-        return self._notice_strangers(slot, window, now, quota)
+        return self._notice_strangers(slot, window, now, quota, refused=refused)
 
     def unsent(self, slot: Slot) -> None:
         """Give the slot back: the request never reached the server."""
@@ -172,7 +151,7 @@ class SlotLog:
         """End the slot of a request that the server may have counted, and will not answer."""
         # One that was never reported as sent may have been sent at any time until now.
         sent_at = now if slot.sent_at is None else slot.sent_at
-        counted_by = sent_at + COUNTED_WITHIN
+        counted_by = min(slot.counted_by, sent_at + COUNTED_WITHIN)
         self._end(slot, Past(counted_by, math.inf, sent_at, surely=False, window=self._surely_in(slot)))
 
     def abandon(self, now: float) -> None:
@@ -194,22 +173,14 @@ class SlotLog:
             if pinned and window is not None and now < window.earliest:
                 ends = [min(end, window.earliest) for end in ends]
             when = min(when, turn_in_windows(now, ends, limit, period, ahead))
-        if self.paused_until > now:
-            when = max(when, self.paused_until + ahead // limit * period)
+        if self.pause.until > now:
+            when = max(when, self.pause.until + ahead // limit * period)
         return max(0.0, when - now)
-
-    def refused_for(self, now: float) -> float:
-        """Return the seconds of an order to wait that is too long to be slept through, else 0."""
-        return max(0.0, self._refused_until - now) if self.paused_until > now else 0.0
-
-    def paused_for(self, now: float) -> float:
-        """Return the seconds for which nobody sends."""
-        return max(0.0, self.paused_until - now)
 
     def remaining(self, now: float) -> int:
         """Return how many requests could be granted without waiting for earlier ones to be forgotten."""
         self._forget(now)
-        if self.paused_until > now:
+        if self.pause.until > now:
             return 0
         busy = len(self._ends(now))
         free = min(self._ours, self._quota - self._strangers(now)) - busy
@@ -223,12 +194,12 @@ class SlotLog:
         window = self._windows.newest
         if self._strangers(now) and window is not None:
             ends.append(self._gone_at(window))
-        return max(0.0, max([*ends, self.paused_until, now]) - now)
+        return max(0.0, max([*ends, self.pause.until, now]) - now)
 
     def idle(self, now: float) -> bool:
         """Whether there is nothing to remember."""
         self._forget(now)
-        if self._in_flight or self.paused_until > now or self._strangers(now):
+        if self._in_flight or self.pause.until > now or self._strangers(now):
             return False
         return not (self._counted and self._ends(now))
 
@@ -260,7 +231,7 @@ class SlotLog:
         """Return when the slot of a request in flight comes free even if no answer comes."""
         if slot.sent_at is None:
             return math.inf
-        return self._over(slot.sent_at + COUNTED_WITHIN, self._surely_in(slot))
+        return self._over(min(slot.counted_by, slot.sent_at + COUNTED_WITHIN), self._surely_in(slot))
 
     def _end_of(self, past: Past) -> float:
         """Return when the slot of a past request comes free."""
@@ -322,40 +293,50 @@ class SlotLog:
                 self._release(before)
         return placed
 
-    def _compare(self, past: Past, now: float, quota: Quota) -> None:
-        """Compare what the server still counts with what it would by either way of counting."""
-        remaining = quota.remaining or 0
+    def _learn(self, past: Past, now: float) -> None:
+        """Compare what the server counted with what it would have by either way of counting."""
+        if self._server.counts_windows:
+            return
         if self._server.keeps_log:
-            self._forget_as_much(now, remaining, past)
-        elif not self._server.counts_windows and self._windows.several:
-            counted = 1 + sum(
-                other.surely
-                and other.counted_at_least() > past.counted_at_most() - self.period
-                and other.counted_at_most() < past.counted_at_least()
-                for other in self._past
-            )
-            # By two, so that a count which leaves this request out proves nothing.
-            if remaining < self._quota and remaining + counted >= self._quota + 2:
-                self._server.refuted_sliding()
+            self._forget_as_much(past, now)
+        elif self._windows.several and refutes_sliding(past, self._past, self.period):
+            self._server.refuted_sliding()
+        if not self._share.shared:
+            self._note_counted(past)
 
-    def _forget_as_much(self, now: float, remaining: int, told_by: Past) -> None:
-        """Forget as many requests as a sliding log must have forgotten when it said how many remain."""
-        # What is in flight, and what was counted after that request, it may not yet have spoken of.
-        left_at = told_by.left_at - ROUNDING
-        since = sum(other is not told_by and other.counted_at_most() >= left_at for other in self._past)
-        since += len(self._in_flight)
+    def _forget_as_much(self, told_by: Past, now: float) -> None:
+        """Forget as many requests as a sliding log must have: the oldest."""
         live = [past for past in self._counted if self._end_of(past) > now]
-        too_many = len(live) + len(self._in_flight) + remaining - since - self._quota
+        too_many = forgotten(told_by, live)
         if too_many > 0:
             live.sort(key=Past.counted_at_most)
             self._counted = deque(live[too_many:])
 
-    def _notice_strangers(self, slot: Slot, window: Window | None, now: float, quota: Quota) -> News | None:
+    def _note_counted(self, told_by: Past) -> None:
+        """Note that all requests have been counted, if an answer speaks of as many as there can be.
+
+        So one whose own answer is late does not take a slot for longer than the others do.
+        """
+        possible = [past for past in self._past if self._end_of(past) > told_by.left_at]
+        if told_by.used != len(possible) + len(self._in_flight):
+            return
+        told_at = told_by.counted_at_most()
+        if any(slot.sent_at is None or slot.sent_at > told_at for slot in self._in_flight):
+            return  # then it speaks of a stranger's instead
+        counted_by = told_by.answered_at_most() - self._server.head_start
+        for past in possible:
+            past.counted_by = min(past.counted_by, counted_by)
+        for slot in self._in_flight:
+            slot.counted_by = min(slot.counted_by, counted_by)
+
+    def _notice_strangers(
+        self, slot: Slot, window: Window, now: float, quota: Quota, *, refused: bool
+    ) -> News | None:
         """Keep room for requests that somebody else made with the same key.
 
         The server has counted more in this window than we can have sent.
         """
-        if window is None or quota.remaining is None or window.latest <= now:
+        if quota.remaining is None or window.latest <= now:
             return None
         used = self._quota - quota.remaining
         if used <= window.strangers + window.ours:
@@ -366,6 +347,7 @@ class SlotLog:
             ours = window.ours + sum(past.window is None for past in self._counted)
         else:
             ours = sum(past.counted_at_most() > left_at - self.period for past in self._past)
+            ours -= refused  # what was refused is not what filled it
         ours += len(self._in_flight)
         window.strangers = max(window.strangers, used - ours)
         if window.strangers > 0 and self._share.met(self._quota):
@@ -381,20 +363,3 @@ class SlotLog:
         if self._server.counts_windows:
             return self._server.over_at(window)
         return window.latest + MARGIN
-
-    # ------------------------------------------------------------------------------------ pauses
-
-    def _pause(self, now: float, seconds: float) -> None:
-        # A second 429 with a shorter wait never shortens the pause. A wait over the cap holds the
-        # key for the cap only: then requests may find out whether the order still stands, and
-        # what they are told replaces it.
-        if self.paused_until <= now:
-            self._refused_until = -math.inf
-        self.paused_until = max(self.paused_until, now + min(seconds, PAUSE_CAP) + MARGIN)
-        if seconds > PAUSE_CAP:
-            self._refused_until = max(self._refused_until, now + seconds)
-
-
-def hold_after_429(quota: Quota, period: float) -> float:
-    """Return the seconds to hold a key after a 429; without a usable header, a whole window."""
-    return period if quota.retry_after is None else quota.retry_after

@@ -16,7 +16,9 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lemcal_async.headers import Quota, parse_quota
-from lemcal_async.ratelimit.slots import COUNTED_WITHIN, PAUSE_CAP, Slot, SlotLog
+from lemcal_async.ratelimit.past import COUNTED_WITHIN
+from lemcal_async.ratelimit.pause import PAUSE_CAP
+from lemcal_async.ratelimit.slots import Slot, SlotLog
 from lemcal_async.ratelimit.windows import Server
 from lemcal_async.sandbox.counting import COUNTERS, Count, WindowKind, rate_limit_headers
 
@@ -257,7 +259,7 @@ class LogMachine(RuleBasedStateMachine):
             log.take(self.world.now)
             count += 1
         assert count <= remaining
-        if not log._share.shared and log._held_until(self.world.now, 0) <= self.world.now:
+        if not log._share.shared and log._probe.held_until(self.world.now, 0, log._ours) <= self.world.now:
             assert count == remaining
 
     @rule()

@@ -9,10 +9,11 @@ from hypothesis import given, strategies as st
 
 from lemcal_async.headers import Quota
 from lemcal_async.ratelimit import Key
+from lemcal_async.ratelimit.past import COUNTED_WITHIN, MARGIN
+from lemcal_async.ratelimit.pause import PAUSE_CAP
 from lemcal_async.ratelimit.redis.budget import UNKNOWN, Budget
 from lemcal_async.ratelimit.redis.leases import ENOUGH_TRIPS, SOON, Leases
 from lemcal_async.ratelimit.redis.script import Answer, Reports, keys_of
-from lemcal_async.ratelimit.slots import COUNTED_WITHIN, MARGIN, PAUSE_CAP
 
 PERIOD = 2.0
 TURNOVER = PERIOD + MARGIN

@@ -19,8 +19,8 @@ from lemcal_async import events
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.headers import Quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter, RateLimit, RateLimiter, RedisRateLimiter, WouldWait
+from lemcal_async.ratelimit.past import MARGIN
 from lemcal_async.ratelimit.redis.serving import Serving
-from lemcal_async.ratelimit.slots import MARGIN
 
 from .redis_server import RedisServer
 

@@ -41,7 +41,7 @@ def refused(results: list[Result]) -> int:
         pytest.param(LATE, 1.045, 1.065, id="fixed-late"),
         pytest.param(World(counting="sliding"), 1.004, 1.005, id="sliding-near"),
         pytest.param(attrs.evolve(FAR, counting="sliding"), 1.055, 1.065, id="sliding-far"),
-        pytest.param(attrs.evolve(LATE, counting="sliding"), 1.085, 1.12, id="sliding-late"),
+        pytest.param(attrs.evolve(LATE, counting="sliding"), 1.078, 1.1, id="sliding-late"),
         pytest.param(World(headers=False), 1.004, 1.005, id="no-headers-near"),
         pytest.param(attrs.evolve(FAR, headers=False), 1.08, 1.09, id="no-headers-far"),
         pytest.param(World(slow_connect=0.8), 1.105, 1.105, id="slow-connect"),
@@ -156,7 +156,7 @@ def test_strangers_are_left_their_share(evenly: bool) -> None:  # noqa: FBT001 -
     assert max(ratios(world, results, limit=10)) <= 1.25
     shares = [result.strangers_served / result.strangers for result in results]
     assert sum(shares) / SEEDS >= (0.95 if evenly else 0.85)
-    assert min(shares) >= (0.9 if evenly else 0.2)
+    assert min(shares) >= (0.9 if evenly else 0.5)
 
 
 @pytest.mark.parametrize("processes", [2, 4])

@@ -9,15 +9,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from lemcal_async.headers import Quota
-from lemcal_async.ratelimit.slots import (
-    COUNTED_WITHIN,
-    MARGIN,
-    PAUSE_CAP,
-    SLACK,
-    Slot,
-    SlotLog,
-    hold_after_429,
-)
+from lemcal_async.ratelimit.past import COUNTED_WITHIN, MARGIN
+from lemcal_async.ratelimit.pause import PAUSE_CAP, hold_after_429
+from lemcal_async.ratelimit.slots import SLACK, Slot, SlotLog
 from lemcal_async.ratelimit.windows import ROUNDING, Server
 
 LIMIT = 20
@@ -67,7 +61,7 @@ class TestGrants:
     def test_an_unknown_key_gets_the_whole_limit_at_once(self) -> None:
         """The server's window starts with the first request, so a burst of the limit is fine."""
         log = new_log()
-        assert (LIMIT, 0.0, 0.0) == (log.remaining(100.0), log.resets_in(100.0), log.paused_for(100.0))
+        assert (LIMIT, 0.0, 0.0) == (log.remaining(100.0), log.resets_in(100.0), log.pause.left(100.0))
         assert LIMIT == len(granted(log, 100.0))
         assert 0 == log.remaining(100.0)
 
@@ -145,6 +139,30 @@ class TestGrants:
             log.unsent(slot)
         assert 3 == log.remaining(0.0) == len(granted(log, 0.0))
 
+    def test_one_that_the_others_saw_counted_is_not_waited_for(self) -> None:
+        """If an answer speaks of as many as there can be, the one whose answer is late was counted too."""
+        log = new_log()
+        late, other = depart(log, 0.0, 2)
+        answer(log, [other], 0.1, quota=Quota(limit=20, remaining=LIMIT - 2, retry_after=1.9))
+        assert 0.1 == late.counted_by
+        log.answered(late, 0.7, 200, Quota(limit=20, remaining=LIMIT - 1, retry_after=2.0))
+        assert pytest.approx(0.1 + TURNOVER) == log.resets_in(0.7) + 0.7
+
+    @pytest.mark.parametrize(
+        ("remaining", "sent_at"),
+        [(LIMIT - 1, 0.0), (LIMIT - 2, None), (LIMIT - 2, 0.15)],
+        ids=["not all", "one has not left", "one left too late"],
+    )
+    def test_one_that_the_others_may_not_have_seen_is(self, remaining: int, sent_at: float | None) -> None:
+        """It may be a stranger's request that is spoken of."""
+        log = new_log()
+        late, other = log.take(0.0), log.take(0.0)
+        log.sent(other, 0.0)
+        if sent_at is not None:
+            log.sent(late, sent_at)
+        log.answered(other, 0.1, 200, Quota(limit=20, remaining=remaining, retry_after=1.9))
+        assert math.inf == late.counted_by
+
     def test_what_may_have_been_counted_is_not_given_back(self) -> None:
         """A request that was broken off holds its slot from its departure, or else from the break."""
         log = new_log(2)
@@ -203,9 +221,9 @@ class TestPauses:
         log = new_log()
         refuse(log, 10.0, 1.283)
         assert pytest.approx(11.283 + MARGIN) == log.next_at(10.0)
-        assert pytest.approx(1.283 + MARGIN) == log.paused_for(10.0)
-        assert (0, 0.0) == (log.remaining(10.0), log.refused_for(10.0))
-        assert 0.0 == log.paused_for(11.31)
+        assert pytest.approx(1.283 + MARGIN) == log.pause.left(10.0)
+        assert (0, 0.0) == (log.remaining(10.0), log.pause.refused_for(10.0))
+        assert 0.0 == log.pause.left(11.31)
         assert LIMIT - 1 == log.remaining(11.31)
 
     def test_other_answers_hold_nothing(self) -> None:
@@ -213,7 +231,7 @@ class TestPauses:
         log = new_log()
         for status_code in (200, 404, 500, 503):
             answer(log, depart(log, 0.0), 0.1, status_code, Quota(retry_after=1.9))
-        assert 0.0 == log.paused_for(0.1)
+        assert 0.0 == log.pause.left(0.1)
         assert LIMIT - 4 == log.remaining(0.1)
 
     def test_a_second_refusal_never_shortens_the_pause(self) -> None:
@@ -222,13 +240,13 @@ class TestPauses:
         slots = depart(log, 0.0, 3)
         for slot, retry_after in zip(slots, (1.283, 0.2, 1.5), strict=True):
             log.answered(slot, 0.1, 429, Quota(retry_after=retry_after))
-            assert pytest.approx(max(1.283, retry_after) + MARGIN) == log.paused_for(0.1)
+            assert pytest.approx(max(1.283, retry_after) + MARGIN) == log.pause.left(0.1)
 
     def test_a_refusal_that_does_not_say_how_long_holds_a_whole_window(self) -> None:
         """Without a usable header a window is what the wait can be at most."""
         log = new_log()
         refuse(log, 0.0, None)
-        assert pytest.approx(TURNOVER) == log.paused_for(0.0)
+        assert pytest.approx(TURNOVER) == log.pause.left(0.0)
         assert PERIOD == hold_after_429(SILENT, PERIOD)
         assert 0.4 == hold_after_429(Quota(retry_after=0.4), PERIOD)
 
@@ -242,15 +260,15 @@ class TestPauses:
         """Above a minute it is an error for the caller; the key is tried again after a minute."""
         log = new_log()
         refuse(log, 0.0, retry_after)
-        assert pytest.approx(paused_for) == log.paused_for(0.0)
-        assert refused_for == log.refused_for(0.0)
-        assert 0.0 == log.refused_for(PAUSE_CAP + MARGIN + 1e-9)
+        assert pytest.approx(paused_for) == log.pause.left(0.0)
+        assert refused_for == log.pause.refused_for(0.0)
+        assert 0.0 == log.pause.refused_for(PAUSE_CAP + MARGIN + 1e-9)
 
     def test_a_long_order_counts_down(self) -> None:
         """While the key is held, callers are told what is left of the order."""
         log = new_log()
         refuse(log, 0.0, 86_400.0)
-        assert 86_370.0 == log.refused_for(30.0)
+        assert 86_370.0 == log.pause.refused_for(30.0)
 
     def test_a_shorter_refusal_does_not_lift_a_long_order(self) -> None:
         """Refusals of requests that were in flight together: the longest stands."""
@@ -258,7 +276,7 @@ class TestPauses:
         slots = depart(log, 0.0, 2)
         answer(log, slots[:1], 0.1, 429, Quota(retry_after=600.0))
         answer(log, slots[1:], 0.2, 429, Quota(retry_after=0.5))
-        assert pytest.approx(599.9) == log.refused_for(0.2)
+        assert pytest.approx(599.9) == log.pause.refused_for(0.2)
 
     @pytest.mark.parametrize(("retry_after", "refused_for"), [(0.5, 0.0), (3600.0, 3600.0)])
     def test_after_the_minute_a_new_order_replaces_the_old_one(
@@ -268,8 +286,8 @@ class TestPauses:
         log = new_log()
         refuse(log, 0.0, 86_400.0)
         refuse(log, 100.0, retry_after)
-        assert refused_for == log.refused_for(100.0)
-        assert log.paused_for(100.0) > 0
+        assert refused_for == log.pause.refused_for(100.0)
+        assert log.pause.left(100.0) > 0
 
 
 class TestHeaders:
@@ -303,7 +321,7 @@ class TestHeaders:
 
     @pytest.mark.parametrize("proven", [True, False])
     def test_a_refusal_may_tell_of_others(self, proven: bool) -> None:  # noqa: FBT001 - a column
-        """In a window that ours do not fill, it does; where windows are not proven, it says too little."""
+        """In a window that ours do not fill, it does, whichever way the server counts."""
         log = new_log()
         log._server.counts_windows = proven
         quota = Quota(limit=20, remaining=1, retry_after=1.9)
@@ -311,7 +329,14 @@ class TestHeaders:
         (held_back,) = depart(log, 1.2)
         refusal = Quota(limit=20, remaining=0, retry_after=0.8)
         news = log.answered(held_back, 1.21, 429, refusal)
-        assert (("strangers", 1) if proven else (None, 0)) == (news, log.strangers)
+        assert ("strangers", 1) == (news, log.strangers)
+
+    def test_a_refusal_before_anything_else_tells_of_nobody(self) -> None:
+        """What fills the window may be of a process that has just ended: the key is not taken for shared."""
+        log = new_log()
+        (slot,) = depart(log, 0.0)
+        assert None is log.answered(slot, 0.1, 429, Quota(limit=20, remaining=0, retry_after=0.8))
+        assert 0 == log.strangers
 
     def test_strangers_make_a_key_shared(self) -> None:
         """At least half of the limit stays ours, spread over the period; the news comes once."""

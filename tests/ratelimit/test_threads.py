@@ -20,7 +20,7 @@ import pytest
 from lemcal_async.headers import Quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, RateLimit
 from lemcal_async.ratelimit.local import _after_fork_in_child
-from lemcal_async.ratelimit.slots import MARGIN
+from lemcal_async.ratelimit.past import MARGIN
 
 KEY = Key("https://api.example.com", "0f" * 16)
 SILENT = Quota()

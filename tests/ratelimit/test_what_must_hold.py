@@ -19,7 +19,7 @@ import pytest
 
 from lemcal_async.headers import Quota, parse_quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, WouldWait
-from lemcal_async.ratelimit.slots import COUNTED_WITHIN, MARGIN
+from lemcal_async.ratelimit.past import COUNTED_WITHIN, MARGIN
 
 KEY = Key("https://api.example.com", "0f" * 16)
 OTHER = Key("https://api.example.com", "f0" * 16)

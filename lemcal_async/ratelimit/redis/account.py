@@ -18,12 +18,12 @@ from lemcal_async.errors import LemcalError
 from lemcal_async.headers import Quota
 from lemcal_async.ratelimit.key import Key
 from lemcal_async.ratelimit.local import LONG_WAIT
+from lemcal_async.ratelimit.pause import hold_after_429
 from lemcal_async.ratelimit.protocol import Permit, Priority, RateLimiter, WouldWait
 from lemcal_async.ratelimit.queue import Queue
 from lemcal_async.ratelimit.redis.budget import Budget
 from lemcal_async.ratelimit.redis.fallback import Fallback
 from lemcal_async.ratelimit.redis.leases import Lease
-from lemcal_async.ratelimit.slots import hold_after_429
 from lemcal_async.ratelimit.wakeup import Wakeup
 
 logger = logging.getLogger("lemcal_async.ratelimit")

@@ -7,10 +7,11 @@ are seconds on this process's own clock.
 import math
 
 from lemcal_async.headers import Quota
+from lemcal_async.ratelimit.past import MARGIN
+from lemcal_async.ratelimit.pause import Pause
 from lemcal_async.ratelimit.protocol import RateLimit
 from lemcal_async.ratelimit.redis.leases import Lease, Leases
 from lemcal_async.ratelimit.redis.script import Answer, Ask, Used
-from lemcal_async.ratelimit.slots import MARGIN, PAUSE_CAP
 
 SETTLING = 0.5  # seconds after an outage in which all processes find out that Redis is back
 
@@ -42,8 +43,7 @@ class Budget:
         self.leases = Leases(process, period)
         self.heard = UNKNOWN
         self.heard_at = -math.inf
-        self.paused_until = -math.inf
-        self._refused_until = -math.inf
+        self._pause = Pause()
         self.without = False  # whether Redis was away since it was last heard
         self._next = 0  # number of the next slot
         self._header_limit = 0
@@ -91,8 +91,8 @@ class Budget:
             reports=self.leases.reports(now),
             epoch=self.heard.epoch if fresh else "",
             back=self.without and now - self.heard_at > self.period + MARGIN,
-            pause=max(0.0, self.paused_until - now) if self._pause_untold else 0.0,
-            refuse=max(0.0, self._refused_until - now) if self._pause_untold else 0.0,
+            pause=self._pause.left(now) if self._pause_untold else 0.0,
+            refuse=max(0.0, self._pause.refused_until - now) if self._pause_untold else 0.0,
             header_limit=self._header_limit if self._limit_untold else 0,
             used=used,
             trips=self.leases.trips,
@@ -114,8 +114,8 @@ class Budget:
         if not self._limit_untold:
             self._header_limit = 0  # what all have heard last is what counts
         if not self._pause_untold:
-            self.paused_until = now + answer.paused if answer.paused else -math.inf
-            self._refused_until = now + answer.refused if answer.refused else -math.inf
+            self._pause.until = now + answer.paused if answer.paused else -math.inf
+            self._pause.refused_until = now + answer.refused if answer.refused else -math.inf
 
     def unheard(self, ask: Ask, now: float) -> None:
         """Note that no answer came to ``ask``, and that it may have been carried out all the same."""
@@ -138,17 +138,18 @@ class Budget:
             self._used_at = now
 
     def pause(self, now: float, seconds: float) -> None:
-        """Note a 429. A second one with a shorter wait never shortens the pause; see ``SlotLog``."""
-        if self.paused_until <= now:
-            self._refused_until = -math.inf
-        self.paused_until = max(self.paused_until, now + min(seconds, PAUSE_CAP) + MARGIN)
-        if seconds > PAUSE_CAP:
-            self._refused_until = max(self._refused_until, now + seconds)
+        """Note a 429."""
+        self._pause.order(now, seconds)
         self._pause_untold = True
+
+    @property
+    def paused_until(self) -> float:
+        """The moment until which nobody sends."""
+        return self._pause.until
 
     def refused_for(self, now: float) -> float:
         """Return the seconds of an order to wait that is too long to be slept through, else 0."""
-        return max(0.0, self._refused_until - now) if self.paused_until > now else 0.0
+        return self._pause.refused_for(now)
 
     def estimate(self, now: float, ahead: int) -> float:
         """Return the seconds that a request with ``ahead`` others of this process before it waits at least.
@@ -170,7 +171,7 @@ class Budget:
         """Return what this process has heard."""
         passed = now - self.heard_at
         frees = [left - passed for left in self.heard.frees if left > passed]
-        paused_for = max(0.0, self.paused_until - now)
+        paused_for = self._pause.left(now)
         return RateLimit(
             limit=self.limit,
             remaining=0 if paused_for else max(0, self.limit - len(frees)),

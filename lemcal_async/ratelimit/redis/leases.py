@@ -7,8 +7,8 @@ this process's own clock.
 
 import math
 
+from lemcal_async.ratelimit.past import COUNTED_WITHIN, MARGIN
 from lemcal_async.ratelimit.redis.script import Reports
-from lemcal_async.ratelimit.slots import COUNTED_WITHIN, MARGIN
 
 ENOUGH_TRIPS = 20  # round trips of all processes, before the shortest of them says something
 NEAR = 0.05  # seconds; Redis need not hear of smaller changes of an end that is not final,

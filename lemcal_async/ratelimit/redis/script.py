@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from lemcal_async.ratelimit.key import Key
-from lemcal_async.ratelimit.slots import COUNTED_WITHIN, MARGIN
+from lemcal_async.ratelimit.past import COUNTED_WITHIN, MARGIN
 
 SCRIPT = Path(__file__).with_suffix(".lua").read_text(encoding="utf-8")
 SHA1 = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()  # its name in Redis

@@ -162,20 +162,23 @@ class SlotLog:
     # -------------------------------------------------------------------------------- forecasts
 
     def estimate(self, now: float, ahead: int) -> float:
-        """Return the seconds that a request with ``ahead`` others before it will wait at least."""
+        """Return the seconds that a request with ``ahead`` others before it will wait at least.
+
+        Within a period: see ``turn_in_windows``.
+        """
         self._forget(now)
         period, limit = self.period, self._ours
         ends = self._soonest_ends(now)
-        when = turn_in_log(now, ends, limit, period, ahead)
+        wait = turn_in_log(ends, limit, period, ahead)
         if not self._server.keeps_log:
             window = self._windows.newest
             pinned = self._server.counts_windows or self._share.shared
             if pinned and window is not None and now < window.earliest:
-                ends = [min(end, window.earliest) for end in ends]
-            when = min(when, turn_in_windows(now, ends, limit, period, ahead))
-        if self.pause.until > now:
-            when = max(when, self.pause.until + ahead // limit * period)
-        return max(0.0, when - now)
+                ends = [min(end, window.earliest - now) for end in ends]
+            wait = min(wait, turn_in_windows(ends, limit, period, ahead))
+        if pause := self.pause.left(now):
+            wait = max(wait, pause + ahead // limit * period)
+        return wait
 
     def remaining(self, now: float) -> int:
         """Return how many requests could be granted without waiting for earlier ones to be forgotten."""
@@ -222,10 +225,10 @@ class SlotLog:
         return [end for end in ends if end > now]
 
     def _soonest_ends(self, now: float) -> list[float]:
-        """Return when each busy slot comes free if all goes as fast as it can: a period after it left."""
+        """Return in how many seconds each busy slot comes free, if that is a period after it left."""
         soonest = [(self._end_of(past), past.left_at) for past in self._counted]
         soonest += [(self._bound(slot), slot.left_at) for slot in self._in_flight]
-        return [max(now, min(end, left_at + self.period)) for end, left_at in soonest if end > now]
+        return [max(0.0, min(end, left_at + self.period) - now) for end, left_at in soonest if end > now]
 
     def _bound(self, slot: Slot) -> float:
         """Return when the slot of a request in flight comes free even if no answer comes."""
@@ -317,7 +320,7 @@ class SlotLog:
 
         So one whose own answer is late does not take a slot for longer than the others do.
         """
-        possible = [past for past in self._past if self._end_of(past) > told_by.left_at]
+        possible = [past for past in {*self._counted, *self._past} if self._end_of(past) > told_by.left_at]
         if told_by.used != len(possible) + len(self._in_flight):
             return
         told_at = told_by.counted_at_most()

@@ -273,11 +273,14 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule()
     def nobody_waits_less_than_estimated(self) -> None:
-        """In the fastest of all worlds, a queue is served no sooner than the log estimates."""
+        """In the fastest of all worlds, a queue is served about as soon as the log estimates.
+
+        By a period sooner if slots go round by themselves within a window that it does not know yet.
+        """
         estimates = [self.world.log.estimate(self.world.now, ahead) for ahead in range(3 * self.limit + 2)]
         assert all(later >= sooner - 1e-9 for sooner, later in itertools.pairwise(estimates))
         for estimate, wait in zip(estimates, self.fastest(len(estimates)), strict=True):
-            assert estimate <= wait + 1e-9
+            assert estimate <= wait + PERIOD + 1e-9
 
     def fastest(self, count: int) -> list[float]:
         """Return how long each of ``count`` requests waits if all goes as fast as it can."""

@@ -39,6 +39,7 @@ _DEFAULT_HEADERS = {
     "Accept": "application/json",
     "Accept-Encoding": "gzip, deflate",
 }
+_EMPTY = httpx.ByteStream(b"")  # for all who wait in the queue, because they are many
 
 
 @attrs.frozen
@@ -190,7 +191,7 @@ class Exchange:
             _url(self._base_url + target),
             headers=signature.headers,
             # Given as a stream, for httpx would look for headers to add, which takes longer than all else.
-            stream=httpx.ByteStream(content),
+            stream=httpx.ByteStream(content) if content else _EMPTY,
             extensions={"timeout": self.options.timeout, **extension(call)},
         )
         if body is not None:

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, Literal
 
 from lemcal_async import events
@@ -44,8 +44,8 @@ class _Account:
         self.warned = False
 
 
-class _Ticket:
-    """One call's place in the queue, and then its permit."""
+class _Ticket(Wakeup):
+    """One call's place in the queue, what its task waits on, and then its permit."""
 
     __slots__ = (
         "account",
@@ -54,7 +54,6 @@ class _Ticket:
         "key",
         "limiter",
         "long_wait",
-        "loop",
         "number",
         "outcome",
         "passed_over",
@@ -62,12 +61,12 @@ class _Ticket:
         "refused",
         "slot",
         "timeout",
-        "wakeup",
     )
 
     def __init__(
         self, limiter: "LocalRateLimiter", key: Key, priority: Priority, timeout: float | None
     ) -> None:
+        super().__init__()
         self.limiter = limiter
         self.key = key
         self.priority: Priority = priority
@@ -75,8 +74,6 @@ class _Ticket:
         self.number = 0
         self.ahead = 0  # how many are to go before it
         self.refused = False  # whether the server refused this call's last attempt
-        self.wakeup = Wakeup()
-        self.loop: Hashable = self.wakeup.loop
         self.alarm: float | None = None  # when to look at the clock for all who wait
         self.account: _Account | None = None
         self.slot: Slot | None = None
@@ -87,7 +84,7 @@ class _Ticket:
     def decide(self, outcome: Literal["granted"] | WouldWait) -> bool:
         """Tell the waiting task what became of it; False if its event loop is gone."""
         self.outcome = outcome
-        return self.wakeup.wake()
+        return self.wake()
 
     def warn(self) -> None:
         """Log a long wait; in the task itself, because a log handler may do anything, and ask us too."""
@@ -108,7 +105,7 @@ class _Ticket:
         if self.alarm is not None and self.alarm <= when:
             return True
         self.alarm = when
-        return self.wakeup.wake()
+        return self.wake()
 
     # The reports of a Permit. They only leave a note: see the module's docstring.
 
@@ -194,10 +191,10 @@ class LocalRateLimiter:
                 ticket.warn()
                 alarm = ticket.alarm
                 if alarm is None:
-                    await ticket.wakeup.event.wait()
+                    await ticket.event.wait()
                 else:
-                    await ticket.wakeup.wait(max(0.0, alarm - self.clock()))
-                ticket.wakeup.rearm()
+                    await ticket.wait(max(0.0, alarm - self.clock()))
+                ticket.rearm()
                 if ticket.passed_over:
                     ticket.passed_over = False
                     self.post(None, self._ask, ticket)
@@ -331,12 +328,12 @@ class LocalRateLimiter:
                 ticket.decide(WouldWait(refused_for, refused=True))
         when = now
         while (ticket := queue.head()) is not None and (when := slots.next_at(now, len(queue))) <= now:
-            if ticket.wakeup.stands_still():
+            if ticket.stands_still():
                 # A grant would be lost for good if it never runs again. If it does, the task is
                 # woken, and asks for the place that it had.
                 queue.discard(ticket)
                 ticket.passed_over = True
-                ticket.wakeup.wake()
+                ticket.wake()
                 continue
             queue.pop(ticket)
             ticket.slot = slots.take(now)

@@ -9,21 +9,16 @@ from anyio.lowlevel import current_token
 class Wakeup:
     """What one task waits on, and any thread may set. Made by the task that waits."""
 
-    __slots__ = ("_native", "event")
+    __slots__ = ("event", "loop")
 
     def __init__(self) -> None:
         self.event = anyio.Event()
-        self._native: Any = current_token().native_token
-
-    @property
-    def loop(self) -> object:
-        """What is the same for tasks of the same event loop only."""
-        return self._native
+        self.loop: Any = current_token().native_token  # the same for tasks of one event loop only
 
     def stands_still(self) -> bool:
         """Whether its event loop is not running: stopped for a while, or for good, or closed."""
         # That of trio runs until it is gone.
-        return hasattr(self._native, "is_running") and not self._native.is_running()
+        return hasattr(self.loop, "is_running") and not self.loop.is_running()
 
     async def wait(self, seconds: float) -> None:
         """Wait until woken, for so many seconds at most. A wake-up before the wait counts too."""
@@ -38,12 +33,12 @@ class Wakeup:
     def wake(self) -> bool:
         """Wake the task; False if its event loop is gone."""
         try:
-            if self._native is _running_loop():
+            if self.loop is _running_loop():
                 self.event.set()
-            elif hasattr(self._native, "call_soon_threadsafe"):  # asyncio
-                self._native.call_soon_threadsafe(self._fire)
+            elif hasattr(self.loop, "call_soon_threadsafe"):  # asyncio
+                self.loop.call_soon_threadsafe(self._fire)
             else:  # a trio token
-                self._native.run_sync_soon(self._fire)
+                self.loop.run_sync_soon(self._fire)
         except RuntimeError:  # "Event loop is closed", trio.RunFinishedError
             return False
         return True

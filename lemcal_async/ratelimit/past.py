@@ -14,7 +14,7 @@ COUNTED_WITHIN = 0.5  # seconds after a request left in which the server must ha
 MARGIN = 0.003  # seconds between a moment as computed and what is done then: scheduling, clock steps
 
 
-@attrs.define(eq=False)
+@attrs.frozen(eq=False)
 class Past:
     """One request of the past, as far as is known of when the server counted it."""
 

@@ -320,16 +320,19 @@ class SlotLog:
 
         So one whose own answer is late does not take a slot for longer than the others do.
         """
+        in_flight = self._in_flight
+        if not len(in_flight) < (told_by.used or 0) <= len(in_flight) + len(self._counted) + len(self._past):
+            return
+        if all(slot.left_at > told_by.left_at for slot in in_flight):
+            return  # none is late
         possible = [past for past in {*self._counted, *self._past} if self._end_of(past) > told_by.left_at]
-        if told_by.used != len(possible) + len(self._in_flight):
+        if told_by.used != len(possible) + len(in_flight):
             return
         told_at = told_by.counted_at_most()
-        if any(slot.sent_at is None or slot.sent_at > told_at for slot in self._in_flight):
+        if any(slot.sent_at is None or slot.sent_at > told_at for slot in in_flight):
             return  # then it speaks of a stranger's instead
         counted_by = told_by.answered_at_most() - self._server.head_start
-        for past in possible:
-            past.counted_by = min(past.counted_by, counted_by)
-        for slot in self._in_flight:
+        for slot in in_flight:
             slot.counted_by = min(slot.counted_by, counted_by)
 
     def _notice_strangers(

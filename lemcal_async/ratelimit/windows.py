@@ -41,6 +41,7 @@ class RoundTrips:
         self._last = -math.inf
         self._moments = 0
         self._samples = [_Sample()]
+        self._quickest: float | None = 0.0  # None: to be found anew
 
     def take(self, seconds: float, now: float) -> None:
         """Note one that ended at ``now``."""
@@ -53,12 +54,16 @@ class RoundTrips:
         sample.least = min(sample.least, seconds)
         sample.count += 1
         sample.total += seconds
+        self._quickest = None
 
     @property
     def quickest(self) -> float:
         """Return the least time to count on, 0 while too little is known."""
-        if self._moments < 2:  # all of one burst may be slow
-            return 0.0
+        if self._quickest is None:
+            self._quickest = self._found() if self._moments >= 2 else 0.0  # all of one burst may be slow
+        return self._quickest
+
+    def _found(self) -> float:
         count = sum(sample.count for sample in self._samples)
         mean = sum(sample.total for sample in self._samples) / count
         least = min(sample.least for sample in self._samples)

@@ -201,9 +201,9 @@ class SlotLog:
 
     def idle(self, now: float) -> bool:
         """Whether there is nothing to remember."""
-        self._forget(now)
         if self._in_flight or self.pause.until > now or self._strangers(now):
             return False
+        self._forget(now)
         return not (self._counted and self._ends(now))
 
     @property

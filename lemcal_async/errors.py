@@ -257,4 +257,7 @@ class ResponseDecodeError(LemcalError):
 
 
 class WebhookError(LemcalError):
-    """A webhook delivery could not be accepted or verified."""
+    """A webhook delivery could not be accepted or verified.
+
+    For handlers and memories of your own: the receiver itself answers the sender instead of raising.
+    """

@@ -1,69 +1,40 @@
 """``SQLStore``: the store on SQLite and PostgreSQL. It needs the extra ``sql``.
 
-Knows URLs, connections, worker threads, and what an error of a database means; the transactions
-themselves are in ``statements.py``. Each runs as a whole in one worker thread, so that it works on asyncio
-and trio, and so that no cancellation can come in between.
+Knows the worker threads, and when to connect; the transactions themselves are in ``statements.py``. Each
+runs as a whole in one worker thread, so that it works on asyncio and trio, and so that no cancellation can
+come in between.
 """
 
-import re
-import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from time import time
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar
 
 import anyio
-import attrs
 from anyio.lowlevel import RunVar
 
 try:
-    from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, select
-    from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+    from sqlalchemy import Connection, Engine, select
+    from sqlalchemy.exc import SQLAlchemyError
 except ModuleNotFoundError as error:
     if error.name != "sqlalchemy":
         raise
     raise ImportError("SQLStore needs its extra: pip install 'lemcal-async[sql]'") from None
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.sync import schema, statements
+from lemcal_async.sync import claims, schema, statements
+from lemcal_async.sync.database import BUSY_SECONDS, Problem, address_of, engine_of, words_of
 from lemcal_async.sync.diff import snapshot
 from lemcal_async.sync.schema import changes
-from lemcal_async.sync.store import Applied, Change, EmptyListError, Forgotten, StoreError, check_aware
+from lemcal_async.sync.store import Applied, Change, EmptyListError, Forgotten, check_aware
 
 T = TypeVar("T")
-
-_BUSY_SECONDS: Final = 10.0
-"""How long a transaction waits for another program's; for SQLite ``?timeout=`` in the URL says otherwise."""
 
 # SQLite has one writer at a time. More threads for PostgreSQL would do no more, as most of the time goes into
 # preparing and reading rows, and they would keep the event loop waiting for its turn.
 _THREADS: Final = {"sqlite": 1, "postgresql": 2}
-_SCHEMES: Final = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 _PAGE: Final = 500  # changes that are read at once
-
-
-@attrs.frozen
-class _Problem:
-    text: str
-    kind: type[StoreError | ConfigurationError] = StoreError
-
-
-@attrs.frozen
-class _Address:
-    """A URL, and what may be shown of it: neither its password nor its query."""
-
-    url: URL = attrs.field(repr=False)
-
-    @property
-    def backend(self) -> str:
-        """Which database it is of: sqlite or postgresql."""
-        return self.url.get_backend_name()
-
-    def __str__(self) -> str:
-        url = self.url
-        return str(URL.create(self.backend, url.username, None, url.host, url.port, url.database))
 
 
 class SQLStore:
@@ -79,11 +50,11 @@ class SQLStore:
     """
 
     def __init__(self, url: str, *, create: bool = True) -> None:
-        parsed = _parsed(url)
+        address = address_of(url)
         del url  # it may hold a password, and a traceback may show local variables
-        if isinstance(parsed, _Problem):
-            raise parsed.kind(parsed.text)
-        self._address = parsed
+        if isinstance(address, Problem):
+            raise address.kind(address.text)
+        self._address = address
         self._create = create
         self._lock = threading.Condition()
         self._busy = 0
@@ -184,16 +155,16 @@ class SQLStore:
         it was handled.
         """
         return await self._write(
-            lambda connection: statements.claim(connection, user_id, meeting_id, time(), lease)
+            lambda connection: claims.claim(connection, user_id, meeting_id, time(), lease)
         )
 
     async def done(self, user_id: str, meeting_id: str) -> None:
         """Remember that a claimed delivery was handled."""
-        await self._write(lambda connection: statements.done(connection, user_id, meeting_id, _now()))
+        await self._write(lambda connection: claims.done(connection, user_id, meeting_id, _now()))
 
     async def release(self, user_id: str, meeting_id: str) -> None:
         """Give a claimed delivery back: its handler failed, and the next delivery may try."""
-        await self._write(lambda connection: statements.release(connection, user_id, meeting_id))
+        await self._write(lambda connection: claims.release(connection, user_id, meeting_id))
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         return await self._run(lambda: work, writes=False)
@@ -206,22 +177,22 @@ class SQLStore:
     ) -> T:
         """Run one transaction in a worker thread."""
 
-        def in_thread() -> T | _Problem:
+        def in_thread() -> T | Problem:
             with self._lock:
                 self._busy += 1
             try:
                 return self._transaction(prepared(), writes=writes, erases=erases)
             except schema.SchemaError as error:
-                return _Problem(str(error), ConfigurationError)
+                return Problem(str(error), ConfigurationError)
             except SQLAlchemyError as error:
-                return _Problem(_words(error))
+                return Problem(words_of(error))
             finally:
                 with self._lock:
                     self._busy -= 1
                     self._lock.notify_all()
 
         outcome = await anyio.to_thread.run_sync(in_thread, limiter=self._threads())
-        if isinstance(outcome, _Problem):
+        if isinstance(outcome, Problem):
             # Out here, because the database's own error holds the parameters: personal data.
             raise outcome.kind(f"{self._address}: {outcome.text}")
         return outcome
@@ -248,7 +219,7 @@ class SQLStore:
     def _connected(self) -> Engine:
         with self._lock:
             if self._engine is None:
-                engine = _engine(self._address.url, create=self._create)
+                engine = engine_of(self._address.url, create=self._create)
                 try:
                     with engine.begin() as connection:
                         schema.prepare(connection, create=self._create)
@@ -261,83 +232,10 @@ class SQLStore:
     def _dispose(self) -> None:
         with self._lock:
             # One that was cancelled natively may still be at work in its thread.
-            self._lock.wait_for(lambda: not self._busy, timeout=2 * _BUSY_SECONDS)
+            self._lock.wait_for(lambda: not self._busy, timeout=2 * BUSY_SECONDS)
             if self._engine is not None:
                 self._engine.dispose()
                 self._engine = None
-
-
-def _parsed(text: object) -> _Address | _Problem:
-    """Return the URL as SQLAlchemy knows it, or what is wrong with it; its text is not quoted."""
-    example = "it must be like sqlite:///lemcal.db or postgresql://user@host/database"
-    try:
-        url = make_url(text) if isinstance(text, str) else None
-    except (ArgumentError, ValueError):
-        url = None
-    if url is None:
-        return _Problem(f"the database URL cannot be read: {example}", ConfigurationError)
-    url = url.set(drivername=_SCHEMES.get(url.drivername, url.drivername))
-    if url.drivername not in ("sqlite", "postgresql+psycopg"):
-        return _Problem(f"the database URL is of an unknown kind: {example}", ConfigurationError)
-    if url.drivername == "sqlite" and url.database in (None, "", ":memory:"):
-        return _Problem("a SQLite database in memory is lost at once: use MemoryStore()", ConfigurationError)
-    return _Address(url)
-
-
-def _engine(url: URL, *, create: bool) -> Engine:
-    if url.get_backend_name() == "postgresql":
-        try:
-            engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
-        except ModuleNotFoundError:
-            raise schema.SchemaError("psycopg is missing: pip install 'lemcal-async[sql]'") from None
-        event.listen(engine, "connect", _set_up_postgresql)
-        return engine
-    if not create and not Path(url.database or "").exists():
-        raise schema.SchemaError("there is no such file; nothing was ever synchronised into it")
-    arguments = {} if "timeout" in url.query else {"timeout": _BUSY_SECONDS}
-    engine = create_engine(url, connect_args=arguments, hide_parameters=True)
-    event.listen(engine, "connect", _set_up_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _set_up_postgresql(connection: Any, _: object) -> None:
-    connection.execute(f"SET lock_timeout = '{_BUSY_SECONDS:.3f}s'")
-    connection.commit()
-
-
-def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:
-    connection.isolation_level = None  # transactions begin where SQLAlchemy says, not at the first write
-    # NORMAL: after a power failure the last transactions may be missing, each as a whole.
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    # A writer says so at once: one that has read before cannot become it if another was faster.
-    writes = connection.get_execution_options().get("lemcal_writes", True)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-_ADVICE: Final = (
-    ("lock timeout", "another program holds it; try again when it is done"),
-    ("locked", "another program holds it; try again when it is done"),
-    ("full", "make room, and run this again"),
-    ("unable to open", "check the folder, and who may write there"),
-    ("readonly", "check who may write to the file and its folder"),
-)
-
-
-def _words(error: SQLAlchemyError) -> str:
-    """Return what the database says, in one line, with what to do if that is known."""
-    said = str(error)
-    if isinstance(error, DBAPIError):
-        # Of PostgreSQL's message only the first part: its details may quote rows.
-        diagnosis = getattr(error.orig, "diag", None)
-        said = getattr(diagnosis, "message_primary", None) or str(error.orig)
-    said = re.sub(r"\s+", " ", said).strip()
-    advice = next((advice for word, advice in _ADVICE if word in said), "")
-    return f"{said}; {advice}" if advice else said
 
 
 def _now() -> datetime:

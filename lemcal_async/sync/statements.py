@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import islice
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 import attrs
 from sqlalchemy import Connection, CursorResult, Select, and_, bindparam, delete, func, select, update
@@ -94,10 +94,10 @@ def _lock(connection: Connection, user_id: str, expected: int, at: datetime) -> 
 def _insert_account(connection: Connection, user_id: str, at: datetime) -> None:
     """Add the account unless it is there."""
     values = {"user_id": user_id, "revision": 0, "empty_lists": 0, "first_run_at": at, "last_run_at": at}
-    _insert_new(connection, accounts, values)
+    insert_new(connection, accounts, values)
 
 
-def _insert_new(connection: Connection, table: Any, values: dict[str, Any]) -> bool:
+def insert_new(connection: Connection, table: Any, values: dict[str, Any]) -> bool:
     """Insert a row unless its key is there; return whether it was inserted."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     statement = insert(table).values(values).on_conflict_do_nothing()
@@ -283,43 +283,6 @@ def prune(connection: Connection, before: datetime) -> Forgotten:
     erased_changes = _rowcount(connection.execute(old_changes))
     connection.execute(delete(deliveries).where(deliveries.c.done_at < before))
     return Forgotten(meetings=deleted + blanked, changes=erased_changes)
-
-
-def claim(
-    connection: Connection, user_id: str, meeting_id: str, clock: float, lease: float
-) -> Literal["new", "busy", "done"]:
-    """Claim a webhook delivery for so many seconds."""
-    key = {"user_id": user_id, "meeting_id": meeting_id}
-    if _insert_new(connection, deliveries, {**key, "lease_until": clock + lease}):
-        return "new"
-    taken_over = connection.execute(
-        update(deliveries)
-        .where(*_delivery(user_id, meeting_id), deliveries.c.done_at.is_(None))
-        .where(deliveries.c.lease_until <= clock)
-        .values(lease_until=clock + lease)
-    )
-    if taken_over.rowcount == 1:
-        return "new"
-    done_at = connection.execute(select(deliveries.c.done_at).where(*_delivery(user_id, meeting_id))).scalar()
-    return "busy" if done_at is None else "done"
-
-
-def done(connection: Connection, user_id: str, meeting_id: str, at: datetime) -> None:
-    """Remember that a webhook delivery was handled."""
-    key = {"user_id": user_id, "meeting_id": meeting_id}
-    _insert_new(connection, deliveries, {**key, "lease_until": 0.0})  # it may have been pruned or forgotten
-    connection.execute(update(deliveries).where(*_delivery(user_id, meeting_id)).values(done_at=at))
-
-
-def release(connection: Connection, user_id: str, meeting_id: str) -> None:
-    """Give a claim back, unless it is done."""
-    connection.execute(
-        delete(deliveries).where(*_delivery(user_id, meeting_id), deliveries.c.done_at.is_(None))
-    )
-
-
-def _delivery(user_id: str, meeting_id: str) -> tuple[Any, Any]:
-    return deliveries.c.user_id == user_id, deliveries.c.meeting_id == meeting_id
 
 
 def _rowcount(result: Any) -> int:

@@ -17,9 +17,9 @@ import psycopg
 import pytest
 
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.sync import SQLStore, StoreError, sql
+from lemcal_async.sync import SQLStore, StoreError, database, sql
+from lemcal_async.sync.database import _set_up_sqlite
 from lemcal_async.sync.schema import metadata
-from lemcal_async.sync.sql import _set_up_sqlite
 
 from .conftest import Database, kinds, outbox
 from .test_store import rows, take
@@ -368,7 +368,7 @@ async def test_a_locked_file(sqlite_database: Database) -> None:
 @pytest.mark.anyio
 async def test_a_locked_row(postgresql_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """PostgreSQL is not waited for without end either."""
-    monkeypatch.setattr(sql, "_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     async with SQLStore(postgresql_database.url) as store:
         await take(store, rows(1))
         with psycopg.connect(postgresql_database.url) as other:
@@ -389,7 +389,7 @@ async def test_a_full_disk(sqlite_database: Database, monkeypatch: pytest.Monkey
         connection.execute("PRAGMA max_page_count = 40").close()
 
     with monkeypatch.context() as patch:
-        patch.setattr(sql, "_set_up_sqlite", small)
+        patch.setattr(database, "_set_up_sqlite", small)
         async with SQLStore(sqlite_database.url) as store:
             await take(store, rows(3))
             with pytest.raises(StoreError, match="database or disk is full; make room") as caught:

@@ -348,6 +348,14 @@ class TestHeaders:
         assert pytest.approx(3.0 + 0.9 * PERIOD / 10) == log.next_at(3.0)
         assert 9 == log.remaining(3.0)
 
+    def test_the_budget_is_whole_when_theirs_are_forgotten_too(self) -> None:
+        """As far as is known: their window's end."""
+        log = new_log()
+        answer(log, depart(log, 0.0), 0.1, quota=Quota(limit=20, remaining=6, retry_after=5.0))
+        answer(log, depart(log, 0.2), 0.3, quota=Quota(limit=20, remaining=5, retry_after=1.9))
+        assert 0 < log.strangers
+        assert log.resets_in(0.3) >= 1.9
+
     def test_the_same_requests_of_others_are_counted_once(self) -> None:
         """Each answer of a window tells of the same strangers; only new ones take more room."""
         log = new_log()

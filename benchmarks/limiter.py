@@ -93,7 +93,7 @@ def draw_picture(path: Path) -> None:
 def measure_all(options: argparse.Namespace) -> tuple[list[Line], list[Measure]]:
     """Return the lines of the table, and what queue and memory cost."""
     scenarios = options.scenario or list(SCENARIOS)
-    virtual = list(jobs(options, "virtual", scenarios, 1 if options.quick else VIRTUAL_SEEDS))
+    virtual = list(jobs(options, "virtual", scenarios, VIRTUAL_SEEDS))
     outcomes = in_virtual_time(virtual)
     # One after the other, because it is CPU that is measured.
     measures = [] if options.scenario else pooled(measure, options.backend, processes=1)

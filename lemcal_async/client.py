@@ -208,7 +208,7 @@ class AsyncLemcal:
         if into is not None:
             check_into(into)  # before anything is sent
         answer = await self._exchange.send(method.upper(), path, with_query(path, params), body)
-        return APIResponse(answer.status_code, answer.headers, await data_of(answer, into))
+        return APIResponse(answer.status_code, dict(answer.headers.items()), await data_of(answer, into))
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent; on a sibling or a view it does nothing."""

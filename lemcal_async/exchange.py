@@ -73,7 +73,7 @@ class Answer:
     """A success: its body, undecoded, and the call it belongs to."""
 
     status_code: int
-    headers: dict[str, str]
+    headers: httpx.Headers
     body: bytes = attrs.field(repr=False)  # it may hold the token of a webhook
     call: CallInfo
 
@@ -171,7 +171,7 @@ class Exchange:
                 limit=quota.limit,
                 remaining=quota.remaining,
             )
-        return Answer(response.status_code, dict(response.headers.items()), response.content, call.info())
+        return Answer(response.status_code, response.headers, response.content, call.info())
 
     def _sign(self) -> _Signature:
         credentials = self._source.current()

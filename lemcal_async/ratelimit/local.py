@@ -321,8 +321,10 @@ class LocalRateLimiter:
     def _serve(self, account: _Account) -> None:
         """Grant what can be granted now, and see that somebody looks again when more can be."""
         queue, slots = account.queue, account.slots
+        if not len(queue):
+            return
         now = self.clock()
-        if len(queue) and (refused_for := slots.pause.refused_for(now)):
+        if refused_for := slots.pause.refused_for(now):
             while (ticket := queue.head()) is not None:
                 queue.pop(ticket)
                 ticket.decide(WouldWait(refused_for, refused=True))
@@ -351,16 +353,13 @@ class LocalRateLimiter:
     def _drop_idle(self) -> None:
         # Starting with the longest unlooked-at, so that however many keys come and go, each is
         # looked at again; at most a thousand at once, which is a millisecond.
-        busy = 0
         for _ in range(min(1000, len(self._accounts))):
             key, account = next(iter(self._accounts.items()))
             if not len(account.queue) and account.slots.idle(self.clock()):
                 del self._accounts[key]
                 continue
             self._accounts.move_to_end(key)
-            busy += 1
-            if busy == 2:
-                return
+            return
 
     def after_fork(self) -> None:
         """Start over in the child: the waiting tasks and the answers are the parent's."""

@@ -30,16 +30,13 @@ class _Lane(Generic[T]):
 
     def __init__(self) -> None:
         self._by_loop: dict[Hashable, OrderedDict[T, None]] = {}
-        self._size = 0
-
-    def __len__(self) -> int:
-        return self._size
+        self.size = 0
 
     def add(self, ticket: T) -> None:
         tickets = self._by_loop.setdefault(ticket.loop, OrderedDict())
         later = list(_backwards_while_later(tickets, ticket))
         tickets[ticket] = None
-        self._size += 1
+        self.size += 1
         for other in reversed(later):
             tickets.move_to_end(other)
 
@@ -48,7 +45,7 @@ class _Lane(Generic[T]):
         if tickets is None or ticket not in tickets:
             return False
         del tickets[ticket]
-        self._size -= 1
+        self.size -= 1
         if not tickets:
             del self._by_loop[ticket.loop]
         return True
@@ -57,7 +54,9 @@ class _Lane(Generic[T]):
         return next(iter(self._by_loop[ticket.loop])) is ticket
 
     def head(self) -> T | None:
-        return min(self.heads(), key=lambda ticket: ticket.number, default=None)
+        if not self.size:  # as two of three lanes are, most of the time
+            return None
+        return min(self.heads(), key=lambda ticket: ticket.number)
 
     def heads(self) -> Iterator[T]:
         return (next(iter(tickets)) for tickets in self._by_loop.values())
@@ -80,7 +79,7 @@ class Queue(Generic[T]):
         self._passed = 0  # interactive turns since the last bulk one, while bulk waited
 
     def __len__(self) -> int:
-        return len(self._refused) + len(self._interactive) + len(self._bulk)
+        return self._refused.size + self._interactive.size + self._bulk.size
 
     def add(self, ticket: T) -> None:
         """Put a ticket where it belongs: at the end of its lane, or before all if it was refused."""
@@ -93,9 +92,9 @@ class Queue(Generic[T]):
     def ahead_of(self, priority: Priority) -> int:
         """Return how many tickets at least will be served before a new one of ``priority``."""
         if priority == "interactive":
-            return len(self._refused) + len(self._interactive)
-        between = (BULK_SHARE - 1) * (len(self._bulk) + 1) - self._passed
-        return len(self._refused) + len(self._bulk) + min(len(self._interactive), between)
+            return self._refused.size + self._interactive.size
+        between = (BULK_SHARE - 1) * (self._bulk.size + 1) - self._passed
+        return self._refused.size + self._bulk.size + min(self._interactive.size, between)
 
     def head(self) -> T | None:
         """Return whose turn it is."""
@@ -111,7 +110,7 @@ class Queue(Generic[T]):
         """Serve the head."""
         self.discard(head)
         if not head.refused:
-            bulk_waits = head.priority == "interactive" and len(self._bulk) > 0
+            bulk_waits = head.priority == "interactive" and self._bulk.size > 0
             self._passed = self._passed + 1 if bulk_waits else 0
 
     def alarms(self) -> "list[T]":

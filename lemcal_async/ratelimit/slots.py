@@ -204,7 +204,7 @@ class SlotLog:
         if self._in_flight or self.pause.until > now or self._strangers(now):
             return False
         self._forget(now)
-        return not (self._counted and self._ends(now))
+        return not self._counted
 
     @property
     def strangers(self) -> int:

@@ -135,34 +135,33 @@ class RetryTransport(httpx.AsyncBaseTransport):
             return response
         size = 0
         parts: list[bytes] = []
+        stream = cast("httpx.AsyncByteStream", response.stream)
         try:
-            async for part in cast("httpx.AsyncByteStream", response.stream):
+            async for part in stream:
                 size += len(part)
                 if size <= self._max_response_bytes:
                     parts.append(part)
                 elif size <= self._max_response_bytes + _RUN_OUT:
                     # Closed under its reader, the body ends by itself. Generators that were left half
                     # way would be garbage, which trio warns of.
-                    await response.aclose()
+                    await stream.aclose()
                 else:
                     break
         except httpx.RequestError:
             if size <= self._max_response_bytes:
                 raise
         finally:
-            await response.aclose()
+            await stream.aclose()
         self._check_size(size, call)
-        headers = response.headers
-        if "content-encoding" in headers:
-            parts = await self._decoded(parts, headers, request, call)
-            headers = httpx.Headers([(k, v) for k, v in headers.multi_items() if k not in _OF_THE_ENCODING])
-        return httpx.Response(
-            response.status_code,
-            headers=headers,
-            content=b"".join(parts),
-            request=request,
-            extensions=response.extensions,
-        )
+        if "content-encoding" in response.headers:
+            parts = await self._decoded(parts, response.headers, request, call)
+            response.headers = httpx.Headers(
+                [(k, v) for k, v in response.headers.multi_items() if k not in _OF_THE_ENCODING]
+            )
+        response.stream = httpx.ByteStream(b"".join(parts))
+        response.request = request
+        response.read()
+        return response
 
     async def _decoded(
         self, parts: list[bytes], headers: httpx.Headers, request: httpx.Request, call: Call

@@ -439,15 +439,16 @@ async def test_every_attempt_has_the_same_body() -> None:
     assert b'{"targetUrl": "https://example.com/parts","anyMeetingType": true}' == wire.bodies[0]
 
 
-@pytest.mark.parametrize(("body", "length"), [(b"", None), (bytes(3000), "3000")])
+@pytest.mark.parametrize("body", [b"", bytes(3000)])
 @pytest.mark.anyio
-async def test_a_compressed_answer(body: bytes, length: str | None) -> None:
+async def test_a_compressed_answer(body: bytes) -> None:
     """It is decoded, and its headers no longer say otherwise."""
-    headers = {"Content-Encoding": "gzip", "X-Kept": "yes"}
-    wire = Script(httpx.Response(200, headers=headers, stream=Stream(gzip.compress(body))))
+    packed = gzip.compress(body)
+    headers = {"Content-Encoding": "gzip", "Content-Length": str(len(packed)), "X-Kept": "yes"}
+    wire = Script(httpx.Response(200, headers=headers, stream=Stream(packed)))
     answer = await send(wire)
     assert body == answer.content
-    assert ("yes", length, None) == (
+    assert ("yes", None, None) == (
         answer.headers["x-kept"],
         answer.headers.get("content-length"),
         answer.headers.get("content-encoding"),

@@ -14,123 +14,22 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from lemcal_async import events
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.headers import Quota
+from lemcal_async.ratelimit.busy import Slot
 from lemcal_async.ratelimit.key import Key
-from lemcal_async.ratelimit.pause import hold_after_429
 from lemcal_async.ratelimit.protocol import Permit, Priority, RateLimit, WouldWait
 from lemcal_async.ratelimit.queue import Queue
-from lemcal_async.ratelimit.slots import News, Slot, SlotLog
-from lemcal_async.ratelimit.wakeup import Wakeup
+from lemcal_async.ratelimit.slots import News, SlotLog
+from lemcal_async.ratelimit.ticket import Account, Ticket
 from lemcal_async.ratelimit.windows import Server
 
 logger = logging.getLogger("lemcal_async.ratelimit")
 
 LONG_WAIT = 30.0  # seconds; whoever faces more without a deadline is told once per key
-
-
-class _Account:
-    """What is known of one key."""
-
-    __slots__ = ("key", "queue", "slots", "warned")
-
-    def __init__(self, key: Key, limit: int, period: float, server: Server) -> None:
-        self.key = key
-        self.queue: Queue[_Ticket] = Queue()
-        self.slots = SlotLog(limit, period, server)
-        self.warned = False
-
-
-class _Ticket(Wakeup):
-    """One call's place in the queue, what its task waits on, and then its permit."""
-
-    __slots__ = (
-        "account",
-        "ahead",
-        "alarm",
-        "key",
-        "limiter",
-        "long_wait",
-        "number",
-        "outcome",
-        "passed_over",
-        "priority",
-        "refused",
-        "slot",
-        "timeout",
-    )
-
-    def __init__(
-        self, limiter: "LocalRateLimiter", key: Key, priority: Priority, timeout: float | None
-    ) -> None:
-        super().__init__()
-        self.limiter = limiter
-        self.key = key
-        self.priority: Priority = priority
-        self.timeout = timeout
-        self.number = 0
-        self.ahead = 0  # how many are to go before it
-        self.refused = False  # whether the server refused this call's last attempt
-        self.alarm: float | None = None  # when to look at the clock for all who wait
-        self.account: _Account | None = None
-        self.slot: Slot | None = None
-        self.outcome: Literal["granted"] | WouldWait | None = None
-        self.long_wait: tuple[float, int] | None = None  # seconds and calls ahead, if to be warned of
-        self.passed_over = False  # whether it lost its place, because its event loop stood still
-
-    def decide(self, outcome: Literal["granted"] | WouldWait) -> bool:
-        """Tell the waiting task what became of it; False if its event loop is gone."""
-        self.outcome = outcome
-        return self.wake()
-
-    def warn(self) -> None:
-        """Log a long wait; in the task itself, because a log handler may do anything, and ask us too."""
-        if self.long_wait is None:
-            return
-        wait, ahead = self.long_wait
-        self.long_wait = None
-        logger.warning(
-            "key %s: a call without a deadline will wait %.0f s for the rate limit (%d are queued); "
-            "pass deadline= to be refused instead",
-            self.key,
-            wait,
-            ahead,
-        )
-
-    def set_alarm(self, when: float) -> bool:
-        """Have the waiting task look at the clock at ``when``; False if its event loop is gone."""
-        if self.alarm is not None and self.alarm <= when:
-            return True
-        self.alarm = when
-        return self.wake()
-
-    # The reports of a Permit. They only leave a note: see the module's docstring.
-
-    def sent(self) -> None:
-        self._report(SlotLog.sent, self.limiter.clock())
-
-    def answered(self, status_code: int, quota: Quota) -> float:
-        self._report(self.limiter.take_in, self.key, (self.limiter.clock(), status_code, quota))
-        if status_code != 429:
-            return 0.0
-        hold = hold_after_429(quota, self.limiter.period)
-        logger.info("the server refused key %s (429): nobody sends for %.3f s", self.key, hold)
-        if events.wanted():
-            events.emit(events.Paused(self.key.short, hold))
-        return hold
-
-    def unsent(self) -> None:
-        self._report(SlotLog.unsent)
-
-    def unknown(self) -> None:
-        self._report(SlotLog.unknown, self.limiter.clock())
-
-    def _report(self, event: Callable[..., None], *details: object) -> None:
-        if self.account is not None and self.slot is not None:
-            self.limiter.post(self.account, event, self.account.slots, self.slot, *details)
 
 
 class LocalRateLimiter:
@@ -152,8 +51,8 @@ class LocalRateLimiter:
         self.limit = limit
         self.period = period
         self.clock = clock
-        self._accounts: OrderedDict[Key, _Account] = OrderedDict()
-        self._inbox: deque[tuple[_Account | None, Callable[..., _Account | None], tuple[Any, ...]]] = deque()
+        self._accounts: OrderedDict[Key, Account] = OrderedDict()
+        self._inbox: deque[tuple[Account | None, Callable[..., Account | None], tuple[Any, ...]]] = deque()
         self._at_work = threading.Lock()
         self._servers: OrderedDict[str, Server] = OrderedDict()  # by base URL, the newest last
         self._news: deque[tuple[Key, News, int]] = deque()
@@ -176,9 +75,9 @@ class LocalRateLimiter:
         Raises WouldWait. Cancelled (by anyio or natively) at any moment, it leaves no trace: a
         grant that was under way goes to the next in the queue.
         """
-        ticket = _Ticket(self, key, priority, timeout)
+        ticket = Ticket(self, key, priority, timeout)
         asked = self.clock()
-        if isinstance(again, _Ticket) and again.limiter is self:
+        if isinstance(again, Ticket) and again.limiter is self:
             ticket.number = again.number
             ticket.refused = True
         else:
@@ -229,7 +128,7 @@ class LocalRateLimiter:
 
     # Everything below runs with _at_work held, so one at a time, except post.
 
-    def post(self, account: _Account | None, event: Callable[..., _Account | None], *details: Any) -> None:
+    def post(self, account: Account | None, event: Callable[..., Account | None], *details: Any) -> None:
         """Leave an event for ``account``, and work off the inbox unless somebody does already.
 
         That somebody looks into the inbox once more after letting go, so nothing stays behind.
@@ -274,11 +173,11 @@ class LocalRateLimiter:
                 event = events.FellBack(key.short, reason)
             events.emit(event)
 
-    def _ask(self, ticket: _Ticket) -> _Account | None:
+    def _ask(self, ticket: Ticket) -> Account | None:
         account = self._accounts.get(ticket.key)
         if account is None:
             server = self._server(ticket.key.base_url)
-            account = self._accounts[ticket.key] = _Account(ticket.key, self.limit, self.period, server)
+            account = self._accounts[ticket.key] = Account(ticket.key, self.limit, self.period, server)
         ticket.account = account
         now = self.clock()
         if refused_for := account.slots.pause.refused_for(now):
@@ -307,7 +206,7 @@ class LocalRateLimiter:
                 self._servers.popitem(last=False)
         return server
 
-    def _withdraw(self, ticket: _Ticket) -> _Account | None:
+    def _withdraw(self, ticket: Ticket) -> Account | None:
         account = ticket.account
         if account is None:
             return None
@@ -318,7 +217,7 @@ class LocalRateLimiter:
             return None  # it watched the clock for nobody
         return account
 
-    def _serve(self, account: _Account) -> None:
+    def _serve(self, account: Account) -> None:
         """Grant what can be granted now, and see that somebody looks again when more can be."""
         queue, slots = account.queue, account.slots
         if not len(queue):
@@ -344,7 +243,7 @@ class LocalRateLimiter:
         if ticket is not None and when < float("inf"):
             self._set_alarms(queue, when)
 
-    def _set_alarms(self, queue: Queue[_Ticket], when: float) -> None:
+    def _set_alarms(self, queue: Queue[Ticket], when: float) -> None:
         """Have one waiting task per event loop look again at ``when``; drop those of dead loops."""
         while dead := [ticket for ticket in queue.alarms() if not ticket.set_alarm(when)]:
             for ticket in dead:

@@ -8,12 +8,12 @@ clock the caller reads.
 """
 
 import math
-from collections import deque
 from typing import Literal, TypeAlias
 
 from lemcal_async.headers import Quota
+from lemcal_async.ratelimit.busy import Busy, Slot
 from lemcal_async.ratelimit.forecast import turn_in_log, turn_in_windows
-from lemcal_async.ratelimit.past import COUNTED_WITHIN, MARGIN, Past, forgotten, refutes_sliding
+from lemcal_async.ratelimit.past import COUNTED_WITHIN, MARGIN, Past, refutes_sliding
 from lemcal_async.ratelimit.pause import Pause, hold_after_429
 from lemcal_async.ratelimit.probe import Probe
 from lemcal_async.ratelimit.sharing import Share
@@ -23,23 +23,6 @@ SLACK = 2  # requests that are left to strangers who may come between an answer 
 
 News: TypeAlias = Literal["strangers", "contradiction"]
 """What an answer may tell beyond its own slot: somebody else uses the key, or windows were a mistake."""
-
-
-class Slot:
-    """One request's share of the budget, from the grant until the server has forgotten it."""
-
-    __slots__ = ("counted_by", "ended", "sent_at", "taken_at")
-
-    def __init__(self, taken_at: float) -> None:
-        self.taken_at = taken_at
-        self.sent_at: float | None = None
-        self.counted_by = math.inf  # as far as the answers to others tell
-        self.ended = False
-
-    @property
-    def left_at(self) -> float:
-        """Return the earliest moment at which it can have left."""
-        return self.taken_at if self.sent_at is None else self.sent_at
 
 
 class SlotLog:
@@ -61,10 +44,7 @@ class SlotLog:
         self._probe = Probe(self._server)
         self.pause = Pause()
         self._spaced_until = -math.inf
-        self._counted: deque[Past] = deque()  # those in front may be over
-        self._in_flight: set[Slot] = set()
-        self._past: deque[Past] = deque(maxlen=2 * limit)  # also what is no longer counted
-        self._released: Window | None = None  # the last window whose slots are free again
+        self._busy = Busy(self._server, self._windows, period, limit)
 
     # ----------------------------------------------------------------------------------- grants
 
@@ -73,17 +53,17 @@ class SlotLog:
 
         ``waiting`` is how many calls want to, this one included.
         """
-        self._forget(now)
-        if len(self._in_flight) >= 2 * self._configured:
+        self._busy.forget(now)
+        if len(self._busy.in_flight) >= 2 * self._configured:
             return math.inf
         ours, strangers = self._ours, self._strangers(now)
         when = max(now, self.pause.until, self._spaced_until)
         if not self._share.shared:
             when = max(when, self._probe.held_until(now, waiting, ours))
-        busy = len(self._counted) + len(self._in_flight)
+        busy = len(self._busy.counted) + len(self._busy.in_flight)
         if busy < min(ours, self._quota - strangers - SLACK * bool(strangers)):
             return when
-        ends = self._ends(now)
+        ends = self._busy.ends(now)
         if len(ends) >= ours:
             when = max(when, sorted(ends)[len(ends) - ours])
         window = self._windows.newest
@@ -97,7 +77,7 @@ class SlotLog:
     def take(self, now: float) -> Slot:
         """Grant one request. Only when ``next_at(now) <= now``."""
         slot = Slot(now)
-        self._in_flight.add(slot)
+        self._busy.in_flight.add(slot)
         self._spaced_until = now + self._share.interval(self._ours)
         self._probe.granted(now, self._windows.newest)
         return slot
@@ -121,7 +101,7 @@ class SlotLog:
         window, pins = self._place(slot, now, quota)
         if refused:
             self.pause.order(now, hold_after_429(quota, self.period))
-            if window is not None and window is self._released:
+            if window is not None and window is self._busy.released:
                 self._server.was_early()
         counted_by = min(slot.counted_by, now if slot.sent_at is None else slot.sent_at + COUNTED_WITHIN)
         left_at = slot.left_at
@@ -130,7 +110,7 @@ class SlotLog:
         past = Past(
             counted_by, now, left_at, surely=not refused, window=window, before_end=before_end, used=used
         )
-        self._end(slot, past)
+        self._busy.end(slot, past)
         if window is not None and not refused:
             window.ours += 1
             self._learn(past, now)
@@ -145,18 +125,19 @@ class SlotLog:
     def unsent(self, slot: Slot) -> None:
         """Give the slot back: the request never reached the server."""
         slot.ended = True
-        self._in_flight.discard(slot)
+        self._busy.in_flight.discard(slot)
 
     def unknown(self, slot: Slot, now: float) -> None:
         """End the slot of a request that the server may have counted, and will not answer."""
         # One that was never reported as sent may have been sent at any time until now.
         sent_at = now if slot.sent_at is None else slot.sent_at
         counted_by = min(slot.counted_by, sent_at + COUNTED_WITHIN)
-        self._end(slot, Past(counted_by, math.inf, sent_at, surely=False, window=self._surely_in(slot)))
+        window = self._busy.surely_in(slot)
+        self._busy.end(slot, Past(counted_by, math.inf, sent_at, surely=False, window=window))
 
     def abandon(self, now: float) -> None:
         """End all that is in flight: after a fork, the answers come to the parent."""
-        for slot in list(self._in_flight):
+        for slot in list(self._busy.in_flight):
             self.unknown(slot, now)
 
     # -------------------------------------------------------------------------------- forecasts
@@ -166,9 +147,9 @@ class SlotLog:
 
         Within a period: see ``turn_in_windows``.
         """
-        self._forget(now)
+        self._busy.forget(now)
         period, limit = self.period, self._ours
-        ends = self._soonest_ends(now)
+        ends = self._busy.soonest_ends(now)
         wait = turn_in_log(ends, limit, period, ahead)
         if not self._server.keeps_log:
             window = self._windows.newest
@@ -182,18 +163,18 @@ class SlotLog:
 
     def remaining(self, now: float) -> int:
         """Return how many requests could be granted without waiting for earlier ones to be forgotten."""
-        self._forget(now)
+        self._busy.forget(now)
         if self.pause.until > now:
             return 0
-        busy = len(self._ends(now))
+        busy = len(self._busy.ends(now))
         free = min(self._ours, self._quota - self._strangers(now)) - busy
-        return max(0, min(free, 2 * self._configured - len(self._in_flight)))
+        return max(0, min(free, 2 * self._configured - len(self._busy.in_flight)))
 
     def resets_in(self, now: float) -> float:
         """Return the seconds until the whole limit is free again, if nothing else is sent."""
-        self._forget(now)
+        self._busy.forget(now)
         surely = now + COUNTED_WITHIN + self.period + MARGIN
-        ends = [min(end, surely) for end in self._ends(now)]
+        ends = [min(end, surely) for end in self._busy.ends(now)]
         window = self._windows.newest
         if self._strangers(now) and window is not None:
             ends.append(self._gone_at(window))
@@ -201,10 +182,10 @@ class SlotLog:
 
     def idle(self, now: float) -> bool:
         """Whether there is nothing to remember."""
-        if self._in_flight or self.pause.until > now or self._strangers(now):
+        if self._busy.in_flight or self.pause.until > now or self._strangers(now):
             return False
-        self._forget(now)
-        return not self._counted
+        self._busy.forget(now)
+        return not self._busy.counted
 
     @property
     def strangers(self) -> int:
@@ -212,72 +193,9 @@ class SlotLog:
         window = self._windows.newest
         return 0 if window is None else window.strangers
 
-    # -------------------------------------------------------------------------------- the slots
-
     @property
     def _ours(self) -> int:
         return min(self.limit, self._share.ours(self._quota))
-
-    def _ends(self, now: float) -> list[float]:
-        """Return when each busy slot comes free, as far as is known."""
-        ends = [self._end_of(past) for past in self._counted]
-        ends += [self._bound(slot) for slot in self._in_flight]
-        return [end for end in ends if end > now]
-
-    def _soonest_ends(self, now: float) -> list[float]:
-        """Return in how many seconds each busy slot comes free, if that is a period after it left."""
-        soonest = [(self._end_of(past), past.left_at) for past in self._counted]
-        soonest += [(self._bound(slot), slot.left_at) for slot in self._in_flight]
-        return [max(0.0, min(end, left_at + self.period) - now) for end, left_at in soonest if end > now]
-
-    def _bound(self, slot: Slot) -> float:
-        """Return when the slot of a request in flight comes free even if no answer comes."""
-        if slot.sent_at is None:
-            return math.inf
-        return self._over(min(slot.counted_by, slot.sent_at + COUNTED_WITHIN), self._surely_in(slot))
-
-    def _end_of(self, past: Past) -> float:
-        """Return when the slot of a past request comes free."""
-        # The way back is part of the head start, so only where an answer tells is it taken off.
-        counted_by = min(past.counted_by, past.answered_at_most() - self._server.head_start)
-        return self._over(counted_by, past.window)
-
-    def _over(self, counted_by: float, window: Window | None) -> float:
-        end = counted_by + self.period + MARGIN
-        if window is not None and self._server.counts_windows:
-            return min(end, self._server.over_at(window))
-        return end
-
-    def _surely_in(self, slot: Slot) -> Window | None:
-        """Return the window in which a request was counted that has left some time ago."""
-        window = self._windows.newest
-        if window is None or slot.sent_at is None or slot.sent_at + COUNTED_WITHIN >= window.earliest:
-            return None
-        return window
-
-    def _end(self, slot: Slot, past: Past) -> None:
-        if slot.ended:
-            return
-        slot.ended = True
-        self._in_flight.discard(slot)
-        self._past.append(past)
-        if past.window is None or past.window is not self._released:
-            self._counted.append(past)
-
-    def _forget(self, now: float) -> None:
-        counted = self._counted
-        while counted and self._end_of(counted[0]) <= now:
-            counted.popleft()
-        window = self._windows.newest
-        if window is None or window is self._released or not self._server.counts_windows:
-            return
-        if self._server.over_at(window) <= now:
-            self._release(window)
-
-    def _release(self, window: Window) -> None:
-        """Free the slots of a window that is over; what has no window may be counted in the next one."""
-        self._released = window
-        self._counted = deque(past for past in self._counted if past.window is None)
 
     # ----------------------------------------------------------------------------- what answers say
 
@@ -293,7 +211,7 @@ class SlotLog:
         if before is not None and self._windows.newest is not before:
             self._share.learned(before.strangers, before.elapsed)
             if self._server.counts_windows:
-                self._release(before)
+                self._busy.release(before)
         return placed
 
     def _learn(self, past: Past, now: float) -> None:
@@ -301,39 +219,11 @@ class SlotLog:
         if self._server.counts_windows:
             return
         if self._server.keeps_log:
-            self._forget_as_much(past, now)
-        elif self._windows.several and refutes_sliding(past, self._past, self.period):
+            self._busy.forget_as_much(past, now)
+        elif self._windows.several and refutes_sliding(past, self._busy.past, self.period):
             self._server.refuted_sliding()
         if not self._share.shared:
-            self._note_counted(past)
-
-    def _forget_as_much(self, told_by: Past, now: float) -> None:
-        """Forget as many requests as a sliding log must have: the oldest."""
-        live = [past for past in self._counted if self._end_of(past) > now]
-        too_many = forgotten(told_by, live)
-        if too_many > 0:
-            live.sort(key=Past.counted_at_most)
-            self._counted = deque(live[too_many:])
-
-    def _note_counted(self, told_by: Past) -> None:
-        """Note that all requests have been counted, if an answer speaks of as many as there can be.
-
-        So one whose own answer is late does not take a slot for longer than the others do.
-        """
-        in_flight = self._in_flight
-        if not len(in_flight) < (told_by.used or 0) <= len(in_flight) + len(self._counted) + len(self._past):
-            return
-        if all(slot.left_at > told_by.left_at for slot in in_flight):
-            return  # none is late
-        possible = [past for past in {*self._counted, *self._past} if self._end_of(past) > told_by.left_at]
-        if told_by.used != len(possible) + len(in_flight):
-            return
-        told_at = told_by.counted_at_most()
-        if any(slot.sent_at is None or slot.sent_at > told_at for slot in in_flight):
-            return  # then it speaks of a stranger's instead
-        counted_by = told_by.answered_at_most() - self._server.head_start
-        for slot in in_flight:
-            slot.counted_by = min(slot.counted_by, counted_by)
+            self._busy.note_counted(past)
 
     def _notice_strangers(
         self, slot: Slot, window: Window, now: float, quota: Quota, *, refused: bool
@@ -350,11 +240,11 @@ class SlotLog:
         # All that may have been counted less than a period before this one, by either way of counting.
         left_at = slot.left_at
         if self._server.counts_windows:
-            ours = window.ours + sum(past.window is None for past in self._counted)
+            ours = window.ours + sum(past.window is None for past in self._busy.counted)
         else:
-            ours = sum(past.counted_at_most() > left_at - self.period for past in self._past)
+            ours = sum(past.counted_at_most() > left_at - self.period for past in self._busy.past)
             ours -= refused  # what was refused is not what filled it
-        ours += len(self._in_flight)
+        ours += len(self._busy.in_flight)
         window.strangers = max(window.strangers, used - ours)
         if window.strangers > 0 and self._share.met(self._quota):
             return "strangers"

@@ -17,7 +17,8 @@ from typing import Literal
 import attrs
 
 from lemcal_async.headers import parse_quota
-from lemcal_async.ratelimit.slots import Slot, SlotLog
+from lemcal_async.ratelimit.busy import Slot
+from lemcal_async.ratelimit.slots import SlotLog
 from lemcal_async.ratelimit.windows import Server
 from lemcal_async.sandbox.counting import COUNTERS, Counter, WindowKind, rate_limit_headers
 

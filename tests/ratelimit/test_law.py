@@ -16,9 +16,10 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lemcal_async.headers import Quota, parse_quota
+from lemcal_async.ratelimit.busy import Slot
 from lemcal_async.ratelimit.past import COUNTED_WITHIN
 from lemcal_async.ratelimit.pause import PAUSE_CAP
-from lemcal_async.ratelimit.slots import Slot, SlotLog
+from lemcal_async.ratelimit.slots import SlotLog
 from lemcal_async.ratelimit.windows import Server
 from lemcal_async.sandbox.counting import COUNTERS, Count, WindowKind, rate_limit_headers
 

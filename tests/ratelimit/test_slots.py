@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from lemcal_async.headers import Quota
+from lemcal_async.ratelimit.busy import Slot
 from lemcal_async.ratelimit.past import COUNTED_WITHIN, MARGIN
 from lemcal_async.ratelimit.pause import PAUSE_CAP, hold_after_429
-from lemcal_async.ratelimit.slots import SLACK, Slot, SlotLog
+from lemcal_async.ratelimit.slots import SLACK, SlotLog
 from lemcal_async.ratelimit.windows import ROUNDING, Server
 
 LIMIT = 20

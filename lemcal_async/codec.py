@@ -1,14 +1,11 @@
 """The one place that knows the wire format: JSON data to models and back.
 
 One cattrs converter holds a hook for every kind of value; those of the models are built from their
-fields on first use, and for rows of the usual shape by ``codegen.py``. Reading is strict, because a
-value of the wrong type that slips through is found much later and far away: nothing is coerced,
-except a number that came as a string. What a bad row means for the list it came in is for the caller
-to say; HTTP and JSON text are for others.
+fields on first use, and for rows of the usual shape by ``codegen.py``; those of single values are in
+``wire_values.py``. What a bad row means for the list it came in is for the caller to say; HTTP and
+JSON text are for others.
 """
 
-import math
-import re
 from collections.abc import Callable
 from datetime import datetime
 from operator import attrgetter
@@ -19,87 +16,14 @@ from cattrs import Converter
 from lemcal_async import collector
 from lemcal_async.codegen import Reader, fast_reader
 from lemcal_async.errors import BadRow, ResponseDecodeError
-from lemcal_async.models import Model, in_utc
+from lemcal_async.models import Model
 from lemcal_async.wire_fields import WIRE_NAMES, fields_of
+from lemcal_async.wire_values import MismatchError, read_bool, read_number, read_str, read_time, write_time
 
 M = TypeVar("M", bound=Model)
 T = TypeVar("T")
 
 _MODELS: frozenset[Any] = frozenset(get_args(Model))
-
-
-class _MismatchError(Exception):
-    """Data that is not what a hook reads. It says where and which type came, never the value."""
-
-    def __init__(self, expected: str, value: Any, *, path: str = "") -> None:
-        super().__init__(f"expected {expected}, got {'null' if value is None else type(value).__name__}")
-        self.path = path
-
-    def inside(self, step: str) -> None:
-        """Put a step before the path: the mismatch lies inside of that field or list item."""
-        joint = "." if self.path and not self.path.startswith("[") else ""
-        self.path = f"{step}{joint}{self.path}"
-
-    def __str__(self) -> str:
-        problem = super().__str__()
-        return f"{self.path}: {problem}" if self.path else problem
-
-
-def _read_str(value: Any, _: Any) -> str:
-    if not isinstance(value, str):
-        raise _MismatchError("a string", value)
-    return value
-
-
-def _read_bool(value: Any, _: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _MismatchError("a boolean", value)
-    return value
-
-
-_is_json_number = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?").fullmatch
-
-
-def _parsed(text: str) -> float | None:
-    match = _is_json_number(text)
-    if match is None:
-        return None
-    number = float(text)
-    is_integer = match.lastindex is None and math.isfinite(number)  # int() has a limit on digits
-    return int(text) if is_integer else number
-
-
-def _read_number(value: Any, _: Any) -> float:
-    """Read a number, or a string that is one; an integer stays an int."""
-    number = _parsed(value) if isinstance(value, str) else value
-    if isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < math.inf:
-        return number
-    raise _MismatchError("a finite number", value)
-
-
-# datetime.fromisoformat alone lets junk through: 08:02.5Z, half a minute, becomes half a second.
-_is_iso_time = re.compile(
-    r"[0-9]{4}-?[0-9]{2}-?[0-9]{2}T[0-9]{2}:?[0-9]{2}(?::?[0-9]{2}(?:[.,][0-9]+)?)?"
-    r"(?:Z|[+-][0-9]{2}(?::?[0-5][0-9]){0,2})"
-).fullmatch
-
-
-def _read_time(value: Any, _: Any) -> datetime:
-    """Read an instant; digits after the microseconds are dropped."""
-    time: datetime | None = None
-    if isinstance(value, str) and _is_iso_time(value):
-        try:
-            time = in_utc(datetime.fromisoformat(value))
-        except (ValueError, OverflowError):  # no such day or hour, or out of range once in UTC
-            time = None
-    if time is None:
-        raise _MismatchError("an ISO 8601 time with an offset", value)
-    return time
-
-
-def _write_time(time: datetime) -> str:
-    precision = "microseconds" if time.microsecond % 1000 else "milliseconds"
-    return time.replace(tzinfo=None).isoformat(timespec=precision) + "Z"
 
 
 def _is_object(data: Any) -> TypeGuard[dict[str, Any]]:
@@ -115,12 +39,12 @@ def _list_reader(kind: Any, converter: Converter) -> Callable[[Any, Any], tuple[
 
     def read(data: Any, _: Any) -> tuple[Any, ...]:
         if not _is_list(data):
-            raise _MismatchError("a list", data)
+            raise MismatchError("a list", data)
         items: list[Any] = []
         try:
             for item in data:
                 items.append(read_item(item, None))  # noqa: PERF401 - their count is the bad one's index
-        except _MismatchError as mismatch:
+        except MismatchError as mismatch:
             mismatch.inside(f"[{len(items)}]")
             raise
         return tuple(items)
@@ -139,7 +63,7 @@ def _checked(wire: dict[str, Any], rivals: list[tuple[str, ...]]) -> tuple[dict[
     Of two spellings that are both there, the first that is not null wins.
     """
     if wire.get("_id") in (None, ""):
-        raise _MismatchError("a non-empty string", wire.get("_id"), path="_id")
+        raise MismatchError("a non-empty string", wire.get("_id"), path="_id")
     losers: dict[str, Any] = {}
     for first, second in rivals:
         if first in wire and second in wire:
@@ -165,7 +89,7 @@ def _model_reader(model: Any, converter: Converter) -> Reader:
 
     def read(data: Any, _: Any) -> Any:
         if not _is_object(data):
-            raise _MismatchError("an object", data)
+            raise MismatchError("an object", data)
         wire, extra = _checked(data, rivals) if has_id else (data, {})
         values: list[Any] = [*defaults, extra]  # in the order of the model's fields
         wire_names: list[str] = []
@@ -180,12 +104,12 @@ def _model_reader(model: Any, converter: Converter) -> Reader:
                     values[place] = read_value(value, None)
                     if is_remembered:
                         wire_names.append(name)
-        except _MismatchError as mismatch:
+        except MismatchError as mismatch:
             mismatch.inside(name)
             raise
         return model(*values, _wire_names=tuple(wire_names)) if wire_names else model(*values)
 
-    return fast_reader(model, fields, read, _MismatchError, converter)
+    return fast_reader(model, fields, read, MismatchError, converter)
 
 
 def _model_writer(model: Any, converter: Converter) -> Callable[[Any], dict[str, Any]]:
@@ -226,13 +150,13 @@ def _unchanged_writer(_: Any) -> Callable[[Any], Any]:
 
 def _make_converter() -> Converter:
     converter = Converter(detailed_validation=False)  # the hooks keep the path themselves
-    converter.register_structure_hook(str, _read_str)
-    converter.register_structure_hook(bool, _read_bool)
-    converter.register_structure_hook(float, _read_number)
-    converter.register_structure_hook(datetime, _read_time)
+    converter.register_structure_hook(str, read_str)
+    converter.register_structure_hook(bool, read_bool)
+    converter.register_structure_hook(float, read_number)
+    converter.register_structure_hook(datetime, read_time)
     converter.register_structure_hook_factory(_is_tuple, _list_reader)
     converter.register_structure_hook_factory(_MODELS.__contains__, _model_reader)
-    converter.register_unstructure_hook(datetime, _write_time)
+    converter.register_unstructure_hook(datetime, write_time)
     converter.register_unstructure_hook_factory(_is_any, _unchanged_writer)
     converter.register_unstructure_hook_factory(_is_tuple, _list_writer)
     converter.register_unstructure_hook_factory(_MODELS.__contains__, _model_writer)
@@ -287,7 +211,7 @@ def _model_from_wire(data: Any, into: Any) -> Any:
     read = _reader(into)
     try:
         return read(data, into)
-    except _MismatchError as mismatch:
+    except MismatchError as mismatch:
         problem = str(mismatch)
     raise ResponseDecodeError(problem)
 
@@ -295,7 +219,7 @@ def _model_from_wire(data: Any, into: Any) -> Any:
 def _list_from_wire(data: Any, into: Any) -> Any:
     _reader(into)
     if not _is_list(data):
-        raise ResponseDecodeError(str(_MismatchError("a list", data)))
+        raise ResponseDecodeError(str(MismatchError("a list", data)))
     rows, bad_rows = decode_rows(data, into)
     if bad_rows:
         raise ResponseDecodeError(problem_of(rows, bad_rows), rows=rows, bad_rows=bad_rows)
@@ -320,6 +244,6 @@ def decode_rows(rows: list[Any], into: type[M], *, first: int = 0) -> tuple[list
         for index, row in enumerate(rows, first):
             try:
                 good.append(read(row, into))
-            except _MismatchError as mismatch:
+            except MismatchError as mismatch:
                 bad.append(BadRow(index, row, str(mismatch)))
     return good, bad

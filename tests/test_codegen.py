@@ -10,7 +10,7 @@ import pytest
 from cattrs import Converter
 from hypothesis import example, given, strategies as st
 
-from lemcal_async import codec
+from lemcal_async import wire_values
 from lemcal_async.codec import from_wire
 from lemcal_async.codegen import fast_reader
 from lemcal_async.errors import ResponseDecodeError
@@ -34,7 +34,7 @@ def usual_only() -> Any:
     """Return a function that reads rows of the usual shape and no others."""
     converter = Converter()
     converter.register_structure_hook(datetime, _never)
-    converter.register_structure_hook(float, codec._read_number)
+    converter.register_structure_hook(float, wire_values.read_number)
     converter.register_structure_hook_factory(
         frozenset(get_args(Model)).__contains__,
         lambda model: fast_reader(model, fields_of(model), _never, _NotUsualError, converter),
@@ -149,6 +149,6 @@ def _read(into: Any, text: str) -> Any:
 
 def _general(text: str) -> Any:
     try:
-        return codec._read_time(text, None)
-    except codec._MismatchError:
+        return wire_values.read_time(text, None)
+    except wire_values.MismatchError:
         return None

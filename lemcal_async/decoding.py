@@ -29,7 +29,7 @@ T = TypeVar("T")
 M = TypeVar("M", Hook, Meeting, MeetingType, User)
 
 _LONG = 2 * SLICE  # bytes; what is no longer takes some 4 ms
-_TURN = 0.006  # seconds of work after which the event loop gets its turn
+_TURN = 0.004  # seconds of work after which the event loop gets its turn
 _ROWS = 200  # of those that are there already, read as models between two looks at the clock
 
 _gates: weakref.WeakKeyDictionary[Any, Gate] = weakref.WeakKeyDictionary()  # by event loop

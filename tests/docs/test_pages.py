@@ -231,9 +231,9 @@ async def test_observability(read: Read, capsys: Output, monkeypatch: pytest.Mon
 
 
 @pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def redis_url() -> Iterator[str]:
     """Serve a Redis."""
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+    with RedisServer() as server:
         yield server.url
 
 

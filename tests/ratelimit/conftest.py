@@ -47,9 +47,9 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+def redis_server() -> Iterator[RedisServer]:
     """Run a real Redis for the tests, on a socket of its own."""
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+    with RedisServer() as server:
         yield server
 
 

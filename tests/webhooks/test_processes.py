@@ -119,9 +119,9 @@ def test_two_workers(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def redis(tmp_path: Path) -> Iterator[str]:
+def redis() -> Iterator[str]:
     """Run a real Redis, and return its URL."""
-    with RedisServer(tmp_path) as server:
+    with RedisServer() as server:
         yield server.url
 
 

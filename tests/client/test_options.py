@@ -76,8 +76,9 @@ async def test_rotation_is_tried_once(lemcal_sandbox: Sandbox) -> None:
     """A function that has a new wrong key each time is not asked for ever."""
     keys = iter(f"wrong{number}" for number in range(9))
     async with lemcal_sandbox.client(api_key=lambda: next(keys)) as lemcal:
-        with pytest.raises(AuthenticationError):
+        with pytest.raises(AuthenticationError) as caught:
             await lemcal.me()
+    assert 1 == caught.value.attempts  # with the key that it speaks of
     assert 2 == len(lemcal_sandbox.requests)
     assert "wrong2" == next(keys)
 

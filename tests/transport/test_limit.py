@@ -462,7 +462,12 @@ async def test_a_real_wire_tells(
             assert trace is request.extensions["trace"]
     assert ["sent", "answered 200, 19 left", "sent", "answered 200, 18 left"] == recorder.told
     assert 1 == events.count("connection.connect_tcp.complete")
-    for name in ("send_request_headers.started", "receive_response_body.complete"):
+    told = (
+        "send_request_headers.started",
+        "receive_response_headers.complete",
+        "receive_response_body.complete",
+    )
+    for name in told:
         assert 2 == events.count(f"http11.{name}")
 
 

@@ -16,7 +16,6 @@ from lemcal_async.sync.store import A_FEW, Applied, Change, Forgotten, check_awa
 class _Account:
     revision: int = 0
     empty_lists: int = 0
-    last_error: str | None = None
     meetings: dict[str, Known] = attrs.field(factory=dict[str, Known])
 
 
@@ -43,16 +42,15 @@ class MemoryStore:
             return None
         account.revision += 1
         held = sum(known.status in ("booked", "canceled") for known in account.meetings.values())
-        if now.complete and not now.rows and not now.present and held > A_FEW:
-            error = empty_list(held, believe_empty_after)
-            if account.empty_lists + 1 < believe_empty_after:
-                account.empty_lists, account.last_error = account.empty_lists + 1, str(error)
-                raise error
+        is_empty = now.complete and not now.rows and not now.present
+        if is_empty and held > A_FEW and account.empty_lists + 1 < believe_empty_after:
+            account.empty_lists += 1
+            raise empty_list(held, believe_empty_after)
         differences = compare(account.meetings, now)
         self._take_over(account, differences, now)
         if not (baseline and revision == 0):
             self._announce(user_id, differences)
-        account.empty_lists, account.last_error = 0, None
+        account.empty_lists = 0
         problems = ((row, columns_of(row.wire).problem) for row in now.rows.values())
         unreadable = [BadRow(row.index, row.wire, problem) for row, problem in problems if problem]
         return Applied(counted(differences, len(now.rows)), (*now.bad_rows, *unreadable))
@@ -90,8 +88,7 @@ class MemoryStore:
             )
 
     async def record_failure(self, user_id: str, message: str) -> None:
-        """See ``Store``."""
-        self._accounts.setdefault(user_id, _Account()).last_error = message
+        """See ``Store``. Nothing is kept: the report says it, and no table here shows it."""
 
     async def pending(self, user_id: str, limit: int) -> list[Change]:
         """See ``Store``."""

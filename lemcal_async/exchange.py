@@ -158,7 +158,7 @@ class Exchange:
             # Out here, because what httpx raised holds the request with its credentials, and
             # inside the except block it would come along as the context.
             raise response
-        logger.debug("%s: %d after %d attempts", call, response.status_code, call.attempts)
+        logger.debug("%s: %d at attempt %d", call, response.status_code, call.attempts)
         if not response.is_success:
             quota = parse_quota(response.headers)
             raise error_from_response(

@@ -30,3 +30,10 @@ def no_blocking_calls() -> Iterator[None]:
         # Coverage has a lock of its own, which its tracers in worker threads contend for.
         blockbuster.functions["threading.Lock.acquire"].can_block_in("coverage/collector.py", {"lock_data"})
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the credentials of whoever runs the tests out of them."""
+    monkeypatch.delenv("LEMCAL_USER_ID", raising=False)
+    monkeypatch.delenv("LEMCAL_API_KEY", raising=False)

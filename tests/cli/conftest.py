@@ -27,13 +27,6 @@ Run = Callable[..., Done]
 Spawn = Callable[..., "subprocess.Popen[str]"]
 
 
-@pytest.fixture(autouse=True)
-def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the credentials of whoever runs the tests out of them."""
-    monkeypatch.delenv("LEMCAL_USER_ID", raising=False)
-    monkeypatch.delenv("LEMCAL_API_KEY", raising=False)
-
-
 @pytest.fixture
 def lemcal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Return a function that runs the command line in this process."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import httpx
-import pytest
 
 from lemcal_async import AsyncLemcal, RetryPolicy
 from lemcal_async.errors import LemcalError
@@ -87,10 +86,3 @@ def nobody_listens() -> str:
     """Return a base URL where connections are refused."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-
-@pytest.fixture(autouse=True)
-def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the credentials of whoever runs the tests out of them."""
-    monkeypatch.delenv("LEMCAL_USER_ID", raising=False)
-    monkeypatch.delenv("LEMCAL_API_KEY", raising=False)

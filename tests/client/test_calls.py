@@ -48,16 +48,6 @@ async def test_me(lemcal_sandbox: Sandbox) -> None:
     assert [("GET", "/me", "")] == routes(lemcal_sandbox)
 
 
-async def test_it_is_logged(lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
-    """Each call in a line, for those who ask for that."""
-    lemcal_sandbox.inject(faults.status(503))
-    async with lemcal_sandbox.client(retry=AT_ONCE) as lemcal:
-        with caplog.at_level(logging.DEBUG, "lemcal_async"):
-            await lemcal.me()
-    told = [record.getMessage() for record in caplog.records if record.name == "lemcal_async"]
-    assert ["GET /me: 200 at attempt 2"] == told
-
-
 async def test_meetings_list(lemcal_sandbox: Sandbox) -> None:
     """All of them, in the server's order."""
     async with lemcal_sandbox.client() as lemcal:

@@ -126,8 +126,8 @@ async def test_logs(lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -
     ours = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("lemcal_"))
     for line in (
         "GET /meetings: 500 at attempt 1 of 5; the next in 0 s",
-        "GET /meetings: 200 after 4 attempts",
-        "DELETE /hooks/{id}: 204 after 1 attempts",
+        "GET /meetings: 200 at attempt 4",
+        "DELETE /hooks/{id}: 204 at attempt 1",
     ):
         assert line in ours
 

@@ -3,6 +3,7 @@
 import functools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from lemcal_async import Meeting
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.webhooks import BoundedMemory, Memory
+from lemcal_async.webhooks import BoundedMemory, Memory, handling
 from lemcal_async.webhooks.handling import Handling
 from lemcal_async.webhooks.memory import Claim
 
@@ -200,6 +201,25 @@ async def test_too_late(kind: str) -> None:
 
     desk = Desk(hang if kind == "async" else around(hang), limit=0.1)
     assert ("failed", [True], "new") == (await desk.handle(), canceled, await desk.claim())
+
+
+async def test_so_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain functions take no more threads than they have, however many meetings are booked."""
+    monkeypatch.setattr(handling, "THREADS", 2)
+    running: list[str] = []
+    seen: list[int] = []
+
+    def handler(meeting: Meeting) -> None:
+        running.append(meeting.id)
+        time.sleep(0.02)
+        seen.append(len(running))
+        running.remove(meeting.id)
+
+    desk = Desk(handler)
+    async with anyio.create_task_group() as tasks:
+        for number in range(8):
+            tasks.start_soon(desk.handle, Meeting(f"mee_{number}"))
+    assert (8, 2) == (len(seen), max(seen))
 
 
 @pytest.mark.parametrize("succeeds", [True, False])

@@ -184,9 +184,11 @@ class Lookups:
         key = lemcal.rate_limit_key
         lookup = self._lookups.pop(key, None) or Lookup()
         self._lookups[key] = lookup
-        # Starting with the longest unused; two at once, so that there is no end to what is forgotten.
+        # Starting with the longest unlooked-at; two at once, so that there is no end to what is forgotten.
         for _ in range(2):
             oldest, candidate = next(iter(self._lookups.items()))
             if candidate is not lookup and candidate.is_idle():
                 del self._lookups[oldest]
+            else:
+                self._lookups.move_to_end(oldest)
         return lookup

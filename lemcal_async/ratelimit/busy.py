@@ -6,7 +6,7 @@ What an answer means is read in ``slots.py``, and put down here. Times are secon
 import math
 from collections import deque
 
-from lemcal_async.ratelimit.past import COUNTED_WITHIN, MARGIN, Past, forgotten
+from lemcal_async.ratelimit.past import COUNTED_WITHIN, MARGIN, Past
 from lemcal_async.ratelimit.windows import Server, Window, Windows
 
 
@@ -30,7 +30,7 @@ class Slot:
 class Busy:
     """The slots that the server may still be counting."""
 
-    __slots__ = ("_period", "_server", "_windows", "counted", "in_flight", "past", "released")
+    __slots__ = ("_period", "_server", "_windows", "counted", "in_flight", "past")
 
     def __init__(self, server: Server, windows: Windows, period: float, limit: int) -> None:
         self._server = server
@@ -39,7 +39,6 @@ class Busy:
         self.in_flight: set[Slot] = set()
         self.counted: deque[Past] = deque()  # those in front may be over
         self.past: deque[Past] = deque(maxlen=2 * limit)  # also what is no longer counted
-        self.released: Window | None = None  # the last window whose slots are free again
 
     def ends(self, now: float) -> list[float]:
         """Return when each busy slot comes free, as far as is known."""
@@ -85,32 +84,13 @@ class Busy:
         slot.ended = True
         self.in_flight.discard(slot)
         self.past.append(past)
-        if past.window is None or past.window is not self.released:
-            self.counted.append(past)
+        self.counted.append(past)
 
     def forget(self, now: float) -> None:
         """Free the slots that have come free by ``now``."""
         counted = self.counted
         while counted and self.end_of(counted[0]) <= now:
             counted.popleft()
-        window = self._windows.newest
-        if window is None or window is self.released or not self._server.counts_windows:
-            return
-        if self._server.over_at(window) <= now:
-            self.release(window)
-
-    def release(self, window: Window) -> None:
-        """Free the slots of a window that is over; what has no window may be counted in the next one."""
-        self.released = window
-        self.counted = deque(past for past in self.counted if past.window is None)
-
-    def forget_as_much(self, told_by: Past, now: float) -> None:
-        """Forget as many requests as a sliding log must have: the oldest."""
-        live = [past for past in self.counted if self.end_of(past) > now]
-        too_many = forgotten(told_by, live)
-        if too_many > 0:
-            live.sort(key=Past.counted_at_most)
-            self.counted = deque(live[too_many:])
 
     def note_counted(self, told_by: Past) -> None:
         """Note that all requests have been counted, if an answer speaks of as many as there can be.

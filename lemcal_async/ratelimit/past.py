@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from lemcal_async.ratelimit.windows import ROUNDING, Window
+from lemcal_async.ratelimit.windows import Window
 
 COUNTED_WITHIN = 0.5  # seconds after a request left in which the server must have counted it
 MARGIN = 0.003  # seconds between a moment as computed and what is done then: scheduling, clock steps
@@ -55,26 +55,3 @@ def refutes_sliding(told_by: Past, others: Iterable[Past], period: float) -> boo
     )
     # By two, so that a count which leaves this request out proves nothing.
     return counted - told_by.used >= 2
-
-
-def forgotten(told_by: Past, live: Iterable[Past]) -> int:
-    """Return how many of ``live`` requests a sliding log had forgotten when it told how many it counts.
-
-    Of some requests, one was counted last. It saw all of them, and whatever was counted before; but it saw
-    no more than the most that any of them saw.
-    """
-    left_at = told_by.left_at - ROUNDING
-    before, saw = 0, list[int]()
-    for past in live:
-        if past is told_by:
-            continue
-        if past.counted_at_most() < left_at:
-            before += 1
-        elif past.used is not None:
-            saw.append(past.used)
-    most = told_by.used or 0
-    found = max(0, before + 1 - most)
-    for together, used in enumerate(sorted(saw), 2):
-        most = max(most, used)
-        found = max(found, before + together - most)
-    return found

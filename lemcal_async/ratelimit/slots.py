@@ -101,8 +101,6 @@ class SlotLog:
         window, pins = self._place(slot, now, quota)
         if refused:
             self.pause.order(now, hold_after_429(quota, self.period))
-            if window is not None and window is self._busy.released:
-                self._server.was_early()
         counted_by = min(slot.counted_by, now if slot.sent_at is None else slot.sent_at + COUNTED_WITHIN)
         left_at = slot.left_at
         before_end = quota.retry_after if pins and self._server.is_precise else None
@@ -113,7 +111,7 @@ class SlotLog:
         self._busy.end(slot, past)
         if window is not None and not refused:
             window.ours += 1
-            self._learn(past, now)
+            self._learn(past)
         if relied_on and not self._server.counts_windows:
             return "contradiction"
         # Of a window in which nothing of ours was let through, a 429 only says that it is full: of the
@@ -210,17 +208,17 @@ class SlotLog:
         placed = self._windows.place(left_at, now, quota.retry_after)
         if before is not None and self._windows.newest is not before:
             self._share.learned(before.strangers, before.elapsed)
-            if self._server.counts_windows:
-                self._busy.release(before)
         return placed
 
-    def _learn(self, past: Past, now: float) -> None:
+    def _learn(self, past: Past) -> None:
         """Compare what the server counted with what it would have by either way of counting."""
         if self._server.counts_windows:
             return
-        if self._server.keeps_log:
-            self._busy.forget_as_much(past, now)
-        elif self._windows.several and refutes_sliding(past, self._busy.past, self.period):
+        if (
+            not self._server.keeps_log
+            and self._windows.several
+            and refutes_sliding(past, self._busy.past, self.period)
+        ):
             self._server.refuted_sliding()
         if not self._share.shared:
             self._busy.note_counted(past)

@@ -13,6 +13,7 @@ import attrs
 ROUNDING = 0.001  # seconds by which a Retry-After may be off: the service sends whole milliseconds (inferred)
 SURE = 2  # answers that must have refuted a sliding log before windows are relied on
 BEHIND = 0.25  # of the least spread by which to stay behind the best guess at a window's end
+CAUTION = 0.005  # seconds to stay behind the moment at which a window should be over
 PINNED = 5  # answers that pin a window's end well enough to learn from it
 
 
@@ -85,7 +86,6 @@ class Server:
         self.period = period
         self.counts_windows = False  # proven
         self.keeps_log = False  # windows were contradicted, and not proven since
-        self.caution = 0.005  # seconds to stay behind the moment at which a window should be over
         self._needed = SURE
         self._refuted = 0  # answers that a sliding log would not have given
         self._fractional = 0  # waits that were not whole seconds
@@ -113,7 +113,7 @@ class Server:
             # Both bounds are off by a way, and the least spread is about the sum of both.
             spread = min(self._spread, latest - window.earliest)
             latest = max(window.earliest, latest - spread) + BEHIND * spread
-        return latest + self.caution
+        return latest + CAUTION
 
     @property
     def is_precise(self) -> bool:
@@ -141,10 +141,6 @@ class Server:
             self._needed *= 2
         self.counts_windows, self.keeps_log = False, True
         self._refuted = 0
-
-    def was_early(self) -> None:
-        """Note that a request was refused because its window was not over: stay further behind."""
-        self.caution = min(2 * self.caution, 0.1)
 
 
 class Windows:

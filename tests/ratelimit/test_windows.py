@@ -5,7 +5,16 @@ import math
 import pytest
 from hypothesis import given, strategies as st
 
-from lemcal_async.ratelimit.windows import BEHIND, PINNED, ROUNDING, RoundTrips, Server, Window, Windows
+from lemcal_async.ratelimit.windows import (
+    BEHIND,
+    CAUTION,
+    PINNED,
+    ROUNDING,
+    RoundTrips,
+    Server,
+    Window,
+    Windows,
+)
 
 PERIOD = 2.0
 
@@ -97,15 +106,6 @@ class TestServer:
             assert server.counts_windows
             server.contradicted_windows()
 
-    def test_whoever_was_early_stays_further_behind(self) -> None:
-        """Up to a tenth of a second."""
-        server = Server(PERIOD)
-        cautions = []
-        for _ in range(6):
-            server.was_early()
-            cautions.append(server.caution)
-        assert pytest.approx([0.01, 0.02, 0.04, 0.08, 0.1, 0.1]) == cautions
-
     def test_the_head_start(self) -> None:
         """Half of the quickest round trip; all of it once a window was pinned as closely, and no more."""
         server = Server(PERIOD)
@@ -124,12 +124,12 @@ class TestServer:
         """At its latest end, until one was pinned well; then a quarter of the spread behind the guess."""
         server = Server(PERIOD)
         window = Window(10.0, 10.2, 1, pins=PINNED)
-        assert pytest.approx(10.2 + server.caution) == server.over_at(window)
+        assert pytest.approx(10.2 + CAUTION) == server.over_at(window)
         server.ended(Window(8.0, 8.1, 1, pins=PINNED))
-        assert pytest.approx(10.1 + BEHIND * 0.1 + server.caution) == server.over_at(window)
-        assert pytest.approx(10.2 + server.caution) == server.over_at(Window(10.0, 10.2, 2, pins=PINNED - 1))
+        assert pytest.approx(10.1 + BEHIND * 0.1 + CAUTION) == server.over_at(window)
+        assert pytest.approx(10.2 + CAUTION) == server.over_at(Window(10.0, 10.2, 2, pins=PINNED - 1))
         closer = Window(10.0, 10.04, 3, pins=PINNED)
-        assert pytest.approx(10.0 + BEHIND * 0.04 + server.caution) == server.over_at(closer)
+        assert pytest.approx(10.0 + BEHIND * 0.04 + CAUTION) == server.over_at(closer)
 
 
 class TestWindows:

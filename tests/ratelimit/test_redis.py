@@ -161,7 +161,7 @@ async def test_two_processes_share_a_budget_in_turn(redis: RedisServer) -> None:
 async def test_four_processes_are_served_alike(redis: RedisServer) -> None:
     """However unequal their queues are: none has more than one turn more than another."""
     async with AsyncExitStack() as stack:
-        limiters = [await stack.enter_async_context(limiter_of(redis, 8, 0.15)) for _ in range(4)]
+        limiters = [await stack.enter_async_context(limiter_of(redis, 8, 0.4)) for _ in range(4)]
         group = await stack.enter_async_context(anyio.create_task_group())
         processes = [Calls(limiter, group) for limiter in limiters]
         await processes[0].one("first")

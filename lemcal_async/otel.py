@@ -73,9 +73,7 @@ class _Listener:
         self._handlers: Mapping[type[Any], Callable[[Any], None]] = {
             events.CallEnded: self._call_ended,
             events.Retried: self._retried,
-            events.Granted: lambda event: self._queue.record(
-                event.waited, {"lemcal.priority": event.priority}
-            ),
+            events.Granted: self._granted,
             events.Paused: lambda event: self._pauses.record(event.seconds),
             events.ForeignUse: lambda event: self._foreign.add(event.requests),
             events.FellBack: lambda event: self._fallbacks.add(1),  # noqa: ARG005 - its reason is in words

@@ -19,9 +19,12 @@ def waiting(text: str) -> Generator[None]:
         yield
         return
     from rich.console import Console  # noqa: PLC0415  # only when there is a terminal
+    from rich.live import Live  # noqa: PLC0415  # as above
+    from rich.spinner import Spinner  # noqa: PLC0415  # as above
 
-    status = Console(stderr=True).status(text)
-    timer = threading.Timer(DELAY, status.start)
+    # Not console.status(): that would take what the block writes to standard output to the terminal.
+    live = Live(Spinner("dots", text), console=Console(stderr=True), transient=True, redirect_stdout=False)
+    timer = threading.Timer(DELAY, live.start)
     timer.daemon = True
     timer.start()
     try:
@@ -29,7 +32,7 @@ def waiting(text: str) -> Generator[None]:
     finally:
         timer.cancel()
         timer.join()  # it may be starting the spinner just now
-        status.stop()
+        live.stop()
 
 
 @contextlib.contextmanager
@@ -42,7 +45,7 @@ def counting(text: str, accounts: int) -> Generator[None]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415  # as above
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
         task = progress.add_task(text, total=accounts)
 
         def advance(event: events.Event) -> None:

@@ -52,7 +52,7 @@ class Service:
     account: str | None
 
     def __attrs_post_init__(self) -> None:
-        if self.sandbox and (self.base_url or self.accounts):
+        if self.sandbox and not (self.base_url is None and self.accounts is None):
             raise ConfigurationError(
                 "--sandbox brings a service and an account of its own; leave out --base-url and --accounts"
             )
@@ -89,7 +89,7 @@ def found(service: Service) -> Generator[Target]:
             account = Account("sandbox", sandbox.user_id, sandbox.api_key)
             yield Target(sandbox.base_url, account, in_process=True)
         return
-    base_url = _checked(service.base_url or DEFAULT_BASE_URL)
+    base_url = base_url_of(service)
     if service.accounts is not None:
         accounts = read_accounts(service.accounts, os.environ)
         yield Target(base_url, choose(accounts, service.account, service.accounts))
@@ -137,9 +137,10 @@ def choose(accounts: Sequence[Account], name: str | None, path: Path) -> Account
     raise ConfigurationError(f"{path} holds no account {name!r}; choose with --account from: {names}")
 
 
-def _checked(base_url: str) -> str:
-    """Check the URL as the client does, but with the advice for a command line."""
-    base_url = check_base_url(base_url, allow_insecure_http=True)
+def base_url_of(service: Service) -> str:
+    """Return the URL, checked as the client does, but with the advice for a command line."""
+    given = DEFAULT_BASE_URL if service.base_url is None else service.base_url
+    base_url = check_base_url(given, allow_insecure_http=True)
     if base_url.startswith("http:") and not is_loopback(urlsplit(base_url).hostname or ""):
         raise ConfigurationError("--base-url is plain http, which would send the API key in clear; use https")
     return base_url

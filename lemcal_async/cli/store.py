@@ -40,7 +40,8 @@ def chosen_store(argument: str | None, *, sandbox: bool = False, create: bool = 
         problem = str(error)
     else:
         default = "sqlite:///lemcal-sandbox.db" if sandbox else "sqlite:///lemcal.db"
-        return SQLStore(argument or os.environ.get(DATABASE_VARIABLE) or default, create=create)
+        url = os.environ.get(DATABASE_VARIABLE) or default if argument is None else argument
+        return SQLStore(url, create=create)
     raise ConfigurationError(problem)
 
 

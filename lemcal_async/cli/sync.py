@@ -19,7 +19,16 @@ from lemcal_async.cli.listing import AsJson
 from lemcal_async.cli.outbox import change_object
 from lemcal_async.cli.output import Column, emit, print_table
 from lemcal_async.cli.progress import counting
-from lemcal_async.cli.session import AccountsFile, BaseUrl, Service, Target, UseSandbox, connect, found
+from lemcal_async.cli.session import (
+    AccountsFile,
+    BaseUrl,
+    Service,
+    Target,
+    UseSandbox,
+    base_url_of,
+    connect,
+    found,
+)
 from lemcal_async.cli.store import Database, chosen_store
 from lemcal_async.client import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
@@ -120,10 +129,8 @@ def _accounts(service: Service) -> Generator[tuple[Target, Sequence[Account]]]:
         with found(service) as target:
             yield target, [target.account] if target.account else []
         return
-    accounts = read_accounts(service.accounts, os.environ)
-    one = attrs.evolve(service, account=accounts[0].name)
-    with found(one) as target:
-        yield target, accounts
+    accounts = read_accounts(service.accounts, os.environ)  # once: it may be a pipe
+    yield Target(base_url_of(service), accounts[0]), accounts
 
 
 @contextlib.asynccontextmanager

@@ -113,13 +113,13 @@ class Sandbox:
         """
         if self._base_url is not None:
             raise RuntimeError(f"the sandbox is being served already, at {self._base_url}")
-        with listening(self, host, port) as origin:
-            self._base_url = origin + PREFIX
-            try:
+        try:
+            with listening(self, host, port) as origin:
+                self._base_url = origin + PREFIX
                 yield self
-            finally:
-                self._base_url = None
-                self._hooks.close()
+        finally:  # after the server: it takes bookings until it is gone
+            self._base_url = None
+            self._hooks.close()
 
     @property
     def base_url(self) -> str:

@@ -53,7 +53,6 @@ class _ThreadedServer(uvicorn.Server):
             ws="none",
             lifespan="off",
             log_config=None,
-            access_log=False,
             proxy_headers=False,
             server_header=False,
             date_header=False,
@@ -115,15 +114,19 @@ class _ThreadedServer(uvicorn.Server):
             server.close()
         for connection in list(self.server_state.connections):
             connection.transport.abort()
+        await asyncio.sleep(0)  # so that each request knows that its connection is gone
         tasks = list(self.server_state.tasks)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks)
+        # One that was cancelled before its first step ends with that.
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _SandboxProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
+        # Here, because the option for it takes the handlers from the logger of the whole process.
+        self.access_log = False
         # Head and body are two writes, and without this each answer takes 40 ms on loopback: asyncio sees
         # to it only for sockets that name their protocol, which those accepted here do not.
         _socket(transport).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

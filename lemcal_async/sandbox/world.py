@@ -5,7 +5,6 @@ of 20,000 is only joined. Who asks, and what is answered, is the business of api
 """
 
 import base64
-import binascii
 import json
 import random
 import threading
@@ -63,7 +62,7 @@ class World:
         scheme, _, encoded = authorization.partition(" ")
         try:
             user_id, _, api_key = base64.b64decode(encoded, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # no base64, no UTF-8, or not even ASCII
             return None, None
         index = self._by_user.get(user_id)
         if index is None or scheme.lower() != "basic":

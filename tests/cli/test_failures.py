@@ -109,6 +109,7 @@ def test_no_credentials(lemcal: Run) -> None:
         ),
         (["me", "--base-url", "https://u:hush@example.com"], "base_url must not carry credentials"),
         (["me", "--base-url", "hush"], "base_url must be an absolute http(s) URL"),
+        (["me", "--base-url", ""], "base_url must be an absolute http(s) URL"),  # not lemcal itself
     ],
 )
 def test_wrong_usage(lemcal: Run, argv: list[str], message: str) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -32,6 +33,30 @@ def test_a_reader_that_leaves(spawn: Spawn) -> None:
     assert process.stderr is not None
     process.stdout.close()
     assert (141, "") == (process.wait(20), process.stderr.read())
+
+
+@posix_only
+def test_a_spinner_beside_a_file(tmp_path: Path, sandbox: Sandbox, lemcal: Run) -> None:
+    """With standard error on a terminal, all that goes to standard output stays there."""
+    database = f"sqlite:///{tmp_path}/lemcal.db"
+    assert 0 == lemcal("sync", "--json", "--db", database, "--base-url", sandbox.base_url).status
+    terminal, stderr = os.openpty()
+    slowly = (
+        "import sys, time; from lemcal_async.cli import changes, main, progress; progress.DELAY = 0\n"
+        "line = changes.json_line; changes.json_line = lambda data: time.sleep(0.05) or line(data)\n"
+        "sys.exit(main())"
+    )
+    command = [sys.executable, "-c", slowly, "changes", "--db", database]
+    environment = {**os.environ, "TERM": "xterm"}
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=stderr, env=environment, check=False, timeout=30
+    )
+    os.close(stderr)
+    shown = os.read(terminal, 65_536)
+    os.close(terminal)
+    assert (0, 12) == (done.returncode, done.stdout.count(b"\n"))
+    assert b"Reading the changes" in shown
+    assert b"meeting_id" not in shown
 
 
 @posix_only

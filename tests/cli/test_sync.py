@@ -6,6 +6,7 @@ import re
 import signal
 import sqlite3
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,19 @@ def test_all_accounts_of_a_file(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -
             "SELECT count(*) FROM meetings WHERE status <> 'disappeared'"
         ).fetchall()
     connection.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_the_accounts_through_a_pipe(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
+    """The file can be read only once, as that of ``--accounts <(decrypt accounts)``."""
+    file = accounts_file(tmp_path, sandbox, 2)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o600)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(file.read_bytes()), daemon=True)
+    writer.start()
+    done = lemcal("sync", "--json", "--accounts", str(pipe), "--base-url", sandbox.base_url)
+    writer.join(5)
+    assert numbers(accounts=2, created=24) == report(done.out)
 
 
 def test_a_row_that_cannot_be_read(lemcal: Run, sandbox: Sandbox) -> None:

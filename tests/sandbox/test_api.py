@@ -197,6 +197,7 @@ def test_credentials_that_are_refused(sandbox: Sandbox) -> None:
                 answer.text,
                 answer.headers["content-type"],
             )
+        assert 401 == client.get("/me", headers={b"authorization": b"Basic \xfc"}).status_code
         assert 200 == client.get("/me", headers={"authorization": good.replace("Basic", "basic")}).status_code
 
 

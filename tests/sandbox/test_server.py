@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import importlib
+import logging
 import signal
 import socket
 import subprocess
@@ -135,6 +136,64 @@ def test_connections_that_come_at_the_very_end() -> None:
                     knocks.enter_context(socket.create_connection(("127.0.0.1", port)))
         gc.collect()
     assert [] == [str(warning.message) for warning in caught]
+
+
+def test_ended_under_load(caplog: pytest.LogCaptureFixture) -> None:
+    """Requests that come at the very end are cut, wherever they are; their end is nobody's error."""
+
+    def hammer(port: int) -> None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as connection:
+            answer = b"."
+            while answer:
+                connection.sendall(b"GET /api/lemcal/me HTTP/1.1\r\nHost: x\r\n\r\n")
+                answer = connection.recv(65_536)
+
+    for _ in range(30):
+        with Sandbox(meetings=0, limit=None).serve() as sandbox:
+            port = int(sandbox.base_url.removesuffix(PREFIX).rpartition(":")[2])
+            clients = [threading.Thread(target=hammer, args=[port]) for _ in range(4)]
+            for thread in clients:
+                thread.start()
+            time.sleep(0.01)
+        for thread in clients:
+            thread.join(5)
+    assert [] == [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
+def test_booked_until_the_end() -> None:
+    """A booking that comes while the sandbox ends leaves no thread that delivers it."""
+
+    def book(url: str) -> None:
+        with contextlib.suppress(httpx.TransportError), httpx.Client(trust_env=False) as client:
+            while True:
+                client.post(url)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        target = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        for _ in range(5):
+            with Sandbox(limit=None).serve() as sandbox:
+                hook = {"targetUrl": target, "anyMeetingType": True}
+                auth = (sandbox.user_id, sandbox.api_key)
+                httpx.post(f"{sandbox.base_url}/hooks", json=hook, auth=auth, trust_env=False)
+                url = f"{sandbox.base_url.removesuffix(PREFIX)}/_sandbox/bookings"
+                booker = threading.Thread(target=book, args=[url])
+                booker.start()
+                time.sleep(0.05)
+            left = [thread for thread in threading.enumerate() if thread.name == "lemcal-sandbox-hooks"]
+            booker.join(5)
+            assert [] == left
+
+
+def test_other_servers_keep_their_access_log() -> None:
+    """The sandbox is quiet, and leaves the logger of the process as it is."""
+    logger, handler = logging.getLogger("uvicorn.access"), logging.NullHandler()
+    logger.addHandler(handler)
+    try:
+        with Sandbox().serve():
+            pass
+        assert (True, True) == (handler in logger.handlers, logger.propagate)
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_keep_alive(sandbox: Sandbox, client: httpx.Client) -> None:

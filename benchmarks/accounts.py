@@ -12,7 +12,7 @@ import httpx
 from benchmarks.servers import counting_server
 from benchmarks.table import Measurement, main
 from lemcal_async import AsyncLemcal, RetryPolicy
-from lemcal_async.credentials import CredentialSource
+from lemcal_async._auth import CredentialSource
 from lemcal_async.errors import RateLimitError
 from lemcal_async.ratelimit import LocalRateLimiter
 from lemcal_async.transport import PooledTransport

@@ -19,7 +19,7 @@ from benchmarks.peers import read_all, with_msgspec, with_pydantic
 from benchmarks.table import Measurement, alternate, main
 from lemcal_async import AsyncLemcal
 from lemcal_async.ratelimit import Unlimited
-from lemcal_async.sandbox.demo import make_account
+from lemcal_async.sandbox._demo import make_account
 
 MEETINGS = 17_000  # 12 MB of the sandbox's
 ROUNDS = 5

@@ -18,7 +18,7 @@ import httpx
 from benchmarks.limiter_scenarios import LIMIT, PERIOD, Backend, Figure, Scenario
 from benchmarks.virtual_time import SimulatedWire
 from lemcal_async import AsyncLemcal
-from lemcal_async.headers import parse_quota
+from lemcal_async._headers import parse_quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter
 
 CALLS = 10_000

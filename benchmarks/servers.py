@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lemcal_async.sandbox.counting import FixedWindow, rate_limit_headers
+from lemcal_async.sandbox._ratelimit import FixedWindow, rate_limit_headers
 
 BODY = (
     b'{"_id":"usr_x","email":"host@example.com","publicIdentifier":"host",'

@@ -19,7 +19,7 @@ import httpx
 from trio.testing import MockClock
 
 from benchmarks.limiter_scenarios import LATE, LIMIT, PERIOD, Arrival, Scenario
-from lemcal_async.sandbox.counting import COUNTERS, rate_limit_headers
+from lemcal_async.sandbox._ratelimit import COUNTERS, rate_limit_headers
 
 EPOCH = 1_800_000_000.0  # the wall clock at virtual time 0
 TICK = 1e-5  # seconds that a round of the loop takes, so that a limiter that sleeps for 0 s gets on

@@ -11,8 +11,9 @@ from lemcal_async._version import __version__
 
 if TYPE_CHECKING:
     from lemcal_async import errors, ratelimit, transport
-    from lemcal_async.client import APIResponse, AsyncLemcal
-    from lemcal_async.codec import from_wire, to_wire
+    from lemcal_async._client import APIResponse, AsyncLemcal
+    from lemcal_async._codec import from_wire, to_wire
+    from lemcal_async._retry import RetryPolicy
     from lemcal_async.models import (
         Answer,
         Attendee,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
         RoundRobinUser,
         User,
     )
-    from lemcal_async.retry import RetryPolicy
 
 __all__ = [
     "APIResponse",
@@ -53,11 +53,11 @@ __all__ = [
 
 _MODULES = ("errors", "ratelimit", "transport")
 _HOMES = {
-    "APIResponse": "client",
-    "AsyncLemcal": "client",
-    "RetryPolicy": "retry",
-    "from_wire": "codec",
-    "to_wire": "codec",
+    "APIResponse": "_client",
+    "AsyncLemcal": "_client",
+    "RetryPolicy": "_retry",
+    "from_wire": "_codec",
+    "to_wire": "_codec",
 }  # everything else is a model
 
 

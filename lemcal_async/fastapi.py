@@ -21,9 +21,9 @@ except ModuleNotFoundError as error:
     raise ImportError("this needs the extra fastapi: pip install 'lemcal-async[fastapi]'") from None
 
 from lemcal_async import errors
-from lemcal_async.client import AsyncLemcal
+from lemcal_async._client import AsyncLemcal
 from lemcal_async.webhooks import WebhookReceiver
-from lemcal_async.webhooks.asgi import Receive, Scope, Send
+from lemcal_async.webhooks._http import Receive, Scope, Send
 
 __all__ = ["Lemcal", "add_exception_handlers", "get_lemcal", "lifespan", "webhook_router"]
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import anyio
 import attrs
 
-from lemcal_async.webhooks.asgi import Receive, Scope, Send
+from lemcal_async.webhooks._http import Receive, Scope, Send
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lemcal_async import accounts as module
-from lemcal_async.accounts import Account, read_accounts
+from lemcal_async.cli import _accounts as module
+from lemcal_async.cli._accounts import Account, read_accounts
 from lemcal_async.errors import ConfigurationError
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="mode bits mean something on POSIX only")

@@ -12,7 +12,7 @@ import attrs
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from lemcal_async.codec import decode_rows, from_wire, to_wire
+from lemcal_async._codec import decode_rows, from_wire, to_wire
 from lemcal_async.errors import BadRow, ResponseDecodeError
 from lemcal_async.models import (
     Answer,

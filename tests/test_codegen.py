@@ -10,13 +10,12 @@ import pytest
 from cattrs import Converter
 from hypothesis import example, given, strategies as st
 
-from lemcal_async import wire_values
-from lemcal_async.codec import from_wire
-from lemcal_async.codegen import fast_reader
+from lemcal_async import _codec as wire_values
+from lemcal_async._codec import from_wire
+from lemcal_async._codegen import fast_reader, fields_of
 from lemcal_async.errors import ResponseDecodeError
 from lemcal_async.models import Attendee, Meeting, Model, User
-from lemcal_async.sandbox.demo import make_account
-from lemcal_async.wire_fields import fields_of
+from lemcal_async.sandbox._demo import make_account
 
 DATA = Path(__file__).parent / "data"
 

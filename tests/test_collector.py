@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from lemcal_async import collector
+from lemcal_async import _gc as collector
 
 never_spared = pytest.mark.skipif(
     sys.version_info[:2] == (3, 12), reason="3.12 freezes immortal objects by itself, as if somebody meant to"

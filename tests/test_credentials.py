@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from lemcal_async import credentials as module
-from lemcal_async.credentials import Credentials, CredentialSource, parse
+from lemcal_async import _auth as module
+from lemcal_async._auth import Credentials, CredentialSource, parse
 from lemcal_async.errors import ConfigurationError
 
 USER = "usr_BuDuyx4chjoNfcmzM"

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from hypothesis import given, strategies as st
 
-from lemcal_async.headers import Quota, parse_date, parse_quota, parse_retry_after
+from lemcal_async._headers import Quota, parse_date, parse_quota, parse_retry_after
 
 DATE = "Tue, 16 Feb 2021 08:02:40 GMT"  # the answer's own Date, two seconds before the dates below
 AT = dt.datetime(2021, 2, 16, 8, 2, 42, tzinfo=dt.UTC)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from lemcal_async.credentials import Credentials
+from lemcal_async._auth import Credentials
+from lemcal_async._responses import error_from_response, object_of, read_json, rows_of
 from lemcal_async.errors import (
     APIStatusError,
     AuthenticationError,
@@ -29,7 +30,6 @@ from lemcal_async.errors import (
     ResponseDecodeError,
     ServerError,
 )
-from lemcal_async.responses import error_from_response, object_of, read_json, rows_of
 
 DATA = Path(__file__).parent / "data" / "responses"
 

@@ -5,8 +5,8 @@ import math
 import pytest
 from hypothesis import given, strategies as st
 
+from lemcal_async._retry import Failure, RetryPolicy
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.retry import Failure, RetryPolicy
 
 METHODS = ["GET", "DELETE", "POST", "PUT", "PATCH"]
 REPEATABLE = ["GET", "DELETE"]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from lemcal_async.responses import DECODER
-from lemcal_async.slices import NotSlicedError, slices_of
+from lemcal_async._decoding import NotSlicedError, slices_of
+from lemcal_async._responses import DECODER
 
 ROWS: list[Any] = [
     {"_id": f"mee_{number}", "attendees": [{"email": "a@example.com"}, {"email": "é😀"}], "n": number}

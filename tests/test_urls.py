@@ -7,8 +7,7 @@ import httpx
 import pytest
 from hypothesis import given, reject, settings, strategies as st
 
-from lemcal_async.errors import ConfigurationError
-from lemcal_async.urls import (
+from lemcal_async._urls import (
     DEFAULT_BASE_URL,
     check_base_url,
     check_path,
@@ -17,6 +16,7 @@ from lemcal_async.urls import (
     quote_id,
     with_query,
 )
+from lemcal_async.errors import ConfigurationError
 
 # What paths and ids are made of that wish to be elsewhere.
 trouble = st.lists(

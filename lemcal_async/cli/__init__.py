@@ -11,7 +11,7 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line with these arguments, else the process's, and return the exit status."""
     try:
-        from lemcal_async.cli.app import run  # noqa: PLC0415  # so that a missing extra can be named
+        from lemcal_async.cli._app import run  # noqa: PLC0415  # so that a missing extra can be named
 
         return run(sys.argv[1:] if argv is None else argv)
     except ModuleNotFoundError as error:

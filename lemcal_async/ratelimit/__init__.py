@@ -7,11 +7,8 @@ a gateway that limits already.
 
 from typing import TYPE_CHECKING, Any
 
-from lemcal_async.ratelimit.default import default_limiter, fresh_default
-from lemcal_async.ratelimit.key import Key
-from lemcal_async.ratelimit.local import LocalRateLimiter
-from lemcal_async.ratelimit.protocol import Permit, Priority, RateLimit, RateLimiter, WouldWait
-from lemcal_async.ratelimit.unlimited import Unlimited
+from lemcal_async.ratelimit._base import Key, Permit, Priority, RateLimit, RateLimiter, Unlimited, WouldWait
+from lemcal_async.ratelimit._local import LocalRateLimiter, default_limiter, fresh_default
 
 if TYPE_CHECKING:
     from lemcal_async.ratelimit.redis import RedisRateLimiter

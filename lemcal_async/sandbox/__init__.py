@@ -11,13 +11,13 @@ imitates is what is known of the service: documented, observed, or the best gues
 
 try:
     from lemcal_async.sandbox import faults
-    from lemcal_async.sandbox.core import Sandbox, run
+    from lemcal_async.sandbox._sandbox import Sandbox, run
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] not in {"starlette", "uvicorn"}:
         raise
     raise ImportError("the sandbox needs its extra: pip install 'lemcal-async[sandbox]'") from None
-from lemcal_async.sandbox.demo import SandboxAccount
-from lemcal_async.sandbox.hooks import Delivery
-from lemcal_async.sandbox.records import SeenRequest
+from lemcal_async.sandbox._demo import SandboxAccount
+from lemcal_async.sandbox._hooks import Delivery
+from lemcal_async.sandbox._log import SeenRequest
 
 __all__ = ["Delivery", "Sandbox", "SandboxAccount", "SeenRequest", "faults", "run"]

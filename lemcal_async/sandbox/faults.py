@@ -18,8 +18,8 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from lemcal_async.sandbox import answers
-from lemcal_async.sandbox.answers import Answer
+from lemcal_async.sandbox import _answers as answers
+from lemcal_async.sandbox._answers import Answer
 
 __all__ = [
     "empty_200",

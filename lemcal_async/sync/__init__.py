@@ -8,13 +8,11 @@ which is imported when it is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lemcal_async.sync.diff import Kind
-from lemcal_async.sync.memory import MemoryStore
-from lemcal_async.sync.report import Failure, SyncReport, UnreadableRow
-from lemcal_async.sync.runner import sync_meetings
-from lemcal_async.sync.store import Change, Counts, EmptyListError, Forgotten, Store, StoreError
-from lemcal_async.sync.wake import Wake
-from lemcal_async.sync.watch import watch
+from lemcal_async.sync._diff import Kind
+from lemcal_async.sync._memory import MemoryStore
+from lemcal_async.sync._runner import Failure, SyncReport, UnreadableRow, sync_meetings
+from lemcal_async.sync._store import Change, Counts, EmptyListError, Forgotten, Store, StoreError
+from lemcal_async.sync._watch import Wake, watch
 
 if TYPE_CHECKING:
     from lemcal_async.sync.sql import SQLStore

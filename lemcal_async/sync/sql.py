@@ -23,11 +23,11 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("SQLStore needs its extra: pip install 'lemcal-async[sql]'") from None
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.sync import claims, schema, statements
-from lemcal_async.sync.database import BUSY_SECONDS, Problem, address_of, engine_of, words_of
-from lemcal_async.sync.diff import snapshot
-from lemcal_async.sync.schema import changes
-from lemcal_async.sync.store import Applied, Change, EmptyListError, Forgotten, check_aware
+from lemcal_async.sync import _statements as statements, _tables as schema
+from lemcal_async.sync._database import BUSY_SECONDS, Problem, address_of, engine_of, words_of
+from lemcal_async.sync._diff import snapshot
+from lemcal_async.sync._store import Applied, Change, EmptyListError, Forgotten, check_aware
+from lemcal_async.sync._tables import changes
 
 T = TypeVar("T")
 
@@ -155,16 +155,16 @@ class SQLStore:
         it was handled.
         """
         return await self._write(
-            lambda connection: claims.claim(connection, user_id, meeting_id, time(), lease)
+            lambda connection: statements.claim(connection, user_id, meeting_id, time(), lease)
         )
 
     async def done(self, user_id: str, meeting_id: str) -> None:
         """Remember that a claimed delivery was handled."""
-        await self._write(lambda connection: claims.done(connection, user_id, meeting_id, _now()))
+        await self._write(lambda connection: statements.done(connection, user_id, meeting_id, _now()))
 
     async def release(self, user_id: str, meeting_id: str) -> None:
         """Give a claimed delivery back: its handler failed, and the next delivery may try."""
-        await self._write(lambda connection: claims.release(connection, user_id, meeting_id))
+        await self._write(lambda connection: statements.release(connection, user_id, meeting_id))
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         return await self._run(lambda: work, writes=False)

@@ -4,8 +4,8 @@ A request passes ``RetryTransport``, then ``RateLimitTransport``, then the wire,
 ``PooledTransport`` unless another was given. Each fits any ``httpx.AsyncClient``.
 """
 
-from lemcal_async.transport.limit import RateLimitTransport
-from lemcal_async.transport.pooled import PooledTransport
-from lemcal_async.transport.retry import RetryTransport
+from lemcal_async.transport._limit import RateLimitTransport
+from lemcal_async.transport._pooled import PooledTransport
+from lemcal_async.transport._retry import RetryTransport
 
 __all__ = ["PooledTransport", "RateLimitTransport", "RetryTransport"]

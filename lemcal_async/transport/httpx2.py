@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("this wire needs its extra: pip install 'lemcal-async[httpx2]'") from None
 
-from lemcal_async.transport.wire import Wire
+from lemcal_async.transport._pooled import Wire
 
 if TYPE_CHECKING:
     import ssl

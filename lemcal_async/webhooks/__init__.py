@@ -4,10 +4,9 @@
 account, and only then calls a handler or wakes the synchronisation. It needs no web framework.
 """
 
-from lemcal_async.webhooks.checks import Wakes
-from lemcal_async.webhooks.decision import MAX_BODY_BYTES
-from lemcal_async.webhooks.memory import BoundedMemory, Claim, Memory
-from lemcal_async.webhooks.receiver import WebhookReceiver
-from lemcal_async.webhooks.tenants import Tenant
+from lemcal_async.webhooks._dispatch import BoundedMemory, Claim, Memory
+from lemcal_async.webhooks._http import MAX_BODY_BYTES
+from lemcal_async.webhooks._receiver import Wakes, WebhookReceiver
+from lemcal_async.webhooks._tenants import Tenant
 
 __all__ = ["MAX_BODY_BYTES", "BoundedMemory", "Claim", "Memory", "Tenant", "Wakes", "WebhookReceiver"]

@@ -14,7 +14,7 @@ import typer
 
 from lemcal_async import AsyncLemcal, __version__, errors
 from lemcal_async.cli import main
-from lemcal_async.cli.exits import HELP, ExitStatus, without_secrets
+from lemcal_async.cli._output import HELP, ExitStatus, without_secrets
 from lemcal_async.sandbox import Sandbox, faults
 
 from .conftest import Run, use
@@ -38,7 +38,7 @@ def test_what_the_service_answers(
     lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, fault: faults.Fault, status: ExitStatus
 ) -> None:
     """A failure becomes a line that names the call, and a status by its kind."""
-    monkeypatch.setattr("lemcal_async.retry.RetryPolicy._backoff", lambda *_: 0.0)
+    monkeypatch.setattr("lemcal_async._retry.RetryPolicy._backoff", lambda *_: 0.0)
     sandbox.inject(fault, times=5)
     done = lemcal("meetings", "--base-url", sandbox.base_url)
     assert (status, "") == (done.status, done.out)
@@ -66,7 +66,7 @@ def test_what_the_server_says_stays_one_line(lemcal: Run, sandbox: Sandbox) -> N
 
 def test_nobody_there(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """A service that cannot be reached is status 1."""
-    monkeypatch.setattr("lemcal_async.retry.RetryPolicy._backoff", lambda *_: 0.0)
+    monkeypatch.setattr("lemcal_async._retry.RetryPolicy._backoff", lambda *_: 0.0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     done = lemcal("me", "--base-url", f"http://127.0.0.1:{port}")
@@ -139,13 +139,13 @@ def test_interrupted_early(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lemcal_async.cli.app.run", interrupted)
+    monkeypatch.setattr("lemcal_async.cli._app.run", interrupted)
     assert 130 == main(["me"])
 
 
 def test_a_bug_is_not_hidden(lemcal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no error of this package passes through."""
-    monkeypatch.setattr("lemcal_async.cli.me.Service", lambda *_: 1 / 0)
+    monkeypatch.setattr("lemcal_async.cli._calls.Service", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         lemcal("me")
 
@@ -187,7 +187,7 @@ def test_the_extra_cli_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without typer, one line names what to install."""
-    monkeypatch.delitem(sys.modules, "lemcal_async.cli.app")
+    monkeypatch.delitem(sys.modules, "lemcal_async.cli._app")
     monkeypatch.setitem(sys.modules, "typer", None)
     assert 2 == main(["me"])
     expected = "lemcal: the command line needs its extra: pip install 'lemcal-async[cli]'\n"
@@ -223,7 +223,7 @@ def test_help_explains_every_status(lemcal: Run) -> None:
 
 def test_every_error_has_a_status() -> None:
     """Each error of the package ends with one of the failures."""
-    from lemcal_async.cli.exits import status_of
+    from lemcal_async.cli._output import status_of
 
     kinds: list[Any] = [errors.LemcalError]
     for kind in kinds:

@@ -73,7 +73,7 @@ def test_a_sign_of_life(
     lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, *, delay: float, shown: bool
 ) -> None:
     """On a terminal, a wait of more than a moment shows what it is for, on standard error."""
-    monkeypatch.setattr("lemcal_async.cli.progress.DELAY", delay)
+    monkeypatch.setattr("lemcal_async.cli._output.DELAY", delay)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     sandbox.inject(faults.slow(0.3))

@@ -11,9 +11,9 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from lemcal_async import Meeting, User, decoding, from_wire
+from lemcal_async import Meeting, User, _decoding as decoding, from_wire
 from lemcal_async.errors import MeetingNotFoundError, ResponseDecodeError
-from lemcal_async.sandbox.demo import make_account
+from lemcal_async.sandbox._demo import make_account
 
 from .conftest import answering, check_plain
 

@@ -14,9 +14,9 @@ import attrs
 import pytest
 import typer
 
-from lemcal_async.accounts import read_accounts
 from lemcal_async.cli import main
-from lemcal_async.cli.app import app
+from lemcal_async.cli._accounts import read_accounts
+from lemcal_async.cli._app import app
 
 from .conftest import PAGES, blocks
 

@@ -125,7 +125,7 @@ def main(wheel: Path, folder: Path) -> None:
     for extra, place in EXTRAS.items():
         module, _, name = place.partition(":")
         environment = Environment(folder, wheel, extra)
-        environment.run("python", "-c", f"from {module} import {name}; import lemcal_async.client")
+        environment.run("python", "-c", f"from {module} import {name}; import lemcal_async._client")
         check(f"the extra {extra} alone", holds=True)
         if extra == "sandbox":
             with sandbox(environment) as variables:

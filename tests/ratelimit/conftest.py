@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from trio.testing import MockClock
 
-from lemcal_async.ratelimit.redis import leases, script
+from lemcal_async.ratelimit.redis import _budget as leases, _script as script
 
 from .redis_server import RedisServer
 

@@ -1,6 +1,6 @@
 """A world in virtual time: clients, the network, and a server that counts. Seeded, so repeatable.
 
-Minutes of traffic take a second. The clients are the real ``SlotLog``, one for each process; the
+Minutes of traffic take a second. The clients are the real ``SlidingWindowLog``, one for each process; the
 server counts with the sandbox's own counters and its headers go through the real parser. What is
 simulated is time: round trips, spikes, slow connects, a gate that is full, strangers with the same key.
 """
@@ -16,11 +16,10 @@ from typing import Literal
 
 import attrs
 
-from lemcal_async.headers import parse_quota
-from lemcal_async.ratelimit.busy import Slot
-from lemcal_async.ratelimit.slots import SlotLog
-from lemcal_async.ratelimit.windows import Server
-from lemcal_async.sandbox.counting import COUNTERS, Counter, WindowKind, rate_limit_headers
+from lemcal_async._headers import parse_quota
+from lemcal_async.ratelimit._server import ServerModel
+from lemcal_async.ratelimit._slots import SlidingWindowLog, Slot
+from lemcal_async.sandbox._ratelimit import COUNTERS, Counter, WindowKind, rate_limit_headers
 
 Rounding = Literal["up", "down", "nearest"]
 _ROUNDINGS: dict[Rounding, Callable[[float], int]] = {"up": math.ceil, "down": math.floor, "nearest": round}
@@ -81,8 +80,8 @@ class _Process:
 
     def __init__(self, simulation: "Simulation", calls: list[int]) -> None:
         self.simulation = simulation
-        self.server = Server(simulation.world.period)
-        self.log = SlotLog(simulation.world.limit, simulation.world.period, self.server)
+        self.server = ServerModel(simulation.world.period)
+        self.log = SlidingWindowLog(simulation.world.limit, simulation.world.period, self.server)
         self.waiting = deque(calls)
         self.gate: deque[tuple[int, Slot]] = deque()
         self.in_use = 0

@@ -3,7 +3,7 @@
 import anyio
 import pytest
 
-from lemcal_async.headers import Quota
+from lemcal_async._headers import Quota
 from lemcal_async.ratelimit import (
     Key,
     LocalRateLimiter,

@@ -7,10 +7,10 @@ import httpx
 import pytest
 from hypothesis import given, strategies as st
 
-from lemcal_async.credentials import Credentials
+from lemcal_async._auth import Credentials
+from lemcal_async._urls import DEFAULT_BASE_URL
 from lemcal_async.ratelimit import Key
-from lemcal_async.ratelimit.key import key_of
-from lemcal_async.urls import DEFAULT_BASE_URL
+from lemcal_async.ratelimit._base import key_of
 
 SECRET = "3f8Kq-hush>>hush??-Zr"
 CREDENTIALS = Credentials("usr_BuDuyx4chjoNfcmzM", SECRET)

@@ -15,13 +15,10 @@ import attrs
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lemcal_async.headers import Quota, parse_quota
-from lemcal_async.ratelimit.busy import Slot
-from lemcal_async.ratelimit.past import COUNTED_WITHIN
-from lemcal_async.ratelimit.pause import PAUSE_CAP
-from lemcal_async.ratelimit.slots import SlotLog
-from lemcal_async.ratelimit.windows import Server
-from lemcal_async.sandbox.counting import COUNTERS, Count, WindowKind, rate_limit_headers
+from lemcal_async._headers import Quota, parse_quota
+from lemcal_async.ratelimit._server import ServerModel
+from lemcal_async.ratelimit._slots import COUNTED_WITHIN, PAUSE_CAP, SlidingWindowLog, Slot
+from lemcal_async.sandbox._ratelimit import COUNTERS, Count, WindowKind, rate_limit_headers
 
 PERIOD = 2.0
 SILENT = Quota()
@@ -60,8 +57,8 @@ class World:
     ) -> None:
         self.there, self.back, self.talks = there, back, talks
         self.clock = Clock()
-        self.server = Server(PERIOD)
-        self.log = SlotLog(limit, PERIOD, self.server)
+        self.server = ServerModel(PERIOD)
+        self.log = SlidingWindowLog(limit, PERIOD, self.server)
         self.counter = COUNTERS[kind](limit + spare, PERIOD, self.clock)
         self.requests: list[Request] = []
         self.under_way: list[tuple[float, int, Request]] = []  # to the server, a heap

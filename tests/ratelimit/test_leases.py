@@ -7,13 +7,11 @@ import attrs
 import pytest
 from hypothesis import given, strategies as st
 
-from lemcal_async.headers import Quota
+from lemcal_async._headers import Quota
 from lemcal_async.ratelimit import Key
-from lemcal_async.ratelimit.past import COUNTED_WITHIN, MARGIN
-from lemcal_async.ratelimit.pause import PAUSE_CAP
-from lemcal_async.ratelimit.redis.budget import UNKNOWN, Budget
-from lemcal_async.ratelimit.redis.leases import ENOUGH_TRIPS, SOON, Leases
-from lemcal_async.ratelimit.redis.script import Answer, Reports, keys_of
+from lemcal_async.ratelimit._slots import COUNTED_WITHIN, MARGIN, PAUSE_CAP
+from lemcal_async.ratelimit.redis._budget import ENOUGH_TRIPS, SOON, UNKNOWN, Budget, Leases
+from lemcal_async.ratelimit.redis._script import Reports, ScriptReply, keys_of
 
 PERIOD = 2.0
 TURNOVER = PERIOD + MARGIN
@@ -27,7 +25,7 @@ def leases() -> Leases:
     return Leases("me", PERIOD)
 
 
-def answer(**changes: Any) -> Answer:
+def answer(**changes: Any) -> ScriptReply:
     """Return what the script might say."""
     return attrs.evolve(UNKNOWN, **changes)
 

@@ -12,12 +12,11 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from lemcal_async._concurrency import Wakeup
+from lemcal_async._headers import Quota
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.headers import Quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, Priority, RateLimit, Unlimited, WouldWait
-from lemcal_async.ratelimit.past import COUNTED_WITHIN, MARGIN
-from lemcal_async.ratelimit.pause import PAUSE_CAP
-from lemcal_async.ratelimit.wakeup import Wakeup
+from lemcal_async.ratelimit._slots import COUNTED_WITHIN, MARGIN, PAUSE_CAP
 
 from .conftest import JumpingLoop
 

@@ -2,15 +2,17 @@
 
 import pytest
 
-from lemcal_async.ratelimit.past import Past, refutes_sliding
+from lemcal_async.ratelimit._slots import RequestRecord, refutes_sliding
 
 PERIOD = 2.0
 
 
-def past(left_at: float, used: int | None = None, *, heard_after: float = 0.1, surely: bool = True) -> Past:
+def past(
+    left_at: float, used: int | None = None, *, heard_after: float = 0.1, surely: bool = True
+) -> RequestRecord:
     """Return a request that was counted within so many seconds after it left."""
     heard_at = left_at + heard_after
-    return Past(heard_at, heard_at, left_at, surely=surely, window=None, used=used)
+    return RequestRecord(heard_at, heard_at, left_at, surely=surely, window=None, used=used)
 
 
 class TestRefutesSliding:
@@ -31,6 +33,6 @@ class TestRefutesSliding:
             pytest.param([past(1.0), past(1.1, surely=False)], id="one may not have been counted"),
         ],
     )
-    def test_what_is_not_sure_does_not_count(self, others: list[Past]) -> None:
+    def test_what_is_not_sure_does_not_count(self, others: list[RequestRecord]) -> None:
         """Then there is one too few to prove anything."""
         assert not refutes_sliding(past(2.05, 1), others, PERIOD)

@@ -21,14 +21,14 @@ from hypothesis.stateful import (
 )
 
 from lemcal_async.ratelimit import Priority
-from lemcal_async.ratelimit.queue import BULK_SHARE, Queue
+from lemcal_async.ratelimit._waiters import BULK_SHARE, Queue
 
 priorities = st.sampled_from(["interactive", "bulk"])
 LOOPS = ["asyncio", "trio", "thread"]
 
 
 @attrs.define(eq=False)
-class Ticket:
+class Waiter:
     """As much of a ticket as the queue looks at."""
 
     number: int
@@ -37,15 +37,15 @@ class Ticket:
     loop: Hashable = "asyncio"
 
 
-def queue_of(tickets: Iterable[Ticket]) -> Queue[Ticket]:
+def queue_of(tickets: Iterable[Waiter]) -> Queue[Waiter]:
     """Return a queue to which the tickets were added in this order."""
-    queue: Queue[Ticket] = Queue()
+    queue: Queue[Waiter] = Queue()
     for ticket in tickets:
         queue.add(ticket)
     return queue
 
 
-def served(queue: Queue[Ticket]) -> list[Ticket]:
+def served(queue: Queue[Waiter]) -> list[Waiter]:
     """Serve all that wait; return them in their order."""
     order = []
     while (head := queue.head()) is not None:
@@ -54,23 +54,23 @@ def served(queue: Queue[Ticket]) -> list[Ticket]:
     return order
 
 
-def numbers(tickets: Iterable[Ticket]) -> list[int]:
+def numbers(tickets: Iterable[Waiter]) -> list[int]:
     """Return the numbers of the tickets."""
     return [ticket.number for ticket in tickets]
 
 
 def test_an_empty_queue() -> None:
     """Nobody is next, nobody is to watch the clock, and a newcomer waits for nobody."""
-    queue: Queue[Ticket] = Queue()
+    queue: Queue[Waiter] = Queue()
     assert (0, None, []) == (len(queue), queue.head(), queue.alarms())
     assert (0, 0) == (queue.ahead_of("interactive"), queue.ahead_of("bulk"))
-    assert queue.discard(Ticket(1)) is False
+    assert queue.discard(Waiter(1)) is False
 
 
 @pytest.mark.parametrize("priority", ["interactive", "bulk"])
 def test_one_lane_is_first_in_first_out(priority: Priority) -> None:
     """Who asked first is served first."""
-    queue = queue_of(Ticket(number, priority) for number in range(10))
+    queue = queue_of(Waiter(number, priority) for number in range(10))
     assert 10 == len(queue)
     assert list(range(10)) == numbers(served(queue))
     assert 0 == len(queue)
@@ -79,31 +79,31 @@ def test_one_lane_is_first_in_first_out(priority: Priority) -> None:
 @pytest.mark.parametrize("priority", ["interactive", "bulk"])
 def test_order_holds_across_event_loops(priority: Priority) -> None:
     """Tickets of several event loops are served as if they were of one."""
-    queue = queue_of(Ticket(number, priority, loop=LOOPS[number % 3]) for number in range(30))
+    queue = queue_of(Waiter(number, priority, loop=LOOPS[number % 3]) for number in range(30))
     assert list(range(30)) == numbers(served(queue))
 
 
 def test_bulk_gets_every_fifth_turn() -> None:
     """While both lanes wait, four interactive tickets pass each bulk one."""
-    queue = queue_of([Ticket(number, "bulk") for number in range(3)])
+    queue = queue_of([Waiter(number, "bulk") for number in range(3)])
     for number in range(10, 22):
-        queue.add(Ticket(number))
+        queue.add(Waiter(number))
     expected = [10, 11, 12, 13, 0, 14, 15, 16, 17, 1, 18, 19, 20, 21, 2]
     assert expected == numbers(served(queue))
 
 
 def test_bulk_alone_has_all_turns() -> None:
     """Bulk tickets wait for interactive ones only, not for a turn."""
-    queue = queue_of([Ticket(0, "bulk"), Ticket(1, "bulk"), Ticket(2)])
+    queue = queue_of([Waiter(0, "bulk"), Waiter(1, "bulk"), Waiter(2)])
     assert [2, 0, 1] == numbers(served(queue))
 
 
 def test_turns_are_counted_while_bulk_waits_only() -> None:
     """Interactive tickets that passed nobody do not hasten the first bulk one."""
-    queue = queue_of(Ticket(number) for number in range(30))
+    queue = queue_of(Waiter(number) for number in range(30))
     for _ in range(9):
         queue.pop(queue.head() or pytest.fail("nobody waits"))
-    queue.add(Ticket(99, "bulk"))
+    queue.add(Waiter(99, "bulk"))
     assert [*range(9, 13), 99, 13] == numbers(served(queue))[:6]
 
 
@@ -111,13 +111,13 @@ def test_the_refused_go_first_in_number_order() -> None:
     """Whoever the server refused goes before all others, in the order of the first asking."""
     queue = queue_of(
         [
-            Ticket(50),
-            Ticket(51, "bulk"),
-            Ticket(7, refused=True),
-            Ticket(3, "bulk", refused=True),
-            Ticket(9, refused=True, loop="trio"),
-            Ticket(5, refused=True, loop="trio"),
-            Ticket(8, refused=True),
+            Waiter(50),
+            Waiter(51, "bulk"),
+            Waiter(7, refused=True),
+            Waiter(3, "bulk", refused=True),
+            Waiter(9, refused=True, loop="trio"),
+            Waiter(5, refused=True, loop="trio"),
+            Waiter(8, refused=True),
         ]
     )
     assert [3, 5, 7, 8, 9, 50, 51] == numbers(served(queue))
@@ -126,15 +126,15 @@ def test_the_refused_go_first_in_number_order() -> None:
 @pytest.mark.parametrize("order", [*itertools.permutations([3, 5, 7, 9])])
 def test_the_refused_come_back_in_any_order(order: tuple[int, ...]) -> None:
     """Each takes its place among those that are back already."""
-    assert [3, 5, 7, 9] == numbers(served(queue_of(Ticket(number, refused=True) for number in order)))
+    assert [3, 5, 7, 9] == numbers(served(queue_of(Waiter(number, refused=True) for number in order)))
 
 
 def test_the_refused_take_no_turn_from_bulk() -> None:
     """A refused ticket that is served again counts neither for nor against the bulk lane's share."""
-    queue = queue_of([Ticket(0, "bulk"), *(Ticket(number) for number in range(10, 16))])
+    queue = queue_of([Waiter(0, "bulk"), *(Waiter(number) for number in range(10, 16))])
     for _ in range(3):
         queue.pop(queue.head() or pytest.fail("nobody waits"))
-    queue.add(Ticket(10, refused=True))
+    queue.add(Waiter(10, refused=True))
     assert [10, 13, 0, 14, 15] == numbers(served(queue))
 
 
@@ -145,7 +145,7 @@ def test_the_refused_take_no_turn_from_bulk() -> None:
 )
 def test_who_leaves_costs_nobody_anything(place: int, left: list[int]) -> None:
     """A ticket is taken out wherever it stands, once; the others keep their order."""
-    tickets = [Ticket(number) for number in range(5)]
+    tickets = [Waiter(number) for number in range(5)]
     queue = queue_of(tickets)
     assert queue.discard(tickets[place]) is True
     assert queue.discard(tickets[place]) is False
@@ -155,31 +155,31 @@ def test_who_leaves_costs_nobody_anything(place: int, left: list[int]) -> None:
 
 def test_a_ticket_is_known_by_itself() -> None:
     """Another ticket of the same number, loop and lane is not the one that waits."""
-    queue = queue_of([Ticket(1)])
-    assert queue.discard(Ticket(1)) is False
+    queue = queue_of([Waiter(1)])
+    assert queue.discard(Waiter(1)) is False
     assert 1 == len(queue)
 
 
 def test_clear_forgets_all() -> None:
     """After a fork, those who wait are the parent's; the queue can be used again."""
-    tickets = [Ticket(1), Ticket(2, "bulk"), Ticket(3, refused=True), Ticket(4, loop="trio")]
+    tickets = [Waiter(1), Waiter(2, "bulk"), Waiter(3, refused=True), Waiter(4, loop="trio")]
     queue = queue_of(tickets)
     queue.clear()
     assert (0, None, []) == (len(queue), queue.head(), queue.alarms())
     assert not any(queue.discard(ticket) for ticket in tickets)
-    queue.add(Ticket(5))
+    queue.add(Waiter(5))
     assert [5] == numbers(served(queue))
 
 
 def test_one_per_event_loop_watches_the_clock() -> None:
     """Each loop with waiting tickets has one that is to wake for all, the refused before the others."""
     tickets = [
-        Ticket(1, loop="asyncio"),
-        Ticket(2, loop="asyncio"),
-        Ticket(3, "bulk", loop="trio"),
-        Ticket(4, loop="trio"),
-        Ticket(5, "bulk", loop="thread"),
-        Ticket(0, refused=True, loop="asyncio"),
+        Waiter(1, loop="asyncio"),
+        Waiter(2, loop="asyncio"),
+        Waiter(3, "bulk", loop="trio"),
+        Waiter(4, loop="trio"),
+        Waiter(5, "bulk", loop="thread"),
+        Waiter(0, refused=True, loop="asyncio"),
     ]
     queue = queue_of(tickets)
     assert {("asyncio", 0), ("trio", 4), ("thread", 5)} == {(t.loop, t.number) for t in queue.alarms()}
@@ -191,11 +191,11 @@ def test_one_per_event_loop_watches_the_clock() -> None:
 def test_who_is_first_of_lane_and_loop() -> None:
     """One ticket of each lane and loop is its first; with it gone, the next one is."""
     first, second, bulk, refused, other = tickets = [
-        Ticket(1),
-        Ticket(2),
-        Ticket(3, "bulk"),
-        Ticket(4, refused=True),
-        Ticket(5, loop="trio"),
+        Waiter(1),
+        Waiter(2),
+        Waiter(3, "bulk"),
+        Waiter(4, refused=True),
+        Waiter(5, loop="trio"),
     ]
     queue = queue_of(tickets)
     assert [first, bulk, refused, other] == [ticket for ticket in tickets if queue.is_first(ticket)]
@@ -221,9 +221,9 @@ def test_how_many_are_ahead(
     """Interactive newcomers wait for their lane, bulk ones also for four interactive ones a turn."""
     queue = queue_of(
         [
-            *(Ticket(number, refused=True) for number in range(refused)),
-            *(Ticket(100 + number) for number in range(interactive)),
-            *(Ticket(300 + number, "bulk") for number in range(bulk)),
+            *(Waiter(number, refused=True) for number in range(refused)),
+            *(Waiter(100 + number) for number in range(interactive)),
+            *(Waiter(300 + number, "bulk") for number in range(bulk)),
         ]
     )
     assert (ahead_of_interactive, ahead_of_bulk) == (queue.ahead_of("interactive"), queue.ahead_of("bulk"))
@@ -231,7 +231,7 @@ def test_how_many_are_ahead(
 
 def test_turns_taken_bring_the_bulk_turn_nearer() -> None:
     """Three interactive tickets have passed the bulk lane: one more does before its next turn."""
-    queue = queue_of([*(Ticket(number) for number in range(20)), Ticket(50, "bulk")])
+    queue = queue_of([*(Waiter(number) for number in range(20)), Waiter(50, "bulk")])
     assert 9 == queue.ahead_of("bulk")
     for _ in range(3):
         queue.pop(queue.head() or pytest.fail("nobody waits"))
@@ -241,21 +241,21 @@ def test_turns_taken_bring_the_bulk_turn_nearer() -> None:
 class QueueMachine(RuleBasedStateMachine):
     """The queue beside a list that is searched from end to end."""
 
-    tickets: Bundle[Ticket] = Bundle("tickets")
+    tickets: Bundle[Waiter] = Bundle("tickets")
 
     @initialize()
     def start(self) -> None:
         """Begin with nobody."""
-        self.queue: Queue[Ticket] = Queue()
-        self.waiting: list[Ticket] = []
-        self.served: list[Ticket] = []
+        self.queue: Queue[Waiter] = Queue()
+        self.waiting: list[Waiter] = []
+        self.served: list[Waiter] = []
         self.counter = itertools.count()
         self.passed = 0
 
     @rule(target=tickets, priority=priorities, loop=st.sampled_from(LOOPS), count=st.integers(1, 6))
-    def ask(self, priority: Priority, loop: str, count: int) -> MultipleResults[Ticket]:
+    def ask(self, priority: Priority, loop: str, count: int) -> MultipleResults[Waiter]:
         """Add newcomers."""
-        tickets = [Ticket(next(self.counter), priority, loop=loop) for _ in range(count)]
+        tickets = [Waiter(next(self.counter), priority, loop=loop) for _ in range(count)]
         for ticket in tickets:
             self.queue.add(ticket)
         self.waiting += tickets
@@ -263,10 +263,10 @@ class QueueMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.served)
     @rule(target=tickets, data=st.data(), loop=st.sampled_from(LOOPS))
-    def refuse(self, data: st.DataObject, loop: str) -> Ticket:
+    def refuse(self, data: st.DataObject, loop: str) -> Waiter:
         """Have one that was served come back, refused, with the number that it had."""
         first = self.served.pop(data.draw(st.integers(0, len(self.served) - 1)))
-        ticket = Ticket(first.number, first.priority, refused=True, loop=loop)
+        ticket = Waiter(first.number, first.priority, refused=True, loop=loop)
         self.queue.add(ticket)
         self.waiting.append(ticket)
         return ticket
@@ -288,7 +288,7 @@ class QueueMachine(RuleBasedStateMachine):
                 assert self.passed < BULK_SHARE
 
     @rule(ticket=tickets)
-    def leave(self, ticket: Ticket) -> None:
+    def leave(self, ticket: Waiter) -> None:
         """Take out any ticket, one that is gone already too."""
         assert (ticket in self.waiting) is self.queue.discard(ticket)
         if ticket in self.waiting:
@@ -298,8 +298,8 @@ class QueueMachine(RuleBasedStateMachine):
     def count_ahead(self, priority: Priority) -> None:
         """Compare the number of those ahead with how it turns out if nobody else comes."""
         ahead = self.queue.ahead_of(priority)
-        queue: Queue[Ticket] = copy.deepcopy(self.queue)
-        newcomer = Ticket(next(self.counter), priority, loop="another")
+        queue: Queue[Waiter] = copy.deepcopy(self.queue)
+        newcomer = Waiter(next(self.counter), priority, loop="another")
         queue.add(newcomer)
         turn = served(queue).index(newcomer)
         if priority == "bulk":
@@ -321,12 +321,12 @@ class QueueMachine(RuleBasedStateMachine):
         assert {*alarms} <= {*self.waiting}
         assert Counter({ticket.loop for ticket in self.waiting}) == Counter(t.loop for t in alarms)
 
-    def lane(self, priority: Literal["interactive", "bulk", "refused"]) -> list[Ticket]:
+    def lane(self, priority: Literal["interactive", "bulk", "refused"]) -> list[Waiter]:
         """Return the tickets of one lane, in number order."""
         lane = [t for t in self.waiting if priority == ("refused" if t.refused else t.priority)]
         return sorted(lane, key=lambda ticket: ticket.number)
 
-    def expected_head(self) -> Ticket | None:
+    def expected_head(self) -> Waiter | None:
         """Return the next one by the rules."""
         refused, interactive, bulk = (self.lane(name) for name in ("refused", "interactive", "bulk"))
         if self.passed == BULK_SHARE - 1:

@@ -16,11 +16,11 @@ import anyio.lowlevel
 import pytest
 
 from lemcal_async import events
+from lemcal_async._headers import Quota
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.headers import Quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter, RateLimit, RateLimiter, RedisRateLimiter, WouldWait
-from lemcal_async.ratelimit.past import MARGIN
-from lemcal_async.ratelimit.redis.serving import Serving
+from lemcal_async.ratelimit._slots import MARGIN
+from lemcal_async.ratelimit.redis._limiter import KeyWorker
 
 from .redis_server import RedisServer
 
@@ -92,7 +92,7 @@ def limiter_of(
     return RedisRateLimiter(redis.url, limit=limit, period=period, **{"timeout": 5.0, **options})
 
 
-def serving_of(limiter: RedisRateLimiter) -> Serving:
+def serving_of(limiter: RedisRateLimiter) -> KeyWorker:
     """Return what is at work inside ``async with``."""
     assert limiter._serving is not None
     return limiter._serving

@@ -9,11 +9,11 @@ import anyio
 import pytest
 
 from lemcal_async import events
+from lemcal_async._headers import Quota
 from lemcal_async.errors import LemcalError
-from lemcal_async.headers import Quota
 from lemcal_async.ratelimit import Key, Permit, RedisRateLimiter, WouldWait
-from lemcal_async.ratelimit.redis import breaker
-from lemcal_async.ratelimit.redis.breaker import FIRST_DELAY, LAST_DELAY, Breaker
+from lemcal_async.ratelimit.redis import _fallback as breaker
+from lemcal_async.ratelimit.redis._fallback import FIRST_DELAY, LAST_DELAY, CircuitBreaker
 
 from .redis_server import RedisServer
 from .test_redis import COUNTED, Calls, limiter_of, most_in, refusal, serving_of
@@ -68,7 +68,7 @@ BACK = ("INFO", "the rate limiter's Redis answers again")
 
 def test_the_breaker() -> None:
     """It says once that it opens and once that it closes, and is patient up to a bound."""
-    switch = Breaker()
+    switch = CircuitBreaker()
     assert not switch.succeeded()
     assert switch.failed("why", 100.0)
     delays = [switch.delay]

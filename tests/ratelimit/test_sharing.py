@@ -3,21 +3,21 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from lemcal_async.ratelimit.sharing import Share
+from lemcal_async.ratelimit._server import SharedKeyEstimate
 
 PERIOD = 2.0
 
 
-def met(limit: int = 20) -> Share:
+def met(limit: int = 20) -> SharedKeyEstimate:
     """Return the share of a key that strangers have just been met on."""
-    share = Share(PERIOD)
+    share = SharedKeyEstimate(PERIOD)
     assert share.met(limit)
     return share
 
 
 def test_alone_all_is_ours_and_at_once() -> None:
     """Nothing is spread where nobody needs the room."""
-    share = Share(PERIOD)
+    share = SharedKeyEstimate(PERIOD)
     share.learned(15, 2.0)  # not to be learned from before strangers were met
     assert (False, 20, 0.0) == (share.shared, share.ours(20), share.interval(20))
 

@@ -7,7 +7,7 @@ is run with twenty seeds.
 import attrs
 import pytest
 
-from lemcal_async.sandbox.counting import WindowKind
+from lemcal_async.sandbox._ratelimit import WindowKind
 
 from .simulator import Result, Rounding, Simulation, World
 

@@ -8,12 +8,17 @@ import math
 import pytest
 from hypothesis import given, strategies as st
 
-from lemcal_async.headers import Quota
-from lemcal_async.ratelimit.busy import Slot
-from lemcal_async.ratelimit.past import COUNTED_WITHIN, MARGIN
-from lemcal_async.ratelimit.pause import PAUSE_CAP, hold_after_429
-from lemcal_async.ratelimit.slots import SLACK, SlotLog
-from lemcal_async.ratelimit.windows import ROUNDING, Server
+from lemcal_async._headers import Quota
+from lemcal_async.ratelimit._server import ROUNDING, ServerModel
+from lemcal_async.ratelimit._slots import (
+    COUNTED_WITHIN,
+    MARGIN,
+    PAUSE_CAP,
+    SLACK,
+    SlidingWindowLog,
+    Slot,
+    hold_after_429,
+)
 
 LIMIT = 20
 PERIOD = 2.0
@@ -22,12 +27,12 @@ TURNOVER = PERIOD + MARGIN  # the least time from one use of a slot to the next
 SURELY_COUNTED = COUNTED_WITHIN + TURNOVER  # after a departure: the slot's end without an answer
 
 
-def new_log(limit: int = LIMIT) -> SlotLog:
+def new_log(limit: int = LIMIT) -> SlidingWindowLog:
     """Return a log of which nothing is known."""
-    return SlotLog(limit, PERIOD)
+    return SlidingWindowLog(limit, PERIOD)
 
 
-def granted(log: SlotLog, now: float) -> list[Slot]:
+def granted(log: SlidingWindowLog, now: float) -> list[Slot]:
     """Take all that is granted now."""
     slots = []
     while log.next_at(now) <= now:
@@ -35,7 +40,7 @@ def granted(log: SlotLog, now: float) -> list[Slot]:
     return slots
 
 
-def depart(log: SlotLog, now: float, count: int = 1) -> list[Slot]:
+def depart(log: SlidingWindowLog, now: float, count: int = 1) -> list[Slot]:
     """Take so many slots and send their requests at once."""
     slots = [log.take(now) for _ in range(count)]
     for slot in slots:
@@ -44,14 +49,14 @@ def depart(log: SlotLog, now: float, count: int = 1) -> list[Slot]:
 
 
 def answer(
-    log: SlotLog, slots: list[Slot], now: float, status_code: int = 200, quota: Quota = SILENT
+    log: SlidingWindowLog, slots: list[Slot], now: float, status_code: int = 200, quota: Quota = SILENT
 ) -> None:
     """Have all these requests answered at once."""
     for slot in slots:
         log.answered(slot, now, status_code, quota)
 
 
-def refuse(log: SlotLog, now: float, retry_after: float | None) -> None:
+def refuse(log: SlidingWindowLog, now: float, retry_after: float | None) -> None:
     """Send one request at ``now``, and have it answered with a 429 at once."""
     answer(log, depart(log, now), now, 429, Quota(retry_after=retry_after))
 
@@ -487,9 +492,9 @@ class TestForecasts:
     def test_estimate_of_a_queue(self, ahead: int, in_log: float, in_windows: float) -> None:
         """With 5 of 20 used a second ago, 15 go now; in windows, all 20 again in a second."""
         for keeps_log, wait in ((True, in_log), (False, in_windows)):
-            server = Server(PERIOD)
+            server = ServerModel(PERIOD)
             server.keeps_log = keeps_log
-            log = SlotLog(LIMIT, PERIOD, server)
+            log = SlidingWindowLog(LIMIT, PERIOD, server)
             answer(log, depart(log, 9.0, 5), 9.0)
             assert pytest.approx(wait) == log.estimate(10.0, ahead)
 

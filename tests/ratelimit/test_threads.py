@@ -17,10 +17,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from lemcal_async.headers import Quota
+from lemcal_async._headers import Quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, RateLimit
-from lemcal_async.ratelimit.local import _after_fork_in_child
-from lemcal_async.ratelimit.past import MARGIN
+from lemcal_async.ratelimit._local import _after_fork_in_child
+from lemcal_async.ratelimit._slots import MARGIN
 
 KEY = Key("https://api.example.com", "0f" * 16)
 SILENT = Quota()
@@ -279,7 +279,7 @@ def test_a_limiter_can_be_collected() -> None:
 # ------------------------------------------------------------------------------------------- fork
 FORK = """
 import asyncio, os, signal, threading, time
-from lemcal_async.headers import Quota
+from lemcal_async._headers import Quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter
 
 KEY = Key("https://api.example.com", "0f" * 16)

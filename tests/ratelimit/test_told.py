@@ -7,7 +7,7 @@ import anyio.lowlevel
 import pytest
 
 from lemcal_async import events
-from lemcal_async.headers import Quota
+from lemcal_async._headers import Quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter, RateLimit
 
 KEY = Key("https://api.example.com", "0f" * 16)
@@ -102,7 +102,7 @@ async def test_news_that_another_thread_tells(limiter: LocalRateLimiter) -> None
     """Two who find the same news tell it once."""
 
     class Taken(list[object]):
-        """News that somebody else takes between the look and the grasp."""
+        """Observation that somebody else takes between the look and the grasp."""
 
         def popleft(self) -> object:
             """Find nothing any more."""

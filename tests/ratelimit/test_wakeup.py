@@ -8,7 +8,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
-from lemcal_async.ratelimit.wakeup import Wakeup
+from lemcal_async._concurrency import Wakeup
 
 
 async def settle() -> None:

@@ -21,9 +21,9 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from lemcal_async.headers import Quota, parse_quota
+from lemcal_async._headers import Quota, parse_quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, WouldWait
-from lemcal_async.ratelimit.past import COUNTED_WITHIN, MARGIN
+from lemcal_async.ratelimit._slots import COUNTED_WITHIN, MARGIN
 
 if TYPE_CHECKING:
     from _typeshed import TraceFunction
@@ -389,7 +389,7 @@ async def test_10_the_wall_clock_does_not_matter(monkeypatch: pytest.MonkeyPatch
 
 FORK = """
 import asyncio, os, signal, sys, threading
-from lemcal_async.headers import Quota
+from lemcal_async._headers import Quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter
 
 KEY = Key("https://api.example.com", "0f" * 16)

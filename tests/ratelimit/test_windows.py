@@ -5,13 +5,13 @@ import math
 import pytest
 from hypothesis import given, strategies as st
 
-from lemcal_async.ratelimit.windows import (
+from lemcal_async.ratelimit._server import (
     BEHIND,
     CAUTION,
     PINNED,
     ROUNDING,
-    RoundTrips,
-    Server,
+    MinimumRoundTrip,
+    ServerModel,
     Window,
     Windows,
 )
@@ -21,7 +21,7 @@ PERIOD = 2.0
 
 def learned(*rounds: tuple[float, list[float]]) -> float:
     """Return the quickest round trip after these, each with the moment of its end."""
-    trips = RoundTrips()
+    trips = MinimumRoundTrip()
     for now, seconds in rounds:
         for one in seconds:
             trips.take(one, now)
@@ -49,7 +49,7 @@ class TestRoundTrips:
 
     def test_what_is_long_past_is_forgotten(self) -> None:
         """A way that has become longer counts as it is, after some hundred round trips."""
-        trips = RoundTrips()
+        trips = MinimumRoundTrip()
         for now, quickest in enumerate((0.0, 0.01, 0.1, 0.1)):
             for _ in range(200):
                 trips.take(0.01 if now == 0 else 0.1, float(now))
@@ -58,7 +58,7 @@ class TestRoundTrips:
     @given(st.lists(st.tuples(st.floats(0, 2), st.floats(0, 10)), min_size=1, max_size=30))
     def test_never_more_than_the_least(self, rounds: list[tuple[float, float]]) -> None:
         """And never less than nothing."""
-        trips = RoundTrips()
+        trips = MinimumRoundTrip()
         now = 0.0
         for seconds, gap in rounds:
             trips.take(seconds, now := now + gap)
@@ -71,7 +71,7 @@ class TestServer:
 
     def test_two_refutations_and_fractions_prove_windows(self) -> None:
         """One answer may be odd, and whole seconds may be off by up to one."""
-        server = Server(PERIOD)
+        server = ServerModel(PERIOD)
         server.refuted_sliding()
         assert not server.counts_windows
         server.refuted_sliding()
@@ -85,7 +85,7 @@ class TestServer:
     @pytest.mark.parametrize("waits", [[], [2.0] * 50, [1.5, 2.0, 1.0, 0.0]])
     def test_whole_seconds_never_prove_anything(self, waits: list[float]) -> None:
         """However many answers seem to refute a log; one fraction alone may be chance."""
-        server = Server(PERIOD)
+        server = ServerModel(PERIOD)
         for wait in waits:
             server.heard(wait)
         for _ in range(100):
@@ -94,7 +94,7 @@ class TestServer:
 
     def test_each_contradiction_makes_the_next_proof_harder(self) -> None:
         """Twice as many refutations every time; before a proof there is nothing to take back."""
-        server = Server(PERIOD)
+        server = ServerModel(PERIOD)
         server.heard(1.5)
         server.heard(1.5)
         server.contradicted_windows()
@@ -108,7 +108,7 @@ class TestServer:
 
     def test_the_head_start(self) -> None:
         """Half of the quickest round trip; all of it once a window was pinned as closely, and no more."""
-        server = Server(PERIOD)
+        server = ServerModel(PERIOD)
         assert 0.0 == server.head_start
         for now in (1.0, 2.0):
             server.took(0.1, now)
@@ -122,7 +122,7 @@ class TestServer:
 
     def test_when_a_window_is_over(self) -> None:
         """At its latest end, until one was pinned well; then a quarter of the spread behind the guess."""
-        server = Server(PERIOD)
+        server = ServerModel(PERIOD)
         window = Window(10.0, 10.2, 1, pins=PINNED)
         assert pytest.approx(10.2 + CAUTION) == server.over_at(window)
         server.ended(Window(8.0, 8.1, 1, pins=PINNED))
@@ -137,7 +137,7 @@ class TestWindows:
 
     def test_the_answers_of_a_window_pin_its_end(self) -> None:
         """Each leaves it between what its request's departure and its own arrival say."""
-        windows = Windows(Server(PERIOD))
+        windows = Windows(ServerModel(PERIOD))
         window, pins = windows.place(0.0, 0.1, 2.0)
         assert window is windows.newest
         assert window is not None
@@ -154,13 +154,13 @@ class TestWindows:
     )
     def test_what_says_nothing_of_use(self, left_at: float, now: float, retry_after: float) -> None:
         """A round trip of half a period leaves too much open; more than a period is no rest of a window."""
-        windows = Windows(Server(PERIOD))
+        windows = Windows(ServerModel(PERIOD))
         assert (None, False) == windows.place(left_at, now, retry_after)
         assert windows.newest is None
 
     def test_windows_follow_each_other(self) -> None:
         """The next one begins when the last is over, at the earliest; answers may still speak of both."""
-        server = Server(PERIOD)
+        server = ServerModel(PERIOD)
         windows = Windows(server)
         first, _ = windows.place(0.0, 0.1, 2.0)
         second, pins = windows.place(2.01, 2.11, 2.0)
@@ -175,7 +175,7 @@ class TestWindows:
 
     def test_a_window_that_begins_before_the_last_is_over(self) -> None:
         """There is no such thing where windows are counted: what was known is forgotten."""
-        server = Server(PERIOD)
+        server = ServerModel(PERIOD)
         server.counts_windows = True
         windows = Windows(server)
         windows.place(0.0, 0.01, 2.0)
@@ -185,7 +185,7 @@ class TestWindows:
 
     def test_a_window_that_was_over_does_not_pin(self) -> None:
         """An answer that comes when its window has ended says too little of a log to be relied on."""
-        windows = Windows(Server(PERIOD))
+        windows = Windows(ServerModel(PERIOD))
         window, pins = windows.place(0.0, 0.5, 0.1)
         assert window is not None
         assert (False, 0, -math.inf) == (pins, window.pins, window.heard)
@@ -194,7 +194,7 @@ class TestWindows:
 
     def test_answers_out_of_order(self) -> None:
         """One that tells less of the end than is known changes nothing."""
-        windows = Windows(Server(PERIOD))
+        windows = Windows(ServerModel(PERIOD))
         window, _ = windows.place(0.5, 0.51, 1.5)
         assert window is not None
         before = window.earliest, window.latest

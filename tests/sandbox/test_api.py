@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from lemcal_async.sandbox import Sandbox
-from lemcal_async.sandbox.counting import WindowKind
+from lemcal_async.sandbox._ratelimit import WindowKind
 
 from .conftest import Connect
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from lemcal_async.sandbox import Sandbox
-from lemcal_async.sandbox.records import RequestLog, SeenRequest
+from lemcal_async.sandbox._log import RequestLog, SeenRequest
 
 
 @pytest.fixture
@@ -102,9 +102,9 @@ def test_the_first_account(idle: Sandbox) -> None:
 
 def test_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has an account's credentials and the base URL; what is given wins."""
-    module = types.ModuleType("lemcal_async.client")
+    module = types.ModuleType("lemcal_async._client")
     monkeypatch.setattr(module, "AsyncLemcal", dict, raising=False)
-    monkeypatch.setitem(sys.modules, "lemcal_async.client", module)
+    monkeypatch.setitem(sys.modules, "lemcal_async._client", module)
     sandbox = Sandbox(accounts=2)
     second = sandbox.accounts[1]
     with pytest.raises(RuntimeError, match="until it is served"):
@@ -169,7 +169,7 @@ def test_controls_from_many_threads() -> None:
 
 def test_the_log_keeps_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sandbox left running does not fill the memory; what ended late is not brought back."""
-    monkeypatch.setattr("lemcal_async.sandbox.records.KEPT", 2)
+    monkeypatch.setattr("lemcal_async.sandbox._log.KEPT", 2)
     log = RequestLog()
     numbers = [log.add(SeenRequest(at, "GET", "/me", "", None, {})) for at in (1.0, 2.0, 3.0)]
     for number in numbers:

@@ -6,7 +6,7 @@ import locale
 import pytest
 from hypothesis import given, strategies as st
 
-from lemcal_async.sandbox.counting import (
+from lemcal_async.sandbox._ratelimit import (
     Count,
     Counter,
     FixedWindow,

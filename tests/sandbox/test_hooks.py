@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from lemcal_async.sandbox import Sandbox
-from lemcal_async.sandbox.hooks import WORKERS
+from lemcal_async.sandbox._hooks import WORKERS
 
 from .conftest import Receiver
 
@@ -99,7 +99,7 @@ def test_a_receiver_that_is_too_slow(
     idle: Sandbox, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the time-out of the whole delivery, it has failed."""
-    monkeypatch.setattr("lemcal_async.sandbox.hooks.TIMEOUT", 0.05)
+    monkeypatch.setattr("lemcal_async.sandbox._hooks.TIMEOUT", 0.05)
     receiver.answers.clear()
     hook(idle, receiver.url())
     idle.book()

@@ -19,8 +19,8 @@ import pytest
 import trio
 
 from lemcal_async.sandbox import Sandbox, faults, run
-from lemcal_async.sandbox.core import PREFIX
-from lemcal_async.sandbox.server import listening
+from lemcal_async.sandbox._sandbox import PREFIX
+from lemcal_async.sandbox._server import listening
 
 from .conftest import Connect
 
@@ -241,7 +241,7 @@ def test_a_server_that_fails_later(monkeypatch: pytest.MonkeyPatch) -> None:
             while "lemcal-sandbox" in [thread.name for thread in threading.enumerate()]:
                 time.sleep(0.001)
 
-    monkeypatch.setattr("lemcal_async.sandbox.server._ThreadedServer.main_loop", fail)
+    monkeypatch.setattr("lemcal_async.sandbox._server._ThreadedServer.main_loop", fail)
     with pytest.raises(RuntimeError, match="broken"):
         serve()
 

@@ -7,10 +7,10 @@ import attrs
 import pytest
 from hypothesis import given, strategies as st
 
-from lemcal_async.sync.diff import (
+from lemcal_async.sync._diff import (
     KINDS,
-    Known,
     Snapshot,
+    StoredMeeting,
     changed_fields,
     compare,
     digest,
@@ -22,9 +22,9 @@ from lemcal_async.sync.diff import (
 CANCELED = "2026-01-05T08:00:00.000Z"
 
 
-def known(now: Snapshot) -> dict[str, Known]:
+def known(now: Snapshot) -> dict[str, StoredMeeting]:
     """Return what a store knows after it has taken a snapshot over."""
-    return {row.id: Known(row.digest, status_of(row.wire), row.wire) for row in now.rows.values()}
+    return {row.id: StoredMeeting(row.digest, status_of(row.wire), row.wire) for row in now.rows.values()}
 
 
 def differences(before: list[Any], after: list[Any]) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -95,28 +95,28 @@ def test_one_that_was_gone(
     status: Any, last: dict[str, Any] | None, after: dict[str, Any], expected: str
 ) -> None:
     """What disappeared can come back; what was erased comes back when it changes."""
-    before = {"a": Known(digest(last or row("a")), status, last)}
+    before = {"a": StoredMeeting(digest(last or row("a")), status, last)}
     assert [expected] == [found.kind for found in compare(before, snapshot([after]))]
 
 
 def test_what_is_gone_stays_gone() -> None:
     """It disappears once. What was erased does not disappear."""
-    before = {"a": Known("x", "disappeared", row("a")), "b": Known("x", "pruned")}
+    before = {"a": StoredMeeting("x", "disappeared", row("a")), "b": StoredMeeting("x", "pruned")}
     assert [] == compare(before, snapshot([]))
-    assert [] == compare({"b": Known(digest(row("b")), "pruned")}, snapshot([row("b")]))
+    assert [] == compare({"b": StoredMeeting(digest(row("b")), "pruned")}, snapshot([row("b")]))
 
 
 def test_the_last_row_of_what_disappeared() -> None:
     """It is told to the handler; where it is not there, the id is."""
     (gone,) = compare(known(snapshot([row("a", x=1)])), snapshot([]))
     assert row("a", x=1) == gone.wire
-    (gone,) = compare({"a": Known("x", "booked")}, snapshot([]))
+    (gone,) = compare({"a": StoredMeeting("x", "booked")}, snapshot([]))
     assert row("a") == gone.wire
 
 
 def test_another_canonical_form_is_no_change() -> None:
     """A digest of an older version alone announces nothing."""
-    before = {"a": Known("of another time", "booked", row("a", x=1))}
+    before = {"a": StoredMeeting("of another time", "booked", row("a", x=1))}
     assert [] == compare(before, snapshot([row("a", x=1)]))
 
 
@@ -148,7 +148,7 @@ def test_a_row_that_is_nested_too_deeply() -> None:
         deep = [deep]
     now = snapshot([row("a", x=deep)])
     assert (["it is nested too deeply"], True, {}) == ([b.reason for b in now.bad_rows], "a" in now, now.rows)
-    assert [] == compare({"a": Known("x", "booked")}, now)
+    assert [] == compare({"a": StoredMeeting("x", "booked")}, now)
     while deep:  # or its deallocation would recurse as deeply
         deep = deep[0]
 

@@ -17,9 +17,9 @@ import psycopg
 import pytest
 
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.sync import SQLStore, StoreError, database, sql
-from lemcal_async.sync.database import _set_up_sqlite
-from lemcal_async.sync.schema import metadata
+from lemcal_async.sync import SQLStore, StoreError, _database as database, sql
+from lemcal_async.sync._database import _set_up_sqlite
+from lemcal_async.sync._tables import metadata
 
 from .conftest import Database, kinds, outbox
 from .test_store import rows, take
@@ -420,7 +420,7 @@ async def test_postgresql_that_was_restarted(postgresql_database: Database) -> N
 async def test_a_bug_is_not_hidden(sql_store: SQLStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no error of the database passes through, and the transaction is undone."""
     await take(sql_store, rows(1))
-    monkeypatch.setattr("lemcal_async.sync.statements.counted", lambda *_: 1 / 0)
+    monkeypatch.setattr("lemcal_async.sync._statements.counted", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         await take(sql_store, rows(2))
     assert (1, ["created"]) == (await sql_store.revision(USER), await kinds(sql_store))

@@ -8,7 +8,7 @@ import pytest
 from lemcal_async import Meeting
 from lemcal_async.errors import ConfigurationError, ResponseDecodeError
 from lemcal_async.sync import Counts, EmptyListError, Store
-from lemcal_async.sync.store import Applied, Forgotten
+from lemcal_async.sync._store import Applied, Forgotten
 
 from .conftest import kinds, outbox
 

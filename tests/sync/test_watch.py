@@ -11,7 +11,7 @@ from lemcal_async import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.sandbox import faults
 from lemcal_async.sync import MemoryStore, SyncReport, Wake, watch
-from lemcal_async.sync.watch import LONGEST_BACKOFF, backoff
+from lemcal_async.sync._watch import LONGEST_BACKOFF, backoff
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,7 @@ import pytest
 
 from lemcal_async.ratelimit import LocalRateLimiter
 from lemcal_async.sandbox import Sandbox
-from lemcal_async.transport.wire import Wire
+from lemcal_async.transport._pooled import Wire
 
 from .conftest import MakeWire
 from .loopback import Loopback

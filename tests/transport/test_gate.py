@@ -12,9 +12,9 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lemcal_async import AsyncLemcal
+from lemcal_async._concurrency import FairSemaphore
 from lemcal_async.ratelimit import Unlimited
-from lemcal_async.transport.call import account_of
-from lemcal_async.transport.gate import Gate
+from lemcal_async.transport._call import account_of
 
 from .conftest import MakeWire
 from .loopback import Loopback
@@ -29,7 +29,7 @@ async def settle() -> None:
 class Users:
     """Tasks that want a place each, and hold it until told."""
 
-    def __init__(self, gate: Gate, tasks: anyio.abc.TaskGroup) -> None:
+    def __init__(self, gate: FairSemaphore, tasks: anyio.abc.TaskGroup) -> None:
         self.gate = gate
         self.entered: list[str | None] = []
         self._tasks = tasks
@@ -57,7 +57,7 @@ class Users:
 async def test_accounts_take_turns() -> None:
     """Not tasks: who asks often waits no less than who asks once."""
     async with anyio.create_task_group() as tasks:
-        users = Users(Gate(2), tasks)
+        users = Users(FairSemaphore(2), tasks)
         await users.want("held", "other", "a", "a", "a", "b", "c", "c")
         assert ["held", "other"] == users.entered
         assert 6 == users.gate.waiting
@@ -70,7 +70,7 @@ async def test_accounts_take_turns() -> None:
 @pytest.mark.anyio
 async def test_first_come_first_served() -> None:
     """Within an account, and among those who belong to none."""
-    gate = Gate(1)
+    gate = FairSemaphore(1)
     served: list[int] = []
 
     async def enter(number: int) -> None:
@@ -93,7 +93,7 @@ async def test_first_come_first_served() -> None:
 async def test_what_one_account_may_hold(places: int, most: int) -> None:
     """Four fifths of all, and never the last place if it has another."""
     async with anyio.create_task_group() as tasks:
-        users = Users(Gate(places), tasks)
+        users = Users(FairSemaphore(places), tasks)
         await users.want(*["busy"] * (places + 5))
         assert ["busy"] * most == users.entered
         await users.want(*["new"] * (places > most))
@@ -105,7 +105,7 @@ async def test_what_one_account_may_hold(places: int, most: int) -> None:
 async def test_requests_of_nobody_may_hold_all() -> None:
     """A plain client has no accounts to be fair to."""
     async with anyio.create_task_group() as tasks:
-        users = Users(Gate(10), tasks)
+        users = Users(FairSemaphore(10), tasks)
         await users.want(*[None] * 12)
         assert 10 == len(users.entered)
         await users.leave(None, None)
@@ -116,7 +116,7 @@ async def test_requests_of_nobody_may_hold_all() -> None:
 async def test_several_hang() -> None:
     """Each takes less than the one before, and the next gets a place at once."""
     async with anyio.create_task_group() as tasks:
-        users = Users(Gate(100), tasks)
+        users = Users(FairSemaphore(100), tasks)
         await users.want(*["one"] * 100, *["two"] * 100, *["three"] * 100, "healthy")
         assert {"one": 80, "two": 16, "three": 3, "healthy": 1} == Counter(users.entered)
         tasks.cancel_scope.cancel()
@@ -126,7 +126,7 @@ async def test_several_hang() -> None:
 @pytest.mark.anyio
 async def test_cancelled_by_scope(*, granted: bool) -> None:
     """While it waits, and when it has just been given a place."""
-    gate = Gate(1)
+    gate = FairSemaphore(1)
     await gate.enter("held")
 
     async def visit(account: str) -> None:
@@ -159,7 +159,7 @@ async def test_cancelled_by_scope(*, granted: bool) -> None:
 @pytest.mark.anyio
 async def test_cancelled_by_task(*, granted: bool) -> None:
     """The same by ``Task.cancel()``, and more than once."""
-    gate = Gate(1)
+    gate = FairSemaphore(1)
     await gate.enter("held")
     tasks = [asyncio.create_task(gate.enter(account)) for account in "abc"]
     await settle()
@@ -179,7 +179,7 @@ async def test_cancelled_by_task(*, granted: bool) -> None:
 @pytest.mark.anyio
 async def test_ten_thousand_accounts() -> None:
     """All served, in turn, and nothing is kept of them."""
-    gate = Gate(10)
+    gate = FairSemaphore(10)
     served: list[int] = []
 
     async def visit(account: int) -> None:
@@ -204,7 +204,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.places = 0
-        self.gate = Gate(0)
+        self.gate = FairSemaphore(0)
         self.waiting: list[tuple[str | None, asyncio.Task[None]]] = []
         self.inside: list[str | None] = []
 
@@ -212,7 +212,7 @@ class Machine(RuleBasedStateMachine):
     @rule(places=st.integers(1, 12))
     def build(self, places: int) -> None:
         """Start with so many places."""
-        self.places, self.gate = places, Gate(places)
+        self.places, self.gate = places, FairSemaphore(places)
 
     @precondition(lambda self: self.places)
     @rule(account=st.sampled_from([None, "a", "b", "c"]), times=st.integers(1, 5))

@@ -14,8 +14,9 @@ import httpx
 import pytest
 
 from lemcal_async import AsyncLemcal, RetryPolicy
+from lemcal_async._headers import Quota
+from lemcal_async._urls import DEFAULT_BASE_URL
 from lemcal_async.errors import DeadlineExceededError, RateLimitError
-from lemcal_async.headers import Quota
 from lemcal_async.ratelimit import (
     Key,
     LocalRateLimiter,
@@ -27,11 +28,10 @@ from lemcal_async.ratelimit import (
     default_limiter,
 )
 from lemcal_async.sandbox import Sandbox
-from lemcal_async.sandbox.counting import WindowKind
+from lemcal_async.sandbox._ratelimit import WindowKind
 from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport
-from lemcal_async.transport.call import Call, begin_call, call_of, extension
+from lemcal_async.transport._call import CallState, begin_call, call_of, extension
 from lemcal_async.transport.httpx2 import HTTPX2Transport
-from lemcal_async.urls import DEFAULT_BASE_URL
 
 URL = f"{DEFAULT_BASE_URL}/me"
 USER = {"_id": "usr_1", "email": "ada@example.com"}
@@ -133,7 +133,7 @@ def layer(handler: Handler = answer, limiter: RateLimiter | None = None) -> Rate
 
 def request_of(account: tuple[str, str] = ONE, **call: Any) -> httpx.Request:
     """Return a request as the client makes it, but for the key."""
-    request = httpx.Request("GET", URL, extensions=extension(Call("GET", "/me", **call)))
+    request = httpx.Request("GET", URL, extensions=extension(CallState("GET", "/me", **call)))
     return next(httpx.BasicAuth(*account).auth_flow(request))
 
 

@@ -20,8 +20,8 @@ from lemcal_async.errors import DeadlineExceededError, ResponseDecodeError
 from lemcal_async.ratelimit import LocalRateLimiter
 from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.sandbox.faults import Fault
-from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport, retry
-from lemcal_async.transport.call import Call, call_of, extension
+from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport, _retry as retry
+from lemcal_async.transport._call import CallState, call_of, extension
 
 from .conftest import MakeWire
 from .loopback import Loopback
@@ -276,7 +276,7 @@ async def test_one_attempt_means_no_retries(outcome: Outcome) -> None:
 async def test_the_policy_of_the_call_wins() -> None:
     """Over that of the transport."""
     wire = Script(httpx.Response(503), httpx.Response(200))
-    call = Call("GET", "/me", retry=RetryPolicy(attempts=1))
+    call = CallState("GET", "/me", retry=RetryPolicy(attempts=1))
     request = httpx.Request("GET", URL, extensions=extension(call))
     assert 503 == (await RetryTransport(wire, QUICK).handle_async_request(request)).status_code
     assert 1 == call.attempts
@@ -373,7 +373,7 @@ async def test_below_it_the_limiter_waits(make_wire: MakeWire, sandbox: Sandbox)
 @pytest.mark.anyio
 async def test_a_retry_that_the_deadline_does_not_allow(slept: list[float]) -> None:
     """It is refused at once, and says after what time there is a chance."""
-    call = Call("GET", "/me", deadline=anyio.current_time() + 5)
+    call = CallState("GET", "/me", deadline=anyio.current_time() + 5)
     request = httpx.Request("GET", URL, extensions=extension(call))
     wire = Script(
         httpx.Response(429, headers={"Retry-After": "1"}), httpx.Response(429, headers={"Retry-After": "8"})
@@ -389,7 +389,7 @@ async def test_a_retry_that_the_deadline_does_not_allow(slept: list[float]) -> N
 @pytest.mark.anyio
 async def test_a_deadline_that_allows_the_retry(slept: list[float]) -> None:
     """It changes nothing."""
-    call = Call("GET", "/me", deadline=anyio.current_time() + 5)
+    call = CallState("GET", "/me", deadline=anyio.current_time() + 5)
     request = httpx.Request("GET", URL, extensions=extension(call))
     wire = Script(httpx.Response(429, headers={"Retry-After": "1"}), httpx.Response(200))
     assert 200 == (await RetryTransport(wire, QUICK).handle_async_request(request)).status_code

@@ -19,7 +19,7 @@ import trustme
 
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.sandbox import Sandbox, faults
-from lemcal_async.transport import pool, wire
+from lemcal_async.transport import _pooled as pool, _pooled as wire
 
 from .conftest import MakeWire
 from .loopback import Loopback

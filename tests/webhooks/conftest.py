@@ -12,7 +12,7 @@ from serving import Server, serving
 
 from lemcal_async import AsyncLemcal, Meeting, RetryPolicy
 from lemcal_async.sandbox import Sandbox
-from lemcal_async.webhooks import WebhookReceiver, lookup
+from lemcal_async.webhooks import WebhookReceiver, _lookup as lookup
 
 from .posting import Answer, post
 

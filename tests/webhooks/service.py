@@ -18,7 +18,7 @@ from starlette.routing import Route
 from lemcal_async import AsyncLemcal, Meeting
 from lemcal_async.ratelimit import RedisRateLimiter
 from lemcal_async.sync import SQLStore
-from lemcal_async.webhooks import WebhookReceiver, handling, lookup
+from lemcal_async.webhooks import WebhookReceiver, _dispatch as handling, _lookup as lookup
 
 # The claims of a process that was killed are to lapse within the test,
 handling.MEMORY_TIME_LIMIT = 1.0

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from lemcal_async.webhooks.decision import (
+from lemcal_async.webhooks._http import (
     MAX_BODY_BYTES,
     Reject,
     Verify,

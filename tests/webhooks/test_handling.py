@@ -12,9 +12,8 @@ import pytest
 
 from lemcal_async import Meeting
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.webhooks import BoundedMemory, Memory, handling
-from lemcal_async.webhooks.handling import Handling
-from lemcal_async.webhooks.memory import Claim
+from lemcal_async.webhooks import BoundedMemory, Memory, _dispatch as handling
+from lemcal_async.webhooks._dispatch import Claim, Handling
 
 pytestmark = pytest.mark.anyio
 
@@ -312,7 +311,7 @@ async def test_the_memory_fails(what: str, caplog: pytest.LogCaptureFixture) -> 
 @pytest.mark.parametrize("what", ["claim", "done", "release"])
 async def test_the_memory_hangs(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """For so long at most, and then it comes again."""
-    monkeypatch.setattr("lemcal_async.webhooks.handling.MEMORY_TIME_LIMIT", 0.05)
+    monkeypatch.setattr("lemcal_async.webhooks._dispatch.MEMORY_TIME_LIMIT", 0.05)
 
     async def handler(meeting: Meeting) -> None:
         if what == "release":

@@ -9,9 +9,9 @@ import pytest
 from lemcal_async import AsyncLemcal, Meeting
 from lemcal_async.ratelimit import Unlimited
 from lemcal_async.sandbox import Sandbox
-from lemcal_async.webhooks import lookup
-from lemcal_async.webhooks.decision import Verify
-from lemcal_async.webhooks.lookup import Finding, Lookup, Lookups, Missing, Unavailable
+from lemcal_async.webhooks import _lookup as lookup
+from lemcal_async.webhooks._http import Verify
+from lemcal_async.webhooks._lookup import Finding, Lookup, Lookups, Missing, Unavailable
 
 pytestmark = pytest.mark.anyio
 

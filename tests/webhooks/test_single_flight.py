@@ -10,9 +10,9 @@ from hypothesis import given, strategies as st
 
 from lemcal_async import AsyncLemcal, Meeting
 from lemcal_async.ratelimit import Unlimited
-from lemcal_async.webhooks import lookup
-from lemcal_async.webhooks.decision import Verify
-from lemcal_async.webhooks.lookup import Finding, Lookup, Missing
+from lemcal_async.webhooks import _lookup as lookup
+from lemcal_async.webhooks._http import Verify
+from lemcal_async.webhooks._lookup import Finding, Lookup, Missing
 
 # What can happen, with the number of the meeting (or of the question) that it happens to.
 STEP = st.tuples(st.sampled_from(["ask", "ask", "book", "answer", "cancel"]), st.integers(0, 5))

@@ -4,6 +4,6 @@
 asked and what follows is worked out by ``script``, ``budget`` and ``leases``; ``link`` is the connection.
 """
 
-from lemcal_async.ratelimit.redis.limiter import RedisRateLimiter
+from lemcal_async.ratelimit.redis._limiter import RedisRateLimiter
 
 __all__ = ["RedisRateLimiter"]

@@ -1,0 +1,271 @@
+"""``AsyncLemcal``: what users hold. Arguments are checked here, and sent through ``exchange.py``."""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final, Literal, NoReturn, Self
+
+import attrs
+import httpx
+
+from lemcal_async import _resources
+from lemcal_async._auth import ApiKey, CredentialSource
+from lemcal_async._codec import check_into
+from lemcal_async._decoding import data_of
+from lemcal_async._retry import RetryPolicy
+from lemcal_async._session import AccountSession, JSONBody, Options, TransportStack
+from lemcal_async._urls import DEFAULT_BASE_URL, check_base_url, check_path, with_query
+from lemcal_async.errors import ConfigurationError
+from lemcal_async.models import User
+from lemcal_async.ratelimit import Key, Priority, RateLimit, RateLimiter
+from lemcal_async.transport._retry import MAX_RESPONSE_BYTES
+
+OnBadRow = Literal["raise", "skip"]
+Timeout = float | httpx.Timeout | None
+
+
+class _Unset:
+    """The default of parameters for which None has a meaning of its own."""
+
+    def __repr__(self) -> str:
+        return "<as before>"
+
+
+_UNSET: Final = _Unset()
+
+
+@attrs.frozen
+class APIResponse:
+    """What ``request`` returns. ``headers`` has lower-case names; ``data`` is the JSON, or its model."""
+
+    status_code: int
+    headers: dict[str, str]
+    data: Any
+
+
+class AsyncLemcal:
+    """A client for the lemcal API, on asyncio and trio.
+
+    ``user_id`` and ``api_key`` fall back on ``LEMCAL_USER_ID`` and ``LEMCAL_API_KEY``. ``api_key``
+    may hold both (``usr_x:secret``, or its base64), and may be a function that returns the current
+    one. ``timeout`` is the seconds for each network operation, ``deadline`` the seconds for a whole
+    call, waits and retries included. ``transport`` replaces the wire and ``limiter`` the
+    process-wide rate limiter; both stay the caller's to close. ``retry`` says how often a call is
+    tried.
+
+    ``base_url`` must be https, unless it is this machine's or ``allow_insecure_http`` is True.
+    ``on_bad_row="skip"`` leaves rows out of a list that cannot be read, and logs it; else they raise.
+    An answer of more than ``max_response_bytes`` (64 MiB), unpacked, raises.
+
+    Raises ConfigurationError for arguments that cannot work, credentials included; nothing is sent
+    by making a client. It can be made at import time, before any event loop runs. Its calls raise the
+    errors of ``lemcal_async.errors``; cancelled at any moment, a call leaves nothing behind, but what
+    it had sent may have been processed. ``aclose()`` lets the calls that are under way finish.
+    """
+
+    __slots__ = ("__weakref__", "_exchange", "_owner")
+
+    def __init__(
+        self,
+        user_id: str | None = None,
+        api_key: ApiKey | None = None,
+        *,
+        base_url: str = DEFAULT_BASE_URL,
+        transport: httpx.AsyncBaseTransport | None = None,
+        limiter: RateLimiter | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: Timeout = 30.0,
+        deadline: float | None = None,
+        on_bad_row: OnBadRow = "raise",
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
+        allow_insecure_http: bool = False,
+    ) -> None:
+        source = CredentialSource(user_id, api_key, os.environ)
+        del user_id, api_key  # a traceback may show local variables
+        source.check()
+        _check_type("transport", transport, httpx.AsyncBaseTransport)
+        _check_type("limiter", limiter, RateLimiter)
+        if on_bad_row not in ("raise", "skip"):
+            raise ConfigurationError(f"on_bad_row={on_bad_row!r}: it must be 'raise' or 'skip'")
+        if not (_is_above_0(max_response_bytes) and max_response_bytes >= 1):
+            raise ConfigurationError(f"max_response_bytes={max_response_bytes!r}: it must be at least 1")
+        options = Options(
+            timeout=_timeout(timeout),
+            deadline=_deadline(deadline),
+            retry=_retry(retry),
+            priority="interactive",
+            skip_bad_rows=on_bad_row == "skip",
+        )
+        try:
+            base_url = check_base_url(base_url, allow_insecure_http=allow_insecure_http)
+        except ConfigurationError:
+            del base_url  # it may carry a password
+            raise
+        self._exchange = AccountSession(
+            TransportStack(transport, limiter, max_response_bytes), base_url, source, options
+        )
+        self._owner = True
+
+    def for_account(self, user_id: str | None, api_key: ApiKey) -> Self:
+        """Return a client for another account on the same transport, limiter and options.
+
+        It costs microseconds and needs no closing; it works as long as this one is open. The
+        environment is not consulted. Raises ConfigurationError for credentials that cannot be right.
+        """
+        source = CredentialSource(user_id, api_key, None)
+        del user_id, api_key  # a traceback may show local variables
+        source.check()
+        return self._view(self._exchange.for_account(source))
+
+    def with_options(
+        self,
+        *,
+        timeout: Timeout | _Unset = _UNSET,
+        deadline: float | _Unset | None = _UNSET,
+        retry: RetryPolicy | _Unset | None = _UNSET,
+        priority: Priority | _Unset = _UNSET,
+    ) -> Self:
+        """Return a view of this client with other options; what is not given stays as it is.
+
+        ``timeout`` and ``deadline`` are seconds, None for no bound. ``priority="bulk"`` lets
+        interactive calls with the same key pass; bulk ones keep one turn in five.
+        """
+        options = self._exchange.options
+        if not isinstance(timeout, _Unset):
+            options = attrs.evolve(options, timeout=_timeout(timeout))
+        if not isinstance(deadline, _Unset):
+            options = attrs.evolve(options, deadline=_deadline(deadline))
+        if not isinstance(retry, _Unset):
+            options = attrs.evolve(options, retry=_retry(retry))
+        if not isinstance(priority, _Unset):
+            if priority not in ("interactive", "bulk"):
+                raise ConfigurationError(f"priority={priority!r}: it must be 'interactive' or 'bulk'")
+            options = attrs.evolve(options, priority=priority)
+        return self._view(self._exchange.with_options(options))
+
+    def _view(self, exchange: AccountSession) -> Self:
+        view = object.__new__(type(self))
+        view._exchange = exchange
+        view._owner = False
+        return view
+
+    @property
+    def meetings(self) -> _resources.Meetings:
+        """The booked meetings: ``list`` and ``get``."""
+        return _resources.Meetings(self._exchange)
+
+    @property
+    def meeting_types(self) -> _resources.MeetingTypes:
+        """The kinds of meeting on offer: ``list`` and ``get``."""
+        return _resources.MeetingTypes(self._exchange)
+
+    @property
+    def hooks(self) -> _resources.Hooks:
+        """The webhooks: ``create`` and ``delete``. The service lists none (documented by absence)."""
+        return _resources.Hooks(self._exchange)
+
+    @property
+    def user_id(self) -> str:
+        """The account's user id. A function that returns the API key is called for it."""
+        return self._exchange.user_id()
+
+    @property
+    def rate_limit(self) -> RateLimit:
+        """A snapshot of the account's budget, as far as this process knows it. Nothing is sent."""
+        return self._exchange.rate_limit()
+
+    @property
+    def rate_limit_key(self) -> Key:
+        """The name of that budget, the same for all who share it; it holds no secret."""
+        return self._exchange.key()
+
+    async def me(self) -> User:
+        """Fetch the account that the credentials belong to. A cheap way to try them."""
+        return await _resources.me(self._exchange)
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: Any = None,
+        into: type[Any] | None = None,
+    ) -> APIResponse:
+        """Call a path below the base URL that has no method here, through the same layers.
+
+        A None in ``params`` is left out. ``into`` is the model to make of the answer (``Meeting``,
+        ``list[Meeting]``); anything else raises TypeError. A body that is not JSON raises
+        ResponseDecodeError; that of a 204 is None.
+        """
+        body = None if json is None else JSONBody(json)
+        del json  # it may hold a token, and a traceback may show local variables
+        if not _is_method(method):
+            raise ConfigurationError(f"method={str(method)[:20]!r}: it must be an HTTP method such as 'GET'")
+        path = check_path(str(path))
+        _check_type("params", params, Mapping)
+        if into is not None:
+            check_into(into)  # before anything is sent
+        answer = await self._exchange.send(method.upper(), path, with_query(path, params), body)
+        return APIResponse(answer.status_code, dict(answer.headers.items()), await data_of(answer, into))
+
+    async def aclose(self) -> None:
+        """Close the connections. Idempotent; on a sibling or a view it does nothing."""
+        if self._owner:
+            await self._exchange.stack.aclose()
+
+    async def __aenter__(self) -> Self:
+        self._exchange.stack.check_open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        # A traceback that shows local variables asks before __init__ has come to its end.
+        return f"<{type(self).__name__} {getattr(self, '_exchange', 'not set up')!r}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an AsyncLemcal cannot be pickled: it holds an API key and connections; make one there"
+        )
+
+
+def _check_type(name: str, value: object, kind: type[Any]) -> None:
+    # A class has the methods of its instances, so it would pass for one where the type is a protocol.
+    if value is not None and (isinstance(value, type) or not isinstance(value, kind)):
+        raise ConfigurationError(f"{name}= must be of type {kind.__name__}, not {type(value).__name__}")
+
+
+def _timeout(timeout: Timeout) -> dict[str, float | None]:
+    if timeout is None or isinstance(timeout, httpx.Timeout) or _is_above_0(timeout):
+        seconds = httpx.Timeout(timeout).as_dict()
+        if all(value is None or _is_above_0(value) for value in seconds.values()):
+            return seconds
+    raise ConfigurationError(f"timeout={timeout!r}: it must be seconds above 0, or None for none")
+
+
+def _deadline(deadline: float | None) -> float | None:
+    if deadline is not None and not (_is_above_0(deadline) and deadline < math.inf):
+        raise ConfigurationError(f"deadline={deadline!r}: it must be seconds above 0, or None for none")
+    return deadline
+
+
+def _retry(retry: RetryPolicy | None) -> RetryPolicy:
+    _check_type("retry", retry, RetryPolicy)
+    return retry or RetryPolicy()
+
+
+def _is_method(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z]{1,20}", value) is not None
+
+
+def _is_above_0(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0

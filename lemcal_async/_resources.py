@@ -1,0 +1,132 @@
+"""The calls of the API, by resource: which route each one takes, and what its answer becomes."""
+
+from collections.abc import Coroutine
+from typing import Any, Literal, overload
+
+from lemcal_async._decoding import decode, find_row, json_of, read_model, read_models
+from lemcal_async._session import AccountSession, Answer, JSONBody
+from lemcal_async._urls import check_target_url, quote_id, with_query
+from lemcal_async.errors import ConfigurationError, DuplicateHookError, MeetingNotFoundError
+from lemcal_async.models import Hook, Meeting, MeetingType, User
+
+
+async def me(exchange: AccountSession) -> User:
+    """Fetch the account itself."""
+    return read_model(await exchange.send("GET", "/me", "/me"), User)
+
+
+class Meetings:
+    """The booked meetings of an account."""
+
+    def __init__(self, exchange: AccountSession) -> None:
+        self._exchange = exchange
+
+    async def list(self, meeting_type_id: str | None = None) -> list[Meeting]:
+        """Fetch all booked meetings, or those of one meeting type; there is no pagination (documented).
+
+        Raises ResponseDecodeError when some rows cannot be read, with the others in its ``rows``.
+        """
+        answer = await self._fetch(meeting_type_id)
+        return await read_models(self._exchange, answer, "meetings", Meeting)
+
+    async def get(self, meeting_id: str, meeting_type_id: str | None = None) -> Meeting:
+        """Fetch one meeting. The service has no call for that: it is found in the list.
+
+        ``meeting_type_id`` narrows the list. Raises MeetingNotFoundError if it is not there.
+        """
+        quote_id(meeting_id, "meeting_id")
+        answer = await self._fetch(meeting_type_id)
+        row, count = await find_row(answer, "meetings", meeting_id)
+        if row is not None:
+            return decode(row, Meeting, answer)
+        raise MeetingNotFoundError(
+            f"{answer.call}: {meeting_id!r} is not among the {count} meetings in the list; check the id "
+            "and the account, and that it was not removed; a new booking can take a moment to show",
+            call=answer.call,
+            status_code=404,
+        )
+
+    def _fetch(self, meeting_type_id: str | None) -> Coroutine[Any, Any, Answer]:
+        if meeting_type_id is not None:
+            quote_id(meeting_type_id, "meeting_type_id")
+        target = with_query("/meetings", {"meetingTypeId": meeting_type_id})
+        return self._exchange.send("GET", "/meetings", target)
+
+
+class MeetingTypes:
+    """The kinds of meeting that an account offers."""
+
+    def __init__(self, exchange: AccountSession) -> None:
+        self._exchange = exchange
+
+    async def list(self) -> list[MeetingType]:
+        """Fetch all meeting types. Raises ResponseDecodeError as ``meetings.list`` does."""
+        answer = await self._exchange.send("GET", "/meetingTypes", "/meetingTypes")
+        return await read_models(self._exchange, answer, "meetingTypes", MeetingType)
+
+    async def get(self, meeting_type_id: str) -> MeetingType:
+        """Fetch one meeting type. Raises MeetingTypeNotFoundError."""
+        target = f"/meetingTypes/{quote_id(meeting_type_id, 'meeting_type_id')}"
+        return read_model(await self._exchange.send("GET", "/meetingTypes/{id}", target), MeetingType)
+
+
+class Hooks:
+    """The webhooks of an account: URLs that lemcal posts new bookings to."""
+
+    def __init__(self, exchange: AccountSession) -> None:
+        self._exchange = exchange
+
+    @overload
+    async def create(
+        self,
+        target_url: str,
+        *,
+        meeting_type_id: str | None = None,
+        any_meeting_type: bool = False,
+        exist_ok: Literal[False] = False,
+    ) -> Hook: ...
+    @overload
+    async def create(
+        self,
+        target_url: str,
+        *,
+        meeting_type_id: str | None = None,
+        any_meeting_type: bool = False,
+        exist_ok: bool,
+    ) -> Hook | None: ...
+    async def create(
+        self,
+        target_url: str,
+        *,
+        meeting_type_id: str | None = None,
+        any_meeting_type: bool = False,
+        exist_ok: bool = False,
+    ) -> Hook | None:
+        """Have new bookings of one meeting type, or of any, posted to ``target_url``.
+
+        Keep the id: the service lists no hooks (documented by absence), so a lost one cannot be
+        deleted. Raises DuplicateHookError if the target has one already; with ``exist_ok`` it
+        returns None then. A POST is never repeated after it may have been processed: then
+        APIConnectionError says so, and calling again with ``exist_ok=True`` is safe.
+        """
+        selector = {"anyMeetingType": True} if meeting_type_id is None else {"meetingTypeId": meeting_type_id}
+        body = JSONBody({"targetUrl": target_url, **selector})
+        del target_url  # it often carries a token, and a traceback may show local variables
+        check_target_url(body.data["targetUrl"])
+        if (meeting_type_id is None) == (not any_meeting_type):
+            raise ConfigurationError("hooks.create() takes either meeting_type_id= or any_meeting_type=True")
+        if meeting_type_id is not None:
+            quote_id(meeting_type_id, "meeting_type_id")
+        try:
+            answer = await self._exchange.send("POST", "/hooks", "/hooks", body)
+        except DuplicateHookError:
+            if exist_ok:
+                return None
+            raise
+        return read_model(answer, Hook)
+
+    async def delete(self, hook_id: str) -> None:
+        """Delete a hook. Raises HookNotFoundError, but not when a repeated attempt finds it gone."""
+        answer = await self._exchange.send("DELETE", "/hooks/{id}", f"/hooks/{quote_id(hook_id, 'hook_id')}")
+        if answer.body.strip():  # documented as 204 and empty; a page would be another server's answer
+            json_of(answer)

@@ -1,0 +1,164 @@
+"""From the options that commands share to a client: which service, and whose account.
+
+Credentials come from the environment or from a file, never from an argument, which others on the machine
+could read in the process list.
+"""
+
+import contextlib
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Generic, TypeAlias, TypeVar
+from urllib.parse import urlsplit
+
+import anyio
+import attrs
+import typer
+
+from lemcal_async._auth import API_KEY_VARIABLE, USER_ID_VARIABLE
+from lemcal_async._client import AsyncLemcal
+from lemcal_async._urls import DEFAULT_BASE_URL, check_base_url, is_loopback
+from lemcal_async.cli._accounts import Account, read_accounts
+from lemcal_async.cli._output import waiting
+from lemcal_async.errors import BadRow, ConfigurationError, ResponseDecodeError
+from lemcal_async.transport import PooledTransport
+
+if TYPE_CHECKING:
+    from lemcal_async.sandbox import Sandbox
+
+T = TypeVar("T")
+
+BaseUrl: TypeAlias = Annotated[
+    str | None, typer.Option("--base-url", metavar="URL", help="Where the API is, if not at lemcal.")
+]
+UseSandbox: TypeAlias = Annotated[
+    bool, typer.Option("--sandbox", help="Run against invented data, without an account.")
+]
+AccountsFile: TypeAlias = Annotated[
+    Path | None, typer.Option("--accounts", metavar="FILE", help="Take the credentials from this TOML file.")
+]
+AccountName: TypeAlias = Annotated[
+    str | None, typer.Option("--account", metavar="NAME", help="Which of the file's accounts, if several.")
+]
+
+
+@attrs.frozen
+class Service:
+    """What the shared options say."""
+
+    base_url: str | None
+    sandbox: bool
+    accounts: Path | None
+    account: str | None
+
+    def __attrs_post_init__(self) -> None:
+        if self.sandbox and not (self.base_url is None and self.accounts is None):
+            raise ConfigurationError(
+                "--sandbox brings a service and an account of its own; leave out --base-url and --accounts"
+            )
+        if self.account is not None and self.accounts is None:
+            raise ConfigurationError("--account chooses from the file that --accounts names; give that too")
+
+
+@attrs.frozen
+class Target:
+    """Where the service is, and whose credentials to use; without an account, those of the environment."""
+
+    base_url: str
+    account: Account | None
+    in_process: bool = False
+
+
+def call(service: Service, text: str, function: Callable[[AsyncLemcal], Awaitable[T]]) -> T:
+    """Run an async function with a client for the service; ``text`` is shown when it takes long."""
+
+    async def main() -> T:
+        async with connect(target) as lemcal:
+            return await function(lemcal)
+
+    # Files are read and the sandbox is started out here, where there is no event loop to hold up.
+    with waiting(text), found(service) as target:
+        return anyio.run(main)
+
+
+@contextlib.contextmanager
+def found(service: Service) -> Generator[Target]:
+    """Provide the service and the one account that a command is for; ConfigurationError if there is none."""
+    if service.sandbox:
+        with load_sandbox()().serve() as sandbox:
+            account = Account("sandbox", sandbox.user_id, sandbox.api_key)
+            yield Target(sandbox.base_url, account, in_process=True)
+        return
+    base_url = base_url_of(service)
+    if service.accounts is not None:
+        accounts = read_accounts(service.accounts, os.environ)
+        yield Target(base_url, choose(accounts, service.account, service.accounts))
+    elif os.environ.get(API_KEY_VARIABLE, "").strip():
+        yield Target(base_url, None)
+    else:
+        raise ConfigurationError(
+            f"no credentials: set {USER_ID_VARIABLE} and {API_KEY_VARIABLE}, name a file with --accounts, "
+            "or try it out with --sandbox"
+        )
+
+
+@contextlib.asynccontextmanager
+async def connect(target: Target) -> AsyncGenerator[AsyncLemcal]:
+    """Provide a client."""
+    account = target.account
+    user_id, api_key = (account.user_id, account.api_key) if account else (None, None)
+    # Nobody means their proxy for a server within this process.
+    wire = PooledTransport(trust_env=not target.in_process)
+    async with wire, AsyncLemcal(user_id, api_key, base_url=target.base_url, transport=wire) as lemcal:
+        yield lemcal
+
+
+def load_sandbox() -> "type[Sandbox]":
+    """Return the class; ConfigurationError if the extra ``sandbox`` is missing."""
+    try:
+        from lemcal_async.sandbox import Sandbox  # noqa: PLC0415  # another extra, and slow to import
+    except ModuleNotFoundError:
+        raise
+    except ImportError as error:  # names the extra
+        problem = str(error)
+    else:
+        return Sandbox
+    raise ConfigurationError(problem)
+
+
+def choose(accounts: Sequence[Account], name: str | None, path: Path) -> Account:
+    """Return the account of that name, or the only one; ConfigurationError names those to choose from."""
+    chosen = [account for account in accounts if name in (None, account.name)]
+    if len(chosen) == 1:
+        return chosen[0]
+    names = ", ".join(account.name for account in accounts)
+    if name is None:
+        raise ConfigurationError(f"{path} holds several accounts; choose with --account from: {names}")
+    raise ConfigurationError(f"{path} holds no account {name!r}; choose with --account from: {names}")
+
+
+def base_url_of(service: Service) -> str:
+    """Return the URL, checked as the client does, but with the advice for a command line."""
+    given = DEFAULT_BASE_URL if service.base_url is None else service.base_url
+    base_url = check_base_url(given, allow_insecure_http=True)
+    if base_url.startswith("http:") and not is_loopback(urlsplit(base_url).hostname or ""):
+        raise ConfigurationError("--base-url is plain http, which would send the API key in clear; use https")
+    return base_url
+
+
+@attrs.frozen
+class Rows(Generic[T]):
+    """A list from the service: the rows that could be read, and the others."""
+
+    good: list[T]
+    bad: list[BadRow]
+
+
+async def all_rows(listing: Awaitable[list[T]]) -> Rows[T]:
+    """Await a list; when only some of its rows cannot be read, return the others with them."""
+    try:
+        return Rows(await listing, [])
+    except ResponseDecodeError as error:
+        if not error.bad_rows:
+            raise
+        return Rows(error.rows, error.bad_rows)

@@ -1,0 +1,167 @@
+"""Whose budget a request draws on: the base URL, and a hash in place of the credential.
+
+MERGED [ratelimit.protocol] What a rate limiter is to the transport: one question before each request, reports after it.
+
+MERGED [ratelimit.unlimited] No limiting, for those behind a gateway that limits already."""
+
+import base64
+from typing import Literal, Protocol, runtime_checkable
+from urllib.parse import urlsplit
+
+import attrs
+
+from lemcal_async._auth import digest_of
+from lemcal_async._headers import Quota
+from lemcal_async._urls import DEFAULT_BASE_URL
+
+
+@attrs.frozen
+class Key:
+    """The name of one budget. The credential itself is not in it, and cannot be had from it."""
+
+    base_url: str
+    digest: str
+
+    @property
+    def short(self) -> str:
+        """Return as much of the digest as tells keys apart in a log."""
+        return self.digest[:8]
+
+    def __str__(self) -> str:
+        return f"{self.short} at {self.base_url}"
+
+
+def key_of(url: str, authorization: str) -> Key:
+    """Return the key of a request of which only URL and ``Authorization`` are known.
+
+    It equals the one that ``AsyncLemcal`` uses for the same account at the default base URL; for
+    any other address the origin stands for the base URL.
+    """
+    if url.startswith(DEFAULT_BASE_URL):
+        base_url = DEFAULT_BASE_URL
+    else:
+        parts = urlsplit(url)
+        base_url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    scheme, _, value = authorization.partition(" ")
+    pair = authorization
+    if scheme.lower() == "basic":
+        try:
+            pair = base64.b64decode(value, validate=True).decode()
+        except ValueError:  # not what it says it is: still somebody's key
+            pair = authorization
+    return Key(base_url, digest_of(pair))
+
+
+Priority = Literal["interactive", "bulk"]
+
+
+@attrs.frozen
+class RateLimit:
+    """A snapshot of one key's budget, as far as this process knows.
+
+    ``remaining`` requests could leave now; the budget is whole again in ``resets_in`` seconds.
+    ``queued`` calls are waiting; after a 429 nobody sends for another ``paused_for`` seconds.
+    """
+
+    limit: int | None
+    remaining: int | None
+    resets_in: float
+    queued: int
+    paused_for: float
+
+
+class WouldWait(Exception):  # noqa: N818 - an answer to a question, turned into an error by the transport
+    """Waiting is pointless: it would take ``seconds``, longer than the caller can or should wait.
+
+    ``refused`` is True when the server itself refuses the key for that long (a 429).
+    """
+
+    def __init__(self, seconds: float, *, refused: bool) -> None:
+        super().__init__(seconds, refused)
+        self.seconds = seconds
+        self.refused = refused
+
+
+class Permit(Protocol):
+    """Leave to send one request. Exactly one of the three last reports ends it.
+
+    None of them waits or raises, so they can be made from a cancelled task.
+    """
+
+    def sent(self) -> None:
+        """Note that the request is leaving now. Without this, only the answer bounds the moment."""
+
+    def answered(self, status_code: int, quota: Quota) -> float:
+        """Note the answer; return the seconds for which the limiter itself now holds the key."""
+        ...
+
+    def unsent(self) -> None:
+        """Give the slot back: the request never reached the server."""
+
+    def unknown(self) -> None:
+        """Note that no answer will come, and that the server may have counted the request."""
+
+
+@runtime_checkable
+class RateLimiter(Protocol):
+    """Hands out permits, per key; safe to share between tasks, event loops and threads."""
+
+    async def acquire(
+        self,
+        key: Key,
+        *,
+        priority: Priority = "interactive",
+        timeout: float | None = None,  # noqa: ASYNC109 - a bound to refuse by, not a timer
+        again: Permit | None = None,
+    ) -> Permit:
+        """Wait for this request's turn.
+
+        ``timeout`` is the seconds that the caller has: raises WouldWait at once when the wait is
+        known to be longer. ``again`` is the permit of the same request's refused attempt, whose
+        place in the queue it keeps. Cancelling the wait costs nobody anything.
+        """
+        ...
+
+    def snapshot(self, key: Key) -> RateLimit:
+        """Return what is known of ``key`` now."""
+        ...
+
+
+class _Free:
+    """A permit that costs nothing; one serves all requests."""
+
+    def sent(self) -> None:
+        """Nothing is counted."""
+
+    def answered(self, status_code: int, quota: Quota) -> float:  # noqa: ARG002
+        """Hold nothing back: waiting after a 429 is left to the retries."""
+        return 0.0
+
+    def unsent(self) -> None:
+        """Nothing is counted."""
+
+    def unknown(self) -> None:
+        """Nothing is counted."""
+
+
+_FREE = _Free()
+_SNAPSHOT = RateLimit(limit=None, remaining=None, resets_in=0.0, queued=0, paused_for=0.0)
+
+
+class Unlimited:
+    """A RateLimiter that lets everything pass at once. A 429 is then waited out by each call alone."""
+
+    async def acquire(
+        self,
+        key: Key,  # noqa: ARG002
+        *,
+        priority: Priority = "interactive",  # noqa: ARG002
+        timeout: float | None = None,  # noqa: ARG002, ASYNC109
+        again: Permit | None = None,  # noqa: ARG002
+    ) -> Permit:
+        """Return at once."""
+        return _FREE
+
+    def snapshot(self, key: Key) -> RateLimit:  # noqa: ARG002
+        """Return a snapshot that knows of no limit."""
+        return _SNAPSHOT

@@ -1,0 +1,164 @@
+"""A real socket under the sandbox: uvicorn in a thread, started and stopped without delay.
+
+Uvicorn's own server looks every 0.1 s whether it should go on, and its shutdown waits for requests
+that hang. A sandbox is started for a single test, so this one stops at once and cuts what is open.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Generator, MutableMapping
+from email.utils import formatdate
+from typing import Any, Final
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from lemcal_async.sandbox._app import CONNECTION
+
+KEEP_ALIVE: Final = 75
+"""Seconds an idle connection is kept: longer than any test, as at the real service's CDN."""
+
+# Closing drops what is unsent and sends RST instead of FIN. The fields are shorter on Windows.
+_NO_LINGER: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+
+
+@contextlib.contextmanager
+def listening(app: ASGIApp, host: str, port: int) -> Generator[str]:
+    """Serve ``app`` while the context is open; the value is its origin, ``http://127.0.0.1:49152``.
+
+    Port 0 takes a free one. OSError if the address cannot be bound. Whatever is open at the end is cut.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family) as listener:
+        server = _ThreadedServer(app, listener)
+        server.start()
+        try:
+            shown = f"[{host}]" if family == socket.AF_INET6 else host
+            yield f"http://{shown}:{listener.getsockname()[1]}"
+        finally:
+            server.stop()
+
+
+class _ThreadedServer(uvicorn.Server):
+    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+        config = uvicorn.Config(
+            app,
+            http=_SandboxProtocol,
+            interface="asgi3",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=KEEP_ALIVE,
+        )
+        super().__init__(config)
+        self._listener = listener
+        self._thread = threading.Thread(target=self._run, name="lemcal-sandbox", daemon=True)
+        self._settled = threading.Event()
+        self._failure: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._stopped: asyncio.Event
+
+    def start(self) -> None:
+        """Return when connections are accepted, or raise what prevents it."""
+        self._thread.start()
+        self._settled.wait()
+        if self._failure is not None:
+            self._thread.join()
+            raise self._failure
+
+    def stop(self) -> None:
+        """Return when nothing is left: no thread, no socket."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended by itself: by a failure, raised below
+            self._loop.call_soon_threadsafe(self._stopped.set)
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            # Always this loop, whatever policy is set: not every other knows SO_LINGER and remove_reader.
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+                runner.run(self.serve(sockets=[self._listener]))
+        except BaseException as error:  # noqa: BLE001  # raised where start() or stop() waits for it
+            self._failure = error
+        finally:
+            self._settled.set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections, and say so to the thread that waits."""
+        await super().startup(sockets=sockets)
+        self._loop = asyncio.get_running_loop()
+        self._stopped = asyncio.Event()
+        self._settled.set()
+
+    async def main_loop(self) -> None:
+        """Serve until stop()."""
+        await self._stopped.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002  # uvicorn's signature
+        """Cut every connection, and end every request with it."""
+        # A connection that was accepted shows up below three rounds of the loop later, if the server is
+        # not closed meanwhile: then asyncio loses it, socket and all. So first only stop accepting.
+        self._loop.remove_reader(self._listener)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)  # so that each request knows that its connection is gone
+        tasks = list(self.server_state.tasks)
+        for task in tasks:
+            task.cancel()
+        # One that was cancelled before its first step ends with that.
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _SandboxProtocol(H11Protocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        super().connection_made(transport)
+        # Here, because the option for it takes the handlers from the logger of the whole process.
+        self.access_log = False
+        # Head and body are two writes, and without this each answer takes 40 ms on loopback: asyncio sees
+        # to it only for sockets that name their protocol, which those accepted here do not.
+        _socket(transport).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.app = _OnConnection(self.app, transport)
+
+
+class _OnConnection:
+    """The app as one connection sees it: able to break it, with the date on each answer."""
+
+    def __init__(self, app: Any, transport: asyncio.Transport) -> None:
+        self._app = app
+        self._transport = transport
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_dated(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                date = (b"date", formatdate(usegmt=True).encode())
+                message = {**message, "headers": [date, *message["headers"]]}
+            await send(message)
+
+        extensions: MutableMapping[str, Any] = {**scope.get("extensions", {}), CONNECTION: self}
+        with contextlib.suppress(asyncio.CancelledError):  # by shutdown(); uvicorn would log it as a bug
+            await self._app({**scope, "extensions": extensions}, receive, send_dated)
+
+    def reset(self) -> None:
+        _socket(self._transport).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self._transport.abort()
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+def _socket(transport: asyncio.Transport) -> socket.socket:
+    found: socket.socket = transport.get_extra_info("socket")
+    return found

@@ -1,0 +1,173 @@
+"""The sandbox's state: accounts, meetings, meeting types, hooks. Thread-safe, without any I/O.
+
+A meeting is kept as the JSON text that is sent, so that what is handed out is always a copy and a list
+of 20,000 is only joined. Who asks, and what is answered, is the business of api.py.
+"""
+
+import base64
+import json
+import random
+import threading
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import attrs
+
+from lemcal_async.sandbox._answers import dumps
+from lemcal_async.sandbox._demo import (
+    DemoAccount,
+    SandboxAccount,
+    make_account,
+    make_meeting,
+    new_id,
+    wire_time,
+)
+
+
+class UnknownMeetingTypeError(LookupError):
+    """The account has no such meeting type."""
+
+
+class DuplicateHookError(ValueError):
+    """The account has that hook already."""
+
+
+@attrs.frozen
+class _Meeting:
+    meeting_type_id: object
+    text: bytes
+
+
+class _AccountState:
+    def __init__(self, demo: DemoAccount) -> None:
+        self.account = demo.account
+        self.user = demo.user
+        self.meeting_types = {entry["_id"]: entry for entry in demo.meeting_types}
+        self.meetings = {entry["_id"]: _kept(entry) for entry in demo.meetings}
+        self.hooks: dict[str, dict[str, Any]] = {}
+
+
+class SandboxState:
+    """Everything the service would know. Accounts are named by their index."""
+
+    def __init__(self, *, accounts: int, meetings: int, seed: int) -> None:
+        self._lock = threading.Lock()
+        self._rng = random.Random(f"lemcal sandbox {seed}")  # noqa: S311  # invented data, no secret
+        self._states = [_AccountState(make_account(seed, index, meetings)) for index in range(accounts)]
+        self._by_user = {state.account.user_id: index for index, state in enumerate(self._states)}
+        self.accounts: tuple[SandboxAccount, ...] = tuple(state.account for state in self._states)
+
+    def identify(self, authorization: str) -> tuple[str | None, int | None]:
+        """Return the user id of a Basic header, if it is known, and the account, if the key is its own."""
+        scheme, _, encoded = authorization.partition(" ")
+        try:
+            user_id, _, api_key = base64.b64decode(encoded, validate=True).decode().partition(":")
+        except ValueError:  # no base64, no UTF-8, or not even ASCII
+            return None, None
+        index = self._by_user.get(user_id)
+        if index is None or scheme.lower() != "basic":
+            return None, None
+        return user_id, index if api_key == self.accounts[index].api_key else None
+
+    def user(self, account: int) -> dict[str, Any]:
+        """Return the account's user."""
+        return dict(self._states[account].user)
+
+    def meeting_types(self, account: int) -> list[dict[str, Any]]:
+        """Return copies of the account's meeting types."""
+        copies: list[dict[str, Any]] = json.loads(dumps(list(self._states[account].meeting_types.values())))
+        return copies
+
+    def meetings(self, account: int, meeting_type_id: str | None = None) -> bytes:
+        """Return the JSON list of the account's meetings, of one type if asked."""
+        with self._lock:
+            kept = list(self._states[account].meetings.values())
+        if meeting_type_id is not None:
+            kept = [meeting for meeting in kept if meeting.meeting_type_id == meeting_type_id]
+        return b"[%b]" % b",".join([meeting.text for meeting in kept])
+
+    def book(
+        self, account: int, *, meeting_type_id: str | None, public: bool, changes: dict[str, Any]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Add a meeting, and return it together with the hooks that it fires.
+
+        Without a type it is of the first. ``changes`` are wire fields that replace the invented ones.
+        """
+        now = datetime.now(UTC)
+        with self._lock:
+            state = self._states[account]
+            meeting_type = state.meeting_types.get(meeting_type_id or next(iter(state.meeting_types)))
+            if meeting_type is None:
+                raise UnknownMeetingTypeError(f"no meeting type {meeting_type_id} in account {account}")
+            morning = now.replace(hour=9, minute=0, second=0, microsecond=0)
+            start = morning + timedelta(days=self._rng.randrange(1, 15), hours=self._rng.randrange(8))
+            meeting = make_meeting(
+                self._rng, state.account, meeting_type, start=start, created=now, public=public
+            )
+            meeting |= changes
+            if meeting["_id"] in state.meetings:
+                raise ValueError(f"there is a meeting {meeting['_id']} already")
+            state.meetings[meeting["_id"]] = kept = _kept(meeting)
+            fired = [dict(hook) for hook in state.hooks.values() if _matches(hook, kept.meeting_type_id)]
+        return json.loads(kept.text), fired
+
+    def edit(self, meeting_id: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """Replace wire fields of a meeting and return it; LookupError if there is none."""
+        if "_id" in changes:
+            raise ValueError("the id of a meeting does not change")
+        with self._lock:
+            state = self._owner(meeting_id)
+            meeting: dict[str, Any] = json.loads(state.meetings[meeting_id].text) | changes
+            state.meetings[meeting_id] = _kept(meeting)
+        return meeting
+
+    def cancel(self, meeting_id: str) -> dict[str, Any]:
+        """Mark a meeting as cancelled now and return it; LookupError if there is none."""
+        return self.edit(meeting_id, {"canceledAt": wire_time(datetime.now(UTC))})
+
+    def remove(self, meeting_id: str) -> None:
+        """Let a meeting disappear from the lists; LookupError if there is none."""
+        with self._lock:
+            del self._owner(meeting_id).meetings[meeting_id]
+
+    def hooks(self, account: int) -> list[dict[str, Any]]:
+        """Return copies of the account's hooks."""
+        with self._lock:
+            return [dict(hook) for hook in self._states[account].hooks.values()]
+
+    def add_hook(self, account: int, target_url: str, meeting_type_id: str | None) -> dict[str, Any]:
+        """Add a hook for one meeting type, or for any (None), and return it.
+
+        UnknownMeetingTypeError, DuplicateHookError: the same target for the same meetings.
+        """
+        scope = {"anyMeetingType": True} if meeting_type_id is None else {"meetingTypeId": meeting_type_id}
+        wanted = {"targetUrl": target_url, **scope}
+        with self._lock:
+            state = self._states[account]
+            if meeting_type_id is not None and meeting_type_id not in state.meeting_types:
+                raise UnknownMeetingTypeError(meeting_type_id)
+            if any(wanted.items() <= hook.items() for hook in state.hooks.values()):
+                raise DuplicateHookError
+            hook_id = new_id(self._rng, "hoo")
+            hook = {"_id": hook_id, **wanted, "createdAt": wire_time(datetime.now(UTC))}
+            state.hooks[hook_id] = hook
+        return dict(hook)
+
+    def delete_hook(self, account: int, hook_id: str) -> bool:
+        """Delete a hook; False if the account has none of that id."""
+        with self._lock:
+            return self._states[account].hooks.pop(hook_id, None) is not None
+
+    def _owner(self, meeting_id: str) -> _AccountState:
+        for state in self._states:
+            if meeting_id in state.meetings:
+                return state
+        raise LookupError(f"there is no meeting {meeting_id}")
+
+
+def _kept(meeting: dict[str, Any]) -> _Meeting:
+    return _Meeting(meeting.get("meetingTypeId"), dumps(meeting))
+
+
+def _matches(hook: dict[str, Any], meeting_type_id: object) -> bool:
+    return hook.get("anyMeetingType") is True or hook["meetingTypeId"] == meeting_type_id

@@ -1,0 +1,344 @@
+"""The transactions of ``SQLStore``, each a function of an open connection. SQLAlchemy Core, no event loop.
+
+Written for SQLite and PostgreSQL alike. An account's row is the lock: whoever raises its revision first
+has taken the account over, and others wait for that transaction, or find out that they are late.
+
+The transactions of ``SQLStore`` for webhook deliveries: who may handle one, and that it was handled.
+
+Each is a function of an open connection, as in ``statements.py``.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from itertools import islice
+from typing import Any, Final, Literal, cast
+
+import attrs
+from sqlalchemy import Connection, CursorResult, Select, and_, bindparam, delete, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from lemcal_async.errors import BadRow
+from lemcal_async.sync._columns import columns_of, storable
+from lemcal_async.sync._diff import Difference, Snapshot, StoredMeeting, compare, needed_rows, status_of
+from lemcal_async.sync._store import (
+    EMPTY_LIST_GRACE,
+    Applied,
+    Change,
+    EmptyListError,
+    Forgotten,
+    counted,
+    empty_list,
+)
+from lemcal_async.sync._tables import accounts, changes, deliveries, meetings
+
+_IN_ONE_STATEMENT: Final = 500  # parameters; every SQLite takes as many
+
+
+@attrs.frozen
+class _Previous:
+    """What is known of an account's runs before this one."""
+
+    empty_lists: int
+    synced_at: datetime | None
+
+
+def revision(connection: Connection, user_id: str) -> int:
+    """Return the account's revision, 0 if it is new."""
+    found = connection.execute(select(accounts.c.revision).where(accounts.c.user_id == user_id)).scalar()
+    return found or 0
+
+
+def apply(
+    connection: Connection,
+    user_id: str,
+    expected: int,
+    now: Snapshot,
+    at: datetime,
+    *,
+    baseline: bool,
+    believe_empty_after: int,
+) -> Applied | EmptyListError | None:
+    """Take a snapshot over; None if the revision is another one by now."""
+    previous = _lock(connection, user_id, expected, at)
+    if previous is None:
+        return None
+    known, problems = _known(connection, user_id)
+    held = sum(meeting.status in ("booked", "canceled") for meeting in known.values())
+    if now.complete and not now.rows and not now.present and held > EMPTY_LIST_GRACE:
+        error = empty_list(held, believe_empty_after)
+        if previous.empty_lists + 1 < believe_empty_after:
+            _set(connection, user_id, empty_lists=previous.empty_lists + 1, last_error=str(error))
+            return error
+    _load(connection, user_id, known, needed_rows(known, now))
+    differences = compare(known, now)
+    texts = {found.meeting_id: json.dumps(found.wire) for found in differences}
+    takeover = _Apply(connection, user_id, now, at, known, problems, texts)
+    takeover.write_listed([found for found in differences if found.kind != "disappeared"])
+    takeover.write_missing(
+        [found.meeting_id for found in differences if found.kind == "disappeared"], previous.synced_at
+    )
+    if not (baseline and expected == 0):
+        _write_changes(connection, user_id, differences, texts, at)
+    _set(connection, user_id, empty_lists=0, last_error=None, synced_at=at)
+    unreadable = [
+        BadRow(row.index, row.wire, problems[row.id]) for row in now.rows.values() if row.id in problems
+    ]
+    return Applied(counted(differences, len(now.rows)), (*now.bad_rows, *unreadable))
+
+
+def _lock(connection: Connection, user_id: str, expected: int, at: datetime) -> _Previous | None:
+    """Raise the revision, and hold the account until the transaction ends; None if it is another one."""
+    if expected == 0:
+        _insert_account(connection, user_id, at)
+    raised = connection.execute(
+        update(accounts)
+        .where(accounts.c.user_id == user_id, accounts.c.revision == expected)
+        .values(revision=expected + 1, last_run_at=at)
+    )
+    if raised.rowcount != 1:
+        return None
+    columns = select(accounts.c.empty_lists, accounts.c.synced_at)
+    empty_lists, synced_at = connection.execute(columns.where(accounts.c.user_id == user_id)).one()
+    return _Previous(empty_lists, synced_at)
+
+
+def _insert_account(connection: Connection, user_id: str, at: datetime) -> None:
+    """Add the account unless it is there."""
+    values = {"user_id": user_id, "revision": 0, "empty_lists": 0, "first_run_at": at, "last_run_at": at}
+    insert_new(connection, accounts, values)
+
+
+def insert_new(connection: Connection, table: Any, values: dict[str, Any]) -> bool:
+    """Insert a row unless its key is there; return whether it was inserted."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(table).values(values).on_conflict_do_nothing()
+    counted_rows = connection.execution_options(preserve_rowcount=True).execute(statement)
+    return _rowcount(counted_rows) == 1
+
+
+def _set(connection: Connection, user_id: str, **values: Any) -> None:
+    connection.execute(update(accounts).where(accounts.c.user_id == user_id).values(values))
+
+
+def _known(connection: Connection, user_id: str) -> tuple[dict[str, StoredMeeting], dict[str, str]]:
+    """Return what is known of the account's meetings, and what is wrong with those that cannot be read."""
+    columns = (meetings.c.meeting_id, meetings.c.digest, meetings.c.status, meetings.c.problem)
+    known: dict[str, StoredMeeting] = {}
+    problems: dict[str, str] = {}
+    for meeting_id, digest, status, problem in connection.execute(
+        select(*columns).where(meetings.c.user_id == user_id)
+    ):
+        known[meeting_id] = StoredMeeting(digest, status)
+        if problem is not None:
+            problems[meeting_id] = problem
+    return known, problems
+
+
+def _load(connection: Connection, user_id: str, known: dict[str, StoredMeeting], needed: list[str]) -> None:
+    """Put the wire rows that are needed into what is known."""
+    for ids in _slices(needed):
+        found = connection.execute(
+            select(meetings.c.meeting_id, meetings.c.wire).where(
+                meetings.c.user_id == user_id, meetings.c.meeting_id.in_(ids), meetings.c.wire.is_not(None)
+            )
+        )
+        for meeting_id, wire in found:
+            known[meeting_id] = attrs.evolve(known[meeting_id], wire=json.loads(wire))
+
+
+@attrs.frozen
+class _Apply:
+    """Writes what a snapshot has changed of an account's meetings.
+
+    ``problems`` is kept up to date; ``texts`` are the wire rows as JSON.
+    """
+
+    connection: Connection
+    user_id: str
+    now: Snapshot
+    at: datetime
+    known: dict[str, StoredMeeting]
+    problems: dict[str, str]
+    texts: dict[str, str]
+
+    def write_listed(self, differences: list[Difference]) -> None:
+        """Write those that are in the list, and new or different."""
+        new: list[dict[str, Any]] = []
+        old: list[dict[str, Any]] = []
+        for difference in differences:
+            row, meeting_id = self._row(difference), difference.meeting_id
+            if meeting_id in self.known:
+                old.append({**row, "its_user": self.user_id, "its_id": meeting_id})
+            else:
+                key = {"user_id": self.user_id, "meeting_id": meeting_id}
+                new.append({**row, **key, "first_seen_at": self.at})
+        if new:
+            self.connection.execute(meetings.insert(), new)
+        if old:
+            self.connection.execute(
+                update(meetings).where(
+                    meetings.c.user_id == bindparam("its_user"), meetings.c.meeting_id == bindparam("its_id")
+                ),
+                old,
+            )
+
+    def _row(self, difference: Difference) -> dict[str, Any]:
+        meeting_id, columns = difference.meeting_id, columns_of(difference.wire)
+        self.problems.pop(meeting_id, None)
+        if columns.problem is not None:
+            self.problems[meeting_id] = columns.problem
+        return {
+            **attrs.asdict(columns),
+            "status": status_of(difference.wire),
+            "changed_at": self.at,
+            "last_seen_at": None,
+            "digest": self.now.rows[meeting_id].digest,
+            "wire": self.texts[meeting_id],
+        }
+
+    def write_missing(self, disappeared: list[str], synced_at: datetime | None) -> None:
+        """Write those that are not in the list any more; ``synced_at`` is when they were last in it."""
+        for ids in _slices(disappeared):
+            self.connection.execute(
+                update(meetings)
+                .where(meetings.c.user_id == self.user_id, meetings.c.meeting_id.in_(ids))
+                .values(status="disappeared", changed_at=self.at, last_seen_at=synced_at)
+            )
+        if self.now.complete:
+            pruned = [
+                key for key, was in self.known.items() if was.status == "pruned" and key not in self.now
+            ]
+            for ids in _slices(pruned):
+                self.connection.execute(
+                    delete(meetings).where(meetings.c.user_id == self.user_id, meetings.c.meeting_id.in_(ids))
+                )
+
+
+def _write_changes(
+    connection: Connection, user_id: str, differences: list[Difference], texts: dict[str, str], at: datetime
+) -> None:
+    if differences:
+        connection.execute(
+            changes.insert(),
+            [
+                {
+                    "user_id": user_id,
+                    "meeting_id": difference.meeting_id,
+                    "kind": difference.kind,
+                    "fields": json.dumps(difference.fields),
+                    "found_at": at,
+                    "wire": texts[difference.meeting_id],
+                }
+                for difference in differences
+            ],
+        )
+
+
+def record_failure(connection: Connection, user_id: str, message: str, at: datetime) -> None:
+    """Note the failure of a run."""
+    _insert_account(connection, user_id, at)
+    _set(connection, user_id, last_error=storable(message), last_run_at=at)
+
+
+def outbox(connection: Connection, wanted: Select[Any], limit: int) -> list[Change]:
+    """Return the first changes of a selection, in order."""
+    return [
+        Change(
+            seq=row.seq,
+            user_id=row.user_id,
+            meeting_id=row.meeting_id,
+            kind=row.kind,
+            fields=tuple(json.loads(row.fields)),
+            found_at=row.found_at,
+            wire=json.loads(row.wire),
+            delivered_at=row.delivered_at,
+        )
+        for row in connection.execute(wanted.order_by(changes.c.seq).limit(limit))
+    ]
+
+
+def mark_delivered(connection: Connection, change: Change, at: datetime) -> bool:
+    """Mark a change, and return whether it was not marked before."""
+    marked = connection.execute(
+        update(changes)
+        .where(changes.c.seq == change.seq, changes.c.delivered_at.is_(None))
+        .values(delivered_at=at)
+    )
+    return marked.rowcount == 1
+
+
+def forget(connection: Connection, user_id: str) -> Forgotten:
+    """Erase an account."""
+    # Its row first: it is the lock, and nobody may add to the account meanwhile.
+    _set(connection, user_id, revision=accounts.c.revision + 1)
+    erased = [
+        _rowcount(connection.execute(delete(table).where(table.c.user_id == user_id)))
+        for table in (meetings, changes, deliveries, accounts)
+    ]
+    return Forgotten(meetings=erased[0], changes=erased[1])
+
+
+def prune(connection: Connection, before: datetime) -> Forgotten:
+    """Erase what is old: see ``Store.prune``."""
+    # Every account's row first, as each writer of meetings does, so that none waits for the other in a ring.
+    connection.execute(select(accounts.c.user_id).order_by(accounts.c.user_id).with_for_update())
+    ended_at = func.coalesce(meetings.c.end_at, meetings.c.start_at, meetings.c.changed_at)
+    is_old = and_(ended_at < before, meetings.c.status != "pruned")
+    deleted = _rowcount(
+        connection.execute(delete(meetings).where(is_old, meetings.c.status == "disappeared"))
+    )
+    kept = {"user_id", "meeting_id", "digest", "status", "first_seen_at", "changed_at"}
+    erased = {column.name: None for column in meetings.c if column.name not in kept}
+    blanked = _rowcount(connection.execute(update(meetings).where(is_old).values(**erased, status="pruned")))
+    old_changes = delete(changes).where(changes.c.delivered_at.is_not(None), changes.c.found_at < before)
+    erased_changes = _rowcount(connection.execute(old_changes))
+    connection.execute(delete(deliveries).where(deliveries.c.done_at < before))
+    return Forgotten(meetings=deleted + blanked, changes=erased_changes)
+
+
+def _rowcount(result: Any) -> int:
+    return cast("CursorResult[Any]", result).rowcount
+
+
+def _slices(ids: Sequence[str]) -> Iterator[list[str]]:
+    rest = iter(ids)
+    while ids_now := list(islice(rest, _IN_ONE_STATEMENT)):
+        yield ids_now
+
+
+def claim(
+    connection: Connection, user_id: str, meeting_id: str, clock: float, lease: float
+) -> Literal["new", "busy", "done"]:
+    """Claim a webhook delivery for so many seconds."""
+    key = {"user_id": user_id, "meeting_id": meeting_id}
+    if insert_new(connection, deliveries, {**key, "lease_until": clock + lease}):
+        return "new"
+    taken_over = connection.execute(
+        update(deliveries)
+        .where(*_delivery(user_id, meeting_id), deliveries.c.done_at.is_(None))
+        .where(deliveries.c.lease_until <= clock)
+        .values(lease_until=clock + lease)
+    )
+    if taken_over.rowcount == 1:
+        return "new"
+    done_at = connection.execute(select(deliveries.c.done_at).where(*_delivery(user_id, meeting_id))).scalar()
+    return "busy" if done_at is None else "done"
+
+
+def done(connection: Connection, user_id: str, meeting_id: str, at: datetime) -> None:
+    """Remember that a webhook delivery was handled."""
+    key = {"user_id": user_id, "meeting_id": meeting_id}
+    insert_new(connection, deliveries, {**key, "lease_until": 0.0})  # it may have been pruned or forgotten
+    connection.execute(update(deliveries).where(*_delivery(user_id, meeting_id)).values(done_at=at))
+
+
+def release(connection: Connection, user_id: str, meeting_id: str) -> None:
+    """Give a claim back, unless it is done."""
+    connection.execute(
+        delete(deliveries).where(*_delivery(user_id, meeting_id), deliveries.c.done_at.is_(None))
+    )
+
+
+def _delivery(user_id: str, meeting_id: str) -> tuple[Any, Any]:
+    return deliveries.c.user_id == user_id, deliveries.c.meeting_id == meeting_id

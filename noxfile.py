@@ -44,12 +44,30 @@ def install(session: nox.Session, *groups: str) -> None:
     session.install("-e", ".[all]", *nox.project.dependency_groups(PROJECT, *groups))
 
 
-@nox.session(python=interpreters())
-def tests(session: nox.Session) -> None:
-    """Run the tests; arguments after ``--`` go to pytest."""
+def run_tests(session: nox.Session) -> None:
+    """Install what the tests need, and run them in two processes: half of the time they wait for servers."""
     install(session, "test")
-    # Half of the time they wait for real servers, so two processes take little more than half as long.
-    session.run("pytest", *(session.posargs or ["--numprocesses=2", "--dist=loadfile"]))
+    session.run("pytest", *(session.posargs or ["--numprocesses=2", "--dist=worksteal"]))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests on the Python that nox runs on; arguments after ``--`` go to pytest."""
+    run_tests(session)
+
+
+@nox.session(python=interpreters())
+def tests_all(session: nox.Session) -> None:
+    """Run the tests on every supported Python that exists here."""
+    run_tests(session)
+
+
+@nox.session
+def storms(session: nox.Session) -> None:
+    """Run the storms and kill runs: minutes of load and failure, on loopback; ``-- soak`` for one by name."""
+    install(session, "test")
+    chosen = ["-k", session.posargs[0]] if session.posargs else []
+    session.run("pytest", "-m", "storm", "--timeout=900", "-rA", *chosen, *session.posargs[1:])
 
 
 @nox.session(python=interpreters()[-1:])
@@ -98,11 +116,9 @@ def lowest(session: nox.Session) -> None:
     resolve = ["uv", "pip", "compile", "--quiet", "--upgrade", "--all-extras", "--resolution=lowest-direct"]
     session.run(*resolve, "pyproject.toml", "--output-file", pins)
     session.install("-e", ".[all]", "-c", pins, *nox.project.dependency_groups(PROJECT, "test"))
-    # A pandas of today wants a newer SQLAlchemy than the package does; what is killed in other processes
-    # takes long, and calls nothing that the other tests do not.
+    # A pandas of today wants a newer SQLAlchemy than the package does.
     left_out = ["--deselect=tests/docs/test_pages.py::test_data_analysis"]
-    left_out += ["--ignore=tests/ratelimit/test_redis_processes.py", "--ignore=tests/sync/test_crash.py"]
-    session.run("pytest", "--numprocesses=2", "--dist=loadfile", *left_out, *session.posargs)
+    session.run("pytest", "--numprocesses=2", "--dist=worksteal", *left_out, *session.posargs)
 
 
 @nox.session

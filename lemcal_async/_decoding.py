@@ -18,7 +18,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from json import JSONDecoder
-from typing import Any, Generic, TypeVar, get_args, get_origin
+from typing import Any, Generic, Protocol, TypeVar, get_args, get_origin
 
 from anyio.lowlevel import checkpoint, current_token
 
@@ -27,7 +27,7 @@ from lemcal_async._codec import decode_rows, from_wire, problem_of
 from lemcal_async._concurrency import FairSemaphore
 from lemcal_async._responses import DECODER, object_of, read_json, rows_of
 from lemcal_async._session import AccountSession, Answer
-from lemcal_async.errors import BadRow, ResponseDecodeError
+from lemcal_async.errors import BadRow, CallInfo, ResponseDecodeError
 from lemcal_async.models import Hook, Meeting, MeetingType, User
 
 SLICE = 128 * 1024  # bytes: some 2 ms, with the models made of it
@@ -123,12 +123,31 @@ class _Models(Generic[T]):
         self.count += len(rows)
 
 
+class HasBody(Protocol):
+    """The part of an answer that is parsed."""
+
+    @property
+    def status_code(self) -> int:
+        """The status, a success."""
+        ...
+
+    @property
+    def body(self) -> bytes:
+        """The body, its encoding undone."""
+        ...
+
+    @property
+    def call(self) -> CallInfo:
+        """The call, for errors to name."""
+        ...
+
+
 async def read_models(exchange: AccountSession, answer: Answer, name: str, into: type[M]) -> list[M]:
     """Make models of an answer that is a list; unreadable rows are reported, not lost."""
     models = _Models(into)
     if not await _in_slices(answer, models.add):
         models = _Models(into)
-        rows = _rows(answer, name)
+        rows = parse_rows(answer, name)
         await _by_turns((rows[at : at + _ROWS] for at in range(0, len(rows), _ROWS)), models.add)
     if not models.bad:
         return models.good
@@ -140,6 +159,12 @@ async def read_models(exchange: AccountSession, answer: Answer, name: str, into:
         return models.good
     advice = "the others are in .rows, on_bad_row='skip' goes on without these"
     raise _refusal(answer, f"{problem}; {advice}", models.good, models.bad)
+
+
+async def read_rows(answer: Answer, name: str) -> list[Any]:
+    """Return the rows of an answer that is a list, as plain JSON."""
+    rows: list[Any] = []
+    return rows if await _in_slices(answer, rows.extend) else parse_rows(answer, name)
 
 
 async def find_row(answer: Answer, name: str, row_id: str) -> tuple[dict[str, Any] | None, int]:
@@ -154,11 +179,11 @@ async def find_row(answer: Answer, name: str, row_id: str) -> tuple[dict[str, An
 
     if not await _in_slices(answer, look):
         found, count = [], 0
-        look(_rows(answer, name))
+        look(parse_rows(answer, name))
     return (found[0] if found else None), count
 
 
-def json_of(answer: Answer) -> Any:
+def json_of(answer: HasBody) -> Any:
     """Return the JSON of an answer, None for a 204."""
     with _gc.paused():
         return read_json(answer.status_code, answer.body, answer.call)
@@ -252,5 +277,6 @@ def _take_turn(remaining: Iterator[list[Any]], add: Callable[[list[Any]], object
     return False
 
 
-def _rows(answer: Answer, name: str) -> list[Any]:
+def parse_rows(answer: HasBody, name: str) -> list[Any]:
+    """Return the rows of an answer that is a list, parsed in one go; ``name`` is that of its envelope."""
     return rows_of(json_of(answer), (name, "data"), answer.call, status=answer.status_code)

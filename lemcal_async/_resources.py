@@ -3,10 +3,12 @@
 from collections.abc import Coroutine
 from typing import Any, Literal, overload
 
-from lemcal_async._decoding import decode, find_row, json_of, read_model, read_models
+import attrs
+
+from lemcal_async._decoding import decode, find_row, json_of, parse_rows, read_model, read_models, read_rows
 from lemcal_async._session import AccountSession, Answer, JSONBody
 from lemcal_async._urls import check_target_url, quote_id, with_query
-from lemcal_async.errors import ConfigurationError, DuplicateHookError, MeetingNotFoundError
+from lemcal_async.errors import CallInfo, ConfigurationError, DuplicateHookError, MeetingNotFoundError
 from lemcal_async.models import Hook, Meeting, MeetingType, User
 
 
@@ -15,11 +17,36 @@ async def me(exchange: AccountSession) -> User:
     return read_model(await exchange.send("GET", "/me", "/me"), User)
 
 
+@attrs.frozen
+class MeetingRows:
+    """A list of meetings as it was sent: the decoded body, and the call that it answers."""
+
+    status_code: int
+    body: bytes = attrs.field(repr=False)  # personal data
+    call: CallInfo
+
+    def rows(self) -> list[Any]:
+        """Parse the body at once, on this thread; ResponseDecodeError if it holds no list."""
+        return parse_rows(self, "meetings")
+
+
 class Meetings:
     """The booked meetings of an account."""
 
     def __init__(self, exchange: AccountSession) -> None:
         self._exchange = exchange
+
+    async def rows(self, meeting_type_id: str | None = None) -> list[Any]:
+        """Fetch the list as ``list`` does, and return its rows as plain JSON, whatever they hold.
+
+        Raises ResponseDecodeError if the answer is not a list.
+        """
+        return await read_rows(await self._fetch(meeting_type_id), "meetings")
+
+    async def _fetch_rows(self, meeting_type_id: str | None = None) -> MeetingRows:
+        """Fetch the list unparsed: most of what a synchronization fetches is what it has already."""
+        answer = await self._fetch(meeting_type_id)
+        return MeetingRows(answer.status_code, answer.body, answer.call)
 
     async def list(self, meeting_type_id: str | None = None) -> list[Meeting]:
         """Fetch all booked meetings, or those of one meeting type; there is no pagination (documented).

@@ -22,8 +22,7 @@ import attrs
 
 from lemcal_async import events
 from lemcal_async._client import AsyncLemcal
-from lemcal_async._responses import rows_of
-from lemcal_async.errors import BadRow, CallInfo, ConfigurationError
+from lemcal_async.errors import BadRow, ConfigurationError
 from lemcal_async.sync._store import Change, Counts, Store
 
 Stage: TypeAlias = Literal["fetch", "store", "delivery"]
@@ -139,7 +138,6 @@ async def _mark(store: Store, change: Change) -> bool:
 logger = logging.getLogger("lemcal_async.sync")
 
 _ATTEMPTS: Final = 3  # when another process takes the account over meanwhile, each with a new list
-_CALL: Final = CallInfo("GET", "/meetings", attempts=1)
 
 
 @attrs.frozen
@@ -238,7 +236,7 @@ class Runner:
                 stage = "store"
                 revision = await self._store.revision(user_id)
                 stage = "fetch"
-                rows = await _fetch(lemcal)
+                rows = await lemcal.with_options(priority="bulk").meetings.rows()
                 stage = "store"
                 applied = await self._store.apply(
                     user_id,
@@ -313,9 +311,3 @@ class _Source:
         except Exception as error:  # noqa: BLE001  # raised when those under way are done
             self.error = error
         raise StopIteration
-
-
-async def _fetch(lemcal: AsyncLemcal) -> list[Any]:
-    """Fetch the wire rows of the account's meetings."""
-    answer = await lemcal.with_options(priority="bulk").request("GET", "/meetings")
-    return rows_of(answer.data, ("meetings", "data"), _CALL, status=answer.status_code)

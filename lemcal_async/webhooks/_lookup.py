@@ -17,8 +17,7 @@ import attrs
 
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._codec import from_wire
-from lemcal_async._responses import rows_of
-from lemcal_async.errors import CallInfo, LemcalError, ResponseDecodeError
+from lemcal_async.errors import LemcalError, ResponseDecodeError
 from lemcal_async.models import Meeting
 from lemcal_async.webhooks._http import Verify
 
@@ -30,8 +29,6 @@ GAP: Final = 0.75
 
 However many deliveries come, they cost less than 3 of the 20 requests that the account has in 2 s.
 """
-
-_CALL = CallInfo("GET", "/meetings", attempts=1)
 
 
 @attrs.frozen
@@ -142,8 +139,7 @@ async def _list(lemcal: AsyncLemcal, wanted: list[Verify], seconds: float) -> li
     only = types.pop() if len(types) == 1 else None
     view = lemcal.with_options(deadline=seconds, priority="interactive")
     try:
-        answer = await view.request("GET", "/meetings", params={"meetingTypeId": only})
-        rows = rows_of(answer.data, ("meetings", "data"), _CALL)
+        rows = await view.meetings.rows(only)
     except LemcalError as error:
         status = "" if error.status_code is None else f" {error.status_code}"
         retry_after: float | None = getattr(error, "retry_after", None)

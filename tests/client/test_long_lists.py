@@ -9,13 +9,14 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import httpx
 import pytest
 
 from lemcal_async import Meeting, User, _decoding as decoding, from_wire
 from lemcal_async.errors import MeetingNotFoundError, ResponseDecodeError
 from lemcal_async.sandbox._demo import make_account
 
-from .conftest import answering, check_plain
+from .conftest import AT_ONCE, Wire, answering, check_plain
 
 pytestmark = pytest.mark.anyio
 
@@ -200,3 +201,36 @@ async def test_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         tasks.cancel_scope.cancel()
     assert 8 * 10 <= happened.count("turn")
     assert max(len(turns) for turns in "".join(each[0] for each in happened).split("e")) <= 3
+
+
+@pytest.mark.parametrize("how", ["array", "envelope"])
+async def test_raw_rows(how: str) -> None:
+    """The JSON of each row as it came, whether a model could be made of it or not."""
+    rows, _ = damaged()
+    wire = answering(json=rows if how == "array" else {"data": rows})
+    async with others() as turns:
+        assert rows == await wire.client().meetings.rows("met_1")
+        if how == "array":
+            assert len(turns) >= 10
+    assert "meetingTypeId=met_1" == wire.requests[0].url.query.decode()
+
+
+async def test_rows_left_unparsed() -> None:
+    """A synchronization gets the bytes and the call that they answer, and parses them where it likes."""
+    answers = [httpx.Response(500), httpx.Response(200, content=BODY), httpx.Response(200, content=b"{}")]
+    lemcal = Wire(lambda _: answers.pop(0)).client(retry=AT_ONCE)
+    found = await lemcal.meetings._fetch_rows()
+    assert (200, BODY, 2) == (found.status_code, found.body, found.call.attempts)
+    assert ROWS == found.rows()
+    assert "mee_" not in repr(found)
+    no_list = [httpx.Response(500), httpx.Response(200, content=b"{}")]
+    answers[:] = no_list
+    unparsed = await lemcal.meetings._fetch_rows()
+    answers[:] = no_list
+    with pytest.raises(ResponseDecodeError) as later:
+        unparsed.rows()
+    with pytest.raises(ResponseDecodeError) as at_once:
+        await lemcal.meetings.rows()
+    for caught in (later, at_once):
+        assert "an object, where a list was expected" in str(caught.value)
+        assert ("GET", "/meetings", 2) == (caught.value.method, caught.value.route, caught.value.attempts)

@@ -49,6 +49,7 @@ async def calls() -> None:
         assert_type(await lemcal.meetings.list(meeting_type_id=None), list[Meeting])
         assert_type(await lemcal.meetings.get("mee_1"), Meeting)
         assert_type(await lemcal.meetings.get("mee_1", meeting_type_id="met_1"), Meeting)
+        assert_type(await lemcal.meetings.rows("met_1"), list[Any])
         assert_type(await lemcal.meeting_types.list(), list[MeetingType])
         assert_type(await lemcal.meeting_types.get("met_1"), MeetingType)
         assert_type(await lemcal.hooks.create("https://example.com", any_meeting_type=True), Hook)

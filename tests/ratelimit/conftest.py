@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from redis_server import RedisServer
 from trio.testing import MockClock
 
 from lemcal_async.ratelimit.redis import _budget as leases, _script as script
-
-from .redis_server import RedisServer
 
 
 class _JumpingSelector(selectors.DefaultSelector):

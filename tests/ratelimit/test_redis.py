@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from redis_server import RedisServer
 
 from lemcal_async import events
 from lemcal_async._headers import Quota
@@ -21,8 +22,6 @@ from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Key, LocalRateLimiter, RateLimit, RateLimiter, RedisRateLimiter, WouldWait
 from lemcal_async.ratelimit._slots import MARGIN
 from lemcal_async.ratelimit.redis._limiter import KeyWorker
-
-from .redis_server import RedisServer
 
 KEY = Key("https://api.example.com", "0f" * 16)
 SILENT = Quota()
@@ -652,7 +651,7 @@ async def test_the_password(redis: RedisServer, caplog: pytest.LogCaptureFixture
         assert caught.value.__context__ is None
         assert "hunter" not in caplog.text
     finally:
-        redis.command("-a", "hunter 2", "CONFIG", "SET", "requirepass", "")
+        redis.command("CONFIG", "SET", "requirepass", "", password="hunter 2")
 
 
 @pytest.mark.anyio

@@ -7,6 +7,7 @@ from functools import partial
 
 import anyio
 import pytest
+from redis_server import RedisServer
 
 from lemcal_async import events
 from lemcal_async._headers import Quota
@@ -15,7 +16,6 @@ from lemcal_async.ratelimit import Key, Permit, RedisRateLimiter, WouldWait
 from lemcal_async.ratelimit.redis import _fallback as breaker
 from lemcal_async.ratelimit.redis._fallback import FIRST_DELAY, LAST_DELAY, CircuitBreaker
 
-from .redis_server import RedisServer
 from .test_redis import COUNTED, Calls, limiter_of, most_in, refusal, serving_of
 
 KEY = Key("https://api.example.com", "0f" * 16)
@@ -282,7 +282,7 @@ async def test_an_error_from_redis(mortal: RedisServer, caplog: pytest.LogCaptur
         state = next(key for key in mortal.names() if key.endswith(":state"))
         mortal.command("RENAME", state, "state")
         mortal.command("SET", state, "not a hash")
-        with pytest.raises(LemcalError, match="WRONGTYPE"):
+        with pytest.raises(LemcalError, match="WrongType"):
             await limiter.acquire(KEY)
         mortal.command("RENAME", "state", state)
         await until_back(limiter)

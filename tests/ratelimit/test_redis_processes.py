@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lemcal_async.sandbox import Sandbox
+from redis_server import RedisServer
 
-from .redis_server import RedisServer
+from lemcal_async.sandbox import Sandbox
 
 WORKER = Path(__file__).with_name("redis_worker.py")
 Worker = subprocess.Popen[str]

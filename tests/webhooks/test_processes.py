@@ -16,7 +16,7 @@ from pathlib import Path
 import attrs
 import httpx
 import pytest
-from ratelimit.redis_server import RedisServer
+from redis_server import RedisServer
 
 from lemcal_async.sandbox import Sandbox
 

@@ -1,10 +1,12 @@
 """Waking one waiting task, from its own event loop, another one or none, asyncio and trio alike.
 
-MERGED [transport.gate] Who may use a connection, when there are not enough: places that accounts share fairly.
+Who may use a connection when there are not enough: places that accounts share fairly.
 
 Belongs to one event loop. Knows nothing of connections; an account is whatever can be told from another.
 """
 
+import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
@@ -172,3 +174,17 @@ class _Wait:
     def __init__(self) -> None:
         self.event = anyio.Event()
         self.over = False
+
+
+def is_being_canceled() -> bool:
+    """Whether the running task itself is being canceled, by an anyio scope or natively.
+
+    A ``CancelledError`` can also come from awaiting what somebody else canceled, such as a future: that one
+    is a failure like any other.
+    """
+    if anyio.current_effective_deadline() == -math.inf:
+        return True
+    if not hasattr(current_token().native_token, "call_soon_threadsafe"):
+        return False  # trio, where nobody cancels but scopes
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

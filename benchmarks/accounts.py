@@ -12,7 +12,7 @@ import httpx
 from benchmarks.servers import counting_server
 from benchmarks.table import Measurement, main
 from lemcal_async import AsyncLemcal, RetryPolicy
-from lemcal_async._auth import CredentialSource
+from lemcal_async._auth import Credentials, Secret
 from lemcal_async.errors import RateLimitError
 from lemcal_async.ratelimit import LocalRateLimiter
 from lemcal_async.transport import PooledTransport
@@ -72,9 +72,11 @@ async def throughput(base_url: str, *, bare: bool) -> tuple[float, int]:
 
         async def with_plain(number: int) -> None:
             nonlocal refused
-            basic = CredentialSource(f"usr_{number}", "secret", None).current()
+            basic = Credentials(f"usr_{number}", Secret("secret"))
             for _ in range(EACH):
-                answer = await plain.get(f"{base_url}/me", headers={"Authorization": basic.authorization})
+                answer = await plain.get(
+                    f"{base_url}/me", headers={"Authorization": basic.authorization.reveal()}
+                )
                 refused += answer.status_code == 429
 
         async def with_ours(number: int) -> None:

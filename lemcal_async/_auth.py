@@ -1,18 +1,23 @@
-"""User id and API key: the forms people hold them in, the environment, and how to keep them quiet.
+"""The user id and API key: the forms people hold them in, the environment, and keeping them out of sight.
 
-The service takes HTTP Basic, ``userId:apiKey`` (documented). Here every form of it becomes one value,
-``Credentials``, and what is wrong with it a ``ConfigurationError`` that says what to do; nothing is
-sent from here. The key is shown nowhere: in no message, repr or pickle, and in no traceback that is
-rendered with local variables, for what handles a key does not raise, and what raises holds no key.
+The service takes HTTP Basic, ``userId:apiKey`` (documented). Every form becomes one value,
+``Credentials``; anything wrong becomes a ``ConfigurationError`` that says what to do. Nothing is sent
+from here.
+
+Error trackers render tracebacks with local variables. So a function that may raise holds a key only
+inside a ``Secret``, and a function that looks at a plain key returns what is wrong instead of raising.
 """
 
 import base64
 import binascii
 import hashlib
 import inspect
+import os
 import re
-from collections.abc import Callable, Mapping
-from typing import NoReturn, TypeAlias
+from collections.abc import Callable
+from typing import Any, Generic, NoReturn, TypeAlias, TypeVar, cast
+
+import attrs
 
 from lemcal_async.errors import ConfigurationError
 
@@ -24,214 +29,214 @@ ApiKey: TypeAlias = str | Callable[[], str]
 
 _PREFIX = "usr_"
 _MASK = "***"
-_SHORT = 4  # a shorter key is part of too many words: masked one by one, the gaps would spell it out
+_SHORT = 4  # characters; a shorter key is part of too many words, and the masks would spell it out
 
 _VISIBLE_ASCII = r"[!-~]*"
 _BASIC = r"(?i)basic\s"
-_WITHOUT_USER = r":[!-~]+"  # what lemlist takes: an empty user name, the key as password
+_WITHOUT_USER = r":[!-~]+"  # what lemlist takes: an empty user name with the key as the password
 
 _COMBINED = f"'{_PREFIX}...:key' (or its base64)"
 _UNSET = "(not set now, or empty)"
 _NOT_LEMLIST = "lemcal wants userId:apiKey, where lemlist took an empty user name with the key as password"
 
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Secret(Generic[T_co]):
+    """A value that must not be shown: masked when printed, never pickled, equal by value.
+
+    Wrap a secret as soon as it comes in, and ``reveal()`` it where it is used. At an entrance, drop the
+    plain argument in the same line, because a traceback may show it::
+
+        url, database_url = Secret(database_url), ""
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: T_co) -> None:
+        self._value = value
+
+    def reveal(self) -> T_co:
+        """Return the value itself. Do not bind it to a name in a function that may raise."""
+        return self._value
+
+    def __eq__(self, other: object) -> bool:
+        return self._value == other._value if isinstance(other, Secret) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({_MASK})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Secret cannot be pickled: the value would be written out with it")
+
 
 def digest_of(combined: str) -> str:
-    """Return the digest by which ``usr_x:secret`` is known where the secret must not be."""
+    """Return the digest that stands for ``usr_x:secret`` where the secret itself must not be."""
     return hashlib.blake2b(combined.encode(), digest_size=16, person=b"lemcal-async").hexdigest()
 
 
+@attrs.frozen
 class Credentials:
-    """The user id and API key of one account, ready to be sent. Immutable, equal by value, not pickled.
+    """The user id and API key of one account, checked and ready to be sent. Cannot be pickled.
 
-    Made by ``parse`` and ``CredentialSource``, which check what they are given.
     ``authorization`` is the value of the header. ``digest`` tells two credentials apart without
-    revealing them: it is the key under which the rate limit is counted.
+    revealing them: the rate limit is counted by it.
     """
 
-    __slots__ = ("_secret", "authorization", "digest", "user_id")
-
     user_id: str
-    authorization: str
-    digest: str
-    _secret: str
+    secret: Secret[str] = attrs.field(repr=False)
+    authorization: Secret[str] = attrs.field(init=False, eq=False, repr=False)
+    digest: str = attrs.field(init=False, eq=False, repr=False)
 
-    def __init__(self, user_id: str, secret: str) -> None:
-        combined = f"{user_id}:{secret}"
-        put = object.__setattr__
-        put(self, "user_id", user_id)
-        put(self, "authorization", "Basic " + base64.b64encode(combined.encode()).decode())
-        put(self, "digest", digest_of(combined))
-        put(self, "_secret", secret)
+    @authorization.default
+    def _encode(self) -> Secret[str]:
+        return Secret("Basic " + base64.b64encode(self._combined().encode()).decode())
+
+    @digest.default
+    def _digest(self) -> str:
+        return digest_of(self._combined())
 
     def redact(self, text: str) -> str:
         """Return ``text`` with the key, in every form in which it is sent or held, replaced by ``***``.
 
-        A text that contains a key of less than four characters, or one with an asterisk in it (which
-        the mask could complete), is withheld as a whole.
+        If the key is shorter than four characters or contains an asterisk (which the mask could
+        complete), a text that contains it is withheld as a whole.
         """
-        if self._secret in text and (len(self._secret) < _SHORT or "*" in self._secret):
+        secret = self.secret.reveal()
+        if secret in text and (len(secret) < _SHORT or "*" in secret):
             return _MASK
-        combined = f"{self.user_id}:{self._secret}"
-        standard = self.authorization.removeprefix("Basic ")
+        standard = self.authorization.reveal().removeprefix("Basic ")
         urlsafe = standard.translate(str.maketrans("+/", "-_"))
         # From the longest to the shortest: a shorter form is part of a longer one.
-        for form in (self.authorization, standard, urlsafe, standard.rstrip("="), urlsafe.rstrip("=")):
+        for form in (f"Basic {standard}", standard, urlsafe, standard.rstrip("="), urlsafe.rstrip("=")):
             text = text.replace(form, _MASK)
-        return text.replace(combined, _MASK).replace(self._secret, _MASK)
+        return text.replace(self._combined(), _MASK).replace(secret, _MASK)
 
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError("Credentials cannot be changed; make new ones")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError("Credentials cannot be changed; make new ones")
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Credentials):
-            return NotImplemented
-        return self.authorization == other.authorization
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
-    def __repr__(self) -> str:
-        return f"Credentials(user_id={self.user_id!r})"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("Credentials are not pickled: the API key would be written out with them")
+    def _combined(self) -> str:
+        return f"{self.user_id}:{self.secret.reveal()}"
 
 
 class CredentialSource:
     """Where a client's credentials come from: its arguments, the environment, or a function.
 
-    Making one never raises; ``check`` and ``current`` do. That is for the sake of the caller, whose
-    arguments hold the key (the user id does, when the two are swapped)::
-
-        source = CredentialSource(user_id, api_key, os.environ)
-        del user_id, api_key  # before anything raises: a traceback may show local variables
-        source.check()
-
-    ``environ`` is read now and not kept; None means that the environment is not consulted, as for a
-    second account. Pass ``os.environ`` in place: a local variable that holds it shows the key as well.
-    A function is called for each ``current()``, and what it raises passes through unchanged.
+    ``given`` is a user id and an API key. With ``environment``, the two variables fill in what is
+    missing; they are read now, and not again. Raises ``ConfigurationError`` for credentials that
+    cannot be right. A function is called for each ``current()``, and what it raises passes through
+    unchanged.
     """
 
-    __slots__ = ("_function", "_last", "_settled", "_user_id", "_user_variable")
+    __slots__ = ("_credentials", "_environment", "_function", "_last", "_user_id", "_user_variable")
 
-    def __init__(
-        self, user_id: str | None, api_key: ApiKey | None, environ: Mapping[str, str] | None
-    ) -> None:
-        # A variable that is empty counts as one that is not set; None: not consulted.
-        key_variable = None if environ is None else environ.get(API_KEY_VARIABLE, "").strip()
-        self._user_variable = None if environ is None else environ.get(USER_ID_VARIABLE, "").strip()
-        self._user_id = user_id
-        self._last: tuple[str, Credentials] | None = None
-        self._function: Callable[[], object] | None = None
-        self._settled: Credentials | str = _problem_of_arguments(user_id, api_key)
-        if self._settled:
-            return
-        if callable(api_key):
-            self._function = api_key
-        elif api_key is not None:
-            self._settled = _read(user_id, self._user_variable, api_key, "api_key")
-        elif key_variable:
-            self._settled = _read(user_id, self._user_variable, key_variable, API_KEY_VARIABLE)
-        else:
-            self._settled = _nothing(user_id or self._user_variable, environment=environ is not None)
-
-    def check(self) -> None:
-        """Raise ``ConfigurationError`` if the credentials are known to be unusable; call no function."""
+    def __init__(self, given: Secret[tuple[str | None, ApiKey | None]], *, environment: bool = False) -> None:
+        self._credentials: Credentials | None = None  # first, for the repr in a traceback
+        if problem := _problem_of_arguments(*given.reveal()):
+            raise ConfigurationError(problem)
+        self._last: tuple[Secret[str], Credentials] | None = None
+        self._environment = environment
+        self._user_id = _text_of(given.reveal()[0])
+        self._user_variable = _variable(USER_ID_VARIABLE) if environment else None
+        self._function = _function_of(given.reveal()[1])
+        key = _text_of(given.reveal()[1])
         if self._function is None:
-            self.current()
+            if key is not None:
+                self._credentials = self._read(key, "api_key")
+            elif environment and (key := _variable(API_KEY_VARIABLE)):
+                self._credentials = self._read(key, API_KEY_VARIABLE)
+            else:
+                known = bool(self._user_id or self._user_variable)
+                raise ConfigurationError(_nothing(user_known=known, environment=environment))
 
     def current(self) -> Credentials:
-        """Return the credentials to use now; raise ``ConfigurationError`` if there are none."""
-        outcome = self._outcome()
-        if isinstance(outcome, str):
-            raise ConfigurationError(outcome)
-        return outcome
+        """Return the credentials to use now; raise ``ConfigurationError`` if a function gave none."""
+        if self._credentials is not None or self._function is None:
+            return cast("Credentials", self._credentials)
+        value: Secret[Any] = Secret(self._function())
+        if inspect.iscoroutine(value.reveal()):
+            value.reveal().close()  # nothing will await it, and Python would warn of that
+        if not isinstance(value.reveal(), str):
+            kind = type(value.reveal()).__name__
+            raise ConfigurationError(f"The api_key function must return a string, not {kind}.")
+        if self._last is None or self._last[0] != value:
+            self._last = (value, self._read(value, "value of the api_key function"))
+        return self._last[1]
 
-    def _outcome(self) -> Credentials | str:
-        if self._function is None:
-            return self._settled
-        # It may raise: neither it (a partial shows its arguments) nor the last key is a local variable.
-        value = self._function()
-        if inspect.iscoroutine(value):
-            value.close()  # nothing will await it, and Python would warn of that
-        if not isinstance(value, str):
-            return f"The api_key function must return a string, not {type(value).__name__}."
-        last = self._last
-        if last is not None and last[0] == value:
-            return last[1]
-        outcome = _read(self._user_id, self._user_variable, value, "value of the api_key function")
-        if isinstance(outcome, Credentials):
-            self._last = (value, outcome)
-        return outcome
+    def _read(self, key: Secret[str], key_name: str) -> Credentials:
+        """Read a key in any of its forms, beside the user id given with it or else in the environment."""
+        key = Secret(key.reveal().strip())  # a key read from a file ends in a newline
+        _check(key_name, _problem_of_raw_key(key.reveal()))
+        alone = self._user_id is None and self._user_variable is None
+        carried, secret = _split(key.reveal(), alone=alone)
+        users: list[tuple[str, Secret[str]]] = []
+        if self._user_id is not None:
+            users.append(("user_id", self._user_id))
+        elif self._user_variable is not None and (carried is None or key_name == API_KEY_VARIABLE):
+            users.append((USER_ID_VARIABLE, self._user_variable))
+        if carried is not None:
+            users.append((key_name, carried))
+
+        for name, user in users:
+            _check(name, _problem_of_user(user.reveal(), secret.reveal()))
+        _check(key_name, _problem_of_secret(secret.reveal()))
+        if not users:
+            variable = f", set {USER_ID_VARIABLE} {_UNSET}" if self._environment else ""
+            raise ConfigurationError(f"No user id: pass user_id={variable}, or give the key as {_COMBINED}.")
+        (name, user), (other_name, other) = users[0], users[-1]
+        if user != other:
+            raise ConfigurationError(
+                f"{name} is {user.reveal()}, but {other_name} belongs to {other.reveal()}: "
+                f"make them agree, or leave {name} out."
+            )
+        return Credentials(user.reveal(), secret)
 
     def __str__(self) -> str:
         """Return the user id, if it is known."""
-        known = self._settled if self._function is None else self._last and self._last[1]
-        return known.user_id if isinstance(known, Credentials) else "an account"
+        known = self._last[1] if self._last is not None else self._credentials
+        return "an account" if known is None else known.user_id
 
     def __repr__(self) -> str:
-        shown = repr(self._settled) if self._function is None else "function"
-        return f"CredentialSource({shown})"
+        return f"CredentialSource({self._credentials or 'a function'})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a CredentialSource is not pickled: the API key would be written out with it")
+        raise TypeError("a CredentialSource cannot be pickled: the API key would be written out with it")
 
 
-def parse(user_id: str | None, api_key: str) -> Credentials:
-    """Read one account's credentials in any of their forms, without a look at the environment.
-
-    Raises ``ConfigurationError``. What the caller's own variables hold is the caller's to delete.
-    """
-    source = CredentialSource(user_id, api_key, None)
-    del user_id, api_key
-    return source.current()
+def _text_of(value: object) -> Secret[str] | None:
+    """Return a string, without the blanks around it; None for anything else."""
+    return Secret(value.strip()) if isinstance(value, str) else None
 
 
-# From here on functions hold keys and raise nothing: a string they return says what is wrong.
+def _function_of(api_key: ApiKey | None) -> Callable[[], object] | None:
+    return api_key if callable(api_key) else None
 
 
-def _read(user_id: str | None, user_variable: str | None, key: str, key_name: str) -> Credentials | str:
-    """Read a key in any of its forms, beside the user id given with it or else in the environment."""
-    key = key.strip()  # a key read from a file ends in a newline
-    if problem := _problem_of_raw_key(key):
-        return f"{key_name}: {problem}."
-    carried, secret = _split(key, alone=user_id is None and not user_variable)
-    users: list[tuple[str, str]] = []
-    if user_id is not None:
-        users.append(("user_id", user_id.strip()))
-    elif user_variable and (carried is None or key_name == API_KEY_VARIABLE):
-        users.append((USER_ID_VARIABLE, user_variable))
-    if carried is not None:
-        users.append((key_name, carried))
-
-    for name, user in users:
-        if problem := _problem_of_user(user, secret):
-            return f"{name}: {problem}."
-    if problem := _problem_of_secret(secret):
-        return f"{key_name}: {problem}."
-    if not users:
-        variable = "" if user_variable is None else f", set {USER_ID_VARIABLE} {_UNSET}"
-        return f"No user id: pass user_id={variable}, or give the key as {_COMBINED}."
-    (name, user), (other_name, other) = users[0], users[-1]
-    if user != other:
-        return f"{name} is {user}, but {other_name} belongs to {other}: make them agree, or leave {name} out."
-    return Credentials(user, secret)
+def _variable(name: str) -> Secret[str] | None:
+    """Return a variable of the environment. One that is empty counts as not set."""
+    value = Secret(os.environ.get(name, "").strip())
+    return value if value.reveal() else None
 
 
-def _split(key: str, *, alone: bool) -> tuple[str | None, str]:
+def _check(name: str, problem: str) -> None:
+    if problem:
+        raise ConfigurationError(f"{name}: {problem}.")
+
+
+# From here on, functions look at plain keys and do not raise.
+
+
+def _split(key: str, *, alone: bool) -> tuple[Secret[str] | None, Secret[str]]:
     """Return the user id that a key carries, None if it carries none, and the secret."""
     if ":" not in key:
         decoded = _decoded(key)
         if not (decoded.startswith(_PREFIX) and ":" in decoded) and not re.fullmatch(_WITHOUT_USER, decoded):
-            return None, key
+            return None, Secret(key)
         key = decoded
     elif not (key.startswith((_PREFIX, ":")) or alone):
-        return None, key  # Basic allows a colon in the secret
+        return None, Secret(key)  # Basic allows a colon in the secret
     user, _, secret = key.partition(":")
-    return user, secret
+    return Secret(user), Secret(secret)
 
 
 def _decoded(key: str) -> str:
@@ -294,8 +299,8 @@ def _problem_of_characters(value: str) -> str:
     return "it holds a space, a control or a non-ASCII character; copy it again, as one piece"
 
 
-def _nothing(user: str | None, *, environment: bool) -> str:
-    if user:
+def _nothing(*, user_known: bool, environment: bool) -> str:
+    if user_known:
         variable = f", or set {API_KEY_VARIABLE} {_UNSET}" if environment else ""
         return f"No API key: pass api_key={variable}."
     variables = f", or set {USER_ID_VARIABLE} and {API_KEY_VARIABLE} {_UNSET}" if environment else ""

@@ -1,7 +1,6 @@
 """``AsyncLemcal``: what users hold. Arguments are checked here, and sent through ``exchange.py``."""
 
 import math
-import os
 import re
 from collections.abc import Mapping
 from types import TracebackType
@@ -11,7 +10,7 @@ import attrs
 import httpx
 
 from lemcal_async import _resources
-from lemcal_async._auth import ApiKey, CredentialSource
+from lemcal_async._auth import ApiKey, CredentialSource, Secret
 from lemcal_async._codec import check_into
 from lemcal_async._decoding import data_of
 from lemcal_async._retry import RetryPolicy
@@ -82,9 +81,9 @@ class AsyncLemcal:
         max_response_bytes: int = MAX_RESPONSE_BYTES,
         allow_insecure_http: bool = False,
     ) -> None:
-        source = CredentialSource(user_id, api_key, os.environ)
-        del user_id, api_key  # a traceback may show local variables
-        source.check()
+        given, user_id, api_key = Secret((user_id, api_key)), None, None
+        origin, base_url = Secret(base_url), ""  # people put passwords there
+        source = CredentialSource(given, environment=True)
         _check_type("transport", transport, httpx.AsyncBaseTransport)
         _check_type("limiter", limiter, RateLimiter)
         if on_bad_row not in ("raise", "skip"):
@@ -98,11 +97,7 @@ class AsyncLemcal:
             priority="interactive",
             skip_bad_rows=on_bad_row == "skip",
         )
-        try:
-            base_url = check_base_url(base_url, allow_insecure_http=allow_insecure_http)
-        except ConfigurationError:
-            del base_url  # it may carry a password
-            raise
+        base_url = check_base_url(origin, allow_insecure_http=allow_insecure_http)
         self._exchange = AccountSession(
             TransportStack(transport, limiter, max_response_bytes), base_url, source, options
         )
@@ -114,10 +109,8 @@ class AsyncLemcal:
         It costs microseconds and needs no closing; it works as long as this one is open. The
         environment is not consulted. Raises ConfigurationError for credentials that cannot be right.
         """
-        source = CredentialSource(user_id, api_key, None)
-        del user_id, api_key  # a traceback may show local variables
-        source.check()
-        return self._view(self._exchange.for_account(source))
+        given, user_id, api_key = Secret((user_id, api_key)), None, ""
+        return self._view(self._exchange.for_account(CredentialSource(given)))
 
     def with_options(
         self,
@@ -200,8 +193,7 @@ class AsyncLemcal:
         ``list[Meeting]``); anything else raises TypeError. A body that is not JSON raises
         ResponseDecodeError; that of a 204 is None.
         """
-        body = None if json is None else JSONBody(json)
-        del json  # it may hold a token, and a traceback may show local variables
+        body, json = None if json is None else JSONBody(Secret(json)), None  # it may hold a token
         if not _is_method(method):
             raise ConfigurationError(f"method={str(method)[:20]!r}: it must be an HTTP method such as 'GET'")
         path = check_path(str(path))

@@ -5,6 +5,7 @@ from typing import Any, Literal, overload
 
 import attrs
 
+from lemcal_async._auth import Secret
 from lemcal_async._decoding import decode, find_row, json_of, parse_rows, read_model, read_models, read_rows
 from lemcal_async._session import AccountSession, Answer, JSONBody
 from lemcal_async._urls import check_target_url, quote_id, with_query
@@ -137,13 +138,13 @@ class Hooks:
         APIConnectionError says so, and calling again with ``exist_ok=True`` is safe.
         """
         selector = {"anyMeetingType": True} if meeting_type_id is None else {"meetingTypeId": meeting_type_id}
-        body = JSONBody({"targetUrl": target_url, **selector})
-        del target_url  # it often carries a token, and a traceback may show local variables
-        check_target_url(body.data["targetUrl"])
+        target, target_url = Secret(target_url), ""  # it often carries a token
+        check_target_url(target)
         if (meeting_type_id is None) == (not any_meeting_type):
             raise ConfigurationError("hooks.create() takes either meeting_type_id= or any_meeting_type=True")
         if meeting_type_id is not None:
             quote_id(meeting_type_id, "meeting_type_id")
+        body = JSONBody(Secret({"targetUrl": target.reveal(), **selector}))
         try:
             answer = await self._exchange.send("POST", "/hooks", "/hooks", body)
         except DuplicateHookError:

@@ -18,7 +18,7 @@ import attrs
 import httpx
 
 from lemcal_async import events
-from lemcal_async._auth import Credentials, CredentialSource
+from lemcal_async._auth import Credentials, CredentialSource, Secret
 from lemcal_async._headers import parse_quota
 from lemcal_async._responses import error_from_response
 from lemcal_async._retry import REPEATABLE, RetryPolicy
@@ -106,14 +106,14 @@ class Options:
 
 @attrs.frozen
 class JSONBody:
-    """What a request carries, to be written as JSON. Its repr keeps the token of a webhook quiet."""
+    """What a request carries, to be written as JSON: a secret, for it may hold a webhook token."""
 
-    data: Any = attrs.field(repr=False)
+    data: Secret[Any]
 
     def encoded(self) -> bytes:
         """Return the JSON; ConfigurationError if it cannot be written as that."""
         try:
-            return json.dumps(self.data, allow_nan=False).encode()
+            return json.dumps(self.data.reveal(), allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             problem = str(error)
         raise ConfigurationError(f"json= cannot be written as JSON: {problem}")
@@ -231,7 +231,7 @@ class AccountSession:
         if self._signature is None or self._signature.credentials is not credentials:
             host = _url(self._base_url).netloc.decode("ascii")
             headers = httpx.Headers(
-                {"Host": host, **_DEFAULT_HEADERS, "Authorization": credentials.authorization}
+                {"Host": host, **_DEFAULT_HEADERS, "Authorization": credentials.authorization.reveal()}
             )
             self._signature = _Authorization(credentials, headers, Key(self._base_url, credentials.digest))
         return self._signature

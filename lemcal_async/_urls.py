@@ -8,38 +8,42 @@ import ipaddress
 from collections.abc import Mapping
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
+from lemcal_async._auth import Secret
 from lemcal_async.errors import ConfigurationError
 
 DEFAULT_BASE_URL = "https://api.lemcal.com/api/lemcal"
 
 
-def check_base_url(url: str, *, allow_insecure_http: bool = False) -> str:
+def check_base_url(url: Secret[str], *, allow_insecure_http: bool = False) -> str:
     """Return ``url`` without a trailing slash, or raise ConfigurationError.
 
-    Plain http would send the API key in clear; it is allowed on loopback or when asked for.
+    Plain http would send the API key in the clear. It is allowed on loopback, or when asked for.
     """
+    if problem := _problem_of_base_url(url.reveal(), allow_insecure_http=allow_insecure_http):
+        raise ConfigurationError(problem)
+    return url.reveal().rstrip("/")
+
+
+def _problem_of_base_url(url: str, *, allow_insecure_http: bool) -> str:
+    """Return what is wrong, without quoting the URL: it may carry a password. Does not raise."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port  # reading .port checks it
         (host or "").encode("idna")  # as connecting will
     except (ValueError, TypeError, AttributeError):
         host = parts = None
-    # The URL itself is not quoted in what follows: it may carry a password.
     if not parts or not host or parts.scheme not in {"http", "https"} or _has_blanks(url):
-        message = f"base_url must be an absolute http(s) URL such as {DEFAULT_BASE_URL}"
-    elif parts.username is not None or parts.password is not None:
-        message = "base_url must not carry credentials; pass user_id= and api_key="
-    elif parts.query or parts.fragment or "?" in url or "#" in url:
-        message = "base_url must not have a query or a fragment"
-    elif parts.scheme == "http" and not allow_insecure_http and not is_loopback(host):
-        message = (
-            f"base_url is plain http to {host}, which would send the API key in clear; "
+        return f"base_url must be an absolute http(s) URL such as {DEFAULT_BASE_URL}"
+    if parts.username is not None or parts.password is not None:
+        return "base_url must not carry credentials; pass user_id= and api_key="
+    if parts.query or parts.fragment or "?" in url or "#" in url:
+        return "base_url must not have a query or a fragment"
+    if parts.scheme == "http" and not allow_insecure_http and not is_loopback(host):
+        return (
+            f"base_url is plain http to {host}, which would send the API key in the clear; "
             "use https, or pass allow_insecure_http=True"
         )
-    else:
-        return url.rstrip("/")
-    del url, parts  # a traceback may show local variables
-    raise ConfigurationError(message)
+    return ""
 
 
 def is_loopback(host: str) -> bool:
@@ -102,15 +106,14 @@ def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def check_target_url(url: str) -> str:
-    """Return the URL that a hook is to call, or raise ConfigurationError.
+def check_target_url(url: Secret[str]) -> Secret[str]:
+    """Return the URL that a hook is to call, or raise ConfigurationError. It may carry a token.
 
     The service answers 400 ``Invalid targetUrl`` to anything but http and https (documented).
     """
-    if _is_web_url(url):
-        return url
-    del url  # a target usually carries a token: not quoted, and a traceback may show local variables
-    raise ConfigurationError("target_url must be an absolute http:// or https:// URL")
+    if not _is_web_url(url.reveal()):
+        raise ConfigurationError("target_url must be an absolute http:// or https:// URL")
+    return url
 
 
 def _is_web_url(url: str) -> bool:

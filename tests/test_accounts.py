@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lemcal_async._auth import Secret
 from lemcal_async.cli import _accounts as module
 from lemcal_async.cli._accounts import Account, read_accounts
 from lemcal_async.errors import ConfigurationError
@@ -22,6 +23,13 @@ COMBINED = base64.b64encode(f"usr_b:{SECRET}".encode()).decode()
 SALES = '[[account]]\nname = "sales"\nuser_id = "usr_a"\napi_key_env = "SALES_KEY"\n'
 
 
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the variables that the files name."""
+    for name, value in ENVIRON.items():
+        monkeypatch.setenv(name, value)
+
+
 def written(folder: Path, content: str | bytes, mode: int = 0o600) -> Path:
     """Write an accounts file."""
     file = folder / "accounts.toml"
@@ -33,7 +41,7 @@ def written(folder: Path, content: str | bytes, mode: int = 0o600) -> Path:
 def problem_of(path: Path) -> str:
     """Return what is said about a file, having looked for the key in everything that could show it."""
     with pytest.raises(ConfigurationError) as caught:
-        read_accounts(path, dict(ENVIRON))
+        read_accounts(path)
     frames = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
     package = str(Path(module.__file__).parent)
     for frame in frames.stack:
@@ -55,17 +63,17 @@ def test_a_file(tmp_path: Path) -> None:
         f'[[account]]\nname = "ops"\nuser_id = "usr_c"\napi_key = "{SECRET}"\n',
     )
     expected = [
-        Account("sales", "usr_a", SECRET),
-        Account("support", "usr_b", COMBINED),
-        Account("ops", "usr_c", SECRET),
+        Account("sales", "usr_a", Secret(SECRET)),
+        Account("support", "usr_b", Secret(COMBINED)),
+        Account("ops", "usr_c", Secret(SECRET)),
     ]
-    assert expected == read_accounts(path, ENVIRON)
+    assert expected == read_accounts(path)
 
 
 def test_a_file_from_another_system(tmp_path: Path) -> None:
     """A byte order mark and CRLF, as editors on Windows leave them, do no harm."""
     path = written(tmp_path, b"\xef\xbb\xbf" + SALES.replace("\n", "\r\n").encode())
-    assert [Account("sales", "usr_a", SECRET)] == read_accounts(path, ENVIRON)
+    assert [Account("sales", "usr_a", Secret(SECRET))] == read_accounts(path)
 
 
 ACCOUNT_1 = "account 1 ('sales'): "
@@ -154,7 +162,7 @@ def test_no_file(tmp_path: Path) -> None:
 def test_a_file_that_others_can_read(tmp_path: Path, mode: int) -> None:
     """Keys in a file that is not its owner's alone are refused; names of variables are not."""
     path = written(tmp_path, SALES, mode)
-    assert [Account("sales", "usr_a", SECRET)] == read_accounts(path, ENVIRON)
+    assert [Account("sales", "usr_a", Secret(SECRET))] == read_accounts(path)
 
     path = written(tmp_path, SALES.replace("api_key_env", "api_key"), mode)
     expected = f"others can read this file, and it holds API keys; run: chmod 600 {path}"
@@ -165,12 +173,12 @@ def test_a_system_without_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Where mode bits say nothing about who can read, they are not looked at."""
     monkeypatch.setattr(module, "_HAS_MODES", False)
     path = written(tmp_path, SALES.replace("_env", "").replace("SALES_KEY", SECRET), 0o666)
-    assert [Account("sales", "usr_a", SECRET)] == read_accounts(path, {})
+    assert [Account("sales", "usr_a", Secret(SECRET))] == read_accounts(path)
 
 
 def test_an_account_keeps_its_key_quiet() -> None:
     """The key is in no repr, and an account is not pickled."""
-    account = Account("sales", "usr_a", SECRET)
-    assert "Account(name='sales', user_id='usr_a')" == repr(account)
-    with pytest.raises(TypeError, match="not pickled"):
+    account = Account("sales", "usr_a", Secret(SECRET))
+    assert "Account(name='sales', user_id='usr_a', api_key=Secret(***))" == repr(account)
+    with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(account)

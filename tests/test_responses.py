@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from lemcal_async._auth import Credentials
+from lemcal_async._auth import Credentials, Secret
 from lemcal_async._responses import error_from_response, object_of, read_json, rows_of
 from lemcal_async.errors import (
     APIStatusError,
@@ -41,7 +41,7 @@ CREATE_HOOK = CallInfo("POST", "/hooks", 1)
 DELETE_HOOK = CallInfo("DELETE", "/hooks/{id}", 1)
 
 SECRET = "3f8Kq-hush>>hush??-Zr"
-CREDENTIALS = Credentials("usr_BuDuyx4chjoNfcmzM", SECRET)
+CREDENTIALS = Credentials("usr_BuDuyx4chjoNfcmzM", Secret(SECRET))
 
 
 def unchanged(text: str) -> str:
@@ -325,7 +325,7 @@ def test_redirect_names_the_host_only(location: str | None, said: str) -> None:
 
 def test_key_in_the_host_of_a_redirect_is_masked() -> None:
     """Even there: everything that the server says goes through the redaction."""
-    credentials = Credentials("usr_x", "hush-hush")
+    credentials = Credentials("usr_x", Secret("hush-hush"))
     found = error_from_response(
         301, {"location": "https://hush-hush.example.com/"}, b"", MEETINGS, redact=credentials.redact
     )
@@ -410,7 +410,7 @@ def test_any_answer_gives_an_error_of_its_family(
 )
 def test_no_error_repeats_the_key(status: int, secret: str, where: str, call: CallInfo) -> None:
     """A server that echoes the key, in whatever form and place, does not get it into the error."""
-    credentials = Credentials("usr_BuDuyx4chjoNfcmzM", secret)
+    credentials = Credentials("usr_BuDuyx4chjoNfcmzM", Secret(secret))
     standard = base64.b64encode(f"usr_BuDuyx4chjoNfcmzM:{secret}".encode()).decode()
     echo = f"{secret} for {credentials.authorization}"
     body = {

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from hypothesis import given, reject, settings, strategies as st
 
+from lemcal_async._auth import Secret
 from lemcal_async._urls import (
     DEFAULT_BASE_URL,
     check_base_url,
@@ -51,7 +52,7 @@ trouble = st.lists(
 )
 def test_base_urls(url: str, checked: str) -> None:
     """Https anywhere, http on this machine; a trailing slash makes no difference."""
-    assert checked == check_base_url(url)
+    assert checked == check_base_url(Secret(url))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_base_urls(url: str, checked: str) -> None:
 def test_no_base_urls(url: Any) -> None:
     """Anything but an absolute http(s) URL is refused with an example of one."""
     with pytest.raises(ConfigurationError, match="must be an absolute http") as caught:
-        check_base_url(url)
+        check_base_url(Secret(url))
     assert DEFAULT_BASE_URL in str(caught.value)
 
 
@@ -100,7 +101,7 @@ def test_no_base_urls(url: Any) -> None:
 def test_base_urls_with_more_than_an_address(url: str, what: str) -> None:
     """Credentials, queries and fragments have no place in it, and are not repeated in the message."""
     with pytest.raises(ConfigurationError, match=what) as caught:
-        check_base_url(url)
+        check_base_url(Secret(url))
     assert "hush" not in str(caught.value)
 
 
@@ -118,8 +119,8 @@ def test_base_urls_with_more_than_an_address(url: str, what: str) -> None:
 def test_plain_http(url: str) -> None:
     """Plain http sends the API key in clear: to other machines only when asked for."""
     with pytest.raises(ConfigurationError, match="allow_insecure_http=True"):
-        check_base_url(url)
-    assert url == check_base_url(url, allow_insecure_http=True)
+        check_base_url(Secret(url))
+    assert url == check_base_url(Secret(url), allow_insecure_http=True)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_an_accepted_path_stays_below_the_base(base: str, path: str) -> None:
         accepted = check_path(path)
     except ConfigurationError:
         reject()
-    home, url = httpx.URL(check_base_url(base)), httpx.URL(base + accepted)
+    home, url = httpx.URL(check_base_url(Secret(base))), httpx.URL(base + accepted)
     assert (home.scheme, home.host, home.port) == (url.scheme, url.host, url.port)
     assert (b"", "", b"") == (url.query, url.fragment, url.userinfo)
     assert url.path.startswith(home.path.rstrip("/") + "/")
@@ -328,7 +329,7 @@ def test_parameters_arrive_as_given(params: dict[str, str]) -> None:
 )
 def test_targets(url: str) -> None:
     """A hook may call any http(s) URL; it is passed on unchanged."""
-    assert url == check_target_url(url)
+    assert url == check_target_url(Secret(url)).reveal()
 
 
 @pytest.mark.parametrize(
@@ -352,5 +353,5 @@ def test_targets(url: str) -> None:
 def test_no_targets(url: Any) -> None:
     """Anything else is refused before the service does; it is not repeated, for it may carry a token."""
     with pytest.raises(ConfigurationError, match="must be an absolute http") as caught:
-        check_target_url(url)
+        check_target_url(Secret(url))
     assert "hush" not in str(caught.value)

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 import attrs
 import typer
 
+from lemcal_async._auth import Secret
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._codec import to_wire
 from lemcal_async._urls import check_target_url
@@ -279,7 +280,7 @@ def create(
 
     async def created(lemcal: AsyncLemcal) -> Hook | None:
         return await lemcal.hooks.create(
-            target, meeting_type_id=meeting_type, any_meeting_type=any_type, exist_ok=exist_ok
+            target.reveal(), meeting_type_id=meeting_type, any_meeting_type=any_type, exist_ok=exist_ok
         )
 
     _print_hook(call(service, "Creating the hook", created), as_json=json)
@@ -306,12 +307,12 @@ def delete(
     emit(call(service, "Deleting the hook", deleted))
 
 
-def _target(argument: str) -> str:
+def _target(argument: str) -> Secret[str]:
     """Return the checked target, from standard input if the argument says so."""
     if argument == "-":
-        return check_target_url(_line_of_input())
-    target = check_target_url(argument)
-    if any(value for _, value in parse_qsl(urlsplit(target).query)):
+        return check_target_url(Secret(_line_of_input()))
+    target = check_target_url(Secret(argument))
+    if any(value for _, value in parse_qsl(urlsplit(target.reveal()).query)):
         tell(
             "warning: the URL has a query, and other users of this machine can see arguments; "
             "if that is a token, give - and the URL on standard input"

@@ -15,7 +15,7 @@ import anyio
 import attrs
 import typer
 
-from lemcal_async._auth import API_KEY_VARIABLE, USER_ID_VARIABLE
+from lemcal_async._auth import API_KEY_VARIABLE, USER_ID_VARIABLE, Secret
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._urls import DEFAULT_BASE_URL, check_base_url, is_loopback
 from lemcal_async.cli._accounts import Account, read_accounts
@@ -86,12 +86,12 @@ def found(service: Service) -> Generator[Target]:
     """Provide the service and the one account that a command is for; ConfigurationError if there is none."""
     if service.sandbox:
         with load_sandbox()().serve() as sandbox:
-            account = Account("sandbox", sandbox.user_id, sandbox.api_key)
+            account = Account("sandbox", sandbox.user_id, Secret(sandbox.api_key))
             yield Target(sandbox.base_url, account, in_process=True)
         return
     base_url = base_url_of(service)
     if service.accounts is not None:
-        accounts = read_accounts(service.accounts, os.environ)
+        accounts = read_accounts(service.accounts)
         yield Target(base_url, choose(accounts, service.account, service.accounts))
     elif os.environ.get(API_KEY_VARIABLE, "").strip():
         yield Target(base_url, None)
@@ -106,7 +106,7 @@ def found(service: Service) -> Generator[Target]:
 async def connect(target: Target) -> AsyncGenerator[AsyncLemcal]:
     """Provide a client."""
     account = target.account
-    user_id, api_key = (account.user_id, account.api_key) if account else (None, None)
+    user_id, api_key = (account.user_id, account.api_key.reveal) if account else (None, None)
     # Nobody means their proxy for a server within this process.
     wire = PooledTransport(trust_env=not target.in_process)
     async with wire, AsyncLemcal(user_id, api_key, base_url=target.base_url, transport=wire) as lemcal:
@@ -140,7 +140,7 @@ def choose(accounts: Sequence[Account], name: str | None, path: Path) -> Account
 def base_url_of(service: Service) -> str:
     """Return the URL, checked as the client does, but with the advice for a command line."""
     given = DEFAULT_BASE_URL if service.base_url is None else service.base_url
-    base_url = check_base_url(given, allow_insecure_http=True)
+    base_url = check_base_url(Secret(given), allow_insecure_http=True)
     if base_url.startswith("http:") and not is_loopback(urlsplit(base_url).hostname or ""):
         raise ConfigurationError("--base-url is plain http, which would send the API key in clear; use https")
     return base_url

@@ -2,9 +2,10 @@
 
 MERGED [cli.outbox] How a change is shown: the columns for people, and the object for programs.
 
-MERGED [cli.changes] ``lemcal changes`` and ``lemcal forget``: what a synchronisation has found, and how it is erased.
+MERGED [cli.changes] ``lemcal changes`` and ``lemcal forget``: what a run has found, and how it is erased.
 
-MERGED [cli.sync] ``lemcal sync``: a database in step with the accounts' meetings, once or again and again."""
+MERGED [cli.sync] ``lemcal sync``: a database in step with the accounts' meetings, once or again and again.
+"""
 
 import contextlib
 import gc
@@ -274,7 +275,7 @@ def _accounts(service: Service) -> Generator[tuple[Target, Sequence[Account]]]:
         with found(service) as target:
             yield target, [target.account] if target.account else []
         return
-    accounts = read_accounts(service.accounts, os.environ)  # once: it may be a pipe
+    accounts = read_accounts(service.accounts)  # once: it may be a pipe
     yield Target(base_url_of(service), accounts[0]), accounts
 
 
@@ -282,7 +283,7 @@ def _accounts(service: Service) -> Generator[tuple[Target, Sequence[Account]]]:
 async def _clients(target: Target, accounts: Sequence[Account]) -> AsyncGenerator[list[AsyncLemcal]]:
     """Provide a client for each account, all on one wire."""
     async with connect(target) as lemcal:
-        yield [lemcal.for_account(a.user_id, a.api_key) for a in accounts] or [lemcal]
+        yield [lemcal.for_account(a.user_id, a.api_key.reveal()) for a in accounts] or [lemcal]
 
 
 @contextlib.contextmanager

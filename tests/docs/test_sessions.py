@@ -98,11 +98,12 @@ def test_there_is_output() -> None:
     assert 4 <= sum(bool(command.output) for session in SESSIONS.values() for command in session)
 
 
-def test_accounts_files(tmp_path: Path) -> None:
+def test_accounts_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each accounts file that is shown can be read."""
+    monkeypatch.setenv("SALES_LEMCAL_KEY", "a-key")
     file = tmp_path / "accounts.toml"
     shown = [str(block.parsed) for page in PAGES for block in blocks(page, "toml")]
     assert shown
     for text in shown:
         file.write_text(text, encoding="utf-8")
-        assert ["sales"] == [account.name for account in read_accounts(file, {"SALES_LEMCAL_KEY": "a-key"})]
+        assert ["sales"] == [account.name for account in read_accounts(file)]

@@ -7,14 +7,14 @@ import httpx
 import pytest
 from hypothesis import given, strategies as st
 
-from lemcal_async._auth import Credentials
+from lemcal_async._auth import Credentials, Secret
 from lemcal_async._urls import DEFAULT_BASE_URL
 from lemcal_async.ratelimit import Key
 from lemcal_async.ratelimit._base import key_of
 
 SECRET = "3f8Kq-hush>>hush??-Zr"
-CREDENTIALS = Credentials("usr_BuDuyx4chjoNfcmzM", SECRET)
-AUTHORIZATION = CREDENTIALS.authorization
+CREDENTIALS = Credentials("usr_BuDuyx4chjoNfcmzM", Secret(SECRET))
+AUTHORIZATION = CREDENTIALS.authorization.reveal()
 
 
 def basic(pair: bytes) -> str:
@@ -101,8 +101,8 @@ def test_different_credentials_have_different_budgets(one: bytes, other: bytes) 
 
 def test_the_account_is_user_id_and_key() -> None:
     """The same API key under two user ids is two budgets."""
-    other = Credentials("usr_another", SECRET)
-    assert key_of(DEFAULT_BASE_URL, AUTHORIZATION) != key_of(DEFAULT_BASE_URL, other.authorization)
+    other = Credentials("usr_another", Secret(SECRET))
+    assert key_of(DEFAULT_BASE_URL, AUTHORIZATION) != key_of(DEFAULT_BASE_URL, other.authorization.reveal())
 
 
 def test_a_key_shows_no_secret() -> None:

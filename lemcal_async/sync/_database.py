@@ -13,7 +13,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.sync import _tables as schema
+from lemcal_async.sync._migrations import SchemaError
 from lemcal_async.sync._store import StoreError
 
 BUSY_SECONDS: Final = 10.0
@@ -69,11 +69,11 @@ def engine_of(url: URL, *, create: bool) -> Engine:
         try:
             engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
         except ModuleNotFoundError:
-            raise schema.SchemaError("psycopg is missing: pip install 'lemcal-async[sql]'") from None
+            raise SchemaError("psycopg is missing: pip install 'lemcal-async[sql]'") from None
         event.listen(engine, "connect", _set_up_postgresql)
         return engine
     if not create and not Path(url.database or "").exists():
-        raise schema.SchemaError("there is no such file; nothing was ever synchronised into it")
+        raise SchemaError("there is no such file; nothing was ever synchronized into it")
     arguments = {} if "timeout" in url.query else {"timeout": BUSY_SECONDS}
     engine = create_engine(url, connect_args=arguments, hide_parameters=True)
     event.listen(engine, "connect", _set_up_sqlite)
@@ -89,8 +89,16 @@ def _set_up_postgresql(connection: Any, _: object) -> None:
 def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:
     connection.isolation_level = None  # transactions begin where SQLAlchemy says, not at the first write
     # NORMAL: after a power failure the last transactions may be missing, each as a whole.
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
+    for pragma in ("synchronous = NORMAL", "secure_delete = ON"):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def keep_log(connection: Connection) -> None:
+    """Have SQLite write to a log beside the file, so that readers and the writer do not wait for each other.
+
+    The file remembers this, so it is done once the tables are known to be ours.
+    """
+    connection.connection.driver_connection.execute("PRAGMA journal_mode = WAL").close()  # type: ignore[union-attr]
 
 
 def _begin_sqlite(connection: Connection) -> None:

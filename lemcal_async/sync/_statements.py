@@ -31,6 +31,7 @@ from lemcal_async.sync._store import (
     empty_list,
 )
 from lemcal_async.sync._tables import accounts, changes, deliveries, meetings
+from lemcal_async.sync._wire_text import dump, load
 
 _IN_ONE_STATEMENT: Final = 500  # parameters; every SQLite takes as many
 
@@ -72,7 +73,7 @@ def apply(
             return error
     _load(connection, user_id, known, needed_rows(known, now))
     differences = compare(known, now)
-    texts = {found.meeting_id: json.dumps(found.wire) for found in differences}
+    texts = {found.meeting_id: dump(found.wire) for found in differences}
     takeover = _Apply(connection, user_id, now, at, known, problems, texts)
     takeover.write_listed([found for found in differences if found.kind != "disappeared"])
     takeover.write_missing(
@@ -144,7 +145,7 @@ def _load(connection: Connection, user_id: str, known: dict[str, StoredMeeting],
             )
         )
         for meeting_id, wire in found:
-            known[meeting_id] = attrs.evolve(known[meeting_id], wire=json.loads(wire))
+            known[meeting_id] = attrs.evolve(known[meeting_id], wire=load(wire))
 
 
 @attrs.frozen
@@ -251,7 +252,7 @@ def outbox(connection: Connection, wanted: Select[Any], limit: int) -> list[Chan
             kind=row.kind,
             fields=tuple(json.loads(row.fields)),
             found_at=row.found_at,
-            wire=json.loads(row.wire),
+            wire=load(row.wire),
             delivered_at=row.delivered_at,
         )
         for row in connection.execute(wanted.order_by(changes.c.seq).limit(limit))

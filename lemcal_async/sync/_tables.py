@@ -1,6 +1,6 @@
-"""The tables, their version, and how they come to be. SQLAlchemy Core; no transaction begins here.
+"""The tables and their version, in SQLAlchemy Core. ``_migrations.py`` creates them.
 
-The tables belong to the analyst as well: ``docs/sync.md`` describes them column by column.
+Analysts query these tables too: ``docs/sync.md`` describes them column by column.
 """
 
 from datetime import UTC, datetime
@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
-    Connection,
     DateTime,
     Dialect,
     Float,
@@ -21,19 +21,13 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
-    inspect,
-    select,
-    text,
+    and_,
+    false,
 )
 
-VERSION: Final = 1
-_LOCK: Final = 0x6C656D63616C  # of PostgreSQL's advisory locks: "lemcal" in ASCII
+VERSION: Final = 2
 
 metadata = MetaData()
-
-
-class SchemaError(Exception):
-    """The database holds tables that cannot be used; the message says which and why."""
 
 
 class UTCDateTime(TypeDecorator[datetime]):
@@ -66,12 +60,30 @@ accounts = Table(
     "accounts",
     metadata,
     Column("user_id", String, primary_key=True),
-    Column("revision", Integer, nullable=False),  # how often its list was taken over
-    Column("empty_lists", Integer, nullable=False),  # in a row, and not believed
+    Column("revision", Integer, nullable=False),  # how many lists have been applied
+    Column("empty_lists", Integer, nullable=False),  # doubted lists in a row
     _time("first_run_at"),
     _time("last_run_at"),
     _time("synced_at"),  # the last run that succeeded
     Column("last_error", Text),  # of the last run, null if it succeeded
+    # "<revision>:<hash of the body>" of the last list. The revision makes it void as soon as a process that
+    # does not know this column applies another list.
+    Column("body_hash", Text),
+    Column("listed", Integer),  # how many meetings that list had
+    # The schedule of a fleet. Times are seconds since 1970, by the database's clock.
+    Column("interval", Float),  # seconds between two runs; null: not in a fleet
+    Column("due_at", Float),  # 0: at once, before all others; null: paused, or not in a fleet
+    Column("failures", Integer, nullable=False, server_default="0"),  # in a row
+    Column("wanted", Boolean, nullable=False, server_default=false()),  # woken since its last turn began
+    Column("lease_until", Float),
+    Column("lease_token", Text),
+    Column("paused", Boolean, nullable=False, server_default=false()),
+)
+Index(
+    "accounts_due",
+    accounts.c.due_at,
+    sqlite_where=accounts.c.due_at.is_not(None),
+    postgresql_where=accounts.c.due_at.is_not(None),
 )
 
 meetings = Table(
@@ -94,7 +106,7 @@ meetings = Table(
     _time("changed_at"),
     Column("problem", Text),
     Column("digest", String, nullable=False),
-    Column("wire", Text),  # JSON in ASCII; not jsonb, which refuses what a guest can write (\u0000)
+    Column("wire", Text),  # JSON that jsonb accepts: see _wire_text.py
     ForeignKeyConstraint(["user_id"], ["accounts.user_id"]),
     Index("meetings_start_at", "start_at"),
     Index("meetings_guest_email", "guest_email"),
@@ -103,7 +115,7 @@ meetings = Table(
 changes = Table(
     "changes",
     metadata,
-    # Never given twice; on SQLite only this type of key is counted by the database.
+    # Never reused; on SQLite only a key of this type counts by itself.
     Column("seq", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True),
     Column("user_id", String, nullable=False),
     Column("meeting_id", String, nullable=False),
@@ -112,14 +124,14 @@ changes = Table(
     Column("found_at", UTCDateTime(), nullable=False),
     Column("wire", Text, nullable=False),
     _time("delivered_at"),
+    Column("attempts", Integer, nullable=False, server_default="0"),  # how often the handler has failed
+    Column("error", Text),  # of the last attempt
+    _time("parked_at"),  # null unless the handler was given up on
     sqlite_autoincrement=True,
 )
+_is_pending = and_(changes.c.delivered_at.is_(None), changes.c.parked_at.is_(None))
 Index(
-    "changes_pending",
-    changes.c.user_id,
-    changes.c.seq,
-    sqlite_where=changes.c.delivered_at.is_(None),
-    postgresql_where=changes.c.delivered_at.is_(None),
+    "changes_outbox", changes.c.user_id, changes.c.seq, sqlite_where=_is_pending, postgresql_where=_is_pending
 )
 
 deliveries = Table(
@@ -130,27 +142,3 @@ deliveries = Table(
     Column("lease_until", Float, nullable=False),  # seconds since 1970
     _time("done_at"),
 )
-
-
-def prepare(connection: Connection, *, create: bool) -> None:
-    """Create the tables where there are none; raise SchemaError if those that are there do not fit.
-
-    Within a transaction that no other process's can overlap: SQLite has only one writer, and PostgreSQL is
-    asked for a lock.
-    """
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-    present = set(inspect(connection).get_table_names()) & set(metadata.tables)
-    if schema_table.name not in present:
-        if present:
-            raise SchemaError(f"it holds a table {min(present)!r} of something else; use another database")
-        if not create:
-            raise SchemaError("nothing was ever synchronised into it; check its name")
-        metadata.create_all(connection)
-        connection.execute(schema_table.insert(), {"version": VERSION})
-        return
-    version = connection.execute(select(schema_table.c.version)).scalar()
-    if version != VERSION:
-        raise SchemaError(
-            f"its tables are of version {version}, and this lemcal-async knows version {VERSION}; upgrade it"
-        )

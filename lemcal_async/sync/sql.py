@@ -23,9 +23,10 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("SQLStore needs its extra: pip install 'lemcal-async[sql]'") from None
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.sync import _statements as statements, _tables as schema
-from lemcal_async.sync._database import BUSY_SECONDS, Problem, address_of, engine_of, words_of
+from lemcal_async.sync import _statements as statements
+from lemcal_async.sync._database import BUSY_SECONDS, Problem, address_of, engine_of, keep_log, words_of
 from lemcal_async.sync._diff import snapshot
+from lemcal_async.sync._migrations import SchemaError, prepare
 from lemcal_async.sync._store import Applied, Change, EmptyListError, Forgotten, check_aware
 from lemcal_async.sync._tables import changes
 
@@ -182,7 +183,7 @@ class SQLStore:
                 self._busy += 1
             try:
                 return self._transaction(prepared(), writes=writes, erases=erases)
-            except schema.SchemaError as error:
+            except SchemaError as error:
                 return Problem(str(error), ConfigurationError)
             except SQLAlchemyError as error:
                 return Problem(words_of(error))
@@ -221,8 +222,11 @@ class SQLStore:
             if self._engine is None:
                 engine = engine_of(self._address.url, create=self._create)
                 try:
-                    with engine.begin() as connection:
-                        schema.prepare(connection, create=self._create)
+                    with engine.connect() as connection:
+                        with connection.begin():
+                            prepare(connection, create=self._create)
+                        if self._address.backend == "sqlite":
+                            keep_log(connection)
                 except BaseException:
                     engine.dispose()
                     raise

@@ -236,7 +236,7 @@ def test_watch(spawn: Spawn, sandbox: Sandbox) -> None:
         (["sync", "--accounts", "others.toml"], 2, "others can read this file, and it holds API keys"),
         (["sync", "--accounts", "twice.toml"], 2, "has the name of account 1"),
         (["sync", "--accounts", "broken.toml"], 2, "the accounts file is not TOML"),
-        (["changes"], 2, "there is no such file; nothing was ever synchronised into it"),
+        (["changes"], 2, "there is no such file; nothing was ever synchronized into it"),
         (["forget", "usr_1", "--db", "sqlite:///none.db"], 2, "there is no such file"),
         (["forget"], 2, "Missing argument 'USER_ID'"),
     ],

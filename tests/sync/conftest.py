@@ -55,6 +55,28 @@ class Database:
             connection.close()
         return list(rows)
 
+    def relations(self) -> list[str]:
+        """Return the names of all tables and views."""
+        if self.url.startswith("sqlite"):
+            rows = self.query("SELECT name FROM sqlite_master")
+        else:
+            rows = self.query(
+                "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace"
+            )
+        return sorted(name for (name,) in rows)
+
+    def script(self, sql: str) -> None:
+        """Run the statements of a dump."""
+        connection: Any
+        if self.url.startswith("sqlite"):
+            connection = sqlite3.connect(self._dsn)
+            connection.executescript(sql)
+        else:
+            connection = psycopg.connect(self._dsn)
+            connection.execute(sql)
+        connection.commit()
+        connection.close()
+
 
 def new_database(kind: str, folder: Path, request: pytest.FixtureRequest) -> Database:
     """Return an empty database: a file, or a schema of its own."""

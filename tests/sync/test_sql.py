@@ -305,19 +305,50 @@ async def test_tables_of_a_newer_version(database: Database) -> None:
 
 
 @pytest.mark.anyio
-async def test_tables_of_something_else(database: Database) -> None:
-    """They are not written into."""
-    database.query("CREATE TABLE meetings (room TEXT)")
-    with pytest.raises(ConfigurationError, match="it holds a table 'meetings' of something else"):
+@pytest.mark.parametrize(
+    ("statement", "found"),
+    [
+        ("CREATE TABLE meetings (room TEXT)", "table 'meetings'"),
+        ("CREATE VIEW meetings AS SELECT 1 AS room", "view 'meetings'"),
+        ("CREATE VIEW lemcal_schema AS SELECT 1 AS version", "view 'lemcal_schema'"),
+    ],
+)
+async def test_a_database_of_something_else(database: Database, statement: str, found: str) -> None:
+    """It is refused and left alone, whether a table or a view has one of our names."""
+    database.query(statement)
+    before = database.relations()
+    with pytest.raises(ConfigurationError, match=f"it has a {found} that is not lemcal-async's"):
         await SQLStore(database.url).open()
-    assert [] == database.query("SELECT * FROM meetings")
+    assert before == database.relations()
+
+
+@pytest.mark.anyio
+async def test_a_materialized_view(postgresql_database: Database) -> None:
+    """It takes the name of a table, too."""
+    postgresql_database.query("CREATE MATERIALIZED VIEW changes AS SELECT 1 AS price")
+    with pytest.raises(ConfigurationError, match="it has a view 'changes' that is not"):
+        await SQLStore(postgresql_database.url).open()
+
+
+@pytest.mark.anyio
+async def test_capital_letters(database: Database) -> None:
+    """To SQLite "Accounts" and "accounts" are the same table, to PostgreSQL two."""
+    database.query('CREATE TABLE "Accounts" (balance INTEGER)')
+    if database.url.startswith("sqlite"):
+        with pytest.raises(ConfigurationError, match="it has a table 'Accounts' that is not"):
+            await SQLStore(database.url).open()
+        assert [("delete",)] == database.query("PRAGMA journal_mode")  # the file is as it was
+    else:
+        async with SQLStore(database.url):
+            pass
+    assert [] == database.query('SELECT balance FROM "Accounts"')
 
 
 @pytest.mark.anyio
 async def test_a_database_that_must_be_there(database: Database, tmp_path: Path) -> None:
     """With ``create=False`` nothing is made: neither tables nor a file."""
     store = SQLStore(database.url, create=False)
-    with pytest.raises(ConfigurationError, match="nothing was ever synchronised into it"):
+    with pytest.raises(ConfigurationError, match="nothing was ever synchronized into it"):
         await store.open()
     assert not holds(tmp_path, b"")
     async with SQLStore(database.url) as made:
@@ -331,7 +362,7 @@ async def test_an_empty_file_is_no_database_of_ours(sqlite_database: Database, t
     """With ``create=False`` it stays empty; a file of another kind is named."""
     file = tmp_path / "lemcal.db"
     file.touch()
-    with pytest.raises(ConfigurationError, match="nothing was ever synchronised into it"):
+    with pytest.raises(ConfigurationError, match="nothing was ever synchronized into it"):
         await SQLStore(sqlite_database.url, create=False).open()
     file.write_text("no database, but a text that is long enough to be read as its header" * 10)
     with pytest.raises(StoreError, match="file is not a database"):

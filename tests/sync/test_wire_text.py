@@ -1,0 +1,47 @@
+"""What is stored of a wire row: text that every database can read, and the same value again."""
+
+import json
+
+import pytest
+from hypothesis import example, given, strategies as st
+
+from lemcal_async.sync._wire_text import dump, load
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()))  # halves of surrogate pairs as well
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | ANY_TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(ANY_TEXT, inner),
+    max_leaves=8,
+)
+
+
+@given(VALUES)
+@example("\0")
+@example("\\u0000")
+@example("\\\0")
+@example("\ufffc0000")
+@example("\U0001f600\ud83d")
+@example("\udfff\ud800")
+def test_what_is_stored_comes_back(value: object) -> None:
+    """Whatever a guest typed; and no escape is left that jsonb refuses."""
+    text = dump(value)
+    assert json.loads(json.dumps(value)) == load(text)
+    assert text.isascii()
+    assert not any(
+        character == "\0" or "\ud800" <= character <= "\udfff" for character in strings(json.loads(text))
+    )
+
+
+def strings(value: object) -> str:
+    """Return all characters of a JSON value's strings."""
+    if isinstance(value, dict):
+        return "".join(key + strings(inner) for key, inner in value.items())
+    if isinstance(value, list):
+        return "".join(map(strings, value))
+    return value if isinstance(value, str) else ""
+
+
+@pytest.mark.parametrize("value", ["plain", "Zürich \U0001f600", ["\n"], {"a": 1.5}])
+def test_ordinary_text_is_as_ever(value: object) -> None:
+    """It is JSON as the standard library writes it."""
+    assert json.dumps(value) == dump(value)

@@ -21,6 +21,7 @@ except ModuleNotFoundError as error:
     raise ImportError("this needs the extra fastapi: pip install 'lemcal-async[fastapi]'") from None
 
 from lemcal_async import errors
+from lemcal_async._auth import Secret
 from lemcal_async._client import AsyncLemcal
 from lemcal_async.webhooks import WebhookReceiver
 from lemcal_async.webhooks._http import Receive, Scope, Send
@@ -41,8 +42,7 @@ def lifespan(lemcal: AsyncLemcal, *, hook_url: str | None = None) -> Lifespan:
 
     Within a lifespan of one's own: ``async with lifespan(lemcal)(app): …``.
     """
-    hook = None if hook_url is None else _Hook(lemcal, hook_url)
-    del hook_url  # a traceback may show local variables
+    hook, hook_url = None if hook_url is None else _Hook(lemcal, Secret(hook_url)), None
 
     @asynccontextmanager
     async def live(app: FastAPI) -> AsyncGenerator[None]:
@@ -56,16 +56,16 @@ def lifespan(lemcal: AsyncLemcal, *, hook_url: str | None = None) -> Lifespan:
 
 
 class _Hook:
-    """The hook of this service. Its repr keeps the token in the URL quiet."""
+    """The hook of this service."""
 
-    def __init__(self, lemcal: AsyncLemcal, url: str) -> None:
+    def __init__(self, lemcal: AsyncLemcal, url: Secret[str]) -> None:
         self._lemcal = lemcal
         self._url = url
 
     async def register(self) -> None:
         """Register it, unless it is registered already; a failure of lemcal is logged."""
         try:
-            hook = await self._lemcal.hooks.create(self._url, any_meeting_type=True, exist_ok=True)
+            hook = await self._lemcal.hooks.create(self._url.reveal(), any_meeting_type=True, exist_ok=True)
         except errors.ConfigurationError:
             raise
         except errors.LemcalError as error:
@@ -80,9 +80,6 @@ class _Hook:
                 logger.info("the hook was registered before")
             else:
                 logger.info("registered the hook %s; keep the id, the service does not list it", hook.id)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}>"
 
 
 async def get_lemcal(connection: HTTPConnection) -> AsyncLemcal:

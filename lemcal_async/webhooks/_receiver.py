@@ -20,6 +20,7 @@ import anyio
 import attrs
 
 from lemcal_async import events
+from lemcal_async._auth import Secret
 from lemcal_async._client import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.models import Meeting
@@ -183,8 +184,10 @@ class WebhookReceiver:
         list_lag: float = 2.0,
     ) -> None:
         self._many = accounts is not None
-        problem = problem_of_source(lemcal, token, accounts) or problem_of_options(
-            on_meeting=on_meeting,
+        source, lemcal, token, accounts = Secret((lemcal, token, accounts)), None, None, None
+        handler, on_meeting = Secret(on_meeting), None  # a partial shows its arguments
+        problem = problem_of_source(*source.reveal()) or problem_of_options(
+            on_meeting=handler.reveal(),
             wake=wake,
             memory=memory,
             deadline=deadline,
@@ -192,15 +195,12 @@ class WebhookReceiver:
             list_lag=list_lag,
         )
         if problem is not None:
-            del lemcal, token, accounts, on_meeting  # a traceback may show local variables
             raise ConfigurationError(problem)
-        directory = directory_of(lemcal, token, accounts)
-        del token, accounts
-        if isinstance(directory, str):
-            raise ConfigurationError(directory)
-        self._directory: Directory = directory
+        self._directory: Directory = directory_of(source)
         self._wake = wake
-        self._handling = on_meeting and Handling(on_meeting, memory or BoundedMemory(), handler_time_limit)
+        self._handling = None
+        if (handle := handler.reveal()) is not None:
+            self._handling = Handling(handle, memory or BoundedMemory(), handler_time_limit)
         self._lookups = Lookups()
         self._deadline = deadline
         self._list_lag = list_lag

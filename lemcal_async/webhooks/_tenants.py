@@ -10,6 +10,7 @@ from typing import Final, Protocol, TypeAlias, cast
 
 import attrs
 
+from lemcal_async._auth import Secret
 from lemcal_async._client import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.webhooks._http import Scope, digest_of
@@ -24,17 +25,16 @@ _NEEDED: Final = (
 )
 
 
-def digests_of(token: Token) -> frozenset[bytes]:
+def digests_of(token: Secret[Token | None]) -> frozenset[bytes]:
     """Return the digests of one token or several; ConfigurationError if there is none, or an empty one."""
-    digests = _digests_of(token)
-    del token  # a traceback may show local variables
+    digests = _digests_of(token.reveal())
     if not digests:
         raise ConfigurationError(_NEEDED)
     return digests
 
 
 def _digests_of(token: object) -> frozenset[bytes]:
-    """Return the digests, none if there is anything wrong; holds tokens, and raises nothing."""
+    """Return the digests, none if there is anything wrong; does not raise, for it looks at plain tokens."""
     tokens: list[object] = [token]
     if isinstance(token, Iterable) and not isinstance(token, str):
         tokens = [*cast("Iterable[object]", token)]
@@ -42,12 +42,17 @@ def _digests_of(token: object) -> frozenset[bytes]:
     return frozenset(map(digest_of, good)) if len(good) == len(tokens) else frozenset()
 
 
+def _digests_of_argument(token: Token) -> frozenset[bytes]:
+    secret, token = Secret[Token | None](token), ""
+    return digests_of(secret)
+
+
 @attrs.frozen
 class Tenant:
     """An account of a service with many: its client, and the token or tokens of its deliveries."""
 
     lemcal: AsyncLemcal
-    tokens: frozenset[bytes] = attrs.field(converter=digests_of, alias="token", repr=False)
+    tokens: frozenset[bytes] = attrs.field(converter=_digests_of_argument, alias="token", repr=False)
 
 
 FindTenant: TypeAlias = Callable[[str], Awaitable[Tenant | None]]
@@ -102,29 +107,31 @@ def name_in(scope: Scope) -> str:
 
 
 def directory_of(
-    lemcal: AsyncLemcal | None, token: Token | None, accounts: Accounts | None
-) -> Directory | str:
-    """Return the directory for one account or many, or what is wrong; holds tokens, and raises nothing."""
+    source: Secret[tuple[AsyncLemcal | None, Token | None, Accounts | None]],
+) -> Directory:
+    """Return the directory for one account with its token, or for many; raises ConfigurationError."""
+    lemcal = source.reveal()[0]
     if lemcal is not None:
-        digests = _digests_of(token)
-        return ByToken(dict.fromkeys(digests, lemcal)) if digests else _NEEDED
-    if isinstance(accounts, Mapping):
-        return _by_token(accounts)  # pyright: ignore[reportUnknownArgumentType]  # a mapping can be called too
-    if callable(accounts):
-        return ByPath(accounts)
-    return "accounts= must be a mapping, or an async function that returns a Tenant"
+        return ByToken(dict.fromkeys(digests_of(Secret(source.reveal()[1])), lemcal))
+    accounts = Secret(source.reveal()[2])
+    if isinstance(accounts.reveal(), Mapping):
+        clients = _by_digest(cast("Mapping[str, AsyncLemcal]", accounts.reveal()))
+        if len(clients) == len(cast("Mapping[str, AsyncLemcal]", accounts.reveal())) > 0:
+            return ByToken(clients)
+        raise ConfigurationError("accounts= must map tokens, none of them empty, to clients (AsyncLemcal)")
+    if callable(accounts.reveal()):  # a mapping can be called too
+        return ByPath(cast("FindTenant", accounts.reveal()))
+    raise ConfigurationError("accounts= must be a mapping, or an async function that returns a Tenant")
 
 
-def _by_token(accounts: Mapping[str, AsyncLemcal]) -> ByToken | str:
-    clients = {
+def _by_digest(accounts: Mapping[str, AsyncLemcal]) -> dict[bytes, AsyncLemcal]:
+    """Return the clients by the digests of their tokens, without what is neither token nor client."""
+    return {
         digest: client
         for token, client in accounts.items()
         for digest in _digests_of(token)
         if _is_client(client)
     }
-    if len(clients) == len(accounts) > 0:
-        return ByToken(clients)
-    return "accounts= must map tokens, none of them empty, to clients (AsyncLemcal)"
 
 
 def _is_client(value: object) -> bool:

@@ -4,7 +4,6 @@ It runs the script, and says in one way that Redis does not answer. When to try 
 """
 
 import contextlib
-from functools import partial
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -20,6 +19,7 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("RedisRateLimiter needs its extra: pip install 'lemcal-async[redis]'") from None
 
+from lemcal_async._auth import Secret
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit.redis._script import SCRIPT, SHA1
 
@@ -33,17 +33,11 @@ class Unreachable(Exception):  # noqa: N818 - a state, handled where it is met
 class RedisConnection:
     """A pool of connections, open inside ``async with``; ``timeout`` seconds for each step of a call."""
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self.problem = _problem_of(url)  # for the caller to raise, in a frame that does not hold the URL
-        if self.problem is None:
-            self._pool = partial(
-                ConnectionPool.from_url,
-                url,
-                decode_components=True,
-                connect_timeout=timeout,
-                stream_timeout=timeout,
-                max_connections=_CONNECTIONS,
-            )
+    def __init__(self, url: Secret[str], timeout: float) -> None:
+        if problem := _problem_of(url.reveal()):
+            raise ConfigurationError(problem)
+        self._url = url
+        self._timeout = timeout
         self._client: Redis[bytes] | None = None
 
     async def __aenter__(self) -> Self:
@@ -51,7 +45,13 @@ class RedisConnection:
 
         That Redis is away is no error yet: whoever calls finds out.
         """
-        pool = self._pool()
+        pool = ConnectionPool.from_url(
+            self._url.reveal(),
+            decode_components=True,
+            connect_timeout=self._timeout,
+            stream_timeout=self._timeout,
+            max_connections=_CONNECTIONS,
+        )
         tidy: Any = type("Connection", (_Tidy, pool.connection_class), {})
         pool.connection_class = tidy
         client: Redis[bytes] = Redis(connection_pool=pool, retry_policy=NoRetryPolicy(), verify_version=False)

@@ -21,6 +21,7 @@ from typing import Self
 import anyio
 
 from lemcal_async import events
+from lemcal_async._auth import Secret
 from lemcal_async._concurrency import Wakeup
 from lemcal_async.errors import ConfigurationError, LemcalError
 from lemcal_async.ratelimit._base import Key, Permit, Priority, RateLimit, WouldWait
@@ -266,6 +267,7 @@ class RedisRateLimiter:
         timeout: float = 0.25,
         prefix: str = "lemcal:",
     ) -> None:
+        address, url = Secret(url), ""  # it may hold a password
         if limit < 1 or not 0 < period < math.inf:
             raise ConfigurationError(
                 "a rate limit needs a limit of at least 1 and a period of seconds above 0"
@@ -277,10 +279,7 @@ class RedisRateLimiter:
         self.limit = limit
         self.period = period
         self._plan = FallbackPolicy(when_down, limit, share)
-        self._link = RedisConnection(url, timeout)
-        url = ""  # it may hold a password, which a traceback with local variables must not show
-        if self._link.problem is not None:
-            raise ConfigurationError(self._link.problem)
+        self._link = RedisConnection(address, timeout)
         self._prefix = prefix
         self._timeout = timeout
         self._numbers = itertools.count()

@@ -20,6 +20,8 @@
     │   ├── RateLimitError            429
     │   └── ServerError               5xx
     ├── ResponseDecodeError           a 2xx that is not the JSON asked for
+    ├── StoreError                    the store of a synchronization failed
+    │   └── EmptyListError            a list too short to be believed yet
     └── WebhookError
 
 Every one is a plain value: it pickles, crosses processes, holds no object of an HTTP library
@@ -254,6 +256,20 @@ class ResponseDecodeError(LemcalError):
         self.status_code = status_code
         self.rows = rows if rows is not None else []
         self.bad_rows = bad_rows if bad_rows is not None else []
+
+
+class StoreError(LemcalError):
+    """The store of a synchronization failed: the disk is full, the database is locked or unreachable.
+
+    What is stored is unharmed.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+
+
+class EmptyListError(StoreError):
+    """The service suddenly lists none, or less than half, of an account's meetings; nothing was changed."""
 
 
 class WebhookError(LemcalError):

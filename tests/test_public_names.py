@@ -113,6 +113,8 @@ ERRORS: dict[str, tuple[type[Exception], ...]] = {
     "RateLimitError": (errors.APIStatusError,),
     "ServerError": (errors.APIStatusError,),
     "ResponseDecodeError": (errors.LemcalError,),
+    "StoreError": (errors.LemcalError,),
+    "EmptyListError": (errors.StoreError,),
     "WebhookError": (errors.LemcalError,),
 }
 

@@ -8,16 +8,18 @@ which is imported when it is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lemcal_async.sync._diff import Kind
+from lemcal_async.errors import EmptyListError, StoreError
+from lemcal_async.sync._diff import Counts, Kind
 from lemcal_async.sync._memory import MemoryStore
 from lemcal_async.sync._runner import Failure, SyncReport, UnreadableRow, sync_meetings
-from lemcal_async.sync._store import Change, Counts, EmptyListError, Forgotten, Store, StoreError
+from lemcal_async.sync._store import Applied, Change, Forgotten, Store
 from lemcal_async.sync._watch import Wake, watch
 
 if TYPE_CHECKING:
     from lemcal_async.sync.sql import SQLStore
 
 __all__ = [
+    "Applied",
     "Change",
     "Counts",
     "EmptyListError",

@@ -12,9 +12,8 @@ import attrs
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
-from lemcal_async.errors import ConfigurationError
+from lemcal_async.errors import ConfigurationError, StoreError
 from lemcal_async.sync._migrations import SchemaError
-from lemcal_async.sync._store import StoreError
 
 BUSY_SECONDS: Final = 10.0
 """How long a transaction waits for another program's; for SQLite ``?timeout=`` in the URL says otherwise."""

@@ -1,8 +1,8 @@
-"""What changed between what is known of an account's meetings and the list that the service sends now.
+"""What changed between the meetings stored for an account and the list that the service sends now.
 
-Pure, and on the wire form: fields that the SDK does not know count too. Rows are compared by the digest of
-a canonical form, so that a store has to bring only the old rows that differ. Where they are kept, and who
-is told, is left to others.
+Pure functions on the wire form, so that fields unknown to the SDK count too. Rows are compared by the digest
+of a canonical form: a store only loads the old rows whose digest differs. ``plan`` decides what to write, and
+``doubt`` whether to believe the list at all; every store follows both.
 """
 
 import hashlib
@@ -12,15 +12,18 @@ from typing import Any, Final, Literal, TypeAlias, TypeGuard
 
 import attrs
 
-from lemcal_async.errors import BadRow
+from lemcal_async.errors import BadRow, EmptyListError
 
 Kind: TypeAlias = Literal["created", "changed", "canceled", "disappeared", "restored"]
-"""``restored``: it had disappeared or was cancelled, and is booked again."""
+"""``restored``: it had disappeared or was canceled, and is booked again."""
 
 Status: TypeAlias = Literal["booked", "canceled", "disappeared", "pruned"]
-"""``pruned``: still in the list, but its data were erased here; only the digest is left."""
+"""``pruned``: still listed, but its data were erased here; only the digest is left."""
 
 KINDS: Final[tuple[Kind, ...]] = ("created", "changed", "canceled", "disappeared", "restored")
+
+EMPTY_LIST_GRACE: Final = 3
+"""An account with up to this many meetings may lose them all at once: its list is always believed."""
 
 _UNORDERED: Final = "attendees"  # the service lists them in any order
 _dumps: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
@@ -28,7 +31,7 @@ _dumps: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 @attrs.frozen
 class ListedMeeting:
-    """A row of the list that has an id of its own; ``index`` is its place."""
+    """A row of the list with an id of its own; ``index`` is its position."""
 
     index: int
     id: str
@@ -38,10 +41,10 @@ class ListedMeeting:
 
 @attrs.frozen
 class Snapshot:
-    """A list as the service sent it, by id.
+    """A list as the service sent it, by meeting id.
 
-    ``bad_rows`` are those that cannot be told apart from others or cannot be kept; ``present`` are the ids
-    among them. Not ``complete``: some row has no usable id, so what is missing may be there all the same.
+    ``bad_rows`` cannot be told apart from others, or cannot be kept; ``present`` holds the ids among them.
+    If some row has no usable id, the list is not ``complete``: a missing meeting may be that row.
     """
 
     rows: dict[str, ListedMeeting]
@@ -52,10 +55,13 @@ class Snapshot:
     def __contains__(self, meeting_id: str) -> bool:
         return meeting_id in self.rows or meeting_id in self.present
 
+    def __len__(self) -> int:
+        return len(self.rows) + len(self.present)
+
 
 @attrs.frozen
 class StoredMeeting:
-    """What is known of a meeting. ``wire`` is needed only of those that ``needed_rows`` names."""
+    """A meeting as stored. ``wire`` is only needed for the meetings that ``needed_rows`` names."""
 
     digest: str
     status: Status
@@ -64,7 +70,7 @@ class StoredMeeting:
 
 @attrs.frozen
 class Difference:
-    """One meeting's difference. ``wire`` is the row as it is now or, if it disappeared, as it last was."""
+    """What changed about one meeting. ``wire`` is its row now or, if it disappeared, its last one."""
 
     meeting_id: str
     kind: Kind
@@ -72,8 +78,35 @@ class Difference:
     wire: dict[str, Any] = attrs.field(factory=dict[str, Any], repr=False)
 
 
+@attrs.frozen
+class Counts:
+    """How many meetings were created, changed and so on, of one account or of all."""
+
+    created: int = 0
+    changed: int = 0
+    canceled: int = 0
+    disappeared: int = 0
+    restored: int = 0
+    unchanged: int = 0
+
+
+@attrs.frozen
+class Plan:
+    """What a store has to write for a list.
+
+    ``listed`` are the rows to insert or replace, ``disappeared`` the ids to mark, and ``dropped`` the ids
+    of pruned meetings that are no longer listed, to delete. ``outbox`` are the changes to announce.
+    """
+
+    listed: list[Difference]
+    disappeared: list[str]
+    dropped: list[str]
+    outbox: list[Difference]
+    counts: Counts
+
+
 def snapshot(rows: Iterable[Any]) -> Snapshot:
-    """Read the rows of a list; whatever they are, this raises nothing."""
+    """Read the rows of a list; raises nothing, whatever they are."""
     found: dict[str, ListedMeeting] = {}
     bad_rows: list[BadRow] = []
     present: set[str] = set()
@@ -82,7 +115,7 @@ def snapshot(rows: Iterable[Any]) -> Snapshot:
         meeting_id: object = wire.get("_id") if _is_object(wire) else None
         if not _is_object(wire) or not isinstance(meeting_id, str) or not _is_id(meeting_id):
             complete = False
-            bad_rows.append(BadRow(index, wire, "it has no _id that can be used"))
+            bad_rows.append(BadRow(index, wire, "it has no usable _id"))
             continue
         try:
             row = ListedMeeting(index, meeting_id, wire, digest(wire))
@@ -96,24 +129,62 @@ def snapshot(rows: Iterable[Any]) -> Snapshot:
     return Snapshot(found, tuple(bad_rows), frozenset(present), complete)
 
 
-def needed_rows(known: Mapping[str, StoredMeeting], now: Snapshot) -> list[str]:
-    """Return the ids of the known meetings whose rows ``compare`` has to see."""
+def doubt(
+    stored: Mapping[str, StoredMeeting], now: Snapshot, empty_lists: int, confirm_empty_after: int
+) -> EmptyListError | None:
+    """Return why not to believe the list yet, or None.
+
+    A list that is suddenly empty, or less than half of what it was, is believed when ``confirm_empty_after``
+    such lists came in a row; ``empty_lists`` came before this one. For a new account, nothing is doubtful.
+    """
+    before = sum(map(_is_listed, stored.values()))
+    if before <= EMPTY_LIST_GRACE or 2 * len(now) >= before or not now.complete:
+        return None
+    if empty_lists + 1 >= confirm_empty_after:
+        return None
+    listed = f"a list of only {len(now)} meetings" if len(now) else "an empty list"
+    return EmptyListError(
+        f"GET /meetings: {listed}, while {before} meetings are stored; nothing was changed. It is believed "
+        f"after {confirm_empty_after} such lists in a row; if it is wrong, check the account and base_url"
+    )
+
+
+def needed_rows(stored: Mapping[str, StoredMeeting], now: Snapshot) -> list[str]:
+    """Return the ids of the stored meetings whose rows ``plan`` has to see."""
     return [
         meeting_id
-        for meeting_id, before in known.items()
+        for meeting_id, before in stored.items()
         if (before.digest != now.rows[meeting_id].digest if meeting_id in now.rows else _is_listed(before))
     ]
 
 
-def compare(known: Mapping[str, StoredMeeting], now: Snapshot) -> list[Difference]:
-    """Return the differences: those of listed meetings in the list's order, then the disappeared ones.
+def plan(stored: Mapping[str, StoredMeeting], now: Snapshot, *, announce: bool = True) -> Plan:
+    """Return what to write for a list that is believed."""
+    differences = compare(stored, now)
+    kinds = [difference.kind for difference in differences]
+    numbers = {kind: kinds.count(kind) for kind in KINDS}
+    listed = [difference for difference in differences if difference.kind != "disappeared"]
+    return Plan(
+        listed=listed,
+        disappeared=[found.meeting_id for found in differences if found.kind == "disappeared"],
+        dropped=[
+            meeting_id
+            for meeting_id, before in stored.items()
+            if now.complete and before.status == "pruned" and meeting_id not in now
+        ],
+        outbox=differences if announce else [],
+        counts=Counts(**numbers, unchanged=len(now.rows) - len(listed)),
+    )
 
-    A meeting that is missing has disappeared only if the list is complete. Of one whose old row was
-    erased, it is not known which fields changed: none are named.
+
+def compare(stored: Mapping[str, StoredMeeting], now: Snapshot) -> list[Difference]:
+    """Return the differences: first the listed meetings in list order, then those that disappeared.
+
+    A missing meeting has disappeared only if the list is complete.
     """
     differences: list[Difference] = []
     for row in now.rows.values():
-        before = known.get(row.id)
+        before = stored.get(row.id)
         if before is None:
             differences.append(Difference(row.id, "created", (), row.wire))
         elif difference := _of_listed(before, row):
@@ -121,7 +192,7 @@ def compare(known: Mapping[str, StoredMeeting], now: Snapshot) -> list[Differenc
     if now.complete:
         differences += [
             Difference(meeting_id, "disappeared", (), before.wire or {"_id": meeting_id})
-            for meeting_id, before in known.items()
+            for meeting_id, before in stored.items()
             if _is_listed(before) and before.status != "pruned" and meeting_id not in now
         ]
     return differences
@@ -139,7 +210,7 @@ def _of_listed(before: StoredMeeting, row: ListedMeeting) -> Difference | None:
     elif before.status == "disappeared" or (was_canceled and status == "booked"):
         kind = "restored"
     elif not fields and before.wire is not None:
-        return None  # another canonical form, as after an upgrade, of the same data
+        return None  # the same data in another canonical form, as after an upgrade
     return Difference(row.id, kind, fields, row.wire)
 
 
@@ -150,12 +221,12 @@ def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple
 
 
 def status_of(wire: Mapping[str, Any]) -> Literal["booked", "canceled"]:
-    """Return whether a listed meeting is booked or cancelled."""
+    """Return whether a listed meeting is booked or canceled."""
     return "canceled" if wire.get("canceledAt") else "booked"
 
 
 def digest(wire: Mapping[str, Any]) -> str:
-    """Return what is the same for rows that mean the same, whatever the order of keys and attendees."""
+    """Return the same text for rows that mean the same, whatever the order of keys and attendees."""
     return hashlib.blake2b(_canonical(wire, wire).encode(), digest_size=16).hexdigest()
 
 
@@ -166,8 +237,8 @@ def _canonical(wire: Mapping[str, Any], names: Iterable[str]) -> str:
     return _dumps(fields)
 
 
-def _is_listed(known: StoredMeeting) -> bool:
-    return known.status != "disappeared"
+def _is_listed(meeting: StoredMeeting) -> bool:
+    return meeting.status != "disappeared"
 
 
 def _is_object(value: object) -> TypeGuard[dict[str, Any]]:

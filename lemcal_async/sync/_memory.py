@@ -1,6 +1,6 @@
-"""``MemoryStore``: the store for tests, by the same rules as ``SQLStore``, and gone with its object."""
+"""``MemoryStore``: a store for tests, with the same rules as ``SQLStore``."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,31 +8,36 @@ import attrs
 
 from lemcal_async.errors import BadRow
 from lemcal_async.sync._columns import columns_of
-from lemcal_async.sync._diff import Difference, Snapshot, StoredMeeting, compare, snapshot, status_of
-from lemcal_async.sync._store import (
-    EMPTY_LIST_GRACE,
-    Applied,
-    Change,
-    Forgotten,
-    check_aware,
-    counted,
-    empty_list,
+from lemcal_async.sync._diff import (
+    Difference,
+    Plan,
+    Snapshot,
+    StoredMeeting,
+    doubt,
+    plan,
+    snapshot,
+    status_of,
 )
+from lemcal_async.sync._store import Applied, Change, Forgotten, check_aware
 
 
 @attrs.define
 class _Account:
     revision: int = 0
     empty_lists: int = 0
+    body_hash: str | None = None
     meetings: dict[str, StoredMeeting] = attrs.field(factory=dict[str, StoredMeeting])
+
+    def listed(self) -> int:
+        return sum(meeting.status != "disappeared" for meeting in self.meetings.values())
 
 
 class MemoryStore:
-    """A store in memory. For one event loop; it does no I/O, so nothing in it can be cancelled half-way."""
+    """A store in memory, for one event loop. It does no I/O, so nothing in it can be canceled halfway."""
 
     def __init__(self) -> None:
         self._accounts: dict[str, _Account] = {}
-        self._outbox: list[Change] = []
+        self._outbox: dict[int, Change] = {}  # by seq, oldest first
         self._seq = 0
 
     async def revision(self, user_id: str) -> int:
@@ -41,7 +46,14 @@ class MemoryStore:
         return account.revision if account else 0
 
     async def apply(
-        self, user_id: str, revision: int, rows: list[Any], *, baseline: bool, believe_empty_after: int
+        self,
+        user_id: str,
+        revision: int,
+        rows: list[Any],
+        *,
+        baseline: bool,
+        confirm_empty_after: int,
+        body_hash: str | None = None,
     ) -> Applied | None:
         """See ``Store``."""
         now = snapshot(rows)
@@ -49,84 +61,91 @@ class MemoryStore:
         if account.revision != revision:
             return None
         account.revision += 1
-        held = sum(known.status in ("booked", "canceled") for known in account.meetings.values())
-        is_empty = now.complete and not now.rows and not now.present
-        if is_empty and held > EMPTY_LIST_GRACE and account.empty_lists + 1 < believe_empty_after:
+        if error := doubt(account.meetings, now, account.empty_lists, confirm_empty_after):
             account.empty_lists += 1
-            raise empty_list(held, believe_empty_after)
-        differences = compare(account.meetings, now)
-        self._take_over(account, differences, now)
-        if not (baseline and revision == 0):
-            self._announce(user_id, differences)
-        account.empty_lists = 0
+            raise error
+        todo = plan(account.meetings, now, announce=not (baseline and revision == 0))
+        _write(account, todo, now)
+        self._announce(user_id, todo.outbox)
         problems = ((row, columns_of(row.wire).problem) for row in now.rows.values())
         unreadable = [BadRow(row.index, row.wire, problem) for row, problem in problems if problem]
-        return Applied(counted(differences, len(now.rows)), (*now.bad_rows, *unreadable))
+        bad_rows = (*now.bad_rows, *unreadable)
+        account.empty_lists = 0
+        account.body_hash = None if bad_rows else body_hash
+        return Applied(todo.counts, bad_rows)
 
-    def _take_over(self, account: _Account, differences: list[Difference], now: Snapshot) -> None:
-        for difference in differences:
-            meeting_id = difference.meeting_id
-            if difference.kind == "disappeared":
-                account.meetings[meeting_id] = attrs.evolve(
-                    account.meetings[meeting_id], status="disappeared"
-                )
-            else:
-                account.meetings[meeting_id] = StoredMeeting(
-                    now.rows[meeting_id].digest, status_of(difference.wire), difference.wire
-                )
-        if now.complete:
-            for meeting_id, known in list(account.meetings.items()):
-                if known.status == "pruned" and meeting_id not in now:
-                    del account.meetings[meeting_id]
+    async def unchanged(self, user_id: str, body_hash: str) -> int | None:
+        """See ``Store``."""
+        account = self._accounts.get(user_id)
+        if account is None or account.body_hash != body_hash:
+            return None
+        account.revision += 1
+        account.empty_lists = 0
+        return account.listed()
 
     def _announce(self, user_id: str, differences: list[Difference]) -> None:
         found_at = datetime.now(UTC)
         for found in differences:
             self._seq += 1
-            self._outbox.append(
-                Change(
-                    seq=self._seq,
-                    user_id=user_id,
-                    meeting_id=found.meeting_id,
-                    kind=found.kind,
-                    fields=found.fields,
-                    found_at=found_at,
-                    wire=found.wire,
-                )
+            self._outbox[self._seq] = Change(
+                seq=self._seq,
+                user_id=user_id,
+                meeting_id=found.meeting_id,
+                kind=found.kind,
+                fields=found.fields,
+                found_at=found_at,
+                wire=found.wire,
             )
 
     async def record_failure(self, user_id: str, message: str) -> None:
-        """See ``Store``. Nothing is kept: the report says it, and no table here shows it."""
+        """See ``Store``. Nothing is kept: the report has the failure, and there is no table to show it in."""
 
     async def pending(self, user_id: str, limit: int) -> list[Change]:
         """See ``Store``."""
-        own = [c for c in self._outbox if c.user_id == user_id and c.delivered_at is None]
+        own = [c for c in self._outbox.values() if c.user_id == user_id and _is_pending(c)]
         return own[:limit]
 
-    async def mark_delivered(self, change: Change) -> bool:
+    async def mark_delivered(self, changes: Sequence[Change]) -> int:
         """See ``Store``."""
-        for index, kept in enumerate(self._outbox):
-            if kept.seq == change.seq and kept.delivered_at is None:
-                self._outbox[index] = attrs.evolve(kept, delivered_at=datetime.now(UTC))
-                return True
-        return False
+        now = datetime.now(UTC)
+        open_changes = self._undelivered(changes)
+        for change in open_changes:
+            self._outbox[change.seq] = attrs.evolve(change, delivered_at=now)
+        return len(open_changes)
 
-    async def changes(self, *, pending: bool = False) -> AsyncIterator[Change]:
+    async def record_attempt(self, changes: Sequence[Change], error: str, *, park: bool) -> None:
         """See ``Store``."""
-        for change in list(self._outbox):
-            if not (pending and change.delivered_at):
+        parked_at = datetime.now(UTC) if park else None
+        for change in self._undelivered(changes):
+            self._outbox[change.seq] = attrs.evolve(
+                change, attempts=change.attempts + 1, error=error, parked_at=parked_at
+            )
+
+    async def retry_parked(self, user_id: str | None = None) -> int:
+        """See ``Store``."""
+        parked = [c for c in self._outbox.values() if _is_parked(c) and user_id in (None, c.user_id)]
+        for change in parked:
+            self._outbox[change.seq] = attrs.evolve(change, attempts=0, parked_at=None)
+        return len(parked)
+
+    def _undelivered(self, changes: Sequence[Change]) -> list[Change]:
+        kept = (self._outbox.get(change.seq) for change in changes)
+        return [change for change in kept if change is not None and change.delivered_at is None]
+
+    async def changes(self, *, pending: bool = False, parked: bool = False) -> AsyncIterator[Change]:
+        """See ``Store``."""
+        for change in list(self._outbox.values()):
+            wanted = (pending and _is_pending(change)) or (parked and _is_parked(change))
+            if wanted or not (pending or parked):
                 yield change
 
     async def forget(self, user_id: str) -> Forgotten:
         """See ``Store``."""
         account = self._accounts.pop(user_id, _Account())
-        kept = [change for change in self._outbox if change.user_id != user_id]
-        erased = Forgotten(len(account.meetings), len(self._outbox) - len(kept))
-        self._outbox = kept
-        return erased
+        return Forgotten(len(account.meetings), self._erase(lambda change: change.user_id == user_id))
 
     async def prune(self, *, before: datetime) -> Forgotten:
-        """See ``Store``. A meeting without times that can be read stays."""
+        """See ``Store``. A meeting without readable times stays."""
         check_aware(before)
         meetings = 0
         for account in self._accounts.values():
@@ -140,10 +159,14 @@ class MemoryStore:
                     del account.meetings[meeting_id]
                 else:
                     account.meetings[meeting_id] = StoredMeeting(known.digest, "pruned")
-        kept = [c for c in self._outbox if c.delivered_at is None or c.found_at >= before]
-        erased = Forgotten(meetings, len(self._outbox) - len(kept))
-        self._outbox = kept
-        return erased
+        changes = self._erase(lambda change: change.delivered_at is not None and change.found_at < before)
+        return Forgotten(meetings, changes)
+
+    def _erase(self, wanted: Any) -> int:
+        erased = [seq for seq, change in self._outbox.items() if wanted(change)]
+        for seq in erased:
+            del self._outbox[seq]
+        return len(erased)
 
     def meetings(self, user_id: str) -> dict[str, dict[str, Any]]:
         """Return the wire rows of an account's listed meetings, by id; for tests to look at."""
@@ -153,3 +176,22 @@ class MemoryStore:
             for meeting_id, known in account.meetings.items()
             if known.status in ("booked", "canceled")
         }
+
+
+def _write(account: _Account, todo: Plan, now: Snapshot) -> None:
+    for found in todo.listed:
+        account.meetings[found.meeting_id] = StoredMeeting(
+            now.rows[found.meeting_id].digest, status_of(found.wire), found.wire
+        )
+    for meeting_id in todo.disappeared:
+        account.meetings[meeting_id] = attrs.evolve(account.meetings[meeting_id], status="disappeared")
+    for meeting_id in todo.dropped:
+        del account.meetings[meeting_id]
+
+
+def _is_pending(change: Change) -> bool:
+    return change.delivered_at is None and change.parked_at is None
+
+
+def _is_parked(change: Change) -> bool:
+    return change.delivered_at is None and change.parked_at is not None

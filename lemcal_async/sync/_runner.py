@@ -23,7 +23,8 @@ import attrs
 from lemcal_async import events
 from lemcal_async._client import AsyncLemcal
 from lemcal_async.errors import BadRow, ConfigurationError
-from lemcal_async.sync._store import Change, Counts, Store
+from lemcal_async.sync._diff import Counts
+from lemcal_async.sync._store import Change, Store
 
 Stage: TypeAlias = Literal["fetch", "store", "delivery"]
 
@@ -131,7 +132,7 @@ async def deliver(store: Store, user_id: str, on_change: OnChange, tally: Report
 
 async def _mark(store: Store, change: Change) -> bool:
     with anyio.CancelScope(shield=True):
-        return await store.mark_delivered(change)
+        return await store.mark_delivered([change]) == 1
     raise AssertionError("a shielded scope does not swallow")  # pragma: no cover
 
 
@@ -147,10 +148,10 @@ class Options:
     max_concurrency: int
     on_change: OnChange | None
     baseline: bool
-    believe_empty_after: int
+    confirm_empty_after: int
 
     def __attrs_post_init__(self) -> None:
-        for name in ("max_concurrency", "believe_empty_after"):
+        for name in ("max_concurrency", "confirm_empty_after"):
             value: object = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name}={value!r}: it must be a whole number, at least 1")
@@ -165,7 +166,7 @@ async def sync_meetings(
     max_concurrency: int = 16,
     on_change: OnChange | None = None,
     baseline: bool = False,
-    believe_empty_after: int = 2,
+    confirm_empty_after: int = 2,
 ) -> SyncReport:
     """Bring the store in step with the accounts' meetings, and deliver what changed.
 
@@ -175,13 +176,13 @@ async def sync_meetings(
     in order per account and at least once; where it raises, that account's changes wait for the next
     run. Without it, they stay in the outbox. With ``baseline``, the meetings that an account has in its
     first run are no changes. An account whose list is suddenly empty fails, until
-    ``believe_empty_after`` lists in a row were.
+    ``confirm_empty_after`` lists in a row were.
 
     A failure ends nothing but its account's part, and is in the report. Cancelled at any await, each
     account is taken over whole, or as it was before. What iterating over ``accounts`` raises passes
     through, after the accounts under way are done.
     """
-    options = Options(max_concurrency, on_change, baseline, believe_empty_after)
+    options = Options(max_concurrency, on_change, baseline, confirm_empty_after)
     return await Runner(store, options).run(accounts)
 
 
@@ -243,7 +244,7 @@ class Runner:
                     revision,
                     rows,
                     baseline=options.baseline,
-                    believe_empty_after=options.believe_empty_after,
+                    confirm_empty_after=options.confirm_empty_after,
                 )
                 if applied is not None:
                     own.counts = applied.counts

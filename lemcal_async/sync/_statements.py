@@ -12,26 +12,29 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import islice
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 import attrs
 from sqlalchemy import Connection, CursorResult, Select, and_, bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from lemcal_async.errors import BadRow
+from lemcal_async.errors import BadRow, EmptyListError
 from lemcal_async.sync._columns import columns_of, storable
-from lemcal_async.sync._diff import Difference, Snapshot, StoredMeeting, compare, needed_rows, status_of
-from lemcal_async.sync._store import (
-    EMPTY_LIST_GRACE,
-    Applied,
-    Change,
-    EmptyListError,
-    Forgotten,
-    counted,
-    empty_list,
+from lemcal_async.sync._diff import (
+    Difference,
+    Plan,
+    Snapshot,
+    StoredMeeting,
+    doubt,
+    needed_rows,
+    plan,
+    status_of,
 )
+from lemcal_async.sync._store import Applied, Change, Forgotten
 from lemcal_async.sync._tables import accounts, changes, deliveries, meetings
 from lemcal_async.sync._wire_text import dump, load
+
+T = TypeVar("T")
 
 _IN_ONE_STATEMENT: Final = 500  # parameters; every SQLite takes as many
 
@@ -58,34 +61,28 @@ def apply(
     at: datetime,
     *,
     baseline: bool,
-    believe_empty_after: int,
+    confirm_empty_after: int,
 ) -> Applied | EmptyListError | None:
-    """Take a snapshot over; None if the revision is another one by now."""
+    """Store a snapshot; None if the revision is another one by now."""
     previous = _lock(connection, user_id, expected, at)
     if previous is None:
         return None
     known, problems = _known(connection, user_id)
-    held = sum(meeting.status in ("booked", "canceled") for meeting in known.values())
-    if now.complete and not now.rows and not now.present and held > EMPTY_LIST_GRACE:
-        error = empty_list(held, believe_empty_after)
-        if previous.empty_lists + 1 < believe_empty_after:
-            _set(connection, user_id, empty_lists=previous.empty_lists + 1, last_error=str(error))
-            return error
+    if error := doubt(known, now, previous.empty_lists, confirm_empty_after):
+        _set(connection, user_id, empty_lists=previous.empty_lists + 1, last_error=str(error))
+        return error
     _load(connection, user_id, known, needed_rows(known, now))
-    differences = compare(known, now)
-    texts = {found.meeting_id: dump(found.wire) for found in differences}
-    takeover = _Apply(connection, user_id, now, at, known, problems, texts)
-    takeover.write_listed([found for found in differences if found.kind != "disappeared"])
-    takeover.write_missing(
-        [found.meeting_id for found in differences if found.kind == "disappeared"], previous.synced_at
-    )
-    if not (baseline and expected == 0):
-        _write_changes(connection, user_id, differences, texts, at)
+    todo = plan(known, now, announce=not (baseline and expected == 0))
+    texts = {found.meeting_id: dump(found.wire) for found in (*todo.listed, *todo.outbox)}
+    writer = _Apply(connection, user_id, now, at, known, problems, texts)
+    writer.write_listed(todo.listed)
+    writer.write_missing(todo, previous.synced_at)
+    _write_changes(connection, user_id, todo.outbox, texts, at)
     _set(connection, user_id, empty_lists=0, last_error=None, synced_at=at)
     unreadable = [
         BadRow(row.index, row.wire, problems[row.id]) for row in now.rows.values() if row.id in problems
     ]
-    return Applied(counted(differences, len(now.rows)), (*now.bad_rows, *unreadable))
+    return Applied(todo.counts, (*now.bad_rows, *unreadable))
 
 
 def _lock(connection: Connection, user_id: str, expected: int, at: datetime) -> _Previous | None:
@@ -198,22 +195,18 @@ class _Apply:
             "wire": self.texts[meeting_id],
         }
 
-    def write_missing(self, disappeared: list[str], synced_at: datetime | None) -> None:
-        """Write those that are not in the list any more; ``synced_at`` is when they were last in it."""
-        for ids in _slices(disappeared):
+    def write_missing(self, todo: Plan, synced_at: datetime | None) -> None:
+        """Write those that are no longer in the list; ``synced_at`` is when they were last in it."""
+        for ids in _slices(todo.disappeared):
             self.connection.execute(
                 update(meetings)
                 .where(meetings.c.user_id == self.user_id, meetings.c.meeting_id.in_(ids))
                 .values(status="disappeared", changed_at=self.at, last_seen_at=synced_at)
             )
-        if self.now.complete:
-            pruned = [
-                key for key, was in self.known.items() if was.status == "pruned" and key not in self.now
-            ]
-            for ids in _slices(pruned):
-                self.connection.execute(
-                    delete(meetings).where(meetings.c.user_id == self.user_id, meetings.c.meeting_id.in_(ids))
-                )
+        for ids in _slices(todo.dropped):
+            self.connection.execute(
+                delete(meetings).where(meetings.c.user_id == self.user_id, meetings.c.meeting_id.in_(ids))
+            )
 
 
 def _write_changes(
@@ -259,14 +252,17 @@ def outbox(connection: Connection, wanted: Select[Any], limit: int) -> list[Chan
     ]
 
 
-def mark_delivered(connection: Connection, change: Change, at: datetime) -> bool:
-    """Mark a change, and return whether it was not marked before."""
-    marked = connection.execute(
-        update(changes)
-        .where(changes.c.seq == change.seq, changes.c.delivered_at.is_(None))
-        .values(delivered_at=at)
-    )
-    return marked.rowcount == 1
+def mark_delivered(connection: Connection, seqs: Sequence[int], at: datetime) -> int:
+    """Mark changes, and return how many were not marked before."""
+    marked = 0
+    for some in _slices(seqs):
+        done = connection.execute(
+            update(changes)
+            .where(changes.c.seq.in_(some), changes.c.delivered_at.is_(None))
+            .values(delivered_at=at)
+        )
+        marked += done.rowcount
+    return marked
 
 
 def forget(connection: Connection, user_id: str) -> Forgotten:
@@ -302,7 +298,7 @@ def _rowcount(result: Any) -> int:
     return cast("CursorResult[Any]", result).rowcount
 
 
-def _slices(ids: Sequence[str]) -> Iterator[list[str]]:
+def _slices(ids: Sequence[T]) -> Iterator[list[T]]:
     rest = iter(ids)
     while ids_now := list(islice(rest, _IN_ONE_STATEMENT)):
         yield ids_now

@@ -1,43 +1,31 @@
-"""What a synchronisation needs of a store, and the values that pass between the two.
+"""What a synchronization needs of a store, and the values that pass between the two.
 
-A store keeps, per account, the last snapshot and an outbox of changes; both are written in one transaction.
-How, is the business of ``memory.py`` and ``sql.py``.
+A store keeps, per account, the last snapshot and an outbox of changes; it writes both in one transaction.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
 from lemcal_async._codec import from_wire
-from lemcal_async.errors import BadRow, ConfigurationError, LemcalError
+from lemcal_async.errors import BadRow, ConfigurationError
 from lemcal_async.models import Meeting
-from lemcal_async.sync._diff import Difference, Kind
-
-EMPTY_LIST_GRACE: Final = 3
-"""So many meetings may vanish from a list at once, down to none, without a question."""
-
-
-class StoreError(LemcalError):
-    """The store failed: the disk is full, the database is locked or cannot be reached. It is unharmed."""
-
-
-class EmptyListError(LemcalError):
-    """The service sent an empty list for an account that had meetings; nothing was taken from it."""
-
-    def __init__(self, message: str = "") -> None:
-        super().__init__(message)
+from lemcal_async.sync._diff import Counts, Kind
 
 
 @attrs.frozen
 class Change:
-    """A change as it stands in the outbox.
+    """A change in the outbox.
 
-    ``fields`` are the wire fields that differ. ``wire`` is the meeting as the service sent it, or as it
-    last was if it has disappeared; ``found_at`` is when the change was seen here. ``seq`` grows with
-    time within an account, and identifies the change within its store: a handler that may see a change
-    twice can go by it.
+    ``fields`` are the wire fields that differ. ``wire`` is the meeting as the service sent it or, if it
+    disappeared, as it last was. ``found_at`` is when the change was seen here. ``seq`` grows with time
+    within an account and identifies the change within its store, so that a handler can recognize a change
+    that it gets twice.
+
+    ``attempts`` counts how often a handler raised for it, and ``error`` is what it raised last. A change
+    with ``parked_at`` is no longer delivered, until it is retried on demand.
     """
 
     seq: int
@@ -48,28 +36,19 @@ class Change:
     found_at: datetime
     wire: dict[str, Any] = attrs.field(repr=False)
     delivered_at: datetime | None = None
+    attempts: int = 0
+    error: str | None = attrs.field(default=None, repr=False)  # whatever the handler put into its message
+    parked_at: datetime | None = None
 
     @property
     def meeting(self) -> Meeting:
-        """The meeting as a model; ResponseDecodeError if the service sent what cannot be read."""
+        """The meeting as a model; raises ResponseDecodeError if the service sent something unreadable."""
         return from_wire(self.wire, Meeting)
 
 
 @attrs.frozen
-class Counts:
-    """How many meetings of an account, or of all, fared how in a run."""
-
-    created: int = 0
-    changed: int = 0
-    canceled: int = 0
-    disappeared: int = 0
-    restored: int = 0
-    unchanged: int = 0
-
-
-@attrs.frozen
 class Applied:
-    """What came of a list that was taken over. ``bad_rows`` were not, or not with their columns."""
+    """What came of a list. ``bad_rows`` were not stored, or only without their columns."""
 
     counts: Counts
     bad_rows: tuple[BadRow, ...] = ()
@@ -77,7 +56,7 @@ class Applied:
 
 @attrs.frozen
 class Forgotten:
-    """How many rows of each kind were erased."""
+    """How many rows were erased."""
 
     meetings: int
     changes: int
@@ -85,41 +64,76 @@ class Forgotten:
 
 @runtime_checkable
 class Store(Protocol):
-    """Where the meetings of all accounts are kept. Every method is one transaction: all of it or nothing.
+    """Where the meetings of all accounts are kept. Every method is one transaction.
 
-    Cancelled, a method has done its work whole or not at all. All raise StoreError, and none leaves a
-    transaction open.
+    Canceled at any moment, a method has done all of its work or none. All raise StoreError, and none
+    leaves a transaction open.
     """
 
     async def revision(self, user_id: str) -> int:
-        """Return how often the account was taken over, to be asked before its list is fetched."""
+        """Return how many lists were applied to the account. Ask before you fetch its list."""
         ...
 
     async def apply(
-        self, user_id: str, revision: int, rows: list[Any], *, baseline: bool, believe_empty_after: int
+        self,
+        user_id: str,
+        revision: int,
+        rows: list[Any],
+        *,
+        baseline: bool,
+        confirm_empty_after: int,
+        body_hash: str | None = None,
     ) -> Applied | None:
-        """Take a list over, and put what changed into the outbox.
+        """Store a list, and put what changed into the outbox.
 
-        None if the account has another revision by now: somebody else was faster, and this list may be
-        older than theirs. With ``baseline``, an account that is new here puts nothing into the outbox.
-        Raises EmptyListError until so many lists in a row were empty.
+        Returns None if the account has another revision by now: somebody else was faster, and this list may
+        be older than theirs. With ``baseline``, an account that is new here puts nothing into the outbox.
+        Raises EmptyListError for a list that is not believed yet (see ``doubt``), and counts it.
+
+        ``body_hash`` identifies the list for ``unchanged``. A list with bad rows is stored without it, so
+        that they are reported each time.
+        """
+        ...
+
+    async def unchanged(self, user_id: str, body_hash: str) -> int | None:
+        """Note that the account's list is still the one that was applied last.
+
+        Returns how many meetings are listed, or None if the last list applied had another hash; then nothing
+        is noted. Counts as an applied list: it raises the revision, and clears errors and doubts.
         """
         ...
 
     async def record_failure(self, user_id: str, message: str) -> None:
-        """Note that the account could not be synchronised; nothing else changes."""
+        """Note that the account could not be synchronized; nothing else changes."""
         ...
 
     async def pending(self, user_id: str, limit: int) -> list[Change]:
-        """Return the account's first changes that were not delivered, the oldest first."""
+        """Return the account's first changes that are neither delivered nor parked, oldest first."""
         ...
 
-    async def mark_delivered(self, change: Change) -> bool:
-        """Mark a change as delivered; False if it was already, or is gone."""
+    async def mark_delivered(self, changes: Sequence[Change]) -> int:
+        """Mark changes as delivered, and return how many were not marked before (and still exist)."""
         ...
 
-    def changes(self, *, pending: bool = False) -> AsyncIterator[Change]:
-        """Go over the outbox, the oldest first, or over those only that were not delivered."""
+    async def record_attempt(self, changes: Sequence[Change], error: str, *, park: bool) -> None:
+        """Note that a handler raised for these changes, and park them if asked to.
+
+        Counts an attempt for each that is not delivered.
+        """
+        ...
+
+    async def retry_parked(self, user_id: str | None = None) -> int:
+        """Make parked changes pending again, of one account or of all, with their attempts back at 0.
+
+        Returns how many. They are delivered in their old place: before the account's later changes.
+        """
+        ...
+
+    def changes(self, *, pending: bool = False, parked: bool = False) -> AsyncIterator[Change]:
+        """Iterate over the outbox, oldest first; ``pending`` or ``parked`` select those changes only.
+
+        With both, all that are not delivered.
+        """
         ...
 
     async def forget(self, user_id: str) -> Forgotten:
@@ -127,36 +141,15 @@ class Store(Protocol):
         ...
 
     async def prune(self, *, before: datetime) -> Forgotten:
-        """Erase the meetings that ended before a time (aware), and the delivered changes found before it.
+        """Erase the meetings that ended before a time (aware), and delivered changes found before it.
 
         Of a meeting that is still listed, the id and a digest stay, so that it is not taken for new;
-        should it change, it comes back as ``changed``, whole.
+        if it changes, it comes back as ``changed``, whole.
         """
         ...
 
 
 def check_aware(before: datetime) -> None:
-    """Refuse a time that is another moment in each place."""
+    """Refuse a time without a time zone."""
     if before.tzinfo is None:
         raise ConfigurationError("prune(before=) must be an aware datetime, such as datetime.now(UTC)")
-
-
-def counted(differences: list[Difference], listed: int) -> Counts:
-    """Count the differences; ``listed`` is the number of rows in the list."""
-    kinds = [difference.kind for difference in differences]
-    return Counts(
-        created=kinds.count("created"),
-        changed=kinds.count("changed"),
-        canceled=kinds.count("canceled"),
-        disappeared=kinds.count("disappeared"),
-        restored=kinds.count("restored"),
-        unchanged=listed - (len(kinds) - kinds.count("disappeared")),
-    )
-
-
-def empty_list(held: int, believe_empty_after: int) -> EmptyListError:
-    """Return the error for an empty list that is not believed yet."""
-    return EmptyListError(
-        f"GET /meetings: an empty list, while {held} meetings are stored; nothing was changed. It is "
-        f"believed if {believe_empty_after} lists in a row are empty; else check the account and base_url"
-    )

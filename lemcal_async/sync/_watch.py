@@ -1,8 +1,9 @@
-"""``Wake``: what a webhook, a button or another thread holds to have an account synchronised now.
+"""``watch``: synchronize again and again, with jitter, back-off for failing accounts, and wake-ups.
 
-No locks: an event loop must not wait for a thread. What is shared changes by single steps of built-in types.
-
-``watch``: the run again and again, with jitter, patience for failing accounts, and an ear for wake-ups."""
+``Wake`` is what a webhook, a button or another thread holds to have an account synchronized now. It takes
+no lock, because an event loop must not wait for a thread: all shared state is built-in types whose single
+operations are atomic.
+"""
 
 import inspect
 import math
@@ -93,7 +94,7 @@ async def watch(
     on_report: OnReport | None = None,
     max_concurrency: int = 16,
     baseline: bool = False,
-    believe_empty_after: int = 2,
+    confirm_empty_after: int = 2,
 ) -> NoReturn:
     """Run ``sync_meetings`` now and every ``interval`` seconds (10 % more or less), until cancelled.
 
@@ -104,7 +105,7 @@ async def watch(
 
     What ``accounts`` and ``on_report`` raise passes through. Cancellation is that of ``sync_meetings``.
     """
-    options = Options(max_concurrency, on_change, baseline, believe_empty_after)
+    options = Options(max_concurrency, on_change, baseline, confirm_empty_after)
     if not 0 < interval < math.inf:
         raise ConfigurationError(f"interval={interval!r}: it must be seconds above 0")
     if isinstance(accounts, Iterator):

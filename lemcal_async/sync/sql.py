@@ -6,7 +6,7 @@ come in between.
 """
 
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from time import time
 from types import TracebackType
@@ -22,12 +22,12 @@ except ModuleNotFoundError as error:
     if error.name != "sqlalchemy":
         raise
     raise ImportError("SQLStore needs its extra: pip install 'lemcal-async[sql]'") from None
-from lemcal_async.errors import ConfigurationError
+from lemcal_async.errors import ConfigurationError, EmptyListError
 from lemcal_async.sync import _statements as statements
 from lemcal_async.sync._database import BUSY_SECONDS, Problem, address_of, engine_of, keep_log, words_of
 from lemcal_async.sync._diff import snapshot
 from lemcal_async.sync._migrations import SchemaError, prepare
-from lemcal_async.sync._store import Applied, Change, EmptyListError, Forgotten, check_aware
+from lemcal_async.sync._store import Applied, Change, Forgotten, check_aware
 from lemcal_async.sync._tables import changes
 
 T = TypeVar("T")
@@ -92,7 +92,14 @@ class SQLStore:
         return await self._read(lambda connection: statements.revision(connection, user_id))
 
     async def apply(
-        self, user_id: str, revision: int, rows: list[Any], *, baseline: bool, believe_empty_after: int
+        self,
+        user_id: str,
+        revision: int,
+        rows: list[Any],
+        *,
+        baseline: bool,
+        confirm_empty_after: int,
+        body_hash: str | None = None,  # noqa: ARG002  # no column holds it yet
     ) -> Applied | None:
         """See ``Store``."""
 
@@ -105,13 +112,17 @@ class SQLStore:
                 now,
                 _now(),
                 baseline=baseline,
-                believe_empty_after=believe_empty_after,
+                confirm_empty_after=confirm_empty_after,
             )
 
         outcome = await self._run(prepared, writes=True)
         if isinstance(outcome, EmptyListError):
             raise outcome
         return outcome
+
+    async def unchanged(self, user_id: str, body_hash: str) -> int | None:  # noqa: ARG002
+        """See ``Store``. No list is known by its hash here: each is compared."""
+        return None
 
     async def record_failure(self, user_id: str, message: str) -> None:
         """See ``Store``."""
@@ -122,15 +133,25 @@ class SQLStore:
         wanted = select(changes).where(changes.c.user_id == user_id, changes.c.delivered_at.is_(None))
         return await self._read(lambda connection: statements.outbox(connection, wanted, limit))
 
-    async def mark_delivered(self, change: Change) -> bool:
+    async def mark_delivered(self, changes: Sequence[Change]) -> int:
         """See ``Store``."""
-        return await self._write(lambda connection: statements.mark_delivered(connection, change, _now()))
+        seqs = [change.seq for change in changes]
+        return await self._write(lambda connection: statements.mark_delivered(connection, seqs, _now()))
 
-    async def changes(self, *, pending: bool = False) -> AsyncIterator[Change]:
+    async def record_attempt(self, changes: Sequence[Change], error: str, *, park: bool) -> None:
+        """See ``Store``. No column holds attempts here: nothing is counted, and nothing parked."""
+
+    async def retry_parked(self, user_id: str | None = None) -> int:  # noqa: ARG002
+        """See ``Store``. Nothing is ever parked here."""
+        return 0
+
+    async def changes(self, *, pending: bool = False, parked: bool = False) -> AsyncIterator[Change]:
         """See ``Store``."""
         wanted = select(changes)
         if pending:
             wanted = wanted.where(changes.c.delivered_at.is_(None))
+        elif parked:
+            return
         last = 0
         while page := await self._page(wanted.where(changes.c.seq > last)):
             for change in page:

@@ -200,7 +200,7 @@ async def test_another_process_is_always_faster(worlds: Any) -> None:
     ("options", "problem"),
     [
         ({"max_concurrency": 0}, "max_concurrency=0"),
-        ({"believe_empty_after": 0.5}, "believe_empty_after=0.5"),
+        ({"confirm_empty_after": 0.5}, "confirm_empty_after=0.5"),
         ({"on_change": "print"}, "on_change= must be a function"),
         ({"store": "sqlite:///x.db"}, "store= must be a store"),
         ({"store": MemoryStore}, "store= must be a store"),

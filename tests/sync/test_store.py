@@ -29,7 +29,7 @@ async def take(
 ) -> Applied | None:
     """Take a list over."""
     revision = await store.revision(user_id)
-    return await store.apply(user_id, revision, rows, baseline=baseline, believe_empty_after=believe)
+    return await store.apply(user_id, revision, rows, baseline=baseline, confirm_empty_after=believe)
 
 
 async def test_a_list_again(store: Store) -> None:
@@ -96,9 +96,9 @@ async def test_somebody_was_faster(store: Store) -> None:
     """A list that was fetched before another one was taken over changes nothing."""
     revision = await store.revision(USER)
     await take(store, rows(3))
-    assert await store.apply(USER, revision, [], baseline=False, believe_empty_after=1) is None
+    assert await store.apply(USER, revision, [], baseline=False, confirm_empty_after=1) is None
     await take(store, rows(3))
-    assert await store.apply(USER, 1, rows(2), baseline=False, believe_empty_after=1) is None
+    assert await store.apply(USER, 1, rows(2), baseline=False, confirm_empty_after=1) is None
     assert ["created"] * 3 == await kinds(store)
 
 
@@ -114,6 +114,39 @@ async def test_a_list_that_is_suddenly_empty(store: Store) -> None:
         await take(store, [])
     assert Applied(Counts(disappeared=4)) == await take(store, [])
     assert Applied(Counts()) == await take(store, [])
+
+
+async def test_a_list_that_shrinks_suddenly(store: Store) -> None:
+    """Less than half of what was listed is doubted like an empty list; half of it is believed."""
+    await take(store, rows(200))
+    with pytest.raises(EmptyListError, match="a list of only 5 meetings, while 200 meetings are stored"):
+        await take(store, rows(5))
+    assert ["created"] * 200 == await kinds(store)
+    assert Applied(Counts(unchanged=200)) == await take(store, rows(200))
+    with pytest.raises(EmptyListError):
+        await take(store, rows(99))
+    assert Applied(Counts(disappeared=195, unchanged=5)) == await take(store, rows(5))
+    assert Applied(Counts(disappeared=2, unchanged=3)) == await take(store, rows(3))
+    assert Applied(Counts(disappeared=3)) == await take(store, [])
+    await take(store, rows(200))
+    assert Applied(Counts(disappeared=100, unchanged=100)) == await take(store, rows(100))
+
+
+async def test_a_short_list_that_is_incomplete(store: Store) -> None:
+    """Nothing disappears by it, so there is nothing to doubt."""
+    await take(store, rows(8))
+    applied = await take(store, [*rows(2), {"no": "id"}])
+    assert applied is not None
+    assert Counts(unchanged=2) == applied.counts
+
+
+async def test_pruned_meetings_count(store: Store) -> None:
+    """They are listed, too: an empty list would have them announced as new when it is over."""
+    await take(store, rows(6))
+    await store.prune(before=LATER)
+    with pytest.raises(EmptyListError, match="while 6 meetings are stored"):
+        await take(store, [])
+    assert Applied(Counts(unchanged=6)) == await take(store, rows(6))
 
 
 async def test_how_many_empty_lists_are_believed(store: Store) -> None:
@@ -149,8 +182,9 @@ async def test_delivery_by_hand(store: Store) -> None:
     await take(store, rows(1), user_id="usr_2")
     first, second = await store.pending(USER, 2)
     assert ("mee_0", "mee_1") == (first.meeting_id, second.meeting_id)
-    assert await store.mark_delivered(first)
-    assert not await store.mark_delivered(first)
+    assert 1 == await store.mark_delivered([first])
+    assert 0 == await store.mark_delivered([first])
+    assert 0 == await store.mark_delivered([])
     assert ["mee_1", "mee_2"] == [change.meeting_id for change in await store.pending(USER, 10)]
     assert ["mee_1", "mee_2", "mee_0"] == [change.meeting_id for change in await outbox(store, pending=True)]
     delivered = [change.delivered_at is not None for change in await outbox(store)]
@@ -163,7 +197,7 @@ async def test_a_long_outbox(store: Store) -> None:
     found = await outbox(store)
     assert [f"mee_{number}" for number in range(1100)] == [change.meeting_id for change in found]
     assert sorted({change.seq for change in found}) == [change.seq for change in found]
-    assert Applied(Counts(disappeared=1099, unchanged=1)) == await take(store, rows(1))
+    assert Applied(Counts(disappeared=1099, unchanged=1)) == await take(store, rows(1), believe=1)
 
 
 async def test_forget(store: Store) -> None:
@@ -199,7 +233,7 @@ async def test_prune(store: Store) -> None:
 async def test_prune_takes_what_was_delivered(store: Store) -> None:
     """Changes that nobody has taken stay."""
     await take(store, rows(2))
-    await store.mark_delivered((await outbox(store))[0])
+    await store.mark_delivered((await outbox(store))[:1])
     in_an_hour = datetime.now(UTC) + timedelta(hours=1)
     assert 1 == (await store.prune(before=in_an_hour)).changes
     assert ["mee_1"] == [change.meeting_id for change in await outbox(store)]

@@ -276,7 +276,7 @@ async def synchronise(lemcal: AsyncLemcal, wake: Wake) -> None:
         assert_type(report.failures[0].error, Exception)
         async for change in store.changes(pending=True):
             assert_type(change, Change)
-            assert_type(await store.mark_delivered(change), bool)
+            assert_type(await store.mark_delivered([change]), int)
         await store.forget(lemcal.user_id)
     wake.wake()
     wake.wake("usr_1")

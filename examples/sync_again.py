@@ -1,4 +1,4 @@
-"""The second half of a synchronisation: things happen, ``lemcal sync`` runs again, and tells them apart.
+"""The second half of a synchronization: things happen, ``lemcal sync`` runs again, and tells them apart.
 
 Run it after ``lemcal sync --sandbox``, which has filled the database: with ``python examples/sync_again.py``
 and the same ``LEMCAL_DB``. The sandbox invents the same account each time, so this is the same one later.
@@ -39,7 +39,7 @@ def main() -> None:
     with Sandbox().serve() as sandbox:
         os.environ["LEMCAL_USER_ID"], os.environ["LEMCAL_API_KEY"] = sandbox.user_id, sandbox.api_key
         live(sandbox)
-        print("Two bookings, one moved, one cancelled, one gone. And again:", flush=True)
+        print("Two bookings, one moved, one canceled, one gone. And again:", flush=True)
         since = datetime.now(UTC)
         if status := lemcal(["sync", "--base-url", sandbox.base_url]):
             raise SystemExit(status)

@@ -17,7 +17,7 @@ async def read(lemcal: AsyncLemcal) -> None:
     user = await lemcal.me()
     meetings = await lemcal.meetings.list()
     print(
-        f"{user.email} has {len(meetings)} meetings, {sum(m.is_canceled for m in meetings)} of them cancelled"
+        f"{user.email} has {len(meetings)} meetings, {sum(m.is_canceled for m in meetings)} of them canceled"
     )
     for meeting in meetings[:3]:
         guest = meeting.guest.email if meeting.guest else "nobody"

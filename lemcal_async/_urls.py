@@ -5,6 +5,7 @@ parameter can lead to another host, or to another route than the one that was me
 """
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
@@ -122,6 +123,17 @@ def _is_web_url(url: str) -> bool:
         return parts.scheme in {"http", "https"} and bool(parts.hostname) and not _has_blanks(url)
     except (ValueError, TypeError, AttributeError):
         return False
+
+
+# A hook's target usually carries a token in its query, and a message may quote an argument.
+_QUERY = re.compile(r"(://[^\s?#]*)[?#]\S*")
+# After a colon it goes up to the last @: a password may hold a slash.
+_USER_INFO = re.compile(r"://(?:[^\s/?#:]*:[^\s?#]*|[^\s/?#]*)@")
+
+
+def without_secrets(text: str) -> str:
+    """Return ``text`` with what may be secret in its URLs left out: queries, fragments, user info."""
+    return _QUERY.sub(r"\1?...", _USER_INFO.sub("://", text))
 
 
 def _has_blanks(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""The command ``lemcal``: the service, a sandbox of it and a synchronisation from a terminal or a script.
+"""The command ``lemcal``: the service, a sandbox of it and a synchronization from a terminal or a script.
 
 It needs the extra ``cli`` (typer and rich), which nothing else in the package imports. Each command is a
 file of its own, registered in ``app.py``.

@@ -23,7 +23,7 @@ import typer
 from lemcal_async._auth import Secret
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._codec import to_wire
-from lemcal_async._urls import check_target_url
+from lemcal_async._urls import check_target_url, without_secrets
 from lemcal_async.cli._options import (
     AccountName,
     AccountsFile,
@@ -44,7 +44,6 @@ from lemcal_async.cli._output import (
     print_table,
     tell,
     tell_of_bad_rows,
-    without_secrets,
 )
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.models import Hook, Lead, Meeting, MeetingType, User
@@ -146,7 +145,7 @@ def meetings(
     accounts: AccountsFile = None,
     account: AccountName = None,
 ) -> None:
-    """List the booked meetings, cancelled ones included."""
+    """List the booked meetings, canceled ones included."""
     form = chosen_form(json=json, csv=csv)
     service = Service(base_url, sandbox, accounts, account)
     print_rows(

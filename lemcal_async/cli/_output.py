@@ -16,7 +16,6 @@ import enum
 import io
 import json
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -25,6 +24,7 @@ from typing import Any, Final, Generic, TypeVar
 import attrs
 
 from lemcal_async import events
+from lemcal_async._urls import without_secrets
 from lemcal_async.errors import (
     AuthenticationError,
     BadRow,
@@ -53,7 +53,7 @@ HELP = """\
 Exit status:
   0    done
   1    the service, the network or the database failed, or the output cannot be written;
-       in a synchronisation: some account failed
+       in a synchronization: some account failed
   2    wrong usage or configuration; nothing was sent
   3    some rows could not be read; the others were printed
   4    the service does not accept the credentials
@@ -81,17 +81,6 @@ class OutputError(Exception):
 def status_of(error: LemcalError) -> ExitStatus:
     """Return the exit status of a command that ends with this error."""
     return next(status for kind, status in _STATUSES if isinstance(error, kind))
-
-
-# A hook's target usually carries a token in its query, and a message may quote an argument.
-_QUERY = re.compile(r"(://[^\s?#]*)[?#]\S*")
-# After a colon it goes up to the last @: a password may hold a slash.
-_USER_INFO = re.compile(r"://(?:[^\s/?#:]*:[^\s?#]*|[^\s/?#]*)@")
-
-
-def without_secrets(text: str) -> str:
-    """Return ``text`` with what may be secret in its URLs left out: the query, the fragment, user info."""
-    return _QUERY.sub(r"\1?...", _USER_INFO.sub("://", text))
 
 
 def printable(text: str) -> str:

@@ -1,12 +1,12 @@
-"""A server on this machine that behaves as the lemcal API does, for tests and for trying things out.
+"""A local server that behaves like the lemcal API, for tests and experiments.
 
-It needs the extra ``sandbox`` (starlette and uvicorn), and nothing of the client imports it. What it
-imitates is what is known of the service: documented, observed, or the best guess where neither.
+It needs the extra ``sandbox`` (Starlette and uvicorn). It imitates what is known about the service:
+documented behavior, observed behavior, and a best guess where there is neither.
 
 >>> from lemcal_async.sandbox import Sandbox, faults
 >>> with Sandbox().serve() as sandbox:
 ...     sandbox.inject(faults.too_many_requests(retry_after="0.039"))
-...     answer = httpx.get(f"{sandbox.base_url}/me", auth=(sandbox.user_id, sandbox.api_key))
+...     response = httpx.get(f"{sandbox.base_url}/me", auth=(sandbox.user_id, sandbox.api_key))
 """
 
 try:

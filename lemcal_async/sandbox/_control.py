@@ -1,22 +1,31 @@
-"""Control of a sandbox that runs in another process, over HTTP below ``/_sandbox``.
+"""The sandbox's controls over HTTP, under ``/_sandbox``, for tests in another process.
 
-The same controls as the methods of ``Sandbox``, and nothing of their own::
+They do what the methods of ``Sandbox`` do, and nothing else::
 
-    POST   /_sandbox/bookings               {"account": 0, "meetingTypeId": "met_…", "public": true, …}
+    GET    /_sandbox/accounts               user ids and API keys
+    GET    /_sandbox/requests?after=7       the requests that follow number 7
+    GET    /_sandbox/requests/{number}
+    GET    /_sandbox/deliveries?after=7     the finished hook deliveries that follow number 7
+    POST   /_sandbox/deliveries/{number}/repeat
+    POST   /_sandbox/bookings               {"account": 0, "meetingTypeId": "met_…", "public": true,
+                                             "guest": "Ada <ada@example.org>", "start": "…", …}
+    PATCH  /_sandbox/meetings/{id}          {"start": "2026-03-02T09:00:00.000Z", …}
     POST   /_sandbox/meetings/{id}/cancel
     DELETE /_sandbox/meetings/{id}
     POST   /_sandbox/faults                 {"fault": "status", "options": {"code": 503}, "times": 2,
                                              "method": "GET", "path": "/meetings"}
-    GET    /_sandbox/accounts               user ids and API keys
+    DELETE /_sandbox/faults
 
-Every field is optional but ``fault``; further fields of a booking are put into the meeting. There are
-no credentials to this: the sandbox and its invented accounts are for the own machine.
+Every field but ``fault`` is optional; other fields of a booking go into the meeting. Lists have up to 1,000
+entries, oldest first. The controls ask for no credentials, because the sandbox and its made-up accounts
+are for this machine only; ``_guard.py`` keeps other web sites from using them.
 """
 
 import json
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+import attrs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -24,34 +33,68 @@ from starlette.routing import BaseRoute, Route
 from lemcal_async.sandbox import faults
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from lemcal_async.sandbox._hooks import Delivery, HookSender
+    from lemcal_async.sandbox._log import RequestLog, SeenRequest
     from lemcal_async.sandbox._sandbox import Sandbox
 
 _Options: TypeAlias = dict[str, Any]
 
+_PAGE: Final = 1_000
 
-def control_routes(sandbox: "Sandbox") -> list[BaseRoute]:
-    """Return the routes, to be mounted at ``/_sandbox``."""
 
-    def book(_request: Request, options: _Options) -> Response:
+class Controls:
+    """The routes, to be mounted at ``/_sandbox``."""
+
+    def __init__(self, sandbox: "Sandbox", log: "RequestLog", sender: "HookSender") -> None:
+        self._sandbox = sandbox
+        self._log = log
+        self._sender = sender
+
+    def routes(self) -> list[BaseRoute]:
+        """Return them."""
+        return [
+            Route("/bookings", _endpoint(self._book), methods=["POST"]),
+            Route("/meetings/{meeting_id}/cancel", _endpoint(self._cancel), methods=["POST"]),
+            Route("/meetings/{meeting_id}", _endpoint(self._edit), methods=["PATCH"]),
+            Route("/meetings/{meeting_id}", _endpoint(self._remove), methods=["DELETE"]),
+            Route("/faults", _endpoint(self._inject), methods=["POST"]),
+            Route("/faults", _endpoint(self._clear), methods=["DELETE"]),
+            Route("/accounts", _endpoint(self._accounts), methods=["GET"]),
+            Route("/requests", _endpoint(self._requests), methods=["GET"]),
+            Route("/requests/{number}", _endpoint(self._request), methods=["GET"]),
+            Route("/deliveries", _endpoint(self._deliveries), methods=["GET"]),
+            Route("/deliveries/{number}/repeat", _endpoint(self._repeat), methods=["POST"]),
+        ]
+
+    def _book(self, _request: Request, options: _Options) -> Response:
         meeting_type_id = options.pop("meetingTypeId", None)
-        return JSONResponse(sandbox.book(meeting_type_id=meeting_type_id, **options), 201)
+        return JSONResponse(self._sandbox.book(meeting_type_id=meeting_type_id, **options), 201)
 
-    def cancel(request: Request, _options: _Options) -> Response:
-        return JSONResponse(sandbox.cancel(request.path_params["meeting_id"]))
+    def _edit(self, request: Request, options: _Options) -> Response:
+        return JSONResponse(self._sandbox.edit(request.path_params["meeting_id"], **options))
 
-    def remove(request: Request, _options: _Options) -> Response:
-        sandbox.remove(request.path_params["meeting_id"])
+    def _cancel(self, request: Request, _options: _Options) -> Response:
+        return JSONResponse(self._sandbox.cancel(request.path_params["meeting_id"]))
+
+    def _remove(self, request: Request, _options: _Options) -> Response:
+        self._sandbox.remove(request.path_params["meeting_id"])
         return Response(status_code=204)
 
-    def inject(_request: Request, options: _Options) -> Response:
+    def _inject(self, _request: Request, options: _Options) -> Response:
         name = options.pop("fault", None)
         if name not in faults.__all__:
             raise ValueError(f"fault must be one of {', '.join(faults.__all__)}")
         fault = getattr(faults, name)(**options.pop("options", {}))
-        sandbox.inject(fault, **options)
+        self._sandbox.inject(fault, **options)
         return Response(status_code=204)
 
-    def accounts(_request: Request, _options: _Options) -> Response:
+    def _clear(self, _request: Request, _options: _Options) -> Response:
+        self._sandbox.clear_faults()
+        return Response(status_code=204)
+
+    def _accounts(self, _request: Request, _options: _Options) -> Response:
         rows = [
             {
                 "userId": account.user_id,
@@ -59,17 +102,37 @@ def control_routes(sandbox: "Sandbox") -> list[BaseRoute]:
                 "email": account.email,
                 "publicIdentifier": account.public_identifier,
             }
-            for account in sandbox.accounts
+            for account in self._sandbox.accounts
         ]
         return JSONResponse(rows)
 
-    return [
-        Route("/bookings", _endpoint(book), methods=["POST"]),
-        Route("/meetings/{meeting_id}/cancel", _endpoint(cancel), methods=["POST"]),
-        Route("/meetings/{meeting_id}", _endpoint(remove), methods=["DELETE"]),
-        Route("/faults", _endpoint(inject), methods=["POST"]),
-        Route("/accounts", _endpoint(accounts), methods=["GET"]),
-    ]
+    def _requests(self, request: Request, _options: _Options) -> Response:
+        return JSONResponse([as_json(entry) for entry in self._log.after(_after(request), _PAGE)])
+
+    def _request(self, request: Request, _options: _Options) -> Response:
+        number = int(request.path_params["number"])
+        if (entry := self._log.get(number)) is None:
+            raise LookupError(f"there is no request {number}")
+        return JSONResponse(as_json(entry))
+
+    def _deliveries(self, request: Request, _options: _Options) -> Response:
+        found = self._sender.deliveries.after(_after(request), _PAGE)
+        return JSONResponse([as_json(entry) for entry in found])
+
+    def _repeat(self, request: Request, _options: _Options) -> Response:
+        self._sandbox.repeat_delivery(int(request.path_params["number"]))
+        return Response(status_code=202)
+
+
+def as_json(entry: "SeenRequest | Delivery") -> dict[str, Any]:
+    """Return a log entry for JSON: the same fields, the time in ISO 8601."""
+    row = attrs.asdict(entry)
+    time: datetime | None = row["time"]
+    return row | {"time": time and time.isoformat(timespec="milliseconds")}
+
+
+def _after(request: Request) -> int:
+    return int(request.query_params.get("after", "0"))
 
 
 def _endpoint(handle: Callable[[Request, _Options], Response]) -> Callable[[Request], Awaitable[Response]]:
@@ -78,7 +141,7 @@ def _endpoint(handle: Callable[[Request, _Options], Response]) -> Callable[[Requ
             return handle(request, json.loads(await request.body() or b"{}"))
         except LookupError as error:
             return PlainTextResponse(str(error), 404)
-        except (ValueError, TypeError, AttributeError) as error:  # not JSON, no object, wrong fields
+        except (ValueError, TypeError, AttributeError) as error:  # not JSON, not an object, wrong fields
             return PlainTextResponse(str(error), 400)
 
     return endpoint

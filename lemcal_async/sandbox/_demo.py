@@ -1,8 +1,7 @@
-"""Invented accounts, meeting types and meetings in the wire format, the same for the same seed.
+"""Made-up accounts, meeting types and meetings in the wire format, the same for the same seed.
 
-They show what real lists show: hosts listed before guests, bookings with a lead and public ones
-without, cancelled meetings, both spellings of the time zone and of the answers, a disabled type and a
-round robin. Knows the shapes; what happens to the data afterwards is the business of world.py.
+They have what real lists have: hosts before guests, bookings with a lead and public ones without, canceled
+meetings, both spellings of the time zone and of the answers, a disabled type and a round robin.
 """
 
 import random
@@ -12,7 +11,7 @@ from typing import Any, Final
 
 import attrs
 
-# The characters of the ids of the platform under the service: none that look alike.
+# The alphabet of ids on this platform: no two characters look alike.
 _ID_CHARACTERS: Final = "23456789ABCDEFGHJKLMNPQRSTWXYZabcdefghijkmnopqrstuvwxyz"
 
 _FIRST_MONDAY: Final = datetime(2026, 1, 5, 8, 0, tzinfo=UTC)
@@ -60,7 +59,7 @@ _TYPES: Final = (
 
 @attrs.frozen
 class SandboxAccount:
-    """An account of the sandbox. Its ``api_key`` opens nothing else; it is left out of the repr."""
+    """An account of the sandbox. Its ``api_key`` works nowhere else, and is not in the repr."""
 
     user_id: str
     api_key: str = attrs.field(repr=False)
@@ -70,7 +69,7 @@ class SandboxAccount:
 
 @attrs.frozen
 class DemoAccount:
-    """An account with the data it starts with."""
+    """An account and its initial data."""
 
     account: SandboxAccount
     user: dict[str, Any]
@@ -78,19 +77,27 @@ class DemoAccount:
     meetings: list[dict[str, Any]]
 
 
+@attrs.frozen
+class Guest:
+    """Whoever books: made up, unless given."""
+
+    name: str
+    email: str
+
+
 def new_id(rng: random.Random, prefix: str) -> str:
-    """Return an id as the service makes them: a prefix and 17 characters (documented by example)."""
+    """Return an id in the form of the service: a prefix and 17 characters (documented by example)."""
     return f"{prefix}_{_characters(rng, 17)}"
 
 
 def wire_time(moment: datetime) -> str:
-    """Return the moment as the service writes it: ISO 8601, milliseconds, ``Z`` (documented)."""
+    """Return the moment as the service writes it: ISO 8601 with milliseconds and ``Z`` (documented)."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def make_account(seed: int, index: int, meetings: int) -> DemoAccount:
-    """Return account number ``index`` with so many meetings."""
-    rng = random.Random(f"lemcal sandbox {seed} {index}")  # noqa: S311  # invented data, no secret
+    """Return account number ``index`` with that many meetings."""
+    rng = random.Random(f"lemcal sandbox {seed} {index}")  # noqa: S311  # made-up data, not a secret
     name = f"host{index + 1}"
     account = SandboxAccount(
         user_id=new_id(rng, "usr"),
@@ -117,16 +124,21 @@ def make_meeting(
     start: datetime,
     created: datetime,
     public: bool,
+    guest: Guest | None = None,
 ) -> dict[str, Any]:
-    """Return a meeting of that type with an invented guest.
+    """Return a meeting of that type, with a made-up guest unless one is given.
 
     A public booking has no ``lead``, and its guest is the attendee marked ``primary`` (observed).
     """
     first, last = rng.choice(_FIRST_NAMES), rng.choice(_LAST_NAMES)
     email = f"{first}.{last}@{rng.choice(_DOMAINS)}".lower().replace("é", "e")
-    guest: dict[str, Any] = {
+    if guest is not None:
+        email = guest.email
+        first, _, last = guest.name.partition(" ")
+    name = f"{first} {last}".strip()
+    attendee: dict[str, Any] = {
         "email": email,
-        "name": f"{first} {last}",
+        "name": name,
         "type": "required",
         "response": "accepted",
     }
@@ -142,11 +154,11 @@ def make_meeting(
         "userId": account.user_id,
         "meetingTypeId": meeting_type["_id"],
         "meetingTypeName": meeting_type["name"],
-        "providedInfos": {"name": f"{first} {last}", "email": email},
+        "providedInfos": {"name": name, "email": email},
         "eventId": _characters(rng, 26).lower(),
         "start": wire_time(start),
         "end": wire_time(start + timedelta(minutes=meeting_type["duration"])),
-        "attendees": [host, guest | {"primary": True} if public else guest],
+        "attendees": [host, attendee | {"primary": True} if public else attendee],
         "createdAt": wire_time(created),
     }
     if not public:
@@ -159,7 +171,7 @@ def make_meeting(
 def _demo_meeting(
     rng: random.Random, account: SandboxAccount, types: Sequence[dict[str, Any]], number: int
 ) -> dict[str, Any]:
-    """Return one of an account's meetings; each oddity comes back every few numbers."""
+    """Return an account's meeting; each oddity recurs every few meetings."""
     day, slot = divmod(number, 5)
     start = _FIRST_MONDAY + timedelta(days=day // 5 * 7 + day % 5, hours=2 * slot)
     created = start - timedelta(days=rng.randrange(3, 15), milliseconds=rng.randrange(86_400_000))

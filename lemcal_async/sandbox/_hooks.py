@@ -1,7 +1,7 @@
-"""Delivery of hooks: a real POST of the meeting's JSON to every target, in the background.
+"""Webhook delivery: a real POST of the meeting's JSON to each target, in the background.
 
-Like the service (observed): the meeting at top level, no signature. Nothing is tried twice; whether the
-service does is unknown. Which hooks fire is the world's business.
+Like the service (observed), it posts the meeting at top level, without a signature. It never retries;
+whether the service does is unknown. Which hooks fire is decided in ``_state.py``.
 """
 
 import asyncio
@@ -11,22 +11,34 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import attrs
 import httpx
 
+from lemcal_async._urls import without_secrets
+from lemcal_async.sandbox._log import Journal, body_text
+
 WORKERS: Final = 8
 TIMEOUT: Final = 5.0
-"""Seconds for a whole delivery."""
+"""The time limit for a whole delivery, in seconds."""
+
+KEPT: Final = 10_000
+"""How many deliveries are kept, the newest; so are their bodies, to deliver them again."""
+
+_RESPONSE_BYTES: Final = 65_536  # of a receiver's answer that are read
 
 
 @attrs.frozen
 class Delivery:
-    """How a delivery ended.
+    """A finished delivery.
 
-    ``at`` is the sandbox's clock at the end; ``status`` is what the receiver answered, None if it gave
-    no answer, and then ``error`` is the kind of failure. The target is not here: it may hold a token.
+    ``number`` counts deliveries from 1. ``at`` is the sandbox's clock at the end, ``time`` the time of day,
+    and ``seconds`` how long the delivery took. ``status`` and ``response`` are the receiver's answer; the
+    status is None if there was none, and ``error`` is then the kind of failure. ``target`` has no query, no
+    fragment and no user info: those may hold a token. ``repeats`` is the number of the delivery that this
+    one repeats, if any.
     """
 
     at: float
@@ -34,6 +46,12 @@ class Delivery:
     meeting_id: str
     status: int | None
     error: str | None
+    target: str = ""
+    response: str = attrs.field(default="", repr=False)
+    seconds: float = 0.0
+    repeats: int | None = None
+    time: datetime | None = None
+    number: int = 0
 
 
 @attrs.frozen
@@ -42,44 +60,60 @@ class _Job:
     target_url: str = attrs.field(repr=False)
     meeting_id: str
     body: bytes = attrs.field(repr=False)
+    repeats: int | None = None
+
+
+@attrs.frozen
+class _Outcome:
+    status: int | None
+    error: str | None
+    response: str = ""
 
 
 class HookSender:
-    """Sends in a few threads, which end by themselves when there is nothing more to send."""
+    """Delivers in a few threads, which end when there is nothing left to send."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._changed = threading.Condition()  # guards all that follows
         self._jobs: deque[_Job] = deque()
+        self._done: dict[int, _Job] = {}  # the jobs of the deliveries, by their numbers
         self._threads: set[threading.Thread] = set()
-        self._running: dict[asyncio.Future[tuple[int | None, str | None]], asyncio.AbstractEventLoop] = {}
-        self._deliveries: list[Delivery] = []
+        self._running: dict[asyncio.Future[_Outcome], asyncio.AbstractEventLoop] = {}
+        self._finished = 0
         self._closing = False
+        self.deliveries = Journal[Delivery](KEPT)
 
     def send(self, hook: dict[str, Any], meeting_id: str, body: bytes) -> None:
-        """Deliver ``body`` to the hook's target soon; returns at once."""
+        """Queue ``body`` for the hook's target, and return at once."""
+        self._queue(_Job(hook["_id"], hook["targetUrl"], meeting_id, body))
+
+    def send_again(self, number: int) -> None:
+        """Queue a delivery once more, to the same target; LookupError if it is not known."""
         with self._changed:
-            self._jobs.append(_Job(hook["_id"], hook["targetUrl"], meeting_id, body))
-            if len(self._threads) < WORKERS:  # one too many ends at once
+            job = self._done.get(number)
+        if job is None:
+            raise LookupError(f"there is no delivery {number}")
+        self._queue(attrs.evolve(job, repeats=number))
+
+    def _queue(self, job: _Job) -> None:
+        with self._changed:
+            self._jobs.append(job)
+            if len(self._threads) < WORKERS:  # a superfluous one ends at once
                 thread = threading.Thread(target=self._work, name="lemcal-sandbox-hooks", daemon=True)
                 self._threads.add(thread)
                 thread.start()
 
-    def snapshot(self) -> list[Delivery]:
-        """Return the deliveries that have ended, in the order of their ends."""
-        with self._changed:
-            return list(self._deliveries)
-
     def wait_for(self, count: int, timeout: float) -> list[Delivery]:
-        """Wait until ``count`` deliveries have ended; TimeoutError after ``timeout`` seconds."""
+        """Wait until ``count`` deliveries have finished; TimeoutError after ``timeout`` seconds."""
         with self._changed:
-            if not self._changed.wait_for(lambda: len(self._deliveries) >= count, timeout):
-                ended = len(self._deliveries)
-                raise TimeoutError(f"{ended} of {count} hook deliveries ended within {timeout} s")
-            return list(self._deliveries)
+            if not self._changed.wait_for(lambda: self._finished >= count, timeout):
+                finished = self._finished
+                raise TimeoutError(f"{finished} of {count} hook deliveries finished within {timeout} s")
+        return self.deliveries.snapshot()
 
     def close(self) -> None:
-        """Drop what has not been sent, break off what is being sent, and wait for the threads."""
+        """Drop queued deliveries, abort those under way, and wait for the threads to end."""
         with self._changed:
             self._closing = True
             self._jobs.clear()
@@ -98,28 +132,44 @@ class HookSender:
                     self._threads.discard(threading.current_thread())
                     return
                 job = self._jobs.popleft()
-            with contextlib.suppress(asyncio.CancelledError):  # broken off by close()
+            with contextlib.suppress(asyncio.CancelledError):  # aborted by close()
                 asyncio.run(self._deliver(job))
 
     async def _deliver(self, job: _Job) -> None:
+        started = self._clock()
         posting = asyncio.ensure_future(_post(job))
         with self._changed:
             if self._closing:
                 posting.cancel()
             self._running[posting] = asyncio.get_running_loop()
         try:
-            status, error = await posting
+            outcome = await posting
         finally:
             with self._changed:
                 del self._running[posting]
-        delivery = Delivery(self._clock(), job.hook_id, job.meeting_id, status, error)
+        ended = self._clock()
+        delivery = Delivery(
+            ended,
+            job.hook_id,
+            job.meeting_id,
+            outcome.status,
+            outcome.error,
+            target=without_secrets(job.target_url),
+            response=outcome.response,
+            seconds=ended - started,
+            repeats=job.repeats,
+            time=datetime.now(UTC),
+        )
         with self._changed:
-            self._deliveries.append(delivery)
+            number = self.deliveries.add(lambda number: attrs.evolve(delivery, number=number)).number
+            self._done[number] = job
+            self._done.pop(number - KEPT, None)
+            self._finished += 1
             self._changed.notify_all()
 
 
-async def _post(job: _Job) -> tuple[int | None, str | None]:
-    # The transport alone: a client would log the target, token and all.
+async def _post(job: _Job) -> _Outcome:
+    # Only the transport: a client would log the target, token included.
     try:
         request = httpx.Request(
             "POST",
@@ -133,10 +183,15 @@ async def _post(job: _Job) -> tuple[int | None, str | None]:
             httpx.AsyncHTTPTransport(verify=_ssl_context(), trust_env=False) as transport,
         ):
             response = await transport.handle_async_request(request)
+            body = b""
+            async for chunk in response.aiter_raw():
+                body += chunk
+                if len(body) >= _RESPONSE_BYTES:
+                    break
             await response.aclose()
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is reported as the delivery's outcome
-        return None, type(error).__name__
-    return response.status_code, None
+    except Exception as error:  # noqa: BLE001  # whatever it is becomes the outcome of the delivery
+        return _Outcome(None, type(error).__name__)
+    return _Outcome(response.status_code, None, body_text(body))
 
 
 @functools.cache

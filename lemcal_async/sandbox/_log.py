@@ -1,28 +1,43 @@
-"""The log of the requests that the sandbox has seen, for tests to look at. It never holds an API key."""
+"""The request log: what the sandbox has seen, for tests and for the page. It never holds an API key."""
 
 import itertools
 import threading
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, Final, Generic, TypeVar
 
 import attrs
 
 KEPT: Final = 100_000
-"""So many requests are remembered, the newest: a sandbox may be left running for weeks."""
+"""How many requests are kept, the newest: a sandbox may run for weeks."""
+
+BODIES_KEPT: Final = 1_000
+"""How many of them keep their bodies."""
+
+BODY_CHARACTERS: Final = 16_384
+"""How much of a body is kept."""
+
+_RECENT: Final = 5_000  # entries whose latest change is remembered, for those who follow a journal
 
 _SECRET: Final = frozenset({"authorization", "proxy-authorization"})
 
 
 @attrs.frozen
 class SeenRequest:
-    """A request, as it arrived.
+    """A request as it arrived, and what became of it.
 
-    ``at`` is the sandbox's clock when the request was counted. ``path`` is below the API's prefix
-    (``/meetings``) for calls of the API, and the whole path for others. ``user_id`` is the one that
-    was presented, if the sandbox knows it, be its key right or wrong. ``status`` is None until there
-    is an answer, and stays so if there is none. ``processed`` says whether the route did its work,
-    which it does not for a request that was refused or met a fault in its place. Names of
-    ``headers`` are in lower case; those that carry credentials are left out.
+    ``number`` counts requests from 1. ``at`` is the sandbox's clock when the request was counted, and
+    ``time`` the time of day. ``path`` is relative to the API's prefix (``/meetings``) for API calls, and
+    the whole path for others. ``user_id`` is the presented one if the sandbox knows it, whether or not the
+    key is right. ``status`` is None until there is a response, and stays None if there is none.
+    ``processed`` says whether the route did its work; it did not if the request was refused or a fault
+    replaced the response. ``fault`` names the fault. ``seconds`` is the time until the request was finished,
+    None before. ``limit``, ``remaining`` and ``resets_in`` (seconds) are the rate limit's verdict, None if
+    the request was not counted.
+
+    Header names are in lower case. Headers that carry credentials are left out, and so is what may be a
+    token in a hook's target. Bodies are cut after 16,384 characters, and None for all but the newest 1,000
+    requests.
     """
 
     at: float
@@ -33,6 +48,15 @@ class SeenRequest:
     headers: Mapping[str, str]
     status: int | None = None
     processed: bool = False
+    fault: str | None = None
+    seconds: float | None = None
+    limit: int | None = None
+    remaining: int | None = None
+    resets_in: float | None = None
+    time: datetime | None = None
+    number: int = 0
+    request_body: str | None = attrs.field(default=None, repr=False)
+    response_body: str | None = attrs.field(default=None, repr=False)
 
 
 def public_headers(headers: Mapping[str, str]) -> dict[str, str]:
@@ -40,31 +64,104 @@ def public_headers(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name not in _SECRET}
 
 
-class RequestLog:
-    """Requests in the order in which they were counted. Thread-safe."""
+T = TypeVar("T", bound=attrs.AttrsInstance)
 
-    def __init__(self) -> None:
+
+class Journal(Generic[T]):
+    """The newest ``kept`` entries of a kind, numbered from 1. Thread-safe.
+
+    A follower passes the ``revision`` it knows to ``changed_since``, and gets what is new or different.
+    """
+
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
         self._lock = threading.Lock()
-        self._numbers = itertools.count()
-        self._entries: dict[int, SeenRequest] = {}
+        self._numbers = itertools.count(1)
+        self._entries: dict[int, T] = {}
+        self._changes: dict[int, int] = {}  # number -> revision of its latest change, in that order
+        self._revision = 0
 
-    def add(self, request: SeenRequest) -> int:
-        """Write a request down and return its number."""
+    def add(self, make: Callable[[int], T]) -> T:
+        """Add the entry that ``make`` returns for its number."""
         with self._lock:
             number = next(self._numbers)
-            self._entries[number] = request
-            self._entries.pop(number - KEPT, None)
-        return number
+            self._entries[number] = entry = make(number)
+            self._entries.pop(number - self._kept, None)
+            self._note(number)
+        return entry
 
-    def complete(self, number: int, *, status: int | None, processed: bool) -> None:
-        """Write down how a request ended; one that the log has dropped meanwhile is left at that."""
+    def update(self, number: int, **changes: Any) -> None:
+        """Replace fields of an entry, unless the journal has dropped it meanwhile."""
         with self._lock:
             if number in self._entries:
-                self._entries[number] = attrs.evolve(
-                    self._entries[number], status=status, processed=processed
-                )
+                self._entries[number] = attrs.evolve(self._entries[number], **changes)  # type: ignore[misc]  # an attrs class, as bound
+                self._note(number)
 
-    def snapshot(self) -> list[SeenRequest]:
-        """Return the requests seen so far."""
+    def get(self, number: int) -> T | None:
+        """Return the entry with that number, if it is still there."""
+        with self._lock:
+            return self._entries.get(number)
+
+    def snapshot(self) -> list[T]:
+        """Return the entries, oldest first."""
         with self._lock:
             return list(self._entries.values())
+
+    def after(self, number: int, count: int) -> list[T]:
+        """Return up to ``count`` entries that follow a number, oldest first."""
+        with self._lock:
+            first = max(number + 1, next(iter(self._entries), 1))
+            last = min(first + count, next(reversed(self._entries), 0) + 1)
+            return [self._entries[at] for at in range(first, last)]
+
+    def before(self, number: int | None, count: int) -> list[T]:
+        """Return up to ``count`` entries before a number (None: the newest), newest first."""
+        with self._lock:
+            last = next(reversed(self._entries), 0) + 1
+            end = last if number is None else min(number, last)
+            first = max(end - count, next(iter(self._entries), 1))
+            return [self._entries[at] for at in range(end - 1, first - 1, -1)]
+
+    @property
+    def revision(self) -> int:
+        """A number that grows with every change."""
+        return self._revision
+
+    def changed_since(self, revision: int) -> tuple[int, list[T]]:
+        """Return the present revision, and the entries that changed after that one, in order of change."""
+        with self._lock:
+            changed: list[T] = []
+            for number in reversed(self._changes):
+                if self._changes[number] <= revision:
+                    break
+                if number in self._entries:
+                    changed.append(self._entries[number])
+            return self._revision, changed[::-1]
+
+    def _note(self, number: int) -> None:
+        self._revision += 1
+        self._changes.pop(number, None)
+        self._changes[number] = self._revision
+        if len(self._changes) > _RECENT:
+            del self._changes[next(iter(self._changes))]
+
+
+class RequestLog(Journal[SeenRequest]):
+    """Requests in the order in which they were counted."""
+
+    def __init__(self, kept: int = KEPT) -> None:
+        super().__init__(kept)
+
+    def add_request(self, request: SeenRequest) -> int:
+        """Add a request and return its number."""
+        number = self.add(lambda number: attrs.evolve(request, number=number)).number
+        with self._lock:  # without a note: followers need not hear of it
+            old = self._entries.get(number - BODIES_KEPT)
+            if old is not None:
+                self._entries[old.number] = attrs.evolve(old, request_body=None, response_body=None)
+        return number
+
+
+def body_text(body: bytes) -> str:
+    """Return the part of a body that is kept, as text."""
+    return body[: BODY_CHARACTERS * 4].decode("utf-8", "replace")[:BODY_CHARACTERS]

@@ -1,8 +1,8 @@
-"""How the service counts requests: so many per period and key, in fixed windows. Pure.
+"""The service's rate limit: so many requests per period and key, in fixed windows. Pure.
 
-Knows the arithmetic and the form of the headers, and takes the time from the clock it is given. The
-real service's fixed window is inferred from its headers, so a strict sliding log is here too: a client
-must be safe under both.
+Knows the arithmetic and the headers, and takes the time from an injected clock. That the real service uses
+fixed windows is inferred from its headers, so there is a strict sliding log too: a client must be safe
+under both.
 """
 
 import abc
@@ -25,7 +25,7 @@ _SERVER_ZONE: Final = timezone(timedelta(hours=1), "GMT+0100 (Central European S
 
 @attrs.frozen
 class Count:
-    """What the counter says to one request that arrived ``at``; ``resets_in`` is in seconds."""
+    """The verdict on a request that arrived ``at``; ``resets_in`` is in seconds."""
 
     at: float
     allowed: bool
@@ -35,7 +35,7 @@ class Count:
 
 
 class Counter(abc.ABC):
-    """Counts arrivals per key; thread-safe. Keys of which nothing is left to remember are dropped."""
+    """Counts arrivals per key. Thread-safe; forgets keys whose requests no longer count."""
 
     def __init__(self, limit: int, period: float, clock: Callable[[], float]) -> None:
         self._limit = limit
@@ -58,7 +58,7 @@ class Counter(abc.ABC):
 
     @abc.abstractmethod
     def _arrive(self, key: str, now: float) -> tuple[bool, int, float]:
-        """Return whether the arrival is within the limit, how many count now, and until when."""
+        """Return whether the arrival is within the limit, how many requests count now, and until when."""
 
 
 @attrs.define
@@ -68,7 +68,7 @@ class _Window:
 
 
 class FixedWindow(Counter):
-    """A window starts at a key's first request, and nothing but time ends or extends it."""
+    """A window starts at a key's first request and ends one period later, whatever happens."""
 
     def __init__(self, limit: int, period: float, clock: Callable[[], float]) -> None:
         super().__init__(limit, period, clock)
@@ -83,7 +83,7 @@ class FixedWindow(Counter):
 
 
 class SlidingLog(Counter):
-    """Never more than the limit in any period, wherever it starts; a refused request does not count."""
+    """Never more than the limit in any period, wherever it starts; refused requests do not count."""
 
     def __init__(self, limit: int, period: float, clock: Callable[[], float]) -> None:
         super().__init__(limit, period, clock)
@@ -116,12 +116,12 @@ COUNTERS: Final[Mapping[WindowKind, type[Counter]]] = {"fixed": FixedWindow, "sl
 
 
 def rate_limit_headers(count: Count, wall_clock: float) -> dict[str, str]:
-    """Return the headers that every answer carries, 200s too (documented).
+    """Return the headers that every response carries, including 200s (documented).
 
-    ``Retry-After`` is in milliseconds / 1000, hence fractional (inferred). They are rounded up: who
-    waits for as long as the header says is never early.
+    ``Retry-After`` is milliseconds / 1000, hence fractional (inferred). It is rounded up, so that a client
+    that waits that long is never early.
     """
-    milliseconds = math.ceil(round(count.resets_in * 1000, 4))  # without what floats add to 2000
+    milliseconds = math.ceil(round(count.resets_in * 1000, 4))  # floats make 2000 a little more
     return {
         "Retry-After": str(milliseconds / 1000).removesuffix(".0"),
         "X-RateLimit-Limit": str(count.limit),
@@ -131,11 +131,11 @@ def rate_limit_headers(count: Count, wall_clock: float) -> dict[str, str]:
 
 
 def javascript_date(timestamp: float) -> str:
-    """Return the moment as JavaScript's ``String(date)`` puts it, cut to whole seconds.
+    """Return the moment in the form of JavaScript's ``String(date)``, truncated to whole seconds.
 
     >>> javascript_date(1613462562.9)
     'Tue Feb 16 2021 09:02:42 GMT+0100 (Central European Standard Time)'
     """
     moment = datetime.fromtimestamp(math.floor(timestamp), _SERVER_ZONE)
-    weekday, month, *_ = moment.ctime().split()  # in English whatever the locale, which %a is not
+    weekday, month, *_ = moment.ctime().split()  # in English, unlike %a, in any locale
     return f"{weekday} {month} {moment:%d %Y %H:%M:%S} {_SERVER_ZONE}"

@@ -1,6 +1,6 @@
-"""The sandbox as its users hold it: an ASGI app, the controls over it, and the ways to serve it.
+"""The sandbox as its users see it: an ASGI app, the controls over it, and the ways to serve it.
 
-What the service does is in the modules beside this one; here they are put together.
+It only puts the modules beside this one together.
 """
 
 import contextlib
@@ -8,41 +8,44 @@ import json
 import random
 import time
 from collections.abc import Callable, Generator
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.requests import Request
 from starlette.routing import Mount, Router
 from starlette.types import Receive, Scope, Send
 
-from lemcal_async.sandbox._answers import dumps, html
-from lemcal_async.sandbox._app import Api, seen_request, send_answer
-from lemcal_async.sandbox._control import control_routes
+from lemcal_async.sandbox._app import Api, is_web_url, seen_request, send_response
+from lemcal_async.sandbox._arguments import guest_of, meeting_id_of, start_of, wire_fields
+from lemcal_async.sandbox._control import Controls
 from lemcal_async.sandbox._demo import SandboxAccount
 from lemcal_async.sandbox._hooks import Delivery, HookSender
 from lemcal_async.sandbox._log import RequestLog, SeenRequest
 from lemcal_async.sandbox._ratelimit import COUNTERS, WindowKind
+from lemcal_async.sandbox._responses import dumps, html
 from lemcal_async.sandbox._server import listening
 from lemcal_async.sandbox._state import SandboxState
 from lemcal_async.sandbox.faults import Fault, FaultPlan
 
 if TYPE_CHECKING:
     from lemcal_async._client import AsyncLemcal
+    from lemcal_async.models import Meeting
 
 PREFIX: Final = "/api/lemcal"
 CONTROL_PREFIX: Final = "/_sandbox"
 
 
 class Sandbox:
-    """A lemcal of your own, with invented accounts and meetings that are the same for the same ``seed``.
+    """A lemcal of your own, with made-up accounts and meetings that are the same for the same ``seed``.
 
-    ``limit`` requests per ``period`` seconds and credential are let through, as at the real service;
-    None lifts the limit and leaves its headers out. ``window="sliding"`` counts in a strict sliding log
-    instead of a window that starts at a key's first request. ``latency`` is the least and the greatest
-    round trip in seconds, half of it before a request is counted, half after. ``clock`` is what the rate
-    limit and the logs go by.
+    ``limit`` requests per ``period`` seconds and credential are let through, as at the real service; None
+    removes the limit and its headers. ``window="sliding"`` counts in a strict sliding log instead of a
+    window that starts at a key's first request. ``latency`` is the shortest and the longest round trip, in
+    seconds; half of it passes before a request is counted, half after. ``clock`` drives the rate limit and
+    the logs.
 
-    An instance is an ASGI app, and ``serve()`` puts it on a real socket. All methods may be called from
-    any thread; none needs an event loop.
+    An instance is an ASGI app, and ``serve()`` puts it on a real socket. All methods may be called from any
+    thread; none needs an event loop.
     """
 
     def __init__(
@@ -58,24 +61,24 @@ class Sandbox:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if accounts < 1 or meetings < 0:
-            raise ValueError("a sandbox has at least one account, and no less than 0 meetings in each")
+            raise ValueError("accounts must be at least 1, and meetings at least 0")
         if (limit is not None and limit < 1) or period <= 0:
             raise ValueError("limit must be at least 1 (None: no limit), and period above 0 seconds")
         if window not in COUNTERS:
-            raise ValueError(f"window is one of {', '.join(COUNTERS)}")
+            raise ValueError(f"window must be one of {', '.join(COUNTERS)}")
         if not 0 <= latency[0] <= latency[1]:
-            raise ValueError("latency is (least, greatest) in seconds")
-        self._world = SandboxState(accounts=accounts, meetings=meetings, seed=seed)
-        self._faults = FaultPlan()
+            raise ValueError("latency must be (shortest, longest) in seconds")
         self._log = RequestLog()
-        self._hooks = HookSender(clock)
+        self._sender = HookSender(clock)
+        self._state = SandboxState(accounts=accounts, meetings=meetings, seed=seed)
+        self._faults = FaultPlan()
         self._clock = clock
         self._base_url: str | None = None
         self._latency = latency
         self._rng = random.Random(f"lemcal sandbox latency {seed}")  # noqa: S311  # not a secret
         counter = None if limit is None else COUNTERS[window](limit, period, clock)
         api = Api(
-            world=self._world,
+            state=self._state,
             counter=counter,
             faults=self._faults,
             log=self._log,
@@ -84,12 +87,15 @@ class Sandbox:
         )
         routes = [
             Mount(PREFIX, api),
-            Mount(CONTROL_PREFIX, Router(control_routes(self), redirect_slashes=False)),
+            Mount(
+                CONTROL_PREFIX,
+                Router(Controls(self, self._log, self._sender).routes(), redirect_slashes=False),
+            ),
         ]
         self._router = Router(routes, redirect_slashes=False, default=self._page)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, as an ASGI app."""
+        """Serve a request, as an ASGI app."""
         # Without "app", or the router would leave its 404 and 405 to an app around this one.
         await self._router({key: value for key, value in scope.items() if key != "app"}, receive, send)
 
@@ -98,32 +104,32 @@ class Sandbox:
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        user_id, _ = self._world.identify(request.headers.get("authorization", ""))
-        number = self._log.add(seen_request(request, scope["path"], self._clock(), user_id))
-        self._log.complete(number, status=200, processed=False)
-        await send_answer(html(200), send, {})
+        user_id, _ = self._state.identify(request.headers.get("authorization", ""))
+        number = self._log.add_request(seen_request(request, scope["path"], self._clock(), user_id))
+        self._log.update(number, status=200, seconds=0.0)
+        await send_response(html(200), send, {})
 
     @contextlib.contextmanager
     def serve(self, host: str = "127.0.0.1", port: int = 0) -> Generator["Sandbox"]:
-        """Serve on a real socket, in a thread, while the context is open; port 0 takes a free one.
+        """Serve on a real socket, in a thread, while the context is open; port 0 picks a free one.
 
-        Ends at once, whatever is still open, and leaves no thread and no socket behind. Hooks that are
-        being delivered are broken off. OSError if the address is taken. It may be entered in an event
-        loop: it holds the loop up for some milliseconds.
+        It ends at once, whatever is still open, and leaves no thread and no socket behind; deliveries under
+        way are aborted. OSError if the address is taken. It may be entered in an event loop, which it blocks
+        for a few milliseconds.
         """
         if self._base_url is not None:
-            raise RuntimeError(f"the sandbox is being served already, at {self._base_url}")
+            raise RuntimeError(f"the sandbox is already being served, at {self._base_url}")
         try:
             with listening(self, host, port) as origin:
                 self._base_url = origin + PREFIX
                 yield self
-        finally:  # after the server: it takes bookings until it is gone
+        finally:  # after the server, which takes bookings until it is gone
             self._base_url = None
-            self._hooks.close()
+            self._sender.close()
 
     @property
     def base_url(self) -> str:
-        """The base URL for clients, with the prefix; RuntimeError when the sandbox is not being served."""
+        """The base URL for clients, with the prefix; RuntimeError if the sandbox is not being served."""
         if self._base_url is None:
             raise RuntimeError("the sandbox has no base_url until it is served: `with sandbox.serve(): …`")
         return self._base_url
@@ -140,8 +146,8 @@ class Sandbox:
 
     @property
     def accounts(self) -> tuple[SandboxAccount, ...]:
-        """The accounts. Elsewhere an account is named by its place in here."""
-        return self._world.accounts
+        """The accounts. Elsewhere an account is identified by its index here."""
+        return self._state.accounts
 
     @property
     def user_id(self) -> str:
@@ -155,79 +161,110 @@ class Sandbox:
 
     def meetings(self, account: int = 0) -> list[dict[str, Any]]:
         """Return the account's meetings in the wire format."""
-        meetings: list[dict[str, Any]] = json.loads(self._world.meetings(account))
+        meetings: list[dict[str, Any]] = json.loads(self._state.meetings(account))
         return meetings
 
     def meeting_types(self, account: int = 0) -> list[dict[str, Any]]:
         """Return the account's meeting types in the wire format."""
-        return self._world.meeting_types(account)
+        return self._state.meeting_types(account)
 
     def hooks(self, account: int = 0) -> list[dict[str, Any]]:
         """Return the account's hooks in the wire format."""
-        return self._world.hooks(account)
+        return self._state.hooks(account)
+
+    def add_hook(self, target_url: str, account: int = 0) -> dict[str, Any]:
+        """Register a hook for any meeting type, without a request, and return it in the wire format.
+
+        ValueError if the service would not take the URL, or if there is such a hook already.
+        """
+        if not is_web_url(target_url):
+            raise ValueError("a hook's target must be an absolute http:// or https:// URL")
+        return self._state.add_hook(account, target_url, None)
 
     def book(
-        self, account: int = 0, *, meeting_type_id: str | None = None, public: bool = True, **changes: Any
+        self,
+        account: int = 0,
+        *,
+        meeting_type_id: str | None = None,
+        public: bool = True,
+        guest: str | None = None,
+        start: datetime | str | None = None,
+        **changes: Any,
     ) -> dict[str, Any]:
-        """Book a meeting, fire the hooks it concerns, and return it in the wire format.
+        """Book a meeting, fire its hooks, and return it in the wire format.
 
-        It is of the account's first meeting type unless told otherwise; ``public=False`` gives it a
-        lead. ``changes`` are fields of the wire format: ``book(start="2026-03-02T09:00:00.000Z")``.
-        LookupError if there is no such account or meeting type; ValueError if the ``_id`` is taken.
+        The meeting type defaults to the account's first; ``public=False`` adds a lead. ``guest`` is an
+        e-mail address, with a name if you like (``"Ada <ada@example.org>"``), and ``start`` an aware
+        datetime or ISO 8601; both are made up otherwise. ``changes`` are fields of the wire format:
+        ``book(attendeeTimezone="Europe/Paris")``. LookupError if there is no such account or meeting type;
+        ValueError if the ``_id`` is taken; ValueError or TypeError for arguments that cannot be right.
         """
-        meeting, fired = self._world.book(
-            account, meeting_type_id=meeting_type_id, public=public, changes=changes
+        meeting, fired = self._state.book(
+            account,
+            meeting_type_id=meeting_type_id,
+            public=public,
+            guest=guest_of(guest),
+            start=start_of(start),
+            changes=wire_fields(changes),
         )
         for hook in fired:
-            self._hooks.send(hook, meeting["_id"], dumps(meeting))
+            self._sender.send(hook, meeting["_id"], dumps(meeting))
         return meeting
 
-    def cancel(self, meeting_id: str) -> dict[str, Any]:
-        """Cancel a meeting: it stays in the list, with ``canceledAt``. LookupError if there is none."""
-        return self._world.cancel(meeting_id)
+    def cancel(self, meeting: "str | dict[str, Any] | Meeting") -> dict[str, Any]:
+        """Cancel a meeting: it stays in the list, with ``canceledAt``. LookupError if there is none.
 
-    def remove(self, meeting_id: str) -> None:
-        """Let a meeting disappear from the list. LookupError if there is none."""
-        self._world.remove(meeting_id)
-
-    def edit(self, meeting_id: str, **wire_changes: Any) -> dict[str, Any]:
-        """Replace fields of a meeting and return it, in the wire format. LookupError if there is none.
-
-        No hook fires: at the service they fire on new bookings only (observed).
+        A meeting is an id, a row as ``book()`` returns it, or a ``Meeting``, here and below.
         """
-        return self._world.edit(meeting_id, wire_changes)
+        return self._state.cancel(meeting_id_of(meeting))
+
+    def remove(self, meeting: "str | dict[str, Any] | Meeting") -> None:
+        """Remove a meeting from the list. LookupError if there is none."""
+        self._state.remove(meeting_id_of(meeting))
+
+    def edit(self, meeting: "str | dict[str, Any] | Meeting", **wire_changes: Any) -> dict[str, Any]:
+        """Replace wire fields of a meeting and return it. LookupError if there is none.
+
+        Datetimes are written as the service writes them. No hook fires: the service announces new bookings
+        only (observed).
+        """
+        return self._state.edit(meeting_id_of(meeting), wire_fields(wire_changes))
 
     def inject(
         self, fault: Fault, *, times: int = 1, method: str | None = None, path: str | None = None
     ) -> None:
-        """Let the next ``times`` requests meet a fault, one of ``lemcal_async.sandbox.faults``.
+        """Apply a fault, one of ``lemcal_async.sandbox.faults``, to the next ``times`` requests.
 
-        ``method`` and ``path`` choose the requests, None any; the path is below the prefix and may
-        hold wildcards: ``/meetings``, ``/hooks/*``. Faults are met in the order of their injection.
-        A request that meets one counts like any other, but for ``reset_before_processing``.
+        ``method`` and ``path`` select the requests, None any; the path is relative to the prefix and may
+        have wildcards: ``/meetings``, ``/hooks/*``. Faults apply in the order of injection. A request that
+        meets one counts like any other, except with ``reset_before_processing``.
         """
         self._faults.add(fault, times, method, path)
 
     def clear_faults(self) -> None:
-        """Forget the faults that no request has met yet."""
+        """Drop the faults that no request has met yet."""
         self._faults.clear()
 
     @property
     def requests(self) -> list[SeenRequest]:
-        """The newest 100,000 requests in the order of their counting, those for controls left out."""
+        """The newest 100,000 requests in the order of counting, without those for controls."""
         return self._log.snapshot()
 
     @property
     def deliveries(self) -> list[Delivery]:
-        """The hook deliveries that have ended, in that order."""
-        return self._hooks.snapshot()
+        """The newest 10,000 finished hook deliveries, in that order."""
+        return self._sender.deliveries.snapshot()
 
     def wait_for_deliveries(self, count: int, timeout: float = 5.0) -> list[Delivery]:
-        """Block until ``count`` deliveries in all have ended, and return them.
+        """Block until ``count`` deliveries in all have finished, and return them.
 
-        TimeoutError after ``timeout`` seconds. Not for an event loop that runs the receiver itself.
+        TimeoutError after ``timeout`` seconds. Do not call it in the event loop that runs the receiver.
         """
-        return self._hooks.wait_for(count, timeout)
+        return self._sender.wait_for(count, timeout)
+
+    def repeat_delivery(self, number: int) -> None:
+        """Deliver once more what that delivery has sent, to the same target. LookupError if unknown."""
+        self._sender.send_again(number)
 
 
 def run(sandbox: Sandbox, host: str, port: int, on_ready: Callable[[Sandbox], object]) -> None:

@@ -1,7 +1,7 @@
-"""A real socket under the sandbox: uvicorn in a thread, started and stopped without delay.
+"""A real socket for the sandbox: uvicorn in a thread, started and stopped without delay.
 
-Uvicorn's own server looks every 0.1 s whether it should go on, and its shutdown waits for requests
-that hang. A sandbox is started for a single test, so this one stops at once and cuts what is open.
+Uvicorn polls every 0.1 s for shutdown, and its shutdown waits for hanging requests. A sandbox often lives
+for one test, so this server stops at once and cuts open connections.
 """
 
 import asyncio
@@ -21,17 +21,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from lemcal_async.sandbox._app import CONNECTION
 
 KEEP_ALIVE: Final = 75
-"""Seconds an idle connection is kept: longer than any test, as at the real service's CDN."""
+"""How long an idle connection is kept, in seconds: longer than any test, like the CDN of the service."""
 
-# Closing drops what is unsent and sends RST instead of FIN. The fields are shorter on Windows.
+# Closing drops unsent data and sends RST instead of FIN. The fields are shorter on Windows.
 _NO_LINGER: Final = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 @contextlib.contextmanager
 def listening(app: ASGIApp, host: str, port: int) -> Generator[str]:
-    """Serve ``app`` while the context is open; the value is its origin, ``http://127.0.0.1:49152``.
+    """Serve ``app`` while the context is open and yield its origin, ``http://127.0.0.1:49152``.
 
-    Port 0 takes a free one. OSError if the address cannot be bound. Whatever is open at the end is cut.
+    Port 0 picks a free one. OSError if the address cannot be bound. Open connections are cut at the end.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listener:
@@ -67,7 +67,7 @@ class _ThreadedServer(uvicorn.Server):
         self._stopped: asyncio.Event
 
     def start(self) -> None:
-        """Return when connections are accepted, or raise what prevents it."""
+        """Return once connections are accepted, or raise what prevents it."""
         self._thread.start()
         self._settled.wait()
         if self._failure is not None:
@@ -75,8 +75,8 @@ class _ThreadedServer(uvicorn.Server):
             raise self._failure
 
     def stop(self) -> None:
-        """Return when nothing is left: no thread, no socket."""
-        with contextlib.suppress(RuntimeError):  # the loop has ended by itself: by a failure, raised below
+        """Return once nothing is left: no thread, no socket."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended already: by a failure, raised below
             self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
         if self._failure is not None:
@@ -84,7 +84,7 @@ class _ThreadedServer(uvicorn.Server):
 
     def _run(self) -> None:
         try:
-            # Always this loop, whatever policy is set: not every other knows SO_LINGER and remove_reader.
+            # Always this loop, whatever the policy: not every loop supports SO_LINGER and remove_reader.
             with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
                 runner.run(self.serve(sockets=[self._listener]))
         except BaseException as error:  # noqa: BLE001  # raised where start() or stop() waits for it
@@ -93,7 +93,7 @@ class _ThreadedServer(uvicorn.Server):
             self._settled.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept connections, and say so to the thread that waits."""
+        """Accept connections, and tell the waiting thread."""
         await super().startup(sockets=sockets)
         self._loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
@@ -104,9 +104,9 @@ class _ThreadedServer(uvicorn.Server):
         await self._stopped.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002  # uvicorn's signature
-        """Cut every connection, and end every request with it."""
-        # A connection that was accepted shows up below three rounds of the loop later, if the server is
-        # not closed meanwhile: then asyncio loses it, socket and all. So first only stop accepting.
+        """Cut every connection, and end its requests."""
+        # An accepted connection is registered three iterations of the loop later, unless the server is
+        # closed before that: then asyncio leaks its socket. So only stop accepting first.
         self._loop.remove_reader(self._listener)
         for _ in range(3):
             await asyncio.sleep(0)
@@ -114,27 +114,27 @@ class _ThreadedServer(uvicorn.Server):
             server.close()
         for connection in list(self.server_state.connections):
             connection.transport.abort()
-        await asyncio.sleep(0)  # so that each request knows that its connection is gone
+        await asyncio.sleep(0)  # let each request notice that its connection is gone
         tasks = list(self.server_state.tasks)
         for task in tasks:
             task.cancel()
-        # One that was cancelled before its first step ends with that.
+        # A task that is canceled before its first step raises CancelledError here.
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _SandboxProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
-        # Here, because the option for it takes the handlers from the logger of the whole process.
+        # Not by uvicorn's option, which removes the handlers of the process-wide logger.
         self.access_log = False
-        # Head and body are two writes, and without this each answer takes 40 ms on loopback: asyncio sees
-        # to it only for sockets that name their protocol, which those accepted here do not.
+        # Head and body are two writes, so without this each response takes 40 ms on loopback. asyncio sets
+        # it only for sockets that name their protocol; the ones accepted here do not.
         _socket(transport).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.app = _OnConnection(self.app, transport)
 
 
 class _OnConnection:
-    """The app as one connection sees it: able to break it, with the date on each answer."""
+    """The app for one connection: it can break the connection, and dates each response."""
 
     def __init__(self, app: Any, transport: asyncio.Transport) -> None:
         self._app = app
@@ -148,7 +148,7 @@ class _OnConnection:
             await send(message)
 
         extensions: MutableMapping[str, Any] = {**scope.get("extensions", {}), CONNECTION: self}
-        with contextlib.suppress(asyncio.CancelledError):  # by shutdown(); uvicorn would log it as a bug
+        with contextlib.suppress(asyncio.CancelledError):  # from shutdown(); uvicorn would log it as a bug
             await self._app({**scope, "extensions": extensions}, receive, send_dated)
 
     def reset(self) -> None:

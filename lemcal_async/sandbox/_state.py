@@ -1,7 +1,7 @@
 """The sandbox's state: accounts, meetings, meeting types, hooks. Thread-safe, without any I/O.
 
-A meeting is kept as the JSON text that is sent, so that what is handed out is always a copy and a list
-of 20,000 is only joined. Who asks, and what is answered, is the business of api.py.
+A meeting is kept as the JSON text to send, so that callers always get copies, and a list of 20,000 is a
+mere join.
 """
 
 import base64
@@ -13,15 +13,16 @@ from typing import Any
 
 import attrs
 
-from lemcal_async.sandbox._answers import dumps
 from lemcal_async.sandbox._demo import (
     DemoAccount,
+    Guest,
     SandboxAccount,
     make_account,
     make_meeting,
     new_id,
     wire_time,
 )
+from lemcal_async.sandbox._responses import dumps
 
 
 class UnknownMeetingTypeError(LookupError):
@@ -48,21 +49,22 @@ class _AccountState:
 
 
 class SandboxState:
-    """Everything the service would know. Accounts are named by their index."""
+    """Everything the service would know. Accounts are identified by their index."""
 
     def __init__(self, *, accounts: int, meetings: int, seed: int) -> None:
         self._lock = threading.Lock()
-        self._rng = random.Random(f"lemcal sandbox {seed}")  # noqa: S311  # invented data, no secret
+        self.revision = 0  # grows with every change
+        self._rng = random.Random(f"lemcal sandbox {seed}")  # noqa: S311  # made-up data, not a secret
         self._states = [_AccountState(make_account(seed, index, meetings)) for index in range(accounts)]
         self._by_user = {state.account.user_id: index for index, state in enumerate(self._states)}
         self.accounts: tuple[SandboxAccount, ...] = tuple(state.account for state in self._states)
 
     def identify(self, authorization: str) -> tuple[str | None, int | None]:
-        """Return the user id of a Basic header, if it is known, and the account, if the key is its own."""
+        """Return the user id of a Basic header if it is known, and the account if the key is right."""
         scheme, _, encoded = authorization.partition(" ")
         try:
             user_id, _, api_key = base64.b64decode(encoded, validate=True).decode().partition(":")
-        except ValueError:  # no base64, no UTF-8, or not even ASCII
+        except ValueError:  # not base64, not UTF-8, or not even ASCII
             return None, None
         index = self._by_user.get(user_id)
         if index is None or scheme.lower() != "basic":
@@ -79,7 +81,7 @@ class SandboxState:
         return copies
 
     def meetings(self, account: int, meeting_type_id: str | None = None) -> bytes:
-        """Return the JSON list of the account's meetings, of one type if asked."""
+        """Return the JSON list of the account's meetings, optionally of one type."""
         with self._lock:
             kept = list(self._states[account].meetings.values())
         if meeting_type_id is not None:
@@ -87,11 +89,18 @@ class SandboxState:
         return b"[%b]" % b",".join([meeting.text for meeting in kept])
 
     def book(
-        self, account: int, *, meeting_type_id: str | None, public: bool, changes: dict[str, Any]
+        self,
+        account: int,
+        *,
+        meeting_type_id: str | None,
+        public: bool,
+        guest: Guest | None,
+        start: datetime | None,
+        changes: dict[str, Any],
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Add a meeting, and return it together with the hooks that it fires.
+        """Add a meeting, and return it with the hooks that it fires.
 
-        Without a type it is of the first. ``changes`` are wire fields that replace the invented ones.
+        It has the first meeting type by default. ``changes`` are wire fields that replace the made-up ones.
         """
         now = datetime.now(UTC)
         with self._lock:
@@ -100,35 +109,44 @@ class SandboxState:
             if meeting_type is None:
                 raise UnknownMeetingTypeError(f"no meeting type {meeting_type_id} in account {account}")
             morning = now.replace(hour=9, minute=0, second=0, microsecond=0)
-            start = morning + timedelta(days=self._rng.randrange(1, 15), hours=self._rng.randrange(8))
+            soon = morning + timedelta(days=self._rng.randrange(1, 15), hours=self._rng.randrange(8))
             meeting = make_meeting(
-                self._rng, state.account, meeting_type, start=start, created=now, public=public
+                self._rng,
+                state.account,
+                meeting_type,
+                start=start or soon,
+                created=now,
+                public=public,
+                guest=guest,
             )
             meeting |= changes
             if meeting["_id"] in state.meetings:
-                raise ValueError(f"there is a meeting {meeting['_id']} already")
+                raise ValueError(f"there is already a meeting {meeting['_id']}")
             state.meetings[meeting["_id"]] = kept = _kept(meeting)
+            self.revision += 1
             fired = [dict(hook) for hook in state.hooks.values() if _matches(hook, kept.meeting_type_id)]
         return json.loads(kept.text), fired
 
     def edit(self, meeting_id: str, changes: dict[str, Any]) -> dict[str, Any]:
         """Replace wire fields of a meeting and return it; LookupError if there is none."""
         if "_id" in changes:
-            raise ValueError("the id of a meeting does not change")
+            raise ValueError("the id of a meeting cannot be changed")
         with self._lock:
             state = self._owner(meeting_id)
             meeting: dict[str, Any] = json.loads(state.meetings[meeting_id].text) | changes
             state.meetings[meeting_id] = _kept(meeting)
+            self.revision += 1
         return meeting
 
     def cancel(self, meeting_id: str) -> dict[str, Any]:
-        """Mark a meeting as cancelled now and return it; LookupError if there is none."""
+        """Cancel a meeting now and return it; LookupError if there is none."""
         return self.edit(meeting_id, {"canceledAt": wire_time(datetime.now(UTC))})
 
     def remove(self, meeting_id: str) -> None:
-        """Let a meeting disappear from the lists; LookupError if there is none."""
+        """Remove a meeting from the lists; LookupError if there is none."""
         with self._lock:
             del self._owner(meeting_id).meetings[meeting_id]
+            self.revision += 1
 
     def hooks(self, account: int) -> list[dict[str, Any]]:
         """Return copies of the account's hooks."""
@@ -151,12 +169,15 @@ class SandboxState:
             hook_id = new_id(self._rng, "hoo")
             hook = {"_id": hook_id, **wanted, "createdAt": wire_time(datetime.now(UTC))}
             state.hooks[hook_id] = hook
+            self.revision += 1
         return dict(hook)
 
     def delete_hook(self, account: int, hook_id: str) -> bool:
-        """Delete a hook; False if the account has none of that id."""
+        """Delete a hook; False if the account has no such hook."""
         with self._lock:
-            return self._states[account].hooks.pop(hook_id, None) is not None
+            deleted = self._states[account].hooks.pop(hook_id, None) is not None
+            self.revision += deleted
+        return deleted
 
     def _owner(self, meeting_id: str) -> _AccountState:
         for state in self._states:

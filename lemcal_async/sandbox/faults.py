@@ -5,9 +5,9 @@
     sandbox.inject(faults.too_many_requests(retry_after="1.283"))
     sandbox.inject(faults.status(503), times=3, method="GET", path="/meetings")
 
-The constructors below build every form that was seen, on lemcal or on its sibling product. Those that
-answer in place of the route leave the sandbox's state alone; ``slow``, ``truncated`` and
-``reset_after_processing`` let the route do its work first. How a fault is carried out is app.py's part.
+The functions below build every form that was observed, on lemcal or on its sibling product. Faults that
+replace the response do not touch the sandbox's state; with ``slow``, ``truncated`` and
+``reset_after_processing``, the request is processed first.
 """
 
 import threading
@@ -18,8 +18,8 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from lemcal_async.sandbox import _answers as answers
-from lemcal_async.sandbox._answers import Answer
+from lemcal_async.sandbox import _responses as responses
+from lemcal_async.sandbox._responses import SandboxResponse
 
 __all__ = [
     "empty_200",
@@ -42,114 +42,130 @@ __all__ = [
 
 @attrs.frozen
 class Slow:
-    """The answer is held back for so many seconds."""
+    """The response is delayed by that many seconds."""
 
     seconds: float
 
 
 @attrs.frozen
 class Reset:
-    """The connection is reset without an answer, before or after the request was processed."""
+    """The connection is reset without a response, before or after the request is processed."""
 
     processed: bool
 
 
 @attrs.frozen
 class Truncated:
-    """The answer breaks off in the middle of its body."""
+    """The response ends in the middle of its body."""
 
 
-Fault: TypeAlias = Answer | Slow | Reset | Truncated
+Fault: TypeAlias = SandboxResponse | Slow | Reset | Truncated
+
+
+def describe(fault: Fault) -> str:
+    """Return a few words for a fault."""
+    match fault:
+        case Slow(seconds):
+            return f"slow by {seconds:g} s"
+        case Reset(processed):
+            return f"connection reset {'after' if processed else 'before'} processing"
+        case Truncated():
+            return "truncated body"
+        case _:
+            kind = (fault.content_type or "no content type").partition(";")[0] if fault.body else "empty"
+            return f"{fault.status}, {kind}"
 
 
 def too_many_requests(retry_after: str | None = "0.2") -> Fault:
-    """429. ``retry_after`` is sent to the letter, whatever its form; None leaves the header out."""
+    """429. ``retry_after`` is sent verbatim, whatever its form; None leaves the header out."""
     headers = {"Retry-After": retry_after, "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": None}
-    return answers.text(429, "Too Many Requests", headers)
+    return responses.text(429, "Too Many Requests", headers)
 
 
 def status(
     code: int,
     body: str | None = None,
     *,
-    content_type: str | None = answers.PLAIN,
+    content_type: str | None = responses.PLAIN,
     headers: Mapping[str, str | None] | None = None,
 ) -> Fault:
-    """Answer ``code``; the body is the code's own name unless given.
+    """Respond with ``code``; the body defaults to the status phrase.
 
-    ``headers`` win over those that every answer carries; None leaves one out.
+    ``headers`` override those that every response carries; None leaves a header out.
     """
     if body is None:
-        body = "" if code in answers.BODYLESS else HTTPStatus(code).phrase
-    return Answer(code, body.encode(), content_type, headers or {})
+        body = "" if code in responses.BODYLESS else HTTPStatus(code).phrase
+    return SandboxResponse(code, body.encode(), content_type, headers or {})
 
 
 def json_error(code: int, error: str, *, error_code: str | None = None) -> Fault:
     """``{"error": …}``, and with ``error_code`` ``{"error": …, "code": …}``."""
     more = {} if error_code is None else {"code": error_code}
-    return answers.json_data(code, {"error": error} | more)
+    return responses.json_data(code, {"error": error} | more)
 
 
 def unsuccessful(code: int, error: str, *, error_code: str | None = None) -> Fault:
     """``{"success": false, "error": …}``; with ``error_code`` the error is ``{"code", "message"}``."""
     detail = error if error_code is None else {"code": error_code, "message": error}
-    return answers.json_data(code, {"success": False, "error": detail})
+    return responses.json_data(code, {"success": False, "error": detail})
 
 
 def not_ok(code: int, message: str) -> Fault:
     """``{"ok": false, "message": …}``."""
-    return answers.json_data(code, {"ok": False, "message": message})
+    return responses.json_data(code, {"ok": False, "message": message})
 
 
 def html_error(code: int) -> Fault:
-    """Answer with the HTML page of the CDN in front of the platform."""
+    """Respond with an HTML error page, as the CDN in front of the platform does."""
     title = f"{code} {HTTPStatus(code).phrase}"
     page = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>\n"
-    return answers.html(code, page)
+    return responses.html(code, page)
 
 
 def html_200() -> Fault:
-    """Answer as to a wrong path or base URL: 200, and an HTML page."""
-    return answers.html(200)
+    """200 with an HTML page, as for a wrong path or base URL."""
+    return responses.html(200)
 
 
 def empty_200() -> Fault:
-    """200, and nothing."""
-    return Answer(200)
+    """200 with an empty body."""
+    return SandboxResponse(200)
 
 
 def empty_string_200() -> Fault:
-    """200, and ``""`` as JSON."""
-    return answers.json_data(200, "")
+    """200 with ``""`` as JSON."""
+    return responses.json_data(200, "")
 
 
 def json(data: Any) -> Fault:
-    """200, and this JSON: bad rows, or an envelope such as ``{"meetings": []}``."""
-    return answers.json_data(200, data)
+    """200 with this JSON: bad rows, or an envelope such as ``{"meetings": []}``."""
+    return responses.json_data(200, data)
 
 
 def redirect(location: str, code: int = 302) -> Fault:
     """Redirect to ``location``, a path or a URL."""
-    return answers.text(code, f"{HTTPStatus(code).phrase}. Redirecting to {location}", {"Location": location})
+    return responses.text(
+        code, f"{HTTPStatus(code).phrase}. Redirecting to {location}", {"Location": location}
+    )
 
 
 def slow(seconds: float) -> Fault:
-    """Process the request, then hold the answer back for so many seconds."""
+    """Process the request, then delay the response by that many seconds."""
     return Slow(seconds)
 
 
 def truncated() -> Fault:
-    """Process the request, then close the connection in the middle of the answer's body."""
+    """Process the request, then close the connection in the middle of the response body."""
     return Truncated()
 
 
 def reset_before_processing() -> Fault:
-    """Reset the connection (TCP RST): the request is neither counted nor processed."""
+    """Reset the connection (TCP RST); the request is neither counted nor processed."""
     return Reset(processed=False)
 
 
 def reset_after_processing() -> Fault:
-    """Process the request, then reset the connection (TCP RST) without an answer."""
+    """Process the request, then reset the connection (TCP RST) without a response."""
     return Reset(processed=True)
 
 
@@ -160,21 +176,21 @@ class _Planned:
     method: str | None
     path: str | None
 
-    def meets(self, method: str, path: str) -> bool:
+    def matches(self, method: str, path: str) -> bool:
         return self.method in {None, method} and (self.path is None or fnmatchcase(path, self.path))
 
 
 class FaultPlan:
-    """The faults that wait for their requests; the first that fits is taken. Thread-safe."""
+    """The faults waiting for their requests; the first that matches is used. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._planned: list[_Planned] = []
 
     def add(self, fault: object, times: int, method: str | None, path: str | None) -> None:
-        """Plan ``fault`` for the next ``times`` requests of that method and path (None: any).
+        """Plan ``fault`` for the next ``times`` requests with that method and path (None: any).
 
-        TypeError for what is no fault, such as a constructor that was not called.
+        TypeError if it is not a fault, such as a function that was not called.
         """
         if not isinstance(fault, Fault):
             raise TypeError(f"not a fault: {fault!r}; call one of lemcal_async.sandbox.faults")
@@ -184,17 +200,25 @@ class FaultPlan:
             self._planned.append(_Planned(fault, times, method and method.upper(), path))
 
     def take(self, method: str, path: str) -> Fault | None:
-        """Return the fault that this request meets, if any."""
+        """Return the fault for this request, if any."""
         with self._lock:
             for planned in self._planned:
-                if planned.meets(method, path):
+                if planned.matches(method, path):
                     planned.times -= 1
                     if not planned.times:
                         self._planned.remove(planned)
                     return planned.fault
         return None
 
+    def snapshot(self) -> list[str]:
+        """Return a line for each fault that waits for its requests."""
+        with self._lock:
+            return [
+                f"{describe(each.fault)}: {each.times} x {each.method or 'any'} {each.path or '*'}"
+                for each in self._planned
+            ]
+
     def clear(self) -> None:
-        """Forget them all."""
+        """Drop all of them."""
         with self._lock:
             self._planned.clear()

@@ -13,8 +13,9 @@ import pytest
 import typer
 
 from lemcal_async import AsyncLemcal, __version__, errors
+from lemcal_async._urls import without_secrets
 from lemcal_async.cli import main
-from lemcal_async.cli._output import HELP, ExitStatus, without_secrets
+from lemcal_async.cli._output import HELP, ExitStatus
 from lemcal_async.sandbox import Sandbox, faults
 
 from .conftest import Run, use

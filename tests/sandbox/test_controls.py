@@ -1,14 +1,17 @@
 """The controls over the state, without a server: they are plain calls, from any thread."""
 
+import re
 import sys
 import threading
 import types
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, cast
 
 import pytest
 
+from lemcal_async import Meeting, from_wire
 from lemcal_async.sandbox import Sandbox
-from lemcal_async.sandbox._log import RequestLog, SeenRequest
+from lemcal_async.sandbox._log import Journal, RequestLog, SeenRequest
 
 
 @pytest.fixture
@@ -167,11 +170,116 @@ def test_controls_from_many_threads() -> None:
     assert 200 == sum(row.get("note") == "seen" for row in rows)
 
 
-def test_the_log_keeps_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sandbox left running does not fill the memory; what ended late is not brought back."""
-    monkeypatch.setattr("lemcal_async.sandbox._log.KEPT", 2)
-    log = RequestLog()
-    numbers = [log.add(SeenRequest(at, "GET", "/me", "", None, {})) for at in (1.0, 2.0, 3.0)]
+def test_the_log_keeps_the_newest() -> None:
+    """A sandbox that keeps running does not fill the memory; a late update does not bring an entry back."""
+    log = RequestLog(kept=2)
+    numbers = [log.add_request(SeenRequest(at, "GET", "/me", "", None, {})) for at in (1.0, 2.0, 3.0)]
     for number in numbers:
-        log.complete(number, status=200, processed=True)
-    assert [(2.0, 200), (3.0, 200)] == [(seen.at, seen.status) for seen in log.snapshot()]
+        log.update(number, status=200)
+    assert [1, 2, 3] == numbers
+    assert [(2, 2.0, 200), (3, 3.0, 200)] == [(seen.number, seen.at, seen.status) for seen in log.snapshot()]
+
+
+def test_only_the_newest_keep_their_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lists of busy tests do not pile up in memory."""
+    monkeypatch.setattr("lemcal_async.sandbox._log.BODIES_KEPT", 2)
+    log = RequestLog()
+    for _ in range(3):
+        log.update(log.add_request(SeenRequest(0, "GET", "/me", "", None, {})), response_body="{}")
+    assert [None, "{}", "{}"] == [seen.response_body for seen in log.snapshot()]
+
+
+def test_following_a_journal() -> None:
+    """Whoever knows a revision gets what is new or different since then, once, and can page both ways."""
+    journal = Journal[SeenRequest](3)
+    for _ in range(4):
+        journal.add(lambda number: SeenRequest(0, "GET", "/me", "", None, {}, number=number))
+    known, changed = journal.changed_since(0)
+    assert [2, 3, 4] == [entry.number for entry in changed]
+    assert (known, []) == journal.changed_since(known)
+    journal.update(2, status=200)
+    journal.update(1, status=200)  # dropped meanwhile
+    assert [(2, 200)] == [(entry.number, entry.status) for entry in journal.changed_since(known)[1]]
+    assert [2, 3] == [entry.number for entry in journal.after(0, 2)]
+    assert [4] == [entry.number for entry in journal.after(3, 10)]
+    assert [] == journal.after(4, 10)
+    assert [4, 3] == [entry.number for entry in journal.before(None, 2)]
+    assert [2] == [entry.number for entry in journal.before(3, 10)]
+    assert [] == Journal[SeenRequest](3).after(0, 10) + Journal[SeenRequest](3).before(None, 10)
+
+
+NAIVE = datetime(2026, 3, 2, tzinfo=UTC).replace(tzinfo=None)
+ADA = {"email": "ada.lovelace@example.org", "name": "Ada Lovelace"}
+
+
+@pytest.mark.parametrize("public", [True, False])
+@pytest.mark.parametrize("guest", ["Ada Lovelace <ada.lovelace@example.org>", "ada.lovelace@example.org"])
+def test_book_a_guest(idle: Sandbox, guest: str, *, public: bool) -> None:
+    """A guest is an address, with a name or without; it is in every place where the service has it."""
+    booked = idle.book(guest=guest, public=public)
+    meeting = from_wire(booked, Meeting)
+    assert meeting.guest is not None
+    assert ADA["email"] == meeting.guest.email
+    assert ADA == booked["providedInfos"]
+    assert ADA.items() <= booked["attendees"][1].items()
+    assert ("lead" in booked) is not public
+    if not public:
+        assert ("Ada", "Lovelace") == (booked["lead"]["firstName"], booked["lead"]["lastName"])
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        datetime(2026, 3, 2, 10, tzinfo=timezone(timedelta(hours=1))),
+        "2026-03-02T09:00:00.000Z",
+        "2026-03-02T10:00:00+01:00",
+    ],
+)
+def test_book_at_a_time(idle: Sandbox, start: datetime | str) -> None:
+    """The start is an aware datetime or ISO 8601, and the end follows from the meeting type."""
+    booked = idle.book(start=start, meeting_type_id=idle.meeting_types()[1]["_id"])
+    assert ("2026-03-02T09:00:00.000Z", "2026-03-02T09:45:00.000Z") == (booked["start"], booked["end"])
+    moved = idle.edit(booked, start=datetime(2026, 3, 3, 9, tzinfo=UTC))
+    assert "2026-03-03T09:00:00.000Z" == moved["start"] == idle.meetings()[-1]["start"]
+
+
+@pytest.mark.parametrize("form", ["id", "row", "model"])
+def test_a_meeting_in_any_form(idle: Sandbox, form: str) -> None:
+    """The controls take what one has: the id, the row that was booked, or the client's model."""
+    row = idle.book()
+    meeting: Any = {"id": row["_id"], "row": row, "model": from_wire(row, Meeting)}[form]
+    assert "canceledAt" in idle.cancel(meeting)
+    assert 1 == idle.edit(meeting, note=1)["note"]
+    idle.remove(meeting)
+    assert 12 == len(idle.meetings())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "advice"),
+    [
+        ({"guest": "x"}, ValueError, "guest='x': pass an e-mail address, such as 'ada@example.org'"),
+        ({"guest": {"email": "a@b.c"}}, ValueError, "pass an e-mail address"),
+        ({"start": NAIVE}, ValueError, "pass an aware datetime"),
+        ({"start": "tomorrow"}, ValueError, "start='tomorrow': pass an aware datetime"),
+        ({"end": NAIVE}, TypeError, "is not an aware datetime"),
+        ({"canceled_at": None}, TypeError, "did you mean canceledAt="),
+        ({"id": "mee_1"}, TypeError, "did you mean _id="),
+        ({"email": "a@b.c"}, TypeError, "did you mean guest="),
+        ({"note": {1, 2}}, TypeError, "must be JSON or a datetime, not set"),
+    ],
+)
+def test_book_what_makes_no_sense(
+    idle: Sandbox, arguments: dict[str, Any], kind: type[Exception], advice: str
+) -> None:
+    """A wrong argument is one line that says what to pass, and nothing is booked."""
+    with pytest.raises(kind, match=re.escape(advice)):
+        idle.book(**arguments)
+    assert 12 == len(idle.meetings())
+
+
+@pytest.mark.parametrize("meeting", [None, 7, {}, {"id": "mee_1"}, ["mee_1"]])
+def test_what_is_no_meeting(idle: Sandbox, meeting: Any) -> None:
+    """It is said what to pass."""
+    for control in (idle.cancel, idle.remove, idle.edit):
+        with pytest.raises(TypeError, match="pass the id of a meeting, a row as book"):
+            control(meeting)

@@ -58,7 +58,7 @@ def test_meetings_have_the_known_fields_only(meetings: list[dict[str, Any]]) -> 
 
 
 def test_meetings_show_every_shape(meetings: list[dict[str, Any]]) -> None:
-    """With a lead and without, cancelled and not, with and without answers, with companions."""
+    """With a lead and without, canceled and not, with and without answers, with companions."""
     assert {True, False} == {"lead" in row for row in meetings}
     assert {True, False} == {"canceledAt" in row for row in meetings}
     assert {True, False} == {"questions" in row or "surveyAnswers" in row for row in meetings}
@@ -86,7 +86,7 @@ def test_everybody_is_at_an_example_domain(meetings: list[dict[str, Any]]) -> No
 
 
 def test_times_are_in_order(meetings: list[dict[str, Any]]) -> None:
-    """Booked before it starts, as long as its type says, and cancelled in between."""
+    """Booked before it starts, as long as its type says, and canceled in between."""
     minutes = {row["_id"]: row["duration"] for row in Sandbox().meeting_types()}
     for row in meetings:
         written = {name: row[name] for name in ("createdAt", "canceledAt", "start", "end") if name in row}

@@ -88,7 +88,7 @@ def test_too_many_requests_without_the_header(sandbox: Sandbox, client: httpx.Cl
 
 
 def test_headers_of_a_status(sandbox: Sandbox, client: httpx.Client) -> None:
-    """They win over the standing ones; None leaves one out."""
+    """They win over the common_headers ones; None leaves one out."""
     sandbox.inject(
         faults.status(503, headers={"Retry-After": "7", "X-RateLimit-Limit": None, "Set-Cookie": "a=b"})
     )

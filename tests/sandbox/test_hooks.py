@@ -19,12 +19,12 @@ def idle() -> Iterator[Sandbox]:
     """Leave no delivery behind, as serve() does."""
     sandbox = Sandbox(accounts=2)
     yield sandbox
-    sandbox._hooks.close()
+    sandbox._sender.close()
 
 
 def hook(sandbox: Sandbox, url: str, meeting_type_id: str | None = None, account: int = 0) -> str:
     """Create a hook and return its id."""
-    hook_id: str = sandbox._world.add_hook(account, url, meeting_type_id)["_id"]
+    hook_id: str = sandbox._state.add_hook(account, url, meeting_type_id)["_id"]
     return hook_id
 
 
@@ -174,9 +174,9 @@ def test_a_delivery_that_starts_while_closing_is_dropped(
     """However the two threads meet."""
     sandbox = Sandbox()
     hook(sandbox, receiver.url())
-    sandbox._hooks._closing = True
+    sandbox._sender._closing = True
     sandbox.book()
-    for thread in list(sandbox._hooks._threads):
+    for thread in list(sandbox._sender._threads):
         thread.join()
     assert ([], []) == (sandbox.deliveries, receiver.seen)
 

@@ -65,7 +65,7 @@ def test_faults(control: httpx.Client, client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("call", "body", "status", "error"),
     [
-        (("POST", "/faults"), {"fault": "Answer"}, 400, "fault must be one of empty_200, "),
+        (("POST", "/faults"), {"fault": "SandboxResponse"}, 400, "fault must be one of empty_200, "),
         (("POST", "/faults"), {}, 400, "fault must be one of"),
         (("POST", "/faults"), {"fault": ["slow"]}, 400, "fault must be one of"),
         (("POST", "/faults"), {"fault": "slow", "options": {"minutes": 1}}, 400, "minutes"),

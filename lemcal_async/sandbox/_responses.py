@@ -1,0 +1,78 @@
+"""The sandbox's responses as values: a status, a body, headers. Pure.
+
+How a response is sent (latency, rate limit headers, broken connections) is up to ``_app.py``.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+
+JSON: Final = "application/json; charset=utf-8"
+PLAIN: Final = "text/plain; charset=utf-8"
+HTML: Final = "text/html; charset=utf-8"
+
+BODYLESS: Final = frozenset({204, 304})
+"""The statuses for which HTTP forbids a body."""
+
+PAGE: Final = (
+    "<!doctype html>\n"
+    '<html lang="en"><head><meta charset="utf-8"><title>lemcal</title></head>'
+    '<body><div id="app"></div></body></html>\n'
+)
+"""What the service returns for a wrong path or base URL, with status 200 (observed)."""
+
+
+def _allow_no_body_without_content(response: "SandboxResponse", _attribute: object, body: bytes) -> None:
+    if body and response.status in BODYLESS:
+        raise ValueError(f"a response with status {response.status} has no body")
+
+
+@attrs.frozen
+class SandboxResponse:
+    """A response. Its ``headers`` override the common ones; None leaves a header out."""
+
+    status: int = attrs.field(validator=[attrs.validators.ge(200), attrs.validators.lt(600)])
+    body: bytes = attrs.field(default=b"", validator=_allow_no_body_without_content)
+    content_type: str | None = None
+    headers: Mapping[str, str | None] = attrs.field(factory=dict[str, str | None])
+
+
+def text(status: int, body: str, headers: Mapping[str, str | None] | None = None) -> SandboxResponse:
+    """Return a plain-text response, the form of most of the service's errors (documented)."""
+    return SandboxResponse(status, body.encode(), PLAIN, headers or {})
+
+
+def json_text(status: int, body: bytes) -> SandboxResponse:
+    """Return a response whose body is already encoded as JSON."""
+    return SandboxResponse(status, body, JSON)
+
+
+def json_data(status: int, data: Any) -> SandboxResponse:
+    """Return a JSON response."""
+    return json_text(status, dumps(data))
+
+
+def html(status: int, body: str = PAGE) -> SandboxResponse:
+    """Return an HTML page."""
+    return SandboxResponse(status, body.encode(), HTML)
+
+
+def dumps(data: Any) -> bytes:
+    """Return ``data`` as compact JSON."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def wire_headers(response: SandboxResponse, common_headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Return the response's headers for ASGI, merged with those that every response carries."""
+    merged: dict[str, str | None] = {"content-type": response.content_type}
+    if response.status not in BODYLESS:
+        merged["content-length"] = str(len(response.body))
+    for name, value in (*common_headers.items(), *response.headers.items()):
+        merged[name.lower()] = value
+    return [
+        (name.encode("latin-1"), value.encode("latin-1"))
+        for name, value in merged.items()
+        if value is not None
+    ]

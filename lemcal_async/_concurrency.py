@@ -1,8 +1,6 @@
-"""Waking one waiting task, from its own event loop, another one or none, asyncio and trio alike.
+"""What tasks wait on: a wake-up that any thread may send, and a semaphore that accounts share fairly.
 
-Who may use a connection when there are not enough: places that accounts share fairly.
-
-Belongs to one event loop. Knows nothing of connections; an account is whatever can be told from another.
+On asyncio and trio alike. Knows nothing of what is waited for; an account is anything hashable.
 """
 
 import asyncio
@@ -63,55 +61,62 @@ def _running_loop() -> object:
         return None
 
 
-# One account may hold so many times the places that are free (the "dynamic threshold" of the buffers that
-# switches share): 80 of 100, the next that hangs 16, then 3, and each leaves the others some.
+# An account may hold up to four times as many slots as are free (the "dynamic threshold" of shared switch
+# buffers): of 100 slots the first that hangs takes 80, the second 16, the third 3, and some are always left.
 _SHARE = 4
 
 
 class FairSemaphore:
-    """So many ``places``, each for one request at a time.
+    """A semaphore whose slots are shared fairly between accounts.
 
-    A free place goes to an account that has none, in turn, else to one that may have more, in turn;
-    within an account, to who waited longest. An account can hold four fifths of the places, and the
-    last one only if it has no other: so one that is busy, or hangs, does not keep the rest waiting.
-    The account None is nobody's, and is not held to that.
+    Free slots go round-robin to accounts that hold none, then to accounts below their share; within an
+    account, first in first out. One account can hold four fifths of the slots, and the last free one only
+    if it holds no other, so an account that is busy or hangs cannot starve the rest. The account None
+    stands for requests that belong to nobody, and has no such bound.
 
-    Every operation takes the same time, however many wait. Cancelled at any moment, natively too, a
-    wait leaves no trace: a place that was just given goes to the next.
+    Belongs to one event loop. Every operation takes the same time however many wait. Canceled at any
+    moment, by a scope or natively, a waiter leaves no trace: a slot that it was just given goes to the next.
     """
 
-    def __init__(self, places: int) -> None:
-        self.free = places
+    def __init__(self, slots: int) -> None:
+        self.free = slots
         self._held: dict[Hashable, int] = {}
-        self._waits: dict[Hashable, OrderedDict[_Wait, None]] = {}
-        # The accounts that wait, in the order of their turns: those without a place, and the others.
+        self._waiters: dict[Hashable, OrderedDict[_SlotWaiter, None]] = {}
+        # The accounts that wait, in the order of their turns: those without a slot, and the others.
         self._without: OrderedDict[Hashable, None] = OrderedDict()
         self._with: OrderedDict[Hashable, None] = OrderedDict()
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
-        return sum(map(len, self._waits.values()))
+        """How many tasks wait."""
+        return sum(map(len, self._waiters.values()))
 
-    async def enter(self, account: Hashable) -> None:
-        """Take a place, once there is one for this account."""
-        if self._may_enter(account):  # nobody who may enter is ever left waiting
-            self._take(account)
+    def acquire_nowait(self, account: Hashable) -> bool:
+        """Take a slot if this account may have one now. Nobody who may is ever left waiting."""
+        held = self._held.get(account, 0)
+        if not (self.free > 0 if held == 0 else self._is_below_share(held)):
+            return False
+        self._take(account)
+        return True
+
+    async def acquire(self, account: Hashable) -> None:
+        """Take a slot, waiting for one if need be."""
+        if self.acquire_nowait(account):
             return
-        wait = _Wait()
-        self._waits.setdefault(account, OrderedDict())[wait] = None
+        waiter = _SlotWaiter()
+        self._waiters.setdefault(account, OrderedDict())[waiter] = None
         self._queue(account)
         try:
-            await wait.event.wait()
-        except BaseException:  # cancelled, or closed by the garbage collector
-            if wait.over:
-                self.leave(account)
+            await waiter.event.wait()
+        except BaseException:  # canceled, or closed by the garbage collector
+            if waiter.admitted:
+                self.release(account)
             else:
-                self._give_up(account, wait)
+                self._give_up(account, waiter)
             raise
 
-    def leave(self, account: Hashable) -> None:
-        """Give a place back."""
+    def release(self, account: Hashable) -> None:
+        """Give a slot back."""
         self.free += 1
         if account is not None:
             self._held[account] -= 1
@@ -123,9 +128,8 @@ class FairSemaphore:
         while (following := self._next()) is not None:
             self._admit(following[0])
 
-    def _may_enter(self, account: Hashable) -> bool:
-        held = self._held.get(account, 0)
-        return self.free > 0 if held == 0 else self.free > 1 and held < _SHARE * self.free
+    def _is_below_share(self, held: int) -> bool:
+        return self.free > 1 and held < _SHARE * self.free
 
     def _take(self, account: Hashable) -> None:
         self.free -= 1
@@ -133,47 +137,47 @@ class FairSemaphore:
             self._held[account] = self._held.get(account, 0) + 1
 
     def _queue(self, account: Hashable) -> None:
-        """Have an account that waits wait for its turn."""
+        """Put an account that waits at the end of the round-robin."""
         turns = self._with if account in self._held else self._without
         turns.setdefault(account)
 
     def _next(self) -> "tuple[Hashable] | None":
-        """Return whose turn it is; the account is wrapped, for it may be None itself."""
+        """Return whose turn it is; the account is wrapped, because it may be None itself."""
         if self.free and self._without:
             return (next(iter(self._without)),)
-        # Those that may not enter hold four times the free places and more each: they are few.
-        return next(((account,) for account in self._with if self._may_enter(account)), None)
+        # Each account that must go on waiting holds at least four times the free slots, so there are few.
+        return next(((account,) for account in self._with if self._is_below_share(self._held[account])), None)
 
     def _admit(self, account: Hashable) -> None:
-        waits = self._waits[account]
-        wait, _ = waits.popitem(last=False)
-        self._forget(account)
+        waiters = self._waiters[account]
+        waiter, _ = waiters.popitem(last=False)
+        self._leave_round(account)
         self._take(account)
-        if waits:
+        if waiters:
             self._queue(account)  # behind the others
         else:
-            del self._waits[account]
-        wait.over = True
-        wait.event.set()
+            del self._waiters[account]
+        waiter.admitted = True
+        waiter.event.set()
 
-    def _give_up(self, account: Hashable, wait: "_Wait") -> None:
-        waits = self._waits[account]
-        del waits[wait]
-        if not waits:
-            del self._waits[account]
-            self._forget(account)
+    def _give_up(self, account: Hashable, waiter: "_SlotWaiter") -> None:
+        waiters = self._waiters[account]
+        del waiters[waiter]
+        if not waiters:
+            del self._waiters[account]
+            self._leave_round(account)
 
-    def _forget(self, account: Hashable) -> None:
+    def _leave_round(self, account: Hashable) -> None:
         self._without.pop(account, None)
         self._with.pop(account, None)
 
 
-class _Wait:
-    __slots__ = ("event", "over")
+class _SlotWaiter:
+    __slots__ = ("admitted", "event")
 
     def __init__(self) -> None:
         self.event = anyio.Event()
-        self.over = False
+        self.admitted = False
 
 
 def is_being_canceled() -> bool:

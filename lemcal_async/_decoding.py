@@ -249,13 +249,13 @@ async def _by_turns(slices: Iterable[list[Any]], add: Callable[[list[Any]], obje
     remaining = iter(slices)
     more = True
     while more:
-        await gate.enter(None)
+        await gate.acquire(None)
         try:
             more = _take_turn(remaining, add)
             if more:
                 await checkpoint()
         finally:
-            gate.leave(None)
+            gate.release(None)
 
 
 def _gate() -> FairSemaphore:

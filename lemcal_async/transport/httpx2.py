@@ -15,33 +15,28 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("this wire needs its extra: pip install 'lemcal-async[httpx2]'") from None
 
-from lemcal_async.transport._pooled import Wire
+from lemcal_async.transport._environment import MakeContext
+from lemcal_async.transport._pooled import HTTPCoreTransport
 
 if TYPE_CHECKING:
     import ssl
 
 
-class HTTPX2Transport(Wire):
+class HTTPX2Transport(HTTPCoreTransport):
     """Does what ``PooledTransport`` does, with the same options, on httpx2.
 
     Requests, responses and errors stay those of httpx. Like every transport that is passed to a
     client, it is the caller's to close.
     """
 
-    def __init__(
-        self,
-        *,
-        max_connections: int = 100,
-        keepalive: float = 60.0,
-        ssl_context: "ssl.SSLContext | None" = None,
-        trust_env: bool = True,
-    ) -> None:
-        super().__init__(max_connections, keepalive, ssl_context, trust_env)
-
     @staticmethod
-    def _core() -> ModuleType:
+    def _import_core() -> ModuleType:
         return httpcore2
 
-    @staticmethod
-    def _make_context() -> "ssl.SSLContext":
-        return httpx2.create_ssl_context()
+    @property
+    def _make_context(self) -> MakeContext:
+        return _httpx2_context
+
+
+def _httpx2_context(trust_env: bool) -> "ssl.SSLContext":  # noqa: FBT001 - called by position
+    return httpx2.create_ssl_context(trust_env=trust_env)

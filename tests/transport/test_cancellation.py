@@ -1,4 +1,4 @@
-"""Calls cancelled at any moment: every later call works, and no connection is left behind."""
+"""Calls canceled at any moment: every later call works, and no connection is left behind."""
 
 import asyncio
 import contextlib
@@ -17,12 +17,11 @@ import pytest
 
 from lemcal_async.ratelimit import LocalRateLimiter
 from lemcal_async.sandbox import Sandbox
-from lemcal_async.transport._pooled import Wire
+from lemcal_async.transport._pool import BasePooledTransport
 
 from .conftest import MakeWire
 from .loopback import Loopback
 
-SECONDS = 4.0
 WORKERS = 60
 CONNECTIONS = 10
 
@@ -67,10 +66,10 @@ async def by_task(get: Get, rng: random.Random) -> None:
         await task
 
 
-async def storm(server: Loopback, transport: Wire, disturb: Disturb) -> None:
+async def storm(server: Loopback, transport: BasePooledTransport, disturb: Disturb, seconds: float) -> None:
     """Cancel calls at random for some seconds, then look what is left."""
     rng = random.Random(0)
-    until = time.monotonic() + SECONDS
+    until = time.monotonic() + seconds
     completed = 0
     async with httpx.AsyncClient(transport=transport, timeout=10) as client:
 
@@ -96,7 +95,7 @@ async def storm(server: Loopback, transport: Wire, disturb: Disturb) -> None:
         assert completed > 20
         assert max(server.connections) > 2 * CONNECTIONS
         (pool,) = transport._pools.values()
-        assert (CONNECTIONS, 0) == (pool.gate.free, pool.gate.waiting)
+        assert (CONNECTIONS, 0) == (pool.slots.free, pool.slots.waiting)
 
         completed = 0
         with anyio.fail_after(20):
@@ -104,7 +103,7 @@ async def storm(server: Loopback, transport: Wire, disturb: Disturb) -> None:
                 for _ in range(200):
                     group.start_soon(get)
         assert 200 == completed
-        assert CONNECTIONS == pool.gate.free
+        assert CONNECTIONS == pool.slots.free
         idle = sum(map(len, pool._idle.values()))
         assert idle == await anyio.to_thread.run_sync(lambda: server.settled(most=idle))
         assert idle <= CONNECTIONS
@@ -112,17 +111,22 @@ async def storm(server: Loopback, transport: Wire, disturb: Disturb) -> None:
     gc.collect()  # a socket that nobody closed would be found here
 
 
+FOR = pytest.mark.parametrize("seconds", [0.5, pytest.param(30.0, marks=pytest.mark.storm)])
+
+
+@FOR
 @pytest.mark.anyio
-async def test_random_moments(make_wire: MakeWire, server: Loopback) -> None:
+async def test_random_moments(make_wire: MakeWire, server: Loopback, seconds: float) -> None:
     """By cancel scopes, on both event loops."""
-    await storm(server, make_wire(max_connections=CONNECTIONS), by_scope)
+    await storm(server, make_wire(max_connections=CONNECTIONS), by_scope, seconds)
 
 
+@FOR
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
-async def test_random_moments_by_task(make_wire: MakeWire, server: Loopback) -> None:
+async def test_random_moments_by_task(make_wire: MakeWire, server: Loopback, seconds: float) -> None:
     """By ``Task.cancel()``, which knows of no scopes."""
-    await storm(server, make_wire(max_connections=CONNECTIONS), by_task)
+    await storm(server, make_wire(max_connections=CONNECTIONS), by_task, seconds)
 
 
 async def scope_after(steps: int, get: Get) -> bool:
@@ -170,7 +174,7 @@ async def every_moment(
             completed += await cancel_after(steps, lemcal.me)
             assert sandbox.user_id == (await lemcal.me()).id
         (pool,) = transport._pools.values()
-        assert (1, 0) == (pool.gate.free, lemcal.rate_limit.queued)
+        assert (1, 0) == (pool.slots.free, lemcal.rate_limit.queued)
         await transport.aclose()
         steps += 1
     assert steps > 5

@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.transport._pooled import Wire
+from lemcal_async.transport._pool import BasePooledTransport
 
 from .conftest import MakeWire
 from .loopback import Loopback, Seen, first_of
@@ -102,7 +102,7 @@ def secure(server_tls: ssl.SSLContext) -> Iterator[Loopback]:
         yield server
 
 
-async def get(transport: Wire, url: str) -> int:
+async def get(transport: BasePooledTransport, url: str) -> int:
     """Return the status of the answer to a GET."""
     async with httpx.AsyncClient(transport=transport, timeout=5) as client:
         return (await client.get(url)).status_code
@@ -267,7 +267,7 @@ async def test_a_target_that_the_proxy_cannot_reach(
 async def test_a_setting_that_cannot_work(
     make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch, value: str, scheme: str
 ) -> None:
-    """It is refused when it would be used, without the password; and the gate stays whole."""
+    """It is refused when it would be used, without the password; and no slot is lost."""
     monkeypatch.setenv("ALL_PROXY", value)
     transport = make_wire(max_connections=1)
     request = httpx.Request("GET", f"{scheme}://127.0.0.1:{server.port}")

@@ -17,9 +17,10 @@ import pytest
 import trio
 import trustme
 
+from lemcal_async import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.sandbox import Sandbox, faults
-from lemcal_async.transport import _pooled as pool, _pooled as wire
+from lemcal_async.transport import _environment as environment, _pool as pool
 
 from .conftest import MakeWire
 from .loopback import Loopback
@@ -98,11 +99,25 @@ async def test_no_more_connections_than_allowed(make_wire: MakeWire, server: Loo
 
 
 @pytest.mark.anyio
-async def test_waiting_at_the_gate_is_no_timeout(make_wire: MakeWire, server: Loopback) -> None:
-    """However short the one for the pool; the last of three waits for 0.1 s."""
+async def test_the_pool_timeout_of_a_plain_client(make_wire: MakeWire, server: Loopback) -> None:
+    """It bounds the wait for a connection, and what waited takes none."""
+    async with make_wire(max_connections=1) as transport, anyio.create_task_group() as group:
+        group.start_soon(get, transport, f"{server.url}/hold")
+        await anyio.to_thread.run_sync(server.arrived.acquire)
+        with pytest.raises(httpx.PoolTimeout, match=r"no connection came free within 0\.01 s"):
+            await get(transport, server.url, pool_timeout=0.01)
+        server.release()
+    assert [1] == server.connections
+
+
+@pytest.mark.anyio
+async def test_calls_of_an_account_wait_for_a_connection(make_wire: MakeWire, server: Loopback) -> None:
+    """As long as their deadline allows: there may be thousands of them, and none has failed."""
     async with make_wire(max_connections=1) as transport:
-        url = f"{server.url}/sleep/0.05"
-        await together(*[lambda: get(transport, url, pool_timeout=0.01)] * 3)
+        lemcal = AsyncLemcal(
+            "usr_x", "secret", base_url=server.url, transport=transport, timeout=httpx.Timeout(5, pool=0.01)
+        )
+        await together(*[lambda: lemcal.request("GET", "/sleep/0.05")] * 3)
     assert [1, 1, 1] == server.connections
 
 
@@ -118,7 +133,7 @@ def test_a_pool_of_nothing_is_refused(make_wire: MakeWire, max_connections: int)
 async def test_a_connection_that_broke_is_thrown_away(
     make_wire: MakeWire, server: Loopback, path: str
 ) -> None:
-    """And its place at the gate goes to the next request."""
+    """And its slot goes to the next request."""
     transport = make_wire(max_connections=1)
     async with httpx.AsyncClient(transport=transport, timeout=0.2) as client:
         with pytest.raises((httpx.RemoteProtocolError, httpx.ReadTimeout)):
@@ -143,7 +158,7 @@ async def test_it_works_after_a_fault(make_wire: MakeWire, fault: faults.Fault) 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/", "127.0.0.1/", "unix:/tmp/socket"])
 @pytest.mark.anyio
 async def test_other_protocols(make_wire: MakeWire, url: str) -> None:
-    """They are refused, and cost no place at the gate."""
+    """They are refused, and cost no slot."""
     async with make_wire(max_connections=1) as transport:
         for _ in range(2):
             with anyio.fail_after(5), pytest.raises(httpx.UnsupportedProtocol, match="http://"):
@@ -152,7 +167,7 @@ async def test_other_protocols(make_wire: MakeWire, url: str) -> None:
 
 @pytest.mark.anyio
 async def test_nobody_listens(make_wire: MakeWire) -> None:
-    """The place at the gate is given back."""
+    """The slot is given back."""
     with Loopback() as server:
         pass
     async with make_wire(max_connections=1) as transport:
@@ -245,7 +260,7 @@ async def test_closing_what_was_never_used(make_wire: MakeWire) -> None:
 
 @pytest.mark.anyio
 async def test_closing_lets_requests_finish(make_wire: MakeWire, server: Loopback) -> None:
-    """Those that are under way or at the gate; then their connections are closed too."""
+    """Those that are under way or waiting; then their connections are closed too."""
     transport = make_wire(max_connections=1)
     done: list[int] = []
 
@@ -341,7 +356,7 @@ async def test_a_stream_read_in_part(make_wire: MakeWire, server: Loopback) -> N
 async def test_a_stream_that_fails_while_it_is_closed(
     make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The place at the gate is given back all the same."""
+    """The slot is given back all the same."""
 
     async def aclose(_: object) -> None:
         await anyio.lowlevel.checkpoint()
@@ -351,7 +366,7 @@ async def test_a_stream_that_fails_while_it_is_closed(
         response = await transport.handle_async_request(httpx.Request("GET", server.url))
         await response.aread()
         with monkeypatch.context() as patch:
-            core = make_wire._core().__name__
+            core = make_wire._import_core().__name__
             patch.setattr(f"{core}._async.http11.HTTP11ConnectionByteStream.aclose", aclose)
             response = await transport.handle_async_request(httpx.Request("GET", server.url))
             assert isinstance(response.stream, httpx.AsyncByteStream)
@@ -392,7 +407,7 @@ def test_event_loops_one_after_another(make_wire: MakeWire, server: Loopback) ->
 @pytest.mark.usefixtures("garbage")
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_event_loops_at_once(make_wire: MakeWire, server: Loopback) -> None:
-    """In threads, asyncio and trio; each has a gate and connections of its own."""
+    """In threads, asyncio and trio; each has slots and connections of its own."""
     transport = make_wire(max_connections=2)
     used: dict[int, set[int]] = {}
     barrier = threading.Barrier(4)
@@ -452,12 +467,14 @@ def authority() -> trustme.CA:
 def fresh_contexts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Start without TLS contexts; return the names of the threads in which httpx and httpx2 make some."""
     made: list[str] = []
-    monkeypatch.setattr(wire, "_contexts", {})
+    monkeypatch.setattr(environment, "_contexts", {})
     for library in (httpx, httpx2):
 
-        def counting(create: Callable[[], ssl.SSLContext] = library.create_ssl_context) -> ssl.SSLContext:
+        def counting(
+            create: Callable[..., ssl.SSLContext] = library.create_ssl_context, **options: bool
+        ) -> ssl.SSLContext:
             made.append(threading.current_thread().name)
-            return create()
+            return create(**options)
 
         monkeypatch.setattr(library, "create_ssl_context", counting)
     return made
@@ -514,18 +531,18 @@ def test_a_context_that_two_threads_want() -> None:
     """The second finds that of the first."""
     made: list[ssl.SSLContext] = []
 
-    def make() -> ssl.SSLContext:
+    def make(_: bool) -> ssl.SSLContext:  # noqa: FBT001 - as it is called
         made.append(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
         return made[-1]
 
     for _ in range(2):
-        wire._make_once(make)
-    assert made == [wire._contexts.pop(make)]
+        assert "" == environment._make_once(make, trust_env=True)
+    assert made == [environment._contexts.pop((make, True))]
 
 
 @pytest.mark.anyio
 async def test_an_error_that_is_not_the_wires(make_wire: MakeWire, server: Loopback) -> None:
-    """What a caller's own trace raises while the body is read comes out as it is; the place is given back."""
+    """What a caller's own trace raises while the body is read comes out as it is; the slot is given back."""
 
     async def trace(name: str, _: object) -> None:
         if name == "http11.receive_response_body.started":

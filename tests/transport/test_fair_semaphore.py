@@ -1,4 +1,4 @@
-"""The gate: who goes next, what one account may hold, and that no place is ever lost."""
+"""The fair semaphore: who goes next, what one account may hold, and that no slot is ever lost."""
 
 import asyncio
 import random
@@ -27,29 +27,29 @@ async def settle() -> None:
 
 
 class Users:
-    """Tasks that want a place each, and hold it until told."""
+    """Tasks that want a slot each, and hold it until told."""
 
-    def __init__(self, gate: FairSemaphore, tasks: anyio.abc.TaskGroup) -> None:
-        self.gate = gate
+    def __init__(self, slots: FairSemaphore, tasks: anyio.abc.TaskGroup) -> None:
+        self.slots = slots
         self.entered: list[str | None] = []
         self._tasks = tasks
 
     async def want(self, *accounts: str | None) -> None:
-        """Have a task for each account want a place."""
+        """Have a task for each account want a slot."""
         for account in accounts:
             self._tasks.start_soon(self._enter, account)
             await settle()
 
     async def leave(self, *accounts: str | None) -> list[str | None]:
-        """Give places back, one after the other; return who got them."""
+        """Give slots back, one after the other; return who got them."""
         before = len(self.entered)
         for account in accounts:
-            self.gate.leave(account)
+            self.slots.release(account)
             await settle()
         return self.entered[before:]
 
     async def _enter(self, account: str | None) -> None:
-        await self.gate.enter(account)
+        await self.slots.acquire(account)
         self.entered.append(account)
 
 
@@ -60,44 +60,44 @@ async def test_accounts_take_turns() -> None:
         users = Users(FairSemaphore(2), tasks)
         await users.want("held", "other", "a", "a", "a", "b", "c", "c")
         assert ["held", "other"] == users.entered
-        assert 6 == users.gate.waiting
+        assert 6 == users.slots.waiting
         assert ["a"] == await users.leave("held")
         assert ["b"] == await users.leave("other")
         assert ["c", "a", "c", "a"] == await users.leave("a", "b", "c", "a")
-        assert 0 == users.gate.waiting
+        assert 0 == users.slots.waiting
 
 
 @pytest.mark.anyio
 async def test_first_come_first_served() -> None:
     """Within an account, and among those who belong to none."""
-    gate = FairSemaphore(1)
+    slots = FairSemaphore(1)
     served: list[int] = []
 
     async def enter(number: int) -> None:
-        await gate.enter(None)
+        await slots.acquire(None)
         served.append(number)
-        gate.leave(None)
+        slots.release(None)
 
-    await gate.enter(None)
+    await slots.acquire(None)
     async with anyio.create_task_group() as tasks:
         for number in range(20):
             tasks.start_soon(enter, number)
             await settle()
-        gate.leave(None)
+        slots.release(None)
     assert list(range(20)) == served
-    assert 1 == gate.free
+    assert 1 == slots.free
 
 
-@pytest.mark.parametrize(("places", "most"), [(1, 1), (2, 1), (3, 2), (4, 3), (5, 4), (10, 8), (100, 80)])
+@pytest.mark.parametrize(("count", "most"), [(1, 1), (2, 1), (3, 2), (4, 3), (5, 4), (10, 8), (100, 80)])
 @pytest.mark.anyio
-async def test_what_one_account_may_hold(places: int, most: int) -> None:
-    """Four fifths of all, and never the last place if it has another."""
+async def test_what_one_account_may_hold(count: int, most: int) -> None:
+    """Four fifths of all, and never the last slot if it has another."""
     async with anyio.create_task_group() as tasks:
-        users = Users(FairSemaphore(places), tasks)
-        await users.want(*["busy"] * (places + 5))
+        users = Users(FairSemaphore(count), tasks)
+        await users.want(*["busy"] * (count + 5))
         assert ["busy"] * most == users.entered
-        await users.want(*["new"] * (places > most))
-        assert ["new"] * (places > most) == users.entered[most:]
+        await users.want(*["new"] * (count > most))
+        assert ["new"] * (count > most) == users.entered[most:]
         tasks.cancel_scope.cancel()
 
 
@@ -114,7 +114,7 @@ async def test_requests_of_nobody_may_hold_all() -> None:
 
 @pytest.mark.anyio
 async def test_several_hang() -> None:
-    """Each takes less than the one before, and the next gets a place at once."""
+    """Each takes less than the one before, and the next gets a slot at once."""
     async with anyio.create_task_group() as tasks:
         users = Users(FairSemaphore(100), tasks)
         await users.want(*["one"] * 100, *["two"] * 100, *["three"] * 100, "healthy")
@@ -125,33 +125,33 @@ async def test_several_hang() -> None:
 @pytest.mark.parametrize("granted", [False, True])
 @pytest.mark.anyio
 async def test_cancelled_by_scope(*, granted: bool) -> None:
-    """While it waits, and when it has just been given a place."""
-    gate = FairSemaphore(1)
-    await gate.enter("held")
+    """While it waits, and when it has just been given a slot."""
+    slots = FairSemaphore(1)
+    await slots.acquire("held")
 
     async def visit(account: str) -> None:
-        await gate.enter(account)
+        await slots.acquire(account)
         try:
             await anyio.lowlevel.checkpoint()
         finally:
-            gate.leave(account)
+            slots.release(account)
 
     async with anyio.create_task_group() as tasks:
-        users = Users(gate, tasks)
+        users = Users(slots, tasks)
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as inner:
                 inner.start_soon(visit, "a")
                 await settle()
                 await users.want("b")
                 if granted:
-                    gate.leave("held")
+                    slots.release("held")
                 scope.cancel()
         if not granted:
-            gate.leave("held")
+            slots.release("held")
         await settle()
         assert ["b"] == users.entered
-        gate.leave("b")
-    assert (1, 0) == (gate.free, gate.waiting)
+        slots.release("b")
+    assert (1, 0) == (slots.free, slots.waiting)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -159,42 +159,42 @@ async def test_cancelled_by_scope(*, granted: bool) -> None:
 @pytest.mark.anyio
 async def test_cancelled_by_task(*, granted: bool) -> None:
     """The same by ``Task.cancel()``, and more than once."""
-    gate = FairSemaphore(1)
-    await gate.enter("held")
-    tasks = [asyncio.create_task(gate.enter(account)) for account in "abc"]
+    slots = FairSemaphore(1)
+    await slots.acquire("held")
+    tasks = [asyncio.create_task(slots.acquire(account)) for account in "abc"]
     await settle()
     if granted:
-        gate.leave("held")
+        slots.release("held")
     tasks[0].cancel()
     tasks[0].cancel()
     tasks[1].cancel()
     if not granted:
-        gate.leave("held")
+        slots.release("held")
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [asyncio.CancelledError, asyncio.CancelledError, type(None)] == [type(each) for each in results]
-    gate.leave("c")
-    assert (1, 0) == (gate.free, gate.waiting)
+    slots.release("c")
+    assert (1, 0) == (slots.free, slots.waiting)
 
 
 @pytest.mark.anyio
 async def test_ten_thousand_accounts() -> None:
     """All served, in turn, and nothing is kept of them."""
-    gate = FairSemaphore(10)
+    slots = FairSemaphore(10)
     served: list[int] = []
 
     async def visit(account: int) -> None:
-        await gate.enter(account)
+        await slots.acquire(account)
         await anyio.lowlevel.checkpoint()
         served.append(account)
-        gate.leave(account)
+        slots.release(account)
 
     async with anyio.create_task_group() as tasks:
         for account in range(10_000):
             tasks.start_soon(visit, account)
     assert list(range(10_000)) == sorted(served)
-    assert (10, 0) == (gate.free, gate.waiting)
-    assert [{}, {}] == [gate._held, gate._waits]
-    assert [[], []] == [list(gate._with), list(gate._without)]
+    assert (10, 0) == (slots.free, slots.waiting)
+    assert [{}, {}] == [slots._held, slots._waiters]
+    assert [[], []] == [list(slots._with), list(slots._without)]
 
 
 class Machine(RuleBasedStateMachine):
@@ -203,34 +203,34 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.places = 0
-        self.gate = FairSemaphore(0)
+        self.count = 0
+        self.slots = FairSemaphore(0)
         self.waiting: list[tuple[str | None, asyncio.Task[None]]] = []
         self.inside: list[str | None] = []
 
-    @precondition(lambda self: not self.places)
-    @rule(places=st.integers(1, 12))
-    def build(self, places: int) -> None:
-        """Start with so many places."""
-        self.places, self.gate = places, FairSemaphore(places)
+    @precondition(lambda self: not self.count)
+    @rule(count=st.integers(1, 12))
+    def build(self, count: int) -> None:
+        """Start with so many slots."""
+        self.count, self.slots = count, FairSemaphore(count)
 
-    @precondition(lambda self: self.places)
+    @precondition(lambda self: self.count)
     @rule(account=st.sampled_from([None, "a", "b", "c"]), times=st.integers(1, 5))
     def enter(self, account: str | None, times: int) -> None:
-        """Want places."""
+        """Want slots."""
         for _ in range(times):
-            self.waiting.append((account, self.loop.create_task(self.gate.enter(account))))
+            self.waiting.append((account, self.loop.create_task(self.slots.acquire(account))))
 
     @precondition(lambda self: self.inside)
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
-        """Give a place back."""
-        self.gate.leave(self.inside.pop(data.draw(st.integers(0, len(self.inside) - 1))))
+        """Give a slot back."""
+        self.slots.release(self.inside.pop(data.draw(st.integers(0, len(self.inside) - 1))))
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        """Give up waiting, or a place that has come in the same moment."""
+        """Give up waiting, or a slot that has come in the same moment."""
         _, task = self.waiting[data.draw(st.integers(0, len(self.waiting) - 1))]
         task.cancel()
 
@@ -246,18 +246,18 @@ class Machine(RuleBasedStateMachine):
                     self.inside.append(account)
 
     @invariant()
-    def no_place_is_lost(self) -> None:
+    def no_slot_is_lost(self) -> None:
         """Once all tasks have run, and nobody waits who could go."""
         self.run()
-        assert self.places == self.gate.free + len(self.inside)
-        assert len(self.waiting) == self.gate.waiting
+        assert self.count == self.slots.free + len(self.inside)
+        assert len(self.waiting) == self.slots.waiting
         held = Counter(self.inside)
         for account in {account for account, _ in self.waiting}:
             mine = held[account]
             if account is None or mine == 0:
-                assert 0 == self.gate.free
+                assert 0 == self.slots.free
             else:
-                assert self.gate.free <= 1 or mine >= 4 * self.gate.free
+                assert self.slots.free <= 1 or mine >= 4 * self.slots.free
 
     def teardown(self) -> None:
         """Cancel what waits."""

@@ -1,12 +1,14 @@
-"""The shared rate limiter: at most 20 requests in any 2 s per API key, as the server counts them.
+"""The shared rate limiter: at most 20 requests per 2 s and API key, as the server counts them.
 
-``LocalRateLimiter`` serves one process (any number of clients, event loops and threads);
-``RedisRateLimiter`` (extra ``redis``) several processes and machines; ``Unlimited`` is for those behind
-a gateway that limits already.
+``LocalRateLimiter`` serves one process (any number of clients, event loops and threads),
+``RedisRateLimiter`` (extra ``redis``) several processes and machines. ``Unlimited`` is for those behind
+a gateway that limits already. A limiter of your own implements ``RateLimiter``, and ``Permit`` for what
+it hands out.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from lemcal_async._headers import Quota
 from lemcal_async.ratelimit._base import Key, Permit, Priority, RateLimit, RateLimiter, Unlimited, WouldWait
 from lemcal_async.ratelimit._local import LocalRateLimiter, default_limiter, fresh_default
 
@@ -18,6 +20,7 @@ __all__ = [
     "LocalRateLimiter",
     "Permit",
     "Priority",
+    "Quota",
     "RateLimit",
     "RateLimiter",
     "RedisRateLimiter",
@@ -37,4 +40,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -1,8 +1,7 @@
-"""Whose budget a request draws on: the base URL, and a hash in place of the credential.
+"""What a rate limiter is to the transport: one question before each request, reports after it.
 
-MERGED [ratelimit.protocol] What a rate limiter is to the transport: one question before each request, reports after it.
-
-MERGED [ratelimit.unlimited] No limiting, for those behind a gateway that limits already."""
+Here are also the key that a request draws on, and the limiter that does not limit.
+"""
 
 import base64
 from typing import Literal, Protocol, runtime_checkable
@@ -17,14 +16,14 @@ from lemcal_async._urls import DEFAULT_BASE_URL
 
 @attrs.frozen
 class Key:
-    """The name of one budget. The credential itself is not in it, and cannot be had from it."""
+    """The name of one budget: a base URL and a hash of the credential, which cannot be had from it."""
 
     base_url: str
     digest: str
 
     @property
     def short(self) -> str:
-        """Return as much of the digest as tells keys apart in a log."""
+        """Return enough of the digest to tell keys apart in a log."""
         return self.digest[:8]
 
     def __str__(self) -> str:
@@ -34,8 +33,8 @@ class Key:
 def key_of(url: str, authorization: str) -> Key:
     """Return the key of a request of which only URL and ``Authorization`` are known.
 
-    It equals the one that ``AsyncLemcal`` uses for the same account at the default base URL; for
-    any other address the origin stands for the base URL.
+    At the default base URL it equals the one that ``AsyncLemcal`` uses for the same account; for any
+    other address the origin stands in for the base URL.
     """
     if url.startswith(DEFAULT_BASE_URL):
         base_url = DEFAULT_BASE_URL
@@ -47,7 +46,7 @@ def key_of(url: str, authorization: str) -> Key:
     if scheme.lower() == "basic":
         try:
             pair = base64.b64decode(value, validate=True).decode()
-        except ValueError:  # not what it says it is: still somebody's key
+        except ValueError:  # not what it claims to be: still somebody's key
             pair = authorization
     return Key(base_url, digest_of(pair))
 
@@ -60,7 +59,7 @@ class RateLimit:
     """A snapshot of one key's budget, as far as this process knows.
 
     ``remaining`` requests could leave now; the budget is whole again in ``resets_in`` seconds.
-    ``queued`` calls are waiting; after a 429 nobody sends for another ``paused_for`` seconds.
+    ``queued`` calls are waiting; after a 429 the key pauses for another ``paused_for`` seconds.
     """
 
     limit: int | None
@@ -70,10 +69,10 @@ class RateLimit:
     paused_for: float
 
 
-class WouldWait(Exception):  # noqa: N818 - an answer to a question, turned into an error by the transport
+class WouldWait(Exception):  # noqa: N818 - an answer to a question, which the transport turns into an error
     """Waiting is pointless: it would take ``seconds``, longer than the caller can or should wait.
 
-    ``refused`` is True when the server itself refuses the key for that long (a 429).
+    ``refused`` is True if the server itself refuses the key for that long (a 429).
     """
 
     def __init__(self, seconds: float, *, refused: bool) -> None:
@@ -83,16 +82,16 @@ class WouldWait(Exception):  # noqa: N818 - an answer to a question, turned into
 
 
 class Permit(Protocol):
-    """Leave to send one request. Exactly one of the three last reports ends it.
+    """Permission to send one request. Exactly one of the last three reports ends it.
 
-    None of them waits or raises, so they can be made from a cancelled task.
+    None of them waits or raises, so they can be made from a canceled task.
     """
 
     def sent(self) -> None:
         """Note that the request is leaving now. Without this, only the answer bounds the moment."""
 
     def answered(self, status_code: int, quota: Quota) -> float:
-        """Note the answer; return the seconds for which the limiter itself now holds the key."""
+        """Note the answer; return for how many seconds the limiter itself now pauses the key."""
         ...
 
     def unsent(self) -> None:
@@ -116,9 +115,9 @@ class RateLimiter(Protocol):
     ) -> Permit:
         """Wait for this request's turn.
 
-        ``timeout`` is the seconds that the caller has: raises WouldWait at once when the wait is
-        known to be longer. ``again`` is the permit of the same request's refused attempt, whose
-        place in the queue it keeps. Cancelling the wait costs nobody anything.
+        ``timeout`` is how many seconds the caller has: raises WouldWait at once if the wait is known
+        to be longer. ``again`` is the permit of the same request's refused attempt, whose place in the
+        queue it keeps. Canceling the wait costs nobody anything.
         """
         ...
 
@@ -127,14 +126,14 @@ class RateLimiter(Protocol):
         ...
 
 
-class _Free:
+class _FreePermit:
     """A permit that costs nothing; one serves all requests."""
 
     def sent(self) -> None:
         """Nothing is counted."""
 
     def answered(self, status_code: int, quota: Quota) -> float:  # noqa: ARG002
-        """Hold nothing back: waiting after a 429 is left to the retries."""
+        """Pause nothing: waiting after a 429 is left to the retries."""
         return 0.0
 
     def unsent(self) -> None:
@@ -144,12 +143,12 @@ class _Free:
         """Nothing is counted."""
 
 
-_FREE = _Free()
-_SNAPSHOT = RateLimit(limit=None, remaining=None, resets_in=0.0, queued=0, paused_for=0.0)
+_FREE_PERMIT = _FreePermit()
+_NO_LIMIT = RateLimit(limit=None, remaining=None, resets_in=0.0, queued=0, paused_for=0.0)
 
 
 class Unlimited:
-    """A RateLimiter that lets everything pass at once. A 429 is then waited out by each call alone."""
+    """A RateLimiter that lets everything pass at once. Each call then waits out a 429 on its own."""
 
     async def acquire(
         self,
@@ -160,8 +159,8 @@ class Unlimited:
         again: Permit | None = None,  # noqa: ARG002
     ) -> Permit:
         """Return at once."""
-        return _FREE
+        return _FREE_PERMIT
 
     def snapshot(self, key: Key) -> RateLimit:  # noqa: ARG002
-        """Return a snapshot that knows of no limit."""
-        return _SNAPSHOT
+        """Return a snapshot without a limit."""
+        return _NO_LIMIT

@@ -1,60 +1,48 @@
-"""The limiter of one process: the queue and the slots of each key, and the tasks that wait.
+"""The limiter of one process: the queue and the budget of each key, and the tasks that wait.
 
-Nothing here belongs to an event loop, so one limiter serves several loops and threads at once.
-All that happens is an event in an inbox; whoever finds nobody at work on the inbox works it off.
-No thread ever waits for another, and reporting is safe anywhere, in a finalizer too: an event
-that arrives while its own thread is at work is simply next.
-
-The limiter that clients share unless they are given one: one for the whole process."""
+Nothing here belongs to an event loop, so one limiter serves several loops and threads at once. All that
+happens is an event in an inbox, so no thread ever waits for another.
+"""
 
 import itertools
-import logging
 import os
-import threading
 import time
 import weakref
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
 
 from lemcal_async import events
-from lemcal_async._headers import Quota
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit._base import Key, Permit, Priority, RateLimit, WouldWait
+from lemcal_async.ratelimit._inbox import Inbox
+from lemcal_async.ratelimit._queue import Queue
 from lemcal_async.ratelimit._server import ServerModel
-from lemcal_async.ratelimit._slots import Observation, SlidingWindowLog, Slot
-from lemcal_async.ratelimit._waiters import KeyState, Queue, Waiter
+from lemcal_async.ratelimit._waiters import KeyState, Waiter
 
-logger = logging.getLogger("lemcal_async.ratelimit")
-
-LONG_WAIT = 30.0  # seconds; whoever faces more without a deadline is told once per key
+LONG_WAIT = 30.0  # seconds; a call without a deadline that faces more is warned of, once per key
 
 
 class LocalRateLimiter:
-    """At most ``limit`` requests in any ``period`` seconds for each key, in this process.
+    """At most ``limit`` requests per ``period`` seconds for each key, in this process.
 
-    Requests of one key leave in the order in which they asked; interactive calls pass bulk ones,
-    which still get one turn in five. A 429 holds the whole key for the time the server names, and
-    the refused request goes first. Cancelling a wait costs nobody anything. Keys do not delay
-    each other, and those that are idle are forgotten. ``clock`` returns seconds.
+    Requests of one key leave in the order in which they asked; interactive calls pass bulk ones, which
+    still get one turn in five. A 429 pauses the whole key for as long as the server says, and the
+    refused request goes first. Canceling a wait costs nobody anything. Keys do not delay each other,
+    and idle ones are forgotten. ``clock`` returns seconds.
     """
 
     def __init__(
         self, limit: int = 20, period: float = 2.0, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         if limit < 1 or not 0 < period < float("inf"):
-            raise ConfigurationError(
-                "a rate limit needs a limit of at least 1 and a period of seconds above 0"
-            )
+            raise ConfigurationError("a rate limit needs a limit of at least 1 and a period above 0 seconds")
         self.limit = limit
         self.period = period
         self.clock = clock
-        self._accounts: OrderedDict[Key, KeyState] = OrderedDict()
-        self._inbox: deque[tuple[KeyState | None, Callable[..., KeyState | None], tuple[Any, ...]]] = deque()
-        self._at_work = threading.Lock()
+        self._keys: OrderedDict[Key, KeyState] = OrderedDict()
         self._servers: OrderedDict[str, ServerModel] = OrderedDict()  # by base URL, the newest last
-        self._news: deque[tuple[Key, Observation, int]] = deque()
+        self._inbox: Inbox[KeyState] = Inbox(self._serve, self._drop_idle)
         self._numbers = itertools.count()
         _limiters.add(self)
 
@@ -71,135 +59,89 @@ class LocalRateLimiter:
     ) -> Permit:
         """Wait for this request's turn; see ``RateLimiter.acquire``.
 
-        Raises WouldWait. Cancelled (by anyio or natively) at any moment, it leaves no trace: a
-        grant that was under way goes to the next in the queue.
+        Raises WouldWait. Canceled at any moment (by anyio or natively), it leaves no trace: a grant
+        that was under way goes to the next in the queue.
         """
-        ticket = Waiter(self, key, priority, timeout)
+        waiter = Waiter(self._inbox, self.clock, key, priority, timeout)
         asked = self.clock()
-        if isinstance(again, Waiter) and again.limiter is self:
-            ticket.number = again.number
-            ticket.refused = True
+        if isinstance(again, Waiter) and again.inbox is self._inbox:
+            waiter.number = again.number
+            waiter.refused = True
         else:
-            ticket.number = next(self._numbers)
+            waiter.number = next(self._numbers)
         try:
-            self.post(None, self._ask, ticket)
-            if ticket.outcome is None and events.wanted():
-                events.emit(events.Queued(key.short, priority, ticket.ahead))
-            while ticket.outcome is None:
-                ticket.warn()
-                alarm = ticket.alarm
+            self._inbox.post(None, self._enqueue, waiter)
+            if waiter.outcome is None and events.wanted():
+                events.emit(events.Queued(key.short, priority, waiter.ahead))
+            while waiter.outcome is None:
+                waiter.warn()
+                alarm = waiter.alarm
                 if alarm is None:
-                    await ticket.event.wait()
+                    await waiter.event.wait()
                 else:
-                    await ticket.wait(max(0.0, alarm - self.clock()))
-                ticket.rearm()
-                if ticket.passed_over:
-                    ticket.passed_over = False
-                    self.post(None, self._ask, ticket)
+                    await waiter.wait(max(0.0, alarm - self.clock()))
+                waiter.rearm()
+                if waiter.passed_over:
+                    waiter.passed_over = False
+                    self._inbox.post(None, self._enqueue, waiter)
                 if alarm is not None and self.clock() >= alarm:
-                    ticket.alarm = None
-                    self.post(ticket.account, _look)
-        except BaseException:  # cancelled, or closed by the garbage collector
-            self.post(None, self._withdraw, ticket)
+                    waiter.alarm = None
+                    self._inbox.post(waiter.state, _look_again)
+        except BaseException:  # canceled, or closed by the garbage collector
+            self._inbox.post(None, self._withdraw, waiter)
             raise
-        if isinstance(ticket.outcome, WouldWait):
-            raise ticket.outcome
+        if isinstance(waiter.outcome, WouldWait):
+            raise waiter.outcome
         if events.wanted():
             events.emit(events.Granted(key.short, priority, self.clock() - asked))
-        return ticket
+        return waiter
 
     def snapshot(self, key: Key) -> RateLimit:
-        """Return what is known of ``key`` now; a key never used has its whole limit."""
-        now = self.clock()
-        account = self._accounts.get(key)
-        if account is None:
-            return RateLimit(self.limit, self.limit, resets_in=0.0, queued=0, paused_for=0.0)
-        with self._at_work:
-            found = RateLimit(
-                limit=account.slots.limit,
-                remaining=account.slots.remaining(now),
-                resets_in=account.slots.resets_in(now),
-                queued=len(account.queue),
-                paused_for=account.slots.pause.left(now),
-            )
-        self.post(account, _look)  # and what came in meanwhile
-        return found
+        """Return what is known of ``key`` now; a key never used has its whole limit.
 
-    # Everything below runs with _at_work held, so one at a time, except post.
-
-    def post(self, account: KeyState | None, event: Callable[..., KeyState | None], *details: Any) -> None:
-        """Leave an event for ``account``, and work off the inbox unless somebody does already.
-
-        That somebody looks into the inbox once more after letting go, so nothing stays behind.
-        ``event`` returns the account itself where it is not known before.
+        Takes no lock, so it may be called anywhere, in a signal handler too.
         """
-        self._inbox.append((account, event, details))
-        while self._inbox and self._at_work.acquire(blocking=False):
-            try:
-                while self._inbox:
-                    account, event, details = self._inbox.popleft()
-                    account = event(*details) or account
-                    if account is not None:
-                        self._serve(account)
-                self._drop_idle()
-            finally:
-                self._at_work.release()
-            self._tell()
-
-    def take_in(
-        self, slots: SlidingWindowLog, slot: Slot, key: Key, answer: tuple[float, int, Quota]
-    ) -> None:
-        """Take in an answer, an event for ``post``."""
-        news = slots.answered(slot, *answer)
-        if news is not None:
-            self._news.append((key, news, slots.strangers))
-
-    def _tell(self) -> None:
-        """Tell what is new; with nothing held, because a log handler or a listener may do anything."""
-        while self._news:
-            try:
-                key, news, strangers = self._news.popleft()
-            except IndexError:  # another thread was quicker
-                return
-            if news == "strangers":
-                logger.info(
-                    "somebody else uses key %s (%d requests in this window): they are left their share",
-                    key,
-                    strangers,
-                )
-                event: events.Event = events.ForeignUse(key.short, strangers)
-            else:
-                reason = "the server's answers contradict fixed windows: it is taken for a sliding one"
-                logger.info("key %s: %s", key, reason)
-                event = events.FellBack(key.short, reason)
-            events.emit(event)
-
-    def _ask(self, ticket: Waiter) -> KeyState | None:
-        account = self._accounts.get(ticket.key)
-        if account is None:
-            server = self._server(ticket.key.base_url)
-            account = self._accounts[ticket.key] = KeyState(ticket.key, self.limit, self.period, server)
-        ticket.account = account
+        state = self._keys.get(key)
+        if state is None:
+            return RateLimit(self.limit, self.limit, resets_in=0.0, queued=0, paused_for=0.0)
         now = self.clock()
-        if refused_for := account.slots.pause.refused_for(now):
-            ticket.decide(WouldWait(refused_for, refused=True))
+        return RateLimit(
+            limit=state.log.limit,
+            remaining=state.log.remaining(now),
+            resets_in=state.log.resets_in(now),
+            queued=len(state.queue),
+            paused_for=state.log.cooldown.left(now),
+        )
+
+    # Everything below is called by the inbox, one at a time.
+
+    def _enqueue(self, waiter: Waiter) -> KeyState | None:
+        state = self._keys.get(waiter.key)
+        if state is None:
+            server = self._server(waiter.key.base_url)
+            state = self._keys[waiter.key] = KeyState(waiter.key, self.limit, self.period, server)
+        waiter.state = state
+        now = self.clock()
+        if refused_for := state.log.cooldown.refused_for(now):
+            waiter.decide(WouldWait(refused_for, refused=True))
             return None
-        waits = len(account.queue) > 0
-        ticket.ahead = 0 if ticket.refused else account.queue.ahead_of(ticket.priority)
-        if (waits or account.slots.next_at(now) > now) and not (ticket.timeout is None and account.warned):
-            wait = account.slots.estimate(now, ticket.ahead)
-            if ticket.timeout is not None and wait > ticket.timeout:
-                ticket.decide(WouldWait(wait, refused=False))
+        others_wait = len(state.queue) > 0
+        waiter.ahead = 0 if waiter.refused else state.queue.ahead_of(waiter.priority)
+        must_wait = others_wait or state.log.next_at(now) > now
+        if must_wait and not (waiter.timeout is None and state.warned):
+            wait = state.log.estimate(now, waiter.ahead)
+            if waiter.timeout is not None and wait > waiter.timeout:
+                waiter.decide(WouldWait(wait, refused=False))
                 return None
-            if ticket.timeout is None and wait > LONG_WAIT:
-                account.warned = True
-                ticket.long_wait = (wait, ticket.ahead)
-        account.queue.add(ticket)
+            if waiter.timeout is None and wait > LONG_WAIT:
+                state.warned = True
+                waiter.long_wait = (wait, waiter.ahead)
+        state.queue.add(waiter)
         # Behind others nothing changes for them, unless it goes first or its loop has no alarm yet.
-        return None if waits and not account.queue.is_first(ticket) else account
+        return None if others_wait and not state.queue.is_first(waiter) else state
 
     def _server(self, base_url: str) -> ServerModel:
-        """Return what is known of a server, which outlasts its keys; of a hundred at most."""
+        """Return what is known of a server; it outlasts the server's keys. A hundred are remembered."""
         server = self._servers.get(base_url)
         if server is None:
             server = self._servers[base_url] = ServerModel(self.period)
@@ -207,70 +149,69 @@ class LocalRateLimiter:
                 self._servers.popitem(last=False)
         return server
 
-    def _withdraw(self, ticket: Waiter) -> KeyState | None:
-        account = ticket.account
-        if account is None:
+    def _withdraw(self, waiter: Waiter) -> KeyState | None:
+        state = waiter.state
+        if state is None:
             return None
-        account.queue.discard(ticket)
-        if ticket.slot is not None:
-            account.slots.unsent(ticket.slot)
-        elif ticket.alarm is None:
+        state.queue.discard(waiter)
+        if waiter.slot is not None:
+            state.log.unsent(waiter.slot)
+        elif waiter.alarm is None:
             return None  # it watched the clock for nobody
-        return account
+        return state
 
-    def _serve(self, account: KeyState) -> None:
+    def _serve(self, state: KeyState) -> None:
         """Grant what can be granted now, and see that somebody looks again when more can be."""
-        queue, slots = account.queue, account.slots
+        queue, log = state.queue, state.log
         if not len(queue):
             return
         now = self.clock()
-        if refused_for := slots.pause.refused_for(now):
-            while (ticket := queue.head()) is not None:
-                queue.pop(ticket)
-                ticket.decide(WouldWait(refused_for, refused=True))
+        if refused_for := log.cooldown.refused_for(now):
+            while (waiter := queue.head()) is not None:
+                queue.pop(waiter)
+                waiter.decide(WouldWait(refused_for, refused=True))
         when = now
-        while (ticket := queue.head()) is not None and (when := slots.next_at(now, len(queue))) <= now:
-            if ticket.stands_still():
+        while (waiter := queue.head()) is not None and (when := log.next_at(now, len(queue))) <= now:
+            if waiter.stands_still():
                 # A grant would be lost for good if it never runs again. If it does, the task is
                 # woken, and asks for the place that it had.
-                queue.discard(ticket)
-                ticket.passed_over = True
-                ticket.wake()
+                queue.discard(waiter)
+                waiter.passed_over = True
+                waiter.wake()
                 continue
-            queue.pop(ticket)
-            ticket.slot = slots.take(now)
-            if not ticket.decide("granted"):  # its event loop is gone, and its task with it
-                slots.unsent(ticket.slot)
-        if ticket is not None and when < float("inf"):
+            queue.pop(waiter)
+            waiter.slot = log.take(now)
+            if not waiter.decide("granted"):  # its event loop is gone, and its task with it
+                log.unsent(waiter.slot)
+        if waiter is not None and when < float("inf"):
             self._set_alarms(queue, when)
 
     def _set_alarms(self, queue: Queue[Waiter], when: float) -> None:
         """Have one waiting task per event loop look again at ``when``; drop those of dead loops."""
-        while dead := [ticket for ticket in queue.alarms() if not ticket.set_alarm(when)]:
-            for ticket in dead:
-                queue.discard(ticket)
+        while dead := [waiter for waiter in queue.alarms() if not waiter.set_alarm(when)]:
+            for waiter in dead:
+                queue.discard(waiter)
 
     def _drop_idle(self) -> None:
-        # Starting with the longest unlooked-at, so that however many keys come and go, each is
-        # looked at again; at most a thousand at once, which is a millisecond.
-        for _ in range(min(1000, len(self._accounts))):
-            key, account = next(iter(self._accounts.items()))
-            if not len(account.queue) and account.slots.idle(self.clock()):
-                del self._accounts[key]
+        # Starting with the one not looked at for longest, so that however many keys come and go, each is
+        # looked at again; at most a thousand at once, which takes a millisecond.
+        for _ in range(min(1000, len(self._keys))):
+            key, state = next(iter(self._keys.items()))
+            if not len(state.queue) and state.log.idle(self.clock()):
+                del self._keys[key]
                 continue
-            self._accounts.move_to_end(key)
+            self._keys.move_to_end(key)
             return
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """Start over in the child: the waiting tasks and the answers are the parent's."""
-        self._at_work = threading.Lock()
-        self._inbox.clear()
-        for account in self._accounts.values():
-            account.queue.clear()
-            account.slots.abandon(self.clock())
+        self._inbox.reset()
+        for state in self._keys.values():
+            state.queue.clear()
+            state.log.abandon(self.clock())
 
 
-def _look() -> None:
+def _look_again() -> None:
     """Nothing has happened, but time has passed."""
 
 
@@ -279,7 +220,7 @@ _limiters: "weakref.WeakSet[LocalRateLimiter]" = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for limiter in list(_limiters):
-        limiter.after_fork()
+        limiter._after_fork()  # noqa: SLF001 - the hook belongs to this module
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows
@@ -290,13 +231,13 @@ _default = LocalRateLimiter()
 
 
 def default_limiter() -> LocalRateLimiter:
-    """Return the process-wide limiter."""
+    """Return the limiter that all clients of this process share unless they are given one."""
     return _default
 
 
 @contextmanager
 def fresh_default() -> Generator[LocalRateLimiter]:
-    """Replace the process-wide limiter by a new one for a while: for tests."""
+    """Replace the process-wide limiter with a new one for a while: for tests."""
     global _default  # noqa: PLW0603 - the point of it
     before, _default = _default, LocalRateLimiter()
     try:

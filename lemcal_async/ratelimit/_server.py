@@ -1,21 +1,9 @@
 """How the server counts, as far as its answers tell: in fixed windows, and when each of them ends. Pure.
 
-The service is believed to count in windows that start with a key's first request (inferred); it could
-be a sliding log. Nothing here relies on either until answers prove it: a server that has forgotten a
-request before a period was over keeps no sliding log. From then on a window's end is known far better
-than the time at which any single request was counted. What contradicts windows takes the proof back.
-
-How much of a key's budget is left to us when somebody else uses it too. Pure.
-
-A limiter that fills every window to the brim starves the other integrations of its user, who then see
-nothing but 429s. Strangers show in the answers: the server has counted more than we sent.
-
-Which requests of a burst are held back for what their answers will tell. Pure.
-
-Only such as have others behind them that wait for the next window in any case. One that goes late in its
-window shows who else uses the key: whoever fills every window as it begins meets strangers only in *their*
-429s. And two that go somewhat later than the others show whether the server counts in windows: when the
-next one begins, a sliding log would still count them.
+The service seems to count in windows that start with a key's first request (inferred); it could be a
+sliding log. Nothing here relies on either until answers prove it: a server that has forgotten a request
+before a period was over keeps no sliding log. From then on the end of a window is known far better than
+the moment at which any single request was counted. An answer that contradicts windows revokes the proof.
 """
 
 import math
@@ -23,8 +11,8 @@ import math
 import attrs
 
 ROUNDING = 0.001  # seconds by which a Retry-After may be off: the service sends whole milliseconds (inferred)
-SURE = 2  # answers that must have refuted a sliding log before windows are relied on
-BEHIND = 0.25  # of the least spread by which to stay behind the best guess at a window's end
+NEEDED = 2  # answers that must have refuted a sliding log before windows are relied on
+BEHIND = 0.25  # of the least spread: how far to stay behind the best guess at a window's end
 CAUTION = 0.005  # seconds to stay behind the moment at which a window should be over
 PINNED = 5  # answers that pin a window's end well enough to learn from it
 
@@ -34,30 +22,30 @@ class Window:
     """One window of one key, which ends between ``earliest`` and ``latest`` on the client's clock.
 
     ``earliest`` is what a request that arrives as fast as the fastest one so far may aim at: it is
-    before the end by the least way there, ``latest`` is after it by the least way back.
+    before the end by the shortest way there, ``latest`` is after it by the shortest way back.
     """
 
     earliest: float
     latest: float
     number: int  # the first known one has 1
-    pins: int = 0  # answers that told of its end before that came
+    pins: int = 0  # answers that came before its end and told of it
     heard: float = -math.inf  # when the last of these came
-    ours: int = 0  # requests that were counted in it
-    strangers: int = 0  # those of somebody else, as far as the answers tell
+    own: int = 0  # our requests that were counted in it
+    foreign: int = 0  # those of somebody else, as far as the answers tell
     elapsed: float = 0.0  # seconds of it that the answers tell of
 
 
 class MinimumRoundTrip:
-    """How long the quickest of the last few hundred round trips took, and so the quickest possible."""
+    """How long the fastest of the last few hundred round trips took, and so the fastest possible."""
 
     def __init__(self) -> None:
         self._last = -math.inf
         self._moments = 0
         self._samples = [_Sample()]
-        self._quickest: float | None = 0.0  # None: to be found anew
+        self._seconds: float | None = 0.0  # None: to be computed anew
 
-    def take(self, seconds: float, now: float) -> None:
-        """Note one that ended at ``now``."""
+    def add(self, seconds: float, now: float) -> None:
+        """Note a round trip that ended at ``now``."""
         if now - self._last > 0.5:
             self._last = now
             self._moments += 1
@@ -67,20 +55,20 @@ class MinimumRoundTrip:
         sample.least = min(sample.least, seconds)
         sample.count += 1
         sample.total += seconds
-        self._quickest = None
+        self._seconds = None
 
     @property
-    def quickest(self) -> float:
-        """Return the least time to count on, 0 while too little is known."""
-        if self._quickest is None:
-            self._quickest = self._found() if self._moments >= 2 else 0.0  # all of one burst may be slow
-        return self._quickest
+    def seconds(self) -> float:
+        """Return the shortest time to count on, 0 while too little is known."""
+        if self._seconds is None:
+            self._seconds = self._computed() if self._moments >= 2 else 0.0  # a whole burst may be slow
+        return self._seconds
 
-    def _found(self) -> float:
+    def _computed(self) -> float:
         count = sum(sample.count for sample in self._samples)
         mean = sum(sample.total for sample in self._samples) / count
         least = min(sample.least for sample in self._samples)
-        # The next may be quicker than any so far. A mean of floats may be less than the least of them.
+        # The next one may be faster than any so far. A mean of floats may be less than the least of them.
         return min(least, max(0.0, least - 4 * (mean - least) / count))
 
 
@@ -92,37 +80,37 @@ class _Sample:
 
 
 class ServerModel:
-    """What the answers have taught of one server and of the way to it, whatever key they were for."""
+    """What the answers have taught about one server and the way to it, whatever key they were for."""
 
     def __init__(self, period: float) -> None:
         self.period = period
-        self.counts_windows = False  # proven
-        self.keeps_log = False  # windows were contradicted, and not proven since
-        self._needed = SURE
+        self.is_fixed = False  # fixed windows are proven
+        self.is_sliding = False  # windows were contradicted, and not proven since
+        self._needed = NEEDED
         self._refuted = 0  # answers that a sliding log would not have given
         self._fractional = 0  # waits that were not whole seconds
         self._spread = math.inf  # the least by which the end of a window was uncertain
-        self._round_trips = MinimumRoundTrip()
+        self._round_trip = MinimumRoundTrip()
 
-    def took(self, seconds: float, now: float) -> None:
+    def add_round_trip(self, seconds: float, now: float) -> None:
         """Note a round trip."""
-        self._round_trips.take(seconds, now)
+        self._round_trip.add(seconds, now)
 
     @property
-    def head_start(self) -> float:
-        """Return the seconds by which a request may leave before what it needs is free at the server.
+    def round_trip_credit(self) -> float:
+        """Return how many seconds a request may leave before what it needs is free at the server.
 
         A request was counted the way back before its answer came, and the next one is counted the way
-        there after it leaves. Both at their quickest are what the quickest round trip took, or less.
+        there after it leaves. At their fastest, both take the minimum round trip, or less.
         """
-        quickest = self._round_trips.quickest
-        return min(quickest, self._spread) if self._spread < math.inf else quickest / 2
+        fastest = self._round_trip.seconds
+        return min(fastest, self._spread) if self._spread < math.inf else fastest / 2
 
     def over_at(self, window: Window) -> float:
-        """Return when a request may leave that is not to be counted in ``window`` any more."""
+        """Return from when on a request that leaves is not counted in ``window`` any more."""
         latest = window.latest
         if self._spread < math.inf and window.pins >= PINNED:
-            # Both bounds are off by a way, and the least spread is about the sum of both.
+            # Both bounds are off by one way, and the least spread is about the sum of both.
             spread = min(self._spread, latest - window.earliest)
             latest = max(window.earliest, latest - spread) + BEHIND * spread
         return latest + CAUTION
@@ -130,7 +118,7 @@ class ServerModel:
     @property
     def is_precise(self) -> bool:
         """Whether it sends fractions of seconds: whole ones would be off by up to one."""
-        return self._fractional >= SURE
+        return self._fractional >= NEEDED
 
     def heard(self, retry_after: float) -> None:
         """Learn from what an answer said of the time left."""
@@ -145,13 +133,13 @@ class ServerModel:
         """Note an answer that a sliding log cannot have given."""
         self._refuted += 1
         if self._refuted >= self._needed and self.is_precise:
-            self.counts_windows, self.keeps_log = True, False
+            self.is_fixed, self.is_sliding = True, False
 
     def contradicted_windows(self) -> None:
         """Note an answer that fixed windows cannot have given."""
-        if self.counts_windows:
+        if self.is_fixed:
             self._needed *= 2
-        self.counts_windows, self.keeps_log = False, True
+        self.is_fixed, self.is_sliding = False, True
         self._refuted = 0
 
 
@@ -166,7 +154,8 @@ class Windows:
     @property
     def newest(self) -> Window | None:
         """Return the window that began last."""
-        return self._known[-1] if self._known else None
+        known = self._known  # read once: another thread may replace it
+        return known[-1] if known else None
 
     @property
     def several(self) -> bool:
@@ -176,9 +165,9 @@ class Windows:
     def place(self, left_at: float, now: float, retry_after: float) -> tuple[Window | None, bool]:
         """Return the window that an answer speaks of, and whether it pins the window's end.
 
-        ``retry_after`` is what the answer said. None if it says nothing of use. In a sliding log each
-        request that is forgotten begins a window, so to speak: answers pin the same end only if none
-        can have been forgotten between them.
+        ``retry_after`` is what the answer said. The window is None if that says nothing useful. In a
+        sliding log each request that is forgotten begins a window, so to speak: answers pin the same
+        end only if none can have been forgotten between them.
         """
         period = self._server.period
         if now - left_at > period / 2 or retry_after > period + ROUNDING:
@@ -207,86 +196,3 @@ class Windows:
         window.elapsed = max(window.elapsed, period - retry_after)
         self._server.heard(retry_after)
         return window, pins
-
-
-class SharedKeyEstimate:
-    """The strangers' use of one key, and what that leaves us.
-
-    At least half of the limit stays ours. As soon as strangers show, half of it is thought to be
-    theirs; what the answers of each period then tell moves that.
-    """
-
-    def __init__(self, period: float) -> None:
-        self._period = period
-        self._theirs = 0.0  # their requests in a period
-
-    @property
-    def shared(self) -> bool:
-        """Whether somebody else uses the key."""
-        return self._theirs > 0
-
-    def ours(self, limit: int) -> int:
-        """Return how many requests of a period we may use."""
-        if not self.shared:
-            return limit
-        return max(math.ceil(limit / 2), limit - math.ceil(self._theirs) - 1)
-
-    def interval(self, ours: int) -> float:
-        """Return the seconds from one request to the next, of so many in a period.
-
-        Spread over the period, they leave room for others at any time, and see what those use.
-        """
-        return 0.9 * self._period / ours if self.shared else 0.0
-
-    def met(self, limit: int) -> bool:
-        """Take note that strangers have shown; return whether that is news."""
-        if self.shared:
-            return False
-        self._theirs = limit / 2
-        return True
-
-    def learned(self, strangers: int, elapsed: float) -> None:
-        """Take in what a window told: ``strangers`` requests in its first ``elapsed`` seconds."""
-        if not self.shared or elapsed < self._period / 2:
-            return
-        seen = strangers * self._period / elapsed
-        self._theirs = seen if seen > self._theirs else (self._theirs + seen) / 2
-        if self._theirs < 0.5:
-            self._theirs = 0.0
-
-
-PROBED = 3  # of so many windows, one has a request held back to see whether somebody else uses the key
-LATER = 0.5  # of a period, by which that request is held back
-HELD = 0.06  # seconds by which the last requests of a quick burst are held back to see how it is counted
-
-
-class ProbeScheduler:
-    """The burst under way of one key: the requests since a window was over."""
-
-    def __init__(self, server: ServerModel) -> None:
-        self._server = server
-        self._after: Window | None = None  # the last window that was over when a request was granted
-        self._began = -math.inf  # when the first one after it was
-        self._granted = 0  # since then
-
-    def granted(self, now: float, newest: Window | None) -> None:
-        """Note a grant; ``newest`` is the window known last."""
-        if newest is not None and newest is not self._after and newest.latest < now:
-            self._after, self._began, self._granted = newest, now, 0
-        self._granted += 1
-
-    def held_until(self, now: float, waiting: int, ours: int) -> float:
-        """Return until when the next request is held back; ``now`` if it is not.
-
-        ``waiting`` calls want to send, of which ``ours`` may in one window.
-        """
-        after = self._after
-        left = ours - self._granted
-        if after is None or waiting <= left or self._server.keeps_log:
-            return now
-        near = after.latest - after.earliest < HELD / 2
-        if left == 1 and after.number % PROBED == PROBED - 1 and (self._server.counts_windows or near):
-            return self._began + LATER * self._server.period
-        if left <= SURE and after.number <= PROBED and near and not self._server.counts_windows:
-            return self._began + HELD
-        return now

@@ -2,7 +2,7 @@
 
 Minutes of traffic take a second. The clients are the real ``SlidingWindowLog``, one for each process; the
 server counts with the sandbox's own counters and its headers go through the real parser. What is
-simulated is time: round trips, spikes, slow connects, a gate that is full, strangers with the same key.
+simulated is time: round trips, spikes, slow connects, a full pool, somebody else with the same key.
 """
 
 import heapq
@@ -17,8 +17,9 @@ from typing import Literal
 import attrs
 
 from lemcal_async._headers import parse_quota
+from lemcal_async.ratelimit._log import SlidingWindowLog
 from lemcal_async.ratelimit._server import ServerModel
-from lemcal_async.ratelimit._slots import SlidingWindowLog, Slot
+from lemcal_async.ratelimit._slots import Slot
 from lemcal_async.sandbox._ratelimit import COUNTERS, Counter, WindowKind, rate_limit_headers
 
 Rounding = Literal["up", "down", "nearest"]
@@ -45,8 +46,8 @@ class World:
     slow_connect: float = 0.0  # before each of the first requests
     connections: int = 100  # of each process
     cpu: float = 0.0005  # between two departures
-    strangers: float = 0.0  # requests a second of somebody else
-    strangers_evenly: bool = True
+    foreign: float = 0.0  # requests a second of somebody else
+    foreign_evenly: bool = True
     first_call: bool = False  # whether one call is made, and answered, before the others
     headers: bool = True
 
@@ -59,8 +60,8 @@ class Result:
     refused: int = 0
     arrivals: list[float] = attrs.field(factory=list[float])  # ours that were counted, on its clock
     order: list[int] = attrs.field(factory=list[int])  # the calls as they were granted
-    strangers: int = 0
-    strangers_served: int = 0
+    foreign: int = 0
+    foreign_served: int = 0
     proven: bool = False  # whether the client relies on windows at the end
     fell_back: bool = False  # whether it did, and then the answers contradicted it
 
@@ -83,7 +84,7 @@ class _Process:
         self.server = ServerModel(simulation.world.period)
         self.log = SlidingWindowLog(simulation.world.limit, simulation.world.period, self.server)
         self.waiting = deque(calls)
-        self.gate: deque[tuple[int, Slot]] = deque()
+        self.pool_queue: deque[tuple[int, Slot]] = deque()
         self.in_use = 0
         self.opened = 0
         self.leaves_at = 0.0
@@ -103,13 +104,13 @@ class _Process:
                 return
             call = self.waiting.popleft()
             simulation.result.order.append(call)
-            self.gate.append((call, self.log.take(now)))
+            self.pool_queue.append((call, self.log.take(now)))
             self._connect()
 
     def _connect(self) -> None:
         world, simulation = self.simulation.world, self.simulation
-        while self.gate and self.in_use < world.connections:
-            call, slot = self.gate.popleft()
+        while self.pool_queue and self.in_use < world.connections:
+            call, slot = self.pool_queue.popleft()
             self.in_use += 1
             ready = simulation.now
             if world.slow_connect and self.in_use > self.opened:
@@ -195,8 +196,8 @@ class Simulation:
 
     def run(self) -> Result:
         """Run until all calls are answered."""
-        if self.world.strangers:
-            self.at(self.now + self.dice.random(), self._stranger)
+        if self.world.foreign:
+            self.at(self.now + self.dice.random(), self._foreign_request)
             self._until(self.now + 1 + 3 * self.dice.random())
         started = self.now
         if self.world.first_call:
@@ -208,14 +209,14 @@ class Simulation:
             process.waiting, self._left, started = others, left, self.now
         for moment, kind in self.world.changes:
             self.at(started + moment, partial(self._restart, kind))
-        before = self.result.strangers, self.result.strangers_served
+        before = self.result.foreign, self.result.foreign_served
         for process in self._processes:
             process.serve()
         self._until_all_ended()
         self.result.finished = self.now - started
-        self.result.strangers -= before[0]
-        self.result.strangers_served -= before[1]
-        self.result.proven = all(process.server.counts_windows for process in self._processes)
+        self.result.foreign -= before[0]
+        self.result.foreign_served -= before[1]
+        self.result.proven = all(process.server.is_fixed for process in self._processes)
         self.result.fell_back = any(process.fell_back for process in self._processes)
         return self.result
 
@@ -233,11 +234,11 @@ class Simulation:
         self.now = max(self.now, when)
         event()
 
-    def _stranger(self) -> None:
-        self.result.strangers += 1
-        self.result.strangers_served += self.counter.count("key").allowed
-        gap = 1 / self.world.strangers
+    def _foreign_request(self) -> None:
+        self.result.foreign += 1
+        self.result.foreign_served += self.counter.count("key").allowed
+        gap = 1 / self.world.foreign
         self.at(
-            self.now + (gap if self.world.strangers_evenly else self.dice.expovariate(1 / gap)),
-            self._stranger,
+            self.now + (gap if self.world.foreign_evenly else self.dice.expovariate(1 / gap)),
+            self._foreign_request,
         )

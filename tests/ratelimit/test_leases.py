@@ -9,7 +9,8 @@ from hypothesis import given, strategies as st
 
 from lemcal_async._headers import Quota
 from lemcal_async.ratelimit import Key
-from lemcal_async.ratelimit._slots import COUNTED_WITHIN, MARGIN, PAUSE_CAP
+from lemcal_async.ratelimit._cooldown import MARGIN, PAUSE_CAP
+from lemcal_async.ratelimit._slots import COUNTED_WITHIN
 from lemcal_async.ratelimit.redis._budget import ENOUGH_TRIPS, SOON, UNKNOWN, Budget, Leases
 from lemcal_async.ratelimit.redis._script import Reports, ScriptReply, keys_of
 

@@ -16,7 +16,8 @@ from lemcal_async._concurrency import Wakeup
 from lemcal_async._headers import Quota
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, Priority, RateLimit, Unlimited, WouldWait
-from lemcal_async.ratelimit._slots import COUNTED_WITHIN, MARGIN, PAUSE_CAP
+from lemcal_async.ratelimit._cooldown import MARGIN, PAUSE_CAP
+from lemcal_async.ratelimit._slots import COUNTED_WITHIN
 
 from .conftest import JumpingLoop
 
@@ -271,7 +272,7 @@ async def test_a_429_is_logged_without_a_secret(
     caplog.set_level(logging.INFO, "lemcal_async.ratelimit")
     permit = await limiter.acquire(KEY)
     permit.answered(429, refusal(1.283))
-    message = "the server refused key 0f0f0f0f at https://api.example.com (429): nobody sends for 1.283 s"
+    message = "key 0f0f0f0f at https://api.example.com was refused (429): sending paused for 1.283 s"
     assert [message] == caplog.messages
 
 
@@ -375,7 +376,7 @@ async def test_one_warning_for_each_key(narrow: LocalRateLimiter, caplog: pytest
     of_one, of_other = caplog.messages
     assert of_one == (
         "key 0f0f0f0f at https://api.example.com: a call without a deadline will wait 32 s for the rate "
-        "limit (15 are queued); pass deadline= to be refused instead"
+        "limit (15 calls queued); pass deadline= to have it refused instead"
     )
     assert of_other.startswith("key f0f0f0f0 at")
 
@@ -407,11 +408,11 @@ async def test_idle_keys_are_forgotten() -> None:
     limiter = LocalRateLimiter(clock=lambda: now)
     for number in range(5_000):
         (await limiter.acquire(Key("https://api.example.com", f"{number:032x}"))).answered(200, SILENT)
-    assert 5_000 == len(limiter._accounts)
+    assert 5_000 == len(limiter._keys)
     now = 10.0
     for number in range(6):
         (await limiter.acquire(Key("https://api.example.com", f"new{number}"))).unsent()
-    assert {} == limiter._accounts
+    assert {} == limiter._keys
 
 
 @pytest.mark.anyio
@@ -423,13 +424,13 @@ async def test_keys_that_are_not_idle_are_remembered(narrow: LocalRateLimiter) -
         await callers.call("waits")
         await anyio.sleep(3600.0)
         (await narrow.acquire(OTHER)).unsent()
-        assert {KEY} == set(narrow._accounts)
+        assert {KEY} == set(narrow._keys)
         callers.permits["hangs"].answered(200, SILENT)
         (await narrow.acquire(OTHER)).unsent()
-        assert {KEY} == set(narrow._accounts)
+        assert {KEY} == set(narrow._keys)
     await anyio.sleep(TURNOVER)
     (await narrow.acquire(OTHER)).unsent()
-    assert {} == narrow._accounts
+    assert {} == narrow._keys
 
 
 @pytest.mark.parametrize(
@@ -447,6 +448,10 @@ def test_repr() -> None:
 
 
 # --------------------------------------------------------------------------------------- reports
+def nothing() -> None:
+    """Be an event that changes nothing."""
+
+
 @pytest.mark.anyio
 async def test_reports_after_the_last_one(narrow: LocalRateLimiter) -> None:
     """Repeated or late reports change nothing, even when the key is long forgotten."""
@@ -463,7 +468,7 @@ async def test_reports_after_the_last_one(narrow: LocalRateLimiter) -> None:
     await anyio.sleep(10.0)
     permit.answered(429, refusal(9.0))
     permit.unsent()
-    assert {} == narrow._accounts
+    assert {} == narrow._keys
     assert 1 == narrow.snapshot(KEY).remaining
 
 
@@ -474,7 +479,7 @@ async def test_reports_before_the_grant(narrow: LocalRateLimiter) -> None:
         callers = Callers(narrow, group)
         await callers.call(0, answer=False)
         await callers.call(1)
-        waiting = narrow._accounts[KEY].queue.head()
+        waiting = narrow._keys[KEY].queue.head()
         assert waiting is not None
         waiting.answered(429, refusal(9.0))
         waiting.unsent()
@@ -520,8 +525,8 @@ async def test_a_report_at_the_last_moment(narrow: LocalRateLimiter, monkeypatch
             while reports:
                 reports.pop().unsent()
 
-        monkeypatch.setattr(narrow, "_drop_idle", last_thing_done)
-        narrow.snapshot(KEY)
+        monkeypatch.setattr(narrow._inbox, "_tidy", last_thing_done)
+        narrow._inbox.post(None, nothing)
         await settle()
         assert [0, 1] == callers.order
 
@@ -532,13 +537,13 @@ async def test_what_happens_while_another_is_at_work(narrow: LocalRateLimiter) -
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
         await callers.call(0, answer=False)
-        with narrow._at_work:
+        with narrow._inbox._lock:
             await callers.call(1, 2)
             callers.scopes[1].cancel()
             callers.permits[0].unsent()
             await settle()
             assert [0] == callers.order
-        narrow.snapshot(KEY)
+        narrow._inbox.post(None, nothing)
         await settle()
         assert [0, 2] == callers.order
 
@@ -766,7 +771,7 @@ async def test_whatever_happens_nobody_is_forgotten(seed: int) -> None:
     assert {0} == {limiter.snapshot(key).queued for key in departures}
     await anyio.sleep(10.0)
     (await limiter.acquire(KEY)).unsent()
-    assert {} == limiter._accounts
+    assert {} == limiter._keys
 
 
 @pytest.mark.anyio

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from lemcal_async.ratelimit import Priority
-from lemcal_async.ratelimit._waiters import BULK_SHARE, Queue
+from lemcal_async.ratelimit._queue import BULK_SHARE, Queue
 
 priorities = st.sampled_from(["interactive", "bulk"])
 LOOPS = ["asyncio", "trio", "thread"]
@@ -29,7 +29,7 @@ LOOPS = ["asyncio", "trio", "thread"]
 
 @attrs.define(eq=False)
 class Waiter:
-    """As much of a ticket as the queue looks at."""
+    """As much of a waiter as the queue looks at."""
 
     number: int
     priority: Priority = "interactive"
@@ -37,11 +37,11 @@ class Waiter:
     loop: Hashable = "asyncio"
 
 
-def queue_of(tickets: Iterable[Waiter]) -> Queue[Waiter]:
-    """Return a queue to which the tickets were added in this order."""
+def queue_of(waiters: Iterable[Waiter]) -> Queue[Waiter]:
+    """Return a queue to which the waiters were added in this order."""
     queue: Queue[Waiter] = Queue()
-    for ticket in tickets:
-        queue.add(ticket)
+    for waiter in waiters:
+        queue.add(waiter)
     return queue
 
 
@@ -54,9 +54,9 @@ def served(queue: Queue[Waiter]) -> list[Waiter]:
     return order
 
 
-def numbers(tickets: Iterable[Waiter]) -> list[int]:
-    """Return the numbers of the tickets."""
-    return [ticket.number for ticket in tickets]
+def numbers(waiters: Iterable[Waiter]) -> list[int]:
+    """Return the numbers of the waiters."""
+    return [waiter.number for waiter in waiters]
 
 
 def test_an_empty_queue() -> None:
@@ -78,13 +78,13 @@ def test_one_lane_is_first_in_first_out(priority: Priority) -> None:
 
 @pytest.mark.parametrize("priority", ["interactive", "bulk"])
 def test_order_holds_across_event_loops(priority: Priority) -> None:
-    """Tickets of several event loops are served as if they were of one."""
+    """Waiters of several event loops are served as if they were of one."""
     queue = queue_of(Waiter(number, priority, loop=LOOPS[number % 3]) for number in range(30))
     assert list(range(30)) == numbers(served(queue))
 
 
 def test_bulk_gets_every_fifth_turn() -> None:
-    """While both lanes wait, four interactive tickets pass each bulk one."""
+    """While both lanes wait, four interactive waiters pass each bulk one."""
     queue = queue_of([Waiter(number, "bulk") for number in range(3)])
     for number in range(10, 22):
         queue.add(Waiter(number))
@@ -93,13 +93,13 @@ def test_bulk_gets_every_fifth_turn() -> None:
 
 
 def test_bulk_alone_has_all_turns() -> None:
-    """Bulk tickets wait for interactive ones only, not for a turn."""
+    """Bulk waiters wait for interactive ones only, not for a turn."""
     queue = queue_of([Waiter(0, "bulk"), Waiter(1, "bulk"), Waiter(2)])
     assert [2, 0, 1] == numbers(served(queue))
 
 
 def test_turns_are_counted_while_bulk_waits_only() -> None:
-    """Interactive tickets that passed nobody do not hasten the first bulk one."""
+    """Interactive waiters that passed nobody do not hasten the first bulk one."""
     queue = queue_of(Waiter(number) for number in range(30))
     for _ in range(9):
         queue.pop(queue.head() or pytest.fail("nobody waits"))
@@ -130,7 +130,7 @@ def test_the_refused_come_back_in_any_order(order: tuple[int, ...]) -> None:
 
 
 def test_the_refused_take_no_turn_from_bulk() -> None:
-    """A refused ticket that is served again counts neither for nor against the bulk lane's share."""
+    """A refused waiter that is served again counts neither for nor against the bulk lane's share."""
     queue = queue_of([Waiter(0, "bulk"), *(Waiter(number) for number in range(10, 16))])
     for _ in range(3):
         queue.pop(queue.head() or pytest.fail("nobody waits"))
@@ -144,17 +144,17 @@ def test_the_refused_take_no_turn_from_bulk() -> None:
     ids=["head", "middle", "tail"],
 )
 def test_who_leaves_costs_nobody_anything(place: int, left: list[int]) -> None:
-    """A ticket is taken out wherever it stands, once; the others keep their order."""
-    tickets = [Waiter(number) for number in range(5)]
-    queue = queue_of(tickets)
-    assert queue.discard(tickets[place]) is True
-    assert queue.discard(tickets[place]) is False
+    """A waiter is taken out wherever it stands, once; the others keep their order."""
+    waiters = [Waiter(number) for number in range(5)]
+    queue = queue_of(waiters)
+    assert queue.discard(waiters[place]) is True
+    assert queue.discard(waiters[place]) is False
     assert 4 == len(queue)
     assert left == numbers(served(queue))
 
 
-def test_a_ticket_is_known_by_itself() -> None:
-    """Another ticket of the same number, loop and lane is not the one that waits."""
+def test_a_waiter_is_known_by_itself() -> None:
+    """Another waiter of the same number, loop and lane is not the one that waits."""
     queue = queue_of([Waiter(1)])
     assert queue.discard(Waiter(1)) is False
     assert 1 == len(queue)
@@ -162,18 +162,18 @@ def test_a_ticket_is_known_by_itself() -> None:
 
 def test_clear_forgets_all() -> None:
     """After a fork, those who wait are the parent's; the queue can be used again."""
-    tickets = [Waiter(1), Waiter(2, "bulk"), Waiter(3, refused=True), Waiter(4, loop="trio")]
-    queue = queue_of(tickets)
+    waiters = [Waiter(1), Waiter(2, "bulk"), Waiter(3, refused=True), Waiter(4, loop="trio")]
+    queue = queue_of(waiters)
     queue.clear()
     assert (0, None, []) == (len(queue), queue.head(), queue.alarms())
-    assert not any(queue.discard(ticket) for ticket in tickets)
+    assert not any(queue.discard(waiter) for waiter in waiters)
     queue.add(Waiter(5))
     assert [5] == numbers(served(queue))
 
 
 def test_one_per_event_loop_watches_the_clock() -> None:
-    """Each loop with waiting tickets has one that is to wake for all, the refused before the others."""
-    tickets = [
+    """Each loop with waiting waiters has one that is to wake for all, the refused before the others."""
+    waiters = [
         Waiter(1, loop="asyncio"),
         Waiter(2, loop="asyncio"),
         Waiter(3, "bulk", loop="trio"),
@@ -181,24 +181,24 @@ def test_one_per_event_loop_watches_the_clock() -> None:
         Waiter(5, "bulk", loop="thread"),
         Waiter(0, refused=True, loop="asyncio"),
     ]
-    queue = queue_of(tickets)
+    queue = queue_of(waiters)
     assert {("asyncio", 0), ("trio", 4), ("thread", 5)} == {(t.loop, t.number) for t in queue.alarms()}
-    for ticket in tickets[2:5]:
-        queue.discard(ticket)
+    for waiter in waiters[2:5]:
+        queue.discard(waiter)
     assert [0] == numbers(queue.alarms())
 
 
 def test_who_is_first_of_lane_and_loop() -> None:
-    """One ticket of each lane and loop is its first; with it gone, the next one is."""
-    first, second, bulk, refused, other = tickets = [
+    """One waiter of each lane and loop is its first; with it gone, the next one is."""
+    first, second, bulk, refused, other = waiters = [
         Waiter(1),
         Waiter(2),
         Waiter(3, "bulk"),
         Waiter(4, refused=True),
         Waiter(5, loop="trio"),
     ]
-    queue = queue_of(tickets)
-    assert [first, bulk, refused, other] == [ticket for ticket in tickets if queue.is_first(ticket)]
+    queue = queue_of(waiters)
+    assert [first, bulk, refused, other] == [waiter for waiter in waiters if queue.is_first(waiter)]
     queue.discard(first)
     assert (False, True) == (queue.is_first(first), queue.is_first(second))
 
@@ -230,7 +230,7 @@ def test_how_many_are_ahead(
 
 
 def test_turns_taken_bring_the_bulk_turn_nearer() -> None:
-    """Three interactive tickets have passed the bulk lane: one more does before its next turn."""
+    """Three interactive waiters have passed the bulk lane: one more does before its next turn."""
     queue = queue_of([*(Waiter(number) for number in range(20)), Waiter(50, "bulk")])
     assert 9 == queue.ahead_of("bulk")
     for _ in range(3):
@@ -241,7 +241,7 @@ def test_turns_taken_bring_the_bulk_turn_nearer() -> None:
 class QueueMachine(RuleBasedStateMachine):
     """The queue beside a list that is searched from end to end."""
 
-    tickets: Bundle[Waiter] = Bundle("tickets")
+    waiters: Bundle[Waiter] = Bundle("waiters")
 
     @initialize()
     def start(self) -> None:
@@ -252,24 +252,24 @@ class QueueMachine(RuleBasedStateMachine):
         self.counter = itertools.count()
         self.passed = 0
 
-    @rule(target=tickets, priority=priorities, loop=st.sampled_from(LOOPS), count=st.integers(1, 6))
+    @rule(target=waiters, priority=priorities, loop=st.sampled_from(LOOPS), count=st.integers(1, 6))
     def ask(self, priority: Priority, loop: str, count: int) -> MultipleResults[Waiter]:
         """Add newcomers."""
-        tickets = [Waiter(next(self.counter), priority, loop=loop) for _ in range(count)]
-        for ticket in tickets:
-            self.queue.add(ticket)
-        self.waiting += tickets
-        return multiple(*tickets)
+        waiters = [Waiter(next(self.counter), priority, loop=loop) for _ in range(count)]
+        for waiter in waiters:
+            self.queue.add(waiter)
+        self.waiting += waiters
+        return multiple(*waiters)
 
     @precondition(lambda self: self.served)
-    @rule(target=tickets, data=st.data(), loop=st.sampled_from(LOOPS))
+    @rule(target=waiters, data=st.data(), loop=st.sampled_from(LOOPS))
     def refuse(self, data: st.DataObject, loop: str) -> Waiter:
         """Have one that was served come back, refused, with the number that it had."""
         first = self.served.pop(data.draw(st.integers(0, len(self.served) - 1)))
-        ticket = Waiter(first.number, first.priority, refused=True, loop=loop)
-        self.queue.add(ticket)
-        self.waiting.append(ticket)
-        return ticket
+        waiter = Waiter(first.number, first.priority, refused=True, loop=loop)
+        self.queue.add(waiter)
+        self.waiting.append(waiter)
+        return waiter
 
     @rule(turns=st.integers(1, 7))
     def serve(self, turns: int) -> None:
@@ -287,12 +287,12 @@ class QueueMachine(RuleBasedStateMachine):
                 self.passed = self.passed + 1 if passes else 0
                 assert self.passed < BULK_SHARE
 
-    @rule(ticket=tickets)
-    def leave(self, ticket: Waiter) -> None:
-        """Take out any ticket, one that is gone already too."""
-        assert (ticket in self.waiting) is self.queue.discard(ticket)
-        if ticket in self.waiting:
-            self.waiting.remove(ticket)
+    @rule(waiter=waiters)
+    def leave(self, waiter: Waiter) -> None:
+        """Take out any waiter, one that is gone already too."""
+        assert (waiter in self.waiting) is self.queue.discard(waiter)
+        if waiter in self.waiting:
+            self.waiting.remove(waiter)
 
     @rule(priority=priorities)
     def count_ahead(self, priority: Priority) -> None:
@@ -315,16 +315,16 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def agree(self) -> None:
-        """Both have the same tickets, and each loop that has any has one that watches the clock."""
+        """Both have the same waiters, and each loop that has any has one that watches the clock."""
         assert len(self.waiting) == len(self.queue)
         alarms = self.queue.alarms()
         assert {*alarms} <= {*self.waiting}
-        assert Counter({ticket.loop for ticket in self.waiting}) == Counter(t.loop for t in alarms)
+        assert Counter({waiter.loop for waiter in self.waiting}) == Counter(t.loop for t in alarms)
 
     def lane(self, priority: Literal["interactive", "bulk", "refused"]) -> list[Waiter]:
-        """Return the tickets of one lane, in number order."""
+        """Return the waiters of one lane, in number order."""
         lane = [t for t in self.waiting if priority == ("refused" if t.refused else t.priority)]
-        return sorted(lane, key=lambda ticket: ticket.number)
+        return sorted(lane, key=lambda waiter: waiter.number)
 
     def expected_head(self) -> Waiter | None:
         """Return the next one by the rules."""

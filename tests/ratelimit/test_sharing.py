@@ -1,33 +1,33 @@
-"""How much of a budget is ours when somebody else uses the key: one table for each question."""
+"""How much of a budget is ours when somebody else uses the key: one table per question."""
 
 import pytest
 from hypothesis import given, strategies as st
 
-from lemcal_async.ratelimit._server import SharedKeyEstimate
+from lemcal_async.ratelimit._sharing import SharedKeyEstimate
 
 PERIOD = 2.0
 
 
 def met(limit: int = 20) -> SharedKeyEstimate:
-    """Return the share of a key that strangers have just been met on."""
+    """Return the estimate of a key on which foreign requests have just been detected."""
     share = SharedKeyEstimate(PERIOD)
-    assert share.met(limit)
+    assert share.detected(limit)
     return share
 
 
 def test_alone_all_is_ours_and_at_once() -> None:
     """Nothing is spread where nobody needs the room."""
     share = SharedKeyEstimate(PERIOD)
-    share.learned(15, 2.0)  # not to be learned from before strangers were met
-    assert (False, 20, 0.0) == (share.shared, share.ours(20), share.interval(20))
+    share.learn(15, 2.0)  # nothing to learn from before foreign requests were detected
+    assert (False, 20, 0.0) == (share.shared, share.own(20), share.interval(20))
 
 
 def test_half_is_thought_to_be_theirs_when_they_show() -> None:
     """Ours is the other half, spread over nine tenths of the period; met again, they are no news."""
     share = met()
-    assert (True, 10) == (share.shared, share.ours(20))
+    assert (True, 10) == (share.shared, share.own(20))
     assert pytest.approx(0.18) == share.interval(10)
-    assert not share.met(20)
+    assert not share.detected(20)
 
 
 @pytest.mark.parametrize(
@@ -49,18 +49,18 @@ def test_half_is_thought_to_be_theirs_when_they_show() -> None:
 def test_what_the_windows_tell(windows: list[tuple[int, float]], ours: int) -> None:
     """Less is believed by halves, more at once; one request is left to them beyond what they used."""
     share = met()
-    for strangers, elapsed in windows:
-        share.learned(strangers, elapsed)
-    assert ours == share.ours(20)
+    for foreign, elapsed in windows:
+        share.learn(foreign, elapsed)
+    assert ours == share.own(20)
 
 
 def test_gone_and_met_again() -> None:
     """Whoever stays away for five windows is forgotten, and is news when back."""
     share = met()
     for _ in range(5):
-        share.learned(0, 2.0)
+        share.learn(0, 2.0)
     assert not share.shared
-    assert share.met(20)
+    assert share.detected(20)
 
 
 @given(
@@ -70,6 +70,6 @@ def test_gone_and_met_again() -> None:
 def test_at_least_half_is_ours(limit: int, windows: list[tuple[int, float]]) -> None:
     """Whatever they do: never less than half, and never more than the limit."""
     share = met(limit)
-    for strangers, elapsed in windows:
-        share.learned(strangers, elapsed)
-    assert limit / 2 <= share.ours(limit) <= limit
+    for foreign, elapsed in windows:
+        share.learn(foreign, elapsed)
+    assert limit / 2 <= share.own(limit) <= limit

@@ -47,8 +47,8 @@ def refused(results: list[Result]) -> int:
         pytest.param(World(slow_connect=0.8), 1.105, 1.105, id="slow-connect"),
         pytest.param(World(slow_connect=0.8, counting="sliding"), 1.105, 1.105, id="slow-connect-sliding"),
         pytest.param(attrs.evolve(FAR, slow_connect=0.8), 1.075, 1.08, id="slow-connect-far"),
-        pytest.param(World(connections=10, round_trip=(0.3, 0.4), asymmetry=0.5), 1.16, 1.17, id="full-gate"),
-        pytest.param(attrs.evolve(FAR, calls=100, connections=5), 1.1, 1.11, id="very-full-gate"),
+        pytest.param(World(connections=10, round_trip=(0.3, 0.4), asymmetry=0.5), 1.16, 1.17, id="full-pool"),
+        pytest.param(attrs.evolve(FAR, calls=100, connections=5), 1.1, 1.11, id="very-full-pool"),
     ],
 )
 def test_time_without_a_refusal(world: World, mean: float, worst: float) -> None:
@@ -148,20 +148,20 @@ def test_03_slow_handlers_do_not_hold_the_limit(world: World, counting: WindowKi
 
 # -------------------------------------------------------------------------------- not alone on a key
 @pytest.mark.parametrize("evenly", [True, False])
-def test_strangers_are_left_their_share(evenly: bool) -> None:  # noqa: FBT001 - a column
+def test_others_are_left_their_share(evenly: bool) -> None:  # noqa: FBT001 - a column
     """5 requests a second of somebody else: at least half get through, and we do not live on 429s."""
-    world = World(strangers=5.0, strangers_evenly=evenly, first_call=True)
+    world = World(foreign=5.0, foreign_evenly=evenly, first_call=True)
     results = runs(world)
     assert max(result.refused for result in results) <= 3
     assert max(ratios(world, results, limit=10)) <= 1.25
-    shares = [result.strangers_served / result.strangers for result in results]
+    shares = [result.foreign_served / result.foreign for result in results]
     assert sum(shares) / SEEDS >= (0.95 if evenly else 0.85)
     assert min(shares) >= (0.9 if evenly else 0.5)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_that_do_not_know_of_each_other(processes: int) -> None:
-    """Strangers to each other they come to share: the first bursts collide, and all calls end."""
+    """Foreign to each other, they come to share: the first bursts collide, and all calls end."""
     world = World(calls=200, processes=processes)
     results = runs(world, 8)
     assert max(ratios(world, results)) <= 1.6
@@ -172,6 +172,6 @@ def test_processes_that_do_not_know_of_each_other(processes: int) -> None:
 
 def test_a_run_can_be_repeated() -> None:
     """Nothing but the seed decides."""
-    world = attrs.evolve(LATE, strangers=3.0, strangers_evenly=False)
+    world = attrs.evolve(LATE, foreign=3.0, foreign_evenly=False)
     assert Simulation(world, 7).run() == Simulation(world, 7).run()
     assert Simulation(world, 7).run() != Simulation(world, 8).run()

@@ -19,8 +19,8 @@ import pytest
 
 from lemcal_async._headers import Quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, RateLimit
+from lemcal_async.ratelimit._cooldown import MARGIN
 from lemcal_async.ratelimit._local import _after_fork_in_child
-from lemcal_async.ratelimit._slots import MARGIN
 
 KEY = Key("https://api.example.com", "0f" * 16)
 SILENT = Quota()
@@ -295,7 +295,7 @@ async def calls(count):
 held, over = threading.Event(), threading.Event()
 
 def work():
-    with limiter._at_work:
+    with limiter._inbox._lock:
         held.set()
         over.wait(30)
 
@@ -344,12 +344,12 @@ async def test_a_question_that_was_lost_in_a_fork() -> None:
     """A task of the parent that was about to queue is cancelled in the child without a trace."""
     limiter = LocalRateLimiter()
     async with anyio.create_task_group() as group:
-        with limiter._at_work:
+        with limiter._inbox._lock:
             group.start_soon(limiter.acquire, KEY)
             await anyio.sleep(1.0)
             _after_fork_in_child()
         group.cancel_scope.cancel()
-    assert {} == limiter._accounts
+    assert {} == limiter._keys
 
 
 @pytest.mark.anyio
@@ -363,10 +363,10 @@ async def test_after_a_fork() -> None:
             group.start_soon(limiter.acquire, KEY)
             await anyio.sleep(1.0)
             assert 1 == limiter.snapshot(KEY).queued
-            limiter._at_work.acquire()  # as if by a thread that there is no more
-            limiter.post(None, pytest.fail, "left by that thread")
+            limiter._inbox._lock.acquire()  # as if by a thread that there is no more
+            limiter._inbox.post(None, pytest.fail, "left by that thread")
             _after_fork_in_child()
-            assert not limiter._at_work.locked()
+            assert not limiter._inbox._lock.locked()
             seen = limiter.snapshot(KEY)
             assert (0, 0) == (seen.queued, seen.remaining)
             sent.answered(429, Quota(retry_after=30.0))  # the parent's affair

@@ -8,7 +8,8 @@ import math
 
 from lemcal_async._headers import Quota
 from lemcal_async.ratelimit._base import RateLimit
-from lemcal_async.ratelimit._slots import COUNTED_WITHIN, MARGIN, Cooldown
+from lemcal_async.ratelimit._cooldown import MARGIN, Cooldown
+from lemcal_async.ratelimit._slots import COUNTED_WITHIN
 from lemcal_async.ratelimit.redis._script import Reports, ScriptReply, ScriptRequest, Used
 
 ENOUGH_TRIPS = 20  # round trips of all processes, before the shortest of them says something
@@ -294,7 +295,7 @@ class Budget:
 
     def pause(self, now: float, seconds: float) -> None:
         """Note a 429."""
-        self._pause.order(now, seconds)
+        self._pause.extend(now, seconds)
         self._pause_untold = True
 
     @property

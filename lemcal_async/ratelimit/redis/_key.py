@@ -24,9 +24,9 @@ from lemcal_async._concurrency import Wakeup
 from lemcal_async._headers import Quota
 from lemcal_async.errors import LemcalError
 from lemcal_async.ratelimit._base import Key, Permit, Priority, RateLimiter, WouldWait
+from lemcal_async.ratelimit._cooldown import pause_after_429
 from lemcal_async.ratelimit._local import LONG_WAIT
-from lemcal_async.ratelimit._slots import hold_after_429
-from lemcal_async.ratelimit._waiters import Queue
+from lemcal_async.ratelimit._queue import Queue
 from lemcal_async.ratelimit.redis._budget import Budget, Lease
 from lemcal_async.ratelimit.redis._fallback import Fallback
 
@@ -72,7 +72,7 @@ class Waiter:
     def answered(self, status_code: int, quota: Quota) -> float:
         """Note the answer; return the seconds for which the key is held now."""
         account, budget = self.account, self.account.budget
-        hold = hold_after_429(quota, budget.period) if status_code == 429 else 0.0
+        hold = pause_after_429(quota, budget.period) if status_code == 429 else 0.0
         if (lease := self._held()) is not None:
             now = time.monotonic()
             budget.leases.answered(lease, now)

@@ -12,7 +12,8 @@ from typing import Any
 import attrs
 
 from lemcal_async.ratelimit._base import Key
-from lemcal_async.ratelimit._slots import COUNTED_WITHIN, MARGIN
+from lemcal_async.ratelimit._cooldown import MARGIN
+from lemcal_async.ratelimit._slots import COUNTED_WITHIN
 
 SCRIPT = Path(__file__).with_name("script.lua").read_text(encoding="utf-8")
 SHA1 = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()  # its name in Redis

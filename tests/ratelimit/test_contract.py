@@ -23,7 +23,8 @@ import pytest
 
 from lemcal_async._headers import Quota, parse_quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, WouldWait
-from lemcal_async.ratelimit._slots import COUNTED_WITHIN, MARGIN
+from lemcal_async.ratelimit._cooldown import MARGIN
+from lemcal_async.ratelimit._slots import COUNTED_WITHIN
 
 if TYPE_CHECKING:
     from _typeshed import TraceFunction
@@ -397,7 +398,7 @@ limiter = LocalRateLimiter()
 held, over = threading.Event(), threading.Event()
 
 def hold():
-    with limiter._at_work:
+    with limiter._inbox._lock:
         held.set()
         over.wait(30)
 
@@ -444,11 +445,11 @@ async def test_12_a_hundred_thousand_keys_then_idle() -> None:
     for number in range(100_000):
         (await limiter.acquire(Key("https://api.example.com", f"{number:x}"))).answered(200, SILENT)
         now += 1e-6
-    assert 100_000 == len(limiter._accounts)
+    assert 100_000 == len(limiter._keys)
     now += 10.0
     for _ in range(101):  # each looks at a thousand
         (await limiter.acquire(OTHER)).unsent()
-    assert {} == limiter._accounts
+    assert {} == limiter._keys
 
 
 @pytest.mark.anyio

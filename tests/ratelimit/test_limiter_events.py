@@ -27,7 +27,7 @@ def told(limiter: LocalRateLimiter) -> Iterator[list[events.Event]]:
     heard: list[events.Event] = []
 
     def listen(event: events.Event) -> None:
-        assert not limiter._at_work.locked()
+        assert not limiter._inbox._lock.locked()
         assert isinstance(limiter.snapshot(KEY), RateLimit)
         heard.append(event)
 
@@ -69,7 +69,7 @@ async def test_paused(limiter: LocalRateLimiter, told: list[events.Event]) -> No
 
 @pytest.mark.anyio
 async def test_foreign_use(told: list[events.Event], caplog: pytest.LogCaptureFixture) -> None:
-    """The first answer that shows strangers tells how many their requests are, and no other does."""
+    """The first answer that shows foreign requests publishes their number, and no other does."""
     caplog.set_level("INFO", "lemcal_async.ratelimit")
     limiter = LocalRateLimiter(clock=anyio.current_time)
     permits = [await limiter.acquire(KEY) for _ in range(2)]
@@ -78,7 +78,7 @@ async def test_foreign_use(told: list[events.Event], caplog: pytest.LogCaptureFi
         permit.sent()
         permit.answered(200, Quota(limit=20, remaining=6, retry_after=0.7))
     assert [events.ForeignUse(SHORT, 12)] == told
-    assert [message for message in caplog.messages if "somebody else uses key 0f0f0f0f" in message]
+    assert [message for message in caplog.messages if "somebody else uses it too" in message]
 
 
 @pytest.mark.anyio
@@ -88,29 +88,13 @@ async def test_fell_back(told: list[events.Event], caplog: pytest.LogCaptureFixt
     limiter = LocalRateLimiter(clock=anyio.current_time)
     for retry_after in (2.0, 2.0):
         permit = await limiter.acquire(KEY)
-        limiter._servers[KEY.base_url].counts_windows = True
+        limiter._servers[KEY.base_url].is_fixed = True
         permit.sent()
         permit.answered(200, Quota(limit=20, remaining=19, retry_after=retry_after))
         await anyio.sleep(1.0)
     reasons = [event.reason for event in told if isinstance(event, events.FellBack)]
-    assert ["the server's answers contradict fixed windows: it is taken for a sliding one"] == reasons
+    assert ["the answers contradict fixed windows; the server is treated as a sliding log"] == reasons
     assert [message for message in caplog.messages if "contradict fixed windows" in message]
-
-
-@pytest.mark.anyio
-async def test_news_that_another_thread_tells(limiter: LocalRateLimiter) -> None:
-    """Two who find the same news tell it once."""
-
-    class Taken(list[object]):
-        """Observation that somebody else takes between the look and the grasp."""
-
-        def popleft(self) -> object:
-            """Find nothing any more."""
-            raise IndexError
-
-    limiter._news = Taken([None])  # type: ignore[assignment]
-    await limiter.acquire(KEY)
-    assert 0 == limiter.snapshot(KEY).remaining
 
 
 @pytest.mark.anyio

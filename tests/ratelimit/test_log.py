@@ -9,16 +9,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from lemcal_async._headers import Quota
+from lemcal_async.ratelimit._cooldown import MARGIN, PAUSE_CAP, pause_after_429
+from lemcal_async.ratelimit._log import SLACK, SlidingWindowLog
 from lemcal_async.ratelimit._server import ROUNDING, ServerModel
-from lemcal_async.ratelimit._slots import (
-    COUNTED_WITHIN,
-    MARGIN,
-    PAUSE_CAP,
-    SLACK,
-    SlidingWindowLog,
-    Slot,
-    hold_after_429,
-)
+from lemcal_async.ratelimit._slots import COUNTED_WITHIN, Slot
 
 LIMIT = 20
 PERIOD = 2.0
@@ -67,7 +61,7 @@ class TestGrants:
     def test_an_unknown_key_gets_the_whole_limit_at_once(self) -> None:
         """The server's window starts with the first request, so a burst of the limit is fine."""
         log = new_log()
-        assert (LIMIT, 0.0, 0.0) == (log.remaining(100.0), log.resets_in(100.0), log.pause.left(100.0))
+        assert (LIMIT, 0.0, 0.0) == (log.remaining(100.0), log.resets_in(100.0), log.cooldown.left(100.0))
         assert LIMIT == len(granted(log, 100.0))
         assert 0 == log.remaining(100.0)
 
@@ -104,7 +98,7 @@ class TestGrants:
         answer(log, depart(log, 0.0, LIMIT), 0.6)
         slots = depart(log, 5.0, LIMIT)
         answer(log, slots[:1], 5.6)
-        assert log._server.head_start == pytest.approx(0.3)
+        assert log._server.round_trip_credit == pytest.approx(0.3)
         assert pytest.approx(5.3 + TURNOVER) == log.next_at(5.6)
         answer(log, slots[1:], 5.9)
         assert LIMIT == len(granted(log, 5.0 + SURELY_COUNTED))
@@ -160,7 +154,7 @@ class TestGrants:
         ids=["not all", "one has not left", "one left too late"],
     )
     def test_one_that_the_others_may_not_have_seen_is(self, remaining: int, sent_at: float | None) -> None:
-        """It may be a stranger's request that is spoken of."""
+        """The answer may speak of a foreign request instead."""
         log = new_log()
         late, other = log.take(0.0), log.take(0.0)
         log.sent(other, 0.0)
@@ -227,9 +221,9 @@ class TestPauses:
         log = new_log()
         refuse(log, 10.0, 1.283)
         assert pytest.approx(11.283 + MARGIN) == log.next_at(10.0)
-        assert pytest.approx(1.283 + MARGIN) == log.pause.left(10.0)
-        assert (0, 0.0) == (log.remaining(10.0), log.pause.refused_for(10.0))
-        assert 0.0 == log.pause.left(11.31)
+        assert pytest.approx(1.283 + MARGIN) == log.cooldown.left(10.0)
+        assert (0, 0.0) == (log.remaining(10.0), log.cooldown.refused_for(10.0))
+        assert 0.0 == log.cooldown.left(11.31)
         assert LIMIT - 1 == log.remaining(11.31)
 
     def test_other_answers_hold_nothing(self) -> None:
@@ -237,7 +231,7 @@ class TestPauses:
         log = new_log()
         for status_code in (200, 404, 500, 503):
             answer(log, depart(log, 0.0), 0.1, status_code, Quota(retry_after=1.9))
-        assert 0.0 == log.pause.left(0.1)
+        assert 0.0 == log.cooldown.left(0.1)
         assert LIMIT - 4 == log.remaining(0.1)
 
     def test_a_second_refusal_never_shortens_the_pause(self) -> None:
@@ -246,15 +240,15 @@ class TestPauses:
         slots = depart(log, 0.0, 3)
         for slot, retry_after in zip(slots, (1.283, 0.2, 1.5), strict=True):
             log.answered(slot, 0.1, 429, Quota(retry_after=retry_after))
-            assert pytest.approx(max(1.283, retry_after) + MARGIN) == log.pause.left(0.1)
+            assert pytest.approx(max(1.283, retry_after) + MARGIN) == log.cooldown.left(0.1)
 
     def test_a_refusal_that_does_not_say_how_long_holds_a_whole_window(self) -> None:
         """Without a usable header a window is what the wait can be at most."""
         log = new_log()
         refuse(log, 0.0, None)
-        assert pytest.approx(TURNOVER) == log.pause.left(0.0)
-        assert PERIOD == hold_after_429(SILENT, PERIOD)
-        assert 0.4 == hold_after_429(Quota(retry_after=0.4), PERIOD)
+        assert pytest.approx(TURNOVER) == log.cooldown.left(0.0)
+        assert PERIOD == pause_after_429(SILENT, PERIOD)
+        assert 0.4 == pause_after_429(Quota(retry_after=0.4), PERIOD)
 
     @pytest.mark.parametrize(
         ("retry_after", "paused_for", "refused_for"),
@@ -266,15 +260,15 @@ class TestPauses:
         """Above a minute it is an error for the caller; the key is tried again after a minute."""
         log = new_log()
         refuse(log, 0.0, retry_after)
-        assert pytest.approx(paused_for) == log.pause.left(0.0)
-        assert refused_for == log.pause.refused_for(0.0)
-        assert 0.0 == log.pause.refused_for(PAUSE_CAP + MARGIN + 1e-9)
+        assert pytest.approx(paused_for) == log.cooldown.left(0.0)
+        assert refused_for == log.cooldown.refused_for(0.0)
+        assert 0.0 == log.cooldown.refused_for(PAUSE_CAP + MARGIN + 1e-9)
 
     def test_a_long_order_counts_down(self) -> None:
         """While the key is held, callers are told what is left of the order."""
         log = new_log()
         refuse(log, 0.0, 86_400.0)
-        assert 86_370.0 == log.pause.refused_for(30.0)
+        assert 86_370.0 == log.cooldown.refused_for(30.0)
 
     def test_a_shorter_refusal_does_not_lift_a_long_order(self) -> None:
         """Refusals of requests that were in flight together: the longest stands."""
@@ -282,7 +276,7 @@ class TestPauses:
         slots = depart(log, 0.0, 2)
         answer(log, slots[:1], 0.1, 429, Quota(retry_after=600.0))
         answer(log, slots[1:], 0.2, 429, Quota(retry_after=0.5))
-        assert pytest.approx(599.9) == log.pause.refused_for(0.2)
+        assert pytest.approx(599.9) == log.cooldown.refused_for(0.2)
 
     @pytest.mark.parametrize(("retry_after", "refused_for"), [(0.5, 0.0), (3600.0, 3600.0)])
     def test_after_the_minute_a_new_order_replaces_the_old_one(
@@ -292,8 +286,8 @@ class TestPauses:
         log = new_log()
         refuse(log, 0.0, 86_400.0)
         refuse(log, 100.0, retry_after)
-        assert refused_for == log.pause.refused_for(100.0)
-        assert log.pause.left(100.0) > 0
+        assert refused_for == log.cooldown.refused_for(100.0)
+        assert log.cooldown.left(100.0) > 0
 
 
 class TestHeaders:
@@ -303,8 +297,8 @@ class TestHeaders:
         """The first answer says 6 remain for 0.7 s: two are left to them, four go one after the other."""
         log = new_log()
         (slot,) = depart(log, 0.0)
-        assert "strangers" == log.answered(slot, 0.1, 200, Quota(limit=20, remaining=6, retry_after=0.7))
-        assert (6, 13) == (log.remaining(0.1), log.strangers)
+        assert "foreign use" == log.answered(slot, 0.1, 200, Quota(limit=20, remaining=6, retry_after=0.7))
+        assert (6, 13) == (log.remaining(0.1), log.foreign)
         moments: list[float] = []
         now = 0.1
         while now < 0.8:
@@ -315,7 +309,7 @@ class TestHeaders:
         assert pytest.approx(0.82) == now
 
     def test_no_more_leave_than_remain_less_the_slack(self) -> None:
-        """However slowly they go: while the window lasts, two requests are left to strangers."""
+        """However slowly they go: while the window lasts, two requests are left to others."""
         log = new_log()
         answer(log, depart(log, 0.0), 0.0, quota=Quota(limit=20, remaining=6, retry_after=1.9))
         count, now = 0, 0.0
@@ -329,27 +323,27 @@ class TestHeaders:
     def test_a_refusal_may_tell_of_others(self, proven: bool) -> None:  # noqa: FBT001 - a column
         """In a window that ours do not fill, it does, whichever way the server counts."""
         log = new_log()
-        log._server.counts_windows = proven
+        log._server.is_fixed = proven
         quota = Quota(limit=20, remaining=1, retry_after=1.9)
         answer(log, depart(log, 0.0, LIMIT - 1), 0.1, quota=quota)
         (held_back,) = depart(log, 1.2)
         refusal = Quota(limit=20, remaining=0, retry_after=0.8)
         news = log.answered(held_back, 1.21, 429, refusal)
-        assert ("strangers", 1) == (news, log.strangers)
+        assert ("foreign use", 1) == (news, log.foreign)
 
     def test_a_refusal_before_anything_else_tells_of_nobody(self) -> None:
         """What fills the window may be of a process that has just ended: the key is not taken for shared."""
         log = new_log()
         (slot,) = depart(log, 0.0)
         assert None is log.answered(slot, 0.1, 429, Quota(limit=20, remaining=0, retry_after=0.8))
-        assert 0 == log.strangers
+        assert 0 == log.foreign
 
-    def test_strangers_make_a_key_shared(self) -> None:
+    def test_foreign_requests_make_a_key_shared(self) -> None:
         """At least half of the limit stays ours, spread over the period; the news comes once."""
         log = new_log()
         slots = depart(log, 0.0, 2)
         quota = Quota(limit=20, remaining=15, retry_after=2.0)
-        assert ["strangers", None] == [log.answered(slot, 0.1, 200, quota) for slot in slots]
+        assert ["foreign use", None] == [log.answered(slot, 0.1, 200, quota) for slot in slots]
         log.take(3.0)
         assert pytest.approx(3.0 + 0.9 * PERIOD / 10) == log.next_at(3.0)
         assert 9 == log.remaining(3.0)
@@ -359,11 +353,11 @@ class TestHeaders:
         log = new_log()
         answer(log, depart(log, 0.0), 0.1, quota=Quota(limit=20, remaining=6, retry_after=5.0))
         answer(log, depart(log, 0.2), 0.3, quota=Quota(limit=20, remaining=5, retry_after=1.9))
-        assert 0 < log.strangers
+        assert 0 < log.foreign
         assert log.resets_in(0.3) >= 1.9
 
     def test_the_same_requests_of_others_are_counted_once(self) -> None:
-        """Each answer of a window tells of the same strangers; only new ones take more room."""
+        """Each answer of a window tells of the same foreign requests; only new ones take more room."""
         log = new_log()
         slots = depart(log, 0.0, 3)
         for remaining, slot in zip((9, 8, 7), slots, strict=True):
@@ -491,9 +485,9 @@ class TestForecasts:
     )
     def test_estimate_of_a_queue(self, ahead: int, in_log: float, in_windows: float) -> None:
         """With 5 of 20 used a second ago, 15 go now; in windows, all 20 again in a second."""
-        for keeps_log, wait in ((True, in_log), (False, in_windows)):
+        for is_sliding, wait in ((True, in_log), (False, in_windows)):
             server = ServerModel(PERIOD)
-            server.keeps_log = keeps_log
+            server.is_sliding = is_sliding
             log = SlidingWindowLog(LIMIT, PERIOD, server)
             answer(log, depart(log, 9.0, 5), 9.0)
             assert pytest.approx(wait) == log.estimate(10.0, ahead)

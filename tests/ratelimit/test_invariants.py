@@ -16,8 +16,10 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lemcal_async._headers import Quota, parse_quota
+from lemcal_async.ratelimit._cooldown import PAUSE_CAP
+from lemcal_async.ratelimit._log import SlidingWindowLog
 from lemcal_async.ratelimit._server import ServerModel
-from lemcal_async.ratelimit._slots import COUNTED_WITHIN, PAUSE_CAP, SlidingWindowLog, Slot
+from lemcal_async.ratelimit._slots import COUNTED_WITHIN, Slot
 from lemcal_async.sandbox._ratelimit import COUNTERS, Count, WindowKind, rate_limit_headers
 
 PERIOD = 2.0
@@ -218,7 +220,7 @@ class LogMachine(RuleBasedStateMachine):
     @invariant()
     def the_limit_holds(self) -> None:
         """Until the answers have proven windows, look for more arrivals than the limit in a period."""
-        if self.world.server.counts_windows:
+        if self.world.server.is_fixed:
             return
         arrivals = sorted(self.world.arrivals)
         for first, last in zip(arrivals, arrivals[self.limit :], strict=False):
@@ -228,13 +230,13 @@ class LogMachine(RuleBasedStateMachine):
     def nothing_else_is_taken_for_windows(self) -> None:
         """Neither a sliding log nor silence proves fixed windows."""
         if self.kind == "sliding" or not self.talks:
-            assert not self.world.server.counts_windows
+            assert not self.world.server.is_fixed
 
     @invariant()
     def windows_are_not_taken_for_something_else(self) -> None:
         """See that a server which counts in fixed windows is never believed to contradict them."""
         if self.kind == "fixed":
-            assert not self.world.server.keeps_log
+            assert not self.world.server.is_sliding
 
     @invariant()
     def a_grant_comes(self) -> None:
@@ -257,7 +259,10 @@ class LogMachine(RuleBasedStateMachine):
             log.take(self.world.now)
             count += 1
         assert count <= remaining
-        if not log._share.shared and log._probe.held_until(self.world.now, 0, log._ours) <= self.world.now:
+        if (
+            not log._shared_key.shared
+            and log._probes.held_until(self.world.now, 0, log._own) <= self.world.now
+        ):
             assert count == remaining
 
     @rule()

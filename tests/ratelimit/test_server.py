@@ -24,8 +24,8 @@ def learned(*rounds: tuple[float, list[float]]) -> float:
     trips = MinimumRoundTrip()
     for now, seconds in rounds:
         for one in seconds:
-            trips.take(one, now)
-    return trips.quickest
+            trips.add(one, now)
+    return trips.seconds
 
 
 class TestRoundTrips:
@@ -52,8 +52,8 @@ class TestRoundTrips:
         trips = MinimumRoundTrip()
         for now, quickest in enumerate((0.0, 0.01, 0.1, 0.1)):
             for _ in range(200):
-                trips.take(0.01 if now == 0 else 0.1, float(now))
-            assert pytest.approx(quickest, abs=0.002) == trips.quickest
+                trips.add(0.01 if now == 0 else 0.1, float(now))
+            assert pytest.approx(quickest, abs=0.002) == trips.seconds
 
     @given(st.lists(st.tuples(st.floats(0, 2), st.floats(0, 10)), min_size=1, max_size=30))
     def test_never_more_than_the_least(self, rounds: list[tuple[float, float]]) -> None:
@@ -61,9 +61,9 @@ class TestRoundTrips:
         trips = MinimumRoundTrip()
         now = 0.0
         for seconds, gap in rounds:
-            trips.take(seconds, now := now + gap)
-            assert trips.quickest >= 0.0
-        assert trips.quickest <= min(seconds for seconds, _ in rounds)
+            trips.add(seconds, now := now + gap)
+            assert trips.seconds >= 0.0
+        assert trips.seconds <= min(seconds for seconds, _ in rounds)
 
 
 class TestServer:
@@ -73,14 +73,14 @@ class TestServer:
         """One answer may be odd, and whole seconds may be off by up to one."""
         server = ServerModel(PERIOD)
         server.refuted_sliding()
-        assert not server.counts_windows
+        assert not server.is_fixed
         server.refuted_sliding()
-        assert not server.counts_windows
+        assert not server.is_fixed
         for retry_after in (2.0, 1.5, 1.999):
             server.heard(retry_after)
         assert server.is_precise
         server.refuted_sliding()
-        assert (True, False) == (server.counts_windows, server.keeps_log)
+        assert (True, False) == (server.is_fixed, server.is_sliding)
 
     @pytest.mark.parametrize("waits", [[], [2.0] * 50, [1.5, 2.0, 1.0, 0.0]])
     def test_whole_seconds_never_prove_anything(self, waits: list[float]) -> None:
@@ -90,7 +90,7 @@ class TestServer:
             server.heard(wait)
         for _ in range(100):
             server.refuted_sliding()
-        assert not server.counts_windows
+        assert not server.is_fixed
 
     def test_each_contradiction_makes_the_next_proof_harder(self) -> None:
         """Twice as many refutations every time; before a proof there is nothing to take back."""
@@ -98,27 +98,27 @@ class TestServer:
         server.heard(1.5)
         server.heard(1.5)
         server.contradicted_windows()
-        assert (False, True) == (server.counts_windows, server.keeps_log)
+        assert (False, True) == (server.is_fixed, server.is_sliding)
         for needed in (2, 4, 8):
             for _ in range(needed):
-                assert not server.counts_windows
+                assert not server.is_fixed
                 server.refuted_sliding()
-            assert server.counts_windows
+            assert server.is_fixed
             server.contradicted_windows()
 
     def test_the_head_start(self) -> None:
         """Half of the quickest round trip; all of it once a window was pinned as closely, and no more."""
         server = ServerModel(PERIOD)
-        assert 0.0 == server.head_start
+        assert 0.0 == server.round_trip_credit
         for now in (1.0, 2.0):
-            server.took(0.1, now)
-        assert pytest.approx(0.05) == server.head_start
+            server.add_round_trip(0.1, now)
+        assert pytest.approx(0.05) == server.round_trip_credit
         server.ended(Window(10.0, 10.08, 1, pins=PINNED))
-        assert pytest.approx(0.08) == server.head_start
+        assert pytest.approx(0.08) == server.round_trip_credit
         server.ended(Window(12.0, 12.15, 2, pins=PINNED))
-        assert pytest.approx(0.08) == server.head_start
+        assert pytest.approx(0.08) == server.round_trip_credit
         server.ended(Window(14.0, 14.01, 3, pins=PINNED - 1))
-        assert pytest.approx(0.08) == server.head_start
+        assert pytest.approx(0.08) == server.round_trip_credit
 
     def test_when_a_window_is_over(self) -> None:
         """At its latest end, until one was pinned well; then a quarter of the spread behind the guess."""
@@ -165,7 +165,7 @@ class TestWindows:
         first, _ = windows.place(0.0, 0.1, 2.0)
         second, pins = windows.place(2.01, 2.11, 2.0)
         assert second is not first
-        assert (True, True, False) == (pins, windows.several, server.keeps_log)
+        assert (True, True, False) == (pins, windows.several, server.is_sliding)
         late, pins = windows.place(1.9, 2.2, 0.15)  # its window was over when it came
         assert (first, False) == (late, pins)
         third, _ = windows.place(4.3, 4.4, 2.0)
@@ -176,11 +176,11 @@ class TestWindows:
     def test_a_window_that_begins_before_the_last_is_over(self) -> None:
         """There is no such thing where windows are counted: what was known is forgotten."""
         server = ServerModel(PERIOD)
-        server.counts_windows = True
+        server.is_fixed = True
         windows = Windows(server)
         windows.place(0.0, 0.01, 2.0)
         window, _ = windows.place(1.0, 1.01, 2.0)
-        assert (False, True) == (server.counts_windows, server.keeps_log)
+        assert (False, True) == (server.is_fixed, server.is_sliding)
         assert (window, False) == (windows.newest, windows.several)
 
     def test_a_window_that_was_over_does_not_pin(self) -> None:

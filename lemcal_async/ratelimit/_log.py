@@ -1,0 +1,251 @@
+"""The arithmetic of one key's budget: which requests the server may still be counting. Pure.
+
+A log of slots, driven by events that carry their time: taken, sent, answered, unsent, unknown. A slot
+is granted again only a whole period after the server must have counted the request that used it. That
+holds under a fixed window and under a strict sliding one; where it is known when a window is over, that
+frees its slots at once. No clock, lock or await in here: seconds on whatever clock the caller reads.
+"""
+
+import math
+from typing import Literal, TypeAlias
+
+from lemcal_async._headers import Quota
+from lemcal_async.ratelimit._cooldown import MARGIN, Cooldown, pause_after_429
+from lemcal_async.ratelimit._forecast import turn_in_log, turn_in_windows
+from lemcal_async.ratelimit._server import ServerModel, Window, Windows
+from lemcal_async.ratelimit._sharing import ProbeScheduler, SharedKeyEstimate
+from lemcal_async.ratelimit._slots import COUNTED_WITHIN, OccupiedSlots, RequestRecord, Slot, refutes_sliding
+
+SLACK = 2  # requests left to others who may come between an answer and our next request
+
+Observation: TypeAlias = Literal["foreign use", "contradiction"]
+"""What an answer may tell beyond its own slot: somebody else uses the key, or windows were a mistake."""
+
+
+class SlidingWindowLog:
+    """The slots of one key; ``limit`` requests per ``period`` seconds.
+
+    No more than twice the limit are in flight at once, so that an account whose requests hang cannot
+    fill the connection pool that it shares with others. ``server`` is what all keys of one server learn
+    together.
+    """
+
+    def __init__(self, limit: int, period: float, server: ServerModel | None = None) -> None:
+        self._configured = limit
+        self.limit = limit  # ours
+        self._quota = limit  # the server's
+        self.period = period
+        self._server = server or ServerModel(period)
+        self._windows = Windows(self._server)
+        self._shared_key = SharedKeyEstimate(period)
+        self._probes = ProbeScheduler(self._server)
+        self.cooldown = Cooldown()
+        self._spaced_until = -math.inf
+        self._slots = OccupiedSlots(self._server, period, limit)
+
+    # ----------------------------------------------------------------------------------- grants
+
+    def next_at(self, now: float, waiting: int = 1) -> float:
+        """Return when the next request may be granted: ``<= now`` is now, inf is after a report.
+
+        ``waiting`` is how many calls want to send, this one included.
+        """
+        self._slots.forget(now)
+        if len(self._slots.in_flight) >= 2 * self._configured:
+            return math.inf
+        own, foreign = self._own, self._foreign(now)
+        when = max(now, self.cooldown.until, self._spaced_until)
+        if not self._shared_key.shared:
+            when = max(when, self._probes.held_until(now, waiting, own))
+        occupied = len(self._slots.counted) + len(self._slots.in_flight)
+        if occupied < min(own, self._quota - foreign - SLACK * bool(foreign)):
+            return when
+        ends = self._slots.ends(now)
+        if len(ends) >= own:
+            when = max(when, sorted(ends)[len(ends) - own])
+        window = self._windows.newest
+        if foreign and window is not None:
+            ends += [self._over_at(window)] * foreign
+        quota = self._quota - SLACK if foreign else self._quota
+        if len(ends) >= quota:
+            when = max(when, sorted(ends)[len(ends) - quota])
+        return when
+
+    def take(self, now: float) -> Slot:
+        """Grant one request. Only when ``next_at(now) <= now``."""
+        slot = Slot(now)
+        self._slots.in_flight.add(slot)
+        self._spaced_until = now + self._shared_key.interval(self._own)
+        self._probes.granted(now, self._windows.newest)
+        return slot
+
+    # ---------------------------------------------------------------------------------- reports
+
+    def sent(self, slot: Slot, now: float) -> None:
+        """Note that the request left the machine, after queueing, DNS, TCP and TLS."""
+        if not slot.ended:
+            slot.sent_at = now
+
+    def answered(self, slot: Slot, now: float, status_code: int, quota: Quota) -> Observation | None:
+        """Take in an answer; return what it tells of the whole key that is new, else None."""
+        if slot.ended:
+            return None
+        if quota.limit:  # a header may lower the limit, never raise it
+            self._quota = quota.limit
+            self.limit = min(self._configured, quota.limit)
+        refused = status_code == 429
+        relied_on = self._server.is_fixed
+        window, pins = self._place(slot, now, quota)
+        if refused:
+            self.cooldown.extend(now, pause_after_429(quota, self.period))
+        counted_by = min(slot.counted_by, now if slot.sent_at is None else slot.sent_at + COUNTED_WITHIN)
+        before_end = quota.retry_after if pins and self._server.is_precise else None
+        used = None if refused or quota.remaining is None else self._quota - quota.remaining
+        record = RequestRecord(
+            counted_by, now, slot.left_at, surely=not refused, window=window, before_end=before_end, used=used
+        )
+        self._slots.end(slot, record)
+        if window is not None and not refused:
+            window.own += 1
+            self._learn(record)
+        if relied_on and not self._server.is_fixed:
+            return "contradiction"
+        # In a window in which nothing of ours was let through, a 429 only says that the window is full:
+        # maybe of the requests of a process that has just ended.
+        if window is None or (refused and not relied_on and not window.own):
+            return None
+        return self._detect_foreign_use(slot, window, now, quota, refused=refused)
+
+    def unsent(self, slot: Slot) -> None:
+        """Give the slot back: the request never reached the server."""
+        slot.ended = True
+        self._slots.in_flight.discard(slot)
+
+    def unknown(self, slot: Slot, now: float) -> None:
+        """End the slot of a request that the server may have counted, and will not answer."""
+        # One that was never reported as sent may have been sent at any time until now.
+        sent_at = now if slot.sent_at is None else slot.sent_at
+        counted_by = min(slot.counted_by, sent_at + COUNTED_WITHIN)
+        self._slots.end(slot, RequestRecord(counted_by, math.inf, sent_at, surely=False, window=None))
+
+    def abandon(self, now: float) -> None:
+        """End all that is in flight: after a fork, the answers come to the parent."""
+        for slot in list(self._slots.in_flight):
+            self.unknown(slot, now)
+
+    # -------------------------------------------------------------------------------- forecasts
+
+    def estimate(self, now: float, ahead: int) -> float:
+        """Return the seconds that a request with ``ahead`` others before it will wait at least.
+
+        Within a period: see ``turn_in_windows``.
+        """
+        self._slots.forget(now)
+        period, limit = self.period, self._own
+        ends = self._slots.soonest_ends(now)
+        wait = turn_in_log(ends, limit, period, ahead)
+        if not self._server.is_sliding:
+            window = self._windows.newest
+            pinned = self._server.is_fixed or self._shared_key.shared
+            if pinned and window is not None and now < window.earliest:
+                ends = [min(end, window.earliest - now) for end in ends]
+            wait = min(wait, turn_in_windows(ends, limit, period, ahead))
+        if pause := self.cooldown.left(now):
+            wait = max(wait, pause + ahead // limit * period)
+        return wait
+
+    # The following only read, so any thread may ask at any moment, in a signal handler too.
+
+    def remaining(self, now: float) -> int:
+        """Return how many requests could be granted without waiting for earlier ones to be forgotten."""
+        if self.cooldown.until > now:
+            return 0
+        occupied = len(self._slots.ends(now))
+        free = min(self._own, self._quota - self._foreign(now)) - occupied
+        return max(0, min(free, 2 * self._configured - len(self._slots.in_flight)))
+
+    def resets_in(self, now: float) -> float:
+        """Return the seconds until the whole limit is free again, if nothing else is sent."""
+        surely = now + COUNTED_WITHIN + self.period + MARGIN
+        ends = [min(end, surely) for end in self._slots.ends(now)]
+        window = self._windows.newest
+        if window is not None and self._foreign(now):
+            ends.append(self._over_at(window))
+        return max(0.0, max([*ends, self.cooldown.until, now]) - now)
+
+    def idle(self, now: float) -> bool:
+        """Whether there is nothing to remember."""
+        if self._slots.in_flight or self.cooldown.until > now or self._foreign(now):
+            return False
+        self._slots.forget(now)
+        return not self._slots.counted
+
+    @property
+    def foreign(self) -> int:
+        """Return how many requests of somebody else are known of in the newest window."""
+        window = self._windows.newest
+        return 0 if window is None else window.foreign
+
+    @property
+    def _own(self) -> int:
+        return min(self.limit, self._shared_key.own(self._quota))
+
+    # ----------------------------------------------------------------------------- what answers say
+
+    def _place(self, slot: Slot, now: float, quota: Quota) -> tuple[Window | None, bool]:
+        """Return the window in which a request was counted, and whether its answer pins its end."""
+        if slot.sent_at is not None:
+            self._server.add_round_trip(now - slot.sent_at, now)
+        if quota.retry_after is None or quota.remaining is None:
+            return None, False
+        before = self._windows.newest
+        placed = self._windows.place(slot.left_at, now, quota.retry_after)
+        if before is not None and self._windows.newest is not before:
+            self._shared_key.learn(before.foreign, before.elapsed)
+        return placed
+
+    def _learn(self, record: RequestRecord) -> None:
+        """Compare what the server counted with what it would have counted in either way."""
+        if self._server.is_fixed:
+            return
+        if (
+            not self._server.is_sliding
+            and self._windows.several
+            and refutes_sliding(record, self._slots.records, self.period)
+        ):
+            self._server.refuted_sliding()
+        if not self._shared_key.shared:
+            self._slots.note_counted(record)
+
+    def _detect_foreign_use(
+        self, slot: Slot, window: Window, now: float, quota: Quota, *, refused: bool
+    ) -> Observation | None:
+        """Keep room for requests that somebody else made with the same key.
+
+        The server has counted more in this window than we can have sent.
+        """
+        if quota.remaining is None or window.latest <= now:
+            return None
+        used = self._quota - quota.remaining
+        if used <= window.foreign + window.own:
+            return None
+        # All that may have been counted less than a period before this one, in either way of counting.
+        if self._server.is_fixed:
+            own = window.own + sum(record.window is None for record in self._slots.counted)
+        else:
+            since = slot.left_at - self.period
+            own = sum(record.counted_at_most() > since for record in self._slots.records)
+            own -= refused  # what was refused is not what filled it
+        own += len(self._slots.in_flight)
+        window.foreign = max(window.foreign, used - own)
+        if window.foreign > 0 and self._shared_key.detected(self._quota):
+            return "foreign use"
+        return None
+
+    def _foreign(self, now: float) -> int:
+        window = self._windows.newest
+        return window.foreign if window is not None and self._over_at(window) > now else 0
+
+    def _over_at(self, window: Window) -> float:
+        """Return when the foreign requests in a window are forgotten."""
+        return self._server.over_at(window) if self._server.is_fixed else window.latest + MARGIN

@@ -78,7 +78,7 @@ def create_app(lemcal: AsyncLemcal, store: Store, *, token: str, public_url: str
 
 def serve(lemcal: AsyncLemcal, port: int, *, token: str, public_url: str) -> None:
     """Serve until Ctrl-C. What is under way then has half a minute to end."""
-    # For a service that is restarted: SQLStore("postgresql://…"), and memory=store for the receiver.
+    # For a service that is restarted: SQLStore("postgresql://…"), and dedup=store for the receiver.
     app = create_app(lemcal, MemoryStore(), token=token, public_url=public_url)
     uvicorn.run(app, port=port, timeout_graceful_shutdown=30)
 

@@ -208,6 +208,10 @@ class AsyncLemcal:
         if self._owner:
             await self._exchange.stack.aclose()
 
+    def _reopen(self) -> None:
+        """Make a closed client usable again; for those who start and stop an app several times."""
+        self._exchange.stack.reopen()
+
     async def __aenter__(self) -> Self:
         self._exchange.stack.check_open()
         return self

@@ -46,6 +46,7 @@ class TransportStack:
         max_response_bytes: int,
     ) -> None:
         self._owned: PooledTransport | None = None
+        self._max_response_bytes = max_response_bytes
         if wire is None:
             wire = self._owned = PooledTransport()
         self._limit = RateLimitTransport(wire, limiter)
@@ -65,6 +66,14 @@ class TransportStack:
                 "nothing was sent: this client, or the one that it was made from, is closed; make a new one"
             )
         self._used = True
+
+    def reopen(self) -> None:
+        """Make it usable again after ``aclose``, on a new wire if the old one was ours."""
+        if self._closed and self._owned is not None:
+            wire = self._owned = PooledTransport()
+            self._limit = RateLimitTransport(wire, self.limiter)
+            self.entry = RetryTransport(self._limit, max_response_bytes=self._max_response_bytes)
+        self._closed = False
 
     async def aclose(self) -> None:
         """Close the wire, if it is ours. Idempotent."""

@@ -7,14 +7,19 @@ and goes into a ``Route`` as it is. The client is held on ``app.state``, so ever
 import logging
 import math
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Any, TypeAlias
+from urllib.parse import parse_qsl, quote, urlsplit
+
+import anyio
 
 try:
     from fastapi import APIRouter, Depends, FastAPI, Request, Response
     from fastapi.requests import HTTPConnection
     from fastapi.responses import JSONResponse
+    from starlette.requests import ClientDisconnect
+    from starlette.routing import Route, WebSocketRoute
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] not in {"fastapi", "starlette"}:
         raise
@@ -23,8 +28,9 @@ except ModuleNotFoundError as error:
 from lemcal_async import errors
 from lemcal_async._auth import Secret
 from lemcal_async._client import AsyncLemcal
+from lemcal_async._urls import check_target_url
 from lemcal_async.webhooks import WebhookReceiver
-from lemcal_async.webhooks._http import Receive, Scope, Send
+from lemcal_async.webhooks._http import Message, Receive, Scope, Send
 
 __all__ = ["Lemcal", "add_exception_handlers", "get_lemcal", "lifespan", "webhook_router"]
 
@@ -34,52 +40,115 @@ Lifespan: TypeAlias = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def lifespan(lemcal: AsyncLemcal, *, hook_url: str | None = None) -> Lifespan:
-    """Return a lifespan that puts a client on ``app.state.lemcal``, and closes it at the end.
+    """Return a lifespan that puts a client on ``app.state.lemcal``, and closes its connections at the end.
 
-    ``hook_url`` is the service's own address for webhooks, token and all: new bookings of any meeting
-    type are posted to it from the start on. That there is a hook for it already is as well. Whether
-    lemcal can be reached does not decide whether the service starts: a failure is logged.
+    An app may be started again, as by a second ``TestClient`` or invocation: the client is opened anew.
+
+    ``hook_url`` is the service's own address for webhooks, token and all (``webhooks.hook_url`` quotes it):
+    new bookings of any meeting type are posted to it. That there is a hook for it already is fine. Whether
+    lemcal can be reached does not decide whether the service starts: after 5 s the start goes on, and the
+    hook is registered in the background, again and again until that succeeds or lemcal refuses it for good.
+    What happens is logged.
 
     Within a lifespan of one's own: ``async with lifespan(lemcal)(app): …``.
     """
-    hook, hook_url = None if hook_url is None else _Hook(lemcal, Secret(hook_url)), None
+    url, hook_url = Secret(hook_url), None
+    hook = None if url.reveal() is None else _Hook(lemcal, url)
 
     @asynccontextmanager
     async def live(app: FastAPI) -> AsyncGenerator[None]:
+        lemcal._reopen()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]  # no business of users'
         async with lemcal:
             app.state.lemcal = lemcal
-            if hook is not None:
-                await hook.register()
-            yield
+            if hook is None:
+                yield
+                return
+            async with _in_background(hook.keep_registering) as tried:
+                with anyio.move_on_after(HOOK_TIMEOUT):
+                    await tried.wait()
+                if not tried.is_set():
+                    logger.warning("lemcal is slow: the hook is registered in the background")
+                yield
 
     return live
 
 
+@asynccontextmanager
+async def _in_background(
+    work: Callable[[anyio.Event], Coroutine[Any, Any, None]],
+) -> AsyncGenerator[anyio.Event]:
+    """Have something done as long as the block lasts. What the block raises is not put into a group."""
+    raised: BaseException | None = None
+    tried = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work, tried)
+        try:
+            yield tried
+        except Exception as error:  # noqa: BLE001 - raised below
+            raised = error
+        tasks.cancel_scope.cancel()
+    if raised is not None:
+        raise raised
+
+
 class _Hook:
-    """The hook of this service."""
+    """The hook of this service, whose URL has a token in it."""
 
-    def __init__(self, lemcal: AsyncLemcal, url: Secret[str]) -> None:
+    def __init__(self, lemcal: AsyncLemcal, url: Secret[Any]) -> None:
         self._lemcal = lemcal
-        self._url = url
+        self._url: Secret[str] = check_target_url(url)  # a wrong one raises now, and not at the start
 
-    async def register(self) -> None:
-        """Register it, unless it is registered already; a failure of lemcal is logged."""
+    async def keep_registering(self, tried: anyio.Event) -> None:
+        """Register it, unless it is registered; try again while that may help. Logs what happens."""
+        pause = _FIRST_PAUSE
+        while True:
+            again = await self._register(pause)
+            tried.set()
+            if not again:
+                return
+            await anyio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _register(self, pause: float) -> bool:
+        """Whether to try again, after ``pause`` seconds."""
         try:
             hook = await self._lemcal.hooks.create(self._url.reveal(), any_meeting_type=True, exist_ok=True)
-        except errors.ConfigurationError:
-            raise
         except errors.LemcalError as error:
-            # Its text may quote the server, and the server the URL.
-            logger.error(  # noqa: TRY400
-                "the hook was not registered (%s %s): bookings made from now on are not delivered",
-                type(error).__name__,
-                error.status_code or "",
+            again = isinstance(error, _PASSING)
+            logger.error(  # noqa: TRY400 - the words say it all
+                "the hook was not registered: %s; unless it was before, new bookings are not delivered until "
+                "it is; %s",
+                self._without_url(str(error)).rstrip("."),
+                f"the next attempt is in {pause:.0f} s" if again else "this is not tried again",
             )
+            return again
+        if hook is None:
+            logger.info("the hook was registered before")
         else:
-            if hook is None:
-                logger.info("the hook was registered before")
-            else:
-                logger.info("registered the hook %s; keep the id, the service does not list it", hook.id)
+            logger.info("registered the hook %s; keep the id, the service does not list it", hook.id)
+        return False
+
+    def _without_url(self, text: str) -> str:
+        """Take the URL out of an error's words, which may quote the server, and the server the URL."""
+        url = self._url.reveal()
+        query = urlsplit(url).query
+        values = [value for _, value in parse_qsl(query)]
+        for part in sorted({url, query, *values, *map(quote, values)} - {""}, key=len, reverse=True):
+            text = text.replace(part, "***")
+        return text
+
+
+HOOK_TIMEOUT = 5.0
+"""Seconds for which the start of an app waits for its hook."""
+_FIRST_PAUSE = 5.0
+_LONGEST_PAUSE = 300.0
+_PASSING = (
+    errors.APIConnectionError,
+    errors.DeadlineExceededError,
+    errors.RateLimitError,
+    errors.ResponseDecodeError,
+    errors.ServerError,
+)
 
 
 async def get_lemcal(connection: HTTPConnection) -> AsyncLemcal:
@@ -100,12 +169,14 @@ Lemcal: TypeAlias = Annotated[AsyncLemcal, Depends(get_lemcal)]
 def webhook_router(receiver: WebhookReceiver, path: str = "/webhooks/lemcal") -> APIRouter:
     """Return a router with one route, the receiver's, described in OpenAPI.
 
-    ``path`` may hold a parameter that says which account a delivery is for: ``/webhooks/{tenant}``.
+    ``path`` may hold a parameter that says which account a delivery is for: ``/webhooks/{tenant}``. The
+    receiver also answers other methods, a trailing slash and WebSockets there, so that a token in the query
+    is hidden before the server logs it, whatever the request was.
     """
     router = APIRouter()
 
-    async def deliver(request: Request) -> Response:  # noqa: ARG001 - FastAPI parses nothing for it
-        return _Handed(receiver)
+    async def deliver(request: Request) -> Response:
+        return _Handed(receiver, request)
 
     router.add_api_route(
         path,
@@ -123,18 +194,40 @@ def webhook_router(receiver: WebhookReceiver, path: str = "/webhooks/lemcal") ->
         responses=_RESPONSES,
         openapi_extra={"parameters": _parameters(path), "requestBody": _BODY},
     )
+
+    for place in (path, path.rstrip("/") if path.endswith("/") else f"{path}/"):
+        router.routes.append(Route(place, receiver, include_in_schema=False))  # of any method
+        router.routes.append(WebSocketRoute(place, receiver))
     return router
 
 
 class _Handed(Response):
-    """A response that an ASGI app gives in our place: it reads the request itself."""
+    """A response that the receiver gives in our place. It reads the request itself.
 
-    def __init__(self, app: WebhookReceiver) -> None:
+    The body may have been read before, by an error tracker or a dependency of the app: then it is the one
+    that the request has kept.
+    """
+
+    def __init__(self, app: WebhookReceiver, request: Request) -> None:
         super().__init__()
         self._app = app
+        self._request = request
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        stream = self._request.stream()
+
+        async def replay() -> Message:
+            try:
+                return {"type": "http.request", "body": await anext(stream), "more_body": True}
+            except StopAsyncIteration:
+                return {"type": "http.request", "body": b"", "more_body": False}
+            except ClientDisconnect:
+                return {"type": "http.disconnect"}
+
+        try:
+            await self._app(scope, replay, send)
+        finally:
+            await stream.aclose()
 
 
 _STATUS: dict[str, Any] = {

@@ -1,12 +1,22 @@
 """Receiving the webhooks of lemcal, which carry no signature: nothing in a delivery is believed.
 
-``WebhookReceiver`` is an ASGI app that takes a delivery as a hint, fetches the meeting back from the
-account, and only then calls a handler or wakes the synchronisation. It needs no web framework.
+``WebhookReceiver`` takes a delivery as a hint, fetches the meeting back from the account, and only then
+calls a handler or wakes the synchronization. It is an ASGI app that needs no web framework.
 """
 
-from lemcal_async.webhooks._dispatch import BoundedMemory, Claim, Memory
-from lemcal_async.webhooks._http import MAX_BODY_BYTES
-from lemcal_async.webhooks._receiver import Wakes, WebhookReceiver
+from lemcal_async.webhooks._dispatch import Claim, Dedup, InMemoryDedup
+from lemcal_async.webhooks._http import MAX_BODY_BYTES, hook_url
+from lemcal_async.webhooks._receiver import WebhookReceiver
 from lemcal_async.webhooks._tenants import Tenant
+from lemcal_async.webhooks._wake import Wakes
 
-__all__ = ["MAX_BODY_BYTES", "BoundedMemory", "Claim", "Memory", "Tenant", "Wakes", "WebhookReceiver"]
+__all__ = [
+    "MAX_BODY_BYTES",
+    "Claim",
+    "Dedup",
+    "InMemoryDedup",
+    "Tenant",
+    "Wakes",
+    "WebhookReceiver",
+    "hook_url",
+]

@@ -1,36 +1,37 @@
-"""Which meetings have been handled: what a memory is to the receiver, and the one it has by default.
-
-MERGED [webhooks.handling] Handling a verified meeting once: who does it, for how long, and what becomes of the others.
+"""Handling a verified meeting once: who does it, for how long, and what becomes of the other deliveries.
 
 Deliveries of a meeting that is being handled in this process wait for its outcome; those that reach
-another process are sent away by the memory, to come again. A handler that fails, or takes too long,
-has not handled the meeting. Across a crash the promise is at least once.
+another process are sent away by the deduplication, to come again. A handler that fails, or takes too
+long, has not handled the meeting. Across a crash the promise is at least once.
 """
 
 import inspect
-import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from time import monotonic
-from traceback import walk_tb
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 import anyio
 import anyio.to_thread
 import attrs
 from anyio.lowlevel import RunVar
 
+from lemcal_async._concurrency import is_being_canceled
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.models import Meeting
+from lemcal_async.webhooks._http import log_error, logger
+
+DEDUP_TIMEOUT = 5.0
+"""Seconds for each question to the deduplication."""
+THREADS: Final = 20  # for handlers that are plain functions; of their own, so that they hold up nobody else
 
 Claim: TypeAlias = Literal["new", "busy", "done"]
 """Whether a meeting is ours to handle now, in somebody else's hands, or handled."""
 
 
 @runtime_checkable
-class Memory(Protocol):
-    """Remembers which meetings of which account were handled, and which are being handled.
+class Dedup(Protocol):
+    """Knows which meetings of which account were handled, and which are being handled.
 
     What it raises counts as a failure of the handler: the delivery is to come again.
     """
@@ -40,7 +41,7 @@ class Memory(Protocol):
         ...
 
     async def done(self, user_id: str, meeting_id: str) -> None:
-        """Note that it was handled, for good."""
+        """Record that it was handled, for good."""
         ...
 
     async def release(self, user_id: str, meeting_id: str) -> None:
@@ -48,8 +49,8 @@ class Memory(Protocol):
         ...
 
 
-class BoundedMemory:
-    """A memory of one process: the last ``size`` meetings that were handled, and those that are being.
+class InMemoryDedup:
+    """The deduplication of one process: the last ``size`` meetings that were handled, and those under way.
 
     A restart forgets them, so a delivery that comes again after it is handled again. About 300 bytes
     each. ``clock`` returns seconds.
@@ -57,14 +58,14 @@ class BoundedMemory:
 
     def __init__(self, size: int = 10_000, *, clock: Callable[[], float] = monotonic) -> None:
         if size < 1:
-            raise ConfigurationError(f"BoundedMemory(size={size!r}): it must be at least 1")
+            raise ConfigurationError(f"InMemoryDedup(size={size!r}): it must be at least 1")
         self._size = size
         self._clock = clock
         self._done: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._claimed: dict[tuple[str, str], float] = {}  # until when; never more than are in work
+        self._claimed: dict[tuple[str, str], float] = {}  # until when; never more than are under way
 
     async def claim(self, user_id: str, meeting_id: str, lease: float) -> Claim:
-        """Take a meeting; see ``Memory.claim``."""
+        """Take a meeting; see ``Dedup.claim``."""
         key = (user_id, meeting_id)
         now = self._clock()
         if key in self._done:
@@ -76,7 +77,7 @@ class BoundedMemory:
         return "new"
 
     async def done(self, user_id: str, meeting_id: str) -> None:
-        """Note that it was handled; the one that was asked for longest ago is forgotten for it."""
+        """Record that it was handled; the one that was asked for longest ago is forgotten for it."""
         key = (user_id, meeting_id)
         self._claimed.pop(key, None)
         self._done[key] = None
@@ -88,13 +89,11 @@ class BoundedMemory:
         self._claimed.pop((user_id, meeting_id), None)
 
 
-logger = logging.getLogger("lemcal_async.webhooks")
-
-MEMORY_TIME_LIMIT = 5.0  # seconds for each question to the memory
-THREADS = 20  # for handlers that are plain functions; of their own, so that they hold up nobody else
-
 Outcome: TypeAlias = Literal["handled", "repeated", "failed", "busy"]
 """What became of a delivery: handled now, or before, or not, or another process is at it."""
+
+OnTimeout: TypeAlias = Callable[[], Awaitable[None]] | None
+"""Awaited when a handler in a thread runs out of time, to answer the sender; None: nobody waits longer."""
 
 
 @attrs.define(eq=False)
@@ -105,26 +104,26 @@ class _Running:
     ended: anyio.Event = attrs.field(factory=anyio.Event)
 
 
-class Handling:
+class Dispatcher:
     """Calls ``handler``, an async or a plain function, at most once at a time for each meeting."""
 
-    def __init__(self, handler: Callable[..., object], memory: Memory, time_limit: float) -> None:
+    def __init__(self, handler: Callable[..., object], dedup: Dedup, handler_timeout: float) -> None:
         self._handler = handler
         self._is_async = _is_async(handler)
-        self._memory = memory
-        self._time_limit = time_limit
+        self._dedup = dedup
+        self._handler_timeout = handler_timeout
         self._running: dict[tuple[str, str], _Running] = {}
         self._threads: RunVar[anyio.CapacityLimiter] = RunVar("lemcal_async.webhooks")  # per event loop
 
-    async def handle(
-        self, user_id: str, meeting: Meeting, arguments: tuple[Any, ...], late: Callable[[], Awaitable[None]]
+    async def dispatch(
+        self, user_id: str, meeting: Meeting, arguments: tuple[Any, ...], on_timeout: OnTimeout
     ) -> Outcome:
-        """Have a meeting handled, unless it is already; ``late`` is awaited when the time is up.
+        """Have a meeting handled, unless it is already.
 
-        It returns when the handler has ended. One that runs in a thread cannot be stopped: ``late``
-        tells the sender to come again, and its end is waited for all the same. Cancelled, an async
-        handler is cancelled too; a thread is left alone, and the meeting is its own until its claim
-        lapses.
+        It returns when the handler has ended. One that runs in a thread cannot be stopped: with
+        ``on_timeout`` its end is waited for after the sender was told to come again, without it is
+        abandoned. Canceled, an async handler is canceled too; a thread is left alone, and the meeting
+        is its own until its claim lapses.
         """
         key = (user_id, meeting.id)
         if running := self._running.get(key):
@@ -132,9 +131,9 @@ class Handling:
             return "repeated" if running.handled else "failed"
         running = self._running[key] = _Running()
         try:
-            return await self._claim_and_run(user_id, meeting, arguments, running, late)
-        except Exception as error:  # noqa: BLE001 - of the memory
-            logger.error("meeting %s: the memory failed: %s", meeting.id, place_of(error))  # noqa: TRY400
+            return await self._claim_and_run(user_id, meeting, arguments, running, on_timeout)
+        except Exception as error:  # noqa: BLE001 - logged, and the delivery comes again
+            log_error(error, "meeting %s: dedup= failed; the delivery is to come again", meeting.id)
             return "failed"
         finally:
             del self._running[key]
@@ -146,24 +145,25 @@ class Handling:
         meeting: Meeting,
         arguments: tuple[Any, ...],
         running: _Running,
-        late: Callable[[], Awaitable[None]],
+        on_timeout: OnTimeout,
     ) -> Outcome:
-        lease = self._time_limit + 2 * MEMORY_TIME_LIMIT
-        with anyio.fail_after(MEMORY_TIME_LIMIT):
-            claim: Claim = await self._memory.claim(user_id, meeting.id, lease)
+        lease = self._handler_timeout + 2 * DEDUP_TIMEOUT
+        with anyio.fail_after(DEDUP_TIMEOUT):
+            claim: Claim = await self._dedup.claim(user_id, meeting.id, lease)
         if claim != "new":
             running.handled = claim == "done"
             return "repeated" if claim == "done" else "busy"
         keep = not self._is_async  # a thread may finish its work, whatever becomes of us
+        handled: bool | None
         try:
             if self._is_async:
                 handled = await self._await(meeting, lambda: self._handler(*arguments))
             else:
-                handled = await self._run_in_thread(meeting, arguments, running, late)
-            keep = handled
+                handled = await self._run_in_thread(meeting, arguments, running, on_timeout)
+            keep = handled is not False
             if handled:
-                with anyio.fail_after(MEMORY_TIME_LIMIT, shield=True):
-                    await self._memory.done(user_id, meeting.id)
+                with anyio.fail_after(DEDUP_TIMEOUT, shield=True):
+                    await self._dedup.done(user_id, meeting.id)
                 running.handled = True
         finally:
             if not keep:
@@ -172,22 +172,28 @@ class Handling:
 
     async def _release(self, user_id: str, meeting: Meeting) -> None:
         """Give the meeting back; raises nothing, for there may be a cancellation under way."""
-        with anyio.move_on_after(MEMORY_TIME_LIMIT, shield=True):
+        with anyio.move_on_after(DEDUP_TIMEOUT, shield=True):
             try:
-                await self._memory.release(user_id, meeting.id)
-            except Exception as error:  # noqa: BLE001 - the claim lapses by itself
-                logger.error("meeting %s: the memory failed: %s", meeting.id, place_of(error))  # noqa: TRY400
+                await self._dedup.release(user_id, meeting.id)
+            except Exception as error:  # noqa: BLE001 - logged; the claim lapses by itself
+                log_error(error, "meeting %s: dedup= did not release it", meeting.id)
 
     async def _await(self, meeting: Meeting, call: Callable[[], Any]) -> bool:
         """Await what the handler returns, for so long at most; whether it succeeded."""
-        with anyio.move_on_after(self._time_limit):
+        with anyio.move_on_after(self._handler_timeout):
             try:
                 await call()
+            except anyio.get_cancelled_exc_class() as error:
+                # The handler may have awaited something that somebody else canceled.
+                if is_being_canceled():
+                    raise
+                _log_failure(meeting, error)
+                return False
             except Exception as error:  # noqa: BLE001 - whatever it is, the delivery is to come again
                 _log_failure(meeting, error)
                 return False
             return True
-        self._log_late(meeting)
+        self._log_timeout(meeting)
         return False
 
     async def _run_in_thread(
@@ -195,8 +201,9 @@ class Handling:
         meeting: Meeting,
         arguments: tuple[Any, ...],
         running: _Running,
-        late: Callable[[], Awaitable[None]],
-    ) -> bool:
+        on_timeout: OnTimeout,
+    ) -> bool | None:
+        """Whether the handler succeeded; None if it was left behind, and may still come to its end."""
         threads = self._threads.get(None)
         if threads is None:
             threads = anyio.CapacityLimiter(THREADS)
@@ -205,45 +212,60 @@ class Handling:
         ended = anyio.Event()
 
         def call() -> None:
-            returned.append(self._handler(*arguments))  # trio lets no coroutine out of a thread by itself
+            # The outcome is left in a list: trio lets no coroutine out of a thread, and a CancelledError
+            # that the handler raises must not be taken for our own.
+            try:
+                returned.append(self._handler(*arguments))
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the delivery is to come again
+                _log_failure(meeting, error)
 
         async def work() -> None:
-            try:
-                await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=threads)
-            except Exception as error:  # noqa: BLE001 - as above
-                _log_failure(meeting, error)
-            finally:
-                ended.set()
+            await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=threads)
+            ended.set()
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(work)
-            with anyio.move_on_after(self._time_limit):
+            with anyio.move_on_after(self._handler_timeout):
                 await ended.wait()
             if not ended.is_set():
-                self._log_late(meeting)
+                self._log_timeout(meeting)
                 running.ended.set()
-                await late()
+                if on_timeout is None:
+                    tasks.cancel_scope.cancel()
+                else:
+                    await on_timeout()
+        if not ended.is_set():
+            return None
         if returned and inspect.isawaitable(returned[0]):  # a lambda around an async function, say
             return await self._await(meeting, lambda: returned[0])
         return bool(returned)
 
-    def _log_late(self, meeting: Meeting) -> None:
+    def _log_timeout(self, meeting: Meeting) -> None:
         logger.error(
-            "meeting %s: the handler takes longer than its limit of %.3g s", meeting.id, self._time_limit
+            "meeting %s: on_meeting has not returned within handler_timeout=%.3g s; the delivery is to come "
+            "again",
+            meeting.id,
+            self._handler_timeout,
         )
+
+
+def problem_with_handler(handler: Callable[..., object], parameters: tuple[str, ...]) -> str | None:
+    """Return what is wrong with a handler that cannot be called with these arguments."""
+    try:
+        signature = inspect.signature(handler)
+    except (TypeError, ValueError):  # of a builtin nobody knows
+        return None
+    try:
+        signature.bind(*parameters)
+    except TypeError:
+        name = getattr(handler, "__name__", type(handler).__name__)
+        return f"on_meeting= is called as {name}({', '.join(parameters)}), and does not take that"
+    return None
 
 
 def _is_async(function: Callable[..., object]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
-def _log_failure(meeting: Meeting, error: Exception) -> None:
-    logger.error("meeting %s: the handler raised %s", meeting.id, place_of(error))
-
-
-def place_of(error: BaseException) -> str:
-    """Return what was raised and where, without its words: they may hold personal data."""
-    where = ""
-    for frame, line in walk_tb(error.__traceback__):
-        where = f" at {Path(frame.f_code.co_filename).name}:{line}"
-    return f"{type(error).__name__}{where}"
+def _log_failure(meeting: Meeting, error: BaseException) -> None:
+    log_error(error, "meeting %s: on_meeting failed; the delivery is to come again", meeting.id)

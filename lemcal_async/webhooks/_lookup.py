@@ -1,16 +1,13 @@
-"""Finding meetings in an account's list, where many who ask at once share one list call.
+"""Finding a meeting in its account's list. The service has no call for a single meeting.
 
-The service has no call for a single meeting, so each delivery costs a list: here all those that wait
-are answered by the next one. An answer is only given by a call that began after the question was
-asked, because an older one may not know the booking yet.
+Each delivery would cost a list, so those that come in together share one; see ``_batch.py``.
 """
 
-import math
 from collections import OrderedDict
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Hashable
+from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import anyio
 import attrs
@@ -19,16 +16,12 @@ from lemcal_async._client import AsyncLemcal
 from lemcal_async._codec import from_wire
 from lemcal_async.errors import LemcalError, ResponseDecodeError
 from lemcal_async.models import Meeting
+from lemcal_async.webhooks._batch import Batch, Batches
 from lemcal_async.webhooks._http import Verify
 
-if TYPE_CHECKING:
-    from lemcal_async.ratelimit import Key
-
-GAP: Final = 0.75
-"""Seconds from the start of one list call of an account to that of the next.
-
-However many deliveries come, they cost less than 3 of the 20 requests that the account has in 2 s.
-"""
+EMPTY_LIST_DOUBT = 300.0
+"""Seconds for which the list of an account that had meetings must stay empty to be believed."""
+_MAX_KNOWN: Final = 100_000  # accounts; some 100 bytes each
 
 
 @attrs.frozen
@@ -47,108 +40,86 @@ class Unavailable:
 Finding: TypeAlias = Meeting | Missing | Unavailable
 
 
-@attrs.define(eq=False)
-class _Question:
-    wanted: Verify
-    finding: Finding | None = None
-    gone: bool = False
-    news: anyio.Event = attrs.field(factory=anyio.Event)
+class Lookups:
+    """Looks for the meetings of many accounts.
 
-
-class Lookup:
-    """The questions about one account: one list call at a time, and one more for those who came late.
-
-    There is no task behind it: of those who wait, one makes the call for all. When it is cancelled,
-    the next one does.
+    They are told apart by their credentials: whoever has a wrong key for another's account shares
+    nothing with its owner.
     """
 
     def __init__(self) -> None:
-        self._waiting: list[_Question] = []
-        self._calling = False
-        self._next_at = -math.inf  # by a clock that is the same in every event loop
-        self._users = 0
+        self._batches = Batches[Verify, Finding]()
+        # Accounts whose list had meetings; since when it is empty, if it is.
+        self._known: OrderedDict[Hashable, float | None] = OrderedDict()
 
-    def is_idle(self) -> bool:
-        """Whether nothing is lost by forgetting it."""
-        return not self._users and monotonic() >= self._next_at
+    async def find(
+        self, lemcal: AsyncLemcal, wanted: Verify, until: float, list_lag: float | None
+    ) -> Finding:
+        """Look for a meeting, three times within ``list_lag`` seconds: the list may lag behind a booking.
 
-    @contextmanager
-    def in_use(self) -> Generator[None]:
-        """Keep it from being forgotten between two questions."""
-        self._users += 1
-        try:
-            yield
-        finally:
-            self._users -= 1
-
-    async def find(self, lemcal: AsyncLemcal, wanted: Verify, until: float) -> Finding:
-        """Look for a meeting, until a moment on the event loop's clock.
-
-        Raises nothing but the cancellation, which leaves the others' questions to the next of them.
+        With None it is looked for once. ``until`` is a moment on the event loop's clock. Raises nothing but
+        its cancellation.
         """
-        question = _Question(wanted)
-        self._waiting.append(question)
         try:
-            while question.finding is None and anyio.current_time() < until:
-                if not self._calling:
-                    await self._call(lemcal, until)
-                    continue
-                with anyio.move_on_after(until - anyio.current_time()):
-                    await question.news.wait()
-                    question.news = anyio.Event()
-        finally:
-            question.gone = True
-            if question in self._waiting:
-                self._waiting.remove(question)
-            self._pass_on()
-        return question.finding or Unavailable("the list did not come in time")
+            key = lemcal.rate_limit_key
+        except Exception as error:  # noqa: BLE001 - of the function that gives the API key
+            return Unavailable(type(error).__name__)
+        batch = self._batches.of(key)
+        fetch = partial(self._fetch, key, lemcal)
+        with batch.in_use():
+            began = anyio.current_time()
+            finding = await _ask(batch, wanted, until, fetch)
+            for moment in () if list_lag is None else (began + list_lag / 3, began + list_lag):
+                if not isinstance(finding, Missing):
+                    break
+                await anyio.sleep_until(moment)
+                # In the whole list from now on: the type may have been a lie.
+                finding = await _ask(batch, Verify(wanted.meeting_id), until, fetch)
+            return finding
 
-    async def _call(self, lemcal: AsyncLemcal, until: float) -> None:
-        """Make the next list call, and answer all who wait when it begins."""
-        self._calling = True
-        batch: list[_Question] = []
+    async def _fetch(
+        self, key: Hashable, lemcal: AsyncLemcal, wanted: list[Verify], seconds: float
+    ) -> list[Finding]:
+        """Fetch the list, and look for meetings in it."""
+        # One type is all that it takes to answer them all: a long list is the dearest part.
+        types = {each.meeting_type_id for each in wanted}
+        only = types.pop() if len(types) == 1 else None
+        view = lemcal.with_options(deadline=seconds, priority="interactive")
         try:
-            pause = min(self._next_at - monotonic(), until - anyio.current_time())
-            if pause > 0:
-                await anyio.sleep(pause)
-            left = until - anyio.current_time()
-            if left <= 0:
-                return
-            batch, self._waiting = self._waiting, []
-            self._next_at = monotonic() + GAP
-            findings = await _list(lemcal, [question.wanted for question in batch], left)
-            for question, finding in zip(batch, findings, strict=True):
-                question.finding = finding
-                question.news.set()
-            batch = []
-        finally:
-            self._calling = False
-            # Not empty if it was cut short: they are still to be answered, and before the others.
-            self._waiting[:0] = [question for question in batch if not question.gone]
+            rows = await view.meetings.rows(only)
+        except LemcalError as error:
+            retry_after: float | None = getattr(error, "retry_after", None)
+            return [Unavailable(str(error), retry_after)] * len(wanted)
+        except Exception as error:  # noqa: BLE001 - of the function that gives the API key, say
+            return [Unavailable(type(error).__name__)] * len(wanted)
+        if only is None and self._is_doubtful(key, rows):
+            return [Unavailable("the list is empty, and was not before")] * len(wanted)
+        ids = {each.meeting_id for each in wanted}
+        found = {id_: row for row in reversed(rows) if (id_ := _id_of(row)) in ids}
+        return [_read(found.get(each.meeting_id)) for each in wanted]
 
-    def _pass_on(self) -> None:
-        """Have somebody make the next call: whoever came last, as it has the most time left."""
-        if self._waiting and not self._calling:
-            self._waiting[-1].news.set()
+    def _is_doubtful(self, key: Hashable, rows: list[Any]) -> bool:
+        """Whether an empty list is more likely a fault of the service than the truth."""
+        known = self._known
+        if rows:
+            known[key] = None
+            known.move_to_end(key)
+            if len(known) > _MAX_KNOWN:
+                known.popitem(last=False)
+            return False
+        if key not in known:
+            return False
+        now = monotonic()
+        since = known[key] = known[key] or now
+        if now - since < EMPTY_LIST_DOUBT:
+            return True
+        del known[key]
+        return False
 
 
-async def _list(lemcal: AsyncLemcal, wanted: list[Verify], seconds: float) -> list[Finding]:
-    """Fetch the list, and look for meetings in it."""
-    # One type is all that it takes to answer them all: a long list is the dearest part.
-    types = {each.meeting_type_id for each in wanted}
-    only = types.pop() if len(types) == 1 else None
-    view = lemcal.with_options(deadline=seconds, priority="interactive")
-    try:
-        rows = await view.meetings.rows(only)
-    except LemcalError as error:
-        status = "" if error.status_code is None else f" {error.status_code}"
-        retry_after: float | None = getattr(error, "retry_after", None)
-        return [Unavailable(f"{type(error).__name__}{status}", retry_after)] * len(wanted)
-    except Exception as error:  # noqa: BLE001 - of the function that gives the API key, say
-        return [Unavailable(type(error).__name__)] * len(wanted)
-    ids = {each.meeting_id for each in wanted}
-    found = {id_: row for row in reversed(rows) if (id_ := _id_of(row)) in ids}
-    return [_read(found.get(each.meeting_id)) for each in wanted]
+async def _ask(batch: Batch[Verify, Finding], wanted: Verify, until: float, fetch: Any) -> Finding:
+    finding = await batch.ask(wanted, until, fetch)
+    return Unavailable("the list did not come in time") if finding is None else finding
 
 
 def _id_of(row: Any) -> str | None:
@@ -162,29 +133,4 @@ def _read(row: Any) -> Finding:
     try:
         return from_wire(row, Meeting)
     except ResponseDecodeError as error:
-        return Unavailable(type(error).__name__)
-
-
-class Lookups:
-    """The lookups of many accounts; those that are idle are forgotten.
-
-    They are told apart by their credentials: whoever has a wrong key for another's account shares
-    nothing with its owner.
-    """
-
-    def __init__(self) -> None:
-        self._lookups: OrderedDict[Key, Lookup] = OrderedDict()
-
-    def of(self, lemcal: AsyncLemcal) -> Lookup:
-        """Return the account's lookup."""
-        key = lemcal.rate_limit_key
-        lookup = self._lookups.pop(key, None) or Lookup()
-        self._lookups[key] = lookup
-        # Starting with the longest unlooked-at; two at once, so that there is no end to what is forgotten.
-        for _ in range(2):
-            oldest, candidate = next(iter(self._lookups.items()))
-            if candidate is not lookup and candidate.is_idle():
-                del self._lookups[oldest]
-            else:
-                self._lookups.move_to_end(oldest)
-        return lookup
+        return Unavailable(str(error))

@@ -1,20 +1,13 @@
-"""What can be wrong with the arguments of a ``WebhookReceiver``, in words.
+"""``WebhookReceiver``: from the first byte of a delivery to its answer, under one deadline.
 
-The functions hold tokens, or what was mistaken for one, so they raise nothing: a traceback may show local
-variables.
-
-``WebhookReceiver``: the ASGI app that takes a delivery from its first byte to its answer.
-
-What a delivery must look like is ``decision.py``'s business, whose it is ``tenants.py``'s, whether it is
-true ``lookup.py``'s, and what happens then ``handling.py``'s. Here they are put in order, under one
-deadline.
+What a delivery must look like is known to ``_http``, whose it is to ``_tenants``, whether it is true to
+``_lookup``, and what happens then to ``_dispatch`` and ``_wake``. Here they are put in order.
 """
 
 import contextlib
-import logging
 import math
-from collections.abc import Callable
-from typing import Final, Protocol, TypeAlias, overload, runtime_checkable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, TypeAlias, overload
 
 import anyio
 import attrs
@@ -24,9 +17,10 @@ from lemcal_async._auth import Secret
 from lemcal_async._client import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.models import Meeting
-from lemcal_async.webhooks._dispatch import BoundedMemory, Handling, Memory, place_of
+from lemcal_async.webhooks._dispatch import Dedup, Dispatcher, InMemoryDedup, OnTimeout, problem_with_handler
 from lemcal_async.webhooks._http import (
     UNAUTHORIZED,
+    Headers,
     Receive,
     Reject,
     Reply,
@@ -37,72 +31,19 @@ from lemcal_async.webhooks._http import (
     check_headers,
     check_method,
     come_again,
-    live,
+    headers_of,
+    hide_query,
+    log_error,
+    logger,
     read_body,
     receive_body,
     rejected,
-    token_in,
+    serve_lifespan,
+    tokens_in,
 )
-from lemcal_async.webhooks._lookup import Finding, Lookup, Lookups, Missing, Unavailable
-from lemcal_async.webhooks._tenants import (
-    Accounts,
-    Directory,
-    Token,
-    directory_of,
-)
-
-
-@runtime_checkable
-class Wakes(Protocol):
-    """What a delivery wakes: ``lemcal_async.sync.Wake``."""
-
-    def wake(self, user_id: str | None = None) -> object:
-        """Have this account synchronised now. Called in the event loop: it returns at once."""
-        ...
-
-
-def problem_of_source(lemcal: object, token: object, accounts: object) -> str | None:
-    """Return what is wrong with whose deliveries are to be received."""
-    if (lemcal is None) != (token is None) or (lemcal is None) != (accounts is not None):
-        return "a WebhookReceiver takes either a client and token=, or accounts="
-    if lemcal is not None and not isinstance(lemcal, AsyncLemcal):
-        return f"lemcal must be an AsyncLemcal, not {type(lemcal).__name__}"
-    return None
-
-
-def problem_of_options(
-    *,
-    on_meeting: object,
-    wake: object,
-    memory: object,
-    deadline: object,
-    handler_time_limit: object,
-    list_lag: object,
-) -> str | None:
-    """Return what is wrong with the other arguments."""
-    if on_meeting is None and wake is None:
-        return "a WebhookReceiver needs on_meeting=, wake= or both"
-    for good, what in (
-        (on_meeting is None or callable(on_meeting), "on_meeting= must be a function"),
-        (wake is None or isinstance(wake, Wakes), "wake= must be an object with a method wake(user_id)"),
-        (memory is None or isinstance(memory, Memory), "memory= must have claim, done and release"),
-        (_is_seconds(deadline) and deadline != 0, "deadline= must be seconds above 0"),
-        (
-            _is_seconds(handler_time_limit) and handler_time_limit != 0,
-            "handler_time_limit= must be above 0 s",
-        ),
-        (_is_seconds(list_lag), "list_lag= must be seconds, 0 or more"),
-    ):
-        if not good:
-            return what
-    return None
-
-
-def _is_seconds(value: object) -> bool:
-    return isinstance(value, int | float) and 0 <= value < math.inf
-
-
-logger = logging.getLogger("lemcal_async.webhooks")
+from lemcal_async.webhooks._lookup import Lookups, Missing, Unavailable
+from lemcal_async.webhooks._tenants import Accounts, Directory, Token, directory_of, name_in
+from lemcal_async.webhooks._wake import Waker, Wakes
 
 Handler: TypeAlias = Callable[[Meeting], object]
 """Called with each new meeting; async, or a plain function that is run in a thread."""
@@ -110,39 +51,43 @@ Handler: TypeAlias = Callable[[Meeting], object]
 TenantHandler: TypeAlias = Callable[[Meeting, AsyncLemcal], object]
 """The same, with the client of the account that the meeting belongs to."""
 
-# Access logs show the query, and tracebacks the scope.
-_HIDDEN: Final = b"token=hidden"
+_Body: TypeAlias = bytes | Reject | None
 
 
 @attrs.frozen
-class _Account:
-    """Who a delivery is for."""
+class _Request:
+    """A delivery as it came in; ``body`` reads it, until a moment on the event loop's clock."""
 
-    lemcal: AsyncLemcal
-    user_id: str
-    lookup: Lookup
+    method: str
+    name: str
+    tokens: tuple[bytes, ...] = attrs.field(repr=False)
+    headers: Headers = attrs.field(repr=False)
+    body: Callable[[float], Awaitable[_Body]] = attrs.field(repr=False)
+    on_timeout: OnTimeout = None
 
 
 class WebhookReceiver:
-    """An ASGI app that receives the webhooks of an account: ``POST …?token=…``.
+    """Receives the webhooks of an account, as an ASGI app (``POST …?token=…``) or by ``handle``.
 
     Deliveries are unsigned, so nothing in one is believed: the meeting is looked up in the account's
     list by its id, and what is found there is handled. There are three outcomes. *Found*: 200, once
     ``on_meeting`` has returned (and ``wake`` was woken). *Not in the list*, although it was looked at
     again for ``list_lag`` seconds: 200 and ``{"status": "ignored"}``. *Nobody can say*, because lemcal
-    cannot be reached, or the handler failed: 503 with ``Retry-After``, so that it comes again.
+    cannot be reached, or the handler failed: 503 with ``Retry-After``, so that it comes again. With
+    ``wake`` alone nothing is looked up: a synchronization sees for itself what is new.
 
-    ``token`` is the secret in the URL, or several while one is replaced. ``on_meeting`` is an async or a
-    plain function; it has ``handler_time_limit`` seconds. A delivery has ``deadline`` seconds to come
-    in and be verified. A meeting is handled once, however often it is delivered: ``memory`` remembers
-    (in this process, unless it is one that lasts); across a crash, at least once.
+    ``token`` is the secret in the URL, or several while one is replaced; ``hook_url`` builds that URL.
+    ``on_meeting`` is an async or a plain function; it has ``handler_timeout`` seconds. A delivery has
+    ``deadline`` seconds to come in and be verified. A meeting is handled once, however often it is
+    delivered: ``dedup`` remembers (in this process, unless it is one that lasts); across a crash, at
+    least once.
 
     ``accounts`` in place of ``lemcal`` and ``token`` serves many accounts: a mapping from tokens to
     clients, or an async function from the name in the path to a ``Tenant``. The handler then gets the
     client, too: ``on_meeting(meeting, lemcal)``.
 
     It may be made before any event loop runs, and serves one at a time. The clients stay the caller's
-    to close. Cancelled, as by a server that shuts down, it answers 503 and gives the meeting back.
+    to close. Canceled, as by a server that shuts down, it answers 503 and gives the meeting back.
     """
 
     @overload
@@ -153,9 +98,9 @@ class WebhookReceiver:
         token: Token,
         on_meeting: Handler | None = None,
         wake: Wakes | None = None,
-        memory: Memory | None = None,
+        dedup: Dedup | None = None,
         deadline: float = 10.0,
-        handler_time_limit: float = 30.0,
+        handler_timeout: float = 30.0,
         list_lag: float = 2.0,
     ) -> None: ...
     @overload
@@ -165,9 +110,9 @@ class WebhookReceiver:
         accounts: Accounts,
         on_meeting: TenantHandler | None = None,
         wake: Wakes | None = None,
-        memory: Memory | None = None,
+        dedup: Dedup | None = None,
         deadline: float = 10.0,
-        handler_time_limit: float = 30.0,
+        handler_timeout: float = 30.0,
         list_lag: float = 2.0,
     ) -> None: ...
     def __init__(
@@ -178,29 +123,31 @@ class WebhookReceiver:
         accounts: Accounts | None = None,
         on_meeting: Callable[..., object] | None = None,
         wake: Wakes | None = None,
-        memory: Memory | None = None,
+        dedup: Dedup | None = None,
         deadline: float = 10.0,
-        handler_time_limit: float = 30.0,
+        handler_timeout: float = 30.0,
         list_lag: float = 2.0,
     ) -> None:
-        self._many = accounts is not None
-        source, lemcal, token, accounts = Secret((lemcal, token, accounts)), None, None, None
-        handler, on_meeting = Secret(on_meeting), None  # a partial shows its arguments
-        problem = problem_of_source(*source.reveal()) or problem_of_options(
-            on_meeting=handler.reveal(),
+        # A token can be given in any of these places by mistake, too.
+        given, lemcal, token, accounts = Secret((lemcal, token, accounts)), None, None, None
+        handler, on_meeting = Secret(on_meeting), None
+        self._many = given.reveal()[2] is not None
+        self._directory: Directory = directory_of(given)
+        _check_options(
+            handler,
+            ("meeting", "lemcal") if self._many else ("meeting",),
             wake=wake,
-            memory=memory,
+            dedup=dedup,
             deadline=deadline,
-            handler_time_limit=handler_time_limit,
+            handler_timeout=handler_timeout,
             list_lag=list_lag,
         )
-        if problem is not None:
-            raise ConfigurationError(problem)
-        self._directory: Directory = directory_of(source)
-        self._wake = wake
-        self._handling = None
-        if (handle := handler.reveal()) is not None:
-            self._handling = Handling(handle, memory or BoundedMemory(), handler_time_limit)
+        self._waker = None if wake is None else Waker(wake)
+        self._dispatcher = (
+            Dispatcher(function, dedup or InMemoryDedup(), handler_timeout)
+            if (function := handler.reveal())
+            else None
+        )
         self._lookups = Lookups()
         self._deadline = deadline
         self._list_lag = list_lag
@@ -208,93 +155,140 @@ class WebhookReceiver:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, as an ASGI app."""
         if scope["type"] == "lifespan":
-            await live(receive, send)
-        elif scope["type"] == "http":
-            await self._receive(scope, receive, Responder(scope, send))
-        else:  # a WebSocket
+            await serve_lifespan(receive, send)
+            return
+        query = Secret(hide_query(scope))
+        if scope["type"] != "http":  # a WebSocket
             await send({"type": f"{scope['type']}.close"})
+            return
+        respond = Responder(scope, send)
 
-    async def _receive(self, scope: Scope, receive: Receive, respond: Responder) -> None:
-        token = token_in(scope["query_string"])
-        scope["query_string"] = _HIDDEN
+        async def read(until: float) -> _Body:
+            return await receive_body(receive, until)
+
+        async def on_timeout() -> None:
+            await respond(come_again("failed"))
+
+        tokens = tokens_in(query.reveal(), scope["headers"])
+        request = _Request(scope["method"], name_in(scope), tokens, scope["headers"], read, on_timeout)
         began = anyio.current_time()
         try:
-            reply = await self._reply(scope, receive, token, respond)
+            reply = await self._reply(request)
             if reply is not None:
                 await respond(reply)
-        except BaseException:  # cancelled, on trio perhaps in a group
+        except BaseException:  # canceled, on trio perhaps in a group
             # Whatever became of it, the sender is told to come again. The server may be past listening.
             with anyio.move_on_after(1.0, shield=True), contextlib.suppress(Exception):
                 await respond(come_again("unavailable"))
             raise
         finally:
-            if events.wanted() and (sent := respond.sent) is not None:
-                seconds = anyio.current_time() - began
-                events.emit(events.WebhookHandled(sent.outcome, sent.status, seconds))
+            _emit_handled(respond.sent, began)
 
-    async def _reply(self, scope: Scope, receive: Receive, token: bytes, respond: Responder) -> Reply | None:
+    async def handle(
+        self,
+        method: str,
+        query: str | bytes,
+        headers: Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]],
+        body: bytes,
+        *,
+        tenant: str = "",
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Answer a delivery without ASGI (on Lambda, aiohttp.web, Django): return status, headers, body.
+
+        ``query`` is the query string as it came, without the ``?``; ``headers`` are a mapping or pairs;
+        ``body`` is the whole of it; ``tenant`` is the name that ``accounts`` finds a tenant by. A plain
+        handler that runs out of time is left behind in its thread. Raises nothing but its cancellation.
+        """
+        secret, query = Secret(query), ""
+        pairs = headers_of(headers)
+
+        async def read(until: float) -> _Body:  # noqa: ARG001 - it is here already
+            return body
+
+        raw = secret.reveal()
+        tokens = tokens_in(raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogatepass"), pairs)
+        began = anyio.current_time()
+        reply = await self._reply(_Request(method.upper(), tenant, tokens, pairs, read))
+        if reply is None:  # a client that has left, which nobody can here
+            raise RuntimeError("a delivery was left without an answer")
+        _emit_handled(reply, began)
+        return reply.status_code, reply.headers(), reply.content()
+
+    async def _reply(self, request: _Request) -> Reply | None:
         """Return the answer to a delivery; None if the client has left."""
         until = anyio.current_time() + self._deadline
-        account = await self._admit(scope, token)
-        if isinstance(account, Reply):
-            return account
-        body = check_headers(scope["headers"]) or await receive_body(receive, until)
+        refusal = check_method(request.method)
+        lemcal = rejected(refusal) if refusal else await self._find_account(request)
+        if isinstance(lemcal, Reply):
+            return lemcal
+        body = check_headers(request.headers) or await request.body(until)
         wanted = read_body(body) if isinstance(body, bytes) else body
-        if wanted is None:
-            return None
-        if isinstance(wanted, Reject):
-            return rejected(wanted)
-        finding = await self._verify(account, wanted, until)
+        if not isinstance(wanted, Verify):
+            return None if wanted is None else rejected(wanted)
+        if self._dispatcher is None:
+            return await self._wake(lemcal, until) or Reply(200, "handled")
+        return await self._verify_and_dispatch(self._dispatcher, lemcal, wanted, request, until)
+
+    async def _verify_and_dispatch(
+        self, dispatcher: Dispatcher, lemcal: AsyncLemcal, wanted: Verify, request: _Request, until: float
+    ) -> Reply:
+        finding = await self._lookups.find(lemcal, wanted, until, self._list_lag)
         if isinstance(finding, Missing):
             logger.info("meeting %s: not in the list, ignored", wanted.meeting_id)
             return Reply(200, "ignored")
         if isinstance(finding, Unavailable):
-            logger.warning("meeting %s: cannot be verified: %s", wanted.meeting_id, finding.reason)
+            logger.warning("meeting %s cannot be verified: %s", wanted.meeting_id, finding.reason)
             return come_again("unavailable", finding.retry_after)
-        return await self._act(account, finding, respond)
+        if refused := await self._wake(lemcal, until):
+            return refused
+        arguments = (finding, lemcal) if self._many else (finding,)
+        outcome = await dispatcher.dispatch(lemcal.user_id, finding, arguments, request.on_timeout)
+        return Reply(200, outcome) if outcome in {"handled", "repeated"} else come_again(outcome)
 
-    async def _admit(self, scope: Scope, token: bytes) -> _Account | Reply:
-        """Return the account that a request may speak of, or why it may not."""
-        if refusal := check_method(scope["method"]):
-            return rejected(refusal)
+    async def _find_account(self, request: _Request) -> AsyncLemcal | Reply:
+        """Return the client of the account that a request may speak of, or why it may not."""
         try:
-            lemcal = await self._directory.find(scope, token)
+            lemcal = await self._directory.find(request.name, request.tokens)
             if lemcal is None:
                 return rejected(UNAUTHORIZED)
-            return _Account(lemcal, lemcal.user_id, self._lookups.of(lemcal))
+            lemcal.user_id  # noqa: B018 - raises if a function that returns the key fails
         except Exception as error:  # noqa: BLE001 - of the user's own functions
-            logger.error("the account of a delivery cannot be had: %s", place_of(error))  # noqa: TRY400
+            log_error(error, "a delivery's account could not be found; the delivery is to come again")
             return come_again("unavailable")
+        return lemcal
 
-    async def _verify(self, account: _Account, wanted: Verify, until: float) -> Finding:
-        """Look for the meeting three times, as the list may lag behind a booking."""
-        with account.lookup.in_use():
-            finding = await account.lookup.find(account.lemcal, wanted, until)
-            for pause in (self._list_lag / 3, self._list_lag * 2 / 3):
-                if not isinstance(finding, Missing):
-                    break
-                await anyio.sleep(pause)
-                # In the whole list from now on: the type may have been a lie.
-                finding = await account.lookup.find(account.lemcal, Verify(wanted.meeting_id), until)
-            return finding
-
-    async def _act(self, account: _Account, meeting: Meeting, respond: Responder) -> Reply:
-        """Wake, and have the meeting handled."""
-
-        async def late() -> None:
-            await respond(come_again("failed"))
-
-        if self._wake is not None:
-            try:
-                self._wake.wake(account.user_id)
-            except Exception as error:  # noqa: BLE001 - as of a handler
-                logger.error("meeting %s: wake() raised %s", meeting.id, place_of(error))  # noqa: TRY400
-                return come_again("failed")
-        if self._handling is None:
-            return Reply(200, "handled")
-        arguments = (meeting, account.lemcal) if self._many else (meeting,)
-        outcome = await self._handling.handle(account.user_id, meeting, arguments, late)
-        return Reply(200, outcome) if outcome in {"handled", "repeated"} else come_again(outcome)
+    async def _wake(self, lemcal: AsyncLemcal, until: float) -> Reply | None:
+        if self._waker is None or await self._waker.wake(lemcal.user_id, until):
+            return None
+        return come_again("failed")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} for {'many accounts' if self._many else 'one account'}>"
+
+
+def _emit_handled(reply: Reply | None, began: float) -> None:
+    if events.wanted() and reply is not None:
+        seconds = anyio.current_time() - began
+        events.emit(events.WebhookHandled(reply.outcome, reply.status_code, seconds))
+
+
+def _check_options(
+    handler: Secret[Any], parameters: tuple[str, ...], *, wake: object, dedup: object, **seconds: object
+) -> None:
+    """Raise ConfigurationError for arguments that cannot work, rather than at the first booking."""
+    if handler.reveal() is None and wake is None:
+        raise ConfigurationError("a WebhookReceiver needs on_meeting=, wake= or both")
+    if handler.reveal() is not None:
+        if not callable(handler.reveal()):
+            raise ConfigurationError("on_meeting= must be a function")
+        if problem := problem_with_handler(handler.reveal(), parameters):
+            raise ConfigurationError(problem)
+    if wake is not None and (isinstance(wake, type) or not isinstance(wake, Wakes)):
+        raise ConfigurationError("wake= must be an object with a method wake(user_id), such as sync.Wake()")
+    if dedup is not None and (isinstance(dedup, type) or not isinstance(dedup, Dedup)):
+        raise ConfigurationError("dedup= must be an object with claim, done and release, such as SQLStore")
+    for name, value in seconds.items():
+        least = 0 if name == "list_lag" else math.ulp(0)
+        if not isinstance(value, int | float) or not least <= value < math.inf:
+            bound = "0 or more" if name == "list_lag" else "above 0"
+            raise ConfigurationError(f"{name}={value!r}: it must be seconds, {bound}")

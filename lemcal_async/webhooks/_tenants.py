@@ -6,14 +6,14 @@ are kept as digests only.
 
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Final, Protocol, TypeAlias, cast
+from typing import Any, Final, Protocol, TypeAlias, cast
 
 import attrs
 
 from lemcal_async._auth import Secret
 from lemcal_async._client import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.webhooks._http import Scope, digest_of
+from lemcal_async.webhooks._http import Scope, digest_of, logger, needs_quoting
 
 Token: TypeAlias = str | Iterable[str]
 """A token, or several that are valid at once, as while one is replaced by another."""
@@ -25,26 +25,28 @@ _NEEDED: Final = (
 )
 
 
-def digests_of(token: Secret[Token | None]) -> frozenset[bytes]:
+def digests_of(token: Token) -> frozenset[bytes]:
     """Return the digests of one token or several; ConfigurationError if there is none, or an empty one."""
-    digests = _digests_of(token.reveal())
-    if not digests:
+    secret, token = Secret(token), ""
+    tokens = _tokens_of(secret)
+    if not tokens.reveal():
         raise ConfigurationError(_NEEDED)
-    return digests
+    if any(map(needs_quoting, tokens.reveal())):
+        logger.warning(
+            "a webhook token has characters that a URL does not carry as they are: register the hook with "
+            "hook_url(url, token), of lemcal_async.webhooks, or choose another token"
+        )
+    return frozenset(map(digest_of, tokens.reveal()))
 
 
-def _digests_of(token: object) -> frozenset[bytes]:
-    """Return the digests, none if there is anything wrong; does not raise, for it looks at plain tokens."""
-    tokens: list[object] = [token]
-    if isinstance(token, Iterable) and not isinstance(token, str):
-        tokens = [*cast("Iterable[object]", token)]
+def _tokens_of(secret: Secret[Any]) -> Secret[list[str]]:
+    """Return the tokens, none if there is anything wrong with one of them."""
+    given = secret.reveal()
+    tokens: list[object] = [given]
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        tokens = [*cast("Iterable[object]", given)]
     good = [each for each in tokens if isinstance(each, str) and each]
-    return frozenset(map(digest_of, good)) if len(good) == len(tokens) else frozenset()
-
-
-def _digests_of_argument(token: Token) -> frozenset[bytes]:
-    secret, token = Secret[Token | None](token), ""
-    return digests_of(secret)
+    return Secret(good if len(good) == len(tokens) else [])
 
 
 @attrs.frozen
@@ -52,7 +54,7 @@ class Tenant:
     """An account of a service with many: its client, and the token or tokens of its deliveries."""
 
     lemcal: AsyncLemcal
-    tokens: frozenset[bytes] = attrs.field(converter=_digests_of_argument, alias="token", repr=False)
+    tokens: frozenset[bytes] = attrs.field(converter=digests_of, alias="token", repr=False)
 
 
 FindTenant: TypeAlias = Callable[[str], Awaitable[Tenant | None]]
@@ -68,8 +70,8 @@ _NOBODYS: Final = frozenset({secrets.token_bytes(32)})  # the tokens of a tenant
 class Directory(Protocol):
     """Finds the account that a delivery is for."""
 
-    async def find(self, scope: Scope, token: bytes) -> AsyncLemcal | None:
-        """Return the client of the account, None unless the token (its digest) is one of its own."""
+    async def find(self, name: str, tokens: tuple[bytes, ...]) -> AsyncLemcal | None:
+        """Return the client of the account, None unless one of the tokens (digests) is its own."""
         ...
 
 
@@ -79,9 +81,9 @@ class ByToken:
     def __init__(self, clients: Mapping[bytes, AsyncLemcal]) -> None:
         self._clients = dict(clients)
 
-    async def find(self, scope: Scope, token: bytes) -> AsyncLemcal | None:  # noqa: ARG002
+    async def find(self, name: str, tokens: tuple[bytes, ...]) -> AsyncLemcal | None:  # noqa: ARG002
         """Look the token up."""
-        return self._clients.get(token)
+        return next((self._clients[token] for token in tokens if token in self._clients), None)
 
 
 class ByPath:
@@ -90,10 +92,10 @@ class ByPath:
     def __init__(self, find: FindTenant) -> None:
         self._find = find
 
-    async def find(self, scope: Scope, token: bytes) -> AsyncLemcal | None:
+    async def find(self, name: str, tokens: tuple[bytes, ...]) -> AsyncLemcal | None:
         """Find the tenant, and compare."""
-        tenant = await self._find(name_in(scope))
-        known = token in (_NOBODYS if tenant is None else tenant.tokens)
+        tenant = await self._find(name)
+        known = not (_NOBODYS if tenant is None else tenant.tokens).isdisjoint(tokens)
         return tenant.lemcal if known and tenant is not None else None
 
 
@@ -106,32 +108,37 @@ def name_in(scope: Scope) -> str:
     return path.removeprefix(scope.get("root_path", "")).strip("/")
 
 
-def directory_of(
-    source: Secret[tuple[AsyncLemcal | None, Token | None, Accounts | None]],
-) -> Directory:
-    """Return the directory for one account with its token, or for many; raises ConfigurationError."""
-    lemcal = source.reveal()[0]
-    if lemcal is not None:
-        return ByToken(dict.fromkeys(digests_of(Secret(source.reveal()[1])), lemcal))
-    accounts = Secret(source.reveal()[2])
+def directory_of(given: Secret[tuple[Any, Any, Any]]) -> Directory:
+    """Return the directory for a client and its token, or for accounts, as the receiver was given them.
+
+    Raises ConfigurationError if there is anything wrong.
+    """
+    lemcal, token, accounts = (Secret(value) for value in given.reveal())
+    no_client = lemcal.reveal() is None
+    if no_client != (token.reveal() is None) or no_client == (accounts.reveal() is None):
+        raise ConfigurationError("a WebhookReceiver takes either a client and token=, or accounts=")
+    if not no_client:
+        if not _is_client(lemcal.reveal()):
+            kind = type(lemcal.reveal()).__name__
+            raise ConfigurationError(f"lemcal must be an AsyncLemcal, not {kind}")
+        return ByToken(dict.fromkeys(digests_of(token.reveal()), lemcal.reveal()))
     if isinstance(accounts.reveal(), Mapping):
-        clients = _by_digest(cast("Mapping[str, AsyncLemcal]", accounts.reveal()))
-        if len(clients) == len(cast("Mapping[str, AsyncLemcal]", accounts.reveal())) > 0:
-            return ByToken(clients)
-        raise ConfigurationError("accounts= must map tokens, none of them empty, to clients (AsyncLemcal)")
-    if callable(accounts.reveal()):  # a mapping can be called too
-        return ByPath(cast("FindTenant", accounts.reveal()))
+        return _by_token(accounts)
+    if callable(accounts.reveal()):
+        return ByPath(accounts.reveal())
     raise ConfigurationError("accounts= must be a mapping, or an async function that returns a Tenant")
 
 
-def _by_digest(accounts: Mapping[str, AsyncLemcal]) -> dict[bytes, AsyncLemcal]:
-    """Return the clients by the digests of their tokens, without what is neither token nor client."""
-    return {
+def _by_token(accounts: Secret[Mapping[str, AsyncLemcal]]) -> ByToken:
+    clients = {
         digest: client
-        for token, client in accounts.items()
-        for digest in _digests_of(token)
-        if _is_client(client)
+        for token, client in accounts.reveal().items()
+        if token and _is_client(client)
+        for digest in digests_of(token)
     }
+    if len(clients) == len(accounts.reveal()) > 0:
+        return ByToken(clients)
+    raise ConfigurationError("accounts= must map tokens, none of them empty, to clients (AsyncLemcal)")
 
 
 def _is_client(value: object) -> bool:

@@ -11,15 +11,18 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from fastapi import FastAPI
+import sentry_sdk
+from fastapi import Depends, FastAPI, Request
+from fastapi.testclient import TestClient
 from serving import serving
 from starlette.applications import Starlette
 from starlette.routing import Route
+from starlette.websockets import WebSocketDisconnect
 
 from lemcal_async import AsyncLemcal, Meeting, RetryPolicy, errors, to_wire
 from lemcal_async.fastapi import Lemcal, add_exception_handlers, get_lemcal, lifespan, webhook_router
 from lemcal_async.sandbox import Sandbox, faults
-from lemcal_async.webhooks import Tenant, WebhookReceiver
+from lemcal_async.webhooks import MAX_BODY_BYTES, Tenant, WebhookReceiver
 
 pytestmark = pytest.mark.anyio
 
@@ -151,17 +154,166 @@ async def test_starts_without_its_hook(
 
 
 async def test_a_hook_url_that_is_none(lemcal_sandbox: Sandbox) -> None:
-    """That is a mistake of ours, and shows at the start."""
+    """That is a mistake of ours, and shows when the lifespan is made."""
     with pytest.raises(errors.ConfigurationError, match="target_url") as caught:
-        async with browsing(service(lemcal_sandbox.client(), hook_url=f"example.com/?token={TOKEN}")):
-            pass
+        service(lemcal_sandbox.client(), hook_url=f"example.com/?token={TOKEN}")
     rendered = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
     frames = [frame for frame in rendered.stack if "/lemcal_async/" in frame.filename]
     assert "fastapi.py" in repr([frame.filename for frame in frames])
     assert TOKEN not in str(caught.value) + repr([frame.locals for frame in frames])
 
 
+async def test_a_slow_lemcal_does_not_hold_up_the_start(
+    lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hook is registered in the background."""
+    monkeypatch.setattr("lemcal_async.fastapi.HOOK_TIMEOUT", 0.05)
+    caplog.set_level(logging.INFO)
+    lemcal_sandbox.inject(faults.slow(1.5), method="POST")
+    url = f"https://example.com/?token={TOKEN}"
+    async with browsing(service(lemcal_sandbox.client(), hook_url=url)) as browser:
+        assert "registered the hook" not in caplog.text
+        assert 200 == (await browser.get("/me")).status_code
+        with anyio.fail_after(20):
+            while "registered the hook" not in caplog.text:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+    assert "in the background" in caplog.text
+    assert 1 == len(lemcal_sandbox.hooks())
+
+
+async def test_a_failed_registration_is_tried_again(
+    lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What passes is waited out; the log has the cause, and says what it means."""
+    monkeypatch.setattr("lemcal_async.fastapi._FIRST_PAUSE", 0.01)
+    caplog.set_level(logging.INFO)
+    url = f"https://example.com/?token={TOKEN}"
+    lemcal_sandbox.inject(faults.status(500, f"no hook for {url}"), method="POST")
+    async with browsing(service(lemcal_sandbox.client(), hook_url=url)):
+        with anyio.fail_after(20):
+            while "registered the hook hoo_" not in caplog.text:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+    assert "the hook was not registered: POST /hooks: 500" in caplog.text
+    assert "no hook for https://example.com/?***" in caplog.text
+    assert "unless it was before, new bookings are not delivered until it is; the next attempt" in caplog.text
+    assert TOKEN not in caplog.text
+
+
+async def test_what_the_app_raises_stays_what_it_is(lemcal_sandbox: Sandbox) -> None:
+    """Also beside a registration in the background."""
+    begin = lifespan(lemcal_sandbox.client(), hook_url="https://example.com/?token=t")
+    with pytest.raises(ZeroDivisionError):
+        async with begin(FastAPI()):
+            raise ZeroDivisionError
+
+
+def test_an_app_is_started_again(lemcal_sandbox: Sandbox) -> None:
+    """By a second test client, or the second invocation of a function in the cloud."""
+    lemcal = lemcal_sandbox.client()
+    app = service(lemcal)
+    app.include_router(webhook_router(WebhookReceiver(lemcal, token=TOKEN, on_meeting=ignore)))
+    for _ in range(3):
+        with TestClient(app) as browser:
+            assert lemcal_sandbox.user_id == browser.get("/me").json()
+            url = f"/webhooks/lemcal?token={TOKEN}"
+            assert 200 == browser.post(url, json=lemcal_sandbox.book()).status_code
+    with pytest.raises(errors.ConfigurationError, match="closed"):
+        anyio.run(lemcal.me)
+
+
 # ------------------------------------------------------------------ the receiver's router
+
+
+@pytest.mark.parametrize("reader", ["dependency", "middleware"])
+async def test_a_body_that_somebody_has_read(lemcal_sandbox: Sandbox, reader: str) -> None:
+    """As error trackers do, and dependencies of the whole app."""
+
+    async def read(request: Request) -> None:
+        await request.body()
+
+    async def read_first(request: Request, call_next: Any) -> Any:
+        await request.body()
+        return await call_next(request)
+
+    lemcal = lemcal_sandbox.client()
+    app = FastAPI(lifespan=lifespan(lemcal), dependencies=[Depends(read)] if reader == "dependency" else [])
+    if reader == "middleware":
+        app.middleware("http")(read_first)
+    app.include_router(webhook_router(WebhookReceiver(lemcal, token=TOKEN, on_meeting=ignore, deadline=5)))
+    url = f"/webhooks/lemcal?token={TOKEN}"
+    async with browsing(app) as sender:
+        answer = await sender.post(url, json=lemcal_sandbox.book())
+        assert (200, {"status": "handled"}) == (answer.status_code, answer.json())
+        assert 413 == (await sender.post(url, content=b" " * (MAX_BODY_BYTES + 1))).status_code
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE", "PROPFIND", "POST"])
+@pytest.mark.parametrize("path", ["/webhooks/lemcal", "/webhooks/lemcal/"])
+async def test_the_token_is_hidden_before_the_server_logs(
+    lemcal_sandbox: Sandbox, method: str, path: str
+) -> None:
+    """Whatever the request is: an access log shows the query as it is in the scope in the end."""
+    lemcal = lemcal_sandbox.client()
+    app = service(lemcal)
+    app.include_router(webhook_router(WebhookReceiver(lemcal, token=TOKEN, on_meeting=ignore)))
+    seen: list[bytes] = []
+
+    async def server(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope, receive, send)
+        seen.append(scope["query_string"])
+
+    transport = httpx.ASGITransport(server)
+    async with lemcal, httpx.AsyncClient(transport=transport, base_url="http://x") as sender:
+        answer = await sender.request(method, path, params={"token": TOKEN}, json=lemcal_sandbox.book())
+    assert (200 if method == "POST" else 405) == answer.status_code
+    assert "location" not in answer.headers
+    assert [b"token=hidden"] == seen
+
+
+def test_a_websocket_is_refused(lemcal_sandbox: Sandbox) -> None:
+    """And its token hidden as well."""
+    app = FastAPI()
+    receiver = WebhookReceiver(lemcal_sandbox.client(), token=TOKEN, on_meeting=ignore)
+    app.include_router(webhook_router(receiver))
+    seen: list[bytes] = []
+
+    async def server(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope, receive, send)
+        seen.append(scope["query_string"])
+
+    with (
+        pytest.raises(WebSocketDisconnect),
+        TestClient(server).websocket_connect(f"/webhooks/lemcal?token={TOKEN}"),
+    ):
+        raise AssertionError
+    assert [b"token=hidden"] == seen
+
+
+def test_beside_an_error_tracker(lemcal_sandbox: Sandbox) -> None:
+    """Sentry's integration reads the body before the route does."""
+    lemcal = lemcal_sandbox.client()
+    kept: list[Any] = []
+
+    class Kept(sentry_sdk.transport.Transport):
+        def capture_envelope(self, envelope: Any) -> None:
+            kept.append(envelope)
+
+    with sentry_sdk.isolation_scope():
+        sentry_sdk.init(
+            dsn="http://key@127.0.0.1:9/1",
+            transport=Kept,
+            traces_sample_rate=1.0,
+        )
+        try:
+            app = service(lemcal)
+            app.include_router(webhook_router(WebhookReceiver(lemcal, token=TOKEN, on_meeting=ignore)))
+            with TestClient(app) as sender:
+                answer = sender.post(f"/webhooks/lemcal?token={TOKEN}", json=lemcal_sandbox.book())
+        finally:
+            sentry_sdk.init(dsn=None)
+    assert (200, {"status": "handled"}) == (answer.status_code, answer.json())
+    assert kept
+    assert TOKEN not in repr([envelope.serialize() for envelope in kept])
 
 
 async def test_the_receiver_has_a_route(lemcal_sandbox: Sandbox) -> None:

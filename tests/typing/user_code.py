@@ -36,7 +36,7 @@ from lemcal_async.ratelimit import LocalRateLimiter, RateLimit, RateLimiter, Red
 from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.sync import Change, MemoryStore, SQLStore, Store, SyncReport, Wake, sync_meetings, watch
 from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport
-from lemcal_async.webhooks import BoundedMemory, Memory, Tenant, Wakes, WebhookReceiver
+from lemcal_async.webhooks import Dedup, InMemoryDedup, Tenant, Wakes, WebhookReceiver
 
 
 async def calls() -> None:
@@ -164,7 +164,7 @@ async def failures(lemcal: AsyncLemcal) -> float | None:
     except errors.DeadlineExceededError as error:
         return error.retry_after
     except errors.APIStatusError as error:
-        assert_type(error.status_code, int)
+        assert_type(error.status_code, int | None)
         assert_type(error.server_message, str | None)
         return error.retry_after
     except errors.APIConnectionError as error:
@@ -223,11 +223,11 @@ async def find(name: str) -> Tenant | None:
 
 def receivers(lemcal: AsyncLemcal, wake: Wakes) -> list[WebhookReceiver]:
     """Receive webhooks in every way."""
-    memory: Memory = BoundedMemory(1000)
+    memory: Dedup = InMemoryDedup(1000)
     return [
-        WebhookReceiver(lemcal, token="token", on_meeting=save, memory=memory, deadline=5.0),
+        WebhookReceiver(lemcal, token="token", on_meeting=save, dedup=memory, deadline=5.0),
         WebhookReceiver(lemcal, token=["token", "older token"], wake=wake, list_lag=1),
-        WebhookReceiver(accounts={"token": lemcal}, on_meeting=save_here, handler_time_limit=10),
+        WebhookReceiver(accounts={"token": lemcal}, on_meeting=save_here, handler_timeout=10),
         WebhookReceiver(accounts=find, wake=wake),
     ]
 

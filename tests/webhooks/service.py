@@ -18,11 +18,11 @@ from starlette.routing import Route
 from lemcal_async import AsyncLemcal, Meeting
 from lemcal_async.ratelimit import RedisRateLimiter
 from lemcal_async.sync import SQLStore
-from lemcal_async.webhooks import WebhookReceiver, _dispatch as handling, _lookup as lookup
+from lemcal_async.webhooks import WebhookReceiver, _batch, _dispatch
 
 # The claims of a process that was killed are to lapse within the test,
-handling.MEMORY_TIME_LIMIT = 1.0
-vars(lookup)["GAP"] = 0.02  # and many repeats to be verified
+_dispatch.DEDUP_TIMEOUT = 1.0
+vars(_batch)["GAP"] = 0.02  # and many repeats to be verified
 
 limiter = RedisRateLimiter(os.environ["REDIS"]) if "REDIS" in os.environ else None
 lemcal = AsyncLemcal(base_url=os.environ["BASE_URL"], limiter=limiter)
@@ -39,7 +39,7 @@ async def on_meeting(meeting: Meeting) -> None:
 
 
 receiver = WebhookReceiver(
-    lemcal, token=os.environ["TOKEN"], on_meeting=on_meeting, memory=memory, handler_time_limit=0.5
+    lemcal, token=os.environ["TOKEN"], on_meeting=on_meeting, dedup=memory, handler_timeout=0.5
 )
 
 

@@ -121,12 +121,12 @@ async def canceled_again(scene: Scene) -> Answer:
 
 async def unreadable(scene: Scene) -> Answer:
     """Deliver a meeting whose row in the list makes no sense."""
-    return await scene.post(scene.book(start="at noon"))
+    return await scene.post(scene.book(lead="nobody"))
 
 
 async def beside_an_unreadable_one(scene: Scene) -> Answer:
     """Deliver a meeting while another row of the list makes no sense."""
-    scene.book(start="at noon")
+    scene.book(lead="nobody")
     return await scene.post(scene.book())
 
 
@@ -308,7 +308,7 @@ TABLE = [
     # the handler has one
     Row("the handler raises", real(), FAILED, 1, {"handler": fail}),
     Row("the handler raises, twice", twice, [FAILED, FAILED], 2, {"handler": fail}),
-    Row("the handler hangs", real(), FAILED, 1, {"handler": hang, "handler_time_limit": 0.1}),
+    Row("the handler hangs", real(), FAILED, 1, {"handler": hang, "handler_timeout": 0.1}),
     Row("the server stops, the handler ends", server_stops, HANDLED, 1, {"handler": sleep_a_little}),
     Row("the server stops, the handler hangs", server_stops, UNAVAILABLE, 1, {"handler": hang, "grace": 1}),
 ]
@@ -324,7 +324,7 @@ async def test_delivery(row: Row, sandbox: Sandbox) -> None:
         assert expected == [answer.brief for answer in answers]
         assert row.handled == len(stage.handled)
         listed = [
-            from_wire(meeting, Meeting) for meeting in sandbox.meetings() if meeting["start"] != "at noon"
+            from_wire(meeting, Meeting) for meeting in sandbox.meetings() if meeting.get("lead") != "nobody"
         ]
         for meeting in stage.handled:
             assert meeting in listed

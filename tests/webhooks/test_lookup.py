@@ -8,10 +8,9 @@ import pytest
 
 from lemcal_async import AsyncLemcal, Meeting
 from lemcal_async.ratelimit import Unlimited
-from lemcal_async.sandbox import Sandbox
-from lemcal_async.webhooks import _lookup as lookup
+from lemcal_async.webhooks import _batch, _lookup as lookup
 from lemcal_async.webhooks._http import Verify
-from lemcal_async.webhooks._lookup import Finding, Lookup, Lookups, Missing, Unavailable
+from lemcal_async.webhooks._lookup import Finding, Lookups, Missing, Unavailable
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +42,7 @@ class Asker:
     """Asks in tasks of its own."""
 
     def __init__(self, wire: Gated, tasks: Any) -> None:
-        self.lookup = Lookup()
+        self.lookups = Lookups()
         self.lemcal = wire.client()
         self.tasks = tasks
         self.findings: dict[str, Finding] = {}
@@ -56,13 +55,15 @@ class Asker:
     async def _ask(self, meeting_id: str, type_id: str | None, seconds: float, *, task_status: Any) -> None:
         task_status.started()
         until = anyio.current_time() + seconds
-        self.findings[meeting_id] = await self.lookup.find(self.lemcal, Verify(meeting_id, type_id), until)
+        self.findings[meeting_id] = await self.lookups.find(
+            self.lemcal, Verify(meeting_id, type_id), until, None
+        )
 
 
 @pytest.fixture(autouse=True)
 def no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let list calls follow each other at once."""
-    monkeypatch.setattr(lookup, "GAP", 0.0)
+    monkeypatch.setattr(_batch, "GAP", 0.0)
 
 
 async def released(wire: Gated) -> None:
@@ -115,7 +116,7 @@ async def test_the_caller_is_cancelled() -> None:
     wire.meetings = [{"_id": "mee_2"}, {"_id": "mee_3"}]
     async with anyio.create_task_group() as tasks:
         first, others = Asker(wire, tasks), Asker(wire, tasks)
-        others.lookup = first.lookup
+        others.lookups = first.lookups
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as doomed:
                 first.tasks = doomed
@@ -138,7 +139,7 @@ async def test_the_caller_is_cancelled_with_others_aboard() -> None:
     wire.meetings = [{"_id": "mee_2"}]
     async with anyio.create_task_group() as tasks:
         others, caller = Asker(wire, tasks), Asker(wire, tasks)
-        caller.lookup = others.lookup
+        caller.lookups = others.lookups
         await others.ask("mee_1")
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as doomed:
@@ -159,7 +160,7 @@ async def test_one_who_waits_is_cancelled() -> None:
     wire = Gated()
     async with anyio.create_task_group() as tasks:
         asker, other = Asker(wire, tasks), Asker(wire, tasks)
-        other.lookup = asker.lookup
+        other.lookups = asker.lookups
         await asker.ask("mee_1")
         await asker.ask("mee_2")
         with anyio.CancelScope() as scope:
@@ -171,7 +172,7 @@ async def test_one_who_waits_is_cancelled() -> None:
         await anyio.wait_all_tasks_blocked()
         await released(wire)
     assert {"mee_1": Missing(), "mee_2": Missing()} == asker.findings
-    assert asker.lookup.is_idle()
+    assert asker.lookups._batches.of(asker.lemcal.rate_limit_key).is_idle()
 
 
 async def test_time_runs_out() -> None:
@@ -183,13 +184,15 @@ async def test_time_runs_out() -> None:
         await asker.ask("mee_2", seconds=0.05)
         await asker.ask("mee_3", seconds=-1)
     assert Unavailable("the list did not come in time") == asker.findings["mee_2"] == asker.findings["mee_3"]
-    assert Unavailable("DeadlineExceededError") == asker.findings["mee_1"]
-    assert asker.lookup.is_idle()
+    late = asker.findings["mee_1"]
+    assert isinstance(late, Unavailable)
+    assert "no answer within the deadline" in late.reason
+    assert asker.lookups._batches.of(asker.lemcal.rate_limit_key).is_idle()
 
 
 async def test_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     """However fast lemcal answers, the next list call waits; who comes meanwhile shares it."""
-    monkeypatch.setattr(lookup, "GAP", 0.2)
+    monkeypatch.setattr(_batch, "GAP", 0.2)
     wire = Gated()
     wire.open = True
     began = anyio.current_time()
@@ -204,7 +207,7 @@ async def test_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_the_gap_is_longer_than_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then nobody can say; the list is not asked for in vain."""
-    monkeypatch.setattr(lookup, "GAP", 30)
+    monkeypatch.setattr(_batch, "GAP", 30)
     wire = Gated()
     wire.open = True
     async with anyio.create_task_group() as tasks:
@@ -228,29 +231,43 @@ async def test_a_key_function_that_fails(failure: Exception) -> None:
 
     lemcal = AsyncLemcal("usr_1", key, transport=Gated())
     assert lemcal.user_id
-    finding = await Lookup().find(lemcal, Verify("mee_1"), anyio.current_time() + 5)
+    finding = await Lookups().find(lemcal, Verify("mee_1"), anyio.current_time() + 5, None)
     assert Unavailable(type(failure).__name__) == finding
 
 
-async def test_many_accounts(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients of one account share a lookup, whoever has another key does not, the idle are forgotten."""
-    monkeypatch.setattr(lookup, "GAP", 0.0)
-    lookups = Lookups()
-    one = sandbox.client()
-    first = lookups.of(one)
-    assert lookups.of(sandbox.client()) is first
-    assert lookups.of(one.with_options(deadline=1)) is first
+async def test_many_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are idle are forgotten, those in use are kept."""
+    monkeypatch.setattr(_batch, "GAP", 0.0)
+    batches = _batch.Batches[int, int]()
+    first = batches.of("usr_1")
+    assert batches.of("usr_1") is first
 
     def others_come() -> None:
         for number in range(50):
-            lookups.of(one.for_account(f"usr_{number}", "k"))
-        assert 3 >= len(lookups._lookups)
+            batches.of(f"other_{number}")
+        assert 3 >= len(batches._batches)
 
     with first.in_use():
-        await first.find(one, Verify("mee_1"), anyio.current_time() + 5)
-        assert lookups.of(one.for_account(sandbox.user_id, "another-key")) is not first
         others_come()
-        assert lookups.of(one) is first
+        assert batches.of("usr_1") is first
     others_come()
-    assert lookups.of(one) is not first
-    await one.aclose()
+    assert batches.of("usr_1") is not first
+
+
+async def test_an_empty_list_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there were meetings, an empty list says nothing until it has been empty for long."""
+    wire = Gated()
+    wire.open = True
+    lemcal, lookups = wire.client(), Lookups()
+
+    async def find() -> Finding:
+        return await lookups.find(lemcal, Verify("mee_1"), anyio.current_time() + 5, None)
+
+    assert Missing() == await find()  # a new account has no meetings
+    wire.meetings = [{"_id": "mee_2"}]
+    assert Missing() == await find()
+    wire.meetings = []
+    doubt = Unavailable("the list is empty, and was not before")
+    assert [doubt, doubt] == [await find(), await find()]
+    monkeypatch.setattr(lookup, "EMPTY_LIST_DOUBT", 0.0)
+    assert [Missing(), Missing()] == [await find(), await find()]

@@ -1,11 +1,15 @@
 """The receiver as a whole: whose a delivery is, what it wakes, what it logs, what it needs."""
 
+import base64
+import json
 import logging
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 from serving import App, serving
@@ -16,7 +20,7 @@ from lemcal_async import AsyncLemcal, Meeting, events
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Unlimited
 from lemcal_async.sandbox import Sandbox, faults
-from lemcal_async.webhooks import Tenant, WebhookReceiver
+from lemcal_async.webhooks import Tenant, WebhookReceiver, hook_url
 
 from .conftest import ONCE, TOKEN, scene
 from .posting import post
@@ -116,8 +120,8 @@ async def test_accounts_that_cannot_be_found(caplog: pytest.LogCaptureFixture) -
 
     receiver = WebhookReceiver(accounts=find, on_meeting=ignore)
     assert (503, "unavailable") == await ask(receiver, "/acme", {"_id": "mee_1"})
-    assert "the account of a delivery cannot be had: OSError" in caplog.text
-    assert "secret" not in caplog.text
+    assert "a delivery's account could not be found" in caplog.text
+    assert "OSError: postgresql" not in caplog.text
 
 
 async def test_a_wrong_key_for_another_account_shares_nothing(sandbox: Sandbox) -> None:
@@ -158,16 +162,45 @@ class Bell:
 
 
 async def test_a_delivery_wakes(sandbox: Sandbox) -> None:
-    """When it is verified, and not before; with a handler besides, or without."""
+    """Alone, whatever it says, and nothing is fetched; beside a handler, when it is verified."""
     bell = Bell()
     async with scene(sandbox, wake=bell, on_meeting=None) as stage:
-        assert (200, "ignored") == (await stage.post({"_id": "mee_forged"})).brief
-        assert [] == bell.rung
-        assert (200, "handled") == (await stage.post(stage.book())).brief
-        assert [sandbox.user_id] == bell.rung
+        assert (200, "handled") == (await stage.post({"_id": "mee_forged"})).brief
+        assert ([sandbox.user_id], []) == (bell.rung, stage.lists())
     async with scene(sandbox, wake=bell) as stage:
+        assert (200, "ignored") == (await stage.post({"_id": "mee_forged"})).brief
+        assert 1 == len(bell.rung)
         assert (200, "handled") == (await stage.post(stage.book())).brief
         assert (2, 1) == (len(bell.rung), len(stage.handled))
+
+
+@pytest.mark.parametrize("handler", ["with a handler", "alone"])
+async def test_forged_deliveries_wake_seldom(
+    sandbox: Sandbox, handler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many come in at once, they share a wake-up that begins after they came."""
+    monkeypatch.undo()
+    bell = Bell()
+    options: dict[str, Any] = {"on_meeting": None} if handler == "alone" else {}
+    async with scene(sandbox, wake=bell, **options) as stage:
+        booked = stage.book()
+        answers = await stage.post_at_once([booked] * 100)
+        assert {200} == {answer.status for answer in answers}
+        assert 1 <= len(bell.rung) <= 3
+
+
+async def test_a_wake_that_is_awaited(sandbox: Sandbox) -> None:
+    """A fleet stores the wake-up before the delivery is answered."""
+    stored: list[str | None] = []
+
+    class Waker:
+        async def wake(self, user_id: str | None = None) -> None:
+            await anyio.lowlevel.checkpoint()
+            stored.append(user_id)
+
+    async with scene(sandbox, wake=Waker(), on_meeting=None) as stage:
+        assert (200, "handled") == (await stage.post({"_id": "mee_1"})).brief
+    assert [sandbox.user_id] == stored
 
 
 async def test_a_wake_that_fails(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
@@ -175,7 +208,8 @@ async def test_a_wake_that_fails(sandbox: Sandbox, caplog: pytest.LogCaptureFixt
     async with scene(sandbox, wake=Bell(broken=True)) as stage:
         assert (503, "failed") == (await stage.post(stage.book())).brief
         assert [] == stage.handled
-    assert "wake() raised OSError" in caplog.text
+    assert f"{sandbox.user_id} could not be woken" in caplog.text
+    assert "OSError" in caplog.text
 
 
 # ------------------------------------------------------------------ load
@@ -204,13 +238,13 @@ async def test_lemcal_is_asked_for_the_type_alone(sandbox: Sandbox) -> None:
 
 async def test_restarts_with_a_memory(sandbox: Sandbox) -> None:
     """What was answered 200 is not handled again by the next receiver that is given the same memory."""
-    from lemcal_async.webhooks import BoundedMemory
+    from lemcal_async.webhooks import InMemoryDedup
 
-    memory = BoundedMemory()
-    async with scene(sandbox, memory=memory) as before:
+    memory = InMemoryDedup()
+    async with scene(sandbox, dedup=memory) as before:
         booked = before.book()
         assert (200, "handled") == (await before.post(booked)).brief
-    async with scene(sandbox, memory=memory) as after:
+    async with scene(sandbox, dedup=memory) as after:
         assert (200, "repeated") == (await after.post(booked)).brief
         assert [] == after.handled
 
@@ -285,11 +319,11 @@ def wrong_set_ups(lemcal: AsyncLemcal) -> dict[str, Callable[[], object]]:
         "needs on_meeting=, wake= or both": lambda: make(lemcal, token=TOKEN),
         "on_meeting= must": lambda: make(lemcal, token=TOKEN, on_meeting=TOKEN),
         "wake= must": lambda: make(lemcal, **one, wake=object()),
-        "memory= must": lambda: make(lemcal, **one, memory={}),
-        "deadline= must": lambda: make(lemcal, **one, deadline=0),
-        "deadline= must be seconds": lambda: make(lemcal, **one, deadline=float("inf")),
-        "handler_time_limit= must": lambda: make(lemcal, **one, handler_time_limit=-1),
-        "list_lag= must": lambda: make(lemcal, **one, list_lag=-1),
+        "dedup= must": lambda: make(lemcal, **one, dedup={}),
+        "deadline=0: it must be seconds": lambda: make(lemcal, **one, deadline=0),
+        "deadline=inf: it must be seconds": lambda: make(lemcal, **one, deadline=float("inf")),
+        "handler_timeout=.*: it must be seconds": lambda: make(lemcal, **one, handler_timeout=-1),
+        "list_lag=.*: it must be seconds": lambda: make(lemcal, **one, list_lag=-1),
         "accounts= must map": lambda: make(accounts={TOKEN: lemcal, "": lemcal}, on_meeting=ignore),
         "map tokens": lambda: make(accounts={}, on_meeting=ignore),
         "to clients": lambda: make(accounts={TOKEN: TOKEN}, on_meeting=ignore),
@@ -403,20 +437,62 @@ def test_one_event_loop_after_another(anyio_backend: str, backends: list[str]) -
     assert [row["_id"] for row in rows] == handled
 
 
-async def test_the_lookups_of_slow_deliveries_are_kept(sandbox: Sandbox) -> None:
-    """Between two looks an account's lookup is not replaced by another, however many others come by."""
-    async with sandbox.client() as first:
-        tokens = {f"t-{number}": first.for_account(f"usr_{number}", "k") for number in range(20)}
-        receiver = WebhookReceiver(accounts={TOKEN: first, **tokens}, on_meeting=ignore, list_lag=0.3)
-        lookup = receiver._lookups.of(first)
+# ------------------------------------------------------------------ without ASGI
 
-        async def deliver(token: str) -> None:
-            await ask(receiver, "/", {"_id": "mee_forged"}, token=token)
 
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(deliver, TOKEN)
-            await anyio.sleep(0.1)
-            for token in tokens:
-                tasks.start_soon(deliver, token)
-            await anyio.sleep(0.1)
-            assert receiver._lookups.of(first) is lookup
+async def test_handled_without_asgi(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
+    """The same answers, for Lambda, aiohttp.web, Django and whatever else."""
+    receiver = WebhookReceiver(lemcal, token="a+b&c", on_meeting=ignore, list_lag=0)
+    booked = json.dumps(sandbox.book()).encode()
+    query = hook_url("https://you.example/", "a+b&c").partition("?")[2]
+    basic = {"Authorization": "Basic " + base64.b64encode(b"lemcal:a+b&c").decode()}
+    async with lemcal:
+        status, headers, body = await receiver.handle("POST", query, {}, booked)
+        assert (200, {"status": "handled"}) == (status, json.loads(body))
+        assert {"content-type": "application/json"} == headers
+        assert 200 == (await receiver.handle("post", query.encode(), [(b"Host", b"x")], booked))[0]
+        assert 200 == (await receiver.handle("POST", "", basic, booked))[0]
+        assert 401 == (await receiver.handle("POST", "token=no", {}, booked))[0]
+        assert 400 == (await receiver.handle("POST", query, {}, b"{"))[0]
+        assert 413 == (await receiver.handle("POST", query, {"Content-Length": "9999999"}, b""))[0]
+        status, headers, _ = await receiver.handle("GET", query, {}, b"")
+        assert (405, "POST") == (status, headers["allow"])
+        sandbox.inject(faults.status(500), times=3, path="/meetings")
+        status, headers, _ = await receiver.handle("POST", query, {}, json.dumps(sandbox.book()).encode())
+        assert (503, True) == (status, int(headers["retry-after"]) >= 1)
+
+
+async def test_a_tenant_without_asgi(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
+    """The caller says which name the path has."""
+
+    async def find(name: str) -> Tenant | None:
+        return Tenant(lemcal, TOKEN) if name == "acme" else None
+
+    receiver = WebhookReceiver(accounts=find, on_meeting=ignore)
+    booked = json.dumps(sandbox.book()).encode()
+    async with lemcal:
+        assert 200 == (await receiver.handle("POST", f"token={TOKEN}", {}, booked, tenant="acme"))[0]
+        assert 401 == (await receiver.handle("POST", f"token={TOKEN}", {}, booked))[0]
+
+
+async def test_a_slow_plain_handler_without_asgi(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
+    """Its thread is left behind when the time is up, and the caller gets its answer."""
+    proceed = threading.Event()
+    receiver = WebhookReceiver(
+        lemcal, token=TOKEN, on_meeting=lambda _: proceed.wait(20), handler_timeout=0.05
+    )
+    async with lemcal:
+        booked = json.dumps(sandbox.book()).encode()
+        status, _, body = await receiver.handle("POST", f"token={TOKEN}", {}, booked)
+    proceed.set()
+    assert (503, {"status": "failed"}) == (status, json.loads(body))
+
+
+@pytest.mark.parametrize(("token", "warned"), [("a&b", True), ("a b", True), ("ü", True), ("a+b/c=", False)])
+async def test_a_token_that_needs_quoting(
+    lemcal: AsyncLemcal, token: str, caplog: pytest.LogCaptureFixture, *, warned: bool
+) -> None:
+    """It works, if the URL is built as it must be: the log says how, and not which token it is."""
+    WebhookReceiver(lemcal, token=token, on_meeting=ignore)
+    assert warned == ("hook_url(url, token)" in caplog.text)
+    assert token not in caplog.text

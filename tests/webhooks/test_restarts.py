@@ -13,7 +13,7 @@ from serving import serving
 
 from lemcal_async import AsyncLemcal, Meeting
 from lemcal_async.sandbox import Sandbox, faults
-from lemcal_async.webhooks import BoundedMemory, WebhookReceiver
+from lemcal_async.webhooks import InMemoryDedup, WebhookReceiver
 
 from .conftest import TOKEN, scene
 from .posting import Answer, post
@@ -38,7 +38,7 @@ async def deliver_until_answered(port: Any, body: bytes, answers: list[Answer]) 
 async def test_restart_in_a_burst(sandbox: Sandbox, lemcal: AsyncLemcal, grace: int) -> None:
     """Everything is handled, and what was answered 200 before is not handled after."""
     sandbox.inject(faults.slow(0.2), times=1, path="/meetings")
-    memory = BoundedMemory()  # stands for one that lasts
+    memory = InMemoryDedup()  # stands for one that lasts
     handled: Counter[str] = Counter()
     some, all_answered = anyio.Event(), anyio.Event()
 
@@ -60,7 +60,7 @@ async def test_restart_in_a_burst(sandbox: Sandbox, lemcal: AsyncLemcal, grace: 
 
     async with lemcal, anyio.create_task_group() as tasks:
         for run in range(2):
-            receiver = WebhookReceiver(lemcal, token=TOKEN, on_meeting=handler, memory=memory)
+            receiver = WebhookReceiver(lemcal, token=TOKEN, on_meeting=handler, dedup=memory)
             async with serving(receiver, grace=grace) as server:
                 ports.append(server.port)
                 for place, meeting_id in enumerate(booked if run == 0 else []):
@@ -102,7 +102,7 @@ async def test_a_plain_handler_that_takes_too_long(sandbox: Sandbox) -> None:
         calls.append(meeting.id)
         proceed.wait(20)
 
-    async with scene(sandbox, on_meeting=slow, handler_time_limit=0.1) as stage:
+    async with scene(sandbox, on_meeting=slow, handler_timeout=0.1) as stage:
         booked = stage.book()
         assert (503, "failed") == (await stage.post(booked)).brief
         assert (503, "failed") == (await stage.post(booked)).brief
@@ -123,7 +123,7 @@ async def test_cancelled_at_any_moment(sandbox: Sandbox, lemcal: AsyncLemcal) ->
         await anyio.sleep(0.005)
         handled.append(meeting.id)
 
-    receiver = WebhookReceiver(lemcal, token=TOKEN, on_meeting=handler, memory=BoundedMemory())
+    receiver = WebhookReceiver(lemcal, token=TOKEN, on_meeting=handler, dedup=InMemoryDedup())
 
     async def deliver(seconds: float) -> int | None:
         sent: list[Any] = []

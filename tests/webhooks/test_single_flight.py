@@ -1,4 +1,4 @@
-"""The law of the lookup, under any order of questions, answers, bookings and cancellations."""
+"""The invariant of the lookup, under any order of questions, answers, bookings and cancellations."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from hypothesis import given, strategies as st
 
 from lemcal_async import AsyncLemcal, Meeting
 from lemcal_async.ratelimit import Unlimited
-from lemcal_async.webhooks import _lookup as lookup
+from lemcal_async.webhooks import _batch
 from lemcal_async.webhooks._http import Verify
-from lemcal_async.webhooks._lookup import Finding, Lookup, Missing
+from lemcal_async.webhooks._lookup import Finding, Lookups, Missing
 
 # What can happen, with the number of the meeting (or of the question) that it happens to.
 STEP = st.tuples(st.sampled_from(["ask", "ask", "book", "answer", "cancel"]), st.integers(0, 5))
 
 
-class World:
+class Stage:
     """A lemcal whose list calls begin and end when they are told to, and those who ask it."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class World:
         self.scopes: list[anyio.CancelScope] = []
         self.findings: dict[int, tuple[Finding, int]] = {}  # with how many calls had begun by then
         self.asking = 0  # how many questions are open
-        self.lookup = Lookup()
+        self.lookups = Lookups()
         transport = _Wire(self)
         self.lemcal = AsyncLemcal("usr_1", "k1", transport=transport, limiter=Unlimited())
 
@@ -44,7 +44,7 @@ class World:
             self.scopes.append(scope)
             task_status.started()
             until = anyio.current_time() + 60
-            finding = await self.lookup.find(self.lemcal, Verify(meeting_id, type_id), until)
+            finding = await self.lookups.find(self.lemcal, Verify(meeting_id, type_id), until, None)
             self.findings[place] = finding, len(self.calls)
         self.asking -= 1
 
@@ -71,7 +71,7 @@ class World:
 
 
 class _Wire(httpx.AsyncBaseTransport):
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: Stage) -> None:
         self._world = world
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -92,14 +92,14 @@ class _Wire(httpx.AsyncBaseTransport):
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_the_law(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invariant(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One call at a time; each question is answered, truly, by a call that began after it was asked."""
-    monkeypatch.setattr(lookup, "GAP", 0.0)
+    monkeypatch.setattr(_batch, "GAP", 0.0)
 
     @given(st.lists(STEP, max_size=30))
     def play(steps: list[tuple[str, int]]) -> None:
-        async def main() -> World:
-            world = World()
+        async def main() -> Stage:
+            world = Stage()
             await world.play(steps)
             return world
 
@@ -121,6 +121,6 @@ def test_the_law(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 assert Missing() == finding
                 assert booked_at is None or booked_at >= min(fitting)
         assert len(world.calls) <= len(world.asked)
-        assert not world.lookup._waiting
+        assert not world.lookups._batches.of(world.lemcal.rate_limit_key)._waiting
 
     play()

@@ -53,10 +53,10 @@ async def test_the_store_remembers(sandbox: Sandbox, tmp_path: Path) -> None:
         if failing:
             raise ValueError
 
-    async with SQLStore(url) as memory, scene(sandbox, memory=memory) as before:
+    async with SQLStore(url) as dedup, scene(sandbox, dedup=dedup) as before:
         handled = before.book()
         assert (200, "handled") == (await before.post(handled)).brief
-    async with SQLStore(url) as memory, scene(sandbox, memory=memory, handler=fail_at_first) as after:
+    async with SQLStore(url) as dedup, scene(sandbox, dedup=dedup, handler=fail_at_first) as after:
         failed = after.book()
         assert (503, "failed") == (await after.post(failed)).brief
         failing = False
@@ -68,16 +68,16 @@ async def test_the_store_remembers(sandbox: Sandbox, tmp_path: Path) -> None:
 async def test_the_store_is_gone(sandbox: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is to come again: nothing is handled that could not be remembered."""
     store = SQLStore(f"sqlite:///{tmp_path / 'nowhere' / 'memory.db'}")
-    async with scene(sandbox, memory=store) as stage:
+    async with scene(sandbox, dedup=store) as stage:
         assert (503, "failed") == (await stage.post(stage.book())).brief
         assert [] == stage.handled
-    assert "the memory failed" in caplog.text
+    assert "dedup= failed" in caplog.text
 
 
 async def test_a_burst(sandbox: Sandbox, tmp_path: Path) -> None:
     """A hundred at once, each remembered in the database."""
-    memory = SQLStore(f"sqlite:///{tmp_path / 'memory.db'}")
-    async with memory, scene(sandbox, memory=memory) as stage:
+    dedup = SQLStore(f"sqlite:///{tmp_path / 'memory.db'}")
+    async with dedup, scene(sandbox, dedup=dedup) as stage:
         booked = [stage.book() for _ in range(100)]
         answers = await stage.post_at_once(booked)
         assert {(200, "handled")} == {answer.brief for answer in answers}

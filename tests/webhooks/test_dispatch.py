@@ -1,5 +1,6 @@
 """A meeting is handled once: by one task, in one process, and again only if that failed."""
 
+import asyncio
 import functools
 import logging
 import threading
@@ -10,18 +11,18 @@ from typing import Any
 import anyio
 import pytest
 
-from lemcal_async import Meeting
+from lemcal_async import AsyncLemcal, Meeting
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.webhooks import BoundedMemory, Memory, _dispatch as handling
-from lemcal_async.webhooks._dispatch import Claim, Handling
+from lemcal_async.webhooks import Claim, Dedup, InMemoryDedup, WebhookReceiver, _dispatch
+from lemcal_async.webhooks._dispatch import Dispatcher
 
 pytestmark = pytest.mark.anyio
 
 MEETING = Meeting("mee_1")
 
 
-class Journal(BoundedMemory):
-    """A memory that writes down what it is asked, and fails when it is told to."""
+class Journal(InMemoryDedup):
+    """A deduplication that writes down what it is asked, and fails when it is told to."""
 
     def __init__(self, *, fails_at: str = "") -> None:
         super().__init__()
@@ -52,9 +53,9 @@ class Journal(BoundedMemory):
 class Desk:
     """Has meetings handled, and notes when the senders were told to come again."""
 
-    def __init__(self, handler: Callable[..., Any], memory: Memory | None = None, limit: float = 30) -> None:
-        self.memory = memory or Journal()
-        self.handling = Handling(handler, self.memory, limit)
+    def __init__(self, handler: Callable[..., Any], dedup: Dedup | None = None, limit: float = 30) -> None:
+        self.dedup = dedup or Journal()
+        self.dispatcher = Dispatcher(handler, self.dedup, limit)
         self.told_late = anyio.Event()
 
     async def handle(self, meeting: Meeting = MEETING, *more: Any) -> str:
@@ -63,11 +64,11 @@ class Desk:
         async def late() -> None:
             self.told_late.set()
 
-        return await self.handling.handle("usr_1", meeting, (meeting, *more), late)
+        return await self.dispatcher.dispatch("usr_1", meeting, (meeting, *more), late)
 
     async def claim(self) -> Claim:
         """Return what another process would hear."""
-        return await self.memory.claim("usr_1", "mee_1", 1)
+        return await self.dedup.claim("usr_1", "mee_1", 1)
 
 
 async def async_function(meeting: Meeting, kept: list[Any]) -> None:
@@ -121,13 +122,13 @@ async def test_kinds_of_handlers(handler: Callable[..., Any], *, in_thread: bool
 
 @pytest.mark.parametrize("kind", ["async", "plain", "around"])
 async def test_a_failure_is_no_handling(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    """It comes again; the log says which meeting and where, and not what the words were."""
+    """It comes again; the log has the meeting and the traceback, and not the error's words."""
 
     async def fail(meeting: Meeting) -> None:
-        raise ValueError("guest@example.com")
+        raise ValueError("guest" + "@example.com")
 
     def fail_in_thread(meeting: Meeting) -> None:
-        raise ValueError("guest@example.com")
+        raise ValueError("guest" + "@example.com")
 
     desk = Desk({"async": fail, "plain": fail_in_thread, "around": around(fail)}[kind])
     with caplog.at_level(logging.DEBUG):
@@ -136,8 +137,9 @@ async def test_a_failure_is_no_handling(kind: str, caplog: pytest.LogCaptureFixt
     ours = [record for record in caplog.records if record.name == "lemcal_async.webhooks"]
     assert 2 == len(ours)
     for record in ours:
-        assert "meeting mee_1: the handler raised ValueError at test_handling.py:" in record.getMessage()
-        assert (None, None) == (record.exc_info, record.exc_text)
+        assert "meeting mee_1: on_meeting failed; the delivery is to come again" == record.getMessage()
+    assert 'raise ValueError("' in caplog.text  # the line of the source
+    assert "test_dispatch.py" in caplog.text
     assert "guest@" not in caplog.text
 
 
@@ -189,7 +191,7 @@ async def test_others_go_on() -> None:
 
 @pytest.mark.parametrize("kind", ["async", "around"])
 async def test_too_late(kind: str) -> None:
-    """It is cancelled, and comes again."""
+    """It is canceled, and comes again."""
     canceled: list[bool] = []
 
     async def hang(meeting: Meeting) -> None:
@@ -204,7 +206,7 @@ async def test_too_late(kind: str) -> None:
 
 async def test_so_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain functions take no more threads than they have, however many meetings are booked."""
-    monkeypatch.setattr(handling, "THREADS", 2)
+    monkeypatch.setattr(_dispatch, "THREADS", 2)
     running: list[str] = []
     seen: list[int] = []
 
@@ -249,14 +251,14 @@ async def test_a_thread_that_takes_too_long(*, succeeds: bool) -> None:
     assert (["mee_1"], "done" if succeeds else "new") == (calls, await desk.claim())
 
 
-async def test_cancelled() -> None:
-    """An async handler is cancelled, and the meeting given back; those who waited are told."""
-    memory = Journal()
+async def test_canceled() -> None:
+    """An async handler is canceled, and the meeting given back; those who waited are told."""
+    dedup = Journal()
 
     async def hang(meeting: Meeting) -> None:
         await anyio.sleep_forever()
 
-    desk = Desk(hang, memory)
+    desk = Desk(hang, dedup)
     outcomes: list[str] = []
 
     async def follow() -> None:
@@ -270,11 +272,11 @@ async def test_cancelled() -> None:
                 tasks.start_soon(follow)
                 await anyio.wait_all_tasks_blocked()
                 scope.cancel()
-    assert (["failed"], ["claim", "release"]) == (outcomes, memory.asked)
+    assert (["failed"], ["claim", "release"]) == (outcomes, dedup.asked)
     assert "new" == await desk.claim()
 
 
-async def test_cancelled_beside_a_thread() -> None:
+async def test_canceled_beside_a_thread() -> None:
     """It cannot be stopped, so the meeting stays its own until the claim lapses."""
     proceed, started = threading.Event(), threading.Event()
 
@@ -292,7 +294,7 @@ async def test_cancelled_beside_a_thread() -> None:
 
 
 @pytest.mark.parametrize("what", ["claim", "done", "release"])
-async def test_the_memory_fails(what: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_dedup_fails(what: str, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing counts as handled that is not remembered; its words stay out of the log."""
     calls: list[str] = []
 
@@ -304,14 +306,17 @@ async def test_the_memory_fails(what: str, caplog: pytest.LogCaptureFixture) -> 
     desk = Desk(handler, Journal(fails_at=what))
     assert "failed" == await desk.handle()
     assert (0 if what == "claim" else 1) == len(calls)
-    assert "meeting mee_1: the memory failed: OSError at test_handling.py:" in caplog.text
-    assert "secret" not in caplog.text
+    assert "meeting mee_1: dedup= " in caplog.text
+    assert "OSError" in caplog.text
+    assert "secret@host is" not in "".join(
+        str(record.exc_info[1]) for record in caplog.records if record.exc_info
+    )
 
 
 @pytest.mark.parametrize("what", ["claim", "done", "release"])
-async def test_the_memory_hangs(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_dedup_hangs(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """For so long at most, and then it comes again."""
-    monkeypatch.setattr("lemcal_async.webhooks._dispatch.MEMORY_TIME_LIMIT", 0.05)
+    monkeypatch.setattr("lemcal_async.webhooks._dispatch.DEDUP_TIMEOUT", 0.05)
 
     async def handler(meeting: Meeting) -> None:
         if what == "release":
@@ -320,53 +325,95 @@ async def test_the_memory_hangs(what: str, monkeypatch: pytest.MonkeyPatch) -> N
     async def hang(*_: object) -> None:
         await anyio.sleep_forever()
 
-    memory = Journal()
-    monkeypatch.setattr(memory, what, hang)
-    assert "failed" == await Desk(handler, memory).handle()
+    dedup = Journal()
+    monkeypatch.setattr(dedup, what, hang)
+    assert "failed" == await Desk(handler, dedup).handle()
 
 
 async def test_another_process() -> None:
     """Has it, and is waited for by the sender; or had it."""
-    memory = Journal()
+    dedup = Journal()
     calls: list[str] = []
 
     async def handler(meeting: Meeting) -> None:
         calls.append(meeting.id)
 
-    desk = Desk(handler, memory)
+    desk = Desk(handler, dedup)
     assert ("new", "busy") == (await desk.claim(), await desk.handle())
-    await memory.done("usr_1", "mee_1")
+    await dedup.done("usr_1", "mee_1")
     assert ("repeated", []) == (await desk.handle(), calls)
 
 
-# --------------------------------------------------------------------------- the memory of one process
+@pytest.mark.parametrize("kind", ["async", "plain", "around"])
+async def test_a_cancellation_that_nobody_asked_for(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A handler that awaits what somebody else canceled has failed; its delivery is not lost."""
+
+    async def fail(meeting: Meeting) -> None:
+        raise anyio.get_cancelled_exc_class()._create() if _is_trio() else asyncio.CancelledError  # type: ignore[attr-defined]
+
+    def fail_in_thread(meeting: Meeting) -> None:
+        raise asyncio.CancelledError
+
+    desk = Desk({"async": fail, "plain": fail_in_thread, "around": around(fail)}[kind])
+    assert "failed" == await desk.handle()
+    assert "new" == await desk.claim()
+    assert "on_meeting failed" in caplog.text
+
+
+def _is_trio() -> bool:
+    return "trio" in anyio.get_cancelled_exc_class().__module__
+
+
+async def test_a_thread_that_nobody_waits_for() -> None:
+    """Without a sender to answer early, the thread is left behind, and the meeting stays its own."""
+    proceed = threading.Event()
+    dedup = Journal()
+    dispatcher = Dispatcher(lambda _: proceed.wait(20), dedup, 0.05)
+    assert "failed" == await dispatcher.dispatch("usr_1", MEETING, (MEETING,), None)
+    proceed.set()
+    assert "busy" == await dedup.claim("usr_1", "mee_1", 1)
+
+
+@pytest.mark.parametrize("handler", [lambda: None, lambda a, b: None, lambda *, meeting: None, AsyncObject()])
+@pytest.mark.parametrize("anyio_backend", ["none"])
+def test_a_handler_that_cannot_be_called(anyio_backend: str, handler: Callable[..., Any]) -> None:
+    """It is refused when the receiver is made, and not at the first booking."""
+    client = AsyncLemcal("usr_1", "k1")
+    with pytest.raises(
+        ConfigurationError, match=r"on_meeting= is called as .*\(meeting\), and does not take"
+    ):
+        WebhookReceiver(client, token="t", on_meeting=handler)
+    WebhookReceiver(client, token="t", on_meeting=print)
+
+
+# --------------------------------------------------------------------------- the dedup of one process
 
 
 async def test_claims_lapse() -> None:
     """After the lease, whoever had it must be gone."""
     now = 100.0
-    memory = BoundedMemory(clock=lambda: now)
-    assert ["new", "busy"] == [await memory.claim("usr_1", "mee_1", 30) for _ in range(2)]
-    assert "new" == await memory.claim("usr_2", "mee_1", 30)
+    dedup = InMemoryDedup(clock=lambda: now)
+    assert ["new", "busy"] == [await dedup.claim("usr_1", "mee_1", 30) for _ in range(2)]
+    assert "new" == await dedup.claim("usr_2", "mee_1", 30)
     now = 130.0
-    assert "new" == await memory.claim("usr_1", "mee_1", 30)
-    await memory.release("usr_1", "mee_1")
-    await memory.release("usr_1", "mee_1")
-    assert "new" == await memory.claim("usr_1", "mee_1", 30)
+    assert "new" == await dedup.claim("usr_1", "mee_1", 30)
+    await dedup.release("usr_1", "mee_1")
+    await dedup.release("usr_1", "mee_1")
+    assert "new" == await dedup.claim("usr_1", "mee_1", 30)
 
 
 async def test_it_is_bounded() -> None:
     """Those that were not asked for longest go first."""
-    memory = BoundedMemory(3)
+    dedup = InMemoryDedup(3)
     for number in range(1, 4):
-        await memory.done("usr_1", f"mee_{number}")
-    assert "done" == await memory.claim("usr_1", "mee_1", 30)
-    await memory.done("usr_1", "mee_4")
-    claims = [await memory.claim("usr_1", f"mee_{number}", 30) for number in range(1, 5)]
+        await dedup.done("usr_1", f"mee_{number}")
+    assert "done" == await dedup.claim("usr_1", "mee_1", 30)
+    await dedup.done("usr_1", "mee_4")
+    claims = [await dedup.claim("usr_1", f"mee_{number}", 30) for number in range(1, 5)]
     assert ["done", "new", "done", "done"] == claims
 
 
 def test_of_no_size() -> None:
     """It could not remember anything."""
     with pytest.raises(ConfigurationError, match="at least 1"):
-        BoundedMemory(0)
+        InMemoryDedup(0)

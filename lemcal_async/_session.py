@@ -199,7 +199,7 @@ class AccountSession:
         answer = self._send(call, target, body)
         if options.deadline is not None:
             answer = _with_deadline(options.deadline, call, answer)
-        return _emit_call_ended(call, answer) if events.wanted() else answer
+        return _emit_call_ended(call, _url(self._base_url), answer) if events.wanted() else answer
 
     async def _send(self, call: CallState, target: str, body: JSONBody | None) -> Answer:
         signature = self._authorize()
@@ -277,7 +277,7 @@ async def _with_deadline(deadline: float, call: CallState, answer: Coroutine[Any
     )
 
 
-async def _emit_call_ended(call: CallState, answer: Coroutine[Any, Any, Answer]) -> Answer:
+async def _emit_call_ended(call: CallState, server: httpx.URL, answer: Coroutine[Any, Any, Answer]) -> Answer:
     """Await an answer, and tell how the call ended to those who listen."""
     began = anyio.current_time()
     status: int | None = None
@@ -292,7 +292,17 @@ async def _emit_call_ended(call: CallState, answer: Coroutine[Any, Any, Answer])
     finally:
         seconds = anyio.current_time() - began
         events.emit(
-            events.CallEnded(call.method, call.route, status, error, call.attempts, call.waited, seconds)
+            events.CallEnded(
+                call.method,
+                call.route,
+                server.host,
+                server.port or {"https": 443, "http": 80}[server.scheme],
+                status,
+                error,
+                call.attempts,
+                call.waited,
+                seconds,
+            )
         )
     return result
 

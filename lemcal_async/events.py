@@ -1,8 +1,8 @@
-"""What happens inside, told to whoever subscribes: for metrics, traces and logs of one's own.
+"""Events for metrics, traces and logs of your own.
 
-Every event is a plain value that holds no secret; times are in seconds. Nothing is made while nobody
-listens. A listener is called where the event happens, in an event loop or in any thread, so it must
-return at once; what it raises is logged and goes no further.
+Every event is a plain value that holds no secret; times are in seconds. Events are only created while
+someone is subscribed. A listener is called where the event happens, in an event loop or in any thread, so
+it must return at once; what it raises is logged and goes no further.
 """
 
 import logging
@@ -10,6 +10,22 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import attrs
+
+__all__ = [
+    "AccountSynced",
+    "CallEnded",
+    "Event",
+    "FellBack",
+    "ForeignUse",
+    "Granted",
+    "Listener",
+    "Paused",
+    "PoolEntered",
+    "Queued",
+    "Retried",
+    "WebhookHandled",
+    "subscribe",
+]
 
 logger = logging.getLogger("lemcal_async")
 
@@ -34,7 +50,7 @@ class Granted:
 
 @attrs.frozen
 class Paused:
-    """The server refused the key (429): nobody sends for so many seconds."""
+    """A 429 paused the key: sending is paused for so many seconds."""
 
     key: str
     seconds: float
@@ -42,7 +58,7 @@ class Paused:
 
 @attrs.frozen
 class ForeignUse:
-    """Somebody else uses the key: ``requests`` in the window that the last answer spoke of."""
+    """Somebody else is using the key: ``requests`` of theirs in the window that the last answer reported."""
 
     key: str
     requests: int
@@ -50,7 +66,7 @@ class ForeignUse:
 
 @attrs.frozen
 class FellBack:
-    """The limiter goes on with less than it had; ``reason`` says why (in words)."""
+    """The shared limiter fell back to a local one; ``reason`` says why, in words."""
 
     key: str
     reason: str
@@ -58,7 +74,7 @@ class FellBack:
 
 @attrs.frozen
 class AccountSynced:
-    """An account's turn in a synchronisation is over; the counts are of its meetings, 0 if it failed."""
+    """A synchronization has finished an account; the counts are of its meetings, 0 if it failed."""
 
     user_id: str
     seconds: float
@@ -73,16 +89,19 @@ class AccountSynced:
 
 @attrs.frozen
 class CallEnded:
-    """A call has come to its end; ``route`` is the path with its ids left out.
+    """A call has ended.
 
-    ``status`` is the last answer's, None if there was none, and ``error`` the name of what was raised:
-    one of ``lemcal_async.errors``, ``"Cancelled"``, or None for a success. ``waited`` is for the rate
-    limit and between attempts, ``seconds`` for all of the call.
+    ``route`` is the path with its ids left out; that of ``request()`` is the path as it was given.
+    ``status_code`` is the last answer's, None if there was none, and ``error`` the name of what was
+    raised: one of ``lemcal_async.errors``, ``"Cancelled"``, or None for a success. ``waited`` is the time
+    spent on the rate limit and between attempts, ``seconds`` that of the whole call.
     """
 
     method: str
     route: str
-    status: int | None
+    server_address: str
+    server_port: int
+    status_code: int | None
     error: str | None
     attempts: int
     waited: float
@@ -91,9 +110,9 @@ class CallEnded:
 
 @attrs.frozen
 class Retried:
-    """An attempt failed, and there will be another, after ``wait`` seconds.
+    """An attempt failed and will be repeated after ``wait`` seconds.
 
-    ``reason`` is the status of the answer, or the name of httpx's error where there was none.
+    ``reason`` is the answer's status code, or the name of httpx's error if there was no answer.
     """
 
     method: str
@@ -105,7 +124,7 @@ class Retried:
 
 @attrs.frozen
 class PoolEntered:
-    """A request may use a connection, after so many seconds; with it ``in_use`` of ``limit`` are in use."""
+    """A request got a connection after ``waited`` seconds; ``in_use`` of ``limit`` are in use with it."""
 
     in_use: int
     limit: int
@@ -114,13 +133,13 @@ class PoolEntered:
 
 @attrs.frozen
 class WebhookHandled:
-    """A delivery was answered with ``status``, so many seconds after its head had come in.
+    """A delivery was answered with ``status_code``, ``seconds`` after its headers had come in.
 
     ``outcome`` is handled, repeated, ignored, unavailable, failed, busy or rejected.
     """
 
     outcome: str
-    status: int
+    status_code: int
     seconds: float
 
 
@@ -136,7 +155,7 @@ Event: TypeAlias = (
     | PoolEntered
     | WebhookHandled
 )
-"""Any of them; more may come, so a listener leaves alone what it does not know."""
+"""Any of them. More may be added, so a listener ignores what it does not know."""
 
 Listener: TypeAlias = Callable[[Event], object]
 
@@ -144,7 +163,7 @@ _listeners: tuple[Listener, ...] = ()
 
 
 def subscribe(listener: Listener) -> Callable[[], None]:
-    """Have ``listener`` called with every event of this process; return what ends that."""
+    """Call ``listener`` with every event of this process; return a function that unsubscribes it."""
     global _listeners  # noqa: PLW0603 - replaced whole, so that emit needs no lock
     _listeners = (*_listeners, listener)
 
@@ -156,7 +175,7 @@ def subscribe(listener: Listener) -> Callable[[], None]:
 
 
 def wanted() -> bool:
-    """Whether anybody listens: to be asked before an event is made."""
+    """Whether anyone is subscribed: to be asked before an event is created."""
     return bool(_listeners)
 
 

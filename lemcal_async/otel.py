@@ -1,10 +1,9 @@
 """Events as OpenTelemetry traces and metrics. Needs the extra ``otel``; nothing else imports it.
 
-The instruments are made by whatever providers the program has set up, or those it is given; without
-an SDK they do nothing. Attributes are of low cardinality, and none holds a secret or personal data.
+The instruments come from the providers that the program has set up, or from those it passes; without an
+SDK they do nothing. Attributes are of low cardinality, and none holds a secret, an id or personal data.
 """
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -21,7 +20,9 @@ from lemcal_async import events
 from lemcal_async._version import __version__
 
 _SCOPE = "lemcal_async"
-_WORD = re.compile(r"[A-Za-z-]{0,40}")
+_ROUTES = frozenset({"/me", "/meetings", "/meetingTypes", "/meetingTypes/{id}", "/hooks", "/hooks/{id}"})
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 300.0)
+_CONNECTIONS = (1, 2, 5, 10, 20, 50, 75, 100, 200, 500)
 _CHANGES = ("created", "changed", "canceled", "disappeared", "restored")
 
 Attributes: TypeAlias = dict[str, str | int | float]
@@ -31,7 +32,7 @@ def instrument(
     tracer_provider: trace.TracerProvider | None = None,
     meter_provider: metrics.MeterProvider | None = None,
 ) -> Callable[[], None]:
-    """Trace and measure all clients and webhook receivers of this process; return what ends that.
+    """Trace and measure all clients and receivers of this process; return a function that ends it.
 
     A span per call, with its attempts and waits, is a child of whatever span is current where the call
     is made. The metrics are listed in ``docs/observability.md``. Calling it twice counts twice.
@@ -40,36 +41,39 @@ def instrument(
 
 
 def _template(route: str) -> str:
-    """Return a route without what may be an id or a name: ``request()`` takes any path."""
-    return "/".join(part if _WORD.fullmatch(part) else "{id}" for part in route.split("/"))
+    """Return the template of a known route; ``request()`` takes any path, which may hold ids and names."""
+    return route if route in _ROUTES else "{path}"
 
 
 class _Listener:
-    """Turns each event into what it is called there."""
+    """Turns events into spans and measurements."""
 
     def __init__(
         self, tracer_provider: trace.TracerProvider | None, meter_provider: metrics.MeterProvider | None
     ) -> None:
         self._tracer = trace.get_tracer(_SCOPE, __version__, tracer_provider)
         meter = metrics.get_meter(_SCOPE, __version__, meter_provider)
-        self._calls = meter.create_histogram("lemcal.call.duration", "s", "Calls, waits and retries included")
-        self._queue = meter.create_histogram("lemcal.queue.duration", "s", "Waits for the rate limit")
-        self._pauses = meter.create_histogram("lemcal.pause.duration", "s", "Holds of a key after a 429")
+        self._calls = _histogram(meter, "lemcal.call.duration", "Calls, waits and retries included")
+        self._queue = _histogram(meter, "lemcal.queue.duration", "Waits for the rate limit")
+        self._pauses = _histogram(meter, "lemcal.pause.duration", "Pauses of a key after a 429")
         self._refusals = meter.create_counter("lemcal.refusals", "{answer}", "429 answers")
         self._retries = meter.create_counter("lemcal.retries", "{attempt}", "Attempts that were repeated")
         self._foreign = meter.create_counter(
-            "lemcal.foreign_requests", "{request}", "Requests of others with the same key"
+            "lemcal.foreign_requests", "{request}", "Requests that others made with the same key"
         )
         self._fallbacks = meter.create_counter(
-            "lemcal.limiter.fallbacks", "{fallback}", "Times the limiter went on with less than it had"
+            "lemcal.limiter.fallbacks", "{fallback}", "Times a shared limiter fell back to a local one"
         )
         self._pool = meter.create_histogram(
-            "lemcal.pool.connections", "{connection}", "Connections in use, seen by each request"
+            "lemcal.pool.connections",
+            "{connection}",
+            "Connections in use, seen by each request",
+            explicit_bucket_boundaries_advisory=_CONNECTIONS,
         )
-        self._gate = meter.create_histogram("lemcal.pool.duration", "s", "Waits for a connection")
-        self._deliveries = meter.create_histogram("lemcal.webhook.duration", "s", "Webhook deliveries")
-        self._syncs = meter.create_histogram("lemcal.sync.duration", "s", "Synchronisations of an account")
-        self._changes = meter.create_counter("lemcal.sync.changes", "{meeting}", "Changes that it found")
+        self._connection_waits = _histogram(meter, "lemcal.pool.duration", "Waits for a connection")
+        self._deliveries = _histogram(meter, "lemcal.webhook.duration", "Webhook deliveries")
+        self._syncs = _histogram(meter, "lemcal.sync.duration", "Synchronizations of an account")
+        self._changes = meter.create_counter("lemcal.sync.changes", "{meeting}", "Changes found")
         self._handlers: Mapping[type[Any], Callable[[Any], None]] = {
             events.CallEnded: self._call_ended,
             events.Retried: self._retried,
@@ -83,20 +87,25 @@ class _Listener:
         }
 
     def __call__(self, event: events.Event) -> None:
-        """Pass it on; one that is not known here is left alone."""
+        """Pass it on; unknown events are ignored."""
         handle = self._handlers.get(type(event))
         if handle is not None:
             handle(event)
 
     def _call_ended(self, event: events.CallEnded) -> None:
         route = _template(event.route)
-        attributes: Attributes = {"http.request.method": event.method, "url.template": route}
-        if event.status is not None:
-            attributes["http.response.status_code"] = event.status
+        attributes: Attributes = {
+            "http.request.method": event.method,
+            "url.template": route,
+            "server.address": event.server_address,
+            "server.port": event.server_port,
+        }
+        if event.status_code is not None:
+            attributes["http.response.status_code"] = event.status_code
         if event.error is not None:
             attributes["error.type"] = event.error
         self._calls.record(event.seconds, attributes)
-        if event.status == 429:
+        if event.status_code == 429:
             self._refusals.add(1, {"url.template": route})
         ended = time.time_ns()
         span = self._tracer.start_span(
@@ -119,12 +128,12 @@ class _Listener:
 
     def _pool_entered(self, event: events.PoolEntered) -> None:
         self._pool.record(event.in_use)
-        self._gate.record(event.waited)
+        self._connection_waits.record(event.waited)
 
     def _webhook_handled(self, event: events.WebhookHandled) -> None:
         attributes: Attributes = {
             "lemcal.outcome": event.outcome,
-            "http.response.status_code": event.status,
+            "http.response.status_code": event.status_code,
         }
         self._deliveries.record(event.seconds, attributes)
 
@@ -133,3 +142,8 @@ class _Listener:
         for kind in _CHANGES:
             if count := getattr(event, kind):
                 self._changes.add(count, {"lemcal.change": kind})
+
+
+def _histogram(meter: metrics.Meter, name: str, description: str) -> metrics.Histogram:
+    """Return a histogram of seconds: the SDK's own buckets are made for milliseconds."""
+    return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=_SECONDS)

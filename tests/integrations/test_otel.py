@@ -81,7 +81,14 @@ async def test_a_span_per_call(kept: Kept, lemcal_sandbox: Sandbox) -> None:
     assert (page.context.span_id, None) == (first.parent and first.parent.span_id, second.parent)
     attributes: dict[str, Any] = dict(first.attributes or {})
     assert attributes.pop("lemcal.waited") >= 0
-    expected = {"http.request.method": "GET", "url.template": "/meetings", "http.response.status_code": 200}
+    url = httpx.URL(lemcal_sandbox.base_url)
+    server: dict[str, Any] = {"server.address": "127.0.0.1", "server.port": url.port}
+    expected: dict[str, Any] = {
+        "http.request.method": "GET",
+        "url.template": "/meetings",
+        "http.response.status_code": 200,
+    }
+    expected |= server
     assert {**expected, "lemcal.attempts": 3} == attributes
     assert "GET /meetingTypes/{id}" == second.name
     assert first.start_time is not None
@@ -195,11 +202,10 @@ def test_events_of_the_other_parts(kept: Kept) -> None:
     ("path", "route"),
     [
         ("/meetings", "/meetings"),
-        ("/meeting-types", "/meeting-types"),
-        ("/meetings/mee_BuDuyx4chjoNfcmzM", "/meetings/{id}"),
-        ("/leads/jane@example.com/notes", "/leads/{id}/notes"),
-        ("/users/%7Bx%7D", "/users/{id}"),
-        ("/" + "a" * 41, "/{id}"),
+        ("/meeting-types", "{path}"),
+        ("/meetings/mee_BuDuyx4chjoNfcmzM", "{path}"),
+        ("/leads/jane@example.com/notes", "{path}"),
+        ("/x/AbCdEfGhIjKlMnOpQ", "{path}"),
     ],
 )
 async def test_routes_are_few(kept: Kept, lemcal_sandbox: Sandbox, path: str, route: str) -> None:
@@ -210,6 +216,22 @@ async def test_routes_are_few(kept: Kept, lemcal_sandbox: Sandbox, path: str, ro
         except errors.LemcalError as error:
             assert error.status_code == 404  # noqa: PT017 - most of them there is not
     assert [f"GET {route}"] == [span.name for span in kept.spans]
+
+
+async def test_histograms_have_buckets_of_seconds(kept: Kept, lemcal_sandbox: Sandbox) -> None:
+    """The SDK's own begin at 5 and end at 10,000, as for milliseconds."""
+    async with lemcal_sandbox.client() as lemcal:
+        await lemcal.me()
+    data: Any = kept._reader.get_metrics_data()
+    bounds = {
+        metric.name: tuple(metric.data.data_points[0].explicit_bounds)
+        for resource in data.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        if metric.unit == "s"
+    }
+    assert {"lemcal.call.duration", "lemcal.queue.duration"} <= bounds.keys()
+    assert {(0.005, 300.0)} == {(each[0], each[-1]) for each in bounds.values()}
 
 
 async def test_no_secret(kept: Kept, lemcal_sandbox: Sandbox) -> None:
@@ -256,7 +278,9 @@ async def test_events_of_a_call(lemcal_sandbox: Sandbox) -> None:
     assert events.Retried("GET", "/me", 1, "503", 0.02) == retried
     assert isinstance(ended, events.CallEnded)
     assert 0.02 <= ended.waited <= ended.seconds <= anyio.current_time() - began
-    assert events.CallEnded("GET", "/me", 200, None, 2, 0, 0) == attrs.evolve(ended, waited=0, seconds=0)
+    port = httpx.URL(lemcal_sandbox.base_url).port or 0
+    expected = events.CallEnded("GET", "/me", "127.0.0.1", port, 200, None, 2, 0, 0)
+    assert expected == attrs.evolve(ended, waited=0, seconds=0)
 
 
 def test_it_names_its_extra() -> None:
@@ -279,7 +303,7 @@ def test_the_api_alone() -> None:
         "import sys; sys.modules['opentelemetry.sdk'] = None\n"
         "from lemcal_async import events, otel\n"
         "stop = otel.instrument()\n"
-        "events.emit(events.CallEnded('GET', '/me', 200, None, 1, 0.0, 0.1))\n"
+        "events.emit(events.CallEnded('GET', '/me', 'api.lemcal.com', 443, 200, None, 1, 0.0, 0.1))\n"
         "stop()\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)

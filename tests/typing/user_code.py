@@ -252,7 +252,7 @@ def observe() -> None:
 
     def listener(event: events.Event) -> None:
         if isinstance(event, events.CallEnded):
-            assert_type(event.status, int | None)
+            assert_type(event.status_code, int | None)
 
     assert_type(events.subscribe(listener), Callable[[], None])
     assert_type(instrument(), Callable[[], None])

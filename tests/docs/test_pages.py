@@ -162,6 +162,10 @@ async def test_webhooks(read: Read, service: Sandbox, capsys: Output) -> None:
 
     names = await read(
         "docs/webhooks.md",
+        body=b"{}",
+        headers={},
+        method="POST",
+        query="token=guessed",
         Tenant=Tenant,
         Wake=Wake,
         acme=service.client(),
@@ -177,6 +181,10 @@ async def test_webhooks(read: Read, service: Sandbox, capsys: Output) -> None:
     assert [f"https://you.example/hooks/lemcal?token={TOKEN}"] == [
         hook["targetUrl"] for hook in service.hooks()
     ]
+    assert (401, b'{"status": "rejected", "reason": "the token is missing or wrong"}') == (
+        names["status"],
+        names["content"],
+    )
     booked = service.book()
     async with visitor(names["receiver"]) as sender, anyio.create_task_group() as tasks:
         tasks.start_soon(*started[0])

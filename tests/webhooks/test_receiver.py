@@ -356,7 +356,7 @@ async def test_events(sandbox: Sandbox) -> None:
         leave()
     handled = [event for event in heard if isinstance(event, events.WebhookHandled)]
     expected = [("handled", 200), ("repeated", 200), ("ignored", 200), ("rejected", 400)]
-    assert expected == [(event.outcome, event.status) for event in handled]
+    assert expected == [(event.outcome, event.status_code) for event in handled]
     assert all(0 <= event.seconds < 10 for event in handled)
 
 

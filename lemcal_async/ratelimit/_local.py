@@ -16,9 +16,10 @@ from lemcal_async import events
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit._base import Key, Permit, Priority, RateLimit, WouldWait
 from lemcal_async.ratelimit._inbox import Inbox
+from lemcal_async.ratelimit._log import SlidingWindowLog
 from lemcal_async.ratelimit._queue import Queue
 from lemcal_async.ratelimit._server import ServerModel
-from lemcal_async.ratelimit._waiters import KeyState, Waiter
+from lemcal_async.ratelimit._waiters import KeyState, SlotLog, Waiter
 
 LONG_WAIT = 30.0  # seconds; a call without a deadline that faces more is warned of, once per key
 
@@ -90,7 +91,7 @@ class LocalRateLimiter:
         except BaseException:  # canceled, or closed by the garbage collector
             self._inbox.post(None, self._withdraw, waiter)
             raise
-        if isinstance(waiter.outcome, WouldWait):
+        if waiter.outcome != "granted":
             raise waiter.outcome
         if events.wanted():
             events.emit(events.Granted(key.short, priority, self.clock() - asked))
@@ -118,8 +119,7 @@ class LocalRateLimiter:
     def _enqueue(self, waiter: Waiter) -> KeyState | None:
         state = self._keys.get(waiter.key)
         if state is None:
-            server = self._server(waiter.key.base_url)
-            state = self._keys[waiter.key] = KeyState(waiter.key, self.limit, self.period, server)
+            state = self._keys[waiter.key] = KeyState(waiter.key, self._new_log(waiter.key))
         waiter.state = state
         now = self.clock()
         if refused_for := state.log.cooldown.refused_for(now):
@@ -139,6 +139,9 @@ class LocalRateLimiter:
         state.queue.add(waiter)
         # Behind others nothing changes for them, unless it goes first or its loop has no alarm yet.
         return None if others_wait and not state.queue.is_first(waiter) else state
+
+    def _new_log(self, key: Key) -> SlotLog:
+        return SlidingWindowLog(self.limit, self.period, self._server(key.base_url))
 
     def _server(self, base_url: str) -> ServerModel:
         """Return what is known of a server; it outlasts the server's keys. A hundred are remembered."""

@@ -6,20 +6,71 @@ limiter's inbox.
 
 import logging
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 from lemcal_async import events
 from lemcal_async._concurrency import Wakeup
 from lemcal_async._headers import Quota
-from lemcal_async.ratelimit._base import Key, Priority, WouldWait
-from lemcal_async.ratelimit._cooldown import pause_after_429
+from lemcal_async.ratelimit._base import Key, Priority
+from lemcal_async.ratelimit._cooldown import Cooldown, pause_after_429
 from lemcal_async.ratelimit._inbox import Inbox
-from lemcal_async.ratelimit._log import Observation, SlidingWindowLog
+from lemcal_async.ratelimit._log import Observation
 from lemcal_async.ratelimit._queue import Queue
-from lemcal_async.ratelimit._server import ServerModel
 from lemcal_async.ratelimit._slots import Slot
 
 _logger = logging.getLogger("lemcal_async.ratelimit")
+
+
+class SlotLog(Protocol):
+    """The slots of one key: ``SlidingWindowLog``, or what stands in for it where processes share a budget."""
+
+    limit: int
+    period: float
+    cooldown: Cooldown
+
+    @property
+    def foreign(self) -> int:
+        """How many requests of somebody else the newest window has."""
+        ...
+
+    def next_at(self, now: float, waiting: int = 1) -> float:
+        """Return when the next request may be granted; inf is after a report."""
+        ...
+
+    def take(self, now: float) -> Slot:
+        """Grant one request."""
+        ...
+
+    def sent(self, slot: Slot, now: float) -> None:
+        """Note that the request left."""
+
+    def answered(self, slot: Slot, now: float, status_code: int, quota: Quota) -> Observation | None:
+        """Take in an answer; return what it tells of the whole key that is new."""
+
+    def unsent(self, slot: Slot) -> None:
+        """Give the slot back."""
+
+    def unknown(self, slot: Slot, now: float) -> None:
+        """End the slot of a request that the server may have counted, and will not answer."""
+
+    def abandon(self, now: float) -> None:
+        """End all that is in flight."""
+
+    def estimate(self, now: float, ahead: int) -> float:
+        """Return the seconds that a request with ``ahead`` others before it will wait at least."""
+        ...
+
+    def remaining(self, now: float) -> int:
+        """Return how many requests could be granted now."""
+        ...
+
+    def resets_in(self, now: float) -> float:
+        """Return the seconds until the whole limit is free again."""
+        ...
+
+    def idle(self, now: float) -> bool:
+        """Whether there is nothing to remember."""
+        ...
 
 
 class KeyState:
@@ -27,10 +78,10 @@ class KeyState:
 
     __slots__ = ("key", "log", "queue", "warned")
 
-    def __init__(self, key: Key, limit: int, period: float, server: ServerModel) -> None:
+    def __init__(self, key: Key, log: SlotLog) -> None:
         self.key = key
         self.queue: Queue[Waiter] = Queue()
-        self.log = SlidingWindowLog(limit, period, server)
+        self.log = log
         self.warned = False
 
 
@@ -74,11 +125,11 @@ class Waiter(Wakeup):
         self.alarm: float | None = None  # when to look at the clock for all who wait
         self.state: KeyState | None = None
         self.slot: Slot | None = None
-        self.outcome: Literal["granted"] | WouldWait | None = None
+        self.outcome: Literal["granted"] | Exception | None = None
         self.long_wait: tuple[float, int] | None = None  # seconds and calls ahead, if worth a warning
         self.passed_over = False  # whether it lost its place, because its event loop stood still
 
-    def decide(self, outcome: Literal["granted"] | WouldWait) -> bool:
+    def decide(self, outcome: Literal["granted"] | Exception) -> bool:
         """Tell the waiting task what became of it; return False if its event loop is gone."""
         self.outcome = outcome
         return self.wake()
@@ -108,12 +159,15 @@ class Waiter(Wakeup):
 
     def sent(self) -> None:
         """Note that the request is leaving now."""
-        self._report(SlidingWindowLog.sent, self.clock())
+        if self.state is not None:
+            self._report(self.state.log.sent, self.clock())
 
     def answered(self, status_code: int, quota: Quota) -> float:
         """Note the answer; return for how long the key pauses after it."""
-        self._report(self._take_in_answer, self.clock(), status_code, quota)
-        if status_code != 429 or self.state is None:
+        if self.state is None:
+            return 0.0
+        self._report(self._take_in_answer, self.state.log, self.clock(), status_code, quota)
+        if status_code != 429:
             return 0.0
         pause = pause_after_429(quota, self.state.log.period)
         _logger.info("key %s was refused (429): sending paused for %.3f s", self.key, pause)
@@ -123,19 +177,19 @@ class Waiter(Wakeup):
 
     def unsent(self) -> None:
         """Note that the request never left."""
-        self._report(SlidingWindowLog.unsent)
+        if self.state is not None:
+            self._report(self.state.log.unsent)
 
     def unknown(self) -> None:
         """Note that nobody knows whether the request was counted."""
-        self._report(SlidingWindowLog.unknown, self.clock())
+        if self.state is not None:
+            self._report(self.state.log.unknown, self.clock())
 
     def _report(self, event: Callable[..., None], *details: object) -> None:
-        if self.state is not None and self.slot is not None:
-            self.inbox.post(self.state, event, self.state.log, self.slot, *details)
+        if self.slot is not None:
+            self.inbox.post(self.state, event, self.slot, *details)
 
-    def _take_in_answer(
-        self, log: SlidingWindowLog, slot: Slot, now: float, status_code: int, quota: Quota
-    ) -> None:
+    def _take_in_answer(self, slot: Slot, log: SlotLog, now: float, status_code: int, quota: Quota) -> None:
         observation = log.answered(slot, now, status_code, quota)
         if observation is not None:
             self.inbox.defer(_announce, self.key, observation, log.foreign)

@@ -1,6 +1,6 @@
 """When to give up on a service that others share, and when to try it again. Pure.
 
-MERGED [ratelimit.redis.fallback] What one process may do without Redis: its own share of each key's limit, from when on, until when.
+Also what one process may do without Redis: its share of each key's limit, from when on, until when.
 
 Whether Redis is away is for the ``breaker`` to say, who waits is for ``account``. Times are seconds on
 this process's own clock.

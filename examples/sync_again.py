@@ -15,7 +15,7 @@ from lemcal_async.sync import SQLStore
 
 
 def live(sandbox: Sandbox) -> None:
-    """Let things happen at the service; no webhook tells of most of them."""
+    """Let things happen at the service; webhooks only announce the bookings."""
     first, second, third, *_ = (row["_id"] for row in sandbox.meetings() if "canceledAt" not in row)
     sandbox.book()
     sandbox.book(public=False)
@@ -25,7 +25,7 @@ def live(sandbox: Sandbox) -> None:
 
 
 async def show(url: str, since: datetime) -> None:
-    """Print the changes that were found since then."""
+    """Print the changes found since then."""
     async with SQLStore(url) as store:
         async for change in store.changes():
             if change.found_at >= since:
@@ -34,7 +34,7 @@ async def show(url: str, since: datetime) -> None:
 
 
 def main() -> None:
-    """Do both."""
+    """Let things happen, synchronize, and print what changed."""
     url = os.environ.setdefault("LEMCAL_DB", "sqlite:///lemcal-sandbox.db")
     with Sandbox().serve() as sandbox:
         os.environ["LEMCAL_USER_ID"], os.environ["LEMCAL_API_KEY"] = sandbox.user_id, sandbox.api_key

@@ -1,9 +1,10 @@
 """From many accounts to a CRM: the guest's e-mail finds the contact, and each change is applied once.
 
-Run it with ``python examples/sync_crm.py``; the CRM is an invented one, which fails now and then. What it
-does not take comes again in the next run, in order, so that in the end it has everything.
+Run it with ``python examples/sync_crm.py``. The CRM is made up, and fails now and then. What it does not
+take comes again in the next run, in order, so that in the end it has everything.
 """
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class Crm:
         self._calls = 0
 
     async def apply(self, change: Change) -> None:
-        """Take a change. It may come twice, so its number is what says whether it is new."""
+        """Apply a change. It may come twice: its number tells whether it is new."""
         self._calls += 1
         if self._calls % 7 == 0:
             raise ConnectionError("the CRM does not answer")
@@ -37,7 +38,8 @@ class Crm:
 
 
 async def main() -> None:
-    """Synchronise until the CRM has it all."""
+    """Synchronize until the CRM has everything."""
+    logging.getLogger("lemcal_async.sync").setLevel(logging.CRITICAL)  # the failures are printed below
     crm = Crm()
     with Sandbox(accounts=3).serve() as sandbox, tempfile.TemporaryDirectory() as folder:
         async with sandbox.client() as lemcal, SQLStore(f"sqlite:///{Path(folder) / 'lemcal.db'}") as store:
@@ -46,7 +48,7 @@ async def main() -> None:
                 report = await sync_meetings(accounts, store, on_change=crm.apply)
                 print(f"{report.delivered} changes were taken, {report.failed} accounts have more")
                 for failure in report.failures:
-                    print(f"  {failure.user_id}: {failure.error}")
+                    print(f"  {failure}")
                 if not report.failed:
                     break
     meetings = [stage for stages in crm.stages.values() for stage in stages.values()]

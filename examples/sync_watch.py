@@ -1,8 +1,7 @@
-"""Again and again, and at once when somebody says so: a webhook as a signal, and nothing more.
+"""Synchronize every hour, and at once when a webhook arrives.
 
-Run it with ``python examples/sync_watch.py``. Between two looks there is an hour, but a booking shows
-within a moment, because its webhook wakes the watch. The cancellation, of which no webhook tells, is
-found along with it.
+Run it with ``python examples/sync_watch.py``. A booking shows up within a moment, because its webhook wakes
+the watch. The cancellation, which lemcal never announces, is found along with it.
 """
 
 import threading
@@ -16,14 +15,14 @@ from lemcal_async.sync import Change, MemoryStore, SyncReport, Wake, watch
 
 
 class Signal(BaseHTTPRequestHandler):
-    """Takes a webhook for what it is worth: anybody could have sent it, so it only makes us look."""
+    """Receives a webhook as a mere signal: anybody could have sent it, so it only makes us look."""
 
     def __init__(self, wake: Wake, *connection: object) -> None:
         self._wake = wake
         super().__init__(*connection)  # type: ignore[arg-type]
 
     def do_POST(self) -> None:  # http.server's name
-        """Answer, and wake the watch, which runs in another thread."""
+        """Wake the watch, which runs in another thread, and answer."""
         self._wake.wake()
         self.send_response(200)
         self.end_headers()
@@ -33,7 +32,7 @@ class Signal(BaseHTTPRequestHandler):
 
 
 async def main() -> None:
-    """Watch, have things happen, and see them."""
+    """Watch, let things happen, and see them."""
     wake = Wake()
 
     def on_change(change: Change) -> None:
@@ -48,8 +47,9 @@ async def main() -> None:
             await lemcal.hooks.create(f"http://127.0.0.1:{server.server_port}/", any_meeting_type=True)
             runs = 0
 
-            def on_report(_: SyncReport) -> None:
+            async def on_report(report: SyncReport) -> None:
                 nonlocal runs
+                report.raise_for_failures()
                 runs += 1
                 if runs == 1:
                     sandbox.cancel(sandbox.meetings()[0]["_id"])

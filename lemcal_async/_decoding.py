@@ -161,7 +161,7 @@ async def read_models(exchange: AccountSession, answer: Answer, name: str, into:
     raise _refusal(answer, f"{problem}; {advice}", models.good, models.bad)
 
 
-async def read_rows(answer: Answer, name: str) -> list[Any]:
+async def read_rows(answer: HasBody, name: str) -> list[Any]:
     """Return the rows of an answer that is a list, as plain JSON."""
     rows: list[Any] = []
     return rows if await _in_slices(answer, rows.extend) else parse_rows(answer, name)
@@ -228,7 +228,7 @@ def _refusal(answer: Answer, problem: str, rows: list[Any], bad_rows: list[BadRo
     )
 
 
-async def _in_slices(answer: Answer, add: Callable[[list[Any]], object]) -> bool:
+async def _in_slices(answer: HasBody, add: Callable[[list[Any]], object]) -> bool:
     """Hand a long list to ``add`` in slices; False if it is none: then what was added is void."""
     if len(answer.body) <= _LONG:
         return False

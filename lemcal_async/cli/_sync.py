@@ -10,6 +10,7 @@ MERGED [cli.sync] ``lemcal sync``: a database in step with the accounts' meeting
 import contextlib
 import gc
 import json as json_module
+import logging
 import os
 import stat
 import sys
@@ -242,10 +243,18 @@ def _checked(interval: float | None) -> float | None:
     return interval
 
 
+# The failures are printed with each report: without a handler, logging would print them as well.
+_QUIET = logging.NullHandler()
+
+
 def _run(job: _Job) -> int:
     """Do the job, and return how many accounts failed."""
+    logging.getLogger("lemcal_async.sync").addHandler(_QUIET)
     with _accounts(job.service) as (target, accounts), _appending(job.changes) as on_change:
         names = {account.user_id: account.name for account in accounts}
+
+        async def on_report(report: SyncReport) -> None:
+            _print(report, names, as_json=job.json)
 
         async def main() -> int:
             async with job.store, _clients(target, accounts) as clients:
@@ -255,7 +264,7 @@ def _run(job: _Job) -> int:
                         clients,
                         job.store,
                         interval=job.interval,
-                        on_report=lambda report: _print(report, names, as_json=job.json),
+                        on_report=on_report,
                         **options,
                     )
                 with counting("Synchronising", len(clients)):

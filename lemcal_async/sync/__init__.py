@@ -1,8 +1,8 @@
-"""A database in step with the booked meetings of one or many accounts, and what changed.
+"""Keep a database up to date with the booked meetings of one or many accounts, and act on what changed.
 
-``sync_meetings`` is one run, ``watch`` repeats it; ``SQLStore`` keeps the meetings and the changes, and
-``MemoryStore`` does for tests. ``docs/sync.md`` shows the whole job. ``SQLStore`` needs the extra ``sql``,
-which is imported when it is first used.
+``sync_meetings`` runs once, ``watch`` repeats it. ``SQLStore`` keeps the meetings and the changes; it needs
+the extra ``sql``, which is imported when it is first used. ``MemoryStore`` is for tests. ``docs/sync.md``
+shows the whole job.
 """
 
 from importlib import import_module
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from lemcal_async.errors import EmptyListError, StoreError
 from lemcal_async.sync._diff import Counts, Kind
 from lemcal_async.sync._memory import MemoryStore
-from lemcal_async.sync._runner import Failure, SyncReport, UnreadableRow, sync_meetings
+from lemcal_async.sync._report import Failure, SyncReport, UnreadableRow
+from lemcal_async.sync._runner import sync_meetings
 from lemcal_async.sync._store import Applied, Change, Forgotten, Store
 from lemcal_async.sync._watch import Wake, watch
 

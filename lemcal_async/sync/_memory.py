@@ -1,6 +1,6 @@
 """``MemoryStore``: a store for tests, with the same rules as ``SQLStore``."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -162,7 +162,7 @@ class MemoryStore:
         changes = self._erase(lambda change: change.delivered_at is not None and change.found_at < before)
         return Forgotten(meetings, changes)
 
-    def _erase(self, wanted: Any) -> int:
+    def _erase(self, wanted: Callable[[Change], bool]) -> int:
         erased = [seq for seq, change in self._outbox.items() if wanted(change)]
         for seq in erased:
             del self._outbox[seq]

@@ -1,162 +1,56 @@
-"""What a run has to report, and how it is summed up while the run goes on.
+"""``sync_meetings``: each account's list is fetched, applied to the store, and what changed is delivered.
 
-MERGED [sync.delivery] Delivery of an account's changes out of the outbox: in order, at least once.
-
-Knows when a change counts as delivered: when the handler has returned. What handlers do, and what becomes
-of their errors, is left to others.
-
-The run: every account fetched, taken over by the store, its changes delivered, a few at a time.
-
-Knows the order of the steps and what a failure stops: its own account, and nothing else. What changed is
-decided in ``diff.py``, and kept in a store.
+Knows the order of the steps, and that a failure stops its own account and nothing else. What changed is
+decided in ``_diff.py`` and kept in a store; ``_delivery.py`` hands it to the user's function.
 """
 
-import inspect
+import hashlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final
 
 import anyio
 import attrs
 
 from lemcal_async import events
 from lemcal_async._client import AsyncLemcal
-from lemcal_async.errors import BadRow, ConfigurationError
+from lemcal_async._decoding import read_rows
+from lemcal_async.errors import ConfigurationError
+from lemcal_async.sync._delivery import Delivery, OnChange, OnChanges
 from lemcal_async.sync._diff import Counts
-from lemcal_async.sync._store import Change, Store
-
-Stage: TypeAlias = Literal["fetch", "store", "delivery"]
-
-
-@attrs.frozen
-class Failure:
-    """An account that failed, where, and why. ``user_id`` is None if the client itself cannot tell.
-
-    At "delivery" the account's meetings are up to date, and what the handler did not take stays pending.
-    """
-
-    user_id: str | None
-    stage: Stage
-    error: Exception
-
-
-@attrs.frozen
-class UnreadableRow:
-    """A row of an account's list that could not be read. With an ``_id`` it is kept all the same."""
-
-    user_id: str
-    row: BadRow
-
-
-@attrs.frozen
-class SyncReport:
-    """What a run came to: accounts, meetings by what became of them, changes delivered, seconds."""
-
-    accounts: int
-    failed: int
-    created: int
-    changed: int
-    canceled: int
-    disappeared: int
-    restored: int
-    unchanged: int
-    delivered: int
-    seconds: float
-    failures: tuple[Failure, ...] = ()
-    unreadable_rows: tuple[UnreadableRow, ...] = ()
-
-
-class ReportBuilder:
-    """The sums of a run, or of one account's part in it."""
-
-    def __init__(self) -> None:
-        self.accounts = 0
-        self.failed = 0
-        self.delivered = 0
-        self.failures: list[Failure] = []
-        self.unreadable_rows: list[UnreadableRow] = []
-        self.counts = Counts()
-
-    def fail(self, user_id: str | None, stage: Stage, error: Exception) -> None:
-        """Note a failure."""
-        # The frames hold whole lists, and a run may have thousands of failures.
-        error.__traceback__ = error.__context__ = error.__cause__ = None
-        self.failures.append(Failure(user_id, stage, error))
-
-    def add(self, account: "ReportBuilder") -> None:
-        """Add what became of one account."""
-        self.accounts += 1
-        self.failed += bool(account.failures)
-        self.delivered += account.delivered
-        self.failures += account.failures
-        self.unreadable_rows += account.unreadable_rows
-        ours, its = attrs.asdict(self.counts), attrs.asdict(account.counts)
-        self.counts = Counts(**{name: ours[name] + its[name] for name in ours})
-
-    def report(self, seconds: float) -> SyncReport:
-        """Return the report."""
-        return SyncReport(
-            accounts=self.accounts,
-            failed=self.failed,
-            **attrs.asdict(self.counts),
-            delivered=self.delivered,
-            seconds=seconds,
-            failures=tuple(self.failures),
-            unreadable_rows=tuple(self.unreadable_rows),
-        )
-
-
-OnChange: TypeAlias = Callable[[Change], Awaitable[Any] | Any]
-"""What is called with each change: an async function, or a plain one that returns at once."""
-
-_BATCH: Final = 100
-
-
-async def deliver(store: Store, user_id: str, on_change: OnChange, tally: ReportBuilder) -> None:
-    """Hand the account's pending changes to the handler, and count those that it takes.
-
-    What the handler raises passes through: that change, and those after it, stay pending. Cancelled while
-    the handler is at work, its change comes again; once it has returned, the change is marked in any case.
-    """
-    while batch := await store.pending(user_id, _BATCH):
-        for change in batch:
-            outcome = on_change(change)
-            if inspect.isawaitable(outcome):
-                await outcome
-            tally.delivered += 1
-            if not await _mark(store, change):
-                break  # somebody else delivers the same ones: look again at what is left
-            await anyio.lowlevel.checkpoint_if_cancelled()  # a plain handler awaits nothing
-
-
-async def _mark(store: Store, change: Change) -> bool:
-    with anyio.CancelScope(shield=True):
-        return await store.mark_delivered([change]) == 1
-    raise AssertionError("a shielded scope does not swallow")  # pragma: no cover
-
+from lemcal_async.sync._handlers import no_foreign_cancellation
+from lemcal_async.sync._report import Failure, FailureLog, ReportBuilder, Stage, SyncReport, UnreadableRow
+from lemcal_async.sync._store import Store
 
 logger = logging.getLogger("lemcal_async.sync")
 
-_ATTEMPTS: Final = 3  # when another process takes the account over meanwhile, each with a new list
+_TRIES: Final = 3  # when another process is faster, each with a new list
+_VERSION: Final = b"1"  # of what is made of a list: another one has every list compared anew
 
 
 @attrs.frozen
 class Options:
-    """How accounts are synchronised; checked when made."""
+    """How accounts are synchronized; checked when made."""
 
     max_concurrency: int
     on_change: OnChange | None
+    on_changes: OnChanges | None
+    max_attempts: int
     baseline: bool
     confirm_empty_after: int
 
     def __attrs_post_init__(self) -> None:
-        for name in ("max_concurrency", "confirm_empty_after"):
+        for name in ("max_concurrency", "max_attempts", "confirm_empty_after"):
             value: object = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name}={value!r}: it must be a whole number, at least 1")
-        if self.on_change is not None and not callable(self.on_change):
-            raise ConfigurationError("on_change= must be a function that takes a change")
+        for name, argument in (("on_change", "a change"), ("on_changes", "a list of changes")):
+            function: object = getattr(self, name)
+            if function is not None and not callable(function):
+                raise ConfigurationError(f"{name}= must be a function that takes {argument}")
+        if self.on_change is not None and self.on_changes is not None:
+            raise ConfigurationError("pass on_change= or on_changes=, not both: each would get every change")
 
 
 async def sync_meetings(
@@ -165,63 +59,86 @@ async def sync_meetings(
     *,
     max_concurrency: int = 16,
     on_change: OnChange | None = None,
+    on_changes: OnChanges | None = None,
+    max_attempts: int = 20,
     baseline: bool = False,
     confirm_empty_after: int = 2,
 ) -> SyncReport:
-    """Bring the store in step with the accounts' meetings, and deliver what changed.
+    """Bring the store up to date with the accounts' meetings, and deliver what changed.
 
-    ``accounts`` are clients, as ``for_account`` makes them; they are taken one by one, up to
-    ``max_concurrency`` at a time, so a generator need not make them all at once. Their calls are of
-    bulk priority. ``on_change`` is called with each change of the outbox, also those of earlier runs,
-    in order per account and at least once; where it raises, that account's changes wait for the next
-    run. Without it, they stay in the outbox. With ``baseline``, the meetings that an account has in its
-    first run are no changes. An account whose list is suddenly empty fails, until
-    ``confirm_empty_after`` lists in a row were.
+    ``accounts`` are clients, such as ``for_account`` returns. They are taken one by one, up to
+    ``max_concurrency`` at a time, so a generator need not make them all at once. Their calls have bulk
+    priority.
 
-    A failure ends nothing but its account's part, and is in the report. Cancelled at any await, each
-    account is taken over whole, or as it was before. What iterating over ``accounts`` raises passes
-    through, after the accounts under way are done.
+    ``on_change`` is called with each change in the outbox, also from earlier runs: in order per account and
+    at least once. ``on_changes`` is called with lists of changes instead. Both may be async, or plain
+    functions, which run in a worker thread. Where one raises, that account's changes wait for the next run;
+    a change for which it raised ``max_attempts`` times is parked, and the others go on. Without a handler,
+    changes stay in the outbox.
+
+    With ``baseline``, the meetings that an account has in its first run are not reported as changes. An
+    account whose list is suddenly empty, or less than half of what it was, fails until
+    ``confirm_empty_after`` such lists came in a row.
+
+    A failure ends its account's part only. It is logged as a warning, a handler's with its traceback, and
+    it is in the report, whose ``raise_for_failures()`` raises. Canceled at any await, each account is
+    updated completely or not at all. What iterating over ``accounts`` raises passes through, after the
+    accounts under way are done. Raises ConfigurationError for arguments that cannot work.
     """
-    options = Options(max_concurrency, on_change, baseline, confirm_empty_after)
+    options = Options(max_concurrency, on_change, on_changes, max_attempts, baseline, confirm_empty_after)
+    check_accounts(accounts)
     return await Runner(store, options).run(accounts)
 
 
 class Runner:
-    """Runs with one store and the same options. Of one account there is one run at a time."""
+    """Runs with one store and the same options. An account is synchronized by one run at a time."""
 
     def __init__(self, store: Store, options: Options) -> None:
         _check_store(store)
         self._store = store
         self._options = options
         self._locks: dict[str, tuple[anyio.Lock, list[None]]] = {}
+        self._log = FailureLog()
+        self._delivery: Delivery | None = None
+        if options.on_change is not None or options.on_changes is not None:
+            self._delivery = Delivery(
+                store,
+                options.on_change,
+                options.on_changes,
+                max_attempts=options.max_attempts,
+                limiter=anyio.CapacityLimiter(options.max_concurrency),
+                log=self._log,
+            )
 
     async def run(self, accounts: Iterable[AsyncLemcal]) -> SyncReport:
         """See ``sync_meetings``."""
         started = anyio.current_time()
-        tally = ReportBuilder()
+        total = ReportBuilder()
         source = _Source(iter(accounts))
         async with anyio.create_task_group() as workers:
             for _ in range(self._options.max_concurrency):
-                workers.start_soon(self._work, source, tally)
+                workers.start_soon(self._work, source, total)
         if source.error is not None:
             raise source.error
-        return tally.report(anyio.current_time() - started)
+        return total.report(anyio.current_time() - started)
 
-    async def _work(self, source: "_Source", tally: ReportBuilder) -> None:
+    async def _work(self, source: "_Source", total: ReportBuilder) -> None:
         for lemcal in source:
-            tally.add(await self._account(lemcal))
+            total.add(await self._account(lemcal))
 
     async def _account(self, lemcal: AsyncLemcal) -> ReportBuilder:
         own = ReportBuilder()
         try:
-            user_id = lemcal.user_id
+            with no_foreign_cancellation():
+                user_id = lemcal.user_id
         except Exception as error:  # noqa: BLE001  # a function that returns the key may raise anything
-            own.fail(None, "fetch", error)
+            self._fail(None, "fetch", error, own)
             return own
         started = anyio.current_time()
         async with self._alone(user_id):
-            await self._take_over(user_id, lemcal, own)
+            await self._update(user_id, lemcal, own)
             await self._deliver(user_id, own)
+        self._log.finished(user_id, own.failures)
         if events.wanted():
             seconds = anyio.current_time() - started
             events.emit(
@@ -229,49 +146,69 @@ class Runner:
             )
         return own
 
-    async def _take_over(self, user_id: str, lemcal: AsyncLemcal, own: ReportBuilder) -> None:
-        options = self._options
-        stage: Stage = "store"
+    async def _update(self, user_id: str, lemcal: AsyncLemcal, own: ReportBuilder) -> None:
+        step = _Step()
         try:
-            for _ in range(_ATTEMPTS):
-                stage = "store"
-                revision = await self._store.revision(user_id)
-                stage = "fetch"
-                rows = await lemcal.with_options(priority="bulk").meetings.rows()
-                stage = "store"
-                applied = await self._store.apply(
-                    user_id,
-                    revision,
-                    rows,
-                    baseline=options.baseline,
-                    confirm_empty_after=options.confirm_empty_after,
-                )
-                if applied is not None:
-                    own.counts = applied.counts
-                    own.unreadable_rows += [UnreadableRow(user_id, row) for row in applied.bad_rows]
-                    return
+            with no_foreign_cancellation():
+                await self._apply_list(user_id, lemcal, own, step)
         except Exception as error:  # noqa: BLE001  # reported; and the other accounts go on
-            own.fail(user_id, stage, error)
-            if stage == "fetch":
-                await self._record(user_id, error)
-            return
-        # Others have taken it over, again and again, since this run began: it is in step all the same.
-        logger.info("%s is being synchronised by another process", user_id)
+            text = str(error)
+            self._fail(user_id, step.stage, error, own)
+            if step.stage == "fetch":
+                await self._record(user_id, text)
 
-    async def _record(self, user_id: str, error: Exception) -> None:
+    async def _apply_list(self, user_id: str, lemcal: AsyncLemcal, own: ReportBuilder, step: "_Step") -> None:
+        """Fetch the account's list and store it; ``step`` says which of the two is under way."""
+        meetings = lemcal.with_options(priority="bulk").meetings
+        for _ in range(_TRIES):
+            step.stage = "store"
+            revision = await self._store.revision(user_id)
+            step.stage = "fetch"
+            fetched = await meetings._fetch_rows()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            body_hash = hashlib.blake2b(fetched.body, digest_size=16, person=_VERSION).hexdigest()
+            step.stage = "store"
+            listed = await self._store.unchanged(user_id, body_hash)
+            if listed is not None:
+                own.counts = Counts(unchanged=listed)
+                return
+            step.stage = "fetch"
+            rows = await read_rows(fetched, "meetings")
+            step.stage = "store"
+            applied = await self._store.apply(
+                user_id,
+                revision,
+                rows,
+                baseline=self._options.baseline,
+                confirm_empty_after=self._options.confirm_empty_after,
+                body_hash=body_hash,
+            )
+            if applied is not None:
+                own.counts = applied.counts
+                own.unreadable_rows += [UnreadableRow(user_id, row) for row in applied.bad_rows]
+                return
+        # Others have applied newer lists again and again since this run began: it is up to date by them.
+        logger.info("account %s: another process synchronizes it", user_id)
+
+    async def _record(self, user_id: str, text: str) -> None:
         try:
-            await self._store.record_failure(user_id, str(error))
-        except Exception as problem:  # noqa: BLE001  # the report has the failure itself
-            logger.info("the failure of %s could not be noted: %s", user_id, problem)
+            with no_foreign_cancellation():
+                await self._store.record_failure(user_id, text)
+        except Exception as error:  # noqa: BLE001  # the report has the failure itself
+            logger.warning("account %s: its failure could not be recorded: %s", user_id, error)
 
     async def _deliver(self, user_id: str, own: ReportBuilder) -> None:
-        if self._options.on_change is None:
+        if self._delivery is None:
             return
         try:
-            await deliver(self._store, user_id, self._options.on_change, own)
-        except Exception as error:  # reported
-            logger.info("a change of %s could not be delivered", user_id, exc_info=True)
-            own.fail(user_id, "delivery", error)
+            with no_foreign_cancellation():
+                await self._delivery.deliver(user_id, own)
+        except Exception as error:  # noqa: BLE001  # the store's; a handler's is in the report already
+            self._fail(user_id, "store", error, own)
+
+    def _fail(self, user_id: str | None, stage: Stage, error: Exception, own: ReportBuilder) -> None:
+        failure = Failure(user_id, stage, error)
+        own.failures.append(failure)
+        self._log.failed(failure)
 
     @asynccontextmanager
     async def _alone(self, user_id: str) -> AsyncGenerator[None]:
@@ -287,28 +224,48 @@ class Runner:
                 del self._locks[user_id]
 
 
+@attrs.define
+class _Step:
+    """What is under way for an account, so that a failure can tell."""
+
+    stage: Stage = "store"
+
+
+def check_accounts(accounts: object) -> None:
+    """Refuse what is not a collection of clients; raises ConfigurationError."""
+    advice = "pass clients, such as [lemcal] or [lemcal.for_account(user_id, api_key), ...]"
+    if isinstance(accounts, AsyncLemcal):
+        raise ConfigurationError(f"accounts= is a single client: {advice}")
+    if not isinstance(accounts, Iterable) or isinstance(accounts, Mapping | str):
+        kind = type(accounts).__name__  # pyright: ignore[reportUnknownArgumentType]  # whatever it holds
+        raise ConfigurationError(f"accounts= must not be of type {kind}: {advice}")
+
+
 def _check_store(store: object) -> None:
     if isinstance(store, type) or not isinstance(store, Store):
         raise ConfigurationError(f"store= must be a store, such as SQLStore(url), not {type(store).__name__}")
 
 
 class _Source:
-    """The accounts that are left, shared by the workers; it ends at the first error, which it keeps."""
+    """The accounts that are left, shared by the workers. It ends at the first error, which it keeps."""
 
     def __init__(self, accounts: Iterator[AsyncLemcal]) -> None:
         self._accounts = accounts
         self.error: Exception | None = None
 
-    def __iter__(self) -> "_Source":
-        return self
-
-    def __next__(self) -> AsyncLemcal:
-        if self.error is not None:
-            raise StopIteration
-        try:
-            return next(self._accounts)
-        except StopIteration:
-            raise
-        except Exception as error:  # noqa: BLE001  # raised when those under way are done
-            self.error = error
-        raise StopIteration
+    def __iter__(self) -> Generator[AsyncLemcal]:
+        while self.error is None:
+            try:
+                with no_foreign_cancellation():
+                    lemcal: object = next(self._accounts, self)
+                if lemcal is self:
+                    return
+                if not isinstance(lemcal, AsyncLemcal):
+                    raise ConfigurationError(  # noqa: TRY301  # one of the errors that are kept
+                        f"accounts= holds a {type(lemcal).__name__}, and must hold clients, such as "
+                        "lemcal.for_account(user_id, api_key)"
+                    )
+            except Exception as error:  # noqa: BLE001  # raised when the accounts under way are done
+                self.error = error
+                return
+            yield lemcal

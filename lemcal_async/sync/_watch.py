@@ -18,31 +18,34 @@ import anyio
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._concurrency import Wakeup
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.sync._runner import OnChange, Options, Runner, SyncReport
+from lemcal_async.sync._delivery import OnChange, OnChanges
+from lemcal_async.sync._handlers import call, no_foreign_cancellation
+from lemcal_async.sync._report import SyncReport
+from lemcal_async.sync._runner import Options, Runner, check_accounts
 from lemcal_async.sync._store import Store
 
 _FOREVER: Final = 3600.0
 
 
 class Wake:
-    """Made anywhere, before any event loop too; given to ``watch``, it lets others wake it.
+    """Lets others wake a ``watch`` that it was passed to. Can be made anywhere, before any event loop runs.
 
-    ``wake`` may be called from any thread and event loop, returns at once and never fails. A wake-up
-    that comes while its account is being synchronised leads to another run of it. One that comes
-    while nobody watches is not kept: ``watch`` begins with all accounts.
+    ``wake`` may be called from any thread and event loop; it returns at once and never fails. A wake-up
+    that arrives while its account is being synchronized leads to another run of it. One that arrives while
+    nobody watches is not kept: ``watch`` starts with all accounts.
     """
 
     def __init__(self) -> None:
         self._listeners: dict[int, WakeListener] = {}
 
     def wake(self, user_id: str | None = None) -> None:
-        """Have this account synchronised now, or all of them."""
+        """Have this account synchronized now, or all of them."""
         for listener in list(self._listeners.values()):
             listener.add(user_id)
 
     @contextmanager
     def listen(self) -> Generator["WakeListener"]:
-        """Provide what receives the wake-ups of the block. In the event loop that waits for them."""
+        """Provide a listener for the block. Call it in the event loop that waits for wake-ups."""
         listener = WakeListener()
         self._listeners[id(listener)] = listener
         try:
@@ -59,14 +62,14 @@ class WakeListener:
         self._wakeup = Wakeup()
 
     def add(self, user_id: str | None) -> None:
-        """Note a wake-up, and wake."""
+        """Keep a wake-up for the waiting task, and wake it."""
         self._wanted.append(user_id)
         self._wakeup.wake()
 
     async def wait(self) -> set[str | None]:
-        """Wait for wake-ups, and return the accounts; None among them means all."""
+        """Wait for wake-ups, and return their accounts; None among them means all."""
         while True:
-            self._wakeup.rearm()  # before the look: what comes after it wakes
+            self._wakeup.rearm()  # first: whatever is added from here on wakes again
             wanted: set[str | None] = set()
             while self._wanted:
                 wanted.add(self._wanted.popleft())
@@ -76,7 +79,9 @@ class WakeListener:
 
 
 Accounts: TypeAlias = Iterable[AsyncLemcal] | Callable[[], Iterable[AsyncLemcal]]
+
 OnReport: TypeAlias = Callable[[SyncReport], Awaitable[Any] | Any]
+"""Called with the report of every run: an async function, or a plain one, which runs in a worker thread."""
 
 JITTER: Final = 0.1
 """The share by which an interval may be shorter or longer, so that programs do not run in step."""
@@ -90,28 +95,28 @@ async def watch(
     *,
     interval: float,
     on_change: OnChange | None = None,
+    on_changes: OnChanges | None = None,
     wake: Wake | None = None,
     on_report: OnReport | None = None,
     max_concurrency: int = 16,
+    max_attempts: int = 20,
     baseline: bool = False,
     confirm_empty_after: int = 2,
 ) -> NoReturn:
-    """Run ``sync_meetings`` now and every ``interval`` seconds (10 % more or less), until cancelled.
+    """Run ``sync_meetings`` now and every ``interval`` seconds (10 % more or less), until canceled.
 
-    ``accounts`` is gone over again in every run: a list, or a function that returns the accounts of
-    the moment. One that fails is left out of the next runs, for twice as long each time, up to an hour,
-    and for as long as the service asks. ``wake`` has an account, or all, synchronised at once, beside a run
-    that is under way, and failing ones as well. ``on_report`` is called with the report of every run.
+    ``accounts`` is iterated over again in every run: a list, or a function that returns the current accounts.
+    An account that fails is left out of the next runs, for twice as long each time, up to an hour, and for as
+    long as the service asks. If only a handler fails, the account is tried again in the next run. Failures
+    are logged: the first of an account, and whenever the cause changes.
 
-    What ``accounts`` and ``on_report`` raise passes through. Cancellation is that of ``sync_meetings``.
+    ``wake`` has an account, or all, synchronized at once, beside a run that is under way; failing accounts,
+    too. ``on_report`` is called with the report of every run. All else is as in ``sync_meetings``.
+
+    What ``accounts`` and ``on_report`` raise passes through.
     """
-    options = Options(max_concurrency, on_change, baseline, confirm_empty_after)
-    if not 0 < interval < math.inf:
-        raise ConfigurationError(f"interval={interval!r}: it must be seconds above 0")
-    if isinstance(accounts, Iterator):
-        raise ConfigurationError(
-            "accounts= can be gone over only once: pass a list, or a function that returns the accounts"
-        )
+    options = Options(max_concurrency, on_change, on_changes, max_attempts, baseline, confirm_empty_after)
+    _check(accounts, interval, wake, on_report)
     watching = _Watch(accounts, Runner(store, options), interval, on_report)
     with (Wake() if wake is None else wake).listen() as listener:
         failure: Exception | None = None
@@ -119,14 +124,29 @@ async def watch(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(watching.answer, listener)
                 await watching.repeat()
-        except* Exception as group:  # noqa: BLE001  # what the caller's functions have raised, as it was
+        except* Exception as group:  # noqa: BLE001  # what the caller's functions raised, unchanged
             failure = _first(group)
     assert failure is not None  # noqa: S101  # there is no other way out
     raise failure
 
 
+def _check(accounts: object, interval: object, wake: object, on_report: object) -> None:
+    if isinstance(interval, bool) or not isinstance(interval, int | float) or not 0 < interval < math.inf:
+        raise ConfigurationError(f"interval={interval!r}: it must be a number of seconds above 0")
+    if isinstance(accounts, Iterator):
+        raise ConfigurationError(
+            "accounts= can be iterated over only once: pass a list, or a function that returns the accounts"
+        )
+    if not callable(accounts):
+        check_accounts(accounts)
+    if wake is not None and not isinstance(wake, Wake):
+        raise ConfigurationError(f"wake= must be a Wake(), not {type(wake).__name__}")
+    if on_report is not None and not callable(on_report):
+        raise ConfigurationError("on_report= must be a function that takes a report")
+
+
 def backoff(interval: float, failures: int, asked: float = 0.0) -> float:
-    """Return the seconds for which an account is left alone after so many failures in a row."""
+    """Return for how many seconds to leave an account alone after so many failures in a row."""
     return max(min(interval * 2.0 ** min(failures, 30), max(LONGEST_BACKOFF, interval)), asked)
 
 
@@ -138,7 +158,10 @@ class _Watch:
         self._runner = runner
         self._interval = interval
         self._on_report = on_report
-        self._failing: dict[str, tuple[int, float]] = {}  # failures in a row, and until when it is left alone
+        self._threads = anyio.CapacityLimiter(1)
+        self._failing: dict[
+            str, tuple[int, float]
+        ] = {}  # failures in a row, and until when to leave it alone
 
     async def repeat(self) -> None:
         """Run all accounts that are due, again and again."""
@@ -160,23 +183,34 @@ class _Watch:
     async def _run(self, chosen: Callable[[str | None], bool]) -> None:
         seen: set[str] = set()
         report = await self._runner.run(self._choose(chosen, seen))
-        failed = {failure.user_id: failure for failure in report.failures if failure.user_id is not None}
-        for user_id in seen - failed.keys():
-            self._failing.pop(user_id, None)
-        for user_id, failure in failed.items():
-            failures = self._failing.get(user_id, (0, 0.0))[0] + 1
-            asked = getattr(failure.error, "retry_after", None) or 0.0
-            pause = backoff(self._interval, failures, asked)
-            self._failing[user_id] = (failures, anyio.current_time() + pause)
+        self._back_off(report, seen)
         if self._on_report is not None:
-            outcome = self._on_report(report)
-            if inspect.isawaitable(outcome):
-                await outcome
+            await call(self._on_report, report, self._threads)
+
+    def _back_off(self, report: SyncReport, seen: set[str]) -> None:
+        # A handler that fails says nothing against the account: the next run fetches it as usual.
+        failed = {failure.user_id: failure for failure in report.failures if failure.stage != "delivery"}
+        for good in seen - failed.keys():
+            self._failing.pop(good, None)
+        for user_id, failure in failed.items():
+            if user_id is not None:
+                failures = self._failing.get(user_id, (0, 0.0))[0] + 1
+                asked = getattr(failure.error, "retry_after", None) or 0.0
+                pause = backoff(self._interval, failures, asked)
+                self._failing[user_id] = (failures, anyio.current_time() + pause)
 
     def _choose(self, chosen: Callable[[str | None], bool], seen: set[str]) -> Iterator[AsyncLemcal]:
-        for lemcal in self._accounts() if callable(self._accounts) else self._accounts:
+        accounts = self._accounts
+        if callable(accounts):
+            accounts = accounts()
+            if inspect.iscoroutine(accounts):
+                accounts.close()
+                raise ConfigurationError("accounts= must be a plain function, not an async one")
+            check_accounts(accounts)
+        for lemcal in accounts:
             try:
-                user_id = lemcal.user_id
+                with no_foreign_cancellation():
+                    user_id = lemcal.user_id
             except Exception:  # noqa: BLE001  # the run meets it again, and reports it
                 yield lemcal
                 continue

@@ -155,7 +155,7 @@ async def test_webhooks(read: Read, service: Sandbox, capsys: Output) -> None:
     changes: list[str] = []
     reached = {13: anyio.Event(), 14: anyio.Event()}
 
-    def on_change(change: Change) -> None:
+    async def on_change(change: Change) -> None:
         changes.append(change.kind)
         if len(changes) in reached:
             reached[len(changes)].set()

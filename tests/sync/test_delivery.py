@@ -1,12 +1,17 @@
 """Handlers get each change, in order and at least once; what they do not take comes again."""
 
 import logging
+import threading
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import anyio
+import anyio.from_thread
 import pytest
 
 from lemcal_async.sync import Change, MemoryStore, Store, sync_meetings
+from lemcal_async.sync._delivery import BATCH
 
 from .conftest import kinds, outbox
 
@@ -32,11 +37,46 @@ async def test_each_change_once(store: Store, worlds: Any) -> None:
 
 
 async def test_a_plain_function(worlds: Any) -> None:
-    """A handler need not be async."""
-    taken: list[str] = []
+    """It runs in a worker thread, so it may block."""
+    taken: list[tuple[str, bool]] = []
     world = worlds(1, 2)
-    await sync_meetings(world.clients(), MemoryStore(), on_change=lambda change: taken.append(change.kind))
-    assert ["created", "created"] == taken
+    here = threading.get_ident()
+
+    def on_change(change: Change) -> None:
+        taken.append((change.kind, threading.get_ident() == here))
+
+    await sync_meetings(world.clients(), MemoryStore(), on_change=on_change)
+    assert [("created", False)] * 2 == taken
+
+
+async def test_a_plain_function_that_returns_an_awaitable(worlds: Any) -> None:
+    """A lambda around an async function is one; what it returns is awaited, each time."""
+    world, taken = worlds(1, 3), list[str]()
+
+    async def on_change(change: Change) -> None:
+        await anyio.lowlevel.checkpoint()
+        taken.append(change.meeting_id)
+
+    report = await sync_meetings(world.clients(), MemoryStore(), on_change=lambda change: on_change(change))  # noqa: PLW0108  # not known to be async
+    assert 3 == report.delivered
+    assert [row["_id"] for row in world.sandbox.meetings()] == taken
+
+
+async def test_an_object_that_is_called(worlds: Any) -> None:
+    """With an async ``__call__``, and with arguments bound to it."""
+
+    class Handler:
+        def __init__(self) -> None:
+            self.taken: list[str] = []
+
+        async def __call__(self, change: Change, *, crm: str = "") -> None:
+            await anyio.lowlevel.checkpoint()
+            self.taken.append(f"{crm}{change.kind}")
+
+    handler = Handler()
+    await sync_meetings(worlds(1, 1).clients(), MemoryStore(), on_change=handler)
+    await sync_meetings(worlds(1, 1).clients(), MemoryStore(), on_change=partial(handler, crm="x-"))
+    assert ["created", "x-created"] == handler.taken
 
 
 async def test_without_a_handler_they_wait(worlds: Any) -> None:
@@ -64,7 +104,9 @@ async def test_a_handler_that_fails(store: Store, worlds: Any, caplog: pytest.Lo
 
     with caplog.at_level(logging.INFO, "lemcal_async.sync"):
         report = await sync_meetings(world.clients(), store, on_change=on_change)
-    assert [RuntimeError] == [record.exc_info[0] for record in caplog.records if record.exc_info]
+    assert [(logging.ERROR, RuntimeError)] == [
+        (record.levelno, record.exc_info[0]) for record in caplog.records if record.exc_info
+    ]
     assert (2, 1, 6, 8) == (report.accounts, report.failed, report.delivered, report.created)
     (failure,) = report.failures
     assert (bad_account, "delivery", "the CRM is down") == (
@@ -107,8 +149,8 @@ async def test_old_changes_are_delivered_though_the_service_is_down(worlds: Any)
     assert (1, 2) == (report.failed, report.delivered)
 
 
-async def test_cancelled_in_the_handler(store: Store, worlds: Any) -> None:
-    """The change that the handler was at comes again, those before it do not."""
+async def test_canceled_in_the_handler(store: Store, worlds: Any) -> None:
+    """The change that the handler was working on comes again, those before it do not."""
     world = worlds(1, 3)
     taken: list[str] = []
 
@@ -123,11 +165,11 @@ async def test_cancelled_in_the_handler(store: Store, worlds: Any) -> None:
     assert 2 == len(await outbox(store, pending=True))
 
 
-async def test_cancelled_when_the_handler_has_returned(store: Store, worlds: Any) -> None:
+async def test_canceled_when_the_handler_has_returned(store: Store, worlds: Any) -> None:
     """What it took is marked in any case."""
     world = worlds(1, 3)
 
-    def on_change(_: Change) -> None:
+    async def on_change(_: Change) -> None:
         scope.cancel()
 
     with anyio.CancelScope() as scope:
@@ -135,8 +177,58 @@ async def test_cancelled_when_the_handler_has_returned(store: Store, worlds: Any
     assert 2 == len(await outbox(store, pending=True))
 
 
-async def test_somebody_else_delivers_too(worlds: Any) -> None:
-    """What another process has taken meanwhile is left out."""
+async def test_canceled_in_a_plain_handler(store: Store, worlds: Any) -> None:
+    """It comes to its end, is marked, and is called no more."""
+    world = worlds(1, 3)
+
+    def on_change(_: Change) -> None:
+        anyio.from_thread.run_sync(scope.cancel)
+
+    with anyio.CancelScope() as scope:
+        await sync_meetings(world.clients(), store, on_change=on_change)
+    assert 2 == len(await outbox(store, pending=True))
+
+
+class Marks(MemoryStore):
+    """A store that notes how many changes are marked at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.marks: list[int] = []
+
+    async def mark_delivered(self, changes: Sequence[Change]) -> int:
+        """Note the number."""
+        self.marks.append(len(changes))
+        return await super().mark_delivered(changes)
+
+
+async def pass_by(_: object) -> None:
+    """Take anything."""
+
+
+@pytest.mark.parametrize("handler", [{"on_change": pass_by}, {"on_change": str}, {"on_changes": pass_by}])
+async def test_marks_are_written_in_batches(worlds: Any, handler: Any) -> None:
+    """Few at a time: that is what a crash can repeat."""
+    store = Marks()
+    report = await sync_meetings(worlds(1, BATCH + 10).clients(), store, **handler)
+    assert (0, BATCH + 10) == (report.failed, report.delivered)
+    assert [BATCH, 10] == store.marks
+
+
+@pytest.mark.parametrize("handler", [pass_by, str])
+async def test_slow_handlers_are_marked_more_often(
+    worlds: Any, handler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some time, what was taken is marked: here, after each."""
+    monkeypatch.setattr("lemcal_async.sync._delivery.MARK_AFTER", 0.0)
+    store = Marks()
+    await sync_meetings(worlds(1, 3).clients(), store, on_change=handler)
+    assert [1, 1, 1] == store.marks
+
+
+async def test_somebody_else_delivers_too(worlds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another process has taken meanwhile is left out of the next batch."""
+    monkeypatch.setattr("lemcal_async.sync._delivery.BATCH", 2)
     world, store = worlds(1, 4), MemoryStore()
     taken: list[str] = []
 
@@ -147,4 +239,115 @@ async def test_somebody_else_delivers_too(worlds: Any) -> None:
 
     report = await sync_meetings(world.clients(), store, on_change=on_change)
     ids = [row["_id"] for row in world.sandbox.meetings()]
-    assert ([ids[0], ids[3]], 2) == (taken, report.delivered)
+    assert ([ids[0], ids[1], ids[3]], 3) == (taken, report.delivered)
+
+
+async def test_lists_of_changes(store: Store, worlds: Any) -> None:
+    """A handler for lists gets each account's changes, in order; a plain one works, too."""
+    world = worlds(2, 4)
+    taken: list[list[Change]] = []
+    report = await sync_meetings(world.clients(), store, on_changes=taken.append)
+    assert (0, 8) == (report.failed, report.delivered)
+    listed = {world.clients()[index].user_id: world.sandbox.meetings(index) for index in range(2)}
+    assert {user_id: [row["_id"] for row in rows] for user_id, rows in listed.items()} == {
+        changes[0].user_id: [change.meeting_id for change in changes] for changes in taken
+    }
+    assert [] == await outbox(store, pending=True)
+
+
+async def test_a_list_that_fails(worlds: Any) -> None:
+    """None of it counts as delivered. Next time each comes on its own, so that the one to blame is found."""
+    world, store = worlds(1, 4), MemoryStore()
+    bad = world.sandbox.meetings()[1]["_id"]
+    lists: list[list[str]] = []
+
+    async def on_changes(changes: list[Change]) -> None:
+        lists.append([change.meeting_id for change in changes])
+        if bad in lists[-1]:
+            raise ValueError("no such contact")
+
+    clients, ids = world.clients(), [row["_id"] for row in world.sandbox.meetings()]
+    reports = [await sync_meetings(clients, store, on_changes=on_changes, max_attempts=3) for _ in range(4)]
+    assert [ids, ids[:1], ids[1:2], ids[1:2], ids[2:3], ids[3:]] == lists
+    assert [(1, 0, 0), (1, 1, 0), (1, 2, 1), (0, 0, 0)] == [
+        (report.failed, report.delivered, report.parked) for report in reports
+    ]
+    assert [bad] == [change.meeting_id async for change in store.changes(parked=True)]
+
+
+async def test_a_change_that_can_never_be_taken(worlds: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """It is parked with its error after so many attempts, and the others go on, in order."""
+    world, store = worlds(1, 4), MemoryStore()
+    second = world.sandbox.meetings()[1]["_id"]
+    taken: list[str] = []
+    broken = True
+
+    async def on_change(change: Change) -> None:
+        if broken and change.meeting_id == second:
+            raise ValueError("no such\ncontact")
+        taken.append(change.meeting_id)
+
+    async def run() -> Any:
+        return await sync_meetings(world.clients(), store, on_change=on_change, max_attempts=3)
+
+    reports = [await run() for _ in range(4)]
+    assert [(1, 1, 0), (1, 0, 0), (1, 2, 1), (0, 0, 0)] == [
+        (report.failed, report.delivered, report.parked) for report in reports
+    ]
+    ids = [row["_id"] for row in world.sandbox.meetings()]
+    assert [ids[0], ids[2], ids[3]] == taken
+    (parked,) = [change async for change in store.changes(parked=True)]
+    assert (second, 3, "ValueError: no such contact") == (parked.meeting_id, parked.attempts, parked.error)
+    assert [] == await outbox(store, pending=True)
+    assert f"change {parked.seq} (created {second}) is parked after 3 attempts" in caplog.text
+
+    world.sandbox.book()
+    broken = False
+    assert 1 == await store.retry_parked(world.sandbox.user_id)
+    assert (0, 2, 0) == ((report := await run()).failed, report.delivered, report.parked)
+    assert second == taken[3]
+
+
+async def test_a_handler_that_awaits_what_others_canceled(worlds: Any, anyio_backend_name: str) -> None:
+    """That is a failure of its account, and not the end of the run: the others are done and reported."""
+    world, store = worlds(8, 1), MemoryStore()
+    canceled_id = world.sandbox.meetings(3)[0]["_id"]
+
+    async def on_change(change: Change) -> None:
+        if change.meeting_id == canceled_id:
+            await of_others(anyio_backend_name)
+
+    report = await sync_meetings(world.clients(), store, on_change=on_change)
+    assert (8, 1, 7) == (report.accounts, report.failed, report.delivered)
+    (failure,) = report.failures
+    assert (world.sandbox.accounts[3].user_id, "delivery") == (failure.user_id, failure.stage)
+    assert "canceled from elsewhere" in str(failure.error)
+    assert [canceled_id] == [change.meeting_id for change in await outbox(store, pending=True)]
+
+
+async def test_a_plain_handler_that_is_canceled(worlds: Any) -> None:
+    """One that runs an event loop of its own, for instance."""
+    import asyncio
+
+    def on_change(_: Change) -> None:
+        raise asyncio.CancelledError
+
+    report = await sync_meetings(worlds(2, 1).clients(), MemoryStore(), on_change=on_change)
+    assert (2, 2, 0) == (report.accounts, report.failed, report.delivered)
+
+
+async def of_others(backend: str) -> None:
+    """Await what somebody else canceled: a future, or what a task of trio passes on."""
+    if backend == "asyncio":
+        import asyncio
+
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+    import outcome
+    import trio
+
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        captured = await outcome.acapture(trio.sleep_forever)
+    captured.unwrap()

@@ -1,5 +1,6 @@
 """The run: how many at a time, what a failure stops, and what cancellation leaves."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from lemcal_async import AsyncLemcal, events
 from lemcal_async.errors import (
     APIConnectionError,
+    AuthenticationError,
     ConfigurationError,
     ResponseDecodeError,
     ServerError,
@@ -90,10 +92,9 @@ async def test_a_key_that_cannot_be_had(worlds: Any) -> None:
     """A function that returns the key may fail: that is its account's failure."""
     world = worlds(1, 2)
 
-    def key() -> str:
-        raise LookupError("the vault is closed")
-
-    report = await sync_meetings([world.lemcal.for_account("usr_x", key), *world.clients()], MemoryStore())
+    report = await sync_meetings(
+        [world.lemcal.for_account("usr_x", closed_vault), *world.clients()], MemoryStore()
+    )
     assert (2, 1, 2) == (report.accounts, report.failed, report.created)
     (failure,) = report.failures
     assert (None, "fetch", "the vault is closed") == (failure.user_id, failure.stage, str(failure.error))
@@ -196,10 +197,134 @@ async def test_another_process_is_always_faster(worlds: Any) -> None:
     assert 3 == len(world.sandbox.requests)
 
 
+async def test_failures_are_logged(worlds: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A program that does not look at the report shows them all the same: one line for each account."""
+    world = worlds(3, 1)
+    good, bad, odd = world.clients()
+    clients = [good, world.lemcal.for_account(bad.user_id, "wrong")]
+    clients.append(world.lemcal.for_account(odd.user_id, closed_vault))
+    await sync_meetings(clients, MemoryStore())
+    first, second = sorted((record for record in caplog.records), key=lambda record: record.getMessage())
+    assert ("lemcal_async.sync", logging.WARNING, None) == (first.name, first.levelno, first.exc_info)
+    start = f"account {bad.user_id}: its meetings could not be fetched: GET /meetings: 401"
+    assert first.getMessage().startswith(start)
+    assert second.getMessage().endswith("could not be fetched: LookupError: the vault is closed")
+    assert second.exc_info  # nothing is known of this error: where it came from may help
+
+
+def closed_vault() -> str:
+    """Fail in place of returning the API key."""
+    raise LookupError("the vault is closed")
+
+
+async def test_raise_for_failures(worlds: Any) -> None:
+    """With all errors; and not if there are none."""
+    world = worlds(3, 1)
+    clients = world.clients()
+    (await sync_meetings(clients, MemoryStore())).raise_for_failures()
+    wrong = [world.lemcal.for_account(client.user_id, "wrong") for client in clients[1:]]
+    report = await sync_meetings([clients[0], *wrong], MemoryStore())
+    with pytest.raises(
+        ExceptionGroup, match=r"2 of 3 accounts failed: account usr_.*401.*and 1 more"
+    ) as raised:
+        report.raise_for_failures()
+    assert (AuthenticationError, AuthenticationError) == tuple(map(type, raised.value.exceptions))
+
+
+async def test_a_key_function_that_is_canceled(worlds: Any) -> None:
+    """A refresh that all wait for, canceled by one of them: its accounts fail, and the run goes on."""
+    import asyncio
+
+    world = worlds(2, 1)
+
+    def canceled() -> str:
+        raise asyncio.CancelledError
+
+    accounts = [world.lemcal.for_account("usr_x", canceled), *world.clients()]
+    report = await sync_meetings(accounts, MemoryStore())
+    assert (3, 1, 2) == (report.accounts, report.failed, report.created)
+
+
+@pytest.mark.parametrize("step", ["revision", "apply", "unchanged", "pending", "mark_delivered"])
+async def test_a_store_that_is_canceled(worlds: Any, step: str) -> None:
+    """By others, as when its pool of threads is shut down: that account fails at the store."""
+    import asyncio
+
+    class Canceled(MemoryStore):
+        async def canceled(self, *_: Any, **__: Any) -> Any:
+            raise asyncio.CancelledError
+
+    setattr(Canceled, step, Canceled.canceled)
+    report = await sync_meetings(worlds(3, 1).clients(), Canceled(), on_change=str)
+    assert (3, 3) == (report.accounts, report.failed)
+    assert {"store"} == {failure.stage for failure in report.failures}
+
+
+async def test_the_same_list_again(worlds: Any) -> None:
+    """It is recognized by its hash; nothing is parsed or compared, and what was doubted is settled."""
+    lists: list[int] = []
+
+    class Counting(MemoryStore):
+        async def apply(self, *arguments: Any, **options: Any) -> Any:
+            lists.append(len(arguments[2]))
+            return await super().apply(*arguments, **options)
+
+    world, store = worlds(1, 5), Counting()
+    user_id = world.sandbox.user_id
+    await sync_meetings(world.clients(), store)
+    await sync_meetings(world.clients(), store)
+    report = await sync_meetings(world.clients(), store)
+    assert ([5], 5, 3) == (lists, report.unchanged, await store.revision(user_id))
+    for _ in range(2):  # an empty list is doubted, and the next list is the old one
+        world.sandbox.inject(faults.json([]))
+        assert 1 == (await sync_meetings(world.clients(), store)).failed
+        assert 5 == (await sync_meetings(world.clients(), store)).unchanged
+    world.sandbox.book()
+    report = await sync_meetings(world.clients(), store)
+    assert ([5, 0, 0, 6], 1, 5) == (lists, report.created, report.unchanged)
+
+
+async def test_bad_rows_are_reported_each_time(worlds: Any) -> None:
+    """A list that holds any is compared again, though it is the same."""
+    world, store = worlds(1, 0), MemoryStore()
+    for _ in range(2):
+        world.sandbox.inject(faults.json([{"_id": "mee_1"}, {"no": "id"}]))
+        report = await sync_meetings(world.clients(), store)
+        assert [1] == [bad.row.index for bad in report.unreadable_rows]
+
+
+@pytest.mark.parametrize(
+    ("accounts", "problem"),
+    [
+        ({"usr_1": "key"}, "must not be of type dict: pass clients, such as"),
+        ("usr_1", "must not be of type str"),
+        (5, "must not be of type int"),
+        (["usr_1"], "holds a str, and must hold clients"),
+        ([("usr_1", "key")], "holds a tuple, and must hold clients"),
+    ],
+)
+async def test_what_are_no_accounts(accounts: Any, problem: str) -> None:
+    """The error says in one line what to pass."""
+    with pytest.raises(ConfigurationError, match=problem) as raised:
+        await sync_meetings(accounts, MemoryStore())
+    assert "\n" not in str(raised.value)
+
+
+async def test_a_single_client(worlds: Any) -> None:
+    """It is no list of clients."""
+    with pytest.raises(
+        ConfigurationError, match=r"accounts= is a single client: pass clients, such as \[lemcal\]"
+    ):
+        await sync_meetings(worlds(1, 1).lemcal, MemoryStore())
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
         ({"max_concurrency": 0}, "max_concurrency=0"),
+        ({"max_attempts": 0}, "max_attempts=0"),
+        ({"on_changes": 5}, "on_changes= must be a function that takes a list"),
+        ({"on_change": print, "on_changes": print}, "not both"),
         ({"confirm_empty_after": 0.5}, "confirm_empty_after=0.5"),
         ({"on_change": "print"}, "on_change= must be a function"),
         ({"store": "sqlite:///x.db"}, "store= must be a store"),

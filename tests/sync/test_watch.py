@@ -1,5 +1,6 @@
 """Again and again, at once when woken, and with patience."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from lemcal_async import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.sandbox import faults
-from lemcal_async.sync import MemoryStore, SyncReport, Wake, watch
+from lemcal_async.sync import Change, MemoryStore, SyncReport, Wake, watch
 from lemcal_async.sync._watch import LONGEST_BACKOFF, backoff
 
 pytestmark = pytest.mark.anyio
@@ -35,6 +36,11 @@ class Reports:
         await until(lambda: len(self.all) >= count)
 
 
+async def pass_nothing() -> list[AsyncLemcal]:
+    """Return no accounts, as an async function."""
+    return []
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until something holds."""
     with anyio.fail_after(PATIENCE):
@@ -46,7 +52,7 @@ async def test_again_and_again(worlds: Any) -> None:
     """Each run finds what has happened since the last, until it is cancelled."""
     world, reports = worlds(2, 3), Reports()
 
-    def on_report(report: SyncReport) -> None:
+    async def on_report(report: SyncReport) -> None:
         reports.all.append(report)
         world.sandbox.book()
 
@@ -190,6 +196,88 @@ async def test_what_the_caller_raises(worlds: Any, *, woken: bool) -> None:
         await watch(world.clients(), MemoryStore(), interval=LONG, on_report=on_report, wake=wake)
 
 
+async def test_failures_are_logged_when_their_cause_changes(
+    worlds: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first, and another one; not the same again in every round. And when it is over."""
+    world, reports, wake = worlds(1, 1), Reports(), Wake()
+    store = MemoryStore()
+    causes = [faults.status(500), faults.status(500), faults.html_200(), faults.status(500), None]
+    with caplog.at_level(logging.INFO, "lemcal_async.sync"):
+        async with anyio.create_task_group() as tasks:
+            world.sandbox.inject(causes[0])
+            work: dict[str, Any] = {"interval": LONG, "wake": wake, "on_report": reports.add}
+            tasks.start_soon(lambda: watch(world.clients(), store, **work))
+            for number, cause in enumerate(causes[1:], 1):
+                await reports.wait(number)
+                if cause is not None:
+                    world.sandbox.inject(cause)
+                wake.wake()
+            await reports.wait(len(causes))
+            tasks.cancel_scope.cancel()
+    assert [1, 1, 1, 1, 0] == [report.failed for report in reports.all]
+    said = [record.getMessage() for record in caplog.records]
+    assert 4 == len(said), said
+    assert [True, False, True, False] == ["500" in line for line in said]
+    assert "synchronized again" in said[3]
+
+
+async def test_a_handler_that_fails_backs_nothing_off(worlds: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Its account is fetched in every run, until the change is parked; its error is logged once."""
+    world, store, reports = worlds(1, 1), MemoryStore(), Reports()
+
+    def on_change(_: Change) -> None:
+        raise ValueError("no such contact")
+
+    async with anyio.create_task_group() as tasks:
+        work: dict[str, Any] = {"interval": 0.01, "on_change": on_change, "on_report": reports.add}
+        tasks.start_soon(lambda: watch(world.clients(), store, max_attempts=5, **work))
+        await reports.wait(6)
+        tasks.cancel_scope.cancel()
+    assert [1] * 6 == [report.accounts for report in reports.all[:6]]
+    assert [0, 0, 0, 0, 1, 0] == [report.parked for report in reports.all[:6]]
+    assert [1, 1, 1, 1, 1, 0] == [report.failed for report in reports.all[:6]]
+    assert ["failed", "failed", "is parked"] == [
+        next(word for word in ("failed", "is parked") if word in record.getMessage())
+        for record in caplog.records
+    ]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_a_report_that_is_canceled_elsewhere(worlds: Any, *, plain: bool) -> None:
+    """It comes out as an error: a watch that nobody canceled does not just end."""
+    import asyncio
+
+    def plainly(_: SyncReport) -> None:
+        raise asyncio.CancelledError
+
+    async def on_report(_: SyncReport) -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(RuntimeError, match="canceled from elsewhere"), anyio.fail_after(PATIENCE):
+        await watch(
+            worlds(1, 1).clients(), MemoryStore(), interval=LONG, on_report=plainly if plain else on_report
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"interval": "5"}, "interval='5': it must be a number of seconds above 0"),
+        ({"accounts": {"usr_1": "key"}}, "must not be of type dict"),
+        ({"accounts": lambda: {"usr_1": "key"}}, "must not be of type dict"),
+        ({"accounts": pass_nothing}, "accounts= must be a plain function"),
+        ({"wake": True}, r"wake= must be a Wake\(\), not bool"),
+        ({"on_report": "print"}, "on_report= must be a function"),
+    ],
+)
+async def test_wrong_use(options: dict[str, Any], problem: str) -> None:
+    """The error says in one line what to pass."""
+    arguments: dict[str, Any] = {"accounts": [], "store": MemoryStore(), "interval": 1, **options}
+    with pytest.raises(ConfigurationError, match=problem), anyio.fail_after(PATIENCE):
+        await watch(**arguments)
+
+
 @pytest.mark.parametrize("interval", [0, -1, float("nan"), float("inf")])
 async def test_intervals_that_are_none(interval: float) -> None:
     """Seconds above 0."""
@@ -197,9 +285,9 @@ async def test_intervals_that_are_none(interval: float) -> None:
         await watch([], MemoryStore(), interval=interval)
 
 
-async def test_accounts_that_can_be_gone_over_once() -> None:
+async def test_accounts_that_can_be_iterated_over_once() -> None:
     """The second run would have none."""
-    with pytest.raises(ConfigurationError, match="can be gone over only once"):
+    with pytest.raises(ConfigurationError, match="can be iterated over only once"):
         await watch(iter([]), MemoryStore(), interval=1)
 
 

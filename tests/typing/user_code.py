@@ -266,18 +266,28 @@ async def taken(change: Change) -> None:
     assert_type(change.wire, dict[str, Any])
 
 
-async def synchronise(lemcal: AsyncLemcal, wake: Wake) -> None:
-    """Keep a database in step."""
+async def all_taken(changes: list[Change]) -> None:
+    """Take a list of changes."""
+    assert_type(changes[0], Change)
+
+
+async def synchronize(lemcal: AsyncLemcal, wake: Wake) -> None:
+    """Keep a database up to date."""
     shared: Store = MemoryStore()
     async with SQLStore("sqlite:///lemcal.db") as store:
         accounts = (lemcal.for_account(user_id, "k") for user_id in ("usr_1", "usr_2"))
         report = await sync_meetings(accounts, store, max_concurrency=4, on_change=taken, baseline=True)
         assert_type(report, SyncReport)
         assert_type(report.failures[0].error, Exception)
+        assert_type(report.parked, int)
+        report.raise_for_failures()
         async for change in store.changes(pending=True):
             assert_type(change, Change)
             assert_type(await store.mark_delivered([change]), int)
+            assert_type(change.parked_at, datetime | None)
+        assert_type(await store.retry_parked(lemcal.user_id), int)
         await store.forget(lemcal.user_id)
+        await sync_meetings([lemcal], store, on_changes=all_taken, max_attempts=5)
     wake.wake()
     wake.wake("usr_1")
     await watch(

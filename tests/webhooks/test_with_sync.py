@@ -26,13 +26,17 @@ async def test_a_delivery_wakes_the_synchronisation(sandbox: Sandbox) -> None:
             all_found.set()
 
     first_run = anyio.Event()
+
+    async def on_report(_: object) -> None:
+        first_run.set()
+
     keep = partial(watch, interval=3600, on_change=on_change, wake=wake, baseline=True)
     async with (
         scene(sandbox, wake=wake, on_meeting=None) as stage,
         sandbox.client() as lemcal,
         anyio.create_task_group() as tasks,
     ):
-        tasks.start_soon(partial(keep, on_report=lambda _: first_run.set()), [lemcal], MemoryStore())
+        tasks.start_soon(partial(keep, on_report=on_report), [lemcal], MemoryStore())
         await first_run.wait()
         canceled = sandbox.cancel(next(m["_id"] for m in sandbox.meetings() if not m.get("canceledAt")))
         lost, delivered = stage.book(), stage.book()

@@ -26,7 +26,7 @@ from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.sync import Change, MemoryStore, SQLStore, Wake, sync_meetings, watch
 from lemcal_async.webhooks import Tenant
 
-from .conftest import PAGES, Read, blocks
+from .conftest import PAGES, ROOT, Read, blocks
 
 pytestmark = pytest.mark.anyio
 
@@ -307,12 +307,23 @@ async def test_data_analysis(read: Read, service: Sandbox, tmp_path: Path) -> No
         gc.collect()
 
 
+def test_faq(service: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From synchronous code: a program of its own, with credentials from the environment."""
+    monkeypatch.setenv("LEMCAL_USER_ID", service.user_id)
+    monkeypatch.setenv("LEMCAL_API_KEY", service.api_key)
+    (block,) = blocks(ROOT / "docs" / "faq.md", "python")
+    names: dict[str, Any] = {"AsyncLemcal": partial(AsyncLemcal, base_url=service.base_url)}
+    program = str(block.parsed).replace("from lemcal_async import AsyncLemcal\n", "")
+    exec(program, names)
+    assert [row["_id"] for row in service.meetings()] == [meeting.id for meeting in names["meetings"]]
+
+
 async def test_readme(read: Read, service: Sandbox, capsys: Output) -> None:
     """The ten lines list what is booked, and the other blocks keep their promises."""
     names = await read("README.md", TOKEN=TOKEN)
     assert len(booked(service)) == len(capsys.readouterr().out.splitlines())
     async with service.client() as lemcal:
-        await names["synchronise"](lemcal)
+        await names["synchronize"](lemcal)
         assert 12 == await names["count"](lemcal, service.user_id, service.api_key)
     assert ["created"] * 12 == [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     app = names["app"]

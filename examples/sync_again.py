@@ -1,11 +1,11 @@
 """The second half of a synchronization: things happen, ``lemcal sync`` runs again, and tells them apart.
 
-Run it after ``lemcal sync --sandbox``, which has filled the database: with ``python examples/sync_again.py``
-and the same ``LEMCAL_DB``. The sandbox invents the same account each time, so this is the same one later.
+Run it after ``lemcal sync --sandbox``, which has filled the database: ``python examples/sync_again.py``, with
+the same ``LEMCAL_DB``. The sandbox makes up the same account each time, so this is that account later.
 """
 
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import anyio
 
@@ -15,11 +15,12 @@ from lemcal_async.sync import SQLStore
 
 
 def live(sandbox: Sandbox) -> None:
-    """Let things happen at the service; webhooks only announce the bookings."""
-    first, second, third, *_ = (row["_id"] for row in sandbox.meetings() if "canceledAt" not in row)
+    """Let things happen at the service; it announces only the bookings."""
+    first, second, third, *_ = (row for row in sandbox.meetings() if "canceledAt" not in row)
     sandbox.book()
     sandbox.book(public=False)
-    sandbox.edit(first, start="2026-03-02T09:00:00.000Z", end="2026-03-02T09:30:00.000Z")
+    start = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
+    sandbox.edit(first, start=start, end=start + timedelta(minutes=30))
     sandbox.cancel(second)
     sandbox.remove(third)
 
@@ -34,15 +35,17 @@ async def show(url: str, since: datetime) -> None:
 
 
 def main() -> None:
-    """Let things happen, synchronize, and print what changed."""
+    """Do both."""
     url = os.environ.setdefault("LEMCAL_DB", "sqlite:///lemcal-sandbox.db")
     with Sandbox().serve() as sandbox:
         os.environ["LEMCAL_USER_ID"], os.environ["LEMCAL_API_KEY"] = sandbox.user_id, sandbox.api_key
         live(sandbox)
-        print("Two bookings, one moved, one canceled, one gone. And again:", flush=True)
+        print("Meanwhile: two bookings, one meeting moved, one canceled, one removed. Synchronize again:")
+        print(flush=True)
         since = datetime.now(UTC)
         if status := lemcal(["sync", "--base-url", sandbox.base_url]):
             raise SystemExit(status)
+        print("\nThe changes that were found, with the guest and the fields that differ:")
         anyio.run(show, url, since)
 
 

@@ -1,7 +1,7 @@
-"""The command ``lemcal``: the service, a sandbox of it and a synchronization from a terminal or a script.
+"""The ``lemcal`` command: the service, a sandbox of it, and synchronization, from a terminal or a script.
 
-It needs the extra ``cli`` (typer and rich), which nothing else in the package imports. Each command is a
-file of its own, registered in ``app.py``.
+It needs the extra ``cli`` (Typer and Rich), which nothing else in the package imports. ``_app.py`` registers
+the commands.
 """
 
 import sys
@@ -9,15 +9,19 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line with these arguments, else the process's, and return the exit status."""
+    """Run the command line with these arguments, or the process's, and return the exit status."""
     try:
-        from lemcal_async.cli._app import run  # noqa: PLC0415  # so that a missing extra can be named
+        from lemcal_async.cli._process import prepared  # noqa: PLC0415  # so that Ctrl-C during it is quiet
 
-        return run(sys.argv[1:] if argv is None else argv)
+        with prepared(argv is None) as ended:
+            from lemcal_async.cli._app import run  # noqa: PLC0415  # so that a missing extra can be named
+
+            return ended(run(sys.argv[1:] if argv is None else argv))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"typer", "rich"}:
             raise
     except KeyboardInterrupt:  # outside of any command
         return 130
-    sys.stderr.write("lemcal: the command line needs its extra: pip install 'lemcal-async[cli]'\n")
+    if sys.stderr is not None:
+        sys.stderr.write("lemcal: the command line needs its extra: pip install 'lemcal-async[cli]'\n")
     return 2

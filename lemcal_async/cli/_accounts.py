@@ -53,6 +53,21 @@ def read_accounts(path: Path) -> list[Account]:
     raise ConfigurationError(f"{path}: {problem}")
 
 
+def find_user_id(path: Path, name: str) -> str:
+    """Return the user id of the account with that name; its key is not needed if the file has the id."""
+    try:
+        tables = _read(path)
+        for table in tables:
+            if table.reveal().get("name") == name:
+                user_id = table.reveal().get("user_id")
+                return user_id if isinstance(user_id, str) else _account(table).user_id
+        names = ", ".join(str(table.reveal().get("name")) for table in tables)
+        problem = f"there is no account {name!r} in it; the names are: {names}"
+    except ConfigurationError as error:
+        problem = str(error)
+    raise ConfigurationError(f"{path}: {problem}")
+
+
 def _read(path: Path) -> list[_Table]:
     """Return the account tables of the file."""
     try:

@@ -1,42 +1,52 @@
-"""The commands put together, and what happens to whatever they raise.
+"""The commands put together, and what becomes of the errors they raise.
 
 A new command is a file beside this one and a line here.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Annotated, cast
 
 import typer
 
 from lemcal_async._version import __version__
-from lemcal_async.cli import _calls as calls, _output as exits, _sandbox as sandbox, _sync as sync
-from lemcal_async.cli._output import ExitStatus, OutputError, emit, status_of, tell
+from lemcal_async.cli._calls import me, meetings, types
+from lemcal_async.cli._changes import changes, forget, retry
+from lemcal_async.cli._hooks import hooks_app
+from lemcal_async.cli._output import HELP, ExitStatus, OutputError, emit, status_of, tell, writing
+from lemcal_async.cli._sandbox import sandbox
+from lemcal_async.cli._sync import sync
 from lemcal_async.errors import LemcalError
 
 _HELP = f"""\
-The booking calendar lemcal, from a terminal or a script.
+The lemcal booking calendar, from a terminal or a script.
 
-Credentials come from LEMCAL_USER_ID and LEMCAL_API_KEY, or from a file given with --accounts; with
---sandbox a command runs against invented data and needs none.
+Credentials come from LEMCAL_USER_ID and LEMCAL_API_KEY, or from a file given with --accounts. With
+--sandbox a command uses made-up data and needs neither.
 
-{exits.HELP}"""
+{HELP}"""
 
-# Typer has no public name for what its parser raises: click's class once, its own copy of it later.
+# Typer has no public name for what its parser raises: at first click's class, later its own copy of it.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 
-# Plain help, usage errors in one line, and Python's own tracebacks for bugs: no local variables in them.
+# Plain help, usage errors in one line, and Python's own tracebacks for bugs, without local variables.
 app = typer.Typer(help=_HELP, rich_markup_mode=None, pretty_exceptions_enable=False)
-app.command("me")(calls.me)
-app.command("meetings")(calls.meetings)
-app.command("types")(calls.types)
-app.add_typer(calls.hooks_app, name="hooks")
-app.command("sync")(sync.sync)
-app.command("changes")(sync.changes)
-app.command("forget")(sync.forget)
-app.command("sandbox")(sandbox.sandbox)
+app.command("me")(me)
+app.command("meetings")(meetings)
+app.command("types")(types)
+app.add_typer(hooks_app, name="hooks")
+app.command("sync")(sync)
+app.command("changes")(changes)
+app.command("retry")(retry)
+app.command("forget")(forget)
+app.command("sandbox")(sandbox)
 
 
-def _print_version(wanted: bool) -> None:  # noqa: FBT001  # typer's signature
+# The commands report what the library logs; logging without a handler would print it once more.
+_QUIET = logging.NullHandler()
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001  # Typer's signature
     if wanted:
         emit(f"lemcal-async {__version__}\n")
         raise typer.Exit
@@ -50,13 +60,15 @@ def root(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
-    """Take the options that stand before the command."""
+    """Take the options that come before the command."""
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run a command and return its exit status; errors that are no bugs become one line."""
+    """Run a command and return its exit status. Errors that are not bugs become one line."""
+    logging.getLogger("lemcal_async").addHandler(_QUIET)
     try:
-        status: int | None = app(list(argv), prog_name="lemcal", standalone_mode=False)
+        with writing():  # help is written by Typer itself
+            status: int | None = app(list(argv), prog_name="lemcal", standalone_mode=False)
     except LemcalError as error:
         tell(str(error))
         return status_of(error)
@@ -64,10 +76,14 @@ def run(argv: Sequence[str]) -> int:
         if error.status != ExitStatus.NO_READER:
             tell(str(error))
         return error.status
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # Typer's reaction to a reader of help that leaves
+            return ExitStatus.NO_READER
+        raise
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "lemcal"
         tell(f"{error.format_message().rstrip('.')}; see: {command} --help")
         return ExitStatus.USAGE
-    except (KeyboardInterrupt, typer.Abort):  # typer has made the one of the other, up to some version
+    except (KeyboardInterrupt, typer.Abort):  # some versions of Typer turn the one into the other
         return ExitStatus.INTERRUPTED
     return status or ExitStatus.OK

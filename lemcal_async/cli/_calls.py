@@ -1,32 +1,18 @@
-"""A list from the service in the form that was asked for: a table, JSON, or CSV.
+"""``lemcal me``, ``lemcal meetings`` and ``lemcal types``: what the service has, as a table, JSON or CSV."""
 
-MERGED [cli.me] ``lemcal me``: which account the credentials belong to.
-
-MERGED [cli.meetings] ``lemcal meetings``: what is booked.
-
-MERGED [cli.meeting_types] ``lemcal types``: what can be booked.
-
-MERGED [cli.hooks] ``lemcal hooks``: have new bookings posted to a URL, and stop it.
-
-The URL usually carries a token, so it can be read from standard input, and is never printed whole.
-"""
-
-import sys
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Generic, Literal, TypeAlias, TypeVar
-from urllib.parse import parse_qsl, urlsplit
 
 import attrs
 import typer
 
-from lemcal_async._auth import Secret
 from lemcal_async._client import AsyncLemcal
-from lemcal_async._codec import to_wire
-from lemcal_async._urls import check_target_url, without_secrets
+from lemcal_async._codec import to_wire, write_time
 from lemcal_async.cli._options import (
     AccountName,
     AccountsFile,
+    AsJson,
     BaseUrl,
     Rows,
     Service,
@@ -37,22 +23,21 @@ from lemcal_async.cli._options import (
 from lemcal_async.cli._output import (
     Column,
     ExitStatus,
-    emit,
     print_csv,
     print_facts,
     print_json,
     print_table,
+    short_time,
     tell,
-    tell_of_bad_rows,
+    warn_of_bad_rows,
 )
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.models import Hook, Lead, Meeting, MeetingType, User
+from lemcal_async.models import Lead, Meeting, MeetingType, User
 
 M = TypeVar("M", Meeting, MeetingType)
 
 Form: TypeAlias = Literal["table", "json", "csv"]
 
-AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, as the service writes it.")]
 AsCsv: TypeAlias = Annotated[
     bool,
     typer.Option(
@@ -67,7 +52,7 @@ AsCsv: TypeAlias = Annotated[
 class Listing(Generic[M]):
     """How a kind of model is listed: the columns for people, and those for spreadsheets by their names.
 
-    A table is in the order of ``key``; programs get the order of the service.
+    A table is sorted by ``key``; programs get the order of the service.
     """
 
     noun: str
@@ -79,12 +64,12 @@ class Listing(Generic[M]):
 def chosen_form(*, json: bool, csv: bool) -> Form:
     """Return the form that the options ask for."""
     if json and csv:
-        raise ConfigurationError("--json and --csv are two forms; choose one")
+        raise ConfigurationError("--json and --csv exclude each other; choose one")
     return "json" if json else "csv" if csv else "table"
 
 
 def print_rows(rows: Rows[M], listing: Listing[M], form: Form) -> None:
-    """Print the rows that could be read; then say which could not, and end with a status of their own."""
+    """Print the rows that could be read, warn of the others, and exit with a status of their own for them."""
     if form == "json":
         print_json(to_wire(rows.good))
     elif form == "csv":
@@ -95,18 +80,8 @@ def print_rows(rows: Rows[M], listing: Listing[M], form: Form) -> None:
     else:
         tell(f"no {listing.noun}")
     if rows.bad:
-        tell_of_bad_rows(listing.noun, rows.bad)
+        warn_of_bad_rows(listing.noun, rows.bad)
         raise typer.Exit(ExitStatus.UNREADABLE_ROWS)
-
-
-def wire_time(time: datetime | None) -> str | None:
-    """Return a time as the service writes it."""
-    return None if time is None else time.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
-
-
-def short_time(time: datetime | None) -> str | None:
-    """Return a time as people read it, in UTC."""
-    return None if time is None else f"{time:%Y-%m-%d %H:%M}"
 
 
 def me(
@@ -119,14 +94,14 @@ def me(
 ) -> None:
     """Show the account that the credentials belong to."""
     service = Service(base_url, sandbox, accounts, account)
-    _print(call(service, "Asking who you are", AsyncLemcal.me), as_json=json)
+    _print_user(call(service, "Fetching the account", AsyncLemcal.me), as_json=json)
 
 
-def _print(user: User, *, as_json: bool) -> None:
+def _print_user(user: User, *, as_json: bool) -> None:
     if as_json:
         print_json(to_wire(user))
         return
-    # Where guests book, as was observed; the pages of the meeting types are below it.
+    # The page where guests book (observed); those of the meeting types are below it.
     page = user.public_identifier and f"https://app.lemcal.com/@{user.public_identifier}"
     created = short_time(user.created_at)
     facts = [("User id", user.id), ("E-mail", user.email), ("Booking page", page), ("Since (UTC)", created)]
@@ -138,6 +113,23 @@ def meetings(
     meeting_type: Annotated[
         str | None, typer.Option("--type", metavar="ID", help="Only those of this meeting type (met_...).")
     ] = None,
+    upcoming: Annotated[
+        bool, typer.Option("--upcoming", help="Only those that are yet to start and not canceled.")
+    ] = False,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="TIME", help="Only those that start at this date or time or later."),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="TIME", help="Only those that start before this date or time."),
+    ] = None,
+    guest: Annotated[
+        str | None, typer.Option("--guest", metavar="EMAIL", help="Only those with this guest.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first so many, by start.")
+    ] = None,
     json: AsJson = False,
     csv: AsCsv = False,
     base_url: BaseUrl = None,
@@ -145,14 +137,60 @@ def meetings(
     accounts: AccountsFile = None,
     account: AccountName = None,
 ) -> None:
-    """List the booked meetings, canceled ones included."""
+    """List the booked meetings, canceled ones included.
+
+    Times without an offset are UTC. The service lists all meetings of a type, or all; they are selected
+    here. With --upcoming, --from, --to, --guest or --limit they are sorted by start in every form.
+    """
     form = chosen_form(json=json, csv=csv)
+    chosen = Selection(_time_of("--from", from_), _time_of("--to", to), guest, limit, upcoming=upcoming)
     service = Service(base_url, sandbox, accounts, account)
-    print_rows(
-        call(service, "Fetching meetings", lambda lemcal: all_rows(lemcal.meetings.list(meeting_type))),
-        MEETINGS,
-        form,
+    rows = call(service, "Fetching meetings", lambda lemcal: all_rows(lemcal.meetings.list(meeting_type)))
+    print_rows(Rows(chosen.select(rows.good, datetime.now(UTC)), rows.bad), MEETINGS, form)
+
+
+@attrs.frozen
+class Selection:
+    """Which of the meetings to show."""
+
+    start: datetime | None
+    end: datetime | None
+    guest: str | None
+    limit: int | None
+    upcoming: bool = False
+
+    def select(self, meetings: list[Meeting], now: datetime) -> list[Meeting]:
+        """Return them, sorted by start; all in their order if nothing is asked for."""
+        if self == Selection(None, None, None, None):
+            return meetings
+        start = max(filter(None, (self.start, now if self.upcoming else None)), default=None)
+        chosen = [
+            meeting
+            for meeting in meetings
+            if (start is None or (meeting.start is not None and meeting.start >= start))
+            and (self.end is None or (meeting.start is not None and meeting.start < self.end))
+            and (self.guest is None or (_guest_email(meeting) or "").lower() == self.guest.strip().lower())
+            and not (self.upcoming and meeting.is_canceled)
+        ]
+        return sorted(chosen, key=MEETINGS.key)[: self.limit]
+
+
+def _time_of(option: str, text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        time = datetime.fromisoformat(text.strip())
+    except ValueError:
+        pass
+    else:
+        return time.replace(tzinfo=time.tzinfo or UTC)
+    raise ConfigurationError(
+        f"{option} must be a date or a time, such as 2026-03-02 or 2026-03-02T09:00+01:00"
     )
+
+
+def _wire_time(time: datetime | None) -> str | None:
+    return None if time is None else write_time(time)
 
 
 def _guest_email(meeting: Meeting) -> str | None:
@@ -176,14 +214,14 @@ MEETINGS = Listing[Meeting](
     columns=(
         Column("Start (UTC)", lambda meeting: short_time(meeting.start), whole=True),
         Column("Guest", lambda meeting: _guest_name(meeting) or _guest_email(meeting)),
-        Column("E-mail", _guest_email, if_room=True),
-        Column("Meeting", _what),
-        Column("Id", lambda meeting: meeting.id, whole=True),
+        Column("E-mail", _guest_email, whole=True),
+        Column("Meeting", _what, rank=1),
+        Column("Id", lambda meeting: meeting.id, whole=True, rank=2),
     ),
     csv={
         "id": lambda meeting: meeting.id,
-        "start": lambda meeting: wire_time(meeting.start),
-        "end": lambda meeting: wire_time(meeting.end),
+        "start": lambda meeting: _wire_time(meeting.start),
+        "end": lambda meeting: _wire_time(meeting.end),
         "meeting_type_id": lambda meeting: meeting.meeting_type_id,
         "meeting_type_name": lambda meeting: meeting.meeting_type_name,
         "guest_email": _guest_email,
@@ -191,10 +229,10 @@ MEETINGS = Listing[Meeting](
         "host_email": lambda meeting: None if meeting.host is None else meeting.host.email,
         "timezone": lambda meeting: meeting.timezone,
         "status": lambda meeting: "canceled" if meeting.is_canceled else "booked",
-        "canceled_at": lambda meeting: wire_time(meeting.canceled_at),
-        "created_at": lambda meeting: wire_time(meeting.created_at),
+        "canceled_at": lambda meeting: _wire_time(meeting.canceled_at),
+        "created_at": lambda meeting: _wire_time(meeting.created_at),
     },
-    key=lambda meeting: wire_time(meeting.start) or "",
+    key=lambda meeting: _wire_time(meeting.start) or "",
 )
 
 
@@ -210,11 +248,8 @@ def types(
     """List the meeting types, disabled ones included."""
     form = chosen_form(json=json, csv=csv)
     service = Service(base_url, sandbox, accounts, account)
-    print_rows(
-        call(service, "Fetching meeting types", lambda lemcal: all_rows(lemcal.meeting_types.list())),
-        MEETING_TYPES,
-        form,
-    )
+    rows = call(service, "Fetching meeting types", lambda lemcal: all_rows(lemcal.meeting_types.list()))
+    print_rows(rows, MEETING_TYPES, form)
 
 
 def _minutes(meeting_type: MeetingType) -> str | None:
@@ -228,7 +263,7 @@ MEETING_TYPES = Listing[MeetingType](
         Column("Minutes", _minutes),
         Column("Status", lambda meeting_type: meeting_type.status),
         Column("Privacy", lambda meeting_type: meeting_type.privacy),
-        Column("Link", lambda meeting_type: meeting_type.meeting_link, if_room=True),
+        Column("Link", lambda meeting_type: meeting_type.meeting_link, rank=1),
         Column("Id", lambda meeting_type: meeting_type.id, whole=True),
     ),
     csv={
@@ -243,104 +278,3 @@ MEETING_TYPES = Listing[MeetingType](
     },
     key=lambda meeting_type: meeting_type.name or "",
 )
-
-
-hooks_app = typer.Typer(help="Have new bookings posted to a URL, and stop it.")
-
-
-@hooks_app.command()
-def create(
-    target_url: Annotated[
-        str, typer.Argument(metavar="TARGET_URL", help="Where new bookings are posted to, or -.")
-    ],
-    *,
-    meeting_type: Annotated[
-        str | None, typer.Option("--type", metavar="ID", help="For this meeting type (met_...).")
-    ] = None,
-    any_type: Annotated[bool, typer.Option("--any", help="For any meeting type.")] = False,
-    exist_ok: Annotated[
-        bool, typer.Option("--exist-ok", help="Do not fail if the target has such a hook already.")
-    ] = False,
-    json: AsJson = False,
-    base_url: BaseUrl = None,
-    sandbox: UseSandbox = False,
-    accounts: AccountsFile = None,
-    account: AccountName = None,
-) -> None:
-    """Create a hook. Keep the id that is printed: hooks cannot be listed, and only the id deletes one.
-
-    With - as TARGET_URL, the URL is read from standard input. Do that if it carries a token: other users
-    of this machine can see arguments. What is printed leaves the token out, with --json too.
-    """
-    if (meeting_type is None) == (not any_type):
-        raise ConfigurationError("choose the meetings: either --type ID or --any")
-    service = Service(base_url, sandbox, accounts, account)
-    target = _target(target_url)
-
-    async def created(lemcal: AsyncLemcal) -> Hook | None:
-        return await lemcal.hooks.create(
-            target.reveal(), meeting_type_id=meeting_type, any_meeting_type=any_type, exist_ok=exist_ok
-        )
-
-    _print_hook(call(service, "Creating the hook", created), as_json=json)
-
-
-@hooks_app.command()
-def delete(
-    hook_id: Annotated[
-        str, typer.Argument(metavar="HOOK_ID", help="The id that 'create' printed (hoo_...).")
-    ],
-    *,
-    base_url: BaseUrl = None,
-    sandbox: UseSandbox = False,
-    accounts: AccountsFile = None,
-    account: AccountName = None,
-) -> None:
-    """Delete a hook."""
-    service = Service(base_url, sandbox, accounts, account)
-
-    async def deleted(lemcal: AsyncLemcal) -> str:
-        await lemcal.hooks.delete(hook_id)
-        return f"Hook {hook_id} is deleted.\n"
-
-    emit(call(service, "Deleting the hook", deleted))
-
-
-def _target(argument: str) -> Secret[str]:
-    """Return the checked target, from standard input if the argument says so."""
-    if argument == "-":
-        return check_target_url(Secret(_line_of_input()))
-    target = check_target_url(Secret(argument))
-    if any(value for _, value in parse_qsl(urlsplit(target.reveal()).query)):
-        tell(
-            "warning: the URL has a query, and other users of this machine can see arguments; "
-            "if that is a token, give - and the URL on standard input"
-        )
-    return target
-
-
-def _line_of_input() -> str:
-    if sys.stdin.isatty():
-        tell("the target URL, then Enter:")
-    try:
-        return sys.stdin.readline().strip()
-    except UnicodeDecodeError:
-        return ""  # refused as no URL
-
-
-def _print_hook(hook: Hook | None, *, as_json: bool) -> None:
-    """Print the hook, None if there was one already, without what may be secret in its target."""
-    target = without_secrets((hook and hook.target_url) or "")
-    if as_json:
-        print_json(hook and to_wire(attrs.evolve(hook, target_url=target or None)))
-    elif hook is None:
-        emit("There is such a hook already. Its id cannot be looked up.\n")
-    else:
-        print_facts(
-            [
-                ("Hook id", f"{hook.id}  (keep it: it cannot be listed)"),
-                ("Target", target),
-                ("Meetings", "of any type" if hook.any_meeting_type else hook.meeting_type_id),
-                ("Created (UTC)", short_time(hook.created_at)),
-            ]
-        )

@@ -1,7 +1,7 @@
 """From the options that commands share to a client: which service, and whose account.
 
-Credentials come from the environment or from a file, never from an argument, which others on the machine
-could read in the process list.
+Credentials come from the environment or from a file, never from an argument, which other users of the
+machine could see in the process list.
 """
 
 import contextlib
@@ -32,14 +32,16 @@ BaseUrl: TypeAlias = Annotated[
     str | None, typer.Option("--base-url", metavar="URL", help="Where the API is, if not at lemcal.")
 ]
 UseSandbox: TypeAlias = Annotated[
-    bool, typer.Option("--sandbox", help="Run against invented data, without an account.")
+    bool, typer.Option("--sandbox", help="Use made-up data; needs no account and no network.")
 ]
 AccountsFile: TypeAlias = Annotated[
-    Path | None, typer.Option("--accounts", metavar="FILE", help="Take the credentials from this TOML file.")
+    Path | None, typer.Option("--accounts", metavar="FILE", help="Read the credentials from this TOML file.")
 ]
 AccountName: TypeAlias = Annotated[
-    str | None, typer.Option("--account", metavar="NAME", help="Which of the file's accounts, if several.")
+    str | None,
+    typer.Option("--account", metavar="NAME", help="Which account of the file, if there are several."),
 ]
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, as the service writes it.")]
 
 
 @attrs.frozen
@@ -54,15 +56,15 @@ class Service:
     def __attrs_post_init__(self) -> None:
         if self.sandbox and not (self.base_url is None and self.accounts is None):
             raise ConfigurationError(
-                "--sandbox brings a service and an account of its own; leave out --base-url and --accounts"
+                "--sandbox brings its own service and account; leave out --base-url and --accounts"
             )
         if self.account is not None and self.accounts is None:
-            raise ConfigurationError("--account chooses from the file that --accounts names; give that too")
+            raise ConfigurationError("--account selects from the file given with --accounts; add that too")
 
 
 @attrs.frozen
 class Target:
-    """Where the service is, and whose credentials to use; without an account, those of the environment."""
+    """Where the service is, and whose credentials to use: an account's, or else the environment's."""
 
     base_url: str
     account: Account | None
@@ -70,20 +72,20 @@ class Target:
 
 
 def call(service: Service, text: str, function: Callable[[AsyncLemcal], Awaitable[T]]) -> T:
-    """Run an async function with a client for the service; ``text`` is shown when it takes long."""
+    """Run an async function with a client for the service; ``text`` is shown if it takes long."""
 
     async def main() -> T:
         async with connect(target) as lemcal:
             return await function(lemcal)
 
-    # Files are read and the sandbox is started out here, where there is no event loop to hold up.
-    with waiting(text), found(service) as target:
+    # Files are read and the sandbox is started here, where there is no event loop to block.
+    with waiting(text), find_target(service) as target:
         return anyio.run(main)
 
 
 @contextlib.contextmanager
-def found(service: Service) -> Generator[Target]:
-    """Provide the service and the one account that a command is for; ConfigurationError if there is none."""
+def find_target(service: Service) -> Generator[Target]:
+    """Provide the service and the account of a command for one; ConfigurationError if there is none."""
     if service.sandbox:
         with load_sandbox()().serve() as sandbox:
             account = Account("sandbox", sandbox.user_id, Secret(sandbox.api_key))
@@ -93,13 +95,20 @@ def found(service: Service) -> Generator[Target]:
     if service.accounts is not None:
         accounts = read_accounts(service.accounts)
         yield Target(base_url, choose(accounts, service.account, service.accounts))
-    elif os.environ.get(API_KEY_VARIABLE, "").strip():
-        yield Target(base_url, None)
-    else:
-        raise ConfigurationError(
-            f"no credentials: set {USER_ID_VARIABLE} and {API_KEY_VARIABLE}, name a file with --accounts, "
-            "or try it out with --sandbox"
-        )
+        return
+    _check_environment()
+    yield Target(base_url, None)
+
+
+def _check_environment() -> None:
+    if os.environ.get(API_KEY_VARIABLE, "").strip():
+        return  # whether it can be used, the client says
+    if os.environ.get(USER_ID_VARIABLE, "").strip():
+        raise ConfigurationError(f"{USER_ID_VARIABLE} is set, but {API_KEY_VARIABLE} is missing; set it too")
+    raise ConfigurationError(
+        f"no credentials: set {USER_ID_VARIABLE} and {API_KEY_VARIABLE}, pass a file with --accounts, "
+        "or try --sandbox"
+    )
 
 
 @contextlib.asynccontextmanager
@@ -107,7 +116,7 @@ async def connect(target: Target) -> AsyncGenerator[AsyncLemcal]:
     """Provide a client."""
     account = target.account
     user_id, api_key = (account.user_id, account.api_key.reveal) if account else (None, None)
-    # Nobody means their proxy for a server within this process.
+    # A proxy is not meant for a server within this process.
     wire = PooledTransport(trust_env=not target.in_process)
     async with wire, AsyncLemcal(user_id, api_key, base_url=target.base_url, transport=wire) as lemcal:
         yield lemcal
@@ -127,14 +136,14 @@ def load_sandbox() -> "type[Sandbox]":
 
 
 def choose(accounts: Sequence[Account], name: str | None, path: Path) -> Account:
-    """Return the account of that name, or the only one; ConfigurationError names those to choose from."""
+    """Return the account with that name, or the only one; ConfigurationError lists the names otherwise."""
     chosen = [account for account in accounts if name in (None, account.name)]
     if len(chosen) == 1:
         return chosen[0]
     names = ", ".join(account.name for account in accounts)
     if name is None:
-        raise ConfigurationError(f"{path} holds several accounts; choose with --account from: {names}")
-    raise ConfigurationError(f"{path} holds no account {name!r}; choose with --account from: {names}")
+        raise ConfigurationError(f"{path} has several accounts; select one with --account: {names}")
+    raise ConfigurationError(f"{path} has no account {name!r}; select one with --account: {names}")
 
 
 def base_url_of(service: Service) -> str:
@@ -142,7 +151,9 @@ def base_url_of(service: Service) -> str:
     given = DEFAULT_BASE_URL if service.base_url is None else service.base_url
     base_url = check_base_url(Secret(given), allow_insecure_http=True)
     if base_url.startswith("http:") and not is_loopback(urlsplit(base_url).hostname or ""):
-        raise ConfigurationError("--base-url is plain http, which would send the API key in clear; use https")
+        raise ConfigurationError(
+            "--base-url is plain http, which would send the API key unencrypted; use https"
+        )
     return base_url
 
 
@@ -155,7 +166,7 @@ class Rows(Generic[T]):
 
 
 async def all_rows(listing: Awaitable[list[T]]) -> Rows[T]:
-    """Await a list; when only some of its rows cannot be read, return the others with them."""
+    """Await a list; if some of its rows cannot be read, return the others with them."""
     try:
         return Rows(await listing, [])
     except ResponseDecodeError as error:

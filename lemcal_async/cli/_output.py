@@ -1,24 +1,20 @@
-"""How a command ends: with an exit status for scripts, and one line on standard error for people.
+"""Output: exit statuses for scripts, errors in one line, tables for people, JSON and CSV for programs.
 
-The statuses are explained in ``HELP``, which ``lemcal --help`` shows.
-
-A sign of life on standard error while a command waits, if a person is looking.
-
-MERGED [cli.output] Writing to standard output: tables for people, JSON and CSV for programs.
-
-Knows how, and nothing of what: that is in each command's file. Rich is imported when a terminal is to be
-written to; what goes into a file or a pipe is plain.
+Rich is imported only to write to a terminal; output into a file or a pipe is plain. What the commands show
+is up to their files.
 """
 
 import contextlib
 import csv
 import enum
+import errno
 import io
 import json
 import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
+from datetime import datetime
 from typing import Any, Final, Generic, TypeVar
 
 import attrs
@@ -29,13 +25,15 @@ from lemcal_async.errors import (
     AuthenticationError,
     BadRow,
     ConfigurationError,
+    EmptyListError,
     LemcalError,
     NotFoundError,
+    StoreError,
 )
 
 
 class ExitStatus(enum.IntEnum):
-    """The exit statuses; those above 128 are the ones of a process that a signal has ended."""
+    """The exit statuses. Those above 128 are the ones of a process that a signal has ended."""
 
     OK = 0
     FAILED = 1
@@ -45,46 +43,50 @@ class ExitStatus(enum.IntEnum):
     NOT_FOUND = 5
     INTERRUPTED = 130
     NO_READER = 141
+    TERMINATED = 143
 
 
-# The line with \b keeps typer from filling the lines.
+# The line with \b keeps Typer from rewrapping.
 HELP = """\
 \b
-Exit status:
+Exit status, of every command:
   0    done
-  1    the service, the network or the database failed, or the output cannot be written;
-       in a synchronization: some account failed
-  2    wrong usage or configuration; nothing was sent
-  3    some rows could not be read; the others were printed
-  4    the service does not accept the credentials
-  5    there is no such thing
-  130  Ctrl-C (but the sandbox, which ends that way, ends with 0)
-  141  whoever read the output has closed it, as `| head` does
+  1    the service or the network failed, or the output could not be written;
+       in a synchronization: some accounts failed (if all failed for the same
+       reason, its status)
+  2    wrong usage or configuration, or the database cannot be used
+  3    some rows could not be read; the others were processed
+  4    the service rejected the credentials
+  5    not found
+  130  Ctrl-C (SIGINT)
+  141  the reader of the output has closed it, as `| head` does
+  143  SIGTERM
 """
 
 _STATUSES: tuple[tuple[type[LemcalError], ExitStatus], ...] = (
     (ConfigurationError, ExitStatus.USAGE),
+    (EmptyListError, ExitStatus.FAILED),
+    (StoreError, ExitStatus.USAGE),
     (AuthenticationError, ExitStatus.AUTHENTICATION),
     (NotFoundError, ExitStatus.NOT_FOUND),
-    (LemcalError, ExitStatus.FAILED),
 )
 
 
 class OutputError(Exception):
-    """Standard output cannot be written; with NO_READER there is nobody to tell."""
+    """Standard output cannot be written. With NO_READER there is nobody to tell."""
 
     def __init__(self, status: ExitStatus, message: str) -> None:
         super().__init__(message)
         self.status = status
 
 
-def status_of(error: LemcalError) -> ExitStatus:
-    """Return the exit status of a command that ends with this error."""
-    return next(status for kind, status in _STATUSES if isinstance(error, kind))
+def status_of(error: Exception) -> ExitStatus:
+    """Return the exit status for an error."""
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), ExitStatus.FAILED)
 
 
 def printable(text: str) -> str:
-    """Return ``text`` as one line that does nothing to a terminal.
+    """Return ``text`` as one line that cannot control a terminal.
 
     Guests write some of what is shown, and the server the rest.
     """
@@ -95,23 +97,58 @@ def printable(text: str) -> str:
 
 
 def tell(message: str) -> None:
-    """Say something in one line on standard error."""
-    sys.stderr.write(f"lemcal: {without_secrets(printable(message))}\n")
+    """Write a line to standard error."""
+    with contextlib.suppress(OSError):  # there is nowhere else to say it
+        sys.stderr.write(f"lemcal: {without_secrets(printable(message))}\n")
+        sys.stderr.flush()
 
 
-def tell_of_bad_rows(noun: str, bad_rows: Sequence[BadRow]) -> None:
-    """Say which rows could not be read, each in one line on standard error."""
+def warn_of_bad_rows(noun: str, bad_rows: Sequence[BadRow]) -> None:
+    """Write a line to standard error for each row that could not be read."""
     for row in bad_rows:
         tell(f"warning: row {row.index} of the {noun} cannot be read: {row.reason}")
 
 
+_OUTPUT_ERRORS: Final = {errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC}
+
+
+def emit(text: str) -> None:
+    """Write text to standard output and flush it; OutputError if that fails."""
+    stream = sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        # A character that the encoding lacks is no reason to fail; CSV has its own line ends.
+        stream.reconfigure(errors="backslashreplace", newline="")
+    with writing():
+        stream.write(text)
+        stream.flush()
+
+
+@contextlib.contextmanager
+def writing() -> Generator[None]:
+    """Turn a failure to write to standard output into OutputError."""
+    try:
+        yield
+    except BrokenPipeError:
+        status, problem = ExitStatus.NO_READER, ""
+    except OSError as error:
+        if error.errno not in _OUTPUT_ERRORS:
+            raise
+        status, problem = ExitStatus.FAILED, f"the output cannot be written: {error.strerror}"
+    else:
+        return
+    # Python would try to write the rest at exit, and complain.
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123  # os.devnull is not a path on every system
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    raise OutputError(status, problem)
+
+
 DELAY: Final = 0.5
-"""Seconds after which a wait is worth a word."""
+"""How long a wait is before it is worth a word, in seconds."""
 
 
 @contextlib.contextmanager
 def waiting(text: str) -> Generator[None]:
-    """Show ``text`` with a spinner once the block has taken longer than a moment; erase it at the end."""
+    """Show ``text`` with a spinner on standard error if the block takes a while, on a terminal only."""
     if not sys.stderr.isatty():
         yield
         return
@@ -119,7 +156,7 @@ def waiting(text: str) -> Generator[None]:
     from rich.live import Live  # noqa: PLC0415  # as above
     from rich.spinner import Spinner  # noqa: PLC0415  # as above
 
-    # Not console.status(): that would take what the block writes to standard output to the terminal.
+    # Not console.status(), which would send the standard output of the block to the terminal.
     live = Live(Spinner("dots", text), console=Console(stderr=True), transient=True, redirect_stdout=False)
     timer = threading.Timer(DELAY, live.start)
     timer.daemon = True
@@ -128,13 +165,13 @@ def waiting(text: str) -> Generator[None]:
         yield
     finally:
         timer.cancel()
-        timer.join()  # it may be starting the spinner just now
+        timer.join()  # it may just be starting the spinner
         live.stop()
 
 
 @contextlib.contextmanager
 def counting(text: str, accounts: int) -> Generator[None]:
-    """Show a bar of the accounts that are done while the block runs; erase it at the end."""
+    """Show a progress bar of synchronized accounts on standard error, on a terminal only."""
     if not sys.stderr.isatty():
         yield
         return
@@ -149,60 +186,30 @@ def counting(text: str, accounts: int) -> Generator[None]:
             if isinstance(event, events.AccountSynced):
                 progress.advance(task)
 
-        leave = events.subscribe(advance)
+        unsubscribe = events.subscribe(advance)
         try:
             yield
         finally:
-            leave()
+            unsubscribe()
 
 
-T = TypeVar("T")
-
-_GAP: Final = 2  # blanks between columns
-_ENOUGH: Final = 32  # characters; to wrap what is longer is no loss
-
-# What makes a spreadsheet take a field for a formula; guests choose their own names.
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
-
-
-@attrs.frozen
-class Column(Generic[T]):
-    """A column of a table: its heading, and what it shows of a row.
-
-    In a terminal that is too narrow, those that are only there ``if_room`` are left out, the last one
-    first; then the others are wrapped, but not one that is to stay ``whole``.
-    """
-
-    heading: str
-    value: Callable[[T], str | None]
-    whole: bool = False
-    if_room: bool = False
-
-
-def emit(text: str) -> None:
-    """Write text to standard output, and out; OutputError if that fails."""
-    stream = sys.stdout
-    if isinstance(stream, io.TextIOWrapper):
-        # A name that the terminal's encoding lacks is no reason to fail; CSV brings its own line ends.
-        stream.reconfigure(errors="backslashreplace", newline="")
-    try:
-        stream.write(text)
-        stream.flush()
-    except BrokenPipeError:
-        status, problem = ExitStatus.NO_READER, ""
-    except OSError as error:
-        status, problem = ExitStatus.FAILED, f"the output cannot be written: {error.strerror}"
-    else:
-        return
-    # Python would try to write the rest at exit, and report on it.
-    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123  # os.devnull is no path on every system
-        os.dup2(nowhere.fileno(), stream.fileno())
-    raise OutputError(status, problem)
+def short_time(time: datetime | None) -> str | None:
+    """Return a time as people read it, in UTC."""
+    return None if time is None else f"{time:%Y-%m-%d %H:%M}"
 
 
 def print_json(data: Any) -> None:
-    """Print JSON, in ASCII: valid whatever the encoding, and for broken text from the service as well."""
+    """Print JSON, in ASCII: valid in any encoding, and with broken text from the service too."""
     emit(json.dumps(data, indent=2) + "\n")
+
+
+def json_line(data: dict[str, Any]) -> str:
+    """Return data as one line of JSON, in ASCII."""
+    return json.dumps(data) + "\n"
+
+
+# What makes a spreadsheet take a field for a formula; guests choose their own names.
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def print_csv(header: Sequence[str], rows: Sequence[Sequence[str | None]]) -> None:
@@ -221,19 +228,54 @@ def _inert(field: str) -> str:
     return f"'{field}" if field.startswith(_FORMULA) else field
 
 
+def print_facts(facts: Sequence[tuple[str, str | None]]) -> None:
+    """Print a line for each fact; unknown ones are left out."""
+    known = [(name, printable(value)) for name, value in facts if value]
+    width = max(len(name) for name, _ in known)
+    emit("".join(f"{name.ljust(width)}  {value}\n" for name, value in known))
+
+
+T = TypeVar("T")
+
+_GAP: Final = 2  # spaces between columns
+_NARROW: Final = 14  # characters that a column needs at least if it may be wrapped
+
+
+@attrs.frozen
+class Column(Generic[T]):
+    """A column of a table: its heading, and what it shows of a row.
+
+    In a terminal that is too narrow, columns with a ``rank`` are dropped, the highest first. The others are
+    wrapped; a ``whole`` one only if there is no other way.
+    """
+
+    heading: str
+    value: Callable[[T], str | None]
+    whole: bool = False
+    rank: int = 0
+
+
 def print_table(columns: Sequence[Column[T]], rows: Sequence[T]) -> None:
-    """Print a table: as wide as it needs into a file or pipe, a line per row; fitted into a terminal."""
+    """Print a table: fitted into a terminal, or one line per row into a file or pipe."""
     cells = [[printable(column.value(row) or "") for row in rows] for column in columns]
     if sys.stdout.isatty():
         with waiting("Laying out the table"):  # seconds for 20,000 rows
             text = _fitted(columns, cells)
         emit(text)
         return
-    padded: list[list[str]] = []
-    for column, values in zip(columns, cells, strict=True):
-        width = max(map(len, [column.heading, *values]))
-        padded.append([value.ljust(width) for value in [column.heading, *values]])
-    emit("".join((" " * _GAP).join(line).rstrip() + "\n" for line in zip(*padded, strict=True)))
+    widths = [max(map(len, [c.heading, *values])) for c, values in zip(columns, cells, strict=True)]
+    print_line([column.heading for column in columns], widths)
+    emit("".join(_line(row, widths) for row in zip(*cells, strict=True)))
+
+
+def print_line(cells: Sequence[str], widths: Sequence[int]) -> None:
+    """Print one line of a table that grows line by line."""
+    emit(_line(cells, widths))
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+    return (" " * _GAP).join(padded).rstrip() + "\n"
 
 
 def _fitted(columns: Sequence[Column[T]], cells: Sequence[Sequence[str]]) -> str:
@@ -243,27 +285,26 @@ def _fitted(columns: Sequence[Column[T]], cells: Sequence[Sequence[str]]) -> str
     from rich.text import Text  # noqa: PLC0415  # as above
 
     console = Console()
-    widths: list[int] = []
+    widths: list[int] = []  # what each column needs at least
     for column, values in zip(columns, cells, strict=True):
         width = max(map(cell_len, [column.heading, *values]))
-        widths.append(width if column.whole else min(width, _ENOUGH))
+        widths.append(width if column.whole else min(width, _NARROW))
     shown = list(range(len(columns)))
-    for index in reversed(range(len(columns))):
-        if columns[index].if_room and sum(widths[at] + _GAP for at in shown) - _GAP > console.width:
-            shown.remove(index)
+
+    def too_wide() -> bool:
+        return sum(widths[at] + _GAP for at in shown) - _GAP > console.width
+
+    for at in sorted(shown, key=lambda at: -columns[at].rank):
+        if columns[at].rank and too_wide():
+            shown.remove(at)
+    wrap_all = too_wide()
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-    for index in shown:
-        table.add_column(Text(columns[index].heading), no_wrap=columns[index].whole)
+    for at in shown:
+        no_wrap = columns[at].whole and not wrap_all
+        table.add_column(Text(columns[at].heading), no_wrap=no_wrap, overflow="fold")
     # As Text, or brackets in a name would be taken for markup.
-    for line in zip(*(cells[index] for index in shown), strict=True):
+    for line in zip(*(cells[at] for at in shown), strict=True):
         table.add_row(*map(Text, line))
     with console.capture() as capture:
         console.print(table)
     return capture.get()
-
-
-def print_facts(facts: Sequence[tuple[str, str | None]]) -> None:
-    """Print what is known of one thing, a line each; what is not known is left out."""
-    known = [(name, printable(value)) for name, value in facts if value]
-    width = max(len(name) for name, _ in known)
-    emit("".join(f"{name.ljust(width)}  {value}\n" for name, value in known))

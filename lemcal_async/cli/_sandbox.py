@@ -1,23 +1,25 @@
-"""``lemcal sandbox``: a lemcal on this machine, with invented accounts."""
+"""``lemcal sandbox``: a lemcal on this machine, with made-up accounts and a page to look at."""
 
-from functools import partial
-from typing import TYPE_CHECKING, Annotated
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lemcal_async.cli._hooks import target_url_of
 from lemcal_async.cli._options import load_sandbox
-from lemcal_async.cli._output import emit
+from lemcal_async.cli._output import ExitStatus, emit, printable
 from lemcal_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from lemcal_async.sandbox import Sandbox
+    from lemcal_async.sandbox import Delivery, Sandbox, SeenRequest
 
 
 def sandbox(
     *,
     host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, metavar="N", help="The port; 0 takes a free one.")
+        int, typer.Option("--port", min=0, max=65535, metavar="N", help="The port; 0 picks a free one.")
     ] = 0,
     accounts: Annotated[
         int, typer.Option("--accounts", min=1, metavar="N", help="How many accounts there are.")
@@ -25,24 +27,68 @@ def sandbox(
     meetings: Annotated[
         int, typer.Option("--meetings", min=0, metavar="N", help="How many meetings each account has.")
     ] = 12,
-    no_limit: Annotated[bool, typer.Option("--no-limit", help="Without the rate limit.")] = False,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, metavar="N", help="How many requests a key has per 2 seconds.")
+    ] = 20,
+    no_limit: Annotated[bool, typer.Option("--no-limit", help="Without a rate limit.")] = False,
+    latency: Annotated[
+        str,
+        typer.Option("--latency", metavar="MS", help="The round trip in milliseconds, such as 50 or 40-200."),
+    ] = "0",
+    hook: Annotated[
+        str | None,
+        typer.Option("--hook", metavar="URL", help="Post new bookings to this URL, or - for standard input."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="Another seed makes up other accounts and meetings.")
+    ] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not print a line per request.")] = False,
 ) -> None:
-    """Serve a service that behaves as lemcal does, with invented data, until Ctrl-C."""
-    make = partial(load_sandbox(), accounts=accounts, meetings=meetings)
+    """Serve a sandbox that behaves like lemcal, with made-up data, until Ctrl-C.
+
+    Open the address that it prints in a browser to see the requests and to book, cancel and break things.
+    """
+    options: dict[str, Any] = {
+        "accounts": accounts,
+        "meetings": meetings,
+        "limit": None if no_limit else limit,
+        "latency": _seconds(latency),
+        "seed": seed,
+    }
+    made = load_sandbox()(**options)
     from lemcal_async.sandbox import run  # noqa: PLC0415  # another extra, which is there as it seems
 
+    if hook is not None:
+        _add_hooks(made, hook)
     try:
-        run(make(limit=None) if no_limit else make(), host, port, _introduce)
+        run(made, host, port, _introduce, None if quiet else Lines(made).print)
     except OSError as error:
         problem = error.strerror
     else:
-        return
+        raise typer.Exit(ExitStatus.INTERRUPTED)
     raise ConfigurationError(f"cannot listen on host {host}, port {port}: {problem}")
 
 
+def _seconds(milliseconds: str) -> tuple[float, float]:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:-\s*(\d+(?:\.\d+)?))?\s*", milliseconds)
+    shortest, longest = (float(found[1]), float(found[2] or found[1])) if found else (1.0, 0.0)
+    if shortest > longest:
+        raise ConfigurationError("--latency must be milliseconds, such as 50 or 40-200")
+    return shortest / 1000, longest / 1000
+
+
+def _add_hooks(sandbox: "Sandbox", argument: str) -> None:
+    target = target_url_of(argument)
+    for account in range(len(sandbox.accounts)):
+        sandbox.add_hook(target.reveal(), account)
+
+
 def _introduce(sandbox: "Sandbox") -> None:
-    """Say where it is and who can use it, in lines to be copied into a shell."""
-    lines = [f"# The sandbox: lemcal me --base-url {sandbox.base_url}    (Ctrl-C ends it)"]
+    """Say where it is and who can use it, in lines that can be pasted into a shell."""
+    lines = [
+        f"# The sandbox: lemcal me --base-url {sandbox.base_url}    (Ctrl-C ends it)",
+        f"# Open {sandbox.url} in a browser",
+    ]
     for account in sandbox.accounts:
         lines += [
             f"# {account.email}",
@@ -50,3 +96,42 @@ def _introduce(sandbox: "Sandbox") -> None:
             f"export LEMCAL_API_KEY={account.api_key}",
         ]
     emit("\n".join(lines) + "\n")
+
+
+class Lines:
+    """A line on the terminal for each request and each delivery that has finished."""
+
+    def __init__(self, sandbox: "Sandbox") -> None:
+        from lemcal_async.sandbox import SeenRequest  # noqa: PLC0415  # another extra
+
+        self._request_type = SeenRequest
+        self._emails = {account.user_id: account.email for account in sandbox.accounts}
+
+    def print(self, entry: "SeenRequest | Delivery") -> None:
+        """Print the line."""
+        line = self._request(entry) if isinstance(entry, self._request_type) else self._delivery(entry)
+        emit(f"{printable(line)}\n")
+
+    def _request(self, entry: "SeenRequest") -> str:
+        query = f"?{entry.query}" if entry.query else ""
+        who = self._emails.get(entry.user_id or "", "unknown key" if entry.limit is not None else "")
+        left = "" if entry.limit is None else f"{entry.remaining} of {entry.limit} left"
+        fault = f"fault: {entry.fault}" if entry.fault else ""
+        facts = [who, left, fault]
+        status = entry.status or "no response"
+        head = f"{_clock(entry.time)} {entry.method:<6} {entry.path}{query} {status} {_ms(entry.seconds)}"
+        return "  ".join([head, *filter(None, facts)])
+
+    def _delivery(self, entry: "Delivery") -> str:
+        outcome = entry.status or entry.error
+        again = f"  repeats delivery {entry.repeats}" if entry.repeats else ""
+        head = f"{_clock(entry.time)} HOOK   {entry.target} {outcome} {_ms(entry.seconds)}"
+        return f"{head}  {entry.meeting_id}{again}"
+
+
+def _clock(time: datetime | None) -> str:
+    return "" if time is None else f"{time.astimezone():%H:%M:%S}"
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1000:.0f} ms"

@@ -4,9 +4,12 @@ import itertools
 import threading
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import attrs
+
+if TYPE_CHECKING:
+    from lemcal_async.sandbox._hooks import Delivery
 
 KEPT: Final = 100_000
 """How many requests are kept, the newest: a sandbox may run for weeks."""
@@ -160,6 +163,20 @@ class RequestLog(Journal[SeenRequest]):
             if old is not None:
                 self._entries[old.number] = attrs.evolve(old, request_body=None, response_body=None)
         return number
+
+
+class Follower:
+    """Looks for requests and deliveries that have finished since it looked last."""
+
+    def __init__(self, log: RequestLog, deliveries: "Journal[Delivery]") -> None:
+        self._log, self._deliveries = log, deliveries
+        self._log_revision, self._deliveries_revision = log.revision, deliveries.revision
+
+    def finished(self) -> "list[SeenRequest | Delivery]":
+        """Return them, requests first."""
+        self._log_revision, requests = self._log.changed_since(self._log_revision)
+        self._deliveries_revision, deliveries = self._deliveries.changed_since(self._deliveries_revision)
+        return [*(entry for entry in requests if entry.seconds is not None), *deliveries]
 
 
 def body_text(body: bytes) -> str:

@@ -20,7 +20,7 @@ from lemcal_async.sandbox._arguments import guest_of, meeting_id_of, start_of, w
 from lemcal_async.sandbox._control import Controls
 from lemcal_async.sandbox._demo import SandboxAccount
 from lemcal_async.sandbox._hooks import Delivery, HookSender
-from lemcal_async.sandbox._log import RequestLog, SeenRequest
+from lemcal_async.sandbox._log import Follower, RequestLog, SeenRequest
 from lemcal_async.sandbox._ratelimit import COUNTERS, WindowKind
 from lemcal_async.sandbox._responses import dumps, html
 from lemcal_async.sandbox._server import listening
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "/api/lemcal"
 CONTROL_PREFIX: Final = "/_sandbox"
+
+_POLL: Final = 0.1  # seconds between looks for what has finished
 
 
 class Sandbox:
@@ -133,6 +135,11 @@ class Sandbox:
         if self._base_url is None:
             raise RuntimeError("the sandbox has no base_url until it is served: `with sandbox.serve(): …`")
         return self._base_url
+
+    @property
+    def url(self) -> str:
+        """Where the sandbox is served: its page. RuntimeError if it is not being served."""
+        return self.base_url.removesuffix(PREFIX)
 
     def client(self, account: int = 0, **options: Any) -> "AsyncLemcal":
         """Return a client for an account; ``options`` are those of ``AsyncLemcal``, and win."""
@@ -267,9 +274,23 @@ class Sandbox:
         self._sender.send_again(number)
 
 
-def run(sandbox: Sandbox, host: str, port: int, on_ready: Callable[[Sandbox], object]) -> None:
-    """Serve in the foreground until Ctrl-C; ``on_ready`` is called once connections are accepted."""
+def run(
+    sandbox: Sandbox,
+    host: str,
+    port: int,
+    on_ready: Callable[[Sandbox], object],
+    on_event: Callable[[SeenRequest | Delivery], object] | None = None,
+) -> None:
+    """Serve in the foreground until Ctrl-C.
+
+    ``on_ready`` is called once connections are accepted, and ``on_event`` with every request and every hook
+    delivery that has finished.
+    """
     with contextlib.suppress(KeyboardInterrupt), sandbox.serve(host, port):
+        follower = Follower(sandbox._log, sandbox._sender.deliveries)  # noqa: SLF001  # of this module
         on_ready(sandbox)
         while True:
-            time.sleep(3600)  # unlike a lock's, this wait ends at Ctrl-C on every system
+            time.sleep(3600 if on_event is None else _POLL)  # unlike a lock's, this wait ends at Ctrl-C
+            if on_event is not None:
+                for entry in follower.finished():
+                    on_event(entry)

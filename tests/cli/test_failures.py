@@ -79,8 +79,8 @@ def test_no_credentials(lemcal: Run) -> None:
     """Without credentials it is said where they can come from."""
     done = lemcal("me")
     expected = (
-        "lemcal: no credentials: set LEMCAL_USER_ID and LEMCAL_API_KEY, name a file with --accounts, "
-        "or try it out with --sandbox\n"
+        "lemcal: no credentials: set LEMCAL_USER_ID and LEMCAL_API_KEY, pass a file with --accounts, "
+        "or try --sandbox\n"
     )
     assert (2, "", expected) == (done.status, done.out, done.err)
 
@@ -93,16 +93,16 @@ def test_no_credentials(lemcal: Run) -> None:
         (["me", "--jsonn"], "No such option"),
         (["me", "--api-key=hush"], "No such option"),
         (["sandbox", "--port", "70000"], "Invalid value for '--port'"),
-        (["meetings", "--sandbox", "--json", "--csv"], "--json and --csv are two forms; choose one"),
-        (["types", "--sandbox", "--json", "--csv"], "--json and --csv are two forms; choose one"),
+        (["meetings", "--sandbox", "--json", "--csv"], "--json and --csv exclude each other; choose one"),
+        (["types", "--sandbox", "--json", "--csv"], "--json and --csv exclude each other; choose one"),
         (
             ["me", "--sandbox", "--base-url", "http://[::1]"],
-            "--sandbox brings a service and an account of its",
+            "--sandbox brings its own service and account",
         ),
-        (["me", "--sandbox", "--accounts", "x.toml"], "--sandbox brings a service and an account of its own"),
+        (["me", "--sandbox", "--accounts", "x.toml"], "--sandbox brings its own service and account"),
         (
             ["me", "--account", "sales"],
-            "--account chooses from the file that --accounts names; give that too",
+            "--account selects from the file given with --accounts; add that too",
         ),
         (
             ["me", "--base-url", "http://api.example.com"],
@@ -220,6 +220,18 @@ def test_help_explains_every_status(lemcal: Run) -> None:
     explained = [int(number) for number in re.findall(r"^ +(\d+)  ", done.out, re.MULTILINE)]
     assert sorted(ExitStatus) == explained
     assert explained == [int(number) for number in re.findall(r"^ +(\d+)  ", HELP, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("missing", ["LEMCAL_API_KEY", "LEMCAL_USER_ID"])
+def test_half_of_the_credentials(
+    lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """The variable that is missing is named, and nothing is sent."""
+    monkeypatch.delenv(missing)
+    done = lemcal("me", "--base-url", sandbox.base_url)
+    assert (2, "", []) == (done.status, done.out, sandbox.requests)
+    assert ONE_LINE.fullmatch(done.err)
+    assert missing in done.err
 
 
 def test_every_error_has_a_status() -> None:

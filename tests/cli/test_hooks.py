@@ -57,7 +57,7 @@ def test_a_duplicate(lemcal: Run, sandbox: Sandbox) -> None:
     assert (1, "") == (done.status, done.out)
     assert done.err.startswith('lemcal: POST /hooks: 409 Conflict ("Duplicate hook").')
     done = lemcal(*create, "--exist-ok", stdin=TARGET)
-    assert (0, "There is such a hook already. Its id cannot be looked up.\n") == (done.status, done.out)
+    assert (0, "There is already such a hook. Its id cannot be looked up.\n") == (done.status, done.out)
     assert "null\n" == lemcal(*create, "--exist-ok", "--json", stdin=TARGET).out
 
 
@@ -107,7 +107,7 @@ def test_typing_the_target(lemcal: Run, sandbox: Sandbox) -> None:
     stdin = io.StringIO(f"{TARGET}\n")
     stdin.isatty = lambda: True  # type: ignore[method-assign]  # a terminal, for the purpose
     done = lemcal("hooks", "create", "-", "--any", "--base-url", sandbox.base_url, stdin=stdin)
-    assert (0, "lemcal: the target URL, then Enter:\n") == (done.status, done.err)
+    assert (0, "lemcal: type the target URL, then Enter:\n") == (done.status, done.err)
 
 
 def test_deleting_what_is_not_there(lemcal: Run, sandbox: Sandbox) -> None:

@@ -61,17 +61,28 @@ def test_table_into_a_pipe(lemcal: Run, sandbox: Sandbox) -> None:
     assert 2 == sum("(canceled)" in line for line in lines)
 
 
-@pytest.mark.parametrize(("columns", "has_email"), [(80, False), (140, True)])
+@pytest.mark.parametrize(
+    ("columns", "headings"),
+    [
+        (30, ["Start (UTC)", "Guest", "E-mail"]),
+        (62, ["Start (UTC)", "Guest", "E-mail"]),
+        (80, ["Start (UTC)", "Guest", "E-mail", "Meeting"]),
+        (140, ["Start (UTC)", "Guest", "E-mail", "Meeting", "Id"]),
+    ],
+)
 def test_table_on_a_terminal(
-    lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, *, columns: int, has_email: bool
+    lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, columns: int, headings: list[str]
 ) -> None:
-    """On a terminal the table keeps to its width: a narrow one lacks a column and wraps, but not the ids."""
+    """A table keeps to the width of its terminal: a narrow one drops the id first, and never the guest."""
     terminal(monkeypatch, columns)
-    long = sandbox.book(meetingTypeName="A very long name of a meeting type, " * 3)
+    sandbox.book(meetingTypeName="A very long name of a meeting type, " * 3, guest="Ada <ada@example.org>")
     out = STYLE.sub("", lemcal("meetings", "--base-url", sandbox.base_url).out)
-    assert has_email is ("E-mail" in out)
     assert columns >= max(len(line.rstrip()) for line in out.splitlines())
-    assert long["_id"] in out
+    assert "\u2026" not in out  # wrapped rather than cut
+    if columns == 30:
+        return
+    assert headings == re.split(r" {2,}", out.splitlines()[0].strip())
+    assert "ada@example.org" in out
 
 
 def test_types_on_a_terminal(lemcal: Run, monkeypatch: pytest.MonkeyPatch) -> None:

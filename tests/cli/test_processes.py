@@ -42,7 +42,7 @@ def test_a_spinner_beside_a_file(tmp_path: Path, sandbox: Sandbox, lemcal: Run) 
     assert 0 == lemcal("sync", "--json", "--db", database, "--base-url", sandbox.base_url).status
     terminal, stderr = os.openpty()
     slowly = (
-        "import sys, time; from lemcal_async.cli import _output as progress, _sync as changes, main\n"
+        "import sys, time; from lemcal_async.cli import _changes as changes, _output as progress, main\n"
         "progress.DELAY = 0\n"
         "line = changes.json_line; changes.json_line = lambda data: time.sleep(0.05) or line(data)\n"
         "sys.exit(main())"
@@ -75,13 +75,13 @@ def test_ctrl_c_during_a_call(spawn: Spawn, sandbox: Sandbox) -> None:
 
 @posix_only
 def test_the_sandbox_until_ctrl_c(lemcal: Run, spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``lemcal sandbox`` says where it is and whose it is in lines to copy, and ends well with Ctrl-C."""
-    process = spawn("sandbox", "--accounts", "2", "--meetings", "30", "--no-limit")
+    """``lemcal sandbox`` says where it is and who can use it, in lines to copy, until Ctrl-C."""
+    process = spawn("sandbox", "--accounts", "2", "--meetings", "30", "--no-limit", "--quiet")
     assert process.stdout is not None
-    lines = [process.stdout.readline().rstrip("\n") for _ in range(7)]
+    lines = [process.stdout.readline().rstrip("\n") for _ in range(8)]
     base_url = lines[0].split("--base-url ")[1].split()[0]
-    assert ["# host1@example.com", "# host2@example.com"] == [lines[1], lines[4]]
-    for line in lines[5:7]:
+    assert ["# host1@example.com", "# host2@example.com"] == [lines[2], lines[5]]
+    for line in lines[6:8]:
         name, value = line.removeprefix("export ").split("=")
         monkeypatch.setenv(name, value)
 
@@ -89,7 +89,7 @@ def test_the_sandbox_until_ctrl_c(lemcal: Run, spawn: Spawn, monkeypatch: pytest
     assert 30 == len(lemcal("meetings", "--base-url", base_url).out.splitlines()) - 1
     process.send_signal(signal.SIGINT)
     assert ("", "") == process.communicate(timeout=5)
-    assert 0 == process.returncode
+    assert 130 == process.returncode
 
 
 @pytest.mark.parametrize(("argv", "limit"), [([], "20"), (["--no-limit"], None)])
@@ -107,8 +107,8 @@ def test_the_sandbox_as_it_comes(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", interrupted)
-    assert 0 == main(["sandbox", *argv])
-    assert [(4, limit)] == seen
+    assert 130 == main(["sandbox", *argv])
+    assert [(5, limit)] == seen
 
 
 def test_a_port_that_is_taken(lemcal: Run, sandbox: Sandbox) -> None:

@@ -49,13 +49,13 @@ def test_one_of_several_accounts(lemcal: Run, sandbox: Sandbox, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("argv", "problem"),
-    [([], "holds several accounts"), (["--account", "sales"], "holds no account 'sales'")],
+    [([], "has several accounts"), (["--account", "sales"], "has no account 'sales'")],
 )
 def test_no_such_choice(lemcal: Run, sandbox: Sandbox, tmp_path: Path, argv: list[str], problem: str) -> None:
     """Several accounts and no name, or a name that is not there: those there are are named."""
     file = accounts_file(tmp_path, sandbox, 2)
     done = lemcal("me", "--accounts", str(file), *argv, "--base-url", sandbox.base_url)
-    expected = f"lemcal: {file} {problem}; choose with --account from: team1, team2\n"
+    expected = f"lemcal: {file} {problem}; select one with --account: team1, team2\n"
     assert (2, expected) == (done.status, done.err)
     assert [] == sandbox.requests
 
@@ -79,4 +79,4 @@ def test_a_sign_of_life(
     sandbox.inject(faults.slow(0.3))
     done = lemcal("me", "--json", "--base-url", sandbox.base_url)
     assert (0, True) == (done.status, done.out.startswith("{"))
-    assert shown is ("Asking who you are" in done.err)
+    assert shown is ("Fetching the account" in done.err)

@@ -118,10 +118,10 @@ def test_the_accounts_through_a_pipe(lemcal: Run, sandbox: Sandbox, tmp_path: Pa
 
 
 def test_a_row_that_cannot_be_read(lemcal: Run, sandbox: Sandbox) -> None:
-    """It is a warning: no account has failed."""
+    """It is a warning and a status of its own: no account has failed."""
     sandbox.inject(faults.json([{"_id": "mee_1", "start": 5}]))
     done = lemcal("sync", "--json", "--base-url", sandbox.base_url)
-    assert (0, numbers(created=1)) == (done.status, report(done.out))
+    assert (3, numbers(created=1)) == (done.status, report(done.out))
     assert ONE_LINE.fullmatch(done.err)
     assert f"warning: account {sandbox.user_id}: row 0 cannot be read: " in done.err
 
@@ -172,14 +172,34 @@ def test_the_database_of_the_environment(lemcal: Run, folder: Path, monkeypatch:
 
 
 def test_forget(lemcal: Run, sandbox: Sandbox) -> None:
-    """All data of an account go; what is not known is status 5."""
+    """It asks first; then all data of the account are gone. An unknown account is status 5."""
     lemcal("sync", "--base-url", sandbox.base_url)
-    done = lemcal("forget", sandbox.user_id)
+    for answer in ("", "\n", "no\n"):
+        done = lemcal("forget", sandbox.user_id, stdin=answer)
+        assert (2, "") == (done.status, done.out)
+        question, refusal = done.err.splitlines()
+        assert f"lemcal: erase all data of {sandbox.user_id}? It cannot be undone. [y/N]" == question
+        assert "lemcal: nothing was erased; answer y, or pass --yes" == refusal
+    assert 12 == len(lemcal("changes").out.splitlines())
+    done = lemcal("forget", sandbox.user_id, stdin="y\n")
     expected = f"{sandbox.user_id} is forgotten: 12 meetings and 12 changes were erased.\n"
-    assert (0, expected, "") == (done.status, done.out, done.err)
-    done = lemcal("forget", sandbox.user_id, "--db", "sqlite:///lemcal.db")
-    assert (5, "", f"lemcal: nothing is known of {sandbox.user_id}\n") == (done.status, done.out, done.err)
+    assert (0, expected) == (done.status, done.out)
+    done = lemcal("forget", sandbox.user_id, "--yes", "--db", "sqlite:///lemcal.db")
+    expected = f"lemcal: the database has nothing about {sandbox.user_id}\n"
+    assert (5, "", expected) == (done.status, done.out, done.err)
     assert "" == lemcal("changes").out
+
+
+def test_forget_by_name(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
+    """An account can be named as in its file, even when its key is gone."""
+    file = accounts_file(tmp_path, sandbox, 2)
+    lemcal("sync", "--accounts", str(file), "--base-url", sandbox.base_url)
+    file.write_text(re.sub(r'api_key = ".*"', 'api_key_env = "GONE"', file.read_text()))
+    done = lemcal("forget", "team2", "--accounts", str(file), stdin="y\n")
+    user_id = sandbox.accounts[1].user_id
+    expected = f"team2 ({user_id}) is forgotten: 12 meetings and 12 changes were erased.\n"
+    assert (0, expected) == (done.status, done.out)
+    assert {sandbox.user_id} == {json.loads(line)["user_id"] for line in lemcal("changes").out.splitlines()}
 
 
 def test_a_table_on_a_terminal(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +213,7 @@ def test_a_table_on_a_terminal(lemcal: Run, sandbox: Sandbox, monkeypatch: pytes
     assert (1 + 13, True) == (len(lines), "brandNew, start" in lines[-1])
     assert "2026-03-02 09:00" in lines[-1]
     assert lemcal("changes", "--json").out.startswith("{")
-    lemcal("forget", sandbox.user_id)
+    lemcal("forget", sandbox.user_id, "--yes")
     assert ("", "lemcal: no changes\n") == (lemcal("changes").out, lemcal("changes").err)
 
 
@@ -227,8 +247,8 @@ def test_watch(spawn: Spawn, sandbox: Sandbox) -> None:
             "the database URL cannot be read: it must be like sqlite:",
         ),
         (["sync", "--db", "oracle://x", "--sandbox"], 2, "the database URL is of an unknown kind"),
-        (["sync", "--db", "sqlite:///no/such/x.db", "--sandbox"], 1, "unable to open database file"),
-        (["sync", "--watch", "0", "--sandbox"], 2, "--watch must be seconds above 0"),
+        (["sync", "--db", "sqlite:///no/such/x.db", "--sandbox"], 2, "unable to open database file"),
+        (["sync", "--watch", "0", "--sandbox"], 2, "--watch must be a number of seconds above 0"),
         (["sync", "--changes", "no/such/file", "--sandbox"], 2, "no/such/file cannot be written"),
         (["sync"], 2, "no credentials: set LEMCAL_USER_ID"),
         (["sync", "--sandbox", "--accounts", "x.toml"], 2, "leave out --base-url and --accounts"),
@@ -237,14 +257,21 @@ def test_watch(spawn: Spawn, sandbox: Sandbox) -> None:
         (["sync", "--accounts", "twice.toml"], 2, "has the name of account 1"),
         (["sync", "--accounts", "broken.toml"], 2, "the accounts file is not TOML"),
         (["changes"], 2, "there is no such file; nothing was ever synchronized into it"),
-        (["forget", "usr_1", "--db", "sqlite:///none.db"], 2, "there is no such file"),
-        (["forget"], 2, "Missing argument 'USER_ID'"),
+        (["forget", "usr_1", "--yes", "--db", "sqlite:///none.db"], 2, "there is no such file"),
+        (["forget", "sales", "--yes"], 2, "'sales' is not a user id (usr_...)"),
+        (
+            ["forget", "sales", "--yes", "--accounts", "one.toml"],
+            2,
+            "no account 'sales' in it; the names",
+        ),
+        (["forget"], 2, "Missing argument 'ACCOUNT'"),
     ],
 )
 def test_wrong_usage(lemcal: Run, folder: Path, argv: list[str], status: int, message: str) -> None:
     """One line, a documented status, and no database made or changed."""
     table = '[[account]]\nname = "a"\nuser_id = "usr_1"\napi_key = "k1"\n'
     files = {
+        "one.toml": table,
         "others.toml": table,
         "twice.toml": table + table.replace("usr_1", "usr_2"),
         "broken.toml": "= =",
@@ -271,13 +298,13 @@ def test_tables_of_a_newer_version(lemcal: Run) -> None:
 
 
 def test_a_locked_database(lemcal: Run) -> None:
-    """Status 1, and the store is unharmed."""
+    """Status 2, and the store is unharmed."""
     lemcal("sync", "--sandbox")
     connection = sqlite3.connect("lemcal-sandbox.db")
     connection.execute("BEGIN IMMEDIATE")
     done = lemcal("sync", "--sandbox", "--db", "sqlite:///lemcal-sandbox.db?timeout=0.05")
     connection.close()
-    assert (1, "") == (done.status, done.out)
+    assert 2 == done.status
     assert ONE_LINE.fullmatch(done.err)
     assert "sqlite:///lemcal-sandbox.db: database is locked; another program holds it" in done.err
     assert numbers(unchanged=12) == report(lemcal("sync", "--sandbox", "--json").out)
@@ -286,7 +313,7 @@ def test_a_locked_database(lemcal: Run) -> None:
 def test_a_password_in_the_arguments(lemcal: Run) -> None:
     """It is warned of, and not shown."""
     done = lemcal("sync", "--sandbox", "--db", "postgresql://user:hush-hush@127.0.0.1:1/x")
-    assert 1 == done.status
+    assert 2 == done.status
     warning, failure = done.err.splitlines()
     assert "put it into LEMCAL_DB" in warning
     assert "lemcal: postgresql://127.0.0.1:1/x: " in failure

@@ -1,0 +1,53 @@
+"""What a command needs of its process: three open standard streams, and a way to end at SIGTERM."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator
+from types import FrameType
+from typing import Final
+
+_INTERRUPTED: Final = 130
+_TERMINATED: Final = 143
+
+
+@contextlib.contextmanager
+def prepared(own_process: bool) -> Generator[Callable[[int], int]]:  # noqa: FBT001  # the only argument
+    """Prepare the process for a command, if it is ours; yield what turns its exit status into the final one.
+
+    SIGTERM ends a command as Ctrl-C does, with its own status. Without a handler, a process with the id 1, as
+    in a container, would ignore it.
+    """
+    _open_closed_streams()
+    if not own_process or threading.current_thread() is not threading.main_thread():
+        yield lambda status: status
+        return
+    terminated = False
+
+    def terminate(_number: int, frame: FrameType | None) -> None:
+        nonlocal terminated
+        terminated = True
+        handler = signal.getsignal(signal.SIGINT)
+        if callable(handler):  # Python's own, or that of an event loop that cancels its main task
+            handler(signal.SIGINT, frame)
+        else:  # Ctrl-C is ignored, as in the background of a script
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield lambda status: _TERMINATED if terminated and status == _INTERRUPTED else status
+    except KeyboardInterrupt:
+        if terminated:
+            raise SystemExit(_TERMINATED) from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _open_closed_streams() -> None:
+    """Open what ``>&-`` has closed, or the next file that is opened would be taken for a standard stream."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  # for the whole run

@@ -25,6 +25,8 @@ import anyio
 from lemcal_async import AsyncLemcal
 from lemcal_async.ratelimit import Unlimited
 from lemcal_async.sync import SQLStore, sync_meetings
+from lemcal_async.sync._database import Address
+from lemcal_async.sync._transactions import Transactions
 
 MEETINGS = 200
 CONCURRENT = 16
@@ -49,23 +51,23 @@ COLUMNS = {
 }
 
 
-class Timed(SQLStore):
-    """A store that counts its transactions, the threads they are in, and the seconds they take."""
+class Timed(Transactions):
+    """Transactions that are counted, with the threads they are in, and the seconds they take."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
+    def __init__(self, address: Address) -> None:
+        super().__init__(address, create=True)
         self.seconds = 0.0
         self.transactions = 0
         self.at_once = self.most_at_once = 0
         self._counting = threading.Lock()
 
-    def _transaction(self, work: Callable[..., Any], **options: Any) -> Any:
+    def _transaction(self, work: Callable[..., Any], *arguments: Any) -> Any:
         started = time.perf_counter()
         with self._counting:
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
         try:
-            return super()._transaction(work, **options)
+            return super()._transaction(work, *arguments)
         finally:
             with self._counting:
                 self.at_once -= 1
@@ -102,9 +104,10 @@ async def measure(base_url: str, url: str, accounts: list[tuple[str, str]]) -> d
     user_id, api_key = accounts[0]
     async with (
         AsyncLemcal(user_id, api_key, base_url=base_url, limiter=Unlimited()) as lemcal,
-        Timed(url) as store,
+        SQLStore(url) as store,
         anyio.create_task_group() as tasks,
     ):
+        timed = store._transactions = Timed(store._transactions.address)  # noqa: SLF001  # measured from within
         await lemcal.me()
         tasks.start_soon(look, stalls)
         cpu = time.process_time()
@@ -118,9 +121,9 @@ async def measure(base_url: str, url: str, accounts: list[tuple[str, str]]) -> d
         "accounts/s": report.accounts / report.seconds,
         "seconds": report.seconds,
         "CPU s": cpu,
-        "database s": store.seconds,
-        "calls": store.transactions,
-        "threads": store.most_at_once,
+        "database s": timed.seconds,
+        "calls": timed.transactions,
+        "threads": timed.most_at_once,
         "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "loop's CPU ms": max(cpu for _, cpu in stalls) * 1e3,
         "stall ms": max(late for late, _ in stalls) * 1e3,

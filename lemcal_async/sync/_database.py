@@ -1,29 +1,29 @@
-"""Databases: their URLs, the engines that connect to them, and what their errors mean.
-
-What is kept there is the business of ``statements.py``, when and in which thread that of ``sql.py``.
-"""
+"""Database URLs: which ones are accepted, what may be shown of them, and what a database's errors mean."""
 
 import re
 import sqlite3
-from pathlib import Path
 from typing import Any, Final
 
 import attrs
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from lemcal_async.errors import ConfigurationError, StoreError
-from lemcal_async.sync._migrations import SchemaError
-
-BUSY_SECONDS: Final = 10.0
-"""How long a transaction waits for another program's; for SQLite ``?timeout=`` in the URL says otherwise."""
 
 _SCHEMES: Final = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+_EXAMPLE: Final = "it must be like sqlite:///lemcal.db or postgresql://user@host/database"
+
+
+class SchemaError(Exception):
+    """The database cannot be used; the message says why."""
 
 
 @attrs.frozen
 class Problem:
-    """What is wrong, and which error says so."""
+    """What went wrong, and which error says so. A worker thread returns it.
+
+    Raised there, an error would drag the driver's along, which holds rows: personal data.
+    """
 
     text: str
     kind: type[StoreError | ConfigurationError] = StoreError
@@ -31,13 +31,13 @@ class Problem:
 
 @attrs.frozen
 class Address:
-    """A database's URL, and what may be shown of it: neither its password nor its query."""
+    """A database's URL. Shown are neither its password nor its query."""
 
     url: URL = attrs.field(repr=False)
 
     @property
     def backend(self) -> str:
-        """Which database it is of: sqlite or postgresql."""
+        """The kind of database: sqlite or postgresql."""
         return self.url.get_backend_name()
 
     def __str__(self) -> str:
@@ -46,82 +46,91 @@ class Address:
 
 
 def address_of(text: object) -> Address | Problem:
-    """Return the URL as SQLAlchemy knows it, or what is wrong with it; its text is not quoted."""
-    example = "it must be like sqlite:///lemcal.db or postgresql://user@host/database"
+    """Return the URL as SQLAlchemy reads it, or what is wrong with it, without quoting any of it."""
     try:
         url = make_url(text) if isinstance(text, str) else None
     except (ArgumentError, ValueError):
         url = None
     if url is None:
-        return Problem(f"the database URL cannot be read: {example}", ConfigurationError)
+        return Problem(f"the database URL cannot be read: {_EXAMPLE}", ConfigurationError)
     url = url.set(drivername=_SCHEMES.get(url.drivername, url.drivername))
     if url.drivername not in ("sqlite", "postgresql+psycopg"):
-        return Problem(f"the database URL is of an unknown kind: {example}", ConfigurationError)
-    if url.drivername == "sqlite" and url.database in (None, "", ":memory:"):
-        return Problem("a SQLite database in memory is lost at once: use MemoryStore()", ConfigurationError)
+        return Problem(f"the database URL is of an unknown kind: {_EXAMPLE}", ConfigurationError)
+    if url.drivername == "sqlite":
+        if url.database in (None, "", ":memory:"):
+            return Problem(
+                "a SQLite database in memory is lost at once: use MemoryStore()", ConfigurationError
+            )
+    elif _is_ambiguous(url, str(text)):
+        return Problem(
+            "the database URL has an @ or a ? in an unexpected place: in the user name and the password, "
+            "write %40 for @, %3F for ?, %2F for / and %3A for :",
+            ConfigurationError,
+        )
     return Address(url)
 
 
-def engine_of(url: URL, *, create: bool) -> Engine:
-    """Return what connects to a database, a file only if it is there or may be made; raises SchemaError."""
-    if url.get_backend_name() == "postgresql":
-        try:
-            engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
-        except ModuleNotFoundError:
-            raise SchemaError("psycopg is missing: pip install 'lemcal-async[sql]'") from None
-        event.listen(engine, "connect", _set_up_postgresql)
-        return engine
-    if not create and not Path(url.database or "").exists():
-        raise SchemaError("there is no such file; nothing was ever synchronized into it")
-    arguments = {} if "timeout" in url.query else {"timeout": BUSY_SECONDS}
-    engine = create_engine(url, connect_args=arguments, hide_parameters=True)
-    event.listen(engine, "connect", _set_up_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _set_up_postgresql(connection: Any, _: object) -> None:
-    connection.execute(f"SET lock_timeout = '{BUSY_SECONDS:.3f}s'")
-    connection.commit()
-
-
-def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:
-    connection.isolation_level = None  # transactions begin where SQLAlchemy says, not at the first write
-    # NORMAL: after a power failure the last transactions may be missing, each as a whole.
-    for pragma in ("synchronous = NORMAL", "secure_delete = ON"):
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
-def keep_log(connection: Connection) -> None:
-    """Have SQLite write to a log beside the file, so that readers and the writer do not wait for each other.
-
-    The file remembers this, so it is done once the tables are known to be ours.
-    """
-    connection.connection.driver_connection.execute("PRAGMA journal_mode = WAL").close()  # type: ignore[union-attr]
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    # A writer says so at once: one that has read before cannot become it if another was faster.
-    writes = connection.get_execution_options().get("lemcal_writes", True)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+def _is_ambiguous(url: URL, text: str) -> bool:
+    """Whether a part of the password may have been taken for the host, the database or the query."""
+    query = text.partition("?")[2] if url.password is None or "?" not in url.password else ""
+    settings = query.split("&") if query else []
+    return "@" in (url.host or "") + (url.database or "") or not all("=" in setting for setting in settings)
 
 
 _ADVICE: Final = (
     ("lock timeout", "another program holds it; try again when it is done"),
     ("locked", "another program holds it; try again when it is done"),
+    ("statement timeout", "raise ?statement_timeout= in the URL if it needs longer"),
     ("full", "make room, and run this again"),
     ("unable to open", "check the folder, and who may write there"),
     ("readonly", "check who may write to the file and its folder"),
 )
 
+# PostgreSQL's classes of errors whose messages never quote a row: connections, resources, rights, locks.
+_QUOTING_NOTHING: Final = ("08", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58", "XX")
 
-def words_of(error: SQLAlchemyError) -> str:
-    """Return what the database says, in one line, with what to do if that is known."""
-    said = str(error)
+
+def problem_of(error: Exception) -> Problem | None:
+    """Return what a driver's error means, or None if it is not one."""
+    if isinstance(error, SchemaError):
+        return Problem(str(error), ConfigurationError)
+    original: BaseException | None = error
     if isinstance(error, DBAPIError):
-        # Of PostgreSQL's message only the first part: its details may quote rows.
-        diagnosis = getattr(error.orig, "diag", None)
-        said = getattr(diagnosis, "message_primary", None) or str(error.orig)
+        original = error.orig
+    if isinstance(original, sqlite3.Error):
+        return Problem(_advised(_sqlite_text(original)))
+    if hasattr(original, "diag"):  # psycopg is imported by who needs it
+        return Problem(_advised(_postgresql_text(original)))
+    if isinstance(error, UnicodeError):
+        return Problem("a text cannot be encoded for this database; use one whose encoding is UTF8")
+    if isinstance(error, (SQLAlchemyError, OSError)):
+        return Problem(_advised(str(error)))
+    return None
+
+
+def _sqlite_text(error: sqlite3.Error) -> str:
+    if getattr(error, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_TRIGGER":
+        return "a trigger of the database refused the data"  # its message may quote the row
+    return str(error)
+
+
+def _postgresql_text(error: Any) -> str:
+    """Return the message, or a description of it where it may quote a row."""
+    diagnosis = error.diag
+    if diagnosis.sqlstate is None:  # not from the server
+        return str(error)
+    is_raised = diagnosis.source_function == "exec_stmt_raise" or (
+        diagnosis.context is not None and diagnosis.sqlstate[:2] in ("XX", "42")
+    )
+    if is_raised or diagnosis.sqlstate[:2] == "P0":
+        return f"a trigger or function of the database failed (SQLSTATE {diagnosis.sqlstate})"
+    if diagnosis.sqlstate[:2] not in _QUOTING_NOTHING:
+        name = diagnosis.constraint_name or diagnosis.table_name or ""
+        return f"the database refused the data: {type(error).__name__} {name}".rstrip()
+    return str(diagnosis.message_primary)
+
+
+def _advised(said: str) -> str:
     said = re.sub(r"\s+", " ", said).strip()
     advice = next((advice for word, advice in _ADVICE if word in said), "")
     return f"{said}; {advice}" if advice else said

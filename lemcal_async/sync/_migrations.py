@@ -9,6 +9,7 @@ import attrs
 from sqlalchemy import Column, Connection, Table, bindparam, select, text, tuple_, update
 from sqlalchemy.schema import CreateColumn, CreateIndex
 
+from lemcal_async.sync._database import SchemaError
 from lemcal_async.sync._tables import VERSION, accounts, changes, meetings, metadata, schema_table
 from lemcal_async.sync._wire_text import storable_json
 
@@ -31,10 +32,6 @@ _ADDED_BY_2: Final[dict[Table, tuple[str, ...]]] = {
 }
 
 
-class SchemaError(Exception):
-    """The database cannot be used; the message says why."""
-
-
 @attrs.frozen
 class _Relation:
     """A table, a view or the like that has one of our names."""
@@ -44,6 +41,13 @@ class _Relation:
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name!r}"
+
+
+def is_current(connection: Connection) -> bool:
+    """Whether the tables are there, in this version: then nothing is to be written."""
+    if _Relation(schema_table.name, "table") not in _present(connection):
+        return False
+    return connection.execute(select(schema_table.c.version)).scalar() == VERSION
 
 
 def prepare(connection: Connection, *, create: bool) -> None:

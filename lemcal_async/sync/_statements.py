@@ -1,21 +1,28 @@
-"""The transactions of ``SQLStore``, each a function of an open connection. SQLAlchemy Core, no event loop.
+"""The statements that store a list of meetings, and erase what is old.
 
-Written for SQLite and PostgreSQL alike. An account's row is the lock: whoever raises its revision first
-has taken the account over, and others wait for that transaction, or find out that they are late.
-
-The transactions of ``SQLStore`` for webhook deliveries: who may handle one, and that it was handled.
-
-Each is a function of an open connection, as in ``statements.py``.
+Each function runs in the transaction of an open connection, on SQLite and PostgreSQL alike. An account's row
+is its lock: the first process that raises its revision stores its list. Others wait for that transaction,
+or find out that they are late.
 """
 
 import json
-from collections.abc import Iterator, Sequence
 from datetime import datetime
-from itertools import islice
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, cast
 
 import attrs
-from sqlalchemy import Connection, CursorResult, Select, and_, bindparam, delete, func, select, update
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    String,
+    and_,
+    bindparam,
+    cast as sql_cast,
+    delete,
+    func,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from lemcal_async.errors import BadRow, EmptyListError
@@ -30,13 +37,13 @@ from lemcal_async.sync._diff import (
     plan,
     status_of,
 )
-from lemcal_async.sync._store import Applied, Change, Forgotten
+from lemcal_async.sync._outbox import slices
+from lemcal_async.sync._store import Applied, Forgotten
 from lemcal_async.sync._tables import accounts, changes, deliveries, meetings
 from lemcal_async.sync._wire_text import dump, load
 
-T = TypeVar("T")
-
-_IN_ONE_STATEMENT: Final = 500  # parameters; every SQLite takes as many
+ACCOUNTS_IN_A_SLICE: Final = 50
+CHANGES_IN_A_SLICE: Final = 5_000
 
 
 @attrs.frozen
@@ -62,6 +69,7 @@ def apply(
     *,
     baseline: bool,
     confirm_empty_after: int,
+    body_hash: str | None,
 ) -> Applied | EmptyListError | None:
     """Store a snapshot; None if the revision is another one by now."""
     previous = _lock(connection, user_id, expected, at)
@@ -78,11 +86,42 @@ def apply(
     writer.write_listed(todo.listed)
     writer.write_missing(todo, previous.synced_at)
     _write_changes(connection, user_id, todo.outbox, texts, at)
-    _set(connection, user_id, empty_lists=0, last_error=None, synced_at=at)
     unreadable = [
         BadRow(row.index, row.wire, problems[row.id]) for row in now.rows.values() if row.id in problems
     ]
-    return Applied(todo.counts, (*now.bad_rows, *unreadable))
+    bad_rows = (*now.bad_rows, *unreadable)
+    is_known_by_hash = body_hash is not None and not bad_rows
+    _set(
+        connection,
+        user_id,
+        empty_lists=0,
+        last_error=None,
+        synced_at=at,
+        body_hash=f"{expected + 1}:{body_hash}" if is_known_by_hash else None,
+        listed=len(now.rows),
+    )
+    return Applied(todo.counts, bad_rows)
+
+
+def unchanged(connection: Connection, user_id: str, body_hash: str, at: datetime) -> int | None:
+    """Note that the last list still holds, and return how long it is; None if it was another one."""
+    is_last = accounts.c.body_hash == sql_cast(accounts.c.revision, String) + literal(f":{body_hash}")
+    raised = accounts.c.revision + 1
+    noted = connection.execute(
+        update(accounts)
+        .where(accounts.c.user_id == user_id, is_last)
+        .values(
+            revision=raised,
+            body_hash=sql_cast(raised, String) + literal(f":{body_hash}"),
+            empty_lists=0,
+            last_error=None,
+            last_run_at=at,
+            synced_at=at,
+        )
+    )
+    if noted.rowcount != 1:
+        return None
+    return connection.execute(select(accounts.c.listed).where(accounts.c.user_id == user_id)).scalar()
 
 
 def _lock(connection: Connection, user_id: str, expected: int, at: datetime) -> _Previous | None:
@@ -112,7 +151,7 @@ def insert_new(connection: Connection, table: Any, values: dict[str, Any]) -> bo
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     statement = insert(table).values(values).on_conflict_do_nothing()
     counted_rows = connection.execution_options(preserve_rowcount=True).execute(statement)
-    return _rowcount(counted_rows) == 1
+    return rowcount(counted_rows) == 1
 
 
 def _set(connection: Connection, user_id: str, **values: Any) -> None:
@@ -135,7 +174,7 @@ def _known(connection: Connection, user_id: str) -> tuple[dict[str, StoredMeetin
 
 def _load(connection: Connection, user_id: str, known: dict[str, StoredMeeting], needed: list[str]) -> None:
     """Put the wire rows that are needed into what is known."""
-    for ids in _slices(needed):
+    for ids in slices(needed):
         found = connection.execute(
             select(meetings.c.meeting_id, meetings.c.wire).where(
                 meetings.c.user_id == user_id, meetings.c.meeting_id.in_(ids), meetings.c.wire.is_not(None)
@@ -197,13 +236,13 @@ class _Apply:
 
     def write_missing(self, todo: Plan, synced_at: datetime | None) -> None:
         """Write those that are no longer in the list; ``synced_at`` is when they were last in it."""
-        for ids in _slices(todo.disappeared):
+        for ids in slices(todo.disappeared):
             self.connection.execute(
                 update(meetings)
                 .where(meetings.c.user_id == self.user_id, meetings.c.meeting_id.in_(ids))
                 .values(status="disappeared", changed_at=self.at, last_seen_at=synced_at)
             )
-        for ids in _slices(todo.dropped):
+        for ids in slices(todo.dropped):
             self.connection.execute(
                 delete(meetings).where(meetings.c.user_id == self.user_id, meetings.c.meeting_id.in_(ids))
             )
@@ -235,107 +274,60 @@ def record_failure(connection: Connection, user_id: str, message: str, at: datet
     _set(connection, user_id, last_error=storable(message), last_run_at=at)
 
 
-def outbox(connection: Connection, wanted: Select[Any], limit: int) -> list[Change]:
-    """Return the first changes of a selection, in order."""
-    return [
-        Change(
-            seq=row.seq,
-            user_id=row.user_id,
-            meeting_id=row.meeting_id,
-            kind=row.kind,
-            fields=tuple(json.loads(row.fields)),
-            found_at=row.found_at,
-            wire=load(row.wire),
-            delivered_at=row.delivered_at,
-        )
-        for row in connection.execute(wanted.order_by(changes.c.seq).limit(limit))
-    ]
-
-
-def mark_delivered(connection: Connection, seqs: Sequence[int], at: datetime) -> int:
-    """Mark changes, and return how many were not marked before."""
-    marked = 0
-    for some in _slices(seqs):
-        done = connection.execute(
-            update(changes)
-            .where(changes.c.seq.in_(some), changes.c.delivered_at.is_(None))
-            .values(delivered_at=at)
-        )
-        marked += done.rowcount
-    return marked
-
-
 def forget(connection: Connection, user_id: str) -> Forgotten:
     """Erase an account."""
     # Its row first: it is the lock, and nobody may add to the account meanwhile.
     _set(connection, user_id, revision=accounts.c.revision + 1)
     erased = [
-        _rowcount(connection.execute(delete(table).where(table.c.user_id == user_id)))
+        rowcount(connection.execute(delete(table).where(table.c.user_id == user_id)))
         for table in (meetings, changes, deliveries, accounts)
     ]
     return Forgotten(meetings=erased[0], changes=erased[1])
 
 
-def prune(connection: Connection, before: datetime) -> Forgotten:
-    """Erase what is old: see ``Store.prune``."""
-    # Every account's row first, as each writer of meetings does, so that none waits for the other in a ring.
-    connection.execute(select(accounts.c.user_id).order_by(accounts.c.user_id).with_for_update())
+def prune_accounts(connection: Connection, before: datetime, after: str) -> tuple[int, str | None]:
+    """Erase the old meetings of some accounts, those that come ``after`` one in order.
+
+    Returns how many, and the last of these accounts, or None if there are no more.
+    """
+    # The accounts' rows first, and in order, as each writer of meetings does: so nobody waits in a ring.
+    some = select(accounts.c.user_id).where(accounts.c.user_id > after).order_by(accounts.c.user_id)
+    locked = some.limit(ACCOUNTS_IN_A_SLICE).with_for_update()
+    user_ids = list(connection.execute(locked).scalars())
+    if not user_ids:
+        return 0, None
     ended_at = func.coalesce(meetings.c.end_at, meetings.c.start_at, meetings.c.changed_at)
-    is_old = and_(ended_at < before, meetings.c.status != "pruned")
-    deleted = _rowcount(
-        connection.execute(delete(meetings).where(is_old, meetings.c.status == "disappeared"))
-    )
+    is_old = and_(meetings.c.user_id.in_(user_ids), ended_at < before, meetings.c.status != "pruned")
+    deleted = connection.execute(delete(meetings).where(is_old, meetings.c.status == "disappeared"))
     kept = {"user_id", "meeting_id", "digest", "status", "first_seen_at", "changed_at"}
     erased = {column.name: None for column in meetings.c if column.name not in kept}
-    blanked = _rowcount(connection.execute(update(meetings).where(is_old).values(**erased, status="pruned")))
-    old_changes = delete(changes).where(changes.c.delivered_at.is_not(None), changes.c.found_at < before)
-    erased_changes = _rowcount(connection.execute(old_changes))
+    blanked = connection.execute(update(meetings).where(is_old).values(**erased, status="pruned"))
+    return rowcount(deleted) + rowcount(blanked), user_ids[-1]
+
+
+def prune_changes(connection: Connection, before: datetime, after: int) -> tuple[int, int | None]:
+    """Erase the old among some delivered changes, those ``after`` one; returns as ``prune_accounts`` does."""
+    some = select(changes.c.seq).where(changes.c.seq > after).order_by(changes.c.seq)
+    window = some.limit(CHANGES_IN_A_SLICE).subquery()
+    last = connection.execute(select(func.max(window.c.seq))).scalar()
+    if last is None:
+        return 0, None
+    erased = connection.execute(
+        delete(changes).where(
+            changes.c.seq > after,
+            changes.c.seq <= last,
+            changes.c.delivered_at.is_not(None),
+            changes.c.found_at < before,
+        )
+    )
+    return rowcount(erased), last
+
+
+def prune_deliveries(connection: Connection, before: datetime) -> None:
+    """Forget which webhook deliveries were handled before a time."""
     connection.execute(delete(deliveries).where(deliveries.c.done_at < before))
-    return Forgotten(meetings=deleted + blanked, changes=erased_changes)
 
 
-def _rowcount(result: Any) -> int:
+def rowcount(result: Any) -> int:
+    """Return how many rows a statement has changed."""
     return cast("CursorResult[Any]", result).rowcount
-
-
-def _slices(ids: Sequence[T]) -> Iterator[list[T]]:
-    rest = iter(ids)
-    while ids_now := list(islice(rest, _IN_ONE_STATEMENT)):
-        yield ids_now
-
-
-def claim(
-    connection: Connection, user_id: str, meeting_id: str, clock: float, lease: float
-) -> Literal["new", "busy", "done"]:
-    """Claim a webhook delivery for so many seconds."""
-    key = {"user_id": user_id, "meeting_id": meeting_id}
-    if insert_new(connection, deliveries, {**key, "lease_until": clock + lease}):
-        return "new"
-    taken_over = connection.execute(
-        update(deliveries)
-        .where(*_delivery(user_id, meeting_id), deliveries.c.done_at.is_(None))
-        .where(deliveries.c.lease_until <= clock)
-        .values(lease_until=clock + lease)
-    )
-    if taken_over.rowcount == 1:
-        return "new"
-    done_at = connection.execute(select(deliveries.c.done_at).where(*_delivery(user_id, meeting_id))).scalar()
-    return "busy" if done_at is None else "done"
-
-
-def done(connection: Connection, user_id: str, meeting_id: str, at: datetime) -> None:
-    """Remember that a webhook delivery was handled."""
-    key = {"user_id": user_id, "meeting_id": meeting_id}
-    insert_new(connection, deliveries, {**key, "lease_until": 0.0})  # it may have been pruned or forgotten
-    connection.execute(update(deliveries).where(*_delivery(user_id, meeting_id)).values(done_at=at))
-
-
-def release(connection: Connection, user_id: str, meeting_id: str) -> None:
-    """Give a claim back, unless it is done."""
-    connection.execute(
-        delete(deliveries).where(*_delivery(user_id, meeting_id), deliveries.c.done_at.is_(None))
-    )
-
-
-def _delivery(user_id: str, meeting_id: str) -> tuple[Any, Any]:
-    return deliveries.c.user_id == user_id, deliveries.c.meeting_id == meeting_id

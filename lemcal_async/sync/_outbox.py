@@ -1,0 +1,91 @@
+"""The outbox's statements: reading changes, marking them as delivered, parking them.
+
+Each function runs in the transaction of an open connection.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from itertools import islice
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection, Select, and_, or_, select, update
+
+from lemcal_async.sync._columns import storable
+from lemcal_async.sync._store import Change
+from lemcal_async.sync._tables import changes
+from lemcal_async.sync._wire_text import load
+
+T = TypeVar("T")
+
+IN_ONE_STATEMENT: Final = 500  # parameters; every SQLite takes as many
+
+_is_undelivered: Final = changes.c.delivered_at.is_(None)
+is_pending: Final = and_(_is_undelivered, changes.c.parked_at.is_(None))
+is_parked: Final = and_(_is_undelivered, changes.c.parked_at.is_not(None))
+
+
+def pending_of(user_id: str) -> Select[Any]:
+    """Select what is to be delivered of an account."""
+    return select(changes).where(changes.c.user_id == user_id, is_pending)
+
+
+def selection(*, pending: bool, parked: bool) -> Select[Any]:
+    """Select the whole outbox, or only the changes that are pending, parked, or either."""
+    kinds = [is_pending] * pending + [is_parked] * parked
+    return select(changes).where(or_(*kinds)) if kinds else select(changes)
+
+
+def read(connection: Connection, wanted: Select[Any], limit: int) -> list[Change]:
+    """Return the first changes of a selection, in order."""
+    return [
+        Change(
+            seq=row.seq,
+            user_id=row.user_id,
+            meeting_id=row.meeting_id,
+            kind=row.kind,
+            fields=tuple(json.loads(row.fields)),
+            found_at=row.found_at,
+            wire=load(row.wire),
+            delivered_at=row.delivered_at,
+            attempts=row.attempts,
+            error=row.error,
+            parked_at=row.parked_at,
+        )
+        for row in connection.execute(wanted.order_by(changes.c.seq).limit(limit))
+    ]
+
+
+def mark_delivered(connection: Connection, seqs: Sequence[int], at: datetime) -> int:
+    """Mark changes, and return how many were not marked before."""
+    return _update(connection, seqs, delivered_at=at)
+
+
+def record_attempt(
+    connection: Connection, seqs: Sequence[int], error: str, parked_at: datetime | None
+) -> None:
+    """Note that a handler raised, and park the changes if ``parked_at`` says when."""
+    _update(connection, seqs, attempts=changes.c.attempts + 1, error=storable(error), parked_at=parked_at)
+
+
+def _update(connection: Connection, seqs: Sequence[int], **values: Any) -> int:
+    updated = 0
+    for some in slices(sorted(seqs)):
+        statement = update(changes).where(changes.c.seq.in_(some), _is_undelivered).values(values)
+        updated += connection.execute(statement).rowcount
+    return updated
+
+
+def retry_parked(connection: Connection, user_id: str | None) -> int:
+    """Make parked changes pending again."""
+    statement = update(changes).where(is_parked).values(parked_at=None, attempts=0)
+    if user_id is not None:
+        statement = statement.where(changes.c.user_id == user_id)
+    return connection.execute(statement).rowcount
+
+
+def slices(ids: Sequence[T]) -> Iterator[list[T]]:
+    """Cut a sequence into lists short enough to be the parameters of a statement."""
+    rest = iter(ids)
+    while ids_now := list(islice(rest, IN_ONE_STATEMENT)):
+        yield ids_now

@@ -1,0 +1,353 @@
+"""When each account of a fleet is due, and which worker holds it.
+
+All of it is in the table ``accounts``, and each step is one statement, so any number of workers on any number
+of machines agree. Times are the database's clock, in seconds.
+
+How a fleet uses it::
+
+    schedule = store.schedule()
+    await schedule.add(["usr_a"], interval=60)       # also pause, resume, remove, wake
+    for due in await schedule.claim(limit=100):      # due now; each account goes to one claimer only
+        ...                                          # put it into a queue, the wanted ones first
+    lease = await schedule.acquire("usr_a", 30.0)    # at the start of a turn; None: not its turn
+    leased = store.with_lease(lease)                 # a Store whose every method needs the lease
+    await schedule.renew(lease, 30.0)                # if False, or at a LeaseLostError of the store: stop
+    await schedule.release(lease)                    # back_off() if it failed, give_back() if cut short
+
+An account that was claimed, and whose turn never began, is due again after its interval. One whose worker has
+died is due when the lease ends. A wake makes an account due at once, before all others; if it is held, its
+holder's ``release`` does.
+"""
+
+import random
+import secrets
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import attrs
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    String,
+    Update,
+    and_,
+    case,
+    cast,
+    false,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from lemcal_async.errors import StoreError
+from lemcal_async.sync._clock import clock
+from lemcal_async.sync._outbox import is_parked, is_pending, slices
+from lemcal_async.sync._tables import accounts, changes
+from lemcal_async.sync._transactions import Transactions
+
+MAX_BACK_OFF: Final = 3600.0
+"""How long a failing account is left alone at most, unless its interval or the service says longer."""
+
+_SPREAD: Final = 0.1  # of the interval, either way: so that accounts do not come in herds
+_AT_ONCE: Final = 0.0  # as a due time: before all others
+
+
+class LeaseLostError(StoreError):
+    """The lease has ended, or was taken away: another worker may hold the account. Nothing was written."""
+
+
+@attrs.frozen
+class Due:
+    """An account whose time has come. ``wanted``: somebody woke it."""
+
+    user_id: str
+    wanted: bool
+
+
+@attrs.frozen
+class Lease:
+    """The right to synchronize an account, until it ends. ``failures`` are the last turns' in a row."""
+
+    user_id: str
+    token: str = attrs.field(repr=False)
+    interval: float
+    failures: int
+
+
+@attrs.frozen
+class ScheduleStatus:
+    """What a fleet has to do. ``oldest_due`` and ``oldest_undelivered`` are seconds; None: there is none."""
+
+    accounts: int
+    due: int
+    oldest_due: float | None
+    running: int
+    failing: int
+    paused: int
+    undelivered: int
+    oldest_undelivered: float | None
+    parked: int
+
+
+class Schedule:
+    """The schedule in a store's database; made by ``SQLStore.schedule``. Raises what the store raises."""
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+
+    async def add(self, user_ids: Iterable[str], interval: float) -> int:
+        """Have accounts synchronized every ``interval`` seconds; returns how many are new to the fleet.
+
+        A new one is due at once. One that is there gets the interval, and stays paused if it was.
+        """
+        ids = sorted(set(user_ids))
+        return await self._transactions.run(lambda connection: _add(connection, ids, interval))
+
+    async def remove(self, user_ids: Iterable[str]) -> int:
+        """Take accounts out of the fleet, and keep their data. Returns how many were in it."""
+        values = {"interval": null(), "due_at": null(), "wanted": false(), "paused": false(), "failures": 0}
+        return await self._change(user_ids, lambda _: values)
+
+    async def pause(self, user_ids: Iterable[str]) -> int:
+        """Let accounts rest; a turn under way ends as usual. Returns how many are in the fleet."""
+        return await self._change(user_ids, lambda _: {"paused": true(), "due_at": null()})
+
+    async def resume(self, user_ids: Iterable[str]) -> int:
+        """Let paused accounts go on, due at once. Returns how many of these were paused."""
+
+        def values(now: ColumnElement[float]) -> dict[str, Any]:
+            due_at = _unless_held(case((accounts.c.wanted, _AT_ONCE), else_=now))
+            return {"paused": false(), "due_at": due_at}
+
+        return await self._change(user_ids, values, accounts.c.paused)
+
+    async def wake(self, user_ids: Iterable[str]) -> int:
+        """Have accounts synchronized now; paused ones when they go on. Returns how many are in the fleet."""
+        due_at = case((accounts.c.paused, null()), else_=_unless_held(_AT_ONCE))
+        return await self._change(user_ids, lambda _: {"wanted": true(), "due_at": due_at})
+
+    async def claim(self, limit: int) -> list[Due]:
+        """Return accounts that are due, the most urgent first, and make them due again after their interval.
+
+        Several claimers at once get different accounts, and do not wait for each other.
+        """
+        return await self._transactions.run(lambda connection: _claim(connection, limit))
+
+    async def acquire(self, user_id: str, seconds: float, *, woken: bool = False) -> Lease | None:
+        """Hold an account for some seconds; None if it is held, paused, or not in the fleet.
+
+        ``woken``: if it is held, it is due at once when its holder releases it. A holder that sees
+        everything from now on clears earlier wakes.
+        """
+        token = secrets.token_hex(16)
+        return await self._transactions.run(
+            lambda connection: _acquire(connection, user_id, token, seconds, woken=woken)
+        )
+
+    async def renew(self, lease: Lease, seconds: float) -> bool:
+        """Hold an account for some seconds from now; False if the lease has ended."""
+
+        def renew(connection: Connection) -> bool:
+            until = clock(connection) + seconds
+            due_at = case((accounts.c.due_at.is_(None), null()), else_=until)
+            statement = update(accounts).where(_holds(connection, lease))
+            return _executed(connection, statement.values(lease_until=until, due_at=due_at)) == 1
+
+        return await self._transactions.run(renew)
+
+    async def release(self, lease: Lease) -> bool:
+        """End a turn that succeeded; False if the lease had ended.
+
+        Due again after the interval, or at once if somebody has woken the account meanwhile.
+        """
+        spread = random.uniform(1 - _SPREAD, 1 + _SPREAD)  # noqa: S311  # nobody gains by guessing it
+
+        def due_at(now: ColumnElement[float]) -> ColumnElement[Any]:
+            return case((accounts.c.wanted, _AT_ONCE), else_=now + accounts.c.interval * spread)
+
+        return await self._end(lease, due_at, failures=0)
+
+    async def back_off(self, lease: Lease, retry_after: float | None = None) -> bool:
+        """End a turn that failed; False if the lease had ended.
+
+        Due after twice the time of the failure before, up to an hour, but not before ``retry_after`` seconds.
+        """
+        doubled = lease.interval * 2.0 ** min(lease.failures + 1, 64)
+        rest = max(min(doubled, MAX_BACK_OFF), lease.interval)
+        seconds = max(rest * random.uniform(1 - _SPREAD, 1 + _SPREAD), retry_after or 0.0)  # noqa: S311
+        return await self._end(lease, lambda now: now + seconds, failures=accounts.c.failures + 1)
+
+    async def give_back(self, lease: Lease) -> bool:
+        """End a turn that was not finished; False if the lease had ended. Due at once."""
+        return await self._end(lease, lambda now: now)
+
+    async def status(self) -> ScheduleStatus:
+        """Return what there is to do."""
+        return await self._transactions.run(_status, "read")
+
+    async def _change(
+        self,
+        user_ids: Iterable[str],
+        values: Callable[[ColumnElement[float]], dict[str, Any]],
+        *conditions: ColumnElement[bool],
+    ) -> int:
+        ids = sorted(set(user_ids))
+
+        def change(connection: Connection) -> int:
+            set_to = values(clock(connection))
+            changed = 0
+            for some in slices(ids):
+                # In order, so that two of these never wait for each other in a ring.
+                ours = select(accounts.c.user_id).where(
+                    accounts.c.user_id.in_(some), accounts.c.interval.is_not(None), *conditions
+                )
+                locked = ours.order_by(accounts.c.user_id).with_for_update()
+                statement = update(accounts).where(accounts.c.user_id.in_(locked))
+                changed += _executed(connection, statement.values(set_to))
+            return changed
+
+        return await self._transactions.run(change)
+
+    async def _end(self, lease: Lease, due_at: Any, **values: Any) -> bool:
+        def end(connection: Connection) -> bool:
+            rests = or_(accounts.c.paused, accounts.c.interval.is_(None))
+            when = case((rests, null()), else_=due_at(clock(connection)))
+            statement = update(accounts).where(_holds(connection, lease))
+            ended = statement.values(lease_token=None, lease_until=None, due_at=when, **values)
+            return _executed(connection, ended) == 1
+
+        return await self._transactions.run(end)
+
+
+def hold(connection: Connection, lease: Lease) -> None:
+    """Keep the account for its holder until the transaction ends; raises LeaseLostError if it is not."""
+    held = select(accounts.c.user_id).where(_holds(connection, lease)).with_for_update(key_share=True)
+    if connection.execute(held).first() is None:
+        raise LeaseLostError(f"the lease of {lease.user_id} has ended; nothing was written")
+
+
+def _holds(connection: Connection, lease: Lease) -> ColumnElement[bool]:
+    return and_(
+        accounts.c.user_id == lease.user_id,
+        accounts.c.lease_token == lease.token,
+        accounts.c.lease_until > clock(connection),
+    )
+
+
+def _is_held(now: ColumnElement[float]) -> ColumnElement[bool]:
+    return func.coalesce(accounts.c.lease_until, _AT_ONCE) > now
+
+
+def _unless_held(due_at: Any) -> ColumnElement[Any]:
+    """When an account is due; one that is held, at the end of its lease: its holder may have died."""
+    return case((accounts.c.lease_token.is_not(None), accounts.c.lease_until), else_=due_at)
+
+
+def _add(connection: Connection, user_ids: list[str], interval: float) -> int:
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    known = 0
+    for some in slices(user_ids):
+        query = select(func.count()).where(accounts.c.user_id.in_(some), accounts.c.interval.is_not(None))
+        known += connection.execute(query).scalar_one()
+    now = clock(connection)
+    new = {"revision": 0, "empty_lists": 0, "interval": interval, "due_at": now}
+    is_new = accounts.c.interval.is_(None)
+    earlier = case((accounts.c.due_at > now + interval, now + interval), else_=accounts.c.due_at)
+    due_at = case(
+        (is_new, _unless_held(now)), (accounts.c.lease_token.is_not(None), accounts.c.due_at), else_=earlier
+    )
+    for some in slices(user_ids):
+        statement = insert(accounts).values([{**new, "user_id": user_id} for user_id in some])
+        connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=[accounts.c.user_id], set_={"interval": interval, "due_at": due_at}
+            )
+        )
+    return len(user_ids) - known
+
+
+def _claim(connection: Connection, limit: int) -> list[Due]:
+    now = clock(connection)
+    query = select(accounts.c.user_id, accounts.c.wanted, accounts.c.due_at).where(accounts.c.due_at <= now)
+    query = query.order_by(accounts.c.due_at).limit(limit)
+    later = update(accounts).values(due_at=now + accounts.c.interval)
+    if connection.dialect.name == "sqlite":  # its only writer, so nobody comes in between
+        claimed = list(connection.execute(query))
+        for some in slices([row.user_id for row in claimed]):
+            connection.execute(later.where(accounts.c.user_id.in_(some)))
+    else:
+        due = query.with_for_update(skip_locked=True).cte("due")
+        statement = later.where(accounts.c.user_id == due.c.user_id)
+        found = connection.execute(statement.returning(due.c.user_id, due.c.wanted, due.c.due_at))
+        claimed = sorted(found, key=lambda row: row.due_at)
+    return [Due(row.user_id, row.wanted) for row in claimed]
+
+
+def _acquire(
+    connection: Connection, user_id: str, token: str, seconds: float, *, woken: bool
+) -> Lease | None:
+    now = clock(connection)
+    is_held, until = _is_held(now), now + seconds
+    statement = (
+        update(accounts)
+        .where(
+            accounts.c.user_id == user_id, accounts.c.interval.is_not(None), accounts.c.paused.is_(false())
+        )
+        .values(
+            wanted=case((is_held, or_(accounts.c.wanted, literal(woken))), else_=false()),
+            lease_token=case((is_held, accounts.c.lease_token), else_=cast(token, String)),
+            lease_until=case((is_held, accounts.c.lease_until), else_=until),
+            due_at=case((is_held, accounts.c.due_at), else_=until),
+        )
+        .returning(accounts.c.lease_token, accounts.c.interval, accounts.c.failures)
+    )
+    row = connection.execute(statement).first()
+    if row is None or row.lease_token != token:
+        return None
+    return Lease(user_id, token, row.interval, row.failures)
+
+
+def _status(connection: Connection) -> ScheduleStatus:
+    now = clock(connection)
+
+    def count(*conditions: ColumnElement[bool]) -> ColumnElement[int]:
+        return func.count().filter(and_(*conditions))
+
+    is_due = accounts.c.due_at <= now
+    total, due, oldest_due, running, failing, paused = connection.execute(
+        select(
+            func.count(),
+            count(is_due),
+            # A woken account has no due time that says for how long it has been waiting.
+            now - func.min(accounts.c.due_at).filter(and_(is_due, accounts.c.due_at > _AT_ONCE)),
+            count(_is_held(now)),
+            count(accounts.c.failures > 0),
+            count(accounts.c.paused),
+        ).where(accounts.c.interval.is_not(None))
+    ).one()
+    undelivered, oldest, parked = connection.execute(
+        select(count(is_pending), func.min(changes.c.found_at).filter(is_pending), count(is_parked)).where(
+            changes.c.delivered_at.is_(None)
+        )
+    ).one()
+    (seconds,) = connection.execute(select(now)).one()
+    return ScheduleStatus(
+        accounts=total,
+        due=due,
+        oldest_due=oldest_due,
+        running=running,
+        failing=failing,
+        paused=paused,
+        undelivered=undelivered,
+        oldest_undelivered=None if oldest is None else max(0.0, seconds - oldest.timestamp()),
+        parked=parked,
+    )
+
+
+def _executed(connection: Connection, statement: Update) -> int:
+    return connection.execute(statement).rowcount

@@ -14,6 +14,7 @@ from typing import Any, Final
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 
 from lemcal_async.sync._database import SchemaError
+from lemcal_async.sync._store import part_of
 
 BUSY_SECONDS: Final = 10.0
 """How long a transaction waits for another program's lock (``?timeout=`` on SQLite, ``?lock_timeout=``)."""
@@ -148,6 +149,7 @@ def _create_privately(path: Path) -> None:
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:
+    connection.create_function("lemcal_part_of", 2, part_of, deterministic=True)
     connection.isolation_level = None  # transactions begin where SQLAlchemy says, not at the first write
     # NORMAL: after a power failure the last transactions may be missing, each as a whole.
     for pragma in ("synchronous = NORMAL", "secure_delete = ON"):

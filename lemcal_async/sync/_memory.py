@@ -18,7 +18,7 @@ from lemcal_async.sync._diff import (
     snapshot,
     status_of,
 )
-from lemcal_async.sync._store import Applied, Change, Forgotten, check_aware
+from lemcal_async.sync._store import Applied, Change, Forgotten, check_aware, check_part, part_of
 
 
 @attrs.define
@@ -132,11 +132,20 @@ class MemoryStore:
         kept = (self._outbox.get(change.seq) for change in changes)
         return [change for change in kept if change is not None and change.delivered_at is None]
 
-    async def changes(self, *, pending: bool = False, parked: bool = False) -> AsyncIterator[Change]:
+    async def changes(
+        self,
+        *,
+        pending: bool = False,
+        parked: bool = False,
+        after: int = 0,
+        of: tuple[int, int] | None = None,
+    ) -> AsyncIterator[Change]:
         """See ``Store``."""
+        check_part(of)
         for change in list(self._outbox.values()):
             wanted = (pending and _is_pending(change)) or (parked and _is_parked(change))
-            if wanted or not (pending or parked):
+            is_in_part = of is None or part_of(change.user_id, of[1]) == of[0]
+            if change.seq > after and is_in_part and (wanted or not (pending or parked)):
                 yield change
 
     async def forget(self, user_id: str) -> Forgotten:

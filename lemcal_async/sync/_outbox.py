@@ -9,7 +9,21 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Select, and_, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Integer,
+    Select,
+    and_,
+    cast,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import BIT, REGCLASS
 
 from lemcal_async.sync._columns import storable
 from lemcal_async.sync._store import Change
@@ -54,6 +68,60 @@ def read(connection: Connection, wanted: Select[Any], limit: int) -> list[Change
         )
         for row in connection.execute(wanted.order_by(changes.c.seq).limit(limit))
     ]
+
+
+def follow(
+    connection: Connection, wanted: Select[Any], after: int, of: tuple[int, int] | None, *, limit: int
+) -> list[Change]:
+    """Return the next changes of a selection, up to where none with a lower number can still appear."""
+    wanted = wanted.where(changes.c.seq > after)
+    if of is not None:
+        part, parts = of
+        wanted = wanted.where(_part_of(connection, parts) == part)
+    if connection.dialect.name == "postgresql":
+        wanted = wanted.where(changes.c.seq <= _horizon(connection))
+    return read(connection, wanted, limit)
+
+
+def _part_of(connection: Connection, parts: int) -> ColumnElement[int]:
+    """Return what ``part_of`` is in SQL; SQLite is given that function itself."""
+    if connection.dialect.name == "sqlite":
+        return func.lemcal_part_of(changes.c.user_id, parts)
+    digest = func.encode(func.sha256(func.convert_to(changes.c.user_id, "UTF8")), "hex")
+    first = "x" + func.left(digest, 8)
+    return cast(cast(first, BIT(32)), BigInteger) % parts
+
+
+def announce_writer(connection: Connection) -> None:
+    """Let readers know, until the transaction ends, that changes from here on may be written.
+
+    PostgreSQL numbers changes when they are written, and shows them when their transaction ends, so a lower
+    number can appear after a higher one. A shared lock, which never waits, says which are not settled yet.
+    """
+    if connection.dialect.name == "postgresql":
+        last = func.least(_last_seq, 2**31 - 1)
+        connection.execute(select(func.pg_advisory_xact_lock_shared(_WRITERS, cast(last, Integer))))
+
+
+def _horizon(connection: Connection) -> int:
+    """Return the highest number up to which all changes are visible to the next statement.
+
+    In this order: a writer that numbers its changes after the first statement gives them higher numbers, and
+    one that did so before it still holds its lock, or its changes are visible.
+    """
+    last: int = connection.execute(select(_last_seq)).scalar_one()
+    writers = text(
+        "SELECT min(objid::bigint) FROM pg_locks WHERE locktype = 'advisory' AND classid = :class "
+        "AND objsubid = 2 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    lowest: int | None = connection.execute(writers, {"class": _WRITERS}).scalar()
+    return last if lowest is None else min(last, lowest)
+
+
+_WRITERS: Final = 0x6C656D63  # of PostgreSQL's advisory locks: "lemc" in ASCII
+_last_seq: Final = func.coalesce(
+    func.pg_sequence_last_value(cast(func.pg_get_serial_sequence("changes", "seq"), REGCLASS)), 0
+)
 
 
 def mark_delivered(connection: Connection, seqs: Sequence[int], at: datetime) -> int:

@@ -37,7 +37,7 @@ from lemcal_async.sync._diff import (
     plan,
     status_of,
 )
-from lemcal_async.sync._outbox import slices
+from lemcal_async.sync._outbox import announce_writer, slices
 from lemcal_async.sync._store import Applied, Forgotten
 from lemcal_async.sync._tables import accounts, changes, deliveries, meetings
 from lemcal_async.sync._wire_text import dump, load
@@ -252,6 +252,7 @@ def _write_changes(
     connection: Connection, user_id: str, differences: list[Difference], texts: dict[str, str], at: datetime
 ) -> None:
     if differences:
+        announce_writer(connection)
         connection.execute(
             changes.insert(),
             [

@@ -3,6 +3,7 @@
 A store keeps, per account, the last snapshot and an outbox of changes; it writes both in one transaction.
 """
 
+import hashlib
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
@@ -129,10 +130,19 @@ class Store(Protocol):
         """
         ...
 
-    def changes(self, *, pending: bool = False, parked: bool = False) -> AsyncIterator[Change]:
+    def changes(
+        self,
+        *,
+        pending: bool = False,
+        parked: bool = False,
+        after: int = 0,
+        of: tuple[int, int] | None = None,
+    ) -> AsyncIterator[Change]:
         """Iterate over the outbox, oldest first; ``pending`` or ``parked`` select those changes only.
 
-        With both, all that are not delivered.
+        With both, all that are not delivered. To follow the outbox, call it again with the last ``seq`` as
+        ``after``: no change appears later that has a lower one. With ``of=(i, n)``, only the changes of one
+        ``n``-th of the accounts, the ``i``-th counted from 0; an account is always in the same part.
         """
         ...
 
@@ -147,6 +157,17 @@ class Store(Protocol):
         if it changes, it comes back as ``changed``, whole.
         """
         ...
+
+
+def part_of(user_id: str, parts: int) -> int:
+    """Return which of so many parts an account belongs to: the same in every process and store."""
+    return int.from_bytes(hashlib.sha256(user_id.encode()).digest()[:4]) % parts
+
+
+def check_part(of: tuple[int, int] | None) -> None:
+    """Refuse a part that there is not."""
+    if of is not None and not 0 <= of[0] < of[1]:
+        raise ConfigurationError(f"changes(of={of}) must be a part's number, from 0, and how many there are")
 
 
 def check_aware(before: datetime) -> None:

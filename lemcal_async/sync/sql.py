@@ -19,8 +19,7 @@ from lemcal_async.sync._connections import log_problem
 from lemcal_async.sync._database import Problem, address_of
 from lemcal_async.sync._diff import snapshot
 from lemcal_async.sync._schedule import Lease, Schedule, hold
-from lemcal_async.sync._store import Applied, Change, Forgotten, check_aware
-from lemcal_async.sync._tables import changes
+from lemcal_async.sync._store import Applied, Change, Forgotten, check_aware, check_part
 from lemcal_async.sync._transactions import Mode, Transactions
 
 T = TypeVar("T")
@@ -155,17 +154,26 @@ class SQLStore:
         """See ``Store``."""
         return await self._run(lambda connection: outbox.retry_parked(connection, user_id))
 
-    async def changes(self, *, pending: bool = False, parked: bool = False) -> AsyncIterator[Change]:
+    async def changes(
+        self,
+        *,
+        pending: bool = False,
+        parked: bool = False,
+        after: int = 0,
+        of: tuple[int, int] | None = None,
+    ) -> AsyncIterator[Change]:
         """See ``Store``."""
+        check_part(of)
         wanted = outbox.selection(pending=pending, parked=parked)
-        last = 0
-        while page := await self._page(wanted.where(changes.c.seq > last)):
+        while page := await self._page(wanted, after, of):
             for change in page:
                 yield change
-            last = page[-1].seq
+            after = page[-1].seq
 
-    async def _page(self, wanted: Any) -> list[Change]:
-        return await self._run(lambda connection: outbox.read(connection, wanted, _PAGE), "read")
+    async def _page(self, wanted: Any, after: int, of: tuple[int, int] | None) -> list[Change]:
+        return await self._run(
+            lambda connection: outbox.follow(connection, wanted, after, of, limit=_PAGE), "read"
+        )
 
     async def forget(self, user_id: str) -> Forgotten:
         """See ``Store``."""

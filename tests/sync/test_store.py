@@ -1,5 +1,6 @@
 """What holds for a store of any kind."""
 
+import itertools
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from lemcal_async import Meeting
 from lemcal_async.errors import ConfigurationError, ResponseDecodeError
 from lemcal_async.sync import Counts, EmptyListError, Store
-from lemcal_async.sync._store import Applied, Forgotten
+from lemcal_async.sync._store import Applied, Forgotten, part_of
 
 from .conftest import kinds, outbox
 
@@ -243,3 +244,20 @@ async def test_prune_wants_an_aware_time(store: Store) -> None:
     """Midnight is another moment in each place."""
     with pytest.raises(ConfigurationError, match="aware"):
         await store.prune(before=datetime(2026, 1, 6))  # noqa: DTZ001
+
+
+async def test_following_the_outbox(store: Store) -> None:
+    """From where one stopped; and each of several followers has its part of the accounts."""
+    users = [f"usr_{number}" for number in range(20)]
+    for user_id in users:
+        await take(store, rows(3), user_id=user_id)
+    everything = await outbox(store)
+    assert everything[31:] == [change async for change in store.changes(after=everything[30].seq)]
+    parts = [[change async for change in store.changes(of=(part, 3))] for part in range(3)]
+    assert all(parts)
+    assert everything == sorted(itertools.chain(*parts), key=lambda change: change.seq)
+    by_part = [{change.user_id for change in part} for part in parts]
+    assert len(users) == sum(map(len, by_part))
+    assert all(part_of(user_id, 3) == part for part, users in enumerate(by_part) for user_id in users)
+    with pytest.raises(ConfigurationError, match=r"changes\(of=\(3, 3\)\) must be"):
+        await anext(store.changes(of=(3, 3)))

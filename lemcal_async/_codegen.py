@@ -1,13 +1,9 @@
-"""How each field of each model is spelled on the wire, and what type of value it holds there.
+"""The wire names of the models' fields, and generated functions that read rows of the usual shape fast.
 
-A table and no more: what is read and written by it is ``codec.py``'s business.
-
-Writes, for each model, the function that reads a row of the usual shape, and reads it fast.
-
-One flat function per model, built once: no dispatch per field, and no call of the model's own
-``__init__``, which in a frozen class takes longer than all the rest. Whatever is unusual in a row
-(another type, two spellings of a field, an odd time) is left to the general reader of
-``codec.py``, which alone says what is right and what is wrong with it.
+There is one flat function per model, built once: no dispatch per field, and no call of the model's own
+``__init__``, which takes longer than all the rest in a frozen class. A row with anything unusual in it
+(another type, two spellings of a field, an odd time) is left to the general reader of ``_codec.py``, which
+alone decides what is right and what is wrong with it.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +27,7 @@ class Names(NamedTuple):
     spellings: tuple[str, ...]
 
 
-# Where the wire name is not just the field's in camelCase.
+# Where the wire name is not just the attribute's in camelCase.
 _IRREGULAR = {
     (Hook, "id"): Names("_id", ("_id",)),
     (Meeting, "id"): Names("_id", ("_id",)),
@@ -59,13 +55,13 @@ class Field(NamedTuple):
 
 
 def fields_of(model: Any) -> list[Field]:
-    """Return the fields that a model has on the wire, in the order of its own."""
+    """Return the fields that a model has on the wire, in the model's own order."""
     found: list[Field] = []
     for field in attrs.fields(model):
-        if field.name in (EXTRA, WIRE_NAMES):
+        if field.name == EXTRA or field.name.startswith("_"):
             continue
         kind = field.type
-        if get_origin(kind) is UnionType:  # X | None: None is the absent value, which no hook sees
+        if get_origin(kind) is UnionType:  # X | None: None stands for an absent value, which no hook sees
             kind = next(arm for arm in get_args(kind) if arm is not NoneType)
         head, *tail = field.name.split("_")
         regular = head + "".join(word.capitalize() for word in tail)
@@ -83,11 +79,11 @@ _GIVE_UP = "return general(data, None)"
 
 
 def fast_reader(
-    model: Any, fields: list[Field], general: Reader, refusal: type[Exception], converter: Converter
+    model: Any, fields: list[Field], general: Reader, mismatch: type[Exception], converter: Converter
 ) -> Reader:
     """Return a function that does what ``general`` does.
 
-    ``refusal`` is what the converter's hooks raise for a value that they cannot read.
+    ``mismatch`` is what the converter's hooks raise for a value that they cannot read.
     """
     spellings = [name for field in fields if field.is_remembered for name in field.names.spellings]
     scope: dict[str, Any] = {
@@ -95,7 +91,7 @@ def fast_reader(
         "model": model,
         "draft": _draft_of(model),
         "new": object.__new__,
-        "refusal": refusal,
+        "mismatch": mismatch,
         "known": frozenset(name for field in fields for name in field.names.spellings),
         "from_iso": datetime.fromisoformat,
         # What the model remembers of a row, by the sum of the bits of the spellings seen in it.
@@ -109,7 +105,7 @@ def fast_reader(
             f"    {_GIVE_UP}",
             "  try:",
             *body,
-            "  except (refusal, ValueError):",
+            "  except (mismatch, ValueError):",
             f"    {_GIVE_UP}",
             "  return row",
         ]
@@ -122,7 +118,7 @@ def fast_reader(
 def _draft_of(model: Any) -> Any:
     """Return a class with the model's memory layout that is not frozen.
 
-    A row is filled in as a draft, at 5 ns for each field in place of 70, and then made the model.
+    A row is filled in as a draft, at 5 ns per field instead of 70, and then made the model.
     """
     thawed = {
         "__slots__": (),
@@ -148,9 +144,12 @@ def _body(
             yield f"if not v: {_GIVE_UP}"
         yield from _check(field, f"hook_{place}", spellings, scope, converter)
         yield f"row.{field.attribute} = v"
-    if WIRE_NAMES in model.__slots__:
-        yield f"row.{WIRE_NAMES} = remembered[seen]"
     yield "row.extra = {} if known.issuperset(data) else {k: x for k, x in data.items() if k not in known}"
+    for field in attrs.fields(model):
+        if field.name.startswith("_"):
+            default = f"default{field.name}"
+            scope[default] = field.default
+            yield f"row.{field.name} = {'remembered[seen]' if field.name == WIRE_NAMES else default}"
     yield "row.__class__ = model"
 
 
@@ -188,9 +187,21 @@ def _check(
         if item is Any:
             yield "  v = tuple(v)"
         else:
-            scope[hook] = converter.get_structure_hook(item)
+            scope[hook] = _usual_only(item, scope["mismatch"], converter)
             yield f"  v = tuple([{hook}(item, None) for item in v])"
+    elif attrs.has(field.type):
+        scope[hook] = _usual_only(field.type, scope["mismatch"], converter)
+        yield f"if v is not None: v = {hook}(v, None)"
     elif field.type is not Any:
         scope[hook] = converter.get_structure_hook(field.type)
         quick = f"from_iso(v) if {_IS_USUAL_TIME} else " if field.type is datetime else ""
         yield f"if v is not None: v = {quick}{hook}(v, None)"
+
+
+def _usual_only(model: Any, mismatch: type[Exception], converter: Converter) -> Reader:
+    """Return a reader for a nested model: with anything unusual in it, the outer model is unusual too."""
+
+    def unusual(data: Any, _: Any) -> Any:
+        raise mismatch("the usual shape", data)
+
+    return fast_reader(model, fields_of(model), unusual, mismatch, converter)

@@ -1,4 +1,4 @@
-"""The calls of the API, by resource: which route each one takes, and what its answer becomes."""
+"""The calls of the API, by resource: the route of each, and what becomes of its answer."""
 
 from collections.abc import Coroutine
 from typing import Any, Literal, overload
@@ -13,9 +13,9 @@ from lemcal_async.errors import CallInfo, ConfigurationError, DuplicateHookError
 from lemcal_async.models import Hook, Meeting, MeetingType, User
 
 
-async def me(exchange: AccountSession) -> User:
+async def me(session: AccountSession) -> User:
     """Fetch the account itself."""
-    return read_model(await exchange.send("GET", "/me", "/me"), User)
+    return read_model(await session.send("GET", "/me", "/me"), User)
 
 
 @attrs.frozen
@@ -34,8 +34,8 @@ class MeetingRows:
 class Meetings:
     """The booked meetings of an account."""
 
-    def __init__(self, exchange: AccountSession) -> None:
-        self._exchange = exchange
+    def __init__(self, session: AccountSession) -> None:
+        self._session = session
 
     async def rows(self, meeting_type_id: str | None = None) -> list[Any]:
         """Fetch the list as ``list`` does, and return its rows as plain JSON, whatever they hold.
@@ -50,17 +50,19 @@ class Meetings:
         return MeetingRows(answer.status_code, answer.body, answer.call)
 
     async def list(self, meeting_type_id: str | None = None) -> list[Meeting]:
-        """Fetch all booked meetings, or those of one meeting type; there is no pagination (documented).
+        """Fetch all booked meetings, or those of one meeting type. There are no pages (documented).
 
-        Raises ResponseDecodeError when some rows cannot be read, with the others in its ``rows``.
+        Raises ResponseDecodeError if rows have no usable id; the others are in its ``rows``.
         """
         answer = await self._fetch(meeting_type_id)
-        return await read_models(self._exchange, answer, "meetings", Meeting)
+        return await read_models(
+            answer, "meetings", Meeting, skip_bad_rows=self._session.options.skip_bad_rows
+        )
 
     async def get(self, meeting_id: str, meeting_type_id: str | None = None) -> Meeting:
-        """Fetch one meeting. The service has no call for that: it is found in the list.
+        """Fetch one meeting. The service has no call for that, so this fetches the list and looks for it.
 
-        ``meeting_type_id`` narrows the list. Raises MeetingNotFoundError if it is not there.
+        ``meeting_type_id`` makes the list shorter. Raises MeetingNotFoundError if the meeting is not in it.
         """
         quote_id(meeting_id, "meeting_id")
         answer = await self._fetch(meeting_type_id)
@@ -78,31 +80,33 @@ class Meetings:
         if meeting_type_id is not None:
             quote_id(meeting_type_id, "meeting_type_id")
         target = with_query("/meetings", {"meetingTypeId": meeting_type_id})
-        return self._exchange.send("GET", "/meetings", target)
+        return self._session.send("GET", "/meetings", target)
 
 
 class MeetingTypes:
-    """The kinds of meeting that an account offers."""
+    """The meeting types that an account offers."""
 
-    def __init__(self, exchange: AccountSession) -> None:
-        self._exchange = exchange
+    def __init__(self, session: AccountSession) -> None:
+        self._session = session
 
     async def list(self) -> list[MeetingType]:
         """Fetch all meeting types. Raises ResponseDecodeError as ``meetings.list`` does."""
-        answer = await self._exchange.send("GET", "/meetingTypes", "/meetingTypes")
-        return await read_models(self._exchange, answer, "meetingTypes", MeetingType)
+        answer = await self._session.send("GET", "/meetingTypes", "/meetingTypes")
+        return await read_models(
+            answer, "meetingTypes", MeetingType, skip_bad_rows=self._session.options.skip_bad_rows
+        )
 
     async def get(self, meeting_type_id: str) -> MeetingType:
         """Fetch one meeting type. Raises MeetingTypeNotFoundError."""
         target = f"/meetingTypes/{quote_id(meeting_type_id, 'meeting_type_id')}"
-        return read_model(await self._exchange.send("GET", "/meetingTypes/{id}", target), MeetingType)
+        return read_model(await self._session.send("GET", "/meetingTypes/{id}", target), MeetingType)
 
 
 class Hooks:
     """The webhooks of an account: URLs that lemcal posts new bookings to."""
 
-    def __init__(self, exchange: AccountSession) -> None:
-        self._exchange = exchange
+    def __init__(self, session: AccountSession) -> None:
+        self._session = session
 
     @overload
     async def create(
@@ -132,10 +136,10 @@ class Hooks:
     ) -> Hook | None:
         """Have new bookings of one meeting type, or of any, posted to ``target_url``.
 
-        Keep the id: the service lists no hooks (documented by absence), so a lost one cannot be
-        deleted. Raises DuplicateHookError if the target has one already; with ``exist_ok`` it
-        returns None then. A POST is never repeated after it may have been processed: then
-        APIConnectionError says so, and calling again with ``exist_ok=True`` is safe.
+        Keep the id: no call lists hooks (documented by absence), so a hook whose id is lost cannot be
+        deleted. Raises DuplicateHookError if the target has a hook already, or returns None with
+        ``exist_ok``. A POST that may have been processed is never repeated: APIConnectionError says so,
+        and calling again with ``exist_ok=True`` is safe.
         """
         selector = {"anyMeetingType": True} if meeting_type_id is None else {"meetingTypeId": meeting_type_id}
         target, target_url = Secret(target_url), ""  # it often carries a token
@@ -146,7 +150,7 @@ class Hooks:
             quote_id(meeting_type_id, "meeting_type_id")
         body = JSONBody(Secret({"targetUrl": target.reveal(), **selector}))
         try:
-            answer = await self._exchange.send("POST", "/hooks", "/hooks", body)
+            answer = await self._session.send("POST", "/hooks", "/hooks", body)
         except DuplicateHookError:
             if exist_ok:
                 return None
@@ -154,7 +158,7 @@ class Hooks:
         return read_model(answer, Hook)
 
     async def delete(self, hook_id: str) -> None:
-        """Delete a hook. Raises HookNotFoundError, but not when a repeated attempt finds it gone."""
-        answer = await self._exchange.send("DELETE", "/hooks/{id}", f"/hooks/{quote_id(hook_id, 'hook_id')}")
+        """Delete a hook. Raises HookNotFoundError, unless an earlier attempt may have deleted it."""
+        answer = await self._session.send("DELETE", "/hooks/{id}", f"/hooks/{quote_id(hook_id, 'hook_id')}")
         if answer.body.strip():  # documented as 204 and empty; a page would be another server's answer
             json_of(answer)

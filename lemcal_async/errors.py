@@ -239,8 +239,8 @@ class ServerError(APIStatusError):
 class ResponseDecodeError(LemcalError):
     """A success that is not the JSON asked for: an HTML page, nothing, another shape, bad rows.
 
-    When only some rows of a list could not be read, ``rows`` holds the models of the others, in
-    order, and ``bad_rows`` says which were lost and why: nothing is thrown away.
+    When only some rows of a list could not be read, ``rows`` holds the models of the others, in order.
+    ``bad_rows`` says which rows are missing and why: the first 1,000 of ``bad_row_count``.
     """
 
     def __init__(
@@ -251,11 +251,13 @@ class ResponseDecodeError(LemcalError):
         status_code: int | None = None,
         rows: list[Any] | None = None,
         bad_rows: list[BadRow] | None = None,
+        bad_row_count: int | None = None,
     ) -> None:
         super().__init__(message, call=call)
         self.status_code = status_code
         self.rows = rows if rows is not None else []
         self.bad_rows = bad_rows if bad_rows is not None else []
+        self.bad_row_count = len(self.bad_rows) if bad_row_count is None else bad_row_count
 
 
 class StoreError(LemcalError):

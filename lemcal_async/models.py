@@ -1,17 +1,21 @@
-"""What the service speaks of, as values: meetings, the people in them, meeting types, hooks, users.
+"""The objects you work with: meetings and the people in them, meeting types, hooks, users.
 
-The classes know what their fields mean and nothing of how they travel: wire names, JSON and all
-that can be wrong with it live in ``codec.py``. Every field that the service may leave out is None,
-or an empty tuple if it is a list; ``extra`` holds the fields that this package does not know, with
-their values unchanged. Two models are equal when all of that is; ``extra`` and JSON of unknown
-shape, which may be unhashable, do not count for the hash.
+They are frozen attrs classes, equal by value and hashable. Fields that lemcal may leave out are None,
+or an empty tuple for a list. Every model has ``extra``: the JSON fields that this package does not know,
+and the values it could not read, both unchanged; ``problems`` says what could not be read and why.
+Neither ``extra`` nor free-form JSON counts towards the hash.
+
+How models travel as JSON is the business of ``_codec.py``.
 """
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import attrs
+
+BOOKING_PAGES = "https://app.lemcal.com"
 
 
 def in_utc(time: datetime) -> datetime:
@@ -31,12 +35,12 @@ def _in_utc_or_none(time: datetime | None) -> datetime | None:
 
 
 def _without_secrets(url: str | None) -> str:
-    """Show a URL without what may be secret: user info, the query, the fragment."""
+    """Show a URL without the parts that may hold a secret: user info, query and fragment."""
     if url is None:
         return "None"
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises when a password with a reserved character has shifted the parts
+        _ = parts.port  # raises when a reserved character in a password has shifted the parts
     except ValueError:
         return "'...'"
     if not parts.netloc:
@@ -46,22 +50,63 @@ def _without_secrets(url: str | None) -> str:
     return repr(f"{parts.scheme}://{host}{parts.path}{tail}")
 
 
+def same_email(one: str | None, other: str | None) -> bool:
+    """Whether both are given and the same address, whatever their case."""
+    return one is not None and other is not None and one.strip().casefold() == other.strip().casefold()
+
+
 @attrs.frozen
-class Lead:
-    """The contact whom the meeting was booked through; a public booking has none (observed)."""
+class _Model:
+    """What all models share."""
+
+    _problems: tuple[str, ...] = attrs.field(
+        default=(), eq=False, repr=False, kw_only=True, alias="_problems"
+    )
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What could not be read, such as ``attendees[1].name: expected a string, got int``.
+
+        The field is None then, and its value stays in ``extra`` as it came. Of a list, the items that can
+        be read are there, and ``extra`` has the whole list. Problems of nested models are included.
+        """
+        return self._problems
+
+
+@attrs.frozen
+class Lead(_Model):
+    """The contact whom the meeting was booked through. A public booking has none (observed).
+
+    Attributes:
+        email: E-mail address of the contact.
+        first_name: First name of the contact.
+        last_name: Last name of the contact.
+        extra: Fields without an attribute here, and values that could not be read, unchanged.
+    """
 
     email: str | None = None
     first_name: str | None = None
     last_name: str | None = None
     extra: dict[str, Any] = attrs.field(factory=dict[str, Any], hash=False)
 
+    @property
+    def name(self) -> str | None:
+        """First and last name, or the one there is."""
+        return " ".join(filter(None, (self.first_name, self.last_name))) or None
+
 
 @attrs.frozen
-class Attendee:
-    """Someone invited to a meeting, the host included.
+class Attendee(_Model):
+    """Someone invited to a meeting, including the host.
 
-    ``is_owner`` marks the host and ``is_primary`` the guest who booked (both observed, and absent
-    rather than false on the others).
+    Attributes:
+        email: E-mail address of the attendee.
+        name: Full name of the attendee.
+        type: Kind of attendance, such as "required".
+        response: Reply to the invitation, such as "accepted".
+        is_owner: Whether this is the host. Only true or absent (observed).
+        is_primary: Whether this is the guest who booked. Only true or absent (observed).
+        extra: Fields without an attribute here, and values that could not be read, unchanged.
     """
 
     email: str | None = None
@@ -74,19 +119,40 @@ class Attendee:
 
 
 @attrs.frozen
-class Answer:
-    """One question of the booking form, with what the guest answered (observed)."""
+class Answer(_Model):
+    """A question of the booking form and what the guest answered (observed).
+
+    Attributes:
+        question: Text of the question.
+        answer: What the guest entered: text, or any other JSON, such as a list for check boxes.
+        extra: Fields without an attribute here, and values that could not be read, unchanged.
+    """
 
     question: str | None = None
-    answer: str | None = None
+    answer: Any = attrs.field(default=None, hash=False)
     extra: dict[str, Any] = attrs.field(factory=dict[str, Any], hash=False)
 
 
 @attrs.frozen
-class Meeting:
-    """A booked meeting. Times are in UTC; ``timezone`` is the guest's, as the service names it.
+class Meeting(_Model):
+    """A booked meeting. All times are in UTC.
 
-    ``provided_infos`` is JSON whose shape is not documented; treat it as read-only.
+    Attributes:
+        id: Id of the meeting (``mee_…``).
+        user_id: Id of the account that the meeting belongs to (``usr_…``).
+        meeting_type_id: Id of the meeting type that was booked (``met_…``).
+        meeting_type_name: Name of that meeting type.
+        provided_infos: What the guest entered when booking: JSON of undocumented shape, to be read only.
+        event_id: Id of the event in the host's calendar.
+        start: When the meeting starts.
+        end: When the meeting ends.
+        lead: The contact whom the meeting was booked through.
+        attendees: Everyone invited, including the host, in no particular order.
+        answers: Answers to the questions of the booking form.
+        timezone: Time zone of the guest, as the service names it.
+        canceled_at: When the meeting was canceled.
+        created_at: When the meeting was booked.
+        extra: Fields without an attribute here, and values that could not be read, unchanged.
     """
 
     id: str
@@ -103,38 +169,48 @@ class Meeting:
     timezone: str | None = None
     canceled_at: datetime | None = attrs.field(default=None, converter=_in_utc_or_none)
     created_at: datetime | None = attrs.field(default=None, converter=_in_utc_or_none)
-    # The codec's: which spellings and lists came over the wire, to write them back the same way.
+    # For the codec: the spellings and empty lists that came over the wire, to write them back the same way.
     _wire_names: tuple[str, ...] = attrs.field(
         default=(), eq=False, repr=False, kw_only=True, alias="_wire_names"
+    )
+    # The account's own address, where the client has learned it: without marks it tells host from guest.
+    _account_email: str | None = attrs.field(
+        default=None, eq=False, repr=False, kw_only=True, alias="_account_email"
     )
     extra: dict[str, Any] = attrs.field(factory=dict[str, Any], hash=False)
 
     @property
     def guest(self) -> Attendee | Lead | None:
-        """Whom the meeting is with: the primary attendee, else the first who is not the owner, else the lead.
+        """Whom the host meets. Never simply the first attendee, who is often the host.
 
-        Never simply the first attendee: that is often the host.
+        The attendee marked as primary, unless that is the owner. Without such a mark, the attendee with
+        the lead's e-mail address, else the lead. Without a lead, the first attendee who is neither the
+        owner nor has the account's own address; the client knows that one after ``lemcal.me()``.
         """
-        for attendee in self.attendees:
+        others = [attendee for attendee in self.attendees if not attendee.is_owner]
+        for attendee in others:
             if attendee.is_primary:
                 return attendee
-        for attendee in self.attendees:
-            if not attendee.is_owner:
-                return attendee
-        return self.lead
+        lead = self.lead
+        if lead is not None and (lead.email or lead.name):
+            return next((each for each in others if same_email(each.email, lead.email)), lead)
+        return next((each for each in others if not same_email(each.email, self._account_email)), None)
 
     @property
     def host(self) -> Attendee | None:
-        """The attendee who owns the meeting, None if no one is marked as that."""
-        return next((attendee for attendee in self.attendees if attendee.is_owner), None)
+        """The attendee marked as owner, else the one with the account's own address, if it is known."""
+        for attendee in self.attendees:
+            if attendee.is_owner:
+                return attendee
+        return next((each for each in self.attendees if same_email(each.email, self._account_email)), None)
 
     @property
     def is_canceled(self) -> bool:
-        """Whether the meeting carries a cancellation time.
+        """Whether the meeting carries a cancellation time, readable or not.
 
-        A cancelled meeting may also just be missing from the next list (observed).
+        A canceled meeting may also just be missing from the next list (observed).
         """
-        return self.canceled_at is not None
+        return self.canceled_at is not None or bool(self.extra.get("canceledAt"))
 
     @property
     def duration(self) -> timedelta | None:
@@ -145,10 +221,18 @@ class Meeting:
 
 
 @attrs.frozen
-class Hook:
-    """A webhook subscription: the service posts new bookings to ``target_url``.
+class Hook(_Model):
+    """A webhook subscription: lemcal posts new bookings to ``target_url``.
 
-    The URL often carries a secret token, so the repr shows neither its query nor its user info.
+    The URL often carries a secret token, so the repr hides its query and its user info.
+
+    Attributes:
+        id: Id of the hook (``hoo_…``), needed to delete it.
+        target_url: URL that new bookings are posted to.
+        meeting_type_id: Id of the only meeting type whose bookings are posted.
+        any_meeting_type: Whether bookings of every meeting type are posted.
+        created_at: When the hook was created.
+        extra: Fields without an attribute here, and values that could not be read, unchanged.
     """
 
     id: str
@@ -160,8 +244,14 @@ class Hook:
 
 
 @attrs.frozen
-class MeetingLocation:
-    """Where meetings of a type can take place."""
+class MeetingLocation(_Model):
+    """A place where meetings of a type can be held.
+
+    Attributes:
+        id: Id of the location.
+        provider: Service or medium, such as "googleMeet" or "phone".
+        extra: Fields without an attribute here, and values that could not be read, unchanged.
+    """
 
     id: str | None = None
     provider: str | None = None
@@ -169,8 +259,16 @@ class MeetingLocation:
 
 
 @attrs.frozen
-class Question:
-    """A question that the booking form of a meeting type asks."""
+class Question(_Model):
+    """A question on the booking form of a meeting type.
+
+    Attributes:
+        id: Id of the question.
+        answer_type: Kind of answer expected, such as "text".
+        enabled: Whether the form asks it.
+        question: Text of the question.
+        extra: Fields without an attribute here, and values that could not be read, unchanged.
+    """
 
     id: str | None = None
     answer_type: str | None = None
@@ -180,8 +278,15 @@ class Question:
 
 
 @attrs.frozen
-class RoundRobinUser:
-    """A user among whom the meetings of a type are shared out."""
+class RoundRobinUser(_Model):
+    """A user who takes a share of a type's meetings.
+
+    Attributes:
+        id: Id of the user (``usr_…``).
+        enabled: Whether the user takes part.
+        weight: Share of the meetings, relative to the other users.
+        extra: Fields without an attribute here, and values that could not be read, unchanged.
+    """
 
     id: str | None = None
     enabled: bool | None = None
@@ -190,10 +295,14 @@ class RoundRobinUser:
 
 
 @attrs.frozen
-class RoundRobin:
-    """How the meetings of a type are shared out among users.
+class RoundRobin(_Model):
+    """How the meetings of a type are distributed among users.
 
-    What ``last_cycle`` holds is not documented; its values are JSON, unchanged.
+    Attributes:
+        enabled: Whether meetings are distributed.
+        users: Users who take part.
+        last_cycle: State of the distribution: JSON of undocumented shape.
+        extra: Fields without an attribute here, and values that could not be read, unchanged.
     """
 
     enabled: bool | None = None
@@ -206,11 +315,24 @@ class RoundRobin:
 
 
 @attrs.frozen
-class MeetingType:
-    """A kind of meeting that can be booked, with a booking page of its own.
+class MeetingType(_Model):
+    """A kind of meeting that can be booked, with its own booking page.
 
-    ``duration`` is in minutes. ``status`` is documented as enabled or disabled, ``privacy`` as
-    public or private; both are kept as the service sends them.
+    Attributes:
+        id: Id of the meeting type (``met_…``).
+        user_id: Id of the account that offers it (``usr_…``).
+        name: Name of the meeting type.
+        description: Text on the booking page.
+        meeting_link: Last part of the address of the booking page.
+        type: Kind of meeting type, such as "roundRobin".
+        color: Color in the calendar, such as "#EC6181".
+        duration: Length of a meeting; a number of minutes in JSON.
+        status: Documented as "enabled" or "disabled".
+        privacy: Documented as "public" or "private".
+        meeting_locations: Places where the meetings can be held.
+        questions: Questions on the booking form.
+        round_robin: How the meetings are distributed among users.
+        extra: Fields without an attribute here, and values that could not be read, unchanged.
     """
 
     id: str
@@ -220,7 +342,7 @@ class MeetingType:
     meeting_link: str | None = None
     type: str | None = None
     color: str | None = None
-    duration: float | None = None
+    duration: timedelta | None = None
     status: str | None = None
     privacy: str | None = None
     meeting_locations: tuple[MeetingLocation, ...] = ()
@@ -231,10 +353,38 @@ class MeetingType:
     )
     extra: dict[str, Any] = attrs.field(factory=dict[str, Any], hash=False)
 
+    def booking_url(self, user: "User", *, name: str | None = None, email: str | None = None) -> str:
+        """Return the address of the booking page, with the guest's name and e-mail filled in if given.
+
+        ``user`` is the account that offers the meeting type, as ``lemcal.me()`` returns it. Addresses of
+        this form were observed, not documented. Raises ValueError if the account has no public
+        identifier or the type no link.
+        """
+        if not user.public_identifier:
+            raise ValueError(f"the user {user.id} has no public_identifier, so there is no booking page")
+        if not self.meeting_link:
+            raise ValueError(f"the meeting type {self.id} has no meeting_link, so there is no booking page")
+        page = (
+            f"{BOOKING_PAGES}/@{quote(user.public_identifier, safe='')}/{quote(self.meeting_link, safe='')}"
+        )
+        guest = {key: value for key, value in (("name", name), ("email", email)) if value is not None}
+        if not guest:
+            return page
+        infos = json.dumps(guest, ensure_ascii=False, separators=(",", ":"))
+        return f"{page}?guestInfos={quote(infos, safe='')}"
+
 
 @attrs.frozen
-class User:
-    """The account that the credentials belong to."""
+class User(_Model):
+    """The account that the credentials belong to.
+
+    Attributes:
+        id: Id of the account (``usr_…``).
+        email: E-mail address of the account.
+        public_identifier: Name of the account in the addresses of its booking pages.
+        created_at: When the account was created.
+        extra: Fields without an attribute here, and values that could not be read, unchanged.
+    """
 
     id: str
     email: str | None = None

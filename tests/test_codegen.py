@@ -1,7 +1,7 @@
 """The generated readers: they do what the general one does, and do it for rows of the usual shape."""
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +13,6 @@ from hypothesis import example, given, strategies as st
 from lemcal_async import _codec as wire_values
 from lemcal_async._codec import from_wire
 from lemcal_async._codegen import fast_reader, fields_of
-from lemcal_async.errors import ResponseDecodeError
 from lemcal_async.models import Attendee, Meeting, Model, User
 from lemcal_async.sandbox._demo import make_account
 
@@ -34,6 +33,7 @@ def usual_only() -> Any:
     converter = Converter()
     converter.register_structure_hook(datetime, _never)
     converter.register_structure_hook(float, wire_values.read_number)
+    converter.register_structure_hook(timedelta, wire_values.read_minutes)
     converter.register_structure_hook_factory(
         frozenset(get_args(Model)).__contains__,
         lambda model: fast_reader(model, fields_of(model), _never, _NotUsualError, converter),
@@ -66,6 +66,7 @@ def test_what_the_sandbox_sends_is_usual(usual_only: Any) -> None:
         {"_id": ""},
         {"_id": 7},
         {"_id": "m", "userId": 7},
+        {"_id": "m", "canceledAt": ""},
         {"_id": "m", "start": "2021-02-16"},
         {"_id": "m", "start": "2021-13-16T08:02:42.000Z"},
         {"_id": "m", "attendees": {}},
@@ -140,10 +141,7 @@ def test_times_that_are_almost_usual(changes: list[tuple[int, str]]) -> None:
 
 
 def _read(into: Any, text: str) -> Any:
-    try:
-        return from_wire({"_id": "u", "createdAt": text}, into).created_at
-    except ResponseDecodeError:
-        return None
+    return from_wire({"_id": "u", "createdAt": text}, into).created_at
 
 
 def _general(text: str) -> Any:

@@ -1,9 +1,11 @@
 """The models as values: their fields, equality, times, properties, and what their repr keeps to itself."""
 
 import copy
+import json
 import pickle
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, get_args
+from urllib.parse import parse_qs, urlsplit
 
 import attrs
 import pytest
@@ -101,6 +103,7 @@ def test_extra_counts_for_equality_only(model: Any) -> None:
     [
         (Meeting(id="m"), Meeting(id="m", provided_infos={"a": [1]})),
         (RoundRobin(), RoundRobin(last_cycle=({"a": 1},))),
+        (Answer(), Answer(answer=["a"])),
     ],
 )
 def test_json_of_unknown_shape_counts_for_equality_only(plain: Any, changed: Any) -> None:
@@ -130,12 +133,28 @@ def test_copies_are_equal(model: Any, copied: Any) -> None:
     assert hash(value) == hash(copied(value))
 
 
+UNMARKED_HOST = Attendee(email="host@example.org", name="Hal Host")
+UNMARKED_GUEST = Attendee(email="Guest@Example.com", name="Ada Guest")
+PRIMARY_HOST = attrs.evolve(HOST, is_primary=True)
+
+
 @pytest.mark.parametrize(
     ("attendees", "lead", "guest"),
     [
         ((HOST, COLLEAGUE, GUEST), LEAD, GUEST),
-        ((HOST, COLLEAGUE), LEAD, COLLEAGUE),
-        ((attrs.evolve(HOST, is_primary=True), COLLEAGUE), LEAD, attrs.evolve(HOST, is_primary=True)),
+        ((PRIMARY_HOST, GUEST), None, GUEST),  # two are primary: not the owner
+        ((GUEST, PRIMARY_HOST), None, GUEST),
+        ((PRIMARY_HOST, COLLEAGUE), LEAD, LEAD),
+        ((PRIMARY_HOST, COLLEAGUE), None, COLLEAGUE),
+        ((UNMARKED_HOST, UNMARKED_GUEST), LEAD, UNMARKED_GUEST),  # the documented shape: no marks at all
+        ((UNMARKED_GUEST, UNMARKED_HOST), LEAD, UNMARKED_GUEST),
+        ((UNMARKED_HOST,), LEAD, LEAD),
+        ((UNMARKED_HOST, COLLEAGUE), Lead(first_name="Ada"), Lead(first_name="Ada")),
+        ((HOST, COLLEAGUE), LEAD, LEAD),
+        ((HOST, COLLEAGUE, UNMARKED_GUEST), LEAD, UNMARKED_GUEST),
+        ((HOST, COLLEAGUE), Lead(), COLLEAGUE),  # a lead without a name or an address is nobody
+        ((HOST, COLLEAGUE), None, COLLEAGUE),
+        ((UNMARKED_HOST, UNMARKED_GUEST), None, UNMARKED_HOST),  # nothing tells them apart
         ((HOST,), LEAD, LEAD),
         ((), LEAD, LEAD),
         ((HOST,), None, None),
@@ -143,8 +162,35 @@ def test_copies_are_equal(model: Any, copied: Any) -> None:
     ],
 )
 def test_guest(attendees: Any, lead: Any, guest: Any) -> None:
-    """The guest is the primary attendee, else the first who is not the owner, else the lead."""
+    """The primary attendee, else the one with the lead's address, else the lead, else not the owner."""
     assert guest == Meeting(id="m", attendees=attendees, lead=lead).guest
+
+
+@pytest.mark.parametrize(
+    ("attendees", "guest", "host"),
+    [
+        ((UNMARKED_HOST, UNMARKED_GUEST), UNMARKED_GUEST, UNMARKED_HOST),
+        ((UNMARKED_GUEST, UNMARKED_HOST), UNMARKED_GUEST, UNMARKED_HOST),
+        ((UNMARKED_HOST,), None, UNMARKED_HOST),
+        ((UNMARKED_HOST, GUEST), GUEST, UNMARKED_HOST),
+        ((HOST, COLLEAGUE), COLLEAGUE, HOST),
+    ],
+)
+def test_guest_and_host_where_the_own_address_is_known(attendees: Any, guest: Any, host: Any) -> None:
+    """Without marks and lead, the account's own address tells host from guest, whatever its case."""
+    meeting = Meeting(id="m", attendees=attendees, _account_email="HOST@example.org")
+    assert (guest, host) == (meeting.guest, meeting.host)
+    assert Meeting(id="m", attendees=attendees) == meeting
+    assert "HOST@" not in repr(meeting)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "name"),
+    [("Ada", "Example", "Ada Example"), ("Ada", None, "Ada"), ("", "Example", "Example"), (None, None, None)],
+)
+def test_the_name_of_a_lead(first: Any, last: Any, name: Any) -> None:
+    """As of an attendee, so that ``meeting.guest.name`` always works."""
+    assert name == Lead(first_name=first, last_name=last).name
 
 
 @pytest.mark.parametrize(("attendees", "host"), [((GUEST, HOST), HOST), ((GUEST,), None), ((), None)])
@@ -154,9 +200,54 @@ def test_host(attendees: Any, host: Any) -> None:
 
 
 def test_is_canceled() -> None:
-    """A meeting is cancelled when it carries a cancellation time."""
+    """A meeting is canceled when it carries a cancellation time, also one that cannot be read."""
     assert not Meeting(id="m").is_canceled
     assert Meeting(id="m", canceled_at=START).is_canceled
+    assert Meeting(id="m", extra={"canceledAt": "yesterday"}).is_canceled
+    assert not Meeting(id="m", extra={"canceledAt": ""}).is_canceled
+
+
+ADA = User(id="usr_1", public_identifier="ada")
+BO_URL = (
+    "https://app.lemcal.com/@ada/tour?guestInfos=%7B%22name%22%3A%22Bo%20%26%20Co%3F%22%2C"
+    "%22email%22%3A%22bo%2B1%40example.com%22%7D"
+)
+
+
+@pytest.mark.parametrize(
+    ("user", "link", "guest", "url"),
+    [
+        (ADA, "tour", {}, "https://app.lemcal.com/@ada/tour"),
+        (
+            ADA,
+            "tour",
+            {"name": "Bo & Co?", "email": "bo+1@example.com"},
+            BO_URL,
+        ),
+        (
+            ADA,
+            "tour",
+            {"name": "Zoë"},
+            "https://app.lemcal.com/@ada/tour?guestInfos=%7B%22name%22%3A%22Zo%C3%AB%22%7D",
+        ),
+        (attrs.evolve(ADA, public_identifier="a/b"), "x y", {}, "https://app.lemcal.com/@a%2Fb/x%20y"),
+    ],
+)
+def test_booking_url(user: Any, link: Any, guest: Any, url: Any) -> None:
+    """The booking page, filled in with what is known of the guest."""
+    assert url == MeetingType(id="met_1", meeting_link=link).booking_url(user, **guest)
+    if guest:
+        assert guest == json.loads(parse_qs(urlsplit(url).query)["guestInfos"][0])
+
+
+@pytest.mark.parametrize(
+    ("user", "link", "missing"),
+    [(User(id="usr_1"), "tour", "usr_1 has no public_id"), (ADA, None, "met_1 has no meeting_link")],
+)
+def test_no_booking_url(user: Any, link: Any, missing: Any) -> None:
+    """Where lemcal has not said what the page is called, none is made up."""
+    with pytest.raises(ValueError, match=missing):
+        MeetingType(id="met_1", meeting_link=link).booking_url(user)
 
 
 @pytest.mark.parametrize(

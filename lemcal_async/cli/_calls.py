@@ -8,7 +8,7 @@ import attrs
 import typer
 
 from lemcal_async._client import AsyncLemcal
-from lemcal_async._codec import to_wire, write_time
+from lemcal_async._codec import to_wire, write_minutes, write_time
 from lemcal_async.cli._options import (
     AccountName,
     AccountsFile,
@@ -32,7 +32,7 @@ from lemcal_async.cli._output import (
     warn_of_bad_rows,
 )
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.models import Lead, Meeting, MeetingType, User
+from lemcal_async.models import Meeting, MeetingType, User
 
 M = TypeVar("M", Meeting, MeetingType)
 
@@ -198,10 +198,7 @@ def _guest_email(meeting: Meeting) -> str | None:
 
 
 def _guest_name(meeting: Meeting) -> str | None:
-    guest = meeting.guest
-    if isinstance(guest, Lead):
-        return " ".join(filter(None, (guest.first_name, guest.last_name)))
-    return None if guest is None else guest.name
+    return None if meeting.guest is None else meeting.guest.name
 
 
 def _what(meeting: Meeting) -> str:
@@ -253,7 +250,7 @@ def types(
 
 
 def _minutes(meeting_type: MeetingType) -> str | None:
-    return None if meeting_type.duration is None else f"{meeting_type.duration:g}"
+    return None if meeting_type.duration is None else f"{write_minutes(meeting_type.duration):g}"
 
 
 MEETING_TYPES = Listing[MeetingType](

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import attrs
 
+from lemcal_async._codec import write_time
+
 # The alphabet of ids on this platform: no two characters look alike.
 _ID_CHARACTERS: Final = "23456789ABCDEFGHJKLMNPQRSTWXYZabcdefghijkmnopqrstuvwxyz"
 
@@ -92,7 +94,7 @@ def new_id(rng: random.Random, prefix: str) -> str:
 
 def wire_time(moment: datetime) -> str:
     """Return the moment as the service writes it: ISO 8601 with milliseconds and ``Z`` (documented)."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return write_time(moment.replace(microsecond=moment.microsecond // 1000 * 1000))
 
 
 def make_account(seed: int, index: int, meetings: int) -> DemoAccount:

@@ -1,6 +1,6 @@
 """The columns that an analyst queries, taken from a wire row. Pure.
 
-A row that the models cannot read leaves them empty, but for what can be had from the row itself.
+A value that cannot be read leaves its column empty, and no other.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ import attrs
 
 from lemcal_async._codec import from_wire
 from lemcal_async.errors import ResponseDecodeError
-from lemcal_async.models import Attendee, Lead, Meeting
+from lemcal_async.models import Meeting
 
 
 @attrs.frozen
 class Columns:
-    """What is kept of a meeting beside its wire row; ``problem`` says why it cannot be read, if so."""
+    """What is kept of a meeting beside its wire row; ``problem`` names what of it cannot be read."""
 
     meeting_type_id: str | None = None
     meeting_type_name: str | None = None
@@ -43,10 +43,11 @@ def columns_of(wire: Mapping[str, Any]) -> Columns:
         start_at=meeting.start,
         end_at=meeting.end,
         guest_email=storable(guest.email if guest else None),
-        guest_name=storable(_name(guest) if guest else None),
+        guest_name=storable(guest.name if guest else None),
         host_email=storable(host.email if host else None),
         canceled_at=meeting.canceled_at,
         created_at=meeting.created_at,
+        problem=storable("; ".join(meeting.problems)) or None,
     )
 
 
@@ -58,9 +59,3 @@ def storable(text: str | None) -> str | None:
     if text is None or text.isprintable():
         return text
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-
-
-def _name(guest: Attendee | Lead) -> str | None:
-    if isinstance(guest, Lead):
-        return " ".join(filter(None, (guest.first_name, guest.last_name))) or None
-    return guest.name

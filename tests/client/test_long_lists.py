@@ -3,6 +3,8 @@
 import gc
 import json
 import logging
+import pickle
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -82,7 +84,7 @@ async def test_the_escape_hatch() -> None:
 def damaged() -> tuple[list[Any], list[int]]:
     """Return rows of which some cannot be read, and which."""
     bad = [0, 7, 999, 2_000, 2_499]
-    return [row | {"start": "soon"} if at in bad else row for at, row in enumerate(ROWS)], bad
+    return [row | {"_id": 7} if at in bad else row for at, row in enumerate(ROWS)], bad
 
 
 async def test_bad_rows_keep_their_place(caplog: pytest.LogCaptureFixture) -> None:
@@ -90,7 +92,7 @@ async def test_bad_rows_keep_their_place(caplog: pytest.LogCaptureFixture) -> No
     rows, bad = damaged()
     wire = answering(json=rows)
     good = [from_wire(row, Meeting) for at, row in enumerate(rows) if at not in bad]
-    reason = "start: expected an ISO 8601 time with an offset, got str"
+    reason = "_id: expected a string, got int"
     with pytest.raises(ResponseDecodeError) as caught:
         await wire.client().meetings.list()
     assert f"GET /meetings: 5 of 2500 rows cannot be read (the first is row 0: {reason})" in str(caught.value)
@@ -201,6 +203,47 @@ async def test_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         tasks.cancel_scope.cancel()
     assert 8 * 10 <= happened.count("turn")
     assert max(len(turns) for turns in "".join(each[0] for each in happened).split("e")) <= 3
+
+
+@pytest.mark.parametrize("row", ["0", "{}", '{"a":[]}'])
+@pytest.mark.parametrize("on_bad_row", ["raise", "skip"])
+async def test_a_flood_of_bad_rows(row: str, on_bad_row: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The first thousand are kept, the others counted; neither they nor their JSON are ever all there."""
+    count = 600_000 // len(row)
+    body = f"[{','.join([row] * count)}]".encode()
+    lemcal = answering(content=body).client(on_bad_row=on_bad_row)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        if on_bad_row == "skip":
+            assert [] == await lemcal.meetings.list()
+            assert f"{count} of {count} rows cannot be read" in caplog.text
+        else:
+            with pytest.raises(
+                ResponseDecodeError, match=f"{count} of {count} rows cannot be read"
+            ) as caught:
+                await lemcal.meetings.list()
+            assert (count, 1000, 999) == (
+                caught.value.bad_row_count,
+                len(caught.value.bad_rows),
+                caught.value.bad_rows[-1].index,
+            )
+            assert len(pickle.dumps(caught.value)) < 200_000
+        assert tracemalloc.get_traced_memory()[1] < 12 * 2**20  # 600 KB of `{}` once came to 60 MB
+    finally:
+        tracemalloc.stop()
+
+
+async def test_a_body_that_holds_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be read a part at a time is refused before it takes all the memory."""
+    monkeypatch.setattr(decoding, "_MOST_VALUES", 100_000)
+    monkeypatch.setattr(decoding, "_SURELY_FEWER", 100_000)
+    body = f'{{"data": [{",".join(["{}"] * 200_000)}]}}'.encode()
+    lemcal = answering(content=body).client()
+    for call in (lemcal.meetings.list, lemcal.meetings.rows, lambda: lemcal.request("GET", "/x")):
+        with pytest.raises(ResponseDecodeError, match="holds more than 100,000 values") as caught:
+            await call()
+        check_plain(caught.value)
 
 
 @pytest.mark.parametrize("how", ["array", "envelope"])

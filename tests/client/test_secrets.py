@@ -195,7 +195,7 @@ async def test_an_answer_that_quotes_everything(do: Do, status: int, kind: type[
         f'[{{"targetUrl": "{TARGET}", "key": "{KEY}"}}]',
         f'"{TARGET} {KEY}"',
         f"<html><title>{TARGET} {KEY}</title></html>",
-        f'{{"_id": "hoo_1", "createdAt": "{KEY}", "targetUrl": "{TARGET}"}}',
+        f'{{"_id": ["{KEY}"], "createdAt": "{KEY}", "targetUrl": "{TARGET}"}}',
     ],
 )
 async def test_an_answer_that_cannot_be_read(do: Do, content: str) -> None:

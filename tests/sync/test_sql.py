@@ -49,16 +49,21 @@ COLUMNS = (
 
 @pytest.mark.anyio
 async def test_what_an_analyst_finds(database: Database, sql_store: SQLStore) -> None:
-    """Guest, host, type and status in columns, the wire row whole; a row that cannot be read as well."""
-    odd = {"_id": "mee_3", "start": "never"}
+    """Guest, host, type and status in columns, the wire row whole; an odd value costs its column only."""
+    odd = {
+        "_id": "mee_3",
+        "start": "never",
+        "meetingTypeName": "Discovery",
+        "lead": {"email": "l@example.com"},
+    }
     await take(sql_store, [PUBLIC, CAMPAIGN, odd])
     public, campaign, unreadable = database.query(f"SELECT {COLUMNS} FROM meetings ORDER BY meeting_id")
     assert (
         "mee_1", "met_1", "Discovery", "guest@example.com", "A Guest", "host@example.com", "booked", None,
     ) == public  # fmt: skip
     assert ("mee_2", None, None, "lead@example.com", "Lea D", None, "canceled", None) == campaign
-    assert ("mee_3", None, None, None, None, None, "booked") == unreadable[:-1]
-    assert "start" in unreadable[-1]
+    assert ("mee_3", None, "Discovery", "l@example.com", None, None, "booked") == unreadable[:-1]
+    assert "start: expected an ISO 8601 time with an offset, got str" == unreadable[-1]
     assert [PUBLIC, CAMPAIGN, odd] == [change.wire for change in await outbox(sql_store)]
 
 

@@ -134,7 +134,7 @@ def models(meeting: Meeting, meeting_type: MeetingType, hook: Hook, user: User) 
     assert_type(meeting.duration, timedelta | None)
     if meeting.guest is not None:
         assert_type(meeting.guest.email, str | None)
-    assert_type(meeting_type.duration, float | None)
+    assert_type(meeting_type.duration, timedelta | None)
     assert_type(meeting_type.questions, tuple[Question, ...])
     assert_type(meeting_type.meeting_locations, tuple[MeetingLocation, ...])
     assert_type(meeting_type.round_robin, RoundRobin | None)
@@ -150,7 +150,7 @@ def wire(data: Any, meeting: Meeting) -> None:
     assert_type(from_wire(data, Meeting), Meeting)
     assert_type(from_wire(data, list[Meeting]), list[Meeting])
     assert_type(to_wire(meeting), dict[str, Any])
-    assert_type(to_wire([meeting]), list[Any])
+    assert_type(to_wire([meeting]), list[dict[str, Any]])
 
 
 async def failures(lemcal: AsyncLemcal) -> float | None:

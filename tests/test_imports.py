@@ -130,6 +130,7 @@ def test_the_synchronisation() -> None:
     [
         ("sandbox", "starlette", "sandbox"),
         ("sandbox", "uvicorn", "sandbox"),
+        ("transport.aiohttp", "aiohttp", "aiohttp"),
         ("transport.httpx2", "httpx2", "httpx2"),
         ("transport.httpx2", "httpcore2", "httpx2"),
     ],

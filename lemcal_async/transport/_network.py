@@ -23,7 +23,7 @@ from anyio.lowlevel import current_token
 if TYPE_CHECKING:
     import ssl
 
-_UNASKED = "the server sent something before it was asked"
+UNASKED = "the server sent something before it was asked"
 _NEXT_ADDRESS_AFTER = 0.25  # seconds
 _HIGH_WATER = 2**18  # bytes received and not yet read at which the server has to wait
 
@@ -224,7 +224,7 @@ class AsyncioStream:
         protocol = self._protocol
         if not self._sending:
             if protocol.received:
-                raise self._core.RemoteProtocolError(_UNASKED)
+                raise self._core.RemoteProtocolError(UNASKED)
             self._sending = True
         if not buffer:
             return
@@ -271,7 +271,7 @@ class AsyncioStream:
         """Return what httpcore asks for, None where that is unknown."""
         protocol = self._protocol
         if info == "is_readable":
-            return bool(protocol.received) or protocol.ended or _is_readable(protocol.transport)
+            return bool(protocol.received) or protocol.ended or is_readable(protocol.transport)
         if info == "server_addr":
             info = "peername"
         elif info == "client_addr":
@@ -279,7 +279,7 @@ class AsyncioStream:
         return protocol.transport.get_extra_info(info)
 
 
-def _is_readable(transport: asyncio.BaseTransport) -> bool:
+def is_readable(transport: asyncio.BaseTransport) -> bool:
     """Whether the socket has something that the event loop has not seen yet."""
     opened = transport.get_extra_info("socket")
     if not hasattr(select, "poll"):  # Windows
@@ -309,7 +309,7 @@ class TrioStream:
             # A TLS server may have sent session tickets, which are no answer.
             tls = self._stream.get_extra_info("ssl_object")
             if _has_unread(tls) if tls is not None else self._stream.get_extra_info("is_readable"):
-                raise self._core.RemoteProtocolError(_UNASKED)
+                raise self._core.RemoteProtocolError(UNASKED)
             self._sending = True
         await self._stream.write(buffer, timeout)
 

@@ -45,10 +45,14 @@ class Connection(Protocol):
 class Answer(Protocol):
     """What comes back over a connection; the responses of httpcore fit."""
 
-    status: int
-    headers: Any
-    stream: Any  # an async iterable with aclose()
-    extensions: Mapping[str, Any]
+    @property
+    def status(self) -> int: ...
+    @property
+    def headers(self) -> Any: ...
+    @property
+    def stream(self) -> Any: ...
+    @property
+    def extensions(self) -> Mapping[str, Any]: ...
 
 
 C = TypeVar("C", bound=Connection)
@@ -114,6 +118,10 @@ class Target:
 class BasePooledTransport(httpx.AsyncBaseTransport):
     """A transport on connections that a subclass opens; see ``PooledTransport`` for what it promises."""
 
+    # The event ``send_request_headers.started`` of httpcore's trace extension comes before the first byte
+    # of a request leaves: without it, nothing was sent.
+    reports_sending = True
+
     def __init__(
         self,
         *,
@@ -151,8 +159,8 @@ class BasePooledTransport(httpx.AsyncBaseTransport):
         """Whether nothing is left of the answer that was read: no second one, no stray bytes."""
 
     @abstractmethod
-    def _kind_of(self, error: BaseException) -> type[httpx.RequestError] | None:
-        """Return which of httpx's errors one of the library below is, None if it is none of its."""
+    def _translate(self, error: BaseException) -> httpx.RequestError | None:
+        """Return httpx's own error for one of the library below, None for any other."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request; the response holds its connection until it is closed."""
@@ -171,7 +179,8 @@ class BasePooledTransport(httpx.AsyncBaseTransport):
                 connection = await self._connect(origin)
             answer = await self._send(connection, request)
         except BaseException as error:
-            known = self._known(error, request, handled)
+            _cut_frames(error, handled)
+            known = self._translate(error)
             pool.slots.release(account)
             if connection is not None:
                 await _close([connection])
@@ -181,7 +190,7 @@ class BasePooledTransport(httpx.AsyncBaseTransport):
         return httpx.Response(
             answer.status,
             headers=answer.headers,
-            stream=_Body(self, pool, origin, connection, account, request, answer.stream),
+            stream=_Body(self, pool, origin, connection, account, answer.stream),
             extensions=answer.extensions,
         )
 
@@ -253,38 +262,6 @@ class BasePooledTransport(httpx.AsyncBaseTransport):
             return self._ssl_context
         return await tls_context(self._make_context, trust_env=self._trust_env)
 
-    def _known(
-        self, error: BaseException, request: httpx.Request, handled: BaseException | None
-    ) -> httpx.RequestError | None:
-        """Return httpx's own error for one of the library below, None for others; cut the frames off both."""
-        _cut_frames(error, handled)
-        kind = self._kind_of(error)
-        return None if kind is None else kind(self._reason(kind, error, request))
-
-    def _reason(self, kind: type[httpx.RequestError], error: BaseException, request: httpx.Request) -> str:
-        """Return what went wrong, with the host where none was reached, and a timeout with its value."""
-        host, port = request.url.raw_host.decode("ascii"), request.url.port
-        where = f"[{host}]" if ":" in host else host
-        if port is not None:
-            where = f"{where}:{port}"
-        if self._proxies.get(request.url.scheme, host, port) is not None:
-            where = f"{where} through the proxy"
-        if kind is httpx.ConnectError:
-            return f"cannot connect to {where}: {error}"
-        if kind in _OPERATIONS:
-            what, name = _OPERATIONS[kind]
-            seconds = request.extensions.get("timeout", {}).get(name)
-            took = "too long" if seconds is None else f"longer than {seconds:.3g} s"
-            return f"{what} {where} took {took}"
-        return str(error)
-
-
-_OPERATIONS: dict[type[httpx.RequestError], tuple[str, str]] = {
-    httpx.ConnectTimeout: ("connecting to", "connect"),
-    httpx.ReadTimeout: ("waiting for the answer of", "read"),
-    httpx.WriteTimeout: ("sending to", "write"),
-}
-
 
 @attrs.define(eq=False)
 class _Body(httpx.AsyncByteStream):
@@ -295,7 +272,6 @@ class _Body(httpx.AsyncByteStream):
     _origin: Origin
     _connection: Any  # None once it is given back
     _account: Key | None
-    _request: httpx.Request
     _stream: Any
     _whole: bool = False  # whether it was read to its end
 
@@ -307,7 +283,8 @@ class _Body(httpx.AsyncByteStream):
         except GeneratorExit:
             raise
         except BaseException as error:
-            known = self._transport._known(error, self._request, handled)  # noqa: SLF001 - its other half
+            _cut_frames(error, handled)
+            known = self._transport._translate(error)  # noqa: SLF001 - its other half
             if known is None:
                 raise
             raise known from error

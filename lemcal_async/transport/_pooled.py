@@ -90,11 +90,11 @@ class HTTPCoreTransport(BasePooledTransport):
         state = getattr(connection, "_h11_state", None)
         return state is not None and state.trailing_data == (b"", False)
 
-    def _kind_of(self, error: BaseException) -> type[httpx.RequestError] | None:
-        """Return httpx's own class for one of httpcore's or its fork's, which have the same names."""
+    def _translate(self, error: BaseException) -> httpx.RequestError | None:
+        """Return httpx's own error for one of httpcore's or its fork's, which have the same names."""
         for kind in type(error).__mro__:
             if kind.__name__ in _ERRORS and kind.__module__.startswith("httpcore"):
-                known: type[httpx.RequestError] = getattr(httpx, kind.__name__)
+                known: httpx.RequestError = getattr(httpx, kind.__name__)(str(error))
                 return known
         return None
 
@@ -122,8 +122,8 @@ class PooledTransport(HTTPCoreTransport):
 
     @property
     def _make_context(self) -> MakeContext:
-        return _httpx_context
+        return httpx_context
 
 
-def _httpx_context(trust_env: bool) -> "ssl.SSLContext":  # noqa: FBT001 - called by position
+def httpx_context(trust_env: bool) -> "ssl.SSLContext":  # noqa: FBT001 - called by position
     return httpx.create_ssl_context(trust_env=trust_env)

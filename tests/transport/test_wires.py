@@ -14,13 +14,14 @@ import anyio.to_thread
 import httpx
 import httpx2
 import pytest
-import trio
 import trustme
 
 from lemcal_async import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.sandbox import Sandbox, faults
-from lemcal_async.transport import _environment as environment, _pool as pool
+from lemcal_async.transport import PooledTransport, _environment as environment, _pool as pool
+from lemcal_async.transport.aiohttp import AiohttpTransport
+from lemcal_async.transport.httpx2 import HTTPX2Transport
 
 from .conftest import MakeWire
 from .loopback import Loopback
@@ -119,6 +120,16 @@ async def test_calls_of_an_account_wait_for_a_connection(make_wire: MakeWire, se
         )
         await together(*[lambda: lemcal.request("GET", "/sleep/0.05")] * 3)
     assert [1, 1, 1] == server.connections
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+@pytest.mark.anyio
+async def test_aiohttp_on_trio(server: Loopback) -> None:
+    """It says what to use instead, and sends nothing."""
+    async with AiohttpTransport() as transport:
+        with pytest.raises(ConfigurationError, match="asyncio only; on trio use PooledTransport"):
+            await get(transport, server.url)
+    assert [] == server.seen
 
 
 @pytest.mark.parametrize("max_connections", [0, -1])
@@ -352,6 +363,13 @@ async def test_a_stream_read_in_part(make_wire: MakeWire, server: Loopback) -> N
         assert 2 == await get(transport, server.url)
 
 
+STREAMS: dict[MakeWire, str] = {
+    PooledTransport: "httpcore._async.http11.HTTP11ConnectionByteStream.aclose",
+    HTTPX2Transport: "httpcore2._async.http11.HTTP11ConnectionByteStream.aclose",
+    AiohttpTransport: "lemcal_async.transport.aiohttp._Stream.aclose",
+}
+
+
 @pytest.mark.anyio
 async def test_a_stream_that_fails_while_it_is_closed(
     make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch
@@ -366,8 +384,7 @@ async def test_a_stream_that_fails_while_it_is_closed(
         response = await transport.handle_async_request(httpx.Request("GET", server.url))
         await response.aread()
         with monkeypatch.context() as patch:
-            core = make_wire._import_core().__name__
-            patch.setattr(f"{core}._async.http11.HTTP11ConnectionByteStream.aclose", aclose)
+            patch.setattr(STREAMS[make_wire], aclose)
             response = await transport.handle_async_request(httpx.Request("GET", server.url))
             assert isinstance(response.stream, httpx.AsyncByteStream)
             assert b"{}" == b"".join([part async for part in response.stream])
@@ -387,6 +404,11 @@ def garbage() -> Iterator[None]:
     gc.collect()
 
 
+def backends_of(make_wire: MakeWire) -> list[str]:
+    """Return the event loops that a wire runs on."""
+    return ["asyncio"] if make_wire is AiohttpTransport else ["asyncio", "trio"]
+
+
 @pytest.mark.usefixtures("garbage")
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_event_loops_one_after_another(make_wire: MakeWire, server: Loopback) -> None:
@@ -396,10 +418,10 @@ def test_event_loops_one_after_another(make_wire: MakeWire, server: Loopback) ->
     async def twice() -> list[int]:
         return [await get(transport, server.url) for _ in range(2)]
 
-    assert [1, 1] == asyncio.run(twice())
-    assert [2, 2] == asyncio.run(twice())
-    assert [3, 3] == trio.run(twice)
-    trio.run(transport.aclose)
+    backends = backends_of(make_wire)
+    for number, backend in enumerate(["asyncio", *backends], 1):
+        assert [number, number] == anyio.run(twice, backend=backend)
+    anyio.run(transport.aclose, backend=backends[-1])
     with pytest.raises(ConfigurationError, match="closed"):
         asyncio.run(twice())
 
@@ -411,6 +433,7 @@ def test_event_loops_at_once(make_wire: MakeWire, server: Loopback) -> None:
     transport = make_wire(max_connections=2)
     used: dict[int, set[int]] = {}
     barrier = threading.Barrier(4)
+    backends = backends_of(make_wire)
 
     def run(number: int) -> None:
         async def many() -> None:
@@ -420,7 +443,7 @@ def test_event_loops_at_once(make_wire: MakeWire, server: Loopback) -> None:
             await together(*[one] * 40)
 
         barrier.wait()
-        anyio.run(many, backend="asyncio" if number % 2 else "trio")
+        anyio.run(many, backend=backends[number % len(backends)])
 
     threads = [threading.Thread(target=run, args=[number]) for number in range(4)]
     for thread in threads:
@@ -441,8 +464,9 @@ def test_event_loops_that_have_ended_are_forgotten(make_wire: MakeWire, server: 
     async def once() -> int:
         return await get(transport, server.url)
 
+    backends = backends_of(make_wire)
     for number in range(1, 7):
-        assert number == anyio.run(once, backend=["asyncio", "trio"][number % 2])
+        assert number == anyio.run(once, backend=backends[number % len(backends)])
         gc.collect()
         assert len(transport._pools) <= 1
         assert server.settled(most=1) <= 1
@@ -540,19 +564,28 @@ def test_a_context_that_two_threads_want() -> None:
     assert made == [environment._contexts.pop((make, True))]
 
 
+async def read(transport: httpx.AsyncBaseTransport, request: httpx.Request) -> None:
+    """Send a request and read its answer."""
+    response = await transport.handle_async_request(request)
+    try:
+        await response.aread()
+    finally:
+        await response.aclose()
+
+
 @pytest.mark.anyio
 async def test_an_error_that_is_not_the_wires(make_wire: MakeWire, server: Loopback) -> None:
-    """What a caller's own trace raises while the body is read comes out as it is; the slot is given back."""
+    """What a caller's own trace raises comes out as it is; the slot is given back."""
+    # aiohttp's connections report the moment of sending only.
+    event = "send_request_headers" if make_wire is AiohttpTransport else "receive_response_body"
 
     async def trace(name: str, _: object) -> None:
-        if name == "http11.receive_response_body.started":
+        if name == f"http11.{event}.started":
             raise ZeroDivisionError
 
     async with make_wire(max_connections=1) as transport:
         request = httpx.Request("GET", server.url, extensions={"trace": trace})
-        response = await transport.handle_async_request(request)
         with pytest.raises(ZeroDivisionError):
-            await response.aread()
-        await response.aclose()
+            await read(transport, request)
         with anyio.fail_after(5):
             assert 2 == await get(transport, server.url)

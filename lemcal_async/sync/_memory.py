@@ -27,6 +27,7 @@ class _Account:
     empty_lists: int = 0
     body_hash: str | None = None
     meetings: dict[str, StoredMeeting] = attrs.field(factory=dict[str, StoredMeeting])
+    changed_at: dict[str, datetime] = attrs.field(factory=dict[str, datetime])
 
     def listed(self) -> int:
         return sum(meeting.status != "disappeared" for meeting in self.meetings.values())
@@ -154,14 +155,14 @@ class MemoryStore:
         return Forgotten(len(account.meetings), self._erase(lambda change: change.user_id == user_id))
 
     async def prune(self, *, before: datetime) -> Forgotten:
-        """See ``Store``. A meeting without readable times stays."""
+        """See ``Store``."""
         check_aware(before)
         meetings = 0
         for account in self._accounts.values():
             for meeting_id, known in list(account.meetings.items()):
                 columns = columns_of(known.wire or {"_id": meeting_id})
-                ended_at = columns.end_at or columns.start_at
-                if ended_at is None or ended_at >= before:
+                ended_at = columns.end_at or columns.start_at or account.changed_at[meeting_id]
+                if known.status == "pruned" or ended_at >= before:
                     continue
                 meetings += 1
                 if known.status == "disappeared":
@@ -188,11 +189,14 @@ class MemoryStore:
 
 
 def _write(account: _Account, todo: Plan, now: Snapshot) -> None:
+    at = datetime.now(UTC)
     for found in todo.listed:
+        account.changed_at[found.meeting_id] = at
         account.meetings[found.meeting_id] = StoredMeeting(
             now.rows[found.meeting_id].digest, status_of(found.wire), found.wire
         )
     for meeting_id in todo.disappeared:
+        account.changed_at[meeting_id] = at
         account.meetings[meeting_id] = attrs.evolve(account.meetings[meeting_id], status="disappeared")
     for meeting_id in todo.dropped:
         del account.meetings[meeting_id]

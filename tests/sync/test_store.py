@@ -224,7 +224,8 @@ async def test_prune(store: Store) -> None:
     applied = await take(store, [{**old[0], "start": END}, *new])
     assert Applied(Counts(changed=1, unchanged=1)) == applied
     (change,) = (await outbox(store))[before:]
-    assert ("mee_0", "changed", ()) == (change.meeting_id, change.kind, change.fields)
+    assert ("mee_0", "changed", ("end", "start")) == (change.meeting_id, change.kind, change.fields)
+    assert {**old[0], "start": END} == change.wire
     assert Applied(Counts(created=1, unchanged=2)) == await take(
         store, [{**old[0], "start": END}, old[1], *new]
     )

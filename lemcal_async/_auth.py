@@ -128,13 +128,22 @@ class CredentialSource:
     unchanged.
     """
 
-    __slots__ = ("_credentials", "_environment", "_function", "_last", "_user_id", "_user_variable")
+    __slots__ = (
+        "_credentials",
+        "_environment",
+        "_function",
+        "_last",
+        "_user_id",
+        "_user_variable",
+        "account",
+    )
 
     def __init__(self, given: Secret[tuple[str | None, ApiKey | None]], *, environment: bool = False) -> None:
         self._credentials: Credentials | None = None  # first, for the repr in a traceback
         if problem := _problem_of_arguments(*given.reveal()):
             raise ConfigurationError(problem)
         self._last: tuple[Secret[str], Credentials] | None = None
+        self.account: tuple[str, str] | None = None  # user id and e-mail address, once a call has told them
         self._environment = environment
         self._user_id = _text_of(given.reveal()[0])
         self._user_variable = _variable(USER_ID_VARIABLE) if environment else None

@@ -1,12 +1,14 @@
 """The calls of the API, by resource: the route of each, and what becomes of its answer."""
 
 from collections.abc import Coroutine
+from datetime import datetime
 from typing import Any, Literal, overload
 
 import attrs
 
 from lemcal_async._auth import Secret
 from lemcal_async._decoding import decode, find_row, json_of, parse_rows, read_model, read_models, read_rows
+from lemcal_async._selection import selection, tell_account
 from lemcal_async._session import AccountSession, Answer, JSONBody
 from lemcal_async._urls import check_target_url, quote_id, with_query
 from lemcal_async.errors import CallInfo, ConfigurationError, DuplicateHookError, MeetingNotFoundError
@@ -15,7 +17,10 @@ from lemcal_async.models import Hook, Meeting, MeetingType, User
 
 async def me(session: AccountSession) -> User:
     """Fetch the account itself."""
-    return read_model(await session.send("GET", "/me", "/me"), User)
+    user = read_model(await session.send("GET", "/me", "/me"), User)
+    if user.email:
+        session.account = (user.id, user.email)
+    return user
 
 
 @attrs.frozen
@@ -49,15 +54,30 @@ class Meetings:
         answer = await self._fetch(meeting_type_id)
         return MeetingRows(answer.status_code, answer.body, answer.call)
 
-    async def list(self, meeting_type_id: str | None = None) -> list[Meeting]:
-        """Fetch all booked meetings, or those of one meeting type. There are no pages (documented).
+    async def list(
+        self,
+        meeting_type_id: str | None = None,
+        *,
+        starts_after: datetime | None = None,
+        starts_before: datetime | None = None,
+        guest_email: str | None = None,
+        canceled: bool | None = None,
+    ) -> list[Meeting]:
+        """Fetch the booked meetings: all of them, or those of one meeting type.
 
-        Raises ResponseDecodeError if rows have no usable id; the others are in its ``rows``.
+        The service has no pages and no other filter (documented), so each call fetches the whole list, and
+        the keyword arguments choose from it: meetings that start at ``starts_after`` or later, and before
+        ``starts_before`` (aware datetimes), the meetings of one guest, and only the canceled ones (True) or
+        the others (False). With any of them, the result is sorted by start.
+
+        Raises ResponseDecodeError if rows have no usable id; all others are in its ``rows``.
         """
+        select = selection(starts_after, starts_before, guest_email, canceled=canceled)
         answer = await self._fetch(meeting_type_id)
-        return await read_models(
-            answer, "meetings", Meeting, skip_bad_rows=self._session.options.skip_bad_rows
-        )
+        options = self._session.options
+        found = await read_models(answer, "meetings", Meeting, skip_bad_rows=options.skip_bad_rows)
+        tell_account(found, self._session.account)
+        return select(found)
 
     async def get(self, meeting_id: str, meeting_type_id: str | None = None) -> Meeting:
         """Fetch one meeting. The service has no call for that, so this fetches the list and looks for it.
@@ -68,7 +88,9 @@ class Meetings:
         answer = await self._fetch(meeting_type_id)
         row, count = await find_row(answer, "meetings", meeting_id)
         if row is not None:
-            return decode(row, Meeting, answer)
+            meeting = decode(row, Meeting, answer)
+            tell_account([meeting], self._session.account)
+            return meeting
         raise MeetingNotFoundError(
             f"{answer.call}: {meeting_id!r} is not among the {count} meetings in the list; check the id "
             "and the account, and that it was not removed; a new booking can take a moment to show",

@@ -173,6 +173,15 @@ class AccountSession:
         """Return the same account with other options."""
         return AccountSession(self.stack, self._base_url, self._source, options)
 
+    @property
+    def account(self) -> tuple[str, str] | None:
+        """The account's user id and e-mail address, once ``me()`` has told them to one of its sessions."""
+        return self._source.account
+
+    @account.setter
+    def account(self, account: tuple[str, str]) -> None:
+        self._source.account = account
+
     def rate_limit(self) -> RateLimit:
         """Return what is known of the account's budget."""
         return self.stack.limiter.snapshot(self._authorize().key)

@@ -10,6 +10,7 @@ import pytest
 from lemcal_async import AsyncLemcal, Hook, Meeting, MeetingType, User, __version__, from_wire, to_wire
 from lemcal_async.errors import (
     BadRequestError,
+    ConfigurationError,
     DuplicateHookError,
     HookNotFoundError,
     MeetingNotFoundError,
@@ -467,3 +468,35 @@ async def test_a_base_url_may_end_in_a_slash(lemcal_sandbox: Sandbox) -> None:
     async with lemcal_sandbox.client(base_url=lemcal_sandbox.base_url + "/") as lemcal:
         await lemcal.me()
     assert ["/me"] == [seen.path for seen in lemcal_sandbox.requests]
+
+
+async def test_meetings_are_chosen_from_one_list(lemcal_sandbox: Sandbox) -> None:
+    """The filters cost no call of their own, and wrong ones none at all."""
+    async with lemcal_sandbox.client() as lemcal:
+        everything = await lemcal.meetings.list()
+        middle = sorted(meeting.start for meeting in everything if meeting.start)[len(everything) // 2]
+        before = len(lemcal_sandbox.requests)
+        upcoming = await lemcal.meetings.list(starts_after=middle, canceled=False)
+        assert 1 == len(lemcal_sandbox.requests) - before
+        expected = [
+            each for each in everything if each.start and each.start >= middle and not each.is_canceled
+        ]
+        assert sorted(expected, key=lambda each: str(each.start)) == upcoming
+        with pytest.raises(ConfigurationError, match="guest_email="):
+            await lemcal.meetings.list(guest_email=5)  # type: ignore[arg-type]
+        assert 1 == len(lemcal_sandbox.requests) - before
+
+
+async def test_the_own_address_tells_host_from_guest(lemcal_sandbox: Sandbox) -> None:
+    """Where no attendee is marked: once ``me()`` has told it, to all views of the account and to no other."""
+    async with lemcal_sandbox.client() as lemcal:
+        own = (await lemcal.for_account(lemcal_sandbox.user_id, lemcal_sandbox.api_key).me()).email
+        attendees = [{"email": own}, {"email": "guest@example.com"}]
+        row = {"_id": "mee_1", "attendees": attendees}
+        lemcal_sandbox.inject(faults.json([row]), path="/meetings", times=3)
+        assert [own] == [meeting.guest and meeting.guest.email for meeting in await lemcal.meetings.list()]
+        await lemcal.with_options(deadline=5).me()
+        (meeting,) = await lemcal.meetings.list()
+        assert "guest@example.com" == (meeting.guest and meeting.guest.email)
+        assert meeting == await lemcal.meetings.get("mee_1")
+        assert own == (meeting.host and meeting.host.email)

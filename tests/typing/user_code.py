@@ -1,7 +1,7 @@
 """Typical user code. It is never run: mypy and pyright check that users see the types they expect."""
 
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
 import httpx
@@ -47,6 +47,12 @@ async def calls() -> None:
         assert_type(await lemcal.meetings.list(), list[Meeting])
         assert_type(await lemcal.meetings.list("met_1"), list[Meeting])
         assert_type(await lemcal.meetings.list(meeting_type_id=None), list[Meeting])
+        assert_type(
+            await lemcal.meetings.list("met_1", starts_after=datetime.now(UTC), canceled=False), list[Meeting]
+        )
+        assert_type(
+            await lemcal.meetings.list(starts_before=None, guest_email="a@example.com"), list[Meeting]
+        )
         assert_type(await lemcal.meetings.get("mee_1"), Meeting)
         assert_type(await lemcal.meetings.get("mee_1", meeting_type_id="met_1"), Meeting)
         assert_type(await lemcal.meetings.rows("met_1"), list[Any])
@@ -134,6 +140,9 @@ def models(meeting: Meeting, meeting_type: MeetingType, hook: Hook, user: User) 
     assert_type(meeting.duration, timedelta | None)
     if meeting.guest is not None:
         assert_type(meeting.guest.email, str | None)
+        assert_type(meeting.guest.name, str | None)
+    assert_type(meeting.problems, tuple[str, ...])
+    assert_type(meeting_type.booking_url(user, name="Ada", email=None), str)
     assert_type(meeting_type.duration, timedelta | None)
     assert_type(meeting_type.questions, tuple[Question, ...])
     assert_type(meeting_type.meeting_locations, tuple[MeetingLocation, ...])

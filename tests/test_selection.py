@@ -1,0 +1,77 @@
+"""Choosing from a list of meetings: by start, guest and cancellation, sorted."""
+
+from datetime import UTC, date, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from lemcal_async._selection import selection, tell_account
+from lemcal_async.errors import ConfigurationError
+from lemcal_async.models import Attendee, Lead, Meeting
+
+NINE = datetime(2026, 1, 5, 9, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+MEETINGS = [
+    Meeting("late", start=NINE + 2 * HOUR, lead=Lead(email="ada@example.com")),
+    Meeting("unknown", lead=Lead(email="Bo@example.com")),
+    Meeting("early", start=NINE, lead=Lead(email="bo@example.com"), canceled_at=NINE),
+    Meeting("middle", start=NINE + HOUR, attendees=(Attendee(email=" bo@EXAMPLE.com"),)),
+]
+
+
+@pytest.mark.parametrize(
+    ("filters", "ids"),
+    [
+        ({}, ["late", "unknown", "early", "middle"]),
+        ({"starts_after": NINE}, ["early", "middle", "late"]),
+        ({"starts_after": NINE + HOUR}, ["middle", "late"]),
+        ({"starts_before": NINE + HOUR}, ["early"]),
+        ({"starts_after": NINE, "starts_before": NINE}, []),
+        ({"starts_after": NINE, "starts_before": NINE + HOUR}, ["early"]),
+        ({"starts_after": datetime(2026, 1, 5, 11, tzinfo=timezone(HOUR))}, ["middle", "late"]),
+        ({"guest_email": "bo@example.com"}, ["early", "middle", "unknown"]),
+        ({"guest_email": "bo@example.com", "starts_before": NINE + 2 * HOUR}, ["early", "middle"]),
+        ({"guest_email": "nobody@example.com"}, []),
+        ({"guest_email": ""}, []),
+        ({"canceled": True}, ["early"]),
+        ({"canceled": False}, ["middle", "late", "unknown"]),
+    ],
+)
+def test_selection(filters: Any, ids: Any) -> None:
+    """Filters add up, ranges include their start and not their end, and unknown starts come last."""
+    filters = {"starts_after": None, "starts_before": None, "guest_email": None, "canceled": None} | filters
+    before = list(MEETINGS)
+    assert ids == [meeting.id for meeting in selection(**filters)(MEETINGS)]
+    assert before == MEETINGS
+
+
+@pytest.mark.parametrize(
+    ("filters", "problem"),
+    [
+        ({"starts_after": datetime(2026, 1, 5)}, r"starts_after=datetime.*: it must have a time zone"),  # noqa: DTZ001
+        ({"starts_before": date(2026, 1, 5)}, "starts_before= must be an aware datetime, .*, not date"),
+        ({"starts_before": "2026-01-05"}, "starts_before= must be an aware datetime, .*, not str"),
+        ({"guest_email": Lead(email="a")}, "guest_email= must be an e-mail address, not Lead"),
+        ({"canceled": "no"}, "canceled= must be True, False or None, not str"),
+    ],
+)
+def test_filters_that_cannot_be_meant(filters: Any, problem: str) -> None:
+    """The error says what to pass."""
+    filters = {"starts_after": None, "starts_before": None, "guest_email": None, "canceled": None} | filters
+    with pytest.raises(ConfigurationError, match=problem):
+        selection(**filters)
+
+
+def test_the_own_address() -> None:
+    """It is noted in the account's own meetings, and in no others."""
+    attendees = (Attendee(email="host@example.com"), Attendee(email="guest@example.com"))
+    own, unknown, other = meetings = [
+        Meeting("a", user_id="usr_1", attendees=attendees),
+        Meeting("b", attendees=attendees),
+        Meeting("c", user_id="usr_2", attendees=attendees),
+    ]
+    tell_account(meetings, None)
+    assert [attendees[0]] * 3 == [meeting.guest for meeting in meetings]
+    tell_account(meetings, ("usr_1", "HOST@example.com"))
+    assert [attendees[1], attendees[1], attendees[0]] == [own.guest, unknown.guest, other.guest]
+    assert [attendees[0], attendees[0], None] == [own.host, unknown.host, other.host]

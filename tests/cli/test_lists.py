@@ -172,6 +172,46 @@ def test_a_meeting_of_which_little_is_known(lemcal: Run, sandbox: Sandbox) -> No
     assert ["mee_b,,,met_x,,bo@example.org,Bo,,,booked,,", "mee_a,,,,,,,,,booked,,"] == rows_of_csv[1:3]
 
 
+def days(sandbox: Sandbox) -> list[str]:
+    """Give the sandbox five meetings, two of them with Ada, and return their ids by start."""
+    starts = ["2026-03-02T09:00:00Z", "2026-03-03T09:00:00Z", "2126-03-02T09:00:00Z"]
+    early, middle, late = (sandbox.book(start=start, guest="Ada <Ada@Example.org>") for start in starts)
+    canceled = sandbox.cancel(sandbox.book(start="2126-03-01T09:00:00Z"))
+    for row in sandbox.meetings():
+        if row["start"] < "2026-03":
+            sandbox.remove(row)
+    return [row["_id"] for row in (early, middle, canceled, late)]
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        (["--upcoming"], [3]),
+        (["--from", "2026-03-03"], [1, 2, 3]),
+        (["--from", "2026-03-02T10:00+01:00", "--to", "2026-03-03"], [0]),
+        (["--from", "2026-03-02T09:00:00.001Z", "--to", "2026-03-03T09:00:00.001"], [1]),
+        (["--guest", " ada@example.ORG "], [0, 1, 3]),
+        (["--limit", "2"], [0, 1]),
+        (["--guest", "ada@example.org", "--from", "2026-03-03", "--limit", "1"], [1]),
+        (["--guest", "nobody@example.org"], []),
+    ],
+)
+def test_some_of_the_meetings(lemcal: Run, sandbox: Sandbox, options: list[str], chosen: list[int]) -> None:
+    """They are selected by time, guest and number, and sorted by start in every form."""
+    ids = days(sandbox)
+    done = lemcal("meetings", "--json", *options, "--base-url", sandbox.base_url)
+    assert [ids[index] for index in chosen] == [row["_id"] for row in json.loads(done.out)]
+
+
+@pytest.mark.parametrize("option", ["--from", "--to"])
+@pytest.mark.parametrize("value", ["tomorrow", "", "2026-13-01"])
+def test_a_time_that_is_none(lemcal: Run, option: str, value: str) -> None:
+    """It is said what a time looks like, before anything is sent."""
+    done = lemcal("meetings", "--sandbox", option, value)
+    assert (2, "") == (done.status, done.out)
+    assert f"lemcal: {option} must be a date or a time, such as 2026-03-02 or" in done.err
+
+
 def test_nothing_booked(lemcal: Run, sandbox: Sandbox) -> None:
     """An empty list is no output but a word for people, ``[]`` in JSON and a header in CSV."""
     sandbox.inject(faults.json([]), times=3)

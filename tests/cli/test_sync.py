@@ -7,13 +7,18 @@ import signal
 import sqlite3
 import sys
 import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from lemcal_async.cli import main
 from lemcal_async.sandbox import Sandbox, faults
+from lemcal_async.sync import Change, SQLStore, sync_meetings
 
 from .conftest import Run, Spawn
 from .test_session import accounts_file
@@ -142,6 +147,50 @@ def test_changes_into_a_file(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> N
     assert 13 == len(lemcal("changes").out.splitlines())
 
 
+def test_a_changes_file_is_for_its_owner_only(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
+    """It holds personal data; one that is there already is left as it is."""
+    new, old = tmp_path / "new.jsonl", tmp_path / "old.jsonl"
+    old.touch()
+    old.chmod(0o640)
+    for file in (new, old):
+        lemcal("sync", "--base-url", sandbox.base_url, "--changes", str(file))
+        sandbox.book()
+    assert [0o600, 0o640] == [file.stat().st_mode & 0o777 for file in (new, old)]
+
+
+@posix_only
+@pytest.mark.parametrize("rotation", ["move", "move and create", "delete"])
+def test_a_changes_file_that_is_rotated(
+    spawn: Spawn, sandbox: Sandbox, tmp_path: Path, rotation: str
+) -> None:
+    """The file is moved away while ``--watch`` runs: the next changes go to a new one."""
+    file, moved = tmp_path / "changes.jsonl", tmp_path / "changes.jsonl.1"
+    process = spawn("sync", "--watch", "0.05", "--base-url", sandbox.base_url, "--changes", str(file))
+    assert process.stdout is not None
+    for _ in range(2):  # the heading, and the first run
+        assert process.stdout.readline()
+    if rotation == "delete":
+        file.unlink()
+    else:
+        file.rename(moved)
+    if rotation == "move and create":
+        file.touch(mode=0o640)
+    booked = sandbox.book()["_id"]
+    wait_until(lambda: file.exists() and booked in file.read_text())
+    process.terminate()
+    process.communicate(timeout=30)
+    assert 1 == file.read_text().count("\n")
+    assert (rotation == "delete") or 12 == moved.read_text().count("\n")
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Return once the condition holds."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_file_that_is_full(lemcal: Run, sandbox: Sandbox) -> None:
     """The account fails, what was not written stays in the outbox, and the next run writes it."""
     if not Path("/dev/full").exists():
@@ -226,6 +275,31 @@ def test_progress(lemcal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "1/1" in done.err
 
 
+def test_parked_changes(lemcal: Run, sandbox: Sandbox) -> None:
+    """What a handler could not take is listed with its error, and is delivered after ``lemcal retry``."""
+
+    def refuse(change: Change) -> None:
+        if change.meeting_id == sandbox.meetings()[0]["_id"]:
+            raise ValueError("no such customer")
+
+    async def run() -> None:
+        async with SQLStore("sqlite:///lemcal.db") as store, sandbox.client() as client:
+            await sync_meetings([client], store, on_change=refuse, max_attempts=1)
+
+    assert 0 == lemcal("sync", "--base-url", sandbox.base_url).status
+    anyio.run(run)
+    [line] = lemcal("changes", "--parked").out.splitlines()
+    parked = json.loads(line)
+    assert (sandbox.meetings()[0]["_id"], 1) == (parked["meeting_id"], parked["attempts"])
+    assert "no such customer" in parked["error"]
+    assert parked["parked_at"] > parked["found_at"]
+    assert "" == lemcal("changes", "--pending").out
+    assert "0 parked changes will be delivered again.\n" == lemcal("retry", "usr_other").out
+    assert "1 parked change will be delivered again.\n" == lemcal("retry").out
+    assert "" == lemcal("changes", "--parked").out
+    assert parked["seq"] == json.loads(lemcal("changes", "--pending").out)["seq"]
+
+
 @posix_only
 def test_watch(spawn: Spawn, sandbox: Sandbox) -> None:
     """Again and again, a line each, until Ctrl-C: status 130."""
@@ -236,6 +310,25 @@ def test_watch(spawn: Spawn, sandbox: Sandbox) -> None:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
     assert 130 == process.returncode
+
+
+@posix_only
+def test_the_table_of_a_watch(spawn: Spawn, sandbox: Sandbox, tmp_path: Path) -> None:
+    """One heading, then a line per run: when it ended, and how many failed accounts wait for a later one."""
+    file = accounts_file(tmp_path, sandbox, 2)
+    file.write_text(file.read_text().replace(sandbox.accounts[1].api_key, "wrong"))
+    process = spawn("sync", "--watch", "0.3", "--accounts", str(file), "--base-url", sandbox.base_url)
+    assert process.stdout is not None
+    lines = [process.stdout.readline().split() for _ in range(3)]
+    process.terminate()
+    process.communicate(timeout=30)
+    numbers = [name.capitalize() for name in NUMBERS]
+    assert ["Ended", "(UTC)", *numbers, "Seconds", "Waiting"] == lines[0]
+    first, second = (dict(zip(["day", "time", *lines[0][2:]], line, strict=True)) for line in lines[1:])
+    now = datetime.now(UTC)
+    assert abs(datetime.fromisoformat(f"{first['day']}T{first['time']}+00:00") - now) < timedelta(minutes=5)
+    assert ("2", "1", "0") == (first["Accounts"], first["Failed"], first["Waiting"])
+    assert ("1", "0", "1") == (second["Accounts"], second["Failed"], second["Waiting"])
 
 
 @pytest.mark.parametrize(

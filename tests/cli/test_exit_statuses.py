@@ -1,0 +1,274 @@
+"""Every command ends with the statuses of one table, whatever ends it: errors, signals, closed streams."""
+
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lemcal_async.cli._output import ExitStatus
+from lemcal_async.sandbox import Sandbox, faults
+
+from .conftest import Run, Spawn, use
+
+posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and streams as POSIX has them")
+
+ONE_CALL = ["me", "meetings", "types", "hooks create https://example.com/x --any", "hooks delete hoo_1"]
+SERVICE = [*ONE_CALL, "sync"]
+DATABASE = ["sync", "changes", "retry", "forget usr_1 --yes"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder of the test's own, without a database of the environment, and do not wait to retry."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LEMCAL_DB", raising=False)
+    monkeypatch.setattr("lemcal_async._retry.RetryPolicy._backoff", lambda *_: 0.0)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", SERVICE)
+def test_rejected_credentials(
+    lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """The service rejects the key: 4."""
+    use(sandbox, monkeypatch, api_key="wrong")
+    done = lemcal(*command.split(), "--base-url", sandbox.base_url)
+    assert ExitStatus.AUTHENTICATION == done.status, done.err
+
+
+@pytest.mark.parametrize("command", SERVICE)
+def test_a_service_that_fails(lemcal: Run, sandbox: Sandbox, command: str) -> None:
+    """The service fails: 1."""
+    sandbox.inject(faults.status(500), times=9)
+    done = lemcal(*command.split(), "--base-url", sandbox.base_url)
+    assert ExitStatus.FAILED == done.status, done.err
+
+
+@pytest.mark.parametrize("command", SERVICE)
+def test_no_service(lemcal: Run, sandbox: Sandbox, command: str) -> None:  # has credentials
+    """Nobody answers: 1."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    done = lemcal(*command.split(), "--base-url", f"http://127.0.0.1:{port}")
+    assert ExitStatus.FAILED == done.status, done.err
+
+
+@pytest.mark.parametrize("command", SERVICE)
+def test_missing_credentials(lemcal: Run, command: str) -> None:
+    """There are no credentials: 2."""
+    assert ExitStatus.USAGE == lemcal(*command.split()).status
+
+
+@pytest.mark.parametrize("command", ["meetings", "meetings --json", "types --csv", "sync"])
+def test_rows_that_cannot_be_read(lemcal: Run, sandbox: Sandbox, command: str) -> None:
+    """Some rows cannot be read, the others are processed: 3."""
+    sandbox.inject(faults.json([{"name": "no id"}, {"_id": "met_1"}]))
+    done = lemcal(*command.split(), "--base-url", sandbox.base_url)
+    assert ExitStatus.UNREADABLE_ROWS == done.status, done.err
+    assert 1 == done.err.count("warning: ")
+
+
+@pytest.mark.parametrize("command", ["hooks delete hoo_1", "forget usr_1 --yes"])
+def test_nothing_there(lemcal: Run, sandbox: Sandbox, command: str) -> None:
+    """What is asked for does not exist: 5."""
+    if command.startswith("forget"):
+        lemcal("sync", "--base-url", sandbox.base_url)
+        done = lemcal(*command.split())
+    else:
+        done = lemcal(*command.split(), "--base-url", sandbox.base_url)
+    assert ExitStatus.NOT_FOUND == done.status, done.err
+
+
+@pytest.mark.parametrize("command", DATABASE)
+@pytest.mark.parametrize("trouble", ["missing folder", "junk", "refused", "no such kind"])
+def test_a_database_that_cannot_be_used(
+    lemcal: Run, sandbox: Sandbox, folder: Path, trouble: str, command: str
+) -> None:
+    """The database cannot be used: 2, in one line, and the service is not asked."""
+    (folder / "junk.db").write_bytes(b"not a database, and long enough to be looked at " * 50)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    url = {
+        "missing folder": "sqlite:///no/such/folder/x.db",
+        "junk": "sqlite:///junk.db",
+        "refused": f"postgresql://127.0.0.1:{port}/x",
+        "no such kind": "oracle://x",
+    }[trouble]
+    service = ["--base-url", sandbox.base_url] if command == "sync" else []
+    done = lemcal(*command.split(), "--db", url, *service)
+    assert (ExitStatus.USAGE, "", 1) == (done.status, done.out, done.err.count("\n"))
+    assert [] == sandbox.requests
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [("sync", ExitStatus.USAGE), ("retry", ExitStatus.USAGE), ("changes", ExitStatus.OK)],
+)
+def test_a_database_that_another_program_writes_to(
+    lemcal: Run, sandbox: Sandbox, command: str, status: ExitStatus
+) -> None:
+    """Who writes ends with 2; ``changes`` only reads, and does not even wait."""
+    lemcal("sync", "--base-url", sandbox.base_url)
+    connection = sqlite3.connect("lemcal.db", isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    service = ["--base-url", sandbox.base_url] if command == "sync" else []
+    done = lemcal(command, "--db", "sqlite:///lemcal.db?timeout=0.05", *service)
+    connection.close()
+    assert status == done.status, done.err
+    if command == "changes":
+        assert (12, "") == (len(done.out.splitlines()), done.err)
+
+
+def test_accounts_that_fail_alike(lemcal: Run, sandbox: Sandbox, folder: Path) -> None:
+    """If all accounts fail for the same reason, a synchronization has its status; if only some do, 1."""
+    file = folder / "accounts.toml"
+    file.touch(mode=0o600)
+
+    def sync(*keys: str) -> int:
+        tables = (
+            f'[[account]]\nname = "{index}"\nuser_id = "{account.user_id}"\napi_key = "{key}"\n'
+            for index, (account, key) in enumerate(zip(sandbox.accounts, keys, strict=True))
+        )
+        file.write_text("".join(tables))
+        return lemcal("sync", "--accounts", str(file), "--base-url", sandbox.base_url).status
+
+    right = [account.api_key for account in sandbox.accounts]
+    assert ExitStatus.OK == sync(*right)
+    assert ExitStatus.FAILED == sync(right[0], "wrong")
+    assert ExitStatus.AUTHENTICATION == sync("wrong", "wrong")
+
+
+def wait_for_request(sandbox: Sandbox) -> None:
+    """Return once the sandbox has seen a request."""
+    deadline = time.monotonic() + 30
+    while not sandbox.requests:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@posix_only
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals(spawn: Spawn, sandbox: Sandbox, number: signal.Signals, status: int) -> None:
+    """Ctrl-C and SIGTERM end a call that is under way, without a word."""
+    sandbox.inject(faults.slow(60))
+    process = spawn("me", "--base-url", sandbox.base_url)
+    wait_for_request(sandbox)
+    process.send_signal(number)
+    assert ("", "") == process.communicate(timeout=30)
+    assert status == process.returncode
+
+
+@posix_only
+@pytest.mark.parametrize("command", ["sync --sandbox --watch 60", "sandbox --quiet"])
+def test_sigterm_of_what_runs_on(spawn: Spawn, command: str) -> None:
+    """SIGTERM ends a command that would go on, also where Ctrl-C is ignored, as in the background."""
+
+    def ignore() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    for before in (None, ignore):
+        process = spawn(*command.split(), preexec_fn=before)
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.terminate()
+        _, err = process.communicate(timeout=30)
+        assert (143, "") == (process.returncode, err)
+
+
+def has_namespaces() -> bool:
+    """Whether this system lets us make a process the first of a namespace."""
+    command = ["unshare", "--map-root-user", "--pid", "--fork", "true"]
+    return (
+        shutil.which("unshare") is not None
+        and subprocess.run(command, capture_output=True, check=False, timeout=30).returncode == 0
+    )
+
+
+@posix_only
+@pytest.mark.parametrize("command", ["sync --sandbox --watch 60", "sandbox --quiet"])
+def test_sigterm_as_process_1(command: str) -> None:
+    """As the first process of a container, too, where the system's default for SIGTERM is to ignore it."""
+    if not has_namespaces():
+        pytest.skip("this system has no `unshare --pid` for us")
+    program = [sys.executable, "-m", "lemcal_async.cli", *command.split()]
+    # The shell in the namespace's parent passes our signal on to process 1, as a container runtime does.
+    wrapper = ["unshare", "--map-root-user", "--pid", "--fork", "--kill-child", *program]
+    process = subprocess.Popen(wrapper, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+        assert (143, "") == (process.returncode, err)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("command", "closed"),
+    [
+        ("sync --sandbox --json", ">&-"),
+        ("sync --sandbox --json", "2>&-"),
+        ("sync --sandbox --json", ">&- 2>&- <&-"),
+        ("hooks create - --any --sandbox", "<&-"),
+        ("nonsense", "2>&-"),
+    ],
+)
+def test_closed_standard_streams(folder: Path, command: str, closed: str) -> None:
+    """A closed stream is one that nobody reads, and no database becomes standard output instead."""
+    line = f"{sys.executable} -m lemcal_async.cli {command} {closed}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, timeout=60)
+    assert (0 if command.startswith("sync") else 2) == done.returncode
+    assert "Traceback" not in done.stderr
+    assert (command.startswith("sync") and closed == "2>&-") is bool(done.stdout)
+    if command.startswith("sync"):
+        with sqlite3.connect(folder / "lemcal-sandbox.db") as connection:
+            assert [(12,)] == connection.execute("SELECT count(*) FROM meetings").fetchall()
+        connection.close()
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("command", "end"),
+    [("--help", "full"), ("sandbox --help", "full"), ("meetings --sandbox", "full"), ("--help", "closed")],
+)
+def test_output_that_goes_nowhere(spawn: Spawn, end: str, command: str) -> None:
+    """A full disk is one line and status 1, a reader that has gone no words and 141, for help as well."""
+    full = Path("/dev/full")
+    if end == "full" and not full.exists():
+        pytest.skip("this system has no /dev/full")
+    if end == "full":
+        with full.open("w") as target:
+            process = spawn(*command.split(), stdout=target)
+        _, err = process.communicate(timeout=60)
+        expected = "lemcal: the output cannot be written: No space left on device\n"
+        assert (1, expected) == (process.returncode, err)
+        return
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = spawn(*command.split(), stdout=writer)
+    os.close(writer)
+    _, err = process.communicate(timeout=60)
+    assert (141, "") == (process.returncode, err)
+
+
+@posix_only
+def test_errors_that_go_nowhere(spawn: Spawn) -> None:
+    """Where standard error is full, the status still says what happened."""
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    with full.open("w") as target:
+        process = spawn("me", stderr=target)
+    process.communicate(timeout=60)
+    assert 2 == process.returncode

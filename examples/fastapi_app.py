@@ -1,6 +1,6 @@
 """A small service: lists the meetings, knows of each booking as it is made, and misses no change.
 
-The webhook is for speed, the synchronisation for truth: a delivery wakes it, and it runs every five
+The webhook is for speed, the synchronization for truth: a delivery wakes it, and it runs every five
 minutes anyway, because deliveries get lost and cancellations are never delivered.
 
 Try it on the sandbox, which needs no account: ``python examples/fastapi_app.py --sandbox``. Against
@@ -60,7 +60,7 @@ def create_app(lemcal: AsyncLemcal, store: Store, *, token: str, public_url: str
 
     @app.get("/meetings")
     async def meetings(lemcal: Lemcal) -> list[dict[str, Any]]:  # pyright: ignore[reportUnusedFunction]
-        """List the meetings that were not cancelled."""
+        """List the meetings that were not canceled."""
         return [to_wire(meeting) for meeting in await lemcal.meetings.list() if not meeting.is_canceled]
 
     @app.get("/bookings")

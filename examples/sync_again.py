@@ -35,7 +35,7 @@ async def show(url: str, since: datetime) -> None:
 
 
 def main() -> None:
-    """Do both."""
+    """Let things happen, synchronize, and print what changed."""
     url = os.environ.setdefault("LEMCAL_DB", "sqlite:///lemcal-sandbox.db")
     with Sandbox().serve() as sandbox:
         os.environ["LEMCAL_USER_ID"], os.environ["LEMCAL_API_KEY"] = sandbox.user_id, sandbox.api_key

@@ -54,7 +54,7 @@ def columns_of(wire: Mapping[str, Any]) -> Columns:
 def storable(text: str | None) -> str | None:
     """Return the text without what PostgreSQL or SQLite cannot keep: NUL, and halves of surrogate pairs.
 
-    Guests choose their names; none of them may stop the synchronisation of an account.
+    Guests choose their names; no name may stop the synchronization of an account.
     """
     if text is None or text.isprintable():
         return text

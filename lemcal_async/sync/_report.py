@@ -136,8 +136,8 @@ class FailureLog:
         if self._causes.get(key) != cause:
             self._causes[key] = cause
             level = logging.ERROR if failure.stage == "delivery" else logging.WARNING
-            told = failure.stage != "delivery" and isinstance(error, LemcalError)
-            logger.log(level, "%s", failure, exc_info=None if told else error)
+            says_it_all = failure.stage != "delivery" and isinstance(error, LemcalError)
+            logger.log(level, "%s", failure, exc_info=None if says_it_all else error)
         error.__traceback__ = error.__context__ = error.__cause__ = None
 
     def finished(self, user_id: str, failures: list[Failure]) -> None:

@@ -30,7 +30,7 @@ _VERSION: Final = b"1"  # of what is made of a list: another one has every list 
 
 
 @attrs.frozen
-class Options:
+class SyncOptions:
     """How accounts are synchronized; checked when made."""
 
     max_concurrency: int
@@ -85,7 +85,7 @@ async def sync_meetings(
     updated completely or not at all. What iterating over ``accounts`` raises passes through, after the
     accounts under way are done. Raises ConfigurationError for arguments that cannot work.
     """
-    options = Options(max_concurrency, on_change, on_changes, max_attempts, baseline, confirm_empty_after)
+    options = SyncOptions(max_concurrency, on_change, on_changes, max_attempts, baseline, confirm_empty_after)
     check_accounts(accounts)
     return await Runner(store, options).run(accounts)
 
@@ -93,7 +93,7 @@ async def sync_meetings(
 class Runner:
     """Runs with one store and the same options. An account is synchronized by one run at a time."""
 
-    def __init__(self, store: Store, options: Options) -> None:
+    def __init__(self, store: Store, options: SyncOptions) -> None:
         _check_store(store)
         self._store = store
         self._options = options

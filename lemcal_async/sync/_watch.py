@@ -21,7 +21,7 @@ from lemcal_async.errors import ConfigurationError
 from lemcal_async.sync._delivery import OnChange, OnChanges
 from lemcal_async.sync._handlers import call, no_foreign_cancellation
 from lemcal_async.sync._report import SyncReport
-from lemcal_async.sync._runner import Options, Runner, check_accounts
+from lemcal_async.sync._runner import Runner, SyncOptions, check_accounts
 from lemcal_async.sync._store import Store
 
 _FOREVER: Final = 3600.0
@@ -84,7 +84,7 @@ OnReport: TypeAlias = Callable[[SyncReport], Awaitable[Any] | Any]
 """Called with the report of every run: an async function, or a plain one, which runs in a worker thread."""
 
 JITTER: Final = 0.1
-"""The share by which an interval may be shorter or longer, so that programs do not run in step."""
+"""The share by which an interval varies, so that programs do not all run at the same moment."""
 
 LONGEST_BACKOFF: Final = 3600.0  # seconds
 
@@ -115,7 +115,7 @@ async def watch(
 
     What ``accounts`` and ``on_report`` raise passes through.
     """
-    options = Options(max_concurrency, on_change, on_changes, max_attempts, baseline, confirm_empty_after)
+    options = SyncOptions(max_concurrency, on_change, on_changes, max_attempts, baseline, confirm_empty_after)
     _check(accounts, interval, wake, on_report)
     watching = _Watch(accounts, Runner(store, options), interval, on_report)
     with (Wake() if wake is None else wake).listen() as listener:

@@ -255,14 +255,14 @@ async def test_redis(
 
 
 async def test_sync(read: Read, service: Sandbox, capsys: Output) -> None:
-    """The program synchronises and tells of the account that cannot be; the CRM gets what it should."""
+    """The program synchronizes, and raises for the account that cannot be; the CRM gets what it should."""
     crm, wake = Crm(), Wake()
     names = await read("docs/sync.md", Wake=lambda: wake, crm=crm, store=MemoryStore(), watch=watch)
     names["accounts"] = [names["lemcal"]]
-    await names["run"]({service.user_id: service.api_key, "usr_unknown": "x"})
-    *changes, numbers, failure = capsys.readouterr().out.splitlines()
+    with pytest.raises(ExceptionGroup, match=r"1 of 2 accounts failed: account usr_unknown: .*401"):
+        await names["run"]({service.user_id: service.api_key, "usr_unknown": "x"})
+    *changes, numbers = capsys.readouterr().out.splitlines()
     assert (12, "12 0 0 0 0") == (len(changes), numbers)
-    assert failure.startswith("usr_unknown fetch GET /meetings: 401")
 
     async def stop(change: Change) -> None:
         await names["apply"](change)

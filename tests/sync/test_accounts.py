@@ -21,7 +21,7 @@ def numbers(report: Any) -> dict[str, int]:
 
 @pytest.mark.anyio
 async def test_forty_accounts(database: Database, sql_store: SQLStore, worlds: Any) -> None:
-    """One field changed, one cancelled, one removed, one added, one unknown field: exactly that."""
+    """One field changed, one canceled, one removed, one added, one unknown field: exactly that."""
     world = worlds(ACCOUNTS, MEETINGS)
     sandbox, clients = world.sandbox, world.clients()
     total = ACCOUNTS * MEETINGS

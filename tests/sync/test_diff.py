@@ -23,7 +23,7 @@ CANCELED = "2026-01-05T08:00:00.000Z"
 
 
 def known(now: Snapshot) -> dict[str, StoredMeeting]:
-    """Return what a store knows after it has taken a snapshot over."""
+    """Return what a store holds after a snapshot was applied."""
     return {row.id: StoredMeeting(row.digest, status_of(row.wire), row.wire) for row in now.rows.values()}
 
 
@@ -106,7 +106,7 @@ def test_differences(before: list[Any], after: list[Any], expected: list[Any]) -
 def test_one_that_was_gone(
     status: Any, last: dict[str, Any] | None, after: dict[str, Any], expected: str
 ) -> None:
-    """What disappeared can come back; what was erased comes back when it changes."""
+    """What disappeared can come back; what was pruned comes back when it changes."""
     before = {"a": StoredMeeting(digest(last or row("a")), status, last)}
     assert [expected] == [found.kind for found in compare(before, snapshot([after]))]
 
@@ -119,14 +119,14 @@ def test_a_pruned_meeting_that_changes() -> None:
 
 
 def test_what_is_gone_stays_gone() -> None:
-    """It disappears once. What was erased does not disappear."""
+    """It disappears once. What was pruned does not disappear."""
     before = {"a": StoredMeeting("x", "disappeared", row("a")), "b": StoredMeeting("x", "pruned")}
     assert [] == compare(before, snapshot([]))
     assert [] == compare({"b": StoredMeeting(digest(row("b")), "pruned")}, snapshot([row("b")]))
 
 
 def test_the_last_row_of_what_disappeared() -> None:
-    """It is told to the handler; where it is not there, the id is."""
+    """The handler gets it; where there is none, it gets the id."""
     (gone,) = compare(known(snapshot([row("a", x=1)])), snapshot([]))
     assert row("a", x=1) == gone.wire
     (gone,) = compare({"a": StoredMeeting("x", "booked")}, snapshot([]))
@@ -134,7 +134,7 @@ def test_the_last_row_of_what_disappeared() -> None:
 
 
 def test_another_canonical_form_is_no_change() -> None:
-    """A digest of an older version alone announces nothing."""
+    """A digest of an older version alone is not reported."""
     before = {"a": StoredMeeting("of another time", "booked", row("a", x=1))}
     assert [] == compare(before, snapshot([row("a", x=1)]))
 
@@ -190,8 +190,8 @@ lists = st.dictionaries(ids, bodies).map(lambda rows: [row(key, **body) for key,
 
 
 @given(lists, lists)
-def test_a_difference_is_told_once(before: list[Any], after: list[Any]) -> None:
-    """Every meeting has at most one difference; and after the list is taken over there is none left."""
+def test_a_difference_is_reported_once(before: list[Any], after: list[Any]) -> None:
+    """Every meeting has at most one difference; and once the list is stored there is none left."""
     first, second = snapshot(before), snapshot(after)
     found = {difference.meeting_id: difference for difference in compare(known(first), second)}
     gone = {difference.meeting_id for difference in found.values() if difference.kind == "disappeared"}

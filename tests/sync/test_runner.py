@@ -55,7 +55,7 @@ async def test_accounts_are_taken_as_they_are_needed(worlds: Any) -> None:
 
 
 async def test_an_event_per_account(worlds: Any) -> None:
-    """It tells what became of it, for metrics."""
+    """It says what became of the account, for metrics."""
     world = worlds(2, 3)
     heard: list[Any] = []
     leave = events.subscribe(heard.append)
@@ -185,7 +185,7 @@ async def test_a_store_that_fails(worlds: Any) -> None:
 
 
 async def test_another_process_is_always_faster(worlds: Any) -> None:
-    """Then the account is in step by its work; the list is fetched anew a few times, not for ever."""
+    """Then its work keeps the account up to date; the list is fetched again a few times, not forever."""
 
     class Contended(MemoryStore):
         async def apply(self, *_: Any, **__: Any) -> None:
@@ -339,7 +339,7 @@ async def test_wrong_use(options: dict[str, Any], problem: str) -> None:
 
 
 @pytest.mark.parametrize("native", [False, True])
-async def test_cancelled_at_any_moment(
+async def test_canceled_at_any_moment(
     database: Database, worlds: Any, anyio_backend: str, *, native: bool
 ) -> None:
     """Accounts are whole or untouched, and another run sets everything right."""
@@ -350,7 +350,7 @@ async def test_cancelled_at_any_moment(
         for number in range(8):
             for account in range(6):
                 world.sandbox.book(account)
-            await cancelled(
+            await canceled(
                 sync_meetings(world.clients(), store, max_concurrency=3), 0.006 * number, native=native
             )
             assert [] == database.query(
@@ -363,8 +363,8 @@ async def test_cancelled_at_any_moment(
         assert ["created"] * (6 * 18) == await kinds(store)
 
 
-async def cancelled(work: Any, seconds: float, *, native: bool) -> None:
-    """Await something for so long, and cancel it."""
+async def canceled(work: Any, seconds: float, *, native: bool) -> None:
+    """Await something for a while, then cancel it."""
     if not native:
         with anyio.move_on_after(seconds):
             await work

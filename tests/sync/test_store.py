@@ -28,7 +28,7 @@ def rows(count: int, **fields: Any) -> list[dict[str, Any]]:
 async def take(
     store: Store, rows: list[Any], *, user_id: str = USER, baseline: bool = False, believe: int = 2
 ) -> Applied | None:
-    """Take a list over."""
+    """Apply a list."""
     revision = await store.revision(user_id)
     return await store.apply(user_id, revision, rows, baseline=baseline, confirm_empty_after=believe)
 
@@ -93,7 +93,7 @@ async def test_a_failure_is_no_first_run(store: Store) -> None:
 
 
 async def test_somebody_was_faster(store: Store) -> None:
-    """A list that was fetched before another one was taken over changes nothing."""
+    """A list that was fetched before another one was stored changes nothing."""
     revision = await store.revision(USER)
     await take(store, rows(3))
     assert await store.apply(USER, revision, [], baseline=False, confirm_empty_after=1) is None
@@ -141,7 +141,7 @@ async def test_a_short_list_that_is_incomplete(store: Store) -> None:
 
 
 async def test_pruned_meetings_count(store: Store) -> None:
-    """They are listed, too: an empty list would have them announced as new when it is over."""
+    """They are listed, too: an empty list would have them reported as new when it is over."""
     await take(store, rows(6))
     await store.prune(before=LATER)
     with pytest.raises(EmptyListError, match="while 6 meetings are stored"):
@@ -201,7 +201,7 @@ async def test_a_long_outbox(store: Store) -> None:
 
 
 async def test_forget(store: Store) -> None:
-    """All of an account is erased, and nothing of another; synchronised again, it is new."""
+    """All of an account is erased, and nothing of another; synchronized again, it is new."""
     await take(store, rows(3))
     await take(store, rows(2), user_id="usr_2")
     assert Forgotten(meetings=3, changes=3) == await store.forget(USER)

@@ -49,7 +49,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_again_and_again(worlds: Any) -> None:
-    """Each run finds what has happened since the last, until it is cancelled."""
+    """Each run finds what has happened since the last, until it is canceled."""
     world, reports = worlds(2, 3), Reports()
 
     async def on_report(report: SyncReport) -> None:

@@ -1,4 +1,4 @@
-"""A synchronisation as a process of its own, to be killed: see ``crash.py``.
+"""A synchronization as a process of its own, to be killed: see ``crash.py``.
 
 Reads what to do as JSON from standard input, says "ready", waits for a line, runs once, and writes the
 report. The handler appends the ``seq`` of each change to a file, with one write each, before it returns.

@@ -1,4 +1,4 @@
-"""The receiver and the synchronisation together: the webhook for speed, the synchronisation for truth."""
+"""The receiver and the synchronization together: the webhook for speed, the synchronization for truth."""
 
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from .conftest import scene
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_delivery_wakes_the_synchronisation(sandbox: Sandbox) -> None:
+async def test_a_delivery_wakes_the_synchronization(sandbox: Sandbox) -> None:
     """Which finds what no delivery told of: one that was lost, and a cancellation."""
     wake = Wake()
     found: dict[str, str] = {}

@@ -1,0 +1,117 @@
+"""The recipes of the documentation, on a store with meetings of every status, and with odd values."""
+
+import gc
+import re
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from lemcal_async.sync import SQLStore
+
+from .conftest import Database
+
+DOCS = Path(__file__).parents[2] / "docs"
+USER = "usr_1"
+
+
+def row(meeting_id: str, start: Any, kind: str = "Demo", **fields: Any) -> dict[str, Any]:
+    """Return a wire row."""
+    created = "2026-01-01T08:00:00.000Z"
+    return {"_id": meeting_id, "start": start, "meetingTypeName": kind, "createdAt": created, **fields}
+
+
+async def fill(url: str) -> None:
+    """Store four booked meetings (two with odd values), two canceled, one disappeared, two pruned."""
+    rows = [
+        row("mee_booked", "2026-02-02T08:00:00.000Z", timezone="Europe/Paris"),
+        row(
+            "mee_late", "2026-02-11T08:00:00.000Z", surveyAnswers=[{"question": "Size?", "answer": ["5", 7]}]
+        ),
+        row("mee_odd", "some day", attendees=[None, {"primary": 1}], eventId=5),
+        {"_id": "mee_bare"},
+        row("mee_canceled", "2026-02-03T08:00:00.000Z", canceledAt="2026-01-05T08:00:00.000Z"),
+        row("mee_other", "2026-02-04T08:00:00.000Z", "Intro", canceledAt="2026-01-05T08:00:00.000Z"),
+        row("mee_gone", "2026-02-05T08:00:00.000Z", timezone="a\0b"),
+        row("mee_old", "2025-01-05T08:00:00.000Z", questions=[{"question": "?", "answer": "!"}]),
+        row("mee_older", "2025-01-04T08:00:00.000Z", canceledAt="2025-01-03T08:00:00.000Z"),
+    ]
+    async with SQLStore(url) as store:
+        for revision, listed in enumerate([rows, [r for r in rows if r["_id"] != "mee_gone"]]):
+            await store.apply(USER, revision, listed, baseline=False, confirm_empty_after=2)
+        erased = await store.prune(before=datetime(2026, 1, 1, tzinfo=UTC))
+        assert 2 == erased.meetings
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def run(code: list[str]) -> dict[str, Any]:
+    """Run blocks of Python one after the other, and return the names that they define."""
+    names: dict[str, Any] = {}
+    for block in code:
+        exec(block, names)
+    return names
+
+
+def collect(names: dict[str, Any]) -> None:
+    """Let go of the connections that pandas and SQLAlchemy leave to the garbage collector."""
+    names.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+def test_data_analysis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was pruned counts for nothing, and what is odd only where its value is needed."""
+    monkeypatch.chdir(tmp_path)
+    anyio.run(fill, "sqlite:///lemcal.db")
+    names = run([code for code in blocks("data-analysis.md", "python") if "await" not in code])
+    assert {"Demo": 4, "Intro": 1} == names["per_week"].sum().to_dict()
+    assert {"Demo": 2 / 5, "Intro": 1.0} == names["lost"].to_dict()
+    assert 34 == names["lead_time"]
+    assert {(None, 1, 0.0), ("Demo", 5, 2 / 5), ("Intro", 1, 1.0)} == set(names["lost_by_type"].rows())
+    assert [("mee_late", "Size?", ["5", 7])] == [tuple(answer.values()) for answer in names["answers"]]
+    collect(names)
+
+
+def test_data_analysis_on_postgresql(postgresql_database: Database) -> None:
+    """The same queries; the block for the sqlite3 module aside."""
+    anyio.run(fill, postgresql_database.url)
+    url = re.sub("^postgresql:", "postgresql+psycopg:", postgresql_database.url)
+    code = [code.replace("sqlite:///lemcal.db", url) for code in blocks("data-analysis.md", "python")]
+    names = run([code for code in code if "await" not in code and "import sqlite3" not in code])
+    assert {"Demo": 4, "Intro": 1} == names["per_week"].sum().to_dict()
+    assert {"Demo": 2 / 5, "Intro": 1.0} == names["lost"].to_dict()
+    assert {(None, 1, 0.0), ("Demo", 5, 2 / 5), ("Intro", 1, 1.0)} == set(names["lost_by_type"].rows())
+    collect(names)
+
+
+def test_sql(postgresql_database: Database) -> None:
+    """Each query of the pages: weeks and types, and a field that has no column."""
+    anyio.run(fill, postgresql_database.url)
+    ((weeks,), (zones,)) = (blocks(page, "sql") for page in ("sync.md", "data-analysis.md"))
+    found = [(week and week.day, *rest) for week, *rest in postgresql_database.query(weeks)]
+    assert [
+        (2, "Demo", 1, 2), (2, "Intro", 0, 1), (9, "Demo", 1, 0), (None, "Demo", 1, 0), (None, None, 1, 0),
+    ] == found  # fmt: skip
+    (none, count), *others = postgresql_database.query(zones)
+    assert ((None, 5), ["Europe/Paris", "a\ufffc0000b"]) == (
+        (none, count),
+        sorted(zone for zone, _ in others),
+    )
+
+
+def test_weeks_on_sqlite(sqlite_database: Database) -> None:
+    """The expression that stands in for ``date_trunc``."""
+    anyio.run(fill, sqlite_database.url)
+    (week,) = re.findall(r"On SQLite, `(.*?)`", (DOCS / "sync.md").read_text())
+    found = sqlite_database.query(
+        f"SELECT DISTINCT {week} FROM meetings WHERE start_at IS NOT NULL ORDER BY 1"
+    )
+    assert [("2026-02-02",), ("2026-02-09",)] == found

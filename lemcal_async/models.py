@@ -72,6 +72,12 @@ class _Model:
         """
         return self._problems
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        from lemcal_async._pydantic import schema_of  # noqa: PLC0415 - only pydantic calls this
+
+        return schema_of(cls, handler)
+
 
 @attrs.frozen
 class Lead(_Model):

@@ -288,6 +288,14 @@ class Crm:
         self.stages[meeting_id] = stage
 
 
+async def test_models(read: Read, service: Sandbox) -> None:
+    """Odd values stay, and the route takes and returns meetings."""
+    names = await read("docs/reference/models.md")
+    async with visitor(names["app"]) as client:
+        answer = await client.post("/briefings", json=service.meetings()[0])
+    assert {"meeting": service.meetings()[0], "notes": ""} == answer.json()
+
+
 async def test_data_analysis(read: Read, service: Sandbox, tmp_path: Path) -> None:
     """The questions have the sandbox's answers."""
     async with service.client() as lemcal, SQLStore(f"sqlite:///{tmp_path}/lemcal.db") as store:

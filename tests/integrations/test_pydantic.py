@@ -1,0 +1,150 @@
+"""The models in pydantic models and FastAPI routes: the JSON of the wire, in, out and described."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import pytest
+from fastapi import Body, FastAPI
+from fastapi.testclient import TestClient
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from lemcal_async import Hook, Meeting, MeetingType, User, from_wire, to_wire
+from lemcal_async._codegen import fields_of
+from lemcal_async.models import Model
+
+DATA = Path(__file__).parents[1] / "data"
+MODELS: tuple[Any, ...] = get_args(Model)
+
+
+def sample(name: str) -> Any:
+    """Read a sample of what the service sends."""
+    return json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
+
+
+class Briefing(BaseModel):
+    """What a service of the user's own might return."""
+
+    meeting: Meeting
+    types: list[MeetingType] = []
+    owner: User | None = None
+
+
+ODD = {
+    "_id": "mee_odd",
+    "eventId": 7,
+    "attendees": [None, {"email": "a@example.com", "primary": 1}],
+    "new": [1],
+}
+
+
+@pytest.mark.parametrize("row", [sample("meeting_public"), sample("meeting_canceled"), ODD])
+def test_a_field_of_a_pydantic_model(row: Any) -> None:
+    """From JSON, from Python data and from a model; dumped and read again, it is equal."""
+    data = {"meeting": row, "types": [sample("meeting_type")], "owner": sample("user")}
+    from_json = Briefing.model_validate_json(json.dumps(data))
+    expected = Briefing(
+        meeting=from_wire(row, Meeting),
+        types=[from_wire(sample("meeting_type"), MeetingType)],
+        owner=from_wire(sample("user"), User),
+    )
+    assert expected == from_json == Briefing.model_validate(data)
+    assert from_json == Briefing.model_validate_json(from_json.model_dump_json())
+    assert json.dumps(to_wire(from_json.meeting)) == json.dumps(from_json.model_dump()["meeting"])
+    assert data | {"meeting": to_wire(from_json.meeting)} == json.loads(from_json.model_dump_json())
+    assert Briefing(meeting=expected.meeting).meeting is expected.meeting
+    assert from_json == from_json.model_copy(deep=True)
+
+
+@pytest.mark.parametrize(
+    ("meeting", "problem"),
+    [
+        ({"start": None}, "_id: expected a non-empty string, got null"),
+        ([], "expected an object, got list"),
+        (from_wire({"_id": "x"}, User), "expected an object, got User"),
+    ],
+)
+def test_what_is_no_meeting(meeting: Any, problem: str) -> None:
+    """It is a validation error at its place, in the words of the codec."""
+    with pytest.raises(ValidationError) as caught:
+        Briefing.model_validate({"meeting": meeting})
+    (error,) = caught.value.errors()
+    assert (("meeting",), problem, "lemcal_model") == (error["loc"], error["msg"], error["type"])
+
+
+@pytest.mark.parametrize("mode", ["validation", "serialization"])
+@pytest.mark.parametrize("model", MODELS)
+def test_the_schema_of_every_model(model: Any, mode: Any) -> None:
+    """All fields under their wire names, each with a description; only the id is required."""
+    schema = TypeAdapter(model).json_schema(mode=mode)
+    found = schema["$defs"][model.__name__] if "$ref" in schema else schema
+    assert [field.names.default for field in fields_of(model)] == list(found["properties"])
+    assert all(field["description"].endswith(".") for field in found["properties"].values())
+    assert ["_id"] * hasattr(model, "id") * ("_id" in found["properties"]) == found.get("required", [])
+    assert (True, "object") == (found["additionalProperties"], found["type"])
+    assert model.__doc__.startswith(found["description"])
+
+
+def test_the_types_in_the_schema() -> None:
+    """Times, lists, nested models, and anything where JSON is free."""
+    meeting = Briefing.model_json_schema()["$defs"]["Meeting"]["properties"]
+    time = {"anyOf": [{"format": "date-time", "type": "string"}, {"type": "null"}]}
+    assert time["anyOf"] == meeting["canceledAt"]["anyOf"]
+    assert ("array", {"$ref": "#/$defs/Attendee"}) == (
+        meeting["attendees"]["type"],
+        meeting["attendees"]["items"],
+    )
+    assert {"title", "description"} == set(meeting["providedInfos"])
+    duration = Briefing.model_json_schema()["$defs"]["MeetingType"]["properties"]["duration"]
+    assert [{"type": "number"}, {"type": "null"}] == duration["anyOf"]
+
+
+def app() -> FastAPI:
+    """Return an application whose routes take and return models."""
+    made = FastAPI()
+
+    @made.get("/meetings")
+    async def meetings() -> list[Meeting]:
+        return [from_wire(sample("meeting_public"), Meeting), from_wire(ODD, Meeting)]
+
+    @made.post("/hooks")
+    async def hooks(hook: Annotated[Hook, Body()]) -> Briefing:
+        return Briefing(meeting=Meeting(id=hook.id, extra={"seen": hook.target_url}))
+
+    return made
+
+
+def test_routes() -> None:
+    """A body becomes a model, a model becomes the JSON of the wire, and anything else is a 422."""
+    client = TestClient(app())
+    assert [sample("meeting_public"), ODD] == client.get("/meetings").json()
+    answer = client.post("/hooks", json=sample("hook"))
+    meeting = {"_id": sample("hook")["_id"], "seen": sample("hook")["targetUrl"]}
+    assert (200, {"meeting": meeting, "types": [], "owner": None}) == (answer.status_code, answer.json())
+    refused = client.post("/hooks", json={"_id": 7})
+    assert (422, "_id: expected a string, got int") == (
+        refused.status_code,
+        refused.json()["detail"][0]["msg"],
+    )
+
+
+def test_openapi() -> None:
+    """Routes refer to the models by name, and their fields are described."""
+    document = app().openapi()
+    content = document["paths"]["/meetings"]["get"]["responses"]["200"]["content"]["application/json"]
+    assert {"$ref": "#/components/schemas/Meeting"} == content["schema"]["items"]
+    body = document["paths"]["/hooks"]["post"]["requestBody"]["content"]["application/json"]
+    assert {"$ref": "#/components/schemas/Hook"} == body["schema"]
+    start = document["components"]["schemas"]["Meeting"]["properties"]["start"]
+    assert "When the meeting starts." == start["description"]
+
+
+def test_pydantic_is_imported_only_when_it_asks() -> None:
+    """The models and the codec work without it, and do not pay for it."""
+    code = (
+        "import sys; from lemcal_async import Meeting, from_wire, to_wire;"
+        "to_wire(from_wire({'_id': 'm'}, Meeting)); assert 'pydantic' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -14,7 +14,8 @@ from lemcal_async._auth import ApiKey, CredentialSource, Secret
 from lemcal_async._codec import check_into
 from lemcal_async._decoding import data_of
 from lemcal_async._retry import RetryPolicy
-from lemcal_async._session import AccountSession, JSONBody, Options, TransportStack
+from lemcal_async._session import AccountSession, JSONBody, Options
+from lemcal_async._stack import TransportStack
 from lemcal_async._urls import DEFAULT_BASE_URL, check_base_url, check_path, with_query
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.models import User
@@ -64,7 +65,7 @@ class AsyncLemcal:
     it had sent may have been processed. ``aclose()`` lets the calls that are under way finish.
     """
 
-    __slots__ = ("__weakref__", "_exchange", "_owner")
+    __slots__ = ("__weakref__", "_session", "_owner")
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class AsyncLemcal:
             skip_bad_rows=on_bad_row == "skip",
         )
         base_url = check_base_url(origin, allow_insecure_http=allow_insecure_http)
-        self._exchange = AccountSession(
+        self._session = AccountSession(
             TransportStack(transport, limiter, max_response_bytes), base_url, source, options
         )
         self._owner = True
@@ -110,7 +111,7 @@ class AsyncLemcal:
         environment is not consulted. Raises ConfigurationError for credentials that cannot be right.
         """
         given, user_id, api_key = Secret((user_id, api_key)), None, ""
-        return self._view(self._exchange.for_account(CredentialSource(given)))
+        return self._view(self._session.for_account(CredentialSource(given)))
 
     def with_options(
         self,
@@ -125,7 +126,7 @@ class AsyncLemcal:
         ``timeout`` and ``deadline`` are seconds, None for no bound. ``priority="bulk"`` lets
         interactive calls with the same key pass; bulk ones keep one turn in five.
         """
-        options = self._exchange.options
+        options = self._session.options
         if not isinstance(timeout, _Unset):
             options = attrs.evolve(options, timeout=_timeout(timeout))
         if not isinstance(deadline, _Unset):
@@ -136,47 +137,47 @@ class AsyncLemcal:
             if priority not in ("interactive", "bulk"):
                 raise ConfigurationError(f"priority={priority!r}: it must be 'interactive' or 'bulk'")
             options = attrs.evolve(options, priority=priority)
-        return self._view(self._exchange.with_options(options))
+        return self._view(self._session.with_options(options))
 
-    def _view(self, exchange: AccountSession) -> Self:
+    def _view(self, session: AccountSession) -> Self:
         view = object.__new__(type(self))
-        view._exchange = exchange
+        view._session = session
         view._owner = False
         return view
 
     @property
     def meetings(self) -> _resources.Meetings:
         """The booked meetings: ``list`` and ``get``."""
-        return _resources.Meetings(self._exchange)
+        return _resources.Meetings(self._session)
 
     @property
     def meeting_types(self) -> _resources.MeetingTypes:
         """The kinds of meeting on offer: ``list`` and ``get``."""
-        return _resources.MeetingTypes(self._exchange)
+        return _resources.MeetingTypes(self._session)
 
     @property
     def hooks(self) -> _resources.Hooks:
         """The webhooks: ``create`` and ``delete``. The service lists none (documented by absence)."""
-        return _resources.Hooks(self._exchange)
+        return _resources.Hooks(self._session)
 
     @property
     def user_id(self) -> str:
         """The account's user id. A function that returns the API key is called for it."""
-        return self._exchange.user_id()
+        return self._session.user_id()
 
     @property
     def rate_limit(self) -> RateLimit:
         """A snapshot of the account's budget, as far as this process knows it. Nothing is sent."""
-        return self._exchange.rate_limit()
+        return self._session.rate_limit()
 
     @property
     def rate_limit_key(self) -> Key:
         """The name of that budget, the same for all who share it; it holds no secret."""
-        return self._exchange.key()
+        return self._session.key()
 
     async def me(self) -> User:
         """Fetch the account that the credentials belong to. A cheap way to try them."""
-        return await _resources.me(self._exchange)
+        return await _resources.me(self._session)
 
     async def request(
         self,
@@ -200,20 +201,20 @@ class AsyncLemcal:
         _check_type("params", params, Mapping)
         if into is not None:
             check_into(into)  # before anything is sent
-        answer = await self._exchange.send(method.upper(), path, with_query(path, params), body)
+        answer = await self._session.send(method.upper(), path, with_query(path, params), body)
         return APIResponse(answer.status_code, dict(answer.headers.items()), await data_of(answer, into))
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent; on a sibling or a view it does nothing."""
         if self._owner:
-            await self._exchange.stack.aclose()
+            await self._session.stack.aclose()
 
     def _reopen(self) -> None:
         """Make a closed client usable again; for those who start and stop an app several times."""
         self._exchange.stack.reopen()
 
     async def __aenter__(self) -> Self:
-        self._exchange.stack.check_open()
+        self._session.stack.check_open()
         return self
 
     async def __aexit__(
@@ -226,7 +227,7 @@ class AsyncLemcal:
 
     def __repr__(self) -> str:
         # A traceback that shows local variables asks before __init__ has come to its end.
-        return f"<{type(self).__name__} {getattr(self, '_exchange', 'not set up')!r}>"
+        return f"<{type(self).__name__} {getattr(self, '_session', 'not set up')!r}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

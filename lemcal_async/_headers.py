@@ -1,7 +1,7 @@
-"""What the rate-limit headers of an answer say, as numbers. Pure: no clock is read here.
+"""The rate-limit headers of an answer, as numbers. Pure: no clock is read here.
 
 The service sends ``Retry-After`` (fractional seconds, sometimes joined with a date) and
-``X-RateLimit-*`` with *every* answer. What follows from them is for the limiter and the retries.
+``X-RateLimit-*`` with *every* answer. What to do about them is up to the limiter and the retries.
 """
 
 import datetime as dt
@@ -13,8 +13,8 @@ from email.utils import parsedate_to_datetime
 import attrs
 
 _NUMBER = r"[+-]?[0-9]+(?:\.[0-9]*)?|[+-]?\.[0-9]+"
-# ``Tue Feb 16 2021 09:02:42 GMT+0100 (Central European Standard Time)``: what JavaScript prints.
-# Own parsing, because strptime's names depend on the locale and email.utils drops the offset.
+# What JavaScript prints: ``Tue Feb 16 2021 09:02:42 GMT+0100 (Central European Standard Time)``. Parsed
+# by hand, because strptime's month names depend on the locale and email.utils drops the offset.
 _JS_DATE = (
     r"[A-Z][a-z]{2} ([A-Z][a-z]{2}) ([0-9]{1,2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2})"
     r"(?: (?:GMT|UTC)(?:([+-])([0-9]{2}):?([0-9]{2}))?)?"
@@ -25,9 +25,9 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 @attrs.frozen
 class Quota:
-    """What one answer says about its key's window; None where it says nothing of use.
+    """What one answer says about its key's window; None where it says nothing usable.
 
-    ``retry_after`` and ``resets_in`` are seconds from the moment of the answer. On a success
+    ``retry_after`` and ``resets_in`` are seconds from the moment of the answer. On a success,
     ``retry_after`` is the rest of the window, not an order to wait (documented).
     """
 
@@ -36,12 +36,17 @@ class Quota:
     retry_after: float | None = None
     resets_in: float | None = None
 
+    @property
+    def is_from_service(self) -> bool:
+        """Whether the answer carries the headers of this service, and not only those of a proxy."""
+        return self.limit is not None and self.remaining is not None
+
 
 def parse_quota(headers: Mapping[str, str]) -> Quota:
-    """Read the quota from an answer's headers (a mapping that finds lower-case names)."""
+    """Read the quota from an answer's headers, a mapping with lower-case names."""
     date = headers.get("date")
     retry_after = parse_retry_after(headers.get("retry-after"), date)
-    # The date is cut to whole seconds; Retry-After is the same moment to the millisecond.
+    # The date is truncated to whole seconds; Retry-After is the same moment to the millisecond.
     resets_in = _until(headers.get("x-ratelimit-reset"), date) if retry_after is None else retry_after
     return Quota(
         limit=_count(headers.get("x-ratelimit-limit")),
@@ -76,7 +81,7 @@ def _until(value: str | None, date: str | None) -> float | None:
 
 
 def parse_date(value: str | None) -> dt.datetime | None:
-    """Return the aware datetime that an HTTP or a JavaScript date in ``value`` means, else None.
+    """Return the aware datetime of an HTTP or a JavaScript date in ``value``, None if there is neither.
 
     A JavaScript date without a zone is taken as UTC, like everything else this service prints.
     """
@@ -97,11 +102,11 @@ def parse_date(value: str | None) -> dt.datetime | None:
                 int(second),
                 tzinfo=dt.timezone(-offset if sign == "-" else offset),
             )
-    except ValueError:  # "Foo 99": it has the form of a date and is none
+    except ValueError:  # "Foo 99" has the form of a date and is none
         pass
     return None
 
 
 def _count(value: str | None) -> int | None:
-    # Ten digits are more than any quota has, and short of what int() takes long over.
+    # No quota has more than ten digits, and int() is slow for a great many.
     return int(value) if value is not None and re.fullmatch(r"[0-9]{1,10}", value.strip()) else None

@@ -1,8 +1,8 @@
-"""What an answer means: the error it stands for, or the JSON that it carries.
+"""What an answer means: the error it stands for, or the JSON in it.
 
-Pure: status, headers and body come in; an exception or plain data comes out. The headers that speak
-of time and rate are read in ``headers.py`` and come in as numbers; models are ``codec.py``'s business.
-A message is one line: the call, the status, the server's words (cleaned, cut and redacted), what to do.
+Pure: status, headers and body come in; an exception or plain data comes out. Rate-limit headers are read
+in ``_headers`` and come in as numbers; models are the business of ``_codec``. A message is one line: the
+call, the status, the server's own words (cleaned, shortened and redacted), and what to do.
 """
 
 import html
@@ -14,7 +14,8 @@ from http import HTTPStatus
 from typing import Any, NoReturn, TypeGuard
 from urllib.parse import urlsplit
 
-from lemcal_async._retry import REPEATABLE
+from lemcal_async._headers import Quota
+from lemcal_async._retry import REPEATABLE, is_refusal
 from lemcal_async.errors import (
     APIStatusError,
     AuthenticationError,
@@ -51,64 +52,76 @@ _ADVICE: dict[type[APIStatusError], str] = {
     PlanRequiredError: "The account's plan does not include this: upgrade it, or leave the call out.",
     PermissionDeniedError: "The account is not allowed to do this.",
     NotFoundError: "Check the path and base_url.",
-    MeetingTypeNotFoundError: "Check the id of the meeting type, and that it is this account's.",
-    HookNotFoundError: "Check the id of the hook, and that it is this account's; it may be deleted already.",
+    MeetingTypeNotFoundError: "Check the id of the meeting type, and that it belongs to this account.",
+    HookNotFoundError: "Check the id of the hook, and that it belongs to this account; it may be deleted already.",
     MethodNotAllowedError: "Check the method, the path and base_url.",
     ConflictError: "There is one already.",
-    DuplicateHookError: "There is such a hook already; its id cannot be looked up (no call lists hooks).",
+    DuplicateHookError: "That target has a hook already; its id cannot be looked up (no call lists hooks).",
 }
 
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
-_READ_OF_ERRORS = 65_536  # bytes of a failure's body that are looked at
-_LONGEST_WORDS = 300  # characters of it that are kept
+_READ_OF_ERRORS = 65_536  # bytes of a failure's body to look at
+_LONGEST_WORDS = 300  # characters of it to keep
 _LONGEST_HOST = 100
 
-# Patterns are strings here: re compiles each when it is first needed, which not every program does.
+# Patterns are strings: re compiles each when it is first needed, and many programs never need them.
 # "No API key provided", "User linked to this API key is blocked", "No user found for this API key"
-# (seen on the sibling product). The words stand alone: "?apikey=1" within a quoted URL is none of them.
+# (seen on the sibling product). The words stand alone: "?apikey=1" in a quoted URL does not count.
 _API_KEY = r"(?i)(?<![^\s\"'(])api[ _-]?keys?(?![^\s.,;:!?\"')])"
 _PAGE = r"(?i)<(?:!doctype\s+html|html|head|title|body|center|h1)\b"
 _TITLE = r"(?i)<title[^>]{0,200}>([^<]{1,400})<"
-# A hook's target URL carries the webhook token in its query, and an error may quote it.
+# A hook's target URL often has the webhook token in its query, and an error may quote it.
 _URL_QUERY = r"(?<!\S)((?>\S*?://)[^\s?#]*+)[?#]\S*"
 
 
 def error_from_response(
-    status: int,
+    status_code: int,
     headers: Mapping[str, str],
     body: bytes,
     call: CallInfo,
     *,
     redact: Callable[[str], str],
-    retry_after: float | None = None,
-    limit: int | None = None,
-    remaining: int | None = None,
+    quota: Quota,
 ) -> APIStatusError:
     """Return the error that an answer other than a success stands for.
 
-    ``headers`` has lower-case names (or finds them whatever the case); ``call.method`` is in upper
-    case. ``redact`` is applied to everything the server said. ``retry_after`` is in seconds.
+    ``headers`` has lower-case names (or finds them in any case), and ``call.method`` is in upper case.
+    ``redact`` is applied to everything the server said.
     """
     words, is_page = _words_of(body)
-    # A page comes from something in front of the API: its words and its 404 say nothing of the account.
-    kind = _BY_STATUS.get(status, APIStatusError) if is_page else _class_of(status, words, call)
-    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+    # A page comes from something in front of the API: its words and its 404 say nothing about the account.
+    kind = _BY_STATUS.get(status_code, APIStatusError) if is_page else _class_of(status_code, words, call)
+    if HTTPStatus.MULTIPLE_CHOICES <= status_code < HTTPStatus.BAD_REQUEST:
         host = _shortened(redact(_host_of(headers.get("location", ""))), _LONGEST_HOST)
         advice = f"Redirects are never followed ({host or 'no host given'}): check base_url."
     else:
-        advice = _advice(kind, status, call, retry_after, is_page=is_page)
-    words = _shortened(redact(re.sub(_URL_QUERY, r"\1?***", words)), _LONGEST_WORDS)
+        advice = _advice(kind, status_code, call, quota, is_page=is_page)
+    words = _presentable(words, redact)
     said = ", ".join(["an HTML page"] * is_page + [f'"{words}"'] * bool(words))
     error = kind(
-        _message(status, call, f" ({said})." if said else ".", advice),
+        _message(status_code, call, f" ({said})." if said else ".", advice),
         call=call,
-        status_code=status,
+        status_code=status_code,
         server_message=words or None,
-        retry_after=retry_after,
+        retry_after=quota.retry_after,
     )
     if isinstance(error, RateLimitError):
-        error.limit, error.remaining = limit, remaining
+        error.limit, error.remaining = quota.limit, quota.remaining
     return error
+
+
+def server_words(body: bytes, redact: Callable[[str], str]) -> str:
+    """Return what the server says in the body of a failure, as an error may show it."""
+    return _presentable(_words_of(body)[0], redact)
+
+
+def is_missing_hook(body: bytes) -> bool:
+    """Whether the body of a 404 is the service's own answer to deleting a hook that is gone.
+
+    A page, or words about anything else (``API key not found``), say nothing about the hook.
+    """
+    words, is_page = _words_of(body)
+    return not is_page and (not words or "hook not found" in words.lower())
 
 
 def read_json(status: int, body: bytes, call: CallInfo) -> Any:
@@ -170,19 +183,21 @@ def _class_of(status: int, words: str, call: CallInfo) -> type[APIStatusError]:
 
 
 def _advice(
-    kind: type[APIStatusError], status: int, call: CallInfo, retry_after: float | None, *, is_page: bool
+    kind: type[APIStatusError], status_code: int, call: CallInfo, quota: Quota, *, is_page: bool
 ) -> str:
     if kind is RateLimitError:
-        when = "later" if retry_after is None else f"in {retry_after:.1f} s"
+        when = "later" if quota.retry_after is None else f"in {quota.retry_after:.1f} s"
         return f"Over the rate limit: try again {when}. Processes that use one key must share a limiter."
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if status_code == HTTPStatus.SERVICE_UNAVAILABLE and is_refusal(status_code, quota):
         return "The service is not available now: try again later."
     if kind is ServerError and call.method is not None and call.method not in REPEATABLE:
         return "The request may have been processed all the same: look before sending it again."
     if kind is ServerError:
         return "The server failed: try again later."
     if is_page:
-        return "The API sends no pages: check base_url, the path, and what stands between."
+        return "The API sends no pages: check base_url, the path, and any proxy in between."
+    if kind is DuplicateHookError and call.attempts > 1:
+        return "An earlier attempt of this call may have created it; its id cannot be looked up."
     return _ADVICE.get(kind, "")
 
 
@@ -199,7 +214,7 @@ def _unusable(status: int, call: CallInfo, problem: str) -> ResponseDecodeError:
 def _words_of(body: bytes) -> tuple[str, bool]:
     """Return what the server says in a failure's body, on one line, and whether that is an HTML page.
 
-    The words are of any length yet: a key must be masked before they are cut, not cut in two.
+    The words are not shortened yet: a key must be masked before it can be cut in two.
     """
     text = body[:_READ_OF_ERRORS].decode("utf-8-sig", "replace").strip()
     if _is_page(text):
@@ -208,6 +223,10 @@ def _words_of(body: bytes) -> tuple[str, bool]:
     words = _one_line(_spoken(text))
     # The last word of a body that is not read to its end may be half a key.
     return (words if len(body) <= _READ_OF_ERRORS else words.rpartition(" ")[0]), False
+
+
+def _presentable(words: str, redact: Callable[[str], str]) -> str:
+    return _shortened(redact(re.sub(_URL_QUERY, r"\1?***", words)), _LONGEST_WORDS)
 
 
 def _spoken(text: str) -> str:

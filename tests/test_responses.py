@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from lemcal_async._auth import Credentials, Secret
+from lemcal_async._headers import Quota
 from lemcal_async._responses import error_from_response, object_of, read_json, rows_of
 from lemcal_async.errors import (
     APIStatusError,
@@ -59,6 +60,7 @@ def error(
         body.encode() if isinstance(body, str) else body,
         call,
         redact=unchanged,
+        quota=Quota(),
     )
 
 
@@ -233,21 +235,21 @@ MESSAGES: dict[str, tuple[APIStatusError, str]] = {
         error(404, "", DELETE_HOOK),
         (
             "DELETE /hooks/{id}: 404 Not Found. "
-            "Check the id of the hook, and that it is this account's; it may be deleted already."
+            "Check the id of the hook, and that it belongs to this account; it may be deleted already."
         ),
     ),
     "page with a title": (
         error(403, recorded("cdn_403.html")),
         (
             'GET /meetings: 403 Forbidden (an HTML page, "Attention Required! | Cloudflare"). '
-            "The API sends no pages: check base_url, the path, and what stands between."
+            "The API sends no pages: check base_url, the path, and any proxy in between."
         ),
     ),
     "page without a title": (
         error(404, recorded("router_404.html")),
         (
             "GET /meetings: 404 Not Found (an HTML page). "
-            "The API sends no pages: check base_url, the path, and what stands between."
+            "The API sends no pages: check base_url, the path, and any proxy in between."
         ),
     ),
     "server": (error(500), "GET /meetings: 500 Internal Server Error. The server failed: try again later."),
@@ -275,7 +277,8 @@ MESSAGES: dict[str, tuple[APIStatusError, str]] = {
     ),
     "unavailable, of a creation": (
         error(503, "", CREATE_HOOK),
-        "POST /hooks: 503 Service Unavailable. The service is not available now: try again later.",
+        "POST /hooks: 503 Service Unavailable. "
+        "The request may have been processed all the same: look before sending it again.",
     ),
     "too many": (
         error(429),
@@ -327,16 +330,19 @@ def test_key_in_the_host_of_a_redirect_is_masked() -> None:
     """Even there: everything that the server says goes through the redaction."""
     credentials = Credentials("usr_x", Secret("hush-hush"))
     found = error_from_response(
-        301, {"location": "https://hush-hush.example.com/"}, b"", MEETINGS, redact=credentials.redact
+        301,
+        {"location": "https://hush-hush.example.com/"},
+        b"",
+        MEETINGS,
+        redact=credentials.redact,
+        quota=Quota(),
     )
     assert "(***.example.com)" in str(found)
 
 
 def test_rate_limit_error_has_the_numbers() -> None:
     """Seconds, limit and rest come from the caller, who has read the headers."""
-    found = error_from_response(
-        429, {}, b"", MEETINGS, redact=unchanged, retry_after=1.283, limit=20, remaining=0
-    )
+    found = error_from_response(429, {}, b"", MEETINGS, redact=unchanged, quota=Quota(20, 0, 1.283))
     assert isinstance(found, RateLimitError)
     assert (1.283, 20, 0, 429) == (found.retry_after, found.limit, found.remaining, found.status_code)
     assert "try again in 1.3 s" in str(found)
@@ -344,7 +350,7 @@ def test_rate_limit_error_has_the_numbers() -> None:
 
 def test_retry_after_is_on_every_error() -> None:
     """The service sends it with every answer; 503 is where it matters as well."""
-    found = error_from_response(503, {}, b"", MEETINGS, redact=unchanged, retry_after=2.0, limit=20)
+    found = error_from_response(503, {}, b"", MEETINGS, redact=unchanged, quota=Quota(20, None, 2.0))
     assert (2.0, False) == (found.retry_after, hasattr(found, "limit"))
 
 
@@ -392,7 +398,9 @@ def test_any_answer_gives_an_error_of_its_family(
 ) -> None:
     """Nothing in an answer breaks the reading of it; the message is one line, and the error pickles."""
     headers = {} if location is None else {"location": location}
-    found = error_from_response(status, headers, body, call, redact=unchanged, retry_after=retry_after)
+    found = error_from_response(
+        status, headers, body, call, redact=unchanged, quota=Quota(retry_after=retry_after)
+    )
     family = (ServerError,) if 500 <= status < 600 else FAMILIES.get(status, (APIStatusError,))
     assert isinstance(found, family)
     assert (True, str(found)) == (str(found).isprintable(), str(found).strip())
@@ -412,7 +420,7 @@ def test_no_error_repeats_the_key(status: int, secret: str, where: str, call: Ca
     """A server that echoes the key, in whatever form and place, does not get it into the error."""
     credentials = Credentials("usr_BuDuyx4chjoNfcmzM", Secret(secret))
     standard = base64.b64encode(f"usr_BuDuyx4chjoNfcmzM:{secret}".encode()).decode()
-    echo = f"{secret} for {credentials.authorization}"
+    echo = f"{secret} for {credentials.authorization.reveal()}"
     body = {
         "plain": echo,
         "json": json.dumps({"error": {"message": echo}}),
@@ -423,21 +431,25 @@ def test_no_error_repeats_the_key(status: int, secret: str, where: str, call: Ca
     }[where]
     location = f"https://{secret}:{secret}@login.example.com/{secret}?key={secret}"
     headers = {"location": location} if where == "location" else {}
-    found = error_from_response(status, headers, body.encode(), call, redact=credentials.redact)
+    found = error_from_response(
+        status, headers, body.encode(), call, redact=credentials.redact, quota=Quota()
+    )
     shown = f"{found}{found!r}{vars(found)}{pickle.dumps(found)!r}"
     assert [] == [form for form in (secret, standard.rstrip("=")) if form in shown]
 
 
 def test_key_at_the_cut_is_masked_whole() -> None:
     """The words are masked before they are cut, so that no half of a key is left at the end."""
-    found = error_from_response(400, {}, (b"x" * 290) + SECRET.encode(), MEETINGS, redact=CREDENTIALS.redact)
+    found = error_from_response(
+        400, {}, (b"x" * 290) + SECRET.encode(), MEETINGS, redact=CREDENTIALS.redact, quota=Quota()
+    )
     assert "x" * 290 + "***" == found.server_message
 
 
 def test_key_at_the_end_of_what_is_read_is_left_out() -> None:
     """A body too long to be read whole may end in half a key: its last word goes."""
     body = b"denied" + b" " * (65_536 - 16) + SECRET.encode()
-    found = error_from_response(400, {}, body, MEETINGS, redact=CREDENTIALS.redact)
+    found = error_from_response(400, {}, body, MEETINGS, redact=CREDENTIALS.redact, quota=Quota())
     assert found.server_message == "denied"
 
 

@@ -5,7 +5,15 @@ import math
 import pytest
 from hypothesis import given, strategies as st
 
-from lemcal_async._retry import Failure, RetryPolicy
+from lemcal_async._headers import Quota
+from lemcal_async._retry import (
+    Failure,
+    RetryPolicy,
+    backoff,
+    is_refusal,
+    wait_after_answer,
+    wait_after_failure,
+)
 from lemcal_async.errors import ConfigurationError
 
 METHODS = ["GET", "DELETE", "POST", "PUT", "PATCH"]
@@ -24,20 +32,30 @@ def is_backoff(wait: float | None, attempt: int) -> bool:
     return wait is not None and least <= wait <= most
 
 
+def own(retry_after: float | None) -> Quota:
+    """Return what the headers of an answer of the service itself say."""
+    return Quota(limit=20, remaining=0, retry_after=retry_after)
+
+
+def of_proxy(retry_after: float | None) -> Quota:
+    """Return what the headers say of an answer that a proxy gave in its stead."""
+    return Quota(retry_after=retry_after)
+
+
 # ------------------------------------------------------------------------------------- answers
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("retry_after", [0.0, 0.039, 1.283, 60.0])
 def test_429_by_retry_after(method: str, retry_after: float) -> None:
     """A refusal was not processed: every method waits exactly as long as it is told."""
     for attempt in BACKOFF:
-        assert retry_after == RetryPolicy().wait_after_answer(method, 429, retry_after, attempt)
+        assert retry_after == wait_after_answer(RetryPolicy(), method, 429, own(retry_after), attempt)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_429_without_retry_after(method: str) -> None:
     """Told nothing, it backs off."""
     for attempt in BACKOFF:
-        assert is_backoff(RetryPolicy().wait_after_answer(method, 429, None, attempt), attempt)
+        assert is_backoff(wait_after_answer(RetryPolicy(), method, 429, own(None), attempt), attempt)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -45,21 +63,47 @@ def test_429_without_retry_after(method: str) -> None:
 def test_503_backs_off(method: str, retry_after: float | None) -> None:
     """Overloaded: its Retry-After is only the rest of the window, so the backoff counts if it is larger."""
     for attempt in BACKOFF:
-        assert is_backoff(RetryPolicy().wait_after_answer(method, 503, retry_after, attempt), attempt)
+        assert is_backoff(wait_after_answer(RetryPolicy(), method, 503, own(retry_after), attempt), attempt)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_503_with_a_large_retry_after(method: str) -> None:
     """The larger of the two."""
-    assert 9.5 == RetryPolicy().wait_after_answer(method, 503, 9.5, 1)
+    assert 9.5 == wait_after_answer(RetryPolicy(), method, 503, own(9.5), 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("retry_after", [None, 0.0, 9.5])
+def test_503_of_a_proxy(method: str, retry_after: float | None) -> None:
+    """The service may go on with what the proxy gave up on: only what can be repeated is."""
+    wait = wait_after_answer(RetryPolicy(), method, 503, of_proxy(retry_after), 1)
+    assert (method in REPEATABLE) == (wait is not None)
+
+
+@pytest.mark.parametrize(
+    ("status_code", "quota", "refused"),
+    [
+        (429, own(1.0), True),
+        (429, of_proxy(None), True),
+        (401, Quota(), True),
+        (503, own(None), True),
+        (503, of_proxy(2.0), False),
+        (503, Quota(limit=20), False),
+        (500, own(1.0), False),
+        (404, own(1.0), False),
+    ],
+)
+def test_refusals(status_code: int, quota: Quota, *, refused: bool) -> None:
+    """Which answers say that the request was not carried out."""
+    assert refused == is_refusal(status_code, quota)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("status_code", [429, 503])
 def test_retry_after_above_max_wait(method: str, status_code: int) -> None:
     """An order to wait for longer than the policy's patience is not slept through."""
-    assert RetryPolicy().wait_after_answer(method, status_code, 60.001, 1) is None
-    assert 60.001 == RetryPolicy(max_wait=61).wait_after_answer(method, status_code, 60.001, 1)
+    assert wait_after_answer(RetryPolicy(), method, status_code, own(60.001), 1) is None
+    assert 60.001 == wait_after_answer(RetryPolicy(max_wait=61), method, status_code, own(60.001), 1)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -67,7 +111,7 @@ def test_retry_after_above_max_wait(method: str, status_code: int) -> None:
 def test_5xx(method: str, status_code: int) -> None:
     """An error of the server is tried again only if repeating cannot do anything twice."""
     for attempt in BACKOFF:
-        wait = RetryPolicy().wait_after_answer(method, status_code, 1.9, attempt)
+        wait = wait_after_answer(RetryPolicy(), method, status_code, own(1.9), attempt)
         assert is_backoff(wait, attempt) if method in REPEATABLE else wait is None
 
 
@@ -75,7 +119,7 @@ def test_5xx(method: str, status_code: int) -> None:
 def test_answers_that_stand(method: str) -> None:
     """Everything else is an answer, Retry-After or not: every answer of this service carries one."""
     for status_code in set(range(200, 500)) - {429}:
-        assert RetryPolicy().wait_after_answer(method, status_code, 0.5, 1) is None
+        assert wait_after_answer(RetryPolicy(), method, status_code, own(0.5), 1) is None
 
 
 # ------------------------------------------------------------------------------------ failures
@@ -86,7 +130,7 @@ def test_answers_that_stand(method: str) -> None:
 def test_failures(method: str, failure: Failure, repeatable: list[str]) -> None:
     """What never left is safe to repeat; what broke afterwards only where twice is once; the rest never."""
     for attempt in BACKOFF:
-        wait = RetryPolicy().wait_after_failure(method, failure, attempt)
+        wait = wait_after_failure(RetryPolicy(), method, failure, attempt)
         assert is_backoff(wait, attempt) if method in repeatable else wait is None
 
 
@@ -98,9 +142,9 @@ def test_attempts(method: str, attempts: int) -> None:
     policy = RetryPolicy(attempts=attempts)
     for attempt in range(1, 8):
         again = attempt < attempts
-        assert again == (policy.wait_after_answer(method, 429, 1.0, attempt) is not None)
-        assert again == (policy.wait_after_answer(method, 503, 1.0, attempt) is not None)
-        assert again == (policy.wait_after_failure(method, "unsent", attempt) is not None)
+        assert again == (wait_after_answer(policy, method, 429, own(1.0), attempt) is not None)
+        assert again == (wait_after_answer(policy, method, 503, own(1.0), attempt) is not None)
+        assert again == (wait_after_failure(policy, method, "unsent", attempt) is not None)
 
 
 def test_the_defaults() -> None:
@@ -110,11 +154,11 @@ def test_the_defaults() -> None:
 
 # ------------------------------------------------------------------------------------- backoff
 @given(st.integers(1, 33), st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1e6))
-def test_backoff(attempt: int, backoff: float, backoff_max: float, max_wait: float) -> None:
+def test_backoff(attempt: int, base: float, backoff_max: float, max_wait: float) -> None:
     """It doubles up to its bound, between half and all of it, and never beyond ``max_wait``."""
-    policy = RetryPolicy(attempts=50, backoff=backoff, backoff_max=backoff_max, max_wait=max_wait)
-    full = min(backoff * 2.0 ** (attempt - 1), backoff_max, max_wait)
-    wait = policy.wait_after_failure("POST", "unsent", attempt)
+    policy = RetryPolicy(attempts=50, backoff=base, backoff_max=backoff_max, max_wait=max_wait)
+    full = min(base * 2.0 ** (attempt - 1), backoff_max, max_wait)
+    wait = wait_after_failure(policy, "POST", "unsent", attempt)
     assert wait is not None
     assert full / 2 <= wait <= full
 
@@ -122,15 +166,15 @@ def test_backoff(attempt: int, backoff: float, backoff_max: float, max_wait: flo
 def test_backoff_is_spread() -> None:
     """Clients that failed together do not come back together."""
     policy = RetryPolicy()
-    assert 0.25 == policy._backoff(1, draw=lambda: 0.0)
-    assert 0.375 == policy._backoff(1, draw=lambda: 0.5)
-    assert len({policy.wait_after_failure("GET", "unsent", 1) for _ in range(50)}) > 1
+    assert 0.25 == backoff(policy, 1, draw=lambda: 0.0)
+    assert 0.375 == backoff(policy, 1, draw=lambda: 0.5)
+    assert len({wait_after_failure(policy, "GET", "unsent", 1) for _ in range(50)}) > 1
 
 
 def test_a_late_attempt_does_not_overflow() -> None:
     """Two to the power of the attempt is not computed for its own sake."""
     policy = RetryPolicy(attempts=1_000_000)
-    wait = policy.wait_after_failure("GET", "unsent", 999_999)
+    wait = wait_after_failure(policy, "GET", "unsent", 999_999)
     assert wait is not None
     assert 4.0 <= wait <= 8.0
 
@@ -139,7 +183,7 @@ def test_a_late_attempt_does_not_overflow() -> None:
 @pytest.mark.parametrize("attempts", [0, -1])
 def test_no_attempts(attempts: int) -> None:
     """There is no call without a first attempt."""
-    with pytest.raises(ConfigurationError, match=rf"attempts={attempts}\): at least 1"):
+    with pytest.raises(ConfigurationError, match=rf"attempts={attempts}\): must be at least 1"):
         RetryPolicy(attempts=attempts)
 
 

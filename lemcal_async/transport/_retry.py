@@ -1,36 +1,37 @@
 """The retry layer: tries a request again where ``RetryPolicy`` says so, with tenacity.
 
-It reads each answer whole, because a body that breaks half-way is a failure to be retried too;
-streaming is out of scope. It neither knows the rate limit nor makes errors of answers.
+It reads each answer to its end, because a body that breaks off is a failure to be retried too; streaming
+is out of scope. It knows nothing of the rate limit, and makes no errors of answers.
 """
 
+import datetime as dt
 import io
 import logging
+import time
 from typing import cast
 
 import anyio
 import attrs
 import httpx
 import tenacity
-from anyio.lowlevel import checkpoint
 
 from lemcal_async import events
+from lemcal_async._compression import KNOWN, CompressionError, decompress
 from lemcal_async._headers import parse_quota
-from lemcal_async._retry import Failure, RetryPolicy
-from lemcal_async.errors import DeadlineExceededError, ResponseDecodeError
-from lemcal_async.transport._call import CallState, begin_call
+from lemcal_async._responses import is_missing_hook
+from lemcal_async._retry import Failure, RetryPolicy, is_refusal, wait_after_answer, wait_after_failure
+from lemcal_async.errors import ResponseDecodeError
+from lemcal_async.transport._call import CallState, SendTracer, begin_call
+from lemcal_async.transport._errors import deadline_error, guard
+from lemcal_async.transport._limit import RateLimitTransport
 
-logger = logging.getLogger("lemcal_async.retry")
+_logger = logging.getLogger("lemcal_async.retry")
 
 MAX_RESPONSE_BYTES = 64 * 2**20
 
-# A proxy that fails has not passed the request on; the others never got to send it.
-_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
-_OF_THE_ENCODING = {"content-encoding", "content-length"}  # not true of the decoded body
-_PIECE = 2**10  # bytes that are decoded at once: a bomb makes a million of them
-_TURN = 2**21  # bytes that may come of it before others get their turn
+_OF_THE_ENCODING = {b"content-encoding", b"content-length"}  # not true of the decompressed body
 _RUN_OUT = 2**20  # bytes that may still come out of a body after it was closed
-_FATAL = (httpx.LocalProtocolError, httpx.UnsupportedProtocol)
+_FATAL = (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.DecodingError)
 
 
 @attrs.frozen
@@ -44,13 +45,15 @@ class _Attempt:
 class RetryTransport(httpx.AsyncBaseTransport):
     """Retries by ``policy`` around any other transport, in any ``httpx.AsyncClient``.
 
-    Retried are: 429 by its ``Retry-After`` (left to the rate-limit layer below, if there is one),
-    503 by the longer of that and the backoff, failures to connect: for every method; broken
-    connections and answers and other 5xx: for GET and DELETE only. What the last attempt gave is
-    returned or raised. A DELETE whose retry is answered 404 has succeeded, and returns a 204.
+    Retried for every method are a 429, after its ``Retry-After`` (left to the rate-limit layer below,
+    if there is one), a 503 with the service's rate-limit headers, after the longer of ``Retry-After``
+    and the backoff, and failures of which the wire proves that nothing was sent. Any other failure or
+    5xx is retried for GET and DELETE only. What the last attempt gave is returned or raised. A DELETE
+    has succeeded, and returns a 204, if an earlier attempt may have been processed and a later one
+    finds no such hook.
 
-    An answer of more than ``max_response_bytes`` (decoded) raises ResponseDecodeError. Cancelled
-    at any moment, it leaves the connection of the attempt closed and no wait behind.
+    An answer of more than ``max_response_bytes`` (decompressed) raises ResponseDecodeError. Canceled at any
+    moment, it leaves the connection of the attempt closed and no wait behind.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class RetryTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request until an answer stands; raises what the last attempt raised."""
+        began = time.perf_counter()
         call = begin_call(request)
         policy = call.retry or self._policy
         if policy.attempts > 1:
@@ -76,8 +80,16 @@ class RetryTransport(httpx.AsyncBaseTransport):
         response = attempt.outcome
         if isinstance(response, httpx.RequestError):
             raise response
-        if response.status_code == 404 and request.method == "DELETE" and call.attempts > 1:
-            return httpx.Response(204, request=request)
+        if (
+            response.status_code == 404
+            and request.method == "DELETE"
+            and call.maybe_processed
+            and response.is_closed
+            and is_missing_hook(response.content)
+        ):
+            response = httpx.Response(204, request=request)
+        # Buffered, the answer is there before a client of httpx starts its own clock.
+        response.elapsed = dt.timedelta(seconds=time.perf_counter() - began)
         return response
 
     async def aclose(self) -> None:
@@ -96,10 +108,11 @@ class RetryTransport(httpx.AsyncBaseTransport):
         async def sleep(seconds: float) -> None:
             left = call.time_left()
             if left is not None and seconds > left:
-                raise DeadlineExceededError(
-                    f"{call}: a retry would have to wait {seconds:.3g} s, and only {max(0.0, left):.3g} s "
-                    "are left of the deadline; allow more, or try again later",
-                    call=call.info(),
+                raise deadline_error(
+                    call,
+                    f"a retry would have to wait {seconds:.3g} s, and only {max(0.0, left):.3g} s "
+                    "are left of the deadline",
+                    "allow more, or try again later",
                     retry_after=seconds,
                 )
             call.waited += seconds
@@ -110,33 +123,76 @@ class RetryTransport(httpx.AsyncBaseTransport):
             # How many attempts are allowed is part of the policy's answer.
             stop=tenacity.stop_never,
             wait=_wait,
-            before_sleep=lambda state: _tell(call, policy, _attempt_of(state)),
+            before_sleep=lambda state: _report_retry(call, policy, _attempt_of(state)),
             sleep=sleep,
         )
         return await retrying(attempt)
 
     async def _attempt(self, request: httpx.Request, call: CallState, policy: RetryPolicy) -> _Attempt:
-        call.attempts += 1
-        call.held = 0.0
+        call.begin_attempt()
+        call.tracer = SendTracer(request)
+        call.tracer.enter(self._wire)
         try:
-            response = await self._read(await self._wire.handle_async_request(request), request, call)
+            response = await self._fetch(request, call)
         except httpx.RequestError as error:
-            return _Attempt(error, policy.wait_after_failure(request.method, _failure(error), call.attempts))
-        wait = None
-        if response.status_code >= 429:
-            retry_after = parse_quota(response.headers).retry_after
-            wait = policy.wait_after_answer(request.method, response.status_code, retry_after, call.attempts)
-            if wait is not None:
-                wait = max(0.0, wait - call.held)  # that much is seen to by the limiter
+            call.sent = not call.tracer.proves_unsent()
+            call.last = error
+            wait = wait_after_failure(policy, request.method, _failure(error, call), call.attempts)
+            return _Attempt(error, wait)
+        except BaseException:
+            call.sent = not call.tracer.proves_unsent()
+            raise
+        finally:
+            call.tracer.remove()
+            call.tracer = None
+        call.last = response
+        status = response.status_code
+        if status < 400:
+            call.sent = True
+            return _Attempt(response, None)
+        quota = call.quota = call.quota or parse_quota(response.headers)
+        call.sent = not is_refusal(status, quota)
+        wait = wait_after_answer(policy, request.method, status, quota, call.attempts)
+        if wait is not None:
+            wait = max(0.0, wait - call.held)  # the limiter sees to the rest
         return _Attempt(response, wait)
 
-    async def _read(
-        self, response: httpx.Response, request: httpx.Request, call: CallState
-    ) -> httpx.Response:
-        """Return the response with its body read; bounded, so that no server can fill the memory."""
+    async def _fetch(self, request: httpx.Request, call: CallState) -> httpx.Response:
+        """Send the request, and return the response with its body read."""
+        sending = self._wire.handle_async_request(request)
+        # The layer below guards itself; what else it raises is a fault of ours, to be seen as it is.
+        response = await (sending if isinstance(self._wire, RateLimitTransport) else guard(sending))
         if response.is_closed:  # read already: a transport that answers from memory
             self._check_size(len(response.content), call)
-            return response
+        else:
+            await guard(self._buffer(response, request, call))
+        response.request = request
+        return response
+
+    async def _buffer(self, response: httpx.Response, request: httpx.Request, call: CallState) -> None:
+        """Read the body, and decompress it."""
+        content = await self._read(response, call)
+        encoding = response.headers.get("content-encoding")
+        if encoding is not None:
+            if encoding not in KNOWN and encoding in request.headers.get("accept-encoding", ""):
+                response.stream = httpx.ByteStream(content)  # the client asked for it, and can read it
+                return
+            try:
+                content = await decompress(encoding, content, self._max_response_bytes)
+            except CompressionError as error:
+                content, problem = b"", str(error)
+                if response.status_code < 400:  # of a failure, the status says most
+                    raise ResponseDecodeError(
+                        f"{call}: {problem}", call=call.info(), status_code=response.status_code
+                    ) from None
+            # Raw, because headers need not be ASCII.
+            headers = [pair for pair in response.headers.raw if pair[0].lower() not in _OF_THE_ENCODING]
+            response.headers = httpx.Headers(headers)
+        response.stream = httpx.ByteStream(content)
+        response.read()
+
+    async def _read(self, response: httpx.Response, call: CallState) -> bytes:
+        """Return the body as it was sent; bounded, so that no server can fill the memory."""
         size = 0
         # Not a list to be joined in the end: that would take 8 ms for 12 MB, all in one go.
         body = io.BytesIO()
@@ -158,36 +214,7 @@ class RetryTransport(httpx.AsyncBaseTransport):
         finally:
             await stream.aclose()
         self._check_size(size, call)
-        content = body.getvalue()
-        if "content-encoding" in response.headers:
-            content = await self._decoded(content, response.headers, request, call)
-            response.headers = httpx.Headers(
-                [(k, v) for k, v in response.headers.multi_items() if k not in _OF_THE_ENCODING]
-            )
-        response.stream = httpx.ByteStream(content)
-        response.request = request
-        response.read()
-        return response
-
-    async def _decoded(
-        self, encoded: bytes, headers: httpx.Headers, request: httpx.Request, call: CallState
-    ) -> bytes:
-        """Undo the content encoding, a piece at a time, and stop where the result is too large."""
-        if "," in headers["content-encoding"]:
-            # Each layer multiplies by up to a thousand what a single piece becomes.
-            raise ResponseDecodeError(f"{call}: the answer is compressed more than once", call=call.info())
-        pieces = (encoded[at : at + _PIECE] for at in range(0, len(encoded), _PIECE))
-        response = httpx.Response(200, headers=headers, content=pieces, request=request)
-        size = turns = 0
-        decoded = io.BytesIO()
-        for part in response.iter_bytes():
-            size += len(part)
-            self._check_size(size, call)
-            decoded.write(part)
-            if size // _TURN > turns:  # others get theirs: 12 MB take 30 ms
-                turns = size // _TURN
-                await checkpoint()
-        return decoded.getvalue()
+        return body.getvalue()
 
     def _check_size(self, size: int, call: CallState) -> None:
         if size > self._max_response_bytes:
@@ -213,18 +240,18 @@ def _attempt_of(state: tenacity.RetryCallState) -> _Attempt:
     return attempt
 
 
-def _failure(error: httpx.RequestError) -> Failure:
-    if isinstance(error, _UNSENT):
-        return "unsent"
-    return "fatal" if isinstance(error, _FATAL) else "broken"
+def _failure(error: httpx.RequestError, call: CallState) -> Failure:
+    if isinstance(error, _FATAL):
+        return "fatal"
+    return "broken" if call.sent else "unsent"
 
 
-def _tell(call: CallState, policy: RetryPolicy, ended: _Attempt) -> None:
+def _report_retry(call: CallState, policy: RetryPolicy, ended: _Attempt) -> None:
     what = type(ended.outcome).__name__
     if isinstance(ended.outcome, httpx.Response):
         what = str(ended.outcome.status_code)
     wait = max(ended.wait or 0.0, call.held)
-    logger.info(
+    _logger.info(
         "%s: %s at attempt %d of %d; the next in %.3g s", call, what, call.attempts, policy.attempts, wait
     )
     if events.wanted():

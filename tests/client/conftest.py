@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Self
 
+import httpcore
 import httpx
 
 from lemcal_async import AsyncLemcal, RetryPolicy
@@ -22,8 +23,16 @@ AT_ONCE = RetryPolicy(backoff=0.0)  # retries, without the waits between them
 Handler = Callable[[httpx.Request], httpx.Response]
 
 
+UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+
+
 class Wire(httpx.AsyncBaseTransport):
-    """Answers by ``handler``, and remembers the requests and whether it was closed."""
+    """Answers by ``handler``, and remembers the requests and whether it was closed.
+
+    As the default wire does, it reports when a request is sent, unless told otherwise.
+    """
+
+    reports_sending = True
 
     def __init__(self, handler: Handler | None = None) -> None:
         self._handler = handler or (lambda _: httpx.Response(200, json={"_id": "x"}))
@@ -34,7 +43,14 @@ class Wire(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Answer, or raise what the handler raises."""
         self.requests.append(request)
-        return self._handler(request)
+        try:
+            return self._handler(request)
+        except UNSENT:
+            raise
+        except BaseException:
+            info = {"request": httpcore.Request(request.method, str(request.url))}
+            await request.extensions["trace"]("http11.send_request_headers.started", info)
+            raise
 
     async def __aenter__(self) -> Self:
         self.entered = True
@@ -63,11 +79,11 @@ def answering(status: int = 200, **content: Any) -> Wire:
     return Wire(lambda _: httpx.Response(status, **content))
 
 
-def failing(error: httpx.RequestError) -> Wire:
+def failing(error: Exception) -> Wire:
     """Return a wire that never gives an answer."""
 
     def handler(request: httpx.Request) -> httpx.Response:
-        error.request = request  # as a real transport's error does, it holds the credentials
+        setattr(error, "request", request)  # noqa: B010 - as a real transport's error does, it holds the credentials
         raise error
 
     return Wire(handler)

@@ -4,11 +4,12 @@ import anyio
 import httpx
 import pytest
 
+from lemcal_async import RetryPolicy
 from lemcal_async.errors import DeadlineExceededError, LemcalError
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, Priority, Unlimited
 from lemcal_async.sandbox import Sandbox, faults
 
-from .conftest import AT_ONCE, TARGET, Wire, answering, check_plain
+from .conftest import AT_ONCE, KEY, TARGET, Wire, answering, check_plain, failing
 
 pytestmark = pytest.mark.anyio
 
@@ -88,6 +89,51 @@ async def test_a_queue_known_to_be_longer(lemcal_sandbox: Sandbox) -> None:
     assert ("GET", "/meetings", 0) == (error.method, error.route, lemcal.rate_limit.queued)
     check_plain(error)
     assert 1 == len(lemcal_sandbox.requests)
+
+
+async def test_the_last_answer_is_told(lemcal_sandbox: Sandbox) -> None:
+    """What the server said is why there was no success, whoever runs out of time."""
+    lemcal_sandbox.inject(faults.json_error(500, "boom"), times=9)
+    slowly = RetryPolicy(backoff=30.0, backoff_max=30.0)
+    async with lemcal_sandbox.client(deadline=10, retry=slowly) as lemcal:
+        with pytest.raises(
+            DeadlineExceededError, match="last attempt: 500 boom; allow more, or try again later$"
+        ) as caught:
+            await lemcal.me()
+    assert (500, "boom", 1) == (caught.value.status_code, caught.value.server_message, caught.value.attempts)
+    check_plain(caught.value)
+    lemcal_sandbox.clear_faults()
+    async with lemcal_sandbox.client(deadline=0.3, retry=AT_ONCE) as lemcal:
+        lemcal_sandbox.inject(faults.status(502))
+        lemcal_sandbox.inject(faults.slow(30))
+        with pytest.raises(
+            DeadlineExceededError,
+            match=r"within the deadline of 0\.3 s \(2 attempts, .*\); last attempt: 502",
+        ) as caught:
+            await lemcal.me()
+    assert 502 == caught.value.status_code
+
+
+async def test_the_last_failure_is_told() -> None:
+    """With the host that could not be reached, or the time that ran out."""
+    for failure, text in (
+        (httpx.ConnectError("refused"), "last attempt: refused"),
+        (httpx.ReadTimeout(""), r"last attempt: waiting for the answer took longer than 30 s \(timeout=\)"),
+    ):
+        lemcal = failing(failure).client(deadline=10, retry=RetryPolicy(backoff=30.0, backoff_max=30.0))
+        with pytest.raises(DeadlineExceededError, match=text) as caught:
+            await lemcal.me()
+        assert (None, None) == (caught.value.status_code, caught.value.server_message)
+        check_plain(caught.value)
+
+
+async def test_the_last_answer_may_echo_the_key() -> None:
+    """It is redacted, as on every other error."""
+    wire = answering(500, text=f"no such key {KEY}")
+    lemcal = wire.client(deadline=10, retry=RetryPolicy(backoff=30.0, backoff_max=30.0))
+    with pytest.raises(DeadlineExceededError, match=r"last attempt: 500 no such key \*\*\*;") as caught:
+        await lemcal.me()
+    assert "no such key ***" == caught.value.server_message
 
 
 async def test_a_queue_that_is_short_enough(lemcal_sandbox: Sandbox) -> None:

@@ -35,6 +35,7 @@ from .conftest import AT_ONCE, KEY, ONCE, TARGET, USER_ID, Wire, check_plain, fa
 
 pytestmark = pytest.mark.anyio
 
+OWN = {"Retry-After": "0", "X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "0"}
 AGAIN = "it may have been processed: look before you send it again"
 
 Do = Callable[[AsyncLemcal], Awaitable[object]]
@@ -202,7 +203,9 @@ async def test_what_the_server_echoes_is_redacted(lemcal_sandbox: Sandbox) -> No
 async def test_no_connection(do: Do, call: str) -> None:
     """Nothing was sent, so any method is tried again, and nothing can have been processed."""
     async with AsyncLemcal(USER_ID, KEY, base_url=nobody_listens(), retry=AT_ONCE) as lemcal:
-        with pytest.raises(APIConnectionError, match=f"^{call}: no answer: .*5 attempts") as caught:
+        with pytest.raises(
+            APIConnectionError, match=rf"^{call}: no answer.*127\.0\.0\.1:\d+.*: .*5 attempts"
+        ) as caught:
             await do(lemcal)
         assert 20 == lemcal.rate_limit.remaining  # nor was it counted
     error = caught.value
@@ -250,7 +253,7 @@ async def test_a_get_that_broke(lemcal_sandbox: Sandbox) -> None:
     lemcal_sandbox.inject(faults.reset_before_processing(), times=3)
     async with lemcal_sandbox.client(retry=RetryPolicy(attempts=3, backoff=0.0)) as lemcal:
         with pytest.raises(
-            APIConnectionError, match=r"^GET /meetings: no answer: \S.* \(3 attempts, "
+            APIConnectionError, match=r"^GET /meetings: no answer from 127\.0\.0\.1:\d+: \S.* \(3 attempts, "
         ) as caught:
             await GET(lemcal)
         assert 12 == len(await lemcal.meetings.list())
@@ -263,7 +266,7 @@ async def test_a_slow_answer(lemcal_sandbox: Sandbox) -> None:
     lemcal_sandbox.inject(faults.slow(30))
     async with lemcal_sandbox.client(timeout=0.05, retry=AT_ONCE) as lemcal:
         with pytest.raises(
-            TimeoutError, match=f"waiting for the answer took longer than timeout=; {AGAIN}"
+            TimeoutError, match=rf"waiting for the answer took longer than 0\.05 s \(timeout=\); {AGAIN}"
         ) as caught:
             await POST(lemcal)
     error = caught.value
@@ -283,37 +286,59 @@ async def test_a_slow_answer_to_a_get_is_asked_for_again(lemcal_sandbox: Sandbox
 @pytest.mark.parametrize(
     ("failure", "kind", "processed", "words"),
     [
-        (httpx.ConnectTimeout(""), APITimeoutError, False, "connecting took longer"),
+        (httpx.ConnectTimeout(""), APITimeoutError, False, "connecting took longer than 30 s"),
         (httpx.PoolTimeout(""), APITimeoutError, False, "waiting for a connection took longer"),
         (httpx.WriteTimeout(""), APITimeoutError, True, "sending took longer"),
         (httpx.ReadTimeout(""), APITimeoutError, True, "waiting for the answer took longer"),
         (httpx.ConnectError("refused"), APIConnectionError, False, "refused"),
         (httpx.ProxyError("502 Bad Gateway"), APIConnectionError, False, "502 Bad Gateway"),
-        (httpx.UnsupportedProtocol("ftp"), APIConnectionError, False, "ftp"),
+        (httpx.UnsupportedProtocol("ftp"), APIConnectionError, True, "ftp"),
+        (OSError(5, "wire cut"), APIConnectionError, True, r"OSError: \[Errno 5\] wire cut"),
+        (KeyError("host"), APIConnectionError, True, "KeyError: 'host'"),
         (httpx.ReadError(""), APIConnectionError, True, "ReadError"),
         (httpx.WriteError("broken\npipe"), APIConnectionError, True, "broken pipe"),
         (httpx.RemoteProtocolError("Server disconnected"), APIConnectionError, True, "Server disconnected"),
-        (httpx.DecodingError("bad gzip"), APIConnectionError, True, "bad gzip"),
     ],
 )
 async def test_whatever_a_wire_raises(
-    failure: httpx.RequestError,
+    failure: Exception,
     kind: type[APIConnectionError],
     processed: bool,  # noqa: FBT001 - a case
     words: str,
 ) -> None:
     """It becomes one of two errors, with its words and without its request."""
     wire = failing(failure)
-    with pytest.raises(kind, match=f"^POST /hooks: no answer: {words}") as caught:
+    with pytest.raises(kind, match=rf"^POST /hooks: no answer from api\.lemcal\.com: {words}") as caught:
         await POST(wire.client())
     error = caught.value
     assert (kind, processed, processed) == (type(error), error.maybe_processed, AGAIN in str(error))
     check_plain(error)
 
 
+async def test_a_wire_that_cannot_decompress() -> None:
+    """It has an answer, so asking again would be no use."""
+    wire = failing(httpx.DecodingError("bad gzip"))
+    with pytest.raises(
+        ResponseDecodeError, match=r"^GET /meetings: the answer cannot be .*: bad gzip$"
+    ) as caught:
+        await GET(wire.client(retry=AT_ONCE))
+    assert 1 == len(wire.requests)
+    check_plain(caught.value)
+
+
+@pytest.mark.parametrize("failure", [httpx.ConnectError("refused"), httpx.PoolTimeout("")])
+async def test_a_wire_that_proves_nothing(failure: httpx.RequestError) -> None:
+    """A POST that it says it did not send is not sent again, and may have been processed."""
+    wire = failing(failure)
+    wire.reports_sending = False
+    with pytest.raises(APIConnectionError, match=AGAIN) as caught:
+        await POST(wire.client(retry=AT_ONCE))
+    assert (True, 1) == (caught.value.maybe_processed, len(wire.requests))
+
+
 async def test_the_wire_echoes_the_key() -> None:
     """What it says is redacted."""
-    with pytest.raises(APIConnectionError, match=r"no answer: illegal header \*\*\*$"):
+    with pytest.raises(APIConnectionError, match=r"illegal header \*\*\*; it may|illegal header \*\*\*$"):
         await GET(failing(httpx.LocalProtocolError(f"illegal header {KEY}")).client())
 
 
@@ -341,12 +366,37 @@ async def test_maybe_processed_speaks_of_all_attempts() -> None:
 @pytest.mark.parametrize("status", [429, 503])
 async def test_maybe_processed_does_not_speak_of_refusals(status: int) -> None:
     """A request that was refused was not processed."""
-    refusal = httpx.Response(status, headers={"Retry-After": "0"})
-    wire = in_turn(refusal, httpx.ConnectError("refused"))
+    wire = in_turn(httpx.Response(status, headers=OWN), httpx.ConnectError("refused"))
     with pytest.raises(APIConnectionError) as caught:
         await POST(wire.client(retry=RetryPolicy(attempts=2, backoff=0.0)))
     assert (False, False) == (caught.value.maybe_processed, "processed" in str(caught.value))
     assert 2 == len(wire.requests)
+
+
+async def test_a_post_that_a_proxy_gave_up_on() -> None:
+    """The service may have carried it out all the same: it is not sent again, and the error says so."""
+    wire = in_turn(httpx.Response(503, headers={"Retry-After": "0"}))
+    with pytest.raises(ServerError, match="may have been processed all the same: look before") as caught:
+        await POST(wire.client(retry=AT_ONCE))
+    assert (503, 1) == (caught.value.status_code, len(wire.requests))
+
+
+async def test_a_hook_that_an_earlier_attempt_may_have_made() -> None:
+    """A conflict of a repeated call says so."""
+    wire = in_turn(httpx.Response(503, headers=OWN), httpx.Response(409, text="Duplicate hook"))
+    with pytest.raises(DuplicateHookError, match="An earlier attempt of this call may have created it"):
+        await POST(wire.client(retry=AT_ONCE))
+
+
+@pytest.mark.parametrize(
+    ("first", "body"), [(429, b"hook not found"), (500, b"API key not found"), (500, b"<html>404</html>")]
+)
+async def test_a_delete_that_is_not_done(first: int, body: bytes) -> None:
+    """A refused attempt did nothing, and not every 404 is about the hook."""
+    wire = in_turn(httpx.Response(first, headers=OWN), httpx.Response(404, content=body))
+    with pytest.raises(APIStatusError) as caught:
+        await DELETE(wire.client(retry=AT_ONCE))
+    assert (404, 2) == (caught.value.status_code, caught.value.attempts)
 
 
 # --------------------------------------------------------------------------- a success that is none
@@ -407,5 +457,7 @@ async def test_the_reason_may_lie_deeper() -> None:
     """An error without words, as that of an untrusted certificate on trio, is told by its cause."""
     failure = httpx.ConnectError("")
     failure.__cause__ = OSError("certificate verify failed:\nself-signed")
-    with pytest.raises(APIConnectionError, match="no answer: certificate verify failed: self-signed"):
+    with pytest.raises(
+        APIConnectionError, match="no answer from api.lemcal.com: certificate verify failed: self"
+    ):
         await GET(failing(failure).client())

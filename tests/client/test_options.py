@@ -199,9 +199,7 @@ async def test_for_account_and_the_close_of_its_parent(lemcal_sandbox: Sandbox) 
         await sibling.me()
         await lemcal.me()
     for closed in (sibling, lemcal, lemcal.with_options(deadline=1)):
-        with pytest.raises(
-            ConfigurationError, match="this client, or the one that it was made from, is closed"
-        ):
+        with pytest.raises(ConfigurationError, match="this client, or the one it was made from, is closed"):
             await closed.me()
         with pytest.raises(ConfigurationError, match="is closed"):
             async with closed:

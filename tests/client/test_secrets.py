@@ -83,7 +83,7 @@ def test_a_client_cannot_be_pickled() -> None:
 def test_the_parts_of_a_client_cannot_be_pickled_either() -> None:
     """Whatever is pulled out of it."""
     lemcal = AsyncLemcal(USER_ID, KEY)
-    for part in (lemcal._exchange, lemcal.meetings, lemcal._exchange._authorize()):
+    for part in (lemcal._session, lemcal.meetings, lemcal._session._authorize()):
         with pytest.raises(TypeError):
             pickle.dumps(part)
 

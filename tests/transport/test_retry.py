@@ -1,15 +1,18 @@
 """The retry layer: what it repeats, how long it waits, and how much of an answer it reads."""
 
+import asyncio
 import gc
 import gzip
 import logging
 import tracemalloc
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import httpcore
 import httpx
 import pytest
 import respx
@@ -29,6 +32,7 @@ from .loopback import Loopback
 QUICK = RetryPolicy(backoff=0.01)
 HOOK = {"targetUrl": "https://example.com/hook", "anyMeetingType": True}
 URL = "https://lemcal.example.com/me"
+OWN = {"Retry-After": "0.01", "X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "0"}
 
 REFUSED = httpx.ConnectError("refused")
 CONNECTING_TOOK_LONG = httpx.ConnectTimeout("slow")
@@ -38,17 +42,21 @@ BROKEN = httpx.ReadError("reset")
 ANSWER_TOOK_LONG = httpx.ReadTimeout("slow")
 SENDING_BROKE = httpx.WriteError("reset")
 NO_HTTP = httpx.RemoteProtocolError("not HTTP")
+UNPACKING_FAILED = httpx.DecodingError("not gzip")
 OUR_FAULT = httpx.LocalProtocolError("a header with a line break")
 NO_SUCH_SCHEME = httpx.UnsupportedProtocol("ftp")
+
+UNSENT = httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ProxyError
 
 Outcome = httpx.Response | Exception
 
 
 class Script(httpx.AsyncBaseTransport):
-    """A wire on which each attempt ends as written."""
+    """A wire on which each attempt ends as written; it reports its sending, unless told otherwise."""
 
-    def __init__(self, *outcomes: Outcome) -> None:
+    def __init__(self, *outcomes: Outcome, reports_sending: bool = True) -> None:
         self._outcomes = iter(outcomes)
+        self.reports_sending = reports_sending
         self.attempts = 0
         self.bodies: list[bytes] = []
         self.closed = False
@@ -58,6 +66,9 @@ class Script(httpx.AsyncBaseTransport):
         self.attempts += 1
         self.bodies.append(b"".join([part async for part in request.stream]))  # type: ignore[union-attr]  # async
         outcome = next(self._outcomes)
+        if not isinstance(outcome, UNSENT) and "trace" in request.extensions:
+            info = {"request": httpcore.Request(request.method, URL, extensions=request.extensions)}
+            await request.extensions["trace"]("http11.send_request_headers.started", info)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -117,7 +128,8 @@ async def send(
     [
         (faults.too_many_requests("0.01"), [429, 200], [429, 200]),
         (faults.too_many_requests(None), [429, 200], [429, 200]),
-        (faults.status(503, headers={"Retry-After": "0.01"}), [503, 200], [503, 200]),
+        (faults.status(503, headers=OWN), [503, 200], [503, 200]),
+        (faults.status(503, headers={"Retry-After": "0.01"}), [503, 200], [503]),  # a proxy's
         (faults.status(500), [500, 200], [500]),
         (faults.html_error(502), [502, 200], [502]),
         (faults.status(504), [504, 200], [504]),
@@ -208,6 +220,7 @@ async def test_a_get_whose_retry_finds_nothing() -> None:
         (SENDING_BROKE, 2, 1),
         (ANSWER_TOOK_LONG, 2, 1),
         (NO_HTTP, 2, 1),
+        (UNPACKING_FAILED, 1, 1),
         (OUR_FAULT, 1, 1),
         (NO_SUCH_SCHEME, 1, 1),
     ],
@@ -227,13 +240,117 @@ async def test_attempts_by_error(error: httpx.RequestError, get: int, post: int,
     assert expected == wire.attempts
 
 
+@pytest.mark.parametrize("error", [REFUSED, CONNECTING_TOOK_LONG, NO_CONNECTION_FREE, PROXY_FAILED])
+@pytest.mark.parametrize(("method", "attempts"), [("GET", 2), ("DELETE", 2), ("POST", 1), ("PUT", 1)])
 @pytest.mark.anyio
-async def test_other_exceptions_pass() -> None:
-    """A bug of the wire is nobody's connection error."""
-    wire = Script(ZeroDivisionError())
-    with pytest.raises(ZeroDivisionError):
+async def test_a_wire_that_proves_nothing(error: httpx.RequestError, method: str, attempts: int) -> None:
+    """Its failures to connect may be resets after the server has acted: some wires call those so, too."""
+    wire = Script(error, httpx.Response(200), reports_sending=False)
+    request = httpx.Request(method, URL)
+    if attempts == 2:
+        assert 200 == (await RetryTransport(wire, QUICK).handle_async_request(request)).status_code
+    else:
+        with pytest.raises(type(error)):
+            await RetryTransport(wire, QUICK).handle_async_request(request)
+    assert (attempts, True) == (wire.attempts, call_of(request).sent)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "sent"),
+    [(200, OWN, True), (404, OWN, True), (500, OWN, True), (401, OWN, False), (429, OWN, False)]
+    + [(429, {}, False), (503, OWN, False), (503, {}, True)],
+)
+@pytest.mark.anyio
+async def test_what_an_answer_says_of_the_request(
+    status: int, headers: dict[str, str], *, sent: bool
+) -> None:
+    """Refusals have changed nothing; after any other answer the request may have been carried out."""
+    request = httpx.Request("POST", URL)
+    wire = Script(httpx.Response(status, headers=headers))
+    await RetryTransport(wire, RetryPolicy(attempts=1)).handle_async_request(request)
+    assert (sent, False) == (call_of(request).sent, call_of(request).maybe_processed)
+
+
+@pytest.mark.anyio
+async def test_a_wire_that_proves_it_by_its_events() -> None:
+    """One that has reported of this attempt that it connects, and not that it sends."""
+
+    class Connecting(Script):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            await request.extensions["trace"]("connection.connect_tcp.started", {})
+            return await super().handle_async_request(request)
+
+    wire = Connecting(REFUSED, httpx.Response(200), reports_sending=False)
+    assert 200 == (await send(wire, method="POST")).status_code
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (ZeroDivisionError("no"), httpx.TransportError, "ZeroDivisionError: no"),
+        (OSError(5, "wire cut"), httpx.NetworkError, "OSError: [Errno 5] wire cut"),
+        (TimeoutError(), httpx.NetworkError, "TimeoutError: "),
+    ],
+)
+@pytest.mark.parametrize(("method", "attempts"), [("GET", 2), ("POST", 1)])
+@pytest.mark.anyio
+async def test_what_other_libraries_raise(
+    error: Exception, kind: type[Exception], text: str, method: str, attempts: int
+) -> None:
+    """It becomes an error of httpx, and is retried as what may have been processed."""
+    wire = Script(*[error] * attempts)
+    with pytest.raises(kind) as caught:
+        await send(wire, RetryPolicy(attempts=2, backoff=0), method)
+    assert (kind, text, attempts) == (type(caught.value), str(caught.value), wire.attempts)
+
+
+@pytest.mark.anyio
+async def test_an_assertion_passes() -> None:
+    """A mock transport makes it, for the test that it is part of."""
+    wire = Script(AssertionError("not mocked"))
+    with pytest.raises(AssertionError, match="not mocked"):
         await send(wire)
     assert 1 == wire.attempts
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.anyio
+async def test_a_wire_that_cancels_by_itself() -> None:
+    """Nobody asked for it, so it is a failure, and does not end the task."""
+
+    class Canceling(Script):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if self.attempts == 0:
+                self.attempts += 1
+                raise asyncio.CancelledError
+            return await super().handle_async_request(request)
+
+    wire = Canceling(httpx.Response(200))
+    assert 200 == (await send(wire)).status_code
+    assert 2 == wire.attempts
+
+
+@pytest.mark.parametrize(
+    ("first", "body", "done"),
+    [
+        (httpx.Response(500), b"hook not found", True),
+        (httpx.Response(500), b'{"error": "Hook not found"}', True),
+        (httpx.Response(502), b"", True),
+        (BROKEN, b"hook not found", True),
+        (httpx.Response(503, headers={"Retry-After": "0"}), b"", True),  # a proxy's
+        (httpx.Response(500), b"API key not found", False),
+        (httpx.Response(500), b"<html><title>404 Not Found</title></html>", False),
+        (httpx.Response(500), b"Not Found", False),
+        (httpx.Response(429, headers=OWN), b"hook not found", False),
+        (httpx.Response(503, headers=OWN), b"hook not found", False),
+        (REFUSED, b"", False),
+    ],
+)
+@pytest.mark.anyio
+async def test_a_delete_whose_retry_finds_nothing(first: Outcome, body: bytes, *, done: bool) -> None:
+    """It has succeeded if an earlier attempt may have been processed, and the service says what is gone."""
+    answer = await send(Script(first, httpx.Response(404, content=body)), method="DELETE")
+    assert (204 if done else 404) == answer.status_code
 
 
 @pytest.mark.anyio
@@ -482,13 +599,76 @@ async def test_compressed_on_the_wire(make_wire: MakeWire, server: Loopback) -> 
     assert [1, 1] == server.connections
 
 
+@pytest.mark.parametrize(
+    ("encoding", "body", "match"),
+    [
+        ("gzip", b"no gzip", "not gzip, as its header says"),
+        ("gzip", gzip.compress(bytes(3000))[:-9], "breaks off"),
+        ("br", b"\x0b\x02\x80", "compressed with br, not with gzip or deflate as asked"),
+        ("gzip, gzip", gzip.compress(gzip.compress(b"{}")), "compressed with gzip, gzip"),
+    ],
+)
 @pytest.mark.anyio
-async def test_what_is_not_compressed_as_it_says() -> None:
-    """It is a broken answer, which is repeated for a GET."""
-    broken = httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=Stream(b"no gzip"))
-    wire = Script(broken, httpx.Response(200))
-    assert 200 == (await send(wire)).status_code
-    assert 2 == wire.attempts
+async def test_what_cannot_be_decompressed(encoding: str, body: bytes, match: str) -> None:
+    """It is an answer, so asking again would be no use; of a failure, the status is told all the same."""
+    headers = {"Content-Encoding": encoding}
+    wire = Script(httpx.Response(200, headers=headers, stream=Stream(body)))
+    with pytest.raises(ResponseDecodeError, match=match) as caught:
+        await send(wire)
+    assert (1, 200) == (wire.attempts, caught.value.status_code)
+    answer = await send(Script(httpx.Response(400, headers=headers, stream=Stream(body))))
+    assert (400, b"") == (answer.status_code, answer.content)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd"])
+@pytest.mark.parametrize("text", [b'{"_id": "usr_1"}', b"[1, 2]", b'"text"'])
+@pytest.mark.anyio
+async def test_a_body_that_the_wire_has_decompressed(encoding: str, text: bytes) -> None:
+    """Some leave the header as it was. It is not decompressed once more."""
+    headers = {"Content-Encoding": encoding}
+    answer = await send(Script(httpx.Response(200, headers=headers, stream=Stream(text))))
+    assert (text, None) == (answer.content, answer.headers.get("content-encoding"))
+
+
+@pytest.mark.parametrize(
+    "packed", [gzip.compress(b"[" * 3000), zlib.compress(b"[" * 3000), zlib.compress(b"[" * 3000)[2:-4]]
+)
+@pytest.mark.anyio
+async def test_each_kind_of_compression(packed: bytes) -> None:
+    """Called deflate, it comes with a header or without."""
+    encoding = "gzip" if packed[:2] == b"\x1f\x8b" else "deflate"
+    answer = await send(
+        Script(httpx.Response(200, headers={"Content-Encoding": encoding}, stream=Stream(packed)))
+    )
+    assert b"[" * 3000 == answer.content
+
+
+@pytest.mark.anyio
+async def test_headers_that_are_not_ascii() -> None:
+    """Those of a compressed answer are passed on to the byte."""
+    city = (b"X-City", "Zürich".encode("latin-1"))
+    headers = [(b"Content-Encoding", b"gzip"), city]
+    answer = await send(Script(httpx.Response(200, headers=headers, stream=Stream(gzip.compress(b"{}")))))
+    assert (b"{}", [city]) == (answer.content, answer.headers.raw)
+
+
+@pytest.mark.anyio
+async def test_another_encoding_that_the_client_asked_for() -> None:
+    """A plain client with brotli reads it by itself."""
+    response = httpx.Response(200, headers={"Content-Encoding": "br"}, stream=Stream(b"\x0b\x02\x80"))
+    request = httpx.Request("GET", URL, headers={"Accept-Encoding": "gzip, br"})
+    answer = await RetryTransport(Script(response), QUICK).handle_async_request(request)
+    assert b"\x0b\x02\x80" == b"".join([part async for part in answer.aiter_raw()])
+    assert "br" == answer.headers["content-encoding"]
+
+
+@pytest.mark.anyio
+async def test_a_plain_client_knows_how_long_it_took() -> None:
+    """Although the answer is read before the client starts its clock."""
+    wire = Script(httpx.Response(200, stream=Stream(b"{}")), httpx.Response(200, content=b"{}"))
+    async with httpx.AsyncClient(transport=RetryTransport(wire)) as client:
+        for _ in range(2):
+            assert 0 < (await client.get(URL)).elapsed.total_seconds() < 60
 
 
 @pytest.mark.anyio
@@ -541,7 +721,7 @@ async def test_too_large_an_answer(
     assert connections == server.connections
 
 
-@pytest.mark.parametrize(("layers", "match"), [(1, "over 100000 bytes"), (2, "more than once")])
+@pytest.mark.parametrize(("layers", "match"), [(1, "over 100000 bytes"), (2, "with gzip, gzip, not")])
 @pytest.mark.anyio
 async def test_a_bomb(layers: int, match: str) -> None:
     """However often it is compressed, what it would become does not fill the memory."""

@@ -1,6 +1,6 @@
 """The async Python SDK for lemcal, the booking calendar.
 
-``AsyncLemcal`` is the client; the models are what it returns, ``errors`` what it raises. Names are
+``AsyncLemcal`` is the client, the models are what it returns, and the errors what it raises. Names are
 loaded when they are first used: the pytest plugin and ``lemcal --version`` need none of them.
 """
 
@@ -10,10 +10,43 @@ from typing import TYPE_CHECKING, Any
 from lemcal_async._version import __version__
 
 if TYPE_CHECKING:
-    from lemcal_async import errors, ratelimit, transport
+    from lemcal_async import (
+        errors,
+        events,
+        models,
+        ratelimit,
+        sandbox as sandbox,
+        sync,
+        transport,
+        webhooks,
+    )
     from lemcal_async._client import APIResponse, AsyncLemcal
     from lemcal_async._codec import from_wire, to_wire
     from lemcal_async._retry import RetryPolicy
+    from lemcal_async.errors import (
+        APIConnectionError,
+        APIStatusError,
+        APITimeoutError,
+        AuthenticationError,
+        BadRequestError,
+        ConfigurationError,
+        ConflictError,
+        DeadlineExceededError,
+        DuplicateHookError,
+        EmptyListError,
+        HookNotFoundError,
+        LemcalError,
+        MeetingNotFoundError,
+        MeetingTypeNotFoundError,
+        MethodNotAllowedError,
+        NotFoundError,
+        PermissionDeniedError,
+        PlanRequiredError,
+        RateLimitError,
+        ResponseDecodeError,
+        ServerError,
+        StoreError,
+    )
     from lemcal_async.models import (
         Answer,
         Attendee,
@@ -29,44 +62,71 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "APIConnectionError",
     "APIResponse",
+    "APIStatusError",
+    "APITimeoutError",
     "Answer",
     "AsyncLemcal",
     "Attendee",
+    "AuthenticationError",
+    "BadRequestError",
+    "ConfigurationError",
+    "ConflictError",
+    "DeadlineExceededError",
+    "DuplicateHookError",
+    "EmptyListError",
     "Hook",
+    "HookNotFoundError",
     "Lead",
+    "LemcalError",
     "Meeting",
     "MeetingLocation",
+    "MeetingNotFoundError",
     "MeetingType",
+    "MeetingTypeNotFoundError",
+    "MethodNotAllowedError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "PlanRequiredError",
     "Question",
+    "RateLimitError",
+    "ResponseDecodeError",
     "RetryPolicy",
     "RoundRobin",
     "RoundRobinUser",
+    "ServerError",
+    "StoreError",
     "User",
     "__version__",
     "errors",
+    "events",
     "from_wire",
+    "models",
     "ratelimit",
+    "sync",
     "to_wire",
     "transport",
+    "webhooks",
 ]
 
-_MODULES = ("errors", "ratelimit", "transport")
+_MODULES = {"errors", "events", "models", "ratelimit", "sandbox", "sync", "transport", "webhooks"}
 _HOMES = {
     "APIResponse": "_client",
     "AsyncLemcal": "_client",
     "RetryPolicy": "_retry",
     "from_wire": "_codec",
     "to_wire": "_codec",
-}  # everything else is a model
+}  # names ending in "Error" are in errors, everything else is a model
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
-    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'models')}"), name)
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES.get(name) or ("errors" if name.endswith("Error") else "models")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
     globals()[name] = value  # found there from now on
     return value
 

@@ -1,4 +1,4 @@
-"""``AsyncLemcal``: what users hold. Arguments are checked here, and sent through ``exchange.py``."""
+"""``AsyncLemcal``, the client. It checks arguments; ``_session`` sends the calls."""
 
 import math
 import re
@@ -211,7 +211,7 @@ class AsyncLemcal:
 
     def _reopen(self) -> None:
         """Make a closed client usable again; for those who start and stop an app several times."""
-        self._exchange.stack.reopen()
+        self._session.stack.reopen()
 
     async def __aenter__(self) -> Self:
         self._session.stack.check_open()

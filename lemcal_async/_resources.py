@@ -9,7 +9,7 @@ import attrs
 from lemcal_async._auth import Secret
 from lemcal_async._decoding import decode, find_row, json_of, parse_rows, read_model, read_models, read_rows
 from lemcal_async._selection import selection, tell_account
-from lemcal_async._session import AccountSession, Answer, JSONBody
+from lemcal_async._session import AccountSession, JSONBody, RawResponse
 from lemcal_async._urls import check_target_url, quote_id, with_query
 from lemcal_async.errors import CallInfo, ConfigurationError, DuplicateHookError, MeetingNotFoundError
 from lemcal_async.models import Hook, Meeting, MeetingType, User
@@ -98,7 +98,7 @@ class Meetings:
             status_code=404,
         )
 
-    def _fetch(self, meeting_type_id: str | None) -> Coroutine[Any, Any, Answer]:
+    def _fetch(self, meeting_type_id: str | None) -> Coroutine[Any, Any, RawResponse]:
         if meeting_type_id is not None:
             quote_id(meeting_type_id, "meeting_type_id")
         target = with_query("/meetings", {"meetingTypeId": meeting_type_id})

@@ -19,13 +19,17 @@ class TransportStack:
         max_response_bytes: int,
     ) -> None:
         self._owned: PooledTransport | None = None
+        self._limiter = limiter
         self._max_response_bytes = max_response_bytes
-        if wire is None:
-            wire = self._owned = PooledTransport()
-        self._limit = RateLimitTransport(wire, limiter)
-        self.entry = RetryTransport(self._limit, max_response_bytes=max_response_bytes)
         self._used = False
         self._closed = False
+        if wire is None:
+            wire = self._owned = PooledTransport()
+        self._build(wire)
+
+    def _build(self, wire: httpx.AsyncBaseTransport) -> None:
+        self._limit = RateLimitTransport(wire, self._limiter)
+        self.entry = RetryTransport(self._limit, max_response_bytes=self._max_response_bytes)
 
     @property
     def limiter(self) -> RateLimiter:
@@ -43,9 +47,8 @@ class TransportStack:
     def reopen(self) -> None:
         """Make it usable again after ``aclose``, on a new default wire if it had one."""
         if self._closed and self._owned is not None:
-            wire = self._owned = PooledTransport()
-            self._limit = RateLimitTransport(wire, self.limiter)
-            self.entry = RetryTransport(self._limit, max_response_bytes=self._max_response_bytes)
+            self._owned = PooledTransport()
+            self._build(self._owned)
         self._closed = False
 
     async def aclose(self) -> None:

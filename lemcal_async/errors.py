@@ -1,13 +1,13 @@
 """The exceptions, all of them: what failed, in which call, and what the server said.
 
     LemcalError
-    ├── ConfigurationError            wrong set-up or wrong use; nothing was sent
+    ├── ConfigurationError            wrong setup or wrong use; nothing was sent
     ├── APIConnectionError            no answer
     │   └── APITimeoutError           also a TimeoutError
     ├── DeadlineExceededError         also a TimeoutError; the call's own deadline
     ├── APIStatusError                an answer that is not a success
     │   ├── BadRequestError           400
-    │   ├── AuthenticationError       401, and the 400/403/404 that speak of the API key
+    │   ├── AuthenticationError       401, and the 400/403/404 that are about the API key
     │   ├── PlanRequiredError         402
     │   ├── PermissionDeniedError     403
     │   ├── NotFoundError             404
@@ -20,25 +20,24 @@
     │   ├── RateLimitError            429
     │   └── ServerError               5xx
     ├── ResponseDecodeError           a 2xx that is not the JSON asked for
-    ├── StoreError                    the store of a synchronization failed
-    │   └── EmptyListError            a list too short to be believed yet
-    └── WebhookError
+    └── StoreError                    the store of a synchronization failed
+        └── EmptyListError            a list too short to be believed yet
 
-Every one is a plain value: it pickles, crosses processes, holds no object of an HTTP library
-and no secret. Which error an answer becomes is decided in ``responses.py``.
+Each is a plain value: it pickles, crosses processes, and holds neither an object of an HTTP library
+nor a secret. Which error an answer becomes is decided in ``_responses``.
 """
 
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import attrs
 
 
 @attrs.frozen
 class CallInfo:
-    """Which call an error speaks of.
+    """The call that an error is about.
 
-    ``route`` is the path with its ids left out (``/meetingTypes/{id}``), so that it can serve as a
-    label. ``waited`` is the seconds spent waiting for the rate limit and between attempts.
+    ``route`` is the path without its ids (``/meetingTypes/{id}``), so it can serve as a label.
+    ``waited`` is the seconds spent waiting for the rate limit and between attempts.
     """
 
     method: str | None = None
@@ -50,12 +49,12 @@ class CallInfo:
         return f"{self.method} {self.route}" if self.method else "the call"
 
 
-NO_CALL = CallInfo()
+_NO_CALL = CallInfo()
 
 
 @attrs.frozen
 class BadRow:
-    """A row of a list that could not be read: its place in the list, the row itself, and why."""
+    """A row of a list that could not be read: its index in the list, the row itself, and why."""
 
     index: int
     row: Any = attrs.field(repr=False)  # personal data, or a hook's token
@@ -65,15 +64,26 @@ class BadRow:
 class LemcalError(Exception):
     """The base of everything this package raises on purpose.
 
-    ``status_code`` and ``server_message`` are None where there was no answer, or none of use.
+    ``server_message`` is the server's own words, None if it did not answer or said nothing of use.
     """
 
-    status_code: int | None = None
-    server_message: str | None = None
-
-    def __init__(self, message: str = "", *, call: CallInfo = NO_CALL) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        call: CallInfo = _NO_CALL,
+        status_code: int | None = None,
+        server_message: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.call = call
+        self.server_message = server_message
+        self._status_code = status_code
+
+    @property
+    def status_code(self) -> int | None:
+        """The status of the last answer, None if there was none."""
+        return self._status_code
 
     @property
     def method(self) -> str | None:
@@ -82,7 +92,7 @@ class LemcalError(Exception):
 
     @property
     def route(self) -> str | None:
-        """The path of the call, ids left out: ``/meetingTypes/{id}``."""
+        """The path of the call without its ids: ``/meetingTypes/{id}``."""
         return self.call.route
 
     @property
@@ -101,17 +111,13 @@ class ConfigurationError(LemcalError):
 
 
 class APIConnectionError(LemcalError):
-    """No answer came: the connection failed, or broke before the answer was whole.
+    """No answer came: the connection failed, or broke before the answer was complete.
 
-    ``maybe_processed`` is True when the server may have carried the request out all the same.
+    ``maybe_processed`` is True if the server may have carried out the request anyway.
     """
 
     def __init__(
-        self,
-        message: str = "",
-        *,
-        call: CallInfo = NO_CALL,
-        maybe_processed: bool = False,
+        self, message: str = "", *, call: CallInfo = _NO_CALL, maybe_processed: bool = False
     ) -> None:
         super().__init__(message, call=call)
         self.maybe_processed = maybe_processed
@@ -124,68 +130,87 @@ class APITimeoutError(APIConnectionError, TimeoutError):
 class DeadlineExceededError(LemcalError, TimeoutError):
     """The call's ``deadline=`` has passed, or is known to pass before the call could be made.
 
-    ``retry_after`` is the seconds after which a new try has a chance, None if unknown.
+    ``status_code`` and ``server_message`` are those of the last attempt, if it was answered.
+    ``retry_after`` is the seconds after which another call has a chance, None if unknown.
     """
 
     def __init__(
         self,
         message: str = "",
         *,
-        call: CallInfo = NO_CALL,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(message, call=call)
-        self.retry_after = retry_after
-
-
-class APIStatusError(LemcalError):
-    """The server answered, and not with a success; a redirect counts as that too.
-
-    ``retry_after`` is the server's ``Retry-After`` in seconds, None if it sent none. This service
-    sends it with every answer (documented): only a 429 or 503 makes it an order to wait.
-    """
-
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        call: CallInfo = NO_CALL,
+        call: CallInfo = _NO_CALL,
         status_code: int | None = None,
         server_message: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(message, call=call)
-        self.status_code = status_code
-        self.server_message = server_message
+        super().__init__(message, call=call, status_code=status_code, server_message=server_message)
         self.retry_after = retry_after
 
 
+class APIStatusError(LemcalError):
+    """The server answered, but not with a success. A redirect counts as that too.
+
+    ``retry_after`` is the server's ``Retry-After`` in seconds, None if it sent none. This service
+    sends it with every answer (documented); only with a 429 or 503 is it an order to wait.
+    """
+
+    _usual_status: ClassVar[int] = 0
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        call: CallInfo = _NO_CALL,
+        status_code: int | None = None,
+        server_message: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        status_code = self._usual_status if status_code is None else status_code
+        super().__init__(message, call=call, status_code=status_code, server_message=server_message)
+        self.retry_after = retry_after
+
+    @property
+    def status_code(self) -> int:
+        """The status of the answer."""
+        return cast("int", self._status_code)
+
+
 class BadRequestError(APIStatusError):
-    """400: the server found the request wrong."""
+    """400: the server rejects the request as malformed."""
+
+    _usual_status = 400
 
 
 class AuthenticationError(APIStatusError):
-    """401, or the 400, 403 and 404 with which this platform says that the API key is no good."""
+    """401, or one of the 400, 403 and 404 with which this platform rejects an API key."""
+
+    _usual_status = 401
 
 
 class PlanRequiredError(APIStatusError):
     """402: the account's plan lacks the feature."""
 
+    _usual_status = 402
+
 
 class PermissionDeniedError(APIStatusError):
-    """403: the credentials are good, the action is not allowed."""
+    """403: the credentials are good, but the action is not allowed."""
+
+    _usual_status = 403
 
 
 class NotFoundError(APIStatusError):
     """404: there is no such thing."""
 
+    _usual_status = 404
+
 
 class MeetingTypeNotFoundError(NotFoundError):
-    """There is no meeting type of that id."""
+    """There is no meeting type with that id."""
 
 
 class HookNotFoundError(NotFoundError):
-    """There is no hook of that id."""
+    """There is no hook with that id."""
 
 
 class MeetingNotFoundError(NotFoundError):
@@ -193,29 +218,35 @@ class MeetingNotFoundError(NotFoundError):
 
 
 class MethodNotAllowedError(APIStatusError):
-    """405: the path does not know the method."""
+    """405: the path does not support the method."""
+
+    _usual_status = 405
 
 
 class ConflictError(APIStatusError):
     """409: it exists already."""
 
+    _usual_status = 409
+
 
 class DuplicateHookError(ConflictError):
-    """409 on creating a hook: there is one for that target already.
+    """409 on creating a hook: that target has one already.
 
-    Its id cannot be recovered: the service has no list of hooks (documented by absence).
+    Its id cannot be recovered, because the service has no list of hooks (documented by absence).
     """
 
 
 class RateLimitError(APIStatusError):
-    """429, and no further try was allowed; ``limit`` and ``remaining`` as the server gave them."""
+    """429, and no further attempt was allowed; ``limit`` and ``remaining`` as the server gave them."""
+
+    _usual_status = 429
 
     def __init__(
         self,
         message: str = "",
         *,
-        call: CallInfo = NO_CALL,
-        status_code: int | None = 429,
+        call: CallInfo = _NO_CALL,
+        status_code: int | None = None,
         server_message: str | None = None,
         retry_after: float | None = None,
         limit: int | None = None,
@@ -235,11 +266,13 @@ class RateLimitError(APIStatusError):
 class ServerError(APIStatusError):
     """5xx: the server failed."""
 
+    _usual_status = 500
+
 
 class ResponseDecodeError(LemcalError):
-    """A success that is not the JSON asked for: an HTML page, nothing, another shape, bad rows.
+    """A success that is not the JSON asked for: an HTML page, an empty body, another shape, bad rows.
 
-    When only some rows of a list could not be read, ``rows`` holds the models of the others, in order.
+    If only some rows of a list could not be read, ``rows`` has the models of the others, in order.
     ``bad_rows`` says which rows are missing and why: the first 1,000 of ``bad_row_count``.
     """
 
@@ -247,14 +280,13 @@ class ResponseDecodeError(LemcalError):
         self,
         message: str = "",
         *,
-        call: CallInfo = NO_CALL,
+        call: CallInfo = _NO_CALL,
         status_code: int | None = None,
         rows: list[Any] | None = None,
         bad_rows: list[BadRow] | None = None,
         bad_row_count: int | None = None,
     ) -> None:
-        super().__init__(message, call=call)
-        self.status_code = status_code
+        super().__init__(message, call=call, status_code=status_code)
         self.rows = rows if rows is not None else []
         self.bad_rows = bad_rows if bad_rows is not None else []
         self.bad_row_count = len(self.bad_rows) if bad_row_count is None else bad_row_count
@@ -272,10 +304,3 @@ class StoreError(LemcalError):
 
 class EmptyListError(StoreError):
     """The service suddenly lists none, or less than half, of an account's meetings; nothing was changed."""
-
-
-class WebhookError(LemcalError):
-    """A webhook delivery could not be accepted or verified.
-
-    For handlers and memories of your own: the receiver itself answers the sender instead of raising.
-    """

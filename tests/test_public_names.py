@@ -2,6 +2,8 @@
 
 import importlib
 import pickle
+import subprocess
+import sys
 
 import attrs
 import pytest
@@ -9,7 +11,8 @@ import pytest
 import lemcal_async
 from lemcal_async import errors, models
 
-CONTRACT = {"AsyncLemcal", "RetryPolicy", "to_wire", "from_wire", "errors", "ratelimit", "transport"}
+MODULES = {"errors", "events", "models", "ratelimit", "sync", "transport", "webhooks"}
+CONTRACT = {"AsyncLemcal", "RetryPolicy", "to_wire", "from_wire"} | MODULES
 MODELS = {
     "Answer",
     "Attendee",
@@ -26,8 +29,9 @@ MODELS = {
 
 
 def test_all_is_sorted_and_complete() -> None:
-    """The contract's names, the models, and what request() returns."""
-    assert sorted(CONTRACT | MODELS | {"APIResponse", "__version__"}) == lemcal_async.__all__
+    """The client and what it takes, returns and raises, and the modules beside it."""
+    expected = CONTRACT | MODELS | {*ERRORS} | {"APIResponse", "__version__"}
+    assert sorted(expected) == lemcal_async.__all__
 
 
 @pytest.mark.parametrize("name", lemcal_async.__all__)
@@ -35,14 +39,30 @@ def test_each_name_resolves(name: str) -> None:
     """The same object each time; a module is the module."""
     value = getattr(lemcal_async, name)
     assert value is getattr(lemcal_async, name)
-    if name in {"errors", "ratelimit", "transport"}:
+    if name in MODULES:
         assert importlib.import_module(f"lemcal_async.{name}") is value
         assert lemcal_async.__getattr__(name) is value  # before anything else has imported it
     elif name in MODELS:
         assert getattr(models, name) is value
         assert attrs.has(value)
+    elif name in ERRORS:
+        assert getattr(errors, name) is value
     else:
         assert isinstance(value, str) or callable(value)
+
+
+def test_the_sandbox_is_an_attribute_that_no_list_has() -> None:
+    """It needs an extra, so neither a star import nor a look at all names may load it."""
+    assert importlib.import_module("lemcal_async.sandbox") is lemcal_async.sandbox
+    assert "sandbox" not in lemcal_async.__all__
+
+
+@pytest.mark.parametrize("name", sorted(MODULES | {"sandbox"}))
+def test_modules_are_attributes_at_once(name: str) -> None:
+    """In a fresh interpreter, after nothing but `import lemcal_async`."""
+    program = f"import lemcal_async; print(lemcal_async.{name}.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert f"lemcal_async.{name}" == done.stdout.strip()
 
 
 def test_dir_has_the_same_names() -> None:
@@ -115,7 +135,6 @@ ERRORS: dict[str, tuple[type[Exception], ...]] = {
     "ResponseDecodeError": (errors.LemcalError,),
     "StoreError": (errors.LemcalError,),
     "EmptyListError": (errors.StoreError,),
-    "WebhookError": (errors.LemcalError,),
 }
 
 
@@ -135,6 +154,18 @@ def test_the_error_tree(name: str) -> None:
     )
     copy = pickle.loads(pickle.dumps(error))
     assert (kind, str(error), vars(error)) == (type(copy), str(copy), vars(copy))
+
+
+def test_status_codes_are_numbers() -> None:
+    """Also of an error that a test makes of a message alone."""
+    assert (400, 404, 409, 429, 500) == (
+        errors.BadRequestError("x").status_code,
+        errors.MeetingNotFoundError("x").status_code,
+        errors.DuplicateHookError("x").status_code,
+        errors.RateLimitError("x").status_code,
+        errors.ServerError("x").status_code,
+    )
+    assert (503, None) == (errors.ServerError(status_code=503).status_code, errors.LemcalError().status_code)
 
 
 def test_no_other_errors() -> None:

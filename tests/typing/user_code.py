@@ -173,7 +173,7 @@ async def failures(lemcal: AsyncLemcal) -> float | None:
     except errors.DeadlineExceededError as error:
         return error.retry_after
     except errors.APIStatusError as error:
-        assert_type(error.status_code, int | None)
+        assert_type(error.status_code, int)
         assert_type(error.server_message, str | None)
         return error.retry_after
     except errors.APIConnectionError as error:

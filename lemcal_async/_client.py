@@ -65,7 +65,7 @@ class AsyncLemcal:
     it had sent may have been processed. ``aclose()`` lets the calls that are under way finish.
     """
 
-    __slots__ = ("__weakref__", "_session", "_owner")
+    __slots__ = ("__weakref__", "_owner", "_session")
 
     def __init__(
         self,

@@ -64,35 +64,37 @@ def _inflates(body: bytes) -> bool:
 
 
 def _pieces(encoding: str, body: bytes) -> Iterator[bytes]:
-    if encoding in ("gzip", "x-gzip"):
-        window = _GZIP
-    elif encoding == "deflate":
-        # Called deflate, it may be zlib's format (as the standard says) or the raw one (as some send it).
-        window = zlib.MAX_WBITS if _is_zlib(body) else _RAW_DEFLATE
-    else:
-        # Not quoted as it is: it is the server's text.
-        shown = re.sub(r"[^a-z0-9, -]", "", encoding)[:20]
-        raise CompressionError(f"the answer is compressed with {shown}, not with gzip or deflate as asked")
+    window = _window(encoding, body)
     stream = zlib.decompressobj(window)
-    for at in range(0, len(body), _PIECE):
-        rest = body[at : at + _PIECE]
-        while rest:
-            if stream.eof:
-                if window != _GZIP:  # gzip allows several members in a row; others end here
-                    return
-                stream = zlib.decompressobj(window)
-            try:
-                piece = stream.decompress(rest, _PIECE)
-            except zlib.error:
-                raise CompressionError(f"the answer is not {encoding}, as its header says") from None
-            if piece:
-                yield piece
-            rest = stream.unused_data if stream.eof else stream.unconsumed_tail
+    at, rest = 0, b""
+    while rest or at < len(body):
+        if not rest:
+            rest, at = body[at : at + _PIECE], at + _PIECE
+        if stream.eof:
+            if window != _GZIP:  # gzip allows several members in a row; others end here
+                return
+            stream = zlib.decompressobj(window)
+        try:
+            yield stream.decompress(rest, _PIECE)
+        except zlib.error:
+            raise CompressionError(f"the answer is not {encoding}, as its header says") from None
+        rest = stream.unused_data if stream.eof else stream.unconsumed_tail
     while not stream.eof:
         piece = stream.decompress(b"", _PIECE)
         if not piece:
             raise CompressionError("the compressed answer breaks off")
         yield piece
+
+
+def _window(encoding: str, body: bytes) -> int:
+    """Return what zlib takes for the format."""
+    if encoding in ("gzip", "x-gzip"):
+        return _GZIP
+    if encoding == "deflate":
+        # Called deflate, it may be zlib's format (as the standard says) or the raw one (as some send it).
+        return zlib.MAX_WBITS if _is_zlib(body) else _RAW_DEFLATE
+    shown = re.sub(r"[^a-z0-9, -]", "", encoding)[:20]  # it is the server's text
+    raise CompressionError(f"the answer is compressed with {shown}, not with gzip or deflate as asked")
 
 
 def _is_zlib(body: bytes) -> bool:

@@ -53,7 +53,9 @@ _ADVICE: dict[type[APIStatusError], str] = {
     PermissionDeniedError: "The account is not allowed to do this.",
     NotFoundError: "Check the path and base_url.",
     MeetingTypeNotFoundError: "Check the id of the meeting type, and that it belongs to this account.",
-    HookNotFoundError: "Check the id of the hook, and that it belongs to this account; it may be deleted already.",
+    HookNotFoundError: (
+        "Check the id of the hook, and that it belongs to this account; it may be deleted already."
+    ),
     MethodNotAllowedError: "Check the method, the path and base_url.",
     ConflictError: "There is one already.",
     DuplicateHookError: "That target has a hook already; its id cannot be looked up (no call lists hooks).",
@@ -188,12 +190,12 @@ def _advice(
     if kind is RateLimitError:
         when = "later" if quota.retry_after is None else f"in {quota.retry_after:.1f} s"
         return f"Over the rate limit: try again {when}. Processes that use one key must share a limiter."
-    if status_code == HTTPStatus.SERVICE_UNAVAILABLE and is_refusal(status_code, quota):
-        return "The service is not available now: try again later."
-    if kind is ServerError and call.method is not None and call.method not in REPEATABLE:
-        return "The request may have been processed all the same: look before sending it again."
     if kind is ServerError:
-        return "The server failed: try again later."
+        repeatable = call.method is None or call.method in REPEATABLE
+        if not repeatable and not is_refusal(status_code, quota):
+            return "The request may have been processed all the same: look before sending it again."
+        what = "service is not available now" if status_code == 503 else "server failed"
+        return f"The {what}: try again later."
     if is_page:
         return "The API sends no pages: check base_url, the path, and any proxy in between."
     if kind is DuplicateHookError and call.attempts > 1:

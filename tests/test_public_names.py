@@ -103,7 +103,7 @@ def test_public_modules_have_what_the_contract_says(name: str) -> None:
         "transport": {"PooledTransport", "RateLimitTransport", "RetryTransport"},
         "models": MODELS,
         "sandbox": {"Sandbox", "faults"},
-        "webhooks": {"WebhookReceiver", "Tenant", "Memory", "BoundedMemory"},
+        "webhooks": {"WebhookReceiver", "Tenant", "Dedup", "InMemoryDedup"},
         "sync": {"MemoryStore", "SQLStore", "Wake", "sync_meetings", "watch"},
         "errors": set(ERRORS),
     }

@@ -277,8 +277,10 @@ MESSAGES: dict[str, tuple[APIStatusError, str]] = {
     ),
     "unavailable, of a creation": (
         error(503, "", CREATE_HOOK),
-        "POST /hooks: 503 Service Unavailable. "
-        "The request may have been processed all the same: look before sending it again.",
+        (
+            "POST /hooks: 503 Service Unavailable. "
+            "The request may have been processed all the same: look before sending it again."
+        ),
     ),
     "too many": (
         error(429),

@@ -97,7 +97,7 @@ async def test_the_last_answer_is_told(lemcal_sandbox: Sandbox) -> None:
     slowly = RetryPolicy(backoff=30.0, backoff_max=30.0)
     async with lemcal_sandbox.client(deadline=10, retry=slowly) as lemcal:
         with pytest.raises(
-            DeadlineExceededError, match="last attempt: 500 boom; allow more, or try again later$"
+            DeadlineExceededError, match=r"last attempt: 500 boom; allow more, or try again later$"
         ) as caught:
             await lemcal.me()
     assert (500, "boom", 1) == (caught.value.status_code, caught.value.server_message, caught.value.attempts)

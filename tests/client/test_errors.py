@@ -204,7 +204,7 @@ async def test_no_connection(do: Do, call: str) -> None:
     """Nothing was sent, so any method is tried again, and nothing can have been processed."""
     async with AsyncLemcal(USER_ID, KEY, base_url=nobody_listens(), retry=AT_ONCE) as lemcal:
         with pytest.raises(
-            APIConnectionError, match=rf"^{call}: no answer.*127\.0\.0\.1:\d+.*: .*5 attempts"
+            APIConnectionError, match=rf"^{call}: no answer.*127\.0\.0\.1:\d+.*5 attempts"
         ) as caught:
             await do(lemcal)
         assert 20 == lemcal.rate_limit.remaining  # nor was it counted
@@ -458,6 +458,6 @@ async def test_the_reason_may_lie_deeper() -> None:
     failure = httpx.ConnectError("")
     failure.__cause__ = OSError("certificate verify failed:\nself-signed")
     with pytest.raises(
-        APIConnectionError, match="no answer from api.lemcal.com: certificate verify failed: self"
+        APIConnectionError, match=r"no answer from api\.lemcal\.com: certificate verify failed: self"
     ):
         await GET(failing(failure).client())

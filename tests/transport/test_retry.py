@@ -257,8 +257,10 @@ async def test_a_wire_that_proves_nothing(error: httpx.RequestError, method: str
 
 @pytest.mark.parametrize(
     ("status", "headers", "sent"),
-    [(200, OWN, True), (404, OWN, True), (500, OWN, True), (401, OWN, False), (429, OWN, False)]
-    + [(429, {}, False), (503, OWN, False), (503, {}, True)],
+    [
+        *[(200, OWN, True), (404, OWN, True), (500, OWN, True), (503, {}, True)],
+        *[(401, OWN, False), (429, OWN, False), (429, {}, False), (503, OWN, False)],
+    ],
 )
 @pytest.mark.anyio
 async def test_what_an_answer_says_of_the_request(

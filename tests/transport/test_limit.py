@@ -260,7 +260,7 @@ class Wire(httpx.MockTransport):
 async def test_a_failure(
     error: type[Exception], *, reports_sending: bool, events: list[str], told: list[str]
 ) -> None:
-    """What the error calls itself proves nothing: the slot goes back if the wire shows that it sent nothing."""
+    """Its name proves nothing: the slot goes back only if the wire shows that it sent nothing."""
     recorder = Recorder()
 
     async def fail(request: httpx.Request) -> httpx.Response:

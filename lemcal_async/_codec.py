@@ -436,9 +436,9 @@ class RowReader(Generic[T]):
         read, good = self._read, self.good
         with _gc.paused():
             for index, row in enumerate(rows, self.count):
-                if self.bad_count >= MOST_BAD_ROWS and self._is_bad(row):
-                    self.bad_count += 1  # there may be millions, so without an exception for each
-                    continue
+                if self.bad_count >= MOST_BAD_ROWS:
+                    self._add_usable(rows[index - self.count :])
+                    break
                 try:
                     good.append(read(row, None))
                 except MismatchError as mismatch:
@@ -446,11 +446,14 @@ class RowReader(Generic[T]):
                     self.bad.append(BadRow(index, row, str(mismatch)))
         self.count += len(rows)
 
+    def _add_usable(self, rows: list[Any]) -> None:
+        """Count the bad rows, of which there may be millions, without an exception for each."""
+        usable = [row for row in rows if _is_object(row)]
+        if self._needs_id:
+            usable = [row for row in usable if isinstance(row_id := row.get("_id"), str) and row_id]
+        self.good += [self._read(row, None) for row in usable]
+        self.bad_count += len(rows) - len(usable)
+
     def problem(self) -> str:
         """Say how many rows are bad."""
         return f"{self.bad_count} of {self.count} rows cannot be read"
-
-    def _is_bad(self, row: Any) -> bool:
-        if not _is_object(row):
-            return True
-        return self._needs_id and not (isinstance(row_id := row.get("_id"), str) and row_id)

@@ -42,6 +42,8 @@ class Address:
 
     def __str__(self) -> str:
         url = self.url
+        if self.backend == "sqlite":
+            return f"sqlite:///{url.database}"
         return str(URL.create(self.backend, url.username, None, url.host, url.port, url.database))
 
 

@@ -14,6 +14,10 @@ from psycopg.abc import PQGen
 T = TypeVar("T")
 
 
+class SilenceError(psycopg.OperationalError):
+    """The wait for the server's answer was ended."""
+
+
 class BoundedConnection(psycopg.Connection[Any]):
     """A connection on which no wait is longer than ``patience`` seconds; None is without bound."""
 
@@ -41,8 +45,8 @@ class BoundedConnection(psycopg.Connection[Any]):
             value: T = stop.value
             return value
 
-    def _given_up(self) -> psycopg.OperationalError:
+    def _given_up(self) -> SilenceError:
         self.pgconn.finish()
         if self.is_severed:
-            return psycopg.OperationalError("the wait for the server was cut off")
-        return psycopg.OperationalError(f"the server has not answered for {self.patience:g} s")
+            return SilenceError("the wait for the server was cut off")
+        return SilenceError(f"the server has not answered for {self.patience:g} s")

@@ -131,7 +131,8 @@ class Transactions:
         try:
             return _begin(engine, mode, call)
         except DBAPIError as error:
-            if not error.connection_invalidated or call.is_left:
+            is_silent = type(error.orig).__name__ == "SilenceError"  # psycopg may be missing
+            if is_silent or not error.connection_invalidated:
                 raise
         return _begin(engine, mode, call)
 

@@ -246,6 +246,10 @@ async def test_native_cancellation(sqlite_database: Database, anyio_backend: str
         ("mysql://user:hush@h/x", "the database URL is of an unknown kind"),
         ("postgresql+asyncpg://user:hush@h/x", "the database URL is of an unknown kind"),
         ("sqlite+aiosqlite:///hush", "the database URL is of an unknown kind"),
+        ("postgresql://bob:hush@ss/w0rd@host/db", "an @ or a [?] in an unexpected place: .* write %40 for @"),
+        ("postgresql://bob:hush@s?s@host/db", "an @ or a [?] in an unexpected place"),
+        ("postgresql://bob:a@hush@host/db", "an @ or a [?] in an unexpected place"),
+        ("postgresql://bob:a@host/db?hush", "an @ or a [?] in an unexpected place"),
         ("sqlite://", r"a SQLite database in memory is lost at once: use MemoryStore\(\)"),
         ("sqlite:///:memory:", r"a SQLite database in memory is lost at once: use MemoryStore\(\)"),
     ],
@@ -256,6 +260,21 @@ def test_urls_that_are_none(url: Any, problem: str) -> None:
         SQLStore(url)
     shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
     assert "hush" not in shown.replace(repr(url), "")  # this test's own variable
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://bob:p%40ss%2Fw%3Frd@host/db", "postgresql://bob@host/db"),
+        ("postgresql://bob:p/w?rd@host/db?connect_timeout=1", "postgresql://bob@host/db"),
+        ("postgresql:///db?host=/run/a@b", "postgresql:///db"),
+        ("postgresql://bob@host", "postgresql://bob@host"),
+        ("sqlite:////home/a@b/c@d.db", "sqlite:////home/a@b/c@d.db"),
+    ],
+)
+def test_urls_that_are_clear(url: str, shown: str) -> None:
+    """An @ is no problem where only one reading is possible."""
+    assert f"<SQLStore {shown}>" == repr(SQLStore(url))
 
 
 def test_a_password_is_not_shown() -> None:

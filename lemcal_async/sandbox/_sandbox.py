@@ -12,19 +12,21 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.requests import Request
-from starlette.routing import Mount, Router
+from starlette.routing import Mount, Router, request_response
 from starlette.types import Receive, Scope, Send
 
 from lemcal_async.sandbox._app import Api, is_web_url, seen_request, send_response
 from lemcal_async.sandbox._arguments import guest_of, meeting_id_of, start_of, wire_fields
 from lemcal_async.sandbox._control import Controls
 from lemcal_async.sandbox._demo import SandboxAccount
+from lemcal_async.sandbox._guard import Guard
 from lemcal_async.sandbox._hooks import Delivery, HookSender
 from lemcal_async.sandbox._log import Follower, RequestLog, SeenRequest
+from lemcal_async.sandbox._page import Page
 from lemcal_async.sandbox._ratelimit import COUNTERS, WindowKind
 from lemcal_async.sandbox._responses import dumps, html
 from lemcal_async.sandbox._server import listening
-from lemcal_async.sandbox._state import SandboxState
+from lemcal_async.sandbox._state import DuplicateHookError, SandboxState
 from lemcal_async.sandbox.faults import Fault, FaultPlan
 
 if TYPE_CHECKING:
@@ -87,14 +89,23 @@ class Sandbox:
             latency=self._round_trip,
             clock=clock,
         )
+        page = Page(
+            self,
+            self._state,
+            self._log,
+            self._sender,
+            self._faults,
+            clock=clock,
+            limit={"limit": limit, "period": period, "window": window},
+        )
+        controls = Controls(self, self._log, self._sender)
+        self._page = Guard(request_response(page.index))
+        guarded = Router([*page.routes(), *controls.routes()], redirect_slashes=False)
         routes = [
             Mount(PREFIX, api),
-            Mount(
-                CONTROL_PREFIX,
-                Router(Controls(self, self._log, self._sender).routes(), redirect_slashes=False),
-            ),
+            Mount(CONTROL_PREFIX, Guard(guarded)),
         ]
-        self._router = Router(routes, redirect_slashes=False, default=self._page)
+        self._router = Router(routes, redirect_slashes=False, default=self._root)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, as an ASGI app."""
@@ -104,7 +115,13 @@ class Sandbox:
     def _round_trip(self) -> float:
         return self._rng.uniform(*self._latency)
 
-    async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _root(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        is_page = scope.get("method") == "GET" and path == "/"
+        await (self._page if is_page else self._elsewhere)(scope, receive, send)
+
+    async def _elsewhere(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a path outside of the API as the service does."""
         request = Request(scope, receive)
         user_id, _ = self._state.identify(request.headers.get("authorization", ""))
         number = self._log.add_request(seen_request(request, scope["path"], self._clock(), user_id))
@@ -186,7 +203,15 @@ class Sandbox:
         """
         if not is_web_url(target_url):
             raise ValueError("a hook's target must be an absolute http:// or https:// URL")
-        return self._state.add_hook(account, target_url, None)
+        try:
+            return self._state.add_hook(account, target_url, None)
+        except DuplicateHookError:
+            raise ValueError("there is already a hook for that target") from None
+
+    def delete_hook(self, hook_id: str) -> None:
+        """Delete a hook, without a request. LookupError if there is none."""
+        if not any(self._state.delete_hook(account, hook_id) for account in range(len(self.accounts))):
+            raise LookupError(f"there is no hook {hook_id}")
 
     def book(
         self,

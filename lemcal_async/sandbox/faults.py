@@ -186,6 +186,7 @@ class FaultPlan:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._planned: list[_Planned] = []
+        self.revision = 0  # grows with every change
 
     def add(self, fault: object, times: int, method: str | None, path: str | None) -> None:
         """Plan ``fault`` for the next ``times`` requests with that method and path (None: any).
@@ -198,6 +199,7 @@ class FaultPlan:
             raise ValueError(f"times must be at least 1, not {times}")
         with self._lock:
             self._planned.append(_Planned(fault, times, method and method.upper(), path))
+            self.revision += 1
 
     def take(self, method: str, path: str) -> Fault | None:
         """Return the fault for this request, if any."""
@@ -205,6 +207,7 @@ class FaultPlan:
             for planned in self._planned:
                 if planned.matches(method, path):
                     planned.times -= 1
+                    self.revision += 1
                     if not planned.times:
                         self._planned.remove(planned)
                     return planned.fault
@@ -222,3 +225,4 @@ class FaultPlan:
         """Drop all of them."""
         with self._lock:
             self._planned.clear()
+            self.revision += 1

@@ -156,8 +156,17 @@ def test_a_wrong_method(client: httpx.Client, method: str, path: str, allowed: s
     assert allowed == answer.headers["allow"]
 
 
-@pytest.mark.parametrize("path", ["/", "/meetings", "/api/lemcalendar/meetings", "/api/lemcal"])
-@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/"),
+        *(
+            (method, path)
+            for method in ("GET", "POST")
+            for path in ("/me", "/api/lemcalendar/me", "/api/lemcal")
+        ),
+    ],
+)
 def test_a_path_outside_of_the_api(sandbox: Sandbox, client: httpx.Client, method: str, path: str) -> None:
     """200 and a web page, as at the real service; it does not count, but it is seen."""
     url = sandbox.base_url.removesuffix("/api/lemcal") + path

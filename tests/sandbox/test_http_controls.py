@@ -1,12 +1,14 @@
 """The controls over HTTP, for a sandbox in another process."""
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
+import attrs
 import httpx
 import pytest
 
-from lemcal_async.sandbox import Sandbox
+from lemcal_async.sandbox import Sandbox, faults
 
 from .conftest import Receiver
 
@@ -99,3 +101,77 @@ def test_controls_are_not_logged_and_not_counted(sandbox: Sandbox, control: http
     answer = control.get("/accounts")
     assert "x-ratelimit-limit" not in answer.headers
     assert [] == sandbox.requests
+
+
+def test_requests(sandbox: Sandbox, control: httpx.Client, client: httpx.Client) -> None:
+    """The log as JSON has the fields of ``Sandbox.requests``, and can be followed by number."""
+    for _ in range(3):
+        client.get("/meetings", params={"meetingTypeId": "met_x"})
+    rows = control.get("/requests").json()
+    assert [1, 2, 3] == [row["number"] for row in rows]
+    assert set(attrs.asdict(sandbox.requests[0])) == set(rows[0])
+    expected = ("GET", "/meetings", "meetingTypeId=met_x", sandbox.user_id, 200, True, 20, 19, "", "[]")
+    names = ("method", "path", "query", "user_id", "status", "processed", "limit", "remaining")
+    assert expected == (*(rows[0][name] for name in names), rows[0]["request_body"], rows[0]["response_body"])
+    assert 0 <= rows[0]["seconds"] < 30
+    assert datetime.fromisoformat(rows[0]["time"]).tzinfo is not None
+    assert [3] == [row["number"] for row in control.get("/requests?after=2").json()]
+    assert [] == control.get("/requests?after=3").json()
+    assert rows[1] == control.get("/requests/2").json()
+    assert 404 == control.get("/requests/7").status_code
+    assert 400 == control.get("/requests?after=x").status_code
+
+
+def test_a_request_that_met_a_fault(sandbox: Sandbox, control: httpx.Client, client: httpx.Client) -> None:
+    """The log names the fault, and says how long even a broken request took."""
+    sandbox.inject(faults.slow(0.01))
+    sandbox.inject(faults.reset_after_processing())
+    client.get("/me")
+    with pytest.raises(httpx.TransportError):
+        client.get("/me")
+    slow, broken = control.get("/requests").json()
+    assert ("slow by 0.01 s", 200) == (slow["fault"], slow["status"])
+    assert ("connection reset after processing", None) == (broken["fault"], broken["status"])
+    assert slow["seconds"] >= 0.01
+    assert broken["seconds"] is not None
+
+
+def test_deliveries(sandbox: Sandbox, control: httpx.Client, receiver: Receiver) -> None:
+    """Hooks can be added and deleted, deliveries followed and repeated, to the same target with its token."""
+    hook = control.post("/hooks", json={"targetUrl": receiver.url()}).json()
+    assert [hook] == sandbox.hooks()
+    booked = control.post("/bookings").json()
+    sandbox.wait_for_deliveries(1)
+    (row,) = control.get("/deliveries").json()
+    assert (1, hook["_id"], booked["_id"], 200, None) == (
+        row["number"],
+        row["hook_id"],
+        row["meeting_id"],
+        row["status"],
+        row["repeats"],
+    )
+    assert receiver.url("/hook?...") == row["target"]
+    assert 202 == control.post("/deliveries/1/repeat").status_code
+    sandbox.wait_for_deliveries(2)
+    assert [(2, 1)] == [(row["number"], row["repeats"]) for row in control.get("/deliveries?after=1").json()]
+    assert receiver.seen[0] == receiver.seen[1]
+    assert 404 == control.post("/deliveries/7/repeat").status_code
+    assert 204 == control.delete(f"/hooks/{hook['_id']}").status_code
+    assert 404 == control.delete(f"/hooks/{hook['_id']}").status_code
+    assert [] == sandbox.hooks()
+
+
+def test_hooks_that_are_refused(control: httpx.Client) -> None:
+    """A target that the service would not take, and one that is there already."""
+    assert 400 == control.post("/hooks", json={"targetUrl": "example.com"}).status_code
+    assert 201 == control.post("/hooks", json={"targetUrl": "http://example.com"}).status_code
+    again = control.post("/hooks", json={"targetUrl": "http://example.com"})
+    assert (400, "there is already a hook for that target") == (again.status_code, again.text)
+
+
+def test_moving(sandbox: Sandbox, control: httpx.Client) -> None:
+    """A meeting's fields are replaced."""
+    meeting_id = sandbox.meetings()[0]["_id"]
+    moved = control.patch(f"/meetings/{meeting_id}", json={"start": "2030-01-01T09:00:00.000Z"})
+    assert (200, "2030-01-01T09:00:00.000Z") == (moved.status_code, sandbox.meetings()[0]["start"])
+    assert 404 == control.patch("/meetings/mee_unknown", json={}).status_code

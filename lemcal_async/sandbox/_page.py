@@ -1,0 +1,193 @@
+"""The page and its live stream: what is shown at ``/``, and what the page's script asks for.
+
+The stream (server-sent events) looks at the journals a few times per second: cheap, and the same on every
+event loop and with changes from any thread.
+"""
+
+import json
+import time
+from collections.abc import AsyncGenerator, Callable
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+
+from lemcal_async.sandbox import _html as html
+
+if TYPE_CHECKING:
+    from lemcal_async.sandbox._hooks import HookSender
+    from lemcal_async.sandbox._log import RequestLog, SeenRequest
+    from lemcal_async.sandbox._sandbox import Sandbox
+    from lemcal_async.sandbox._state import SandboxState
+    from lemcal_async.sandbox.faults import FaultPlan
+
+_FIRST_ROWS: Final = 300
+_MORE_ROWS: Final = 1_000
+_PER_EVENT: Final = 500  # rows
+
+_POLL: Final = 0.15  # seconds
+_PING: Final = 15.0  # seconds after which a silent stream says that it is there
+
+_TYPES: Final = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+
+_SECURITY_HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Page:
+    """The page's routes. ``limit`` describes the rate limit for the script."""
+
+    def __init__(
+        self,
+        sandbox: "Sandbox",
+        state: "SandboxState",
+        log: "RequestLog",
+        sender: "HookSender",
+        fault_plan: "FaultPlan",
+        *,
+        clock: Callable[[], float],
+        limit: dict[str, Any],
+    ) -> None:
+        self._sandbox = sandbox
+        self._state = state
+        self._log = log
+        self._deliveries = sender.deliveries
+        self._faults = fault_plan
+        self._clock = clock
+        self._limit = limit
+        self._emails = {account.user_id: account.email for account in sandbox.accounts}
+
+    def routes(self) -> list[BaseRoute]:
+        """Return the routes, to be mounted beside the controls."""
+        return [
+            Route("/static/{name}", self._static),
+            Route("/events", self._events),
+            Route("/page/state", self._lists),
+            Route("/page/requests", self._older),
+            Route("/page/requests/{number:int}", self._details),
+        ]
+
+    async def index(self, request: Request) -> Response:
+        """Return the page."""
+        return _html(html.page(self._view(request)))
+
+    def _view(self, request: Request) -> html.View:
+        account = _number(request, "account", 0)
+        account = account if 0 <= account < len(self._sandbox.accounts) else 0
+        root = str(request.base_url).rstrip("/")
+        return html.View(
+            base_url=f"{root}/api/lemcal",
+            accounts=self._sandbox.accounts,
+            account=account,
+            meetings=self._sandbox.meetings(account),
+            meeting_types=self._sandbox.meeting_types(account),
+            hooks=self._sandbox.hooks(account),
+            faults=self._faults.snapshot(),
+            stream=self._position(),  # before the rows: what comes in between is shown twice, not never
+            requests=self._log.before(None, _FIRST_ROWS),
+            deliveries=self._deliveries.before(None, _FIRST_ROWS),
+        )
+
+    def _position(self) -> str:
+        return (
+            f"{self._log.revision}-{self._deliveries.revision}-{self._state.revision}-{self._faults.revision}"
+        )
+
+    async def _static(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in _TYPES:
+            return PlainTextResponse("Not Found", 404)
+        content = files("lemcal_async.sandbox").joinpath("static", name).read_bytes()
+        return Response(content, media_type=_TYPES[name], headers=_SECURITY_HEADERS)
+
+    async def _lists(self, request: Request) -> Response:
+        view = self._view(request)
+        lists = {
+            "meetings": html.meetings(view),
+            "hooks": html.hooks(view),
+            "faults": html.faults(view.faults),
+        }
+        return JSONResponse(lists, headers=_SECURITY_HEADERS)
+
+    async def _older(self, request: Request) -> Response:
+        rows = self._log.before(_number(request, "before", 0), _MORE_ROWS)
+        return _html("".join(html.request_row(entry, self._emails) for entry in rows))
+
+    async def _details(self, request: Request) -> Response:
+        entry = self._log.get(request.path_params["number"])
+        return _html(html.request_details(entry) if entry else "<p class=hint>no longer in the log</p>")
+
+    async def _events(self, request: Request) -> Response:
+        position = request.headers.get("last-event-id") or request.query_params.get("after", "")
+        headers = {**_SECURITY_HEADERS, "X-Accel-Buffering": "no"}
+        return StreamingResponse(self._stream(position), media_type="text/event-stream", headers=headers)
+
+    async def _stream(self, position: str) -> AsyncGenerator[str]:
+        yield _event("hello", {"now": self._clock(), **self._limit})
+        try:
+            known = [int(part) for part in position.split("-")]
+            requests, deliveries, state, fault_plan = known
+        except ValueError:
+            requests, deliveries, state, fault_plan = (int(part) for part in self._position().split("-"))
+        if requests > self._log.revision or deliveries > self._deliveries.revision:
+            yield _event("reload", None)  # the page is of another sandbox, at the same address earlier
+            return
+        silent_since = time.monotonic()
+        while True:
+            sent = False
+            if requests != self._log.revision:
+                requests, changed = self._log.changed_since(requests)
+                for start in range(0, len(changed), _PER_EVENT):
+                    rows = [self._row(entry) for entry in changed[start : start + _PER_EVENT]]
+                    yield _event("requests", rows)
+                sent = True
+            if deliveries != self._deliveries.revision:
+                deliveries, finished = self._deliveries.changed_since(deliveries)
+                rows = [{"id": f"d{entry.number}", "html": html.delivery_row(entry)} for entry in finished]
+                yield _event("deliveries", rows)
+                sent = True
+            if (state, fault_plan) != (self._state.revision, self._faults.revision):
+                state, fault_plan = self._state.revision, self._faults.revision
+                yield _event("state", None)
+                sent = True
+            if sent:
+                yield f"id: {requests}-{deliveries}-{state}-{fault_plan}\n\n"
+                silent_since = time.monotonic()
+            elif time.monotonic() - silent_since > _PING:
+                yield ": still here\n\n"
+                silent_since = time.monotonic()
+            await anyio.sleep(_POLL)
+
+    def _row(self, entry: "SeenRequest") -> dict[str, Any]:
+        return {
+            "id": f"r{entry.number}",
+            "html": html.request_row(entry, self._emails),
+            "at": entry.at,
+            "key": self._emails.get(entry.user_id or "", "unknown key"),
+            "refused": entry.status == 429,
+            "limit": entry.limit,
+            "remaining": entry.remaining,
+            "resetsIn": entry.resets_in,
+        }
+
+
+def _event(name: str, data: Any) -> str:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+
+
+def _html(text: str) -> Response:
+    return HTMLResponse(text, headers=_SECURITY_HEADERS)
+
+
+def _number(request: Request, name: str, default: int) -> int:
+    try:
+        return int(request.query_params[name])
+    except (KeyError, ValueError):
+        return default

@@ -1,0 +1,318 @@
+"""The page without a browser: what is served, what streams, and who is kept out."""
+
+import contextlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any, Self
+
+import httpx
+import pytest
+
+from lemcal_async.sandbox import Sandbox, faults
+from lemcal_async.sandbox._html import FAULTS
+from lemcal_async.sandbox._log import SeenRequest
+
+from .conftest import Connect, Receiver
+
+
+@pytest.fixture
+def browser(sandbox: Sandbox) -> Iterator[httpx.Client]:
+    """Return a client of the page."""
+    with httpx.Client(base_url=sandbox.url, trust_env=False) as browser:
+        yield browser
+
+
+class Links(HTMLParser):
+    """Collects what a page loads, and the ids in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note links and ids."""
+        self.loads += [value for name, value in attrs if name in ("src", "href") and value]
+        self.ids += [value for name, value in attrs if name == "id" and value]
+
+
+def test_the_page(sandbox: Sandbox, browser: httpx.Client) -> None:
+    """It shows who the account is and what there is, loads only files of its own, and is not logged."""
+    answer = browser.get("/")
+    assert (200, "text/html; charset=utf-8") == (answer.status_code, answer.headers["content-type"])
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    for text in (sandbox.base_url, f"LEMCAL_API_KEY={sandbox.api_key}", sandbox.meetings()[0]["_id"]):
+        assert text in answer.text
+    links = Links()
+    links.feed(answer.text)
+    assert ["_sandbox/static/icon.svg", "_sandbox/static/page.css", "_sandbox/static/page.js"] == links.loads
+    assert len(links.ids) == len(set(links.ids))
+    for name in links.loads:
+        loaded = browser.get(f"/{name}")
+        assert 200 == loaded.status_code
+        assert not re.search(r"https?://(?!www\.w3\.org/)", loaded.text)
+    assert 404 == browser.get("/_sandbox/static/_page.py").status_code
+    assert [] == sandbox.requests
+
+
+def test_the_page_before_anything_happened(sandbox: Sandbox, browser: httpx.Client) -> None:
+    """It says what to type, with credentials that work."""
+    text = browser.get("/").text
+    command = re.search(r"curl -u (\S+) (\S+)</pre>", text)
+    assert command is not None
+    user, _, key = command[1].partition(":")
+    assert 200 == httpx.get(command[2], auth=(user, key), trust_env=False).status_code
+    assert 'id="no-requests" hidden' in browser.get("/").text
+    assert sandbox.requests
+
+
+def test_another_account(connect: Connect) -> None:
+    """The page is about one account at a time; an unknown number is the first."""
+    with Sandbox(accounts=2).serve() as sandbox:
+        client = connect(sandbox)
+        second = client.get(f"{sandbox.url}/?account=1").text
+        assert sandbox.meetings(1)[0]["_id"] in second
+        assert sandbox.meetings(0)[0]["_id"] not in second
+        for odd in ("2", "-1", "x"):
+            assert sandbox.meetings(0)[0]["_id"] in client.get(f"{sandbox.url}/?account={odd}").text
+
+
+def test_nothing_is_taken_for_markup(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) -> None:
+    """Whoever books, registers a hook or sends a request does not write the page's HTML."""
+    attack = "<img src=x onerror=alert(1)>\"'"
+    sandbox.book(meetingTypeName=attack, providedInfos={"email": attack})
+    sandbox.add_hook(f"http://127.0.0.1:1/{attack}".replace(" ", "%20"))
+    client.get(f"/{attack}", params={"q": attack}, headers={"user-agent": attack})
+    number = sandbox.requests[-1].number
+    texts = [
+        browser.get("/").text,
+        browser.get(f"/_sandbox/page/requests/{number}").text,
+        *browser.get("/_sandbox/page/state").json().values(),
+    ]
+    for text in texts:
+        assert "<img" not in text
+    assert "&lt;img" in texts[0]
+
+
+def test_no_credentials_are_shown(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) -> None:
+    """Neither the key of a request nor the token of a hook, in its bodies, lists, details or JSON."""
+    target = {"targetUrl": "http://127.0.0.1:1/x?token=hush", "anyMeetingType": True}
+    assert 200 == client.post("/hooks", json=target).status_code
+    assert 409 == client.post("/hooks", json=target).status_code
+    sandbox.book()
+    sandbox.wait_for_deliveries(1)
+    for path in (
+        "/",
+        "/_sandbox/page/state",
+        "/_sandbox/page/requests/1",
+        "/_sandbox/page/requests/2",
+        "/_sandbox/requests",
+        "/_sandbox/deliveries",
+    ):
+        text = browser.get(path).text
+        assert "hush" not in text
+        assert "basic " not in text.lower()
+    details = browser.get("/_sandbox/page/requests/2").text
+    assert "http://127.0.0.1:1/x?..." in details
+    assert "Duplicate hook" in details
+
+
+def test_details(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) -> None:
+    """An opened request has its headers and both bodies; JSON is laid out."""
+    client.get("/me", headers={"user-agent": "me/1"})
+    details = browser.get("/_sandbox/page/requests/1").text
+    assert "<dt>user-agent</dt><dd>me/1</dd>" in details
+    assert f"&quot;_id&quot;: &quot;{sandbox.user_id}&quot;" in details
+    assert "no longer in the log" in browser.get("/_sandbox/page/requests/7").text
+
+
+def test_older_rows(sandbox: Sandbox, browser: httpx.Client) -> None:
+    """The page begins with the newest requests; the others come by the thousand."""
+    for _ in range(1_500):
+        sandbox._log.add_request(SeenRequest(0, "GET", "/me", "", None, {}, status=200, seconds=0))
+    first = [int(number) for number in re.findall(r'<li id="r(\d+)"', browser.get("/").text)]
+    assert list(range(1500, 1200, -1)) == first
+    text = browser.get("/_sandbox/page/requests", params={"before": 1201}).text
+    assert list(range(1200, 200, -1)) == [int(number) for number in re.findall(r'<li id="r(\d+)"', text)]
+    assert "" == browser.get("/_sandbox/page/requests", params={"before": 1}).text
+    assert "" == browser.get("/_sandbox/page/requests").text
+
+
+class Stream:
+    """The live stream, read event by event."""
+
+    def __init__(self, sandbox: Sandbox, position: str = "", last: str | None = None) -> None:
+        self._stack = contextlib.ExitStack()
+        client = self._stack.enter_context(httpx.Client(trust_env=False, timeout=30))
+        headers = {} if last is None else {"last-event-id": last}
+        url = f"{sandbox.url}/_sandbox/events?after={position}"
+        response = self._stack.enter_context(client.stream("GET", url, headers=headers))
+        assert "text/event-stream; charset=utf-8" == response.headers["content-type"]
+        self._lines = response.iter_lines()
+        self.last_id = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def next(self) -> tuple[str, Any]:
+        """Return the next event and its data."""
+        name, data = "", ""
+        for line in self._lines:
+            field, _, value = line.partition(": ")
+            if field == "id":
+                self.last_id = value
+            elif field == "event":
+                name = value
+            elif field == "data":
+                data = value
+            elif not line and name:
+                return name, json.loads(data)
+        return "end", None
+
+    def until(self, wanted: str) -> Any:
+        """Return the data of the next event of that name."""
+        while True:
+            name, data = self.next()
+            assert name != "end"
+            if name == wanted:
+                return data
+
+
+def test_the_stream(sandbox: Sandbox, client: httpx.Client, receiver: Receiver) -> None:
+    """Requests, deliveries and changes of the state arrive, with what the picture of the limit needs."""
+    with Stream(sandbox) as stream:
+        name, hello = stream.next()
+        assert ("hello", 20, 2.0, "fixed") == (name, hello["limit"], hello["period"], hello["window"])
+        client.get("/me")
+        row = stream.until("requests")[-1]
+        assert ("r1", "host1@example.com", False, 20, 19) == (
+            row["id"],
+            row["key"],
+            row["refused"],
+            row["limit"],
+            row["remaining"],
+        )
+        assert hello["now"] <= row["at"] <= hello["now"] + 60
+        assert 0 < row["resetsIn"] <= 2
+        sandbox.add_hook(receiver.url())
+        stream.until("state")
+        sandbox.book()
+        assert "d1" == stream.until("deliveries")[0]["id"]
+        sandbox.inject(faults.status(500))
+        stream.until("state")
+
+
+def test_the_stream_goes_on(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) -> None:
+    """After a page or a broken connection, nothing is missed; another sandbox's position reloads the page."""
+    match = re.search(r'data-stream="([\d-]+)"', browser.get("/").text)
+    assert match is not None
+    client.get("/me")
+    with Stream(sandbox, match[1]) as stream:
+        assert "r1" == stream.until("requests")[-1]["id"]
+        client.get("/me")
+        stream.until("requests")
+        client.get("/me")
+        stream.until("requests")
+        last = stream.last_id
+    client.get("/meetings")
+    with Stream(sandbox, match[1], last) as stream:
+        assert {"r3", "r4"} >= {row["id"] for row in stream.until("requests")}
+    with Stream(sandbox, "999999-0-0-0") as stream:
+        assert ["hello", "reload", "end"] == [stream.next()[0] for _ in range(3)]
+
+
+def test_streams_end_with_the_sandbox() -> None:
+    """A page that is open keeps nobody waiting."""
+    with Sandbox().serve() as sandbox:
+        stream = Stream(sandbox)
+        assert "hello" == stream.next()[0]
+    with contextlib.suppress(httpx.TransportError):
+        assert "end" == stream.next()[0]
+    stream.__exit__()
+    assert "lemcal-sandbox" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:80", 200),
+        ("localhost", 200),
+        ("[::1]:80", 200),
+        ("192.168.1.7", 200),
+        ("sandbox:8080", 200),  # a container's name; nobody outside can point it here
+        ("app.localhost", 200),
+        ("evil.example", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost.evil.example:80", 403),
+        ("[::1", 403),
+        ("", 403),
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/_sandbox/accounts", "/_sandbox/events?after=9-9-9-9"])
+def test_names_that_others_can_point_here(
+    sandbox: Sandbox, browser: httpx.Client, path: str, host: str, status: int
+) -> None:
+    """A web site cannot reach the page by giving its own name this machine's address (DNS rebinding)."""
+    assert status == browser.get(path, headers={"host": host}).status_code
+    assert [] == sandbox.requests
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 201),  # a program
+        ({"origin": "{origin}"}, 201),
+        ({"origin": "{origin}", "sec-fetch-site": "same-origin"}, 201),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "http://127.0.0.1:1"}, 403),  # another port of this machine
+        ({"origin": "null"}, 403),
+        ({"origin": ""}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+    ],
+)
+def test_other_sites_cannot_press_the_buttons(
+    sandbox: Sandbox, browser: httpx.Client, headers: dict[str, str], status: int
+) -> None:
+    """Browsers say which site a request comes from; another one's changes nothing."""
+    headers = {name: value.format(origin=sandbox.url) for name, value in headers.items()}
+    answer = browser.post("/_sandbox/bookings", headers=headers)
+    assert (status, 13 if status == 201 else 12) == (answer.status_code, len(sandbox.meetings()))
+
+
+def test_every_fault_has_a_choice() -> None:
+    """The page's form offers each kind of fault, with options that its function takes."""
+    assert set(faults.__all__) == set(FAULTS)
+
+
+def test_faults_of_the_form(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) -> None:
+    """Each choice, as the form sends it, is a fault that the next request meets."""
+    text = browser.get("/").text
+    choices = re.findall(
+        r'<option value="(\w+)" data-option="(\w*)" data-value="([^"]*)"( data-number)?'
+        r" data-fixed='([^']*)'",
+        text,
+    )
+    assert len(FAULTS) == len(choices)
+    for name, option, value, is_number, fixed in choices:
+        options = json.loads(fixed.replace("&quot;", '"'))
+        if option:
+            options[option] = float(value) if is_number else value
+            if is_number and option == "seconds":
+                options[option] = 0.01
+        answer = browser.post("/_sandbox/faults", json={"fault": name, "options": options, "path": "/me"})
+        assert 204 == answer.status_code, answer.text
+        assert "No fault is waiting" not in browser.get("/_sandbox/page/state").json()["faults"]
+        with contextlib.suppress(httpx.TransportError):
+            client.get("/me")
+        assert "No fault is waiting" in browser.get("/_sandbox/page/state").json()["faults"]
+    sandbox.inject(faults.status(500), times=7)
+    assert "7 x any *" in browser.get("/_sandbox/page/state").json()["faults"]
+    assert 204 == browser.delete("/_sandbox/faults").status_code
+    assert 200 == client.get("/me", auth=(sandbox.user_id, sandbox.api_key)).status_code

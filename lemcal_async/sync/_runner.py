@@ -167,7 +167,8 @@ class Runner:
             fetched = await meetings._fetch_rows()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             body_hash = hashlib.blake2b(fetched.body, digest_size=16, person=_VERSION).hexdigest()
             step.stage = "store"
-            listed = await self._store.unchanged(user_id, body_hash)
+            # A new account has no list yet.
+            listed = await self._store.unchanged(user_id, body_hash) if revision else None
             if listed is not None:
                 own.counts = Counts(unchanged=listed)
                 return

@@ -26,11 +26,19 @@ def rows(count: int, **fields: Any) -> list[dict[str, Any]]:
 
 
 async def take(
-    store: Store, rows: list[Any], *, user_id: str = USER, baseline: bool = False, believe: int = 2
+    store: Store,
+    rows: list[Any],
+    *,
+    user_id: str = USER,
+    baseline: bool = False,
+    believe: int = 2,
+    body_hash: str | None = None,
 ) -> Applied | None:
     """Apply a list."""
     revision = await store.revision(user_id)
-    return await store.apply(user_id, revision, rows, baseline=baseline, confirm_empty_after=believe)
+    return await store.apply(
+        user_id, revision, rows, baseline=baseline, confirm_empty_after=believe, body_hash=body_hash
+    )
 
 
 async def test_a_list_again(store: Store) -> None:
@@ -189,6 +197,81 @@ async def test_delivery_by_hand(store: Store) -> None:
     assert ["mee_1", "mee_2", "mee_0"] == [change.meeting_id for change in await outbox(store, pending=True)]
     delivered = [change.delivered_at is not None for change in await outbox(store)]
     assert [True, False, False, False] == delivered
+
+
+async def test_the_last_list_again(store: Store) -> None:
+    """It is recognized by its hash, and counts as an applied list: one that is older comes too late."""
+    assert await store.unchanged(USER, "a") is None
+    await take(store, rows(3), body_hash="a")
+    revision = await store.revision(USER)
+    assert (3, None, None) == (
+        await store.unchanged(USER, "a"),
+        await store.unchanged(USER, "b"),
+        await store.unchanged("usr_2", "a"),
+    )
+    assert await store.apply(USER, revision, rows(2), baseline=False, confirm_empty_after=2) is None
+    await take(store, [*rows(1), {"no": "id"}], body_hash="b")  # its bad row is to be reported each time
+    assert (None, None) == (await store.unchanged(USER, "a"), await store.unchanged(USER, "b"))
+    await take(store, rows(3), body_hash="c")
+    await take(store, rows(2))
+    assert await store.unchanged(USER, "c") is None
+    await take(store, rows(2), body_hash="d")
+    await store.forget(USER)
+    assert await store.unchanged(USER, "d") is None
+
+
+async def test_the_last_list_after_a_doubtful_one(store: Store) -> None:
+    """Then the doubt starts over: the next empty list is doubted again."""
+    await take(store, rows(4), body_hash="a")
+    for _ in range(2):
+        with pytest.raises(EmptyListError):
+            await take(store, [], body_hash="b")
+        assert await store.unchanged(USER, "b") is None
+        assert Applied(Counts(unchanged=4)) == await take(store, rows(4), body_hash="a")
+        assert 4 == await store.unchanged(USER, "a")
+
+
+async def test_attempts_and_parking(store: Store) -> None:
+    """Attempts are counted; what is parked waits aside, until it is retried, in its old place."""
+    await take(store, rows(3))
+    await take(store, rows(1), user_id="usr_2")
+    first, second, third = await store.pending(USER, 9)
+    await store.mark_delivered([first])
+    await store.record_attempt([first, second, third], "ValueError: no", park=False)
+    await store.record_attempt([second], "ValueError: never", park=True)
+    assert [(1, "ValueError: no", None)] == [
+        (change.attempts, change.error, change.parked_at) for change in await store.pending(USER, 9)
+    ]
+    (parked,) = [change async for change in store.changes(parked=True)]
+    assert (second.seq, 2, "ValueError: never") == (parked.seq, parked.attempts, parked.error)
+    assert parked.parked_at is not None
+    assert datetime.now(UTC) - parked.parked_at < timedelta(minutes=10)
+    assert [third.seq] == [c.seq for c in await outbox(store, pending=True) if c.user_id == USER]
+    both = [c.seq async for c in store.changes(pending=True, parked=True) if c.user_id == USER]
+    assert [second.seq, third.seq] == both
+    assert (0, None) == (
+        (await outbox(store))[0].attempts,
+        (await outbox(store))[0].error,
+    )  # it was delivered
+
+    assert (0, 1, 0) == (
+        await store.retry_parked("usr_2"), await store.retry_parked(), await store.retry_parked(USER)
+    )  # fmt: skip
+    assert [(second.seq, 0), (third.seq, 1)] == [(c.seq, c.attempts) for c in await store.pending(USER, 9)]
+    await store.record_attempt([second], "ValueError: never", park=True)
+    assert 1 == await store.mark_delivered([second])  # by hand, say
+    assert (0, []) == (await store.retry_parked(), [c async for c in store.changes(parked=True)])
+
+
+async def test_what_waits_is_not_pruned(store: Store) -> None:
+    """Neither pending changes nor parked ones: nobody has seen them."""
+    await take(store, rows(3))
+    changes = await store.pending(USER, 9)
+    await store.mark_delivered(changes[:1])
+    await store.record_attempt(changes[1:2], "ValueError", park=True)
+    assert 1 == (await store.prune(before=datetime.now(UTC) + timedelta(hours=1))).changes
+    assert [c.seq for c in changes[1:]] == [c.seq for c in await outbox(store)]
+    assert 3 == len(changes)
 
 
 async def test_a_long_outbox(store: Store) -> None:

@@ -13,7 +13,7 @@ import anyio
 import anyio.from_thread
 import anyio.to_thread
 
-from lemcal_async.sync._handlers import call, is_async, no_foreign_cancellation
+from lemcal_async._callbacks import call, is_async, no_foreign_cancellation
 from lemcal_async.sync._report import Failure, FailureLog, ReportBuilder, error_text, logger
 from lemcal_async.sync._store import Change, Store
 

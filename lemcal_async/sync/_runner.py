@@ -14,12 +14,12 @@ import anyio
 import attrs
 
 from lemcal_async import events
+from lemcal_async._callbacks import no_foreign_cancellation, problem_with_callback
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._decoding import read_rows
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.sync._delivery import Delivery, OnChange, OnChanges
 from lemcal_async.sync._diff import Counts
-from lemcal_async.sync._handlers import no_foreign_cancellation
 from lemcal_async.sync._report import Failure, FailureLog, ReportBuilder, Stage, SyncReport, UnreadableRow
 from lemcal_async.sync._store import Store
 
@@ -45,10 +45,8 @@ class SyncOptions:
             value: object = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name}={value!r}: it must be a whole number, at least 1")
-        for name, argument in (("on_change", "a change"), ("on_changes", "a list of changes")):
-            function: object = getattr(self, name)
-            if function is not None and not callable(function):
-                raise ConfigurationError(f"{name}= must be a function that takes {argument}")
+        check_function("on_change", self.on_change, "change")
+        check_function("on_changes", self.on_changes, "changes")
         if self.on_change is not None and self.on_changes is not None:
             raise ConfigurationError("pass on_change= or on_changes=, not both: each would get every change")
 
@@ -230,6 +228,16 @@ class _Step:
     """What is under way for an account, so that a failure can tell."""
 
     stage: Stage = "store"
+
+
+def check_function(name: str, function: object, parameter: str) -> None:
+    """Refuse what cannot be called with one argument; raises ConfigurationError."""
+    if function is None:
+        return
+    if not callable(function):
+        raise ConfigurationError(f"{name}= must be a function, not {type(function).__name__}")
+    if problem := problem_with_callback(name, function, (parameter,)):
+        raise ConfigurationError(problem)
 
 
 def check_accounts(accounts: object) -> None:

@@ -15,13 +15,13 @@ from typing import Any, Final, NoReturn, TypeAlias
 
 import anyio
 
+from lemcal_async._callbacks import call, no_foreign_cancellation
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._concurrency import Wakeup
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.sync._delivery import OnChange, OnChanges
-from lemcal_async.sync._handlers import call, no_foreign_cancellation
 from lemcal_async.sync._report import SyncReport
-from lemcal_async.sync._runner import Runner, SyncOptions, check_accounts
+from lemcal_async.sync._runner import Runner, SyncOptions, check_accounts, check_function
 from lemcal_async.sync._store import Store
 
 _FOREVER: Final = 3600.0
@@ -141,8 +141,7 @@ def _check(accounts: object, interval: object, wake: object, on_report: object) 
         check_accounts(accounts)
     if wake is not None and not isinstance(wake, Wake):
         raise ConfigurationError(f"wake= must be a Wake(), not {type(wake).__name__}")
-    if on_report is not None and not callable(on_report):
-        raise ConfigurationError("on_report= must be a function that takes a report")
+    check_function("on_report", on_report, "report")
 
 
 def backoff(interval: float, failures: int, asked: float = 0.0) -> float:

@@ -16,6 +16,7 @@ import anyio.to_thread
 import attrs
 from anyio.lowlevel import RunVar
 
+from lemcal_async._callbacks import is_async
 from lemcal_async._concurrency import is_being_canceled
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.models import Meeting
@@ -109,7 +110,7 @@ class Dispatcher:
 
     def __init__(self, handler: Callable[..., object], dedup: Dedup, handler_timeout: float) -> None:
         self._handler = handler
-        self._is_async = _is_async(handler)
+        self._is_async = is_async(handler)
         self._dedup = dedup
         self._handler_timeout = handler_timeout
         self._running: dict[tuple[str, str], _Running] = {}
@@ -247,24 +248,6 @@ class Dispatcher:
             meeting.id,
             self._handler_timeout,
         )
-
-
-def problem_with_handler(handler: Callable[..., object], parameters: tuple[str, ...]) -> str | None:
-    """Return what is wrong with a handler that cannot be called with these arguments."""
-    try:
-        signature = inspect.signature(handler)
-    except (TypeError, ValueError):  # of a builtin nobody knows
-        return None
-    try:
-        signature.bind(*parameters)
-    except TypeError:
-        name = getattr(handler, "__name__", type(handler).__name__)
-        return f"on_meeting= is called as {name}({', '.join(parameters)}), and does not take that"
-    return None
-
-
-def _is_async(function: Callable[..., object]) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def _log_failure(meeting: Meeting, error: BaseException) -> None:

@@ -14,10 +14,11 @@ import attrs
 
 from lemcal_async import events
 from lemcal_async._auth import Secret
+from lemcal_async._callbacks import problem_with_callback
 from lemcal_async._client import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.models import Meeting
-from lemcal_async.webhooks._dispatch import Dedup, Dispatcher, InMemoryDedup, OnTimeout, problem_with_handler
+from lemcal_async.webhooks._dispatch import Dedup, Dispatcher, InMemoryDedup, OnTimeout
 from lemcal_async.webhooks._http import (
     UNAUTHORIZED,
     Headers,
@@ -281,7 +282,7 @@ def _check_options(
     if handler.reveal() is not None:
         if not callable(handler.reveal()):
             raise ConfigurationError("on_meeting= must be a function")
-        if problem := problem_with_handler(handler.reveal(), parameters):
+        if problem := problem_with_callback("on_meeting", handler.reveal(), parameters):
             raise ConfigurationError(problem)
     if wake is not None and (isinstance(wake, type) or not isinstance(wake, Wakes)):
         raise ConfigurationError("wake= must be an object with a method wake(user_id), such as sync.Wake()")

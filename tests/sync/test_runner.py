@@ -246,16 +246,20 @@ async def test_a_key_function_that_is_canceled(worlds: Any) -> None:
 
 
 @pytest.mark.parametrize("step", ["revision", "apply", "unchanged", "pending", "mark_delivered"])
-async def test_a_store_that_is_canceled(worlds: Any, step: str) -> None:
-    """By others, as when its pool of threads is shut down: that account fails at the store."""
+async def test_a_store_that_is_canceled(worlds: Any, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By others, as when its pool of threads is shut down: each account fails at the store."""
     import asyncio
 
-    class Canceled(MemoryStore):
-        async def canceled(self, *_: Any, **__: Any) -> Any:
-            raise asyncio.CancelledError
+    async def canceled(*_: Any, **__: Any) -> Any:
+        raise asyncio.CancelledError
 
-    setattr(Canceled, step, Canceled.canceled)
-    report = await sync_meetings(worlds(3, 1).clients(), Canceled(), on_change=str)
+    world, store = worlds(3, 1), MemoryStore()
+    await sync_meetings(world.clients(), store)
+    if step == "apply":
+        for account in range(3):
+            world.sandbox.book(account)
+    monkeypatch.setattr(store, step, canceled)
+    report = await sync_meetings(world.clients(), store, on_change=str)
     assert (3, 3) == (report.accounts, report.failed)
     assert {"store"} == {failure.stage for failure in report.failures}
 
@@ -323,7 +327,9 @@ async def test_a_single_client(worlds: Any) -> None:
     [
         ({"max_concurrency": 0}, "max_concurrency=0"),
         ({"max_attempts": 0}, "max_attempts=0"),
-        ({"on_changes": 5}, "on_changes= must be a function that takes a list"),
+        ({"on_changes": 5}, "on_changes= must be a function, not int"),
+        ({"on_change": lambda: None}, r"on_change= is called as <lambda>\(change\), and does not take that"),
+        ({"on_changes": lambda a, b: None}, r"on_changes= is called as <lambda>\(changes\)"),
         ({"on_change": print, "on_changes": print}, "not both"),
         ({"confirm_empty_after": 0.5}, "confirm_empty_after=0.5"),
         ({"on_change": "print"}, "on_change= must be a function"),

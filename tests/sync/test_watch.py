@@ -268,7 +268,8 @@ async def test_a_report_that_is_canceled_elsewhere(worlds: Any, *, plain: bool) 
         ({"accounts": lambda: {"usr_1": "key"}}, "must not be of type dict"),
         ({"accounts": pass_nothing}, "accounts= must be a plain function"),
         ({"wake": True}, r"wake= must be a Wake\(\), not bool"),
-        ({"on_report": "print"}, "on_report= must be a function"),
+        ({"on_report": "print"}, "on_report= must be a function, not str"),
+        ({"on_report": lambda: None}, r"on_report= is called as <lambda>\(report\)"),
     ],
 )
 async def test_wrong_use(options: dict[str, Any], problem: str) -> None:

@@ -54,6 +54,20 @@ def is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
+def problem_with_callback(name: str, function: Callable[..., Any], parameters: tuple[str, ...]) -> str | None:
+    """Return why ``name=`` cannot be called with these arguments, or None."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of some builtins, nobody knows it
+        return None
+    try:
+        signature.bind(*parameters)
+    except TypeError:
+        called = getattr(function, "__name__", type(function).__name__)
+        return f"{name}= is called as {called}({', '.join(parameters)}), and does not take that"
+    return None
+
+
 async def call(function: Callable[..., Any], argument: object, limiter: anyio.CapacityLimiter) -> None:
     """Call a function of the user's and wait for it, whether it is async or plain.
 

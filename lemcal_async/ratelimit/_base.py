@@ -87,8 +87,11 @@ class Permit(Protocol):
     None of them waits or raises, so they can be made from a canceled task.
     """
 
-    def sent(self) -> None:
-        """Note that the request is leaving now. Without this, only the answer bounds the moment."""
+    def sent(self) -> bool | None:
+        """Note that the request is leaving now. Without this, only the answer bounds the moment.
+
+        False ends the permit: it has run out, so nothing must be sent. Then ``acquire`` again.
+        """
 
     def answered(self, status_code: int, quota: Quota) -> float:
         """Note the answer; return for how many seconds the limiter itself now pauses the key."""

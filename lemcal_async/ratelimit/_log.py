@@ -81,6 +81,10 @@ class SlidingWindowLog:
 
     # ---------------------------------------------------------------------------------- reports
 
+    def is_valid(self, slot: Slot, now: float) -> bool:  # noqa: ARG002 - a log of one process keeps its slots
+        """Whether a slot may still be used."""
+        return True
+
     def sent(self, slot: Slot, now: float) -> None:
         """Note that the request left the machine, after queueing, DNS, TCP and TLS."""
         if not slot.ended:

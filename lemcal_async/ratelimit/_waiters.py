@@ -6,7 +6,7 @@ limiter's inbox.
 
 import logging
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from lemcal_async import events
 from lemcal_async._concurrency import Wakeup
@@ -16,7 +16,6 @@ from lemcal_async.ratelimit._cooldown import Cooldown, pause_after_429
 from lemcal_async.ratelimit._inbox import Inbox
 from lemcal_async.ratelimit._log import Observation
 from lemcal_async.ratelimit._queue import Queue
-from lemcal_async.ratelimit._slots import Slot
 
 _logger = logging.getLogger("lemcal_async.ratelimit")
 
@@ -24,9 +23,13 @@ _logger = logging.getLogger("lemcal_async.ratelimit")
 class SlotLog(Protocol):
     """The slots of one key: ``SlidingWindowLog``, or what stands in for it where processes share a budget."""
 
-    limit: int
     period: float
     cooldown: Cooldown
+
+    @property
+    def limit(self) -> int:
+        """The limit in force."""
+        ...
 
     @property
     def foreign(self) -> int:
@@ -37,20 +40,24 @@ class SlotLog(Protocol):
         """Return when the next request may be granted; inf is after a report."""
         ...
 
-    def take(self, now: float) -> Slot:
+    def take(self, now: float) -> Any:
         """Grant one request."""
         ...
 
-    def sent(self, slot: Slot, now: float) -> None:
+    def is_valid(self, slot: Any, now: float) -> bool:
+        """Whether a slot may still be used; if not, others may have it by now."""
+        ...
+
+    def sent(self, slot: Any, now: float) -> None:
         """Note that the request left."""
 
-    def answered(self, slot: Slot, now: float, status_code: int, quota: Quota) -> Observation | None:
+    def answered(self, slot: Any, now: float, status_code: int, quota: Quota) -> Observation | None:
         """Take in an answer; return what it tells of the whole key that is new."""
 
-    def unsent(self, slot: Slot) -> None:
+    def unsent(self, slot: Any) -> None:
         """Give the slot back."""
 
-    def unknown(self, slot: Slot, now: float) -> None:
+    def unknown(self, slot: Any, now: float) -> None:
         """End the slot of a request that the server may have counted, and will not answer."""
 
     def abandon(self, now: float) -> None:
@@ -124,7 +131,7 @@ class Waiter(Wakeup):
         self.refused = False  # whether the server refused this call's last attempt
         self.alarm: float | None = None  # when to look at the clock for all who wait
         self.state: KeyState | None = None
-        self.slot: Slot | None = None
+        self.slot: Any = None
         self.outcome: Literal["granted"] | Exception | None = None
         self.long_wait: tuple[float, int] | None = None  # seconds and calls ahead, if worth a warning
         self.passed_over = False  # whether it lost its place, because its event loop stood still
@@ -157,10 +164,19 @@ class Waiter(Wakeup):
 
     # The reports of a Permit. Each leaves an event and returns at once.
 
-    def sent(self) -> None:
-        """Note that the request is leaving now."""
-        if self.state is not None:
-            self._report(self.state.log.sent, self.clock())
+    def is_valid(self) -> bool:
+        """Whether its slot may still be used."""
+        return self.state is None or self.state.log.is_valid(self.slot, self.clock())
+
+    def sent(self) -> bool:
+        """Note that the request is leaving now, or give a slot back that has run out."""
+        if self.state is None:
+            return True
+        if not self.is_valid():
+            self.unsent()
+            return False
+        self._report(self.state.log.sent, self.clock())
+        return True
 
     def answered(self, status_code: int, quota: Quota) -> float:
         """Note the answer; return for how long the key pauses after it."""
@@ -189,13 +205,13 @@ class Waiter(Wakeup):
         if self.slot is not None:
             self.inbox.post(self.state, event, self.slot, *details)
 
-    def _take_in_answer(self, slot: Slot, log: SlotLog, now: float, status_code: int, quota: Quota) -> None:
+    def _take_in_answer(self, slot: Any, log: SlotLog, now: float, status_code: int, quota: Quota) -> None:
         observation = log.answered(slot, now, status_code, quota)
         if observation is not None:
-            self.inbox.defer(_announce, self.key, observation, log.foreign)
+            self.inbox.defer(announce, self.key, observation, log.foreign)
 
 
-def _announce(key: Key, observation: Observation, foreign: int) -> None:
+def announce(key: Key, observation: Observation, foreign: int) -> None:
     """Log and publish what an answer has told of a key."""
     if observation == "foreign use":
         _logger.info("key %s: somebody else uses it too (%d requests in this window)", key, foreign)

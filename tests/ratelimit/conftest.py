@@ -3,13 +3,14 @@
 import asyncio
 import selectors
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 from redis_server import RedisServer
 from trio.testing import MockClock
 
-from lemcal_async.ratelimit.redis import _budget as leases, _script as script
+from lemcal_async.ratelimit.redis import _budget
 
 
 class _JumpingSelector(selectors.DefaultSelector):
@@ -53,14 +54,9 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def counted_within(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Return what sets how soon after it left the server counts a request: leases last so much longer."""
-
-    def put(seconds: float) -> None:
-        for module in (leases, script):
-            monkeypatch.setattr(module, "COUNTED_WITHIN", seconds)
-
-    return put
+def lapse(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Return what sets for how long a slot may be used without news from Redis."""
+    return partial(monkeypatch.setattr, _budget, "LAPSE")
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""The limiter of several processes and machines: their shared budgets are in Redis.
+"""The rate limiter of several processes and machines, whose budgets are in Redis.
 
-``limiter`` is what users see, ``serving`` the task of each key, ``account`` one key's calls. What is
-asked and what follows is worked out by ``script``, ``budget`` and ``leases``; ``link`` is the connection.
+``_limiter`` is what users see: the queue of the local limiter, with the slots of ``_budget`` behind it.
+``_key`` is the task that gets them, ``_connection`` and ``_script`` carry its questions to ``script.lua``,
+and ``_fallback`` says what holds while Redis is away.
 """
 
 from lemcal_async.ratelimit.redis._limiter import RedisRateLimiter

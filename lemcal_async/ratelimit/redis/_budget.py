@@ -1,346 +1,300 @@
-"""What this process knows of one key's budget in Redis: what to ask, and what follows from the answer.
+"""What one process knows of one key's budget: what to ask Redis, and what follows from the reply. Pure.
 
-Pure: the clock, and what waits here, are for ``account`` and ``serving``; the slots are ``Leases``. Times
-are seconds on this process's own clock.
+To the queue of the local limiter it is what ``SlidingWindowLog`` is there. Times are seconds on this
+process's own clock.
 """
 
 import math
 
 from lemcal_async._headers import Quota
-from lemcal_async.ratelimit._base import RateLimit
-from lemcal_async.ratelimit._cooldown import MARGIN, Cooldown
-from lemcal_async.ratelimit._slots import COUNTED_WITHIN
-from lemcal_async.ratelimit.redis._script import Reports, ScriptReply, ScriptRequest, Used
+from lemcal_async.ratelimit._cooldown import MARGIN, Cooldown, pause_after_429
+from lemcal_async.ratelimit._log import SlidingWindowLog
+from lemcal_async.ratelimit._slots import Slot
+from lemcal_async.ratelimit.redis._script import ScriptReply, ScriptRequest, Told
 
-ENOUGH_TRIPS = 20  # round trips of all processes, before the shortest of them says something
-NEAR = 0.05  # seconds; Redis need not hear of smaller changes of an end that is not final,
-SAME = 0.001  # and of smaller ones of one that is
+LAPSE = 0.5  # seconds for which a slot may be used without news from Redis; after that it is given back
 SOON = 0.02  # seconds until a slot that was given back is reported, along with others
+ENOUGH_TRIPS = 20  # round trips before the shortest of them says something
 
 
-class Lease:
-    """One request's slot, from its grant until the server has forgotten it."""
+class Lease(Slot):
+    """A slot, until the server has forgotten its request."""
 
-    __slots__ = ("early", "end", "known_end", "name", "sent_at")
+    __slots__ = ("alone", "end", "granted")
 
-    def __init__(self, name: str, known_end: float | None) -> None:
-        self.name = name
-        self.known_end = known_end  # what Redis goes by, None if it does not know of the slot
-        self.sent_at: float | None = None
+    def __init__(self, taken_at: float, granted: int) -> None:
+        super().__init__(taken_at)
+        self.granted = granted  # the moment at which Redis did it, 0 if it was taken without Redis
         self.end: float | None = None  # when it comes free, None while that is open
-        self.early = False  # whether it does so sooner by the shortest trip
-
-
-class Leases:
-    """The slots of one key in this process; ``process`` is the name it goes by in Redis."""
-
-    def __init__(self, process: str, period: float) -> None:
-        self._process = process
-        self._lead = period / 2  # so long before it matters a change is reported
-        self._turnover = period + MARGIN
-        self.lifetime = COUNTED_WITHIN + self._turnover  # of a lease, until it is renewed
-        self._leases: dict[str, Lease] = {}
-        self._dropped: dict[str, float] = {}  # given back; until when Redis would keep them
-        self._tell_dropped = math.inf
-        self.trips = 0  # to the server and back, since Redis was last told
-        self.trip = math.inf  # the shortest of them
-        self._shortest = 0.0  # of those of all processes, once that says something
-        self.in_flight = 0
-
-    def take(self, number: int, asked_at: float | None) -> Lease:
-        """Note a slot: granted by Redis when it was asked, or taken without it (None)."""
-        name = f"{self._process}:{number}"
-        lease = Lease(name, None if asked_at is None else asked_at + self.lifetime)
-        self._leases[name] = lease
-        self.in_flight += 1
-        return lease
-
-    def sent(self, lease: Lease, now: float) -> None:
-        """Note that the request left the machine."""
-        if lease.end is None and lease.sent_at is None:
-            lease.sent_at = now
-
-    def answered(self, lease: Lease, now: float) -> None:
-        """Note the answer: the server counted the request before it, and after it had left."""
-        counted_by = now
-        if lease.sent_at is not None:
-            trip = now - lease.sent_at
-            self.trips += 1
-            self.trip = min(self.trip, trip)
-            self._shortest = min(self._shortest, trip)
-            lease.early = trip < COUNTED_WITHIN
-            counted_by = min(counted_by, lease.sent_at + COUNTED_WITHIN)
-        self._end(lease, counted_by + self._turnover)
-
-    def unsent(self, lease: Lease, now: float) -> None:
-        """Give the slot back: nothing reached the server."""
-        self._end(lease, now)
-        del self._leases[lease.name]
-        if lease.known_end is not None:
-            self._drop(lease.name, lease.known_end, now)
-
-    def unknown(self, lease: Lease, now: float) -> None:
-        """End the slot of a request that the server may have counted, and will not answer."""
-        sent_at = now if lease.sent_at is None else lease.sent_at
-        self._end(lease, sent_at + self.lifetime)
-
-    def perhaps(self, first: int, count: int, now: float) -> None:
-        """Give back slots that Redis may have granted: its answer did not arrive."""
-        for number in range(first, first + count):
-            self._drop(f"{self._process}:{number}", now + self.lifetime, now)
-
-    def lost(self) -> None:
-        """Note that Redis has forgotten everything."""
-        for lease in self._leases.values():
-            lease.known_end = None
-        self._dropped.clear()
-
-    def forget(self, now: float) -> None:
-        """Drop what is over for the server and in Redis alike."""
-        for lease in list(self._leases.values()):
-            if lease.end is not None and max(lease.end, lease.known_end or -math.inf) <= now:
-                del self._leases[lease.name]
-        for name in [name for name, known_end in self._dropped.items() if known_end <= now]:
-            del self._dropped[name]
-        if not self._dropped:
-            self._tell_dropped = math.inf
-
-    def __len__(self) -> int:
-        return len(self._leases) + len(self._dropped)
-
-    def due(self, now: float) -> float:
-        """Return when Redis must have heard of a change at the latest; inf if there is none."""
-        dues = [self._due(lease, now) for lease in list(self._leases.values())]
-        return min([*dues, self._tell_dropped])
-
-    def _due(self, lease: Lease, now: float) -> float:
-        known, needed = lease.known_end, self._needed(lease)
-        if known is None:
-            return now if needed > now else math.inf
-        if lease.end is None:
-            # It ends with an answer that may be long in coming, so it has to be kept alive until then.
-            return known - self._lead if needed > known + COUNTED_WITHIN / 2 else math.inf
-        return math.inf if abs(needed - known) < SAME else min(needed, known) - self._lead
-
-    def _needed(self, lease: Lease) -> float:
-        if lease.end is not None:
-            return lease.end - (self._shortest if lease.early else 0.0)
-        return math.inf if lease.sent_at is None else lease.sent_at + self.lifetime
-
-    def reports(self, now: float) -> Reports:
-        """Return all that Redis does not know yet."""
-        reports = Reports(dropped=list(self._dropped))
-        for lease in list(self._leases.values()):
-            known = lease.known_end or -math.inf
-            needed = min(self._needed(lease), now + self.lifetime)
-            if lease.end is None:
-                if needed > max(now, known + NEAR):
-                    reports.open[lease.name] = needed - now
-            elif abs(needed - known) >= SAME and max(needed, known) > now:
-                reports.ended[lease.name] = needed - now
-        return reports
-
-    def learn(self, trips: int, shortest: float) -> None:
-        """Take in what all processes have found out together, now that Redis has heard our part.
-
-        The way there and back takes at least ``shortest``, so an answered slot is free that much
-        sooner: the server counted the request before its answer set out, and counts the next one only
-        when it has arrived.
-        """
-        self.trips, self.trip = 0, math.inf
-        self._shortest = shortest if trips >= ENOUGH_TRIPS else 0.0
-
-    def told(self, reports: Reports, asked_at: float) -> None:
-        """Note that Redis has heard ``reports``."""
-        for name, left in (reports.open | reports.ended).items():
-            if (lease := self._leases.get(name)) is not None:
-                lease.known_end = asked_at + left
-                if lease.end is not None:
-                    lease.end, lease.early = lease.known_end, False
-        for name in reports.dropped:
-            self._dropped.pop(name, None)
-
-    def _end(self, lease: Lease, end: float) -> None:
-        lease.end = end
-        self.in_flight -= 1
-
-    def _drop(self, name: str, known_end: float, now: float) -> None:
-        self._dropped[name] = known_end
-        self._tell_dropped = min(self._tell_dropped, now + SOON)
-
-
-SETTLING = 0.5  # seconds after an outage in which all processes find out that Redis is back
-
-UNKNOWN = ScriptReply(
-    epoch="",
-    granted=0,
-    wait=0.0,
-    held=0.0,
-    paused=0.0,
-    refused=0.0,
-    limit=0,
-    frees=[],
-    others=[],
-    processes=0,
-    expected=0,
-    foreign=0,
-    trips=0,
-    trip=0.0,
-)
+        self.alone: Slot | None = None  # its slot in the share of this process
 
 
 class Budget:
-    """One key's budget, as one process sees it."""
+    """The slots of one process, and what it last heard from Redis.
 
-    def __init__(self, process: str, limit: int, period: float) -> None:
+    A slot is open until its request is answered: only that proves that the server has counted it. Redis
+    keeps an open slot for ``lifetime``, so the process restates what it holds before that is over.
+    """
+
+    def __init__(self, limit: int, period: float) -> None:
         self.configured = limit
         self.period = period
-        self.process = process
-        self.leases = Leases(process, period)
-        self.heard = UNKNOWN
-        self.heard_at = -math.inf
-        self._pause = Cooldown()
-        self.without = False  # whether Redis was away since it was last heard
-        self._next = 0  # number of the next slot
+        self.turnover = period + MARGIN
+        self.lifetime = LAPSE + self.turnover
+        self.cooldown = Cooldown()
+        self.waiting = 0  # calls in the queue,
+        self.refused = False  # and whether the first of them was refused by the server before
+        self._reply = ScriptReply()
+        self._heard_at = -math.inf
+        self._stock: list[int] = []  # slots that Redis has granted, and nobody has taken yet
+        self._leases: list[Lease] = []
+        self._in_flight = 0
+        self._unsent = 0  # of those
+        self._restated_at = -math.inf  # when Redis was last told of all slots,
+        self._report_by = math.inf  # when it must hear what has changed since,
+        self._ask_at = -math.inf  # and when it said to ask for slots again
+        self._in_line = False  # whether it keeps slots for this process
+        self._asking = False
+        self._away = False
+        self._alone: SlidingWindowLog | None = None  # this process's share meanwhile
+        # What Redis has not heard yet: a 429, a new limit, the highest count of an answer.
+        self._was_refused = False
         self._header_limit = 0
-        # What Redis is to be told at once.
-        self._pause_untold = False
-        self._limit_untold = False
-        self._used: Used | None = None
-        self._used_at = 0.0
+        self._told: tuple[Lease, int, float, float] | None = None
+        self._read_at = -math.inf
+        self._trips = 0
+        self._shortest = math.inf
 
+    # ----------------------------------------------------------------------------------------- grants
+    def next_at(self, now: float, waiting: int = 1) -> float:
+        """Return when the next request may be granted; inf is when Redis has granted it."""
+        if self._alone is not None:
+            return max(self.cooldown.until, self._alone.next_at(now, waiting))
+        return now if self._stock and self._is_fresh(now) and not self._away else math.inf
+
+    def take(self, now: float) -> Lease:
+        """Grant one request. Only when ``next_at(now) <= now``."""
+        if self._alone is not None:
+            lease = Lease(now, 0)
+            lease.alone = self._alone.take(now)
+        else:
+            lease = Lease(now, self._stock.pop())
+        self._leases.append(lease)
+        self._in_flight += 1
+        self._unsent += 1
+        return lease
+
+    def is_valid(self, slot: Slot, now: float) -> bool:
+        """Whether a slot may be used: if the process stood still, others may have it by now."""
+        return self._is_fresh(now) or (self._away and isinstance(slot, Lease) and slot.alone is not None)
+
+    def _is_fresh(self, now: float) -> bool:
+        return now < self._restated_at + LAPSE
+
+    # ---------------------------------------------------------------------------------------- reports
+    def sent(self, slot: Lease, now: float) -> None:
+        """Note that the request left the machine."""
+        if not slot.ended and slot.sent_at is None:
+            slot.sent_at = now
+            self._unsent -= 1
+            if self._alone is not None and slot.alone is not None:
+                self._alone.sent(slot.alone, now)
+
+    def answered(self, slot: Lease, now: float, status_code: int, quota: Quota) -> None:
+        """Take in an answer: the server counted the request before it."""
+        if slot.ended:
+            return
+        self._end(slot, now + self.turnover)
+        if slot.sent_at is not None:
+            self._trips += 1
+            self._shortest = min(self._shortest, now - slot.sent_at)
+        if self._alone is not None and slot.alone is not None:
+            self._alone.answered(slot.alone, now, status_code, quota)
+        if status_code == 429:
+            self.cooldown.extend(now, pause_after_429(quota, self.period))
+            self._was_refused, self._read_at = True, now
+            self._report(now)
+        self._read(slot, now, quota)
+
+    def unsent(self, slot: Lease) -> None:
+        """Give the slot back: the request never reached the server."""
+        if slot.ended:
+            return
+        self._end(slot, -math.inf)
+        self._leases.remove(slot)
+        if self._alone is not None and slot.alone is not None:
+            self._alone.unsent(slot.alone)
+        elif slot.granted and not self._away:
+            self._stock.append(slot.granted)  # for the next in the queue, or else for other processes
+
+    def unknown(self, slot: Lease, now: float) -> None:
+        """Note that no answer will come, and that the server may have counted the request."""
+        if slot.ended:
+            return
+        self._end(slot, now + self.lifetime)
+        if self._alone is not None and slot.alone is not None:
+            self._alone.unknown(slot.alone, now)
+
+    def abandon(self, now: float) -> None:
+        """End all that is in flight."""
+        for lease in self._leases:
+            self.unknown(lease, now)
+
+    def _end(self, lease: Lease, end: float) -> None:
+        lease.ended, lease.end = True, end
+        self._in_flight -= 1
+        self._unsent -= lease.sent_at is None
+        self._report(end - self.period / 2)
+
+    def _report(self, by: float) -> None:
+        self._report_by = min(self._report_by, by)
+
+    def _read(self, lease: Lease, now: float, quota: Quota) -> None:
+        """Take in what the headers say of the limit, and of what has been used of it."""
+        limit = min(quota.limit or self.configured, self.configured)
+        if quota.limit and limit != self.limit:
+            self._header_limit, self._read_at = quota.limit, now
+            self._report(now)
+        if quota.remaining is None or quota.retry_after is None:
+            return
+        count = limit - quota.remaining
+        if self._told is None or count > self._told[1] or self._told[2] + self.period < now:
+            self._told = lease, count, now, now + min(quota.retry_after, self.period) + MARGIN
+            self._read_at = now
+            if count > self._reply.expected:  # somebody else's requests, of which all must hear
+                self._report(now)
+
+    # ------------------------------------------------------------------------------------------ Redis
+    def due(self, now: float) -> float:
+        """Return when Redis is to be asked or told something; inf if there is no need."""
+        if self._away:
+            return math.inf
+        due = self._report_by
+        if self.waiting and self._may_have > 0:
+            due = min(due, self._ask_at)
+        elif not self.waiting and (self._in_line or self._stock):
+            due = now  # others may have what was kept for this process
+        if self._unsent:
+            return min(due, self._restated_at + LAPSE / 2)
+        return min(due, self._restated_at + self.lifetime / 2) if self._in_flight else due
+
+    @property
+    def _may_have(self) -> int:
+        # Twice the limit in flight at most: requests that hang must not fill the shared connection pool.
+        return 2 * self.configured - self._in_flight
+
+    def request(self, now: float) -> ScriptRequest:
+        """Return what to ask Redis. All is restated, so a request that is lost or late does no harm."""
+        self._forget(now)
+        self._stock, self._report_by, self._asking = [], math.inf, True
+        waiting = max(0, min(self.waiting, self._may_have))
+        told = None
+        if self._told is not None and now - self._told[0].taken_at < self.lifetime:
+            lease, count, at, until = self._told
+            told = Told(count=count, age=now - at, window=until - now, granted=lease.granted)
+        slots: list[tuple[int, float | bool]] = []
+        for lease in self._leases:
+            # The server counted it before the answer set out, and counts the next one when that arrives.
+            credit = 0.0 if lease.sent_at is None else self._reply.trip
+            slots.append((lease.granted, False if lease.end is None else lease.end - credit - now))
+        return ScriptRequest(
+            limit=self.configured,
+            turnover=self.turnover,
+            lifetime=self.lifetime,
+            hold=self.lifetime + LAPSE,
+            slots=slots,
+            known=now - self._heard_at < self.lifetime,
+            waiting=waiting,
+            refused=int(self.refused and waiting > 0),
+            pause=self.cooldown.left(now) if self._was_refused else 0.0,
+            refuse=self.cooldown.refused_for(now) if self._was_refused else 0.0,
+            header_limit=self._header_limit,
+            told=told,
+            trip=self._shortest if self._trips >= ENOUGH_TRIPS else 0.0,
+        )
+
+    def apply(self, request: ScriptRequest, reply: ScriptReply, asked_at: float, now: float) -> None:
+        """Take in the reply to a request of ``asked_at``."""
+        self._reply, self._heard_at, self._restated_at, self._asking = reply, now, asked_at, False
+        self._stock = [reply.now] * reply.granted
+        self._in_line = request.waiting > reply.granted
+        if request.waiting:
+            self._ask_at = now + reply.wait
+        if self._read_at <= asked_at:
+            self._was_refused, self._header_limit, self._told = False, 0, None
+        if not self._was_refused:
+            self.cooldown.until = now + reply.paused
+            self.cooldown.refused_until = now + reply.refused
+
+    def unheard(self, now: float) -> None:
+        """Note that no reply came: Redis may have granted slots that nobody will use."""
+        self._asking = False
+        self._report(now)
+
+    def fall_back(self, log: SlidingWindowLog | None, since: float) -> None:
+        """Go on without Redis, by ``log``, as soon as nothing counts any more that others had from Redis."""
+        self._away, self._stock = True, []
+        self._alone = log
+        if log is not None:
+            self.cooldown.until = max(self.cooldown.until, since)
+            for lease in self._leases:
+                if not lease.ended:
+                    lease.alone = log.take(lease.taken_at)
+
+    def come_back(self) -> None:
+        """Go back to Redis."""
+        self._away, self._alone, self._ask_at = False, None, -math.inf
+        self._report_by = -math.inf
+
+    def _forget(self, now: float) -> None:
+        """Drop what is over; not at once, because a late header may still count it."""
+        self._leases = [one for one in self._leases if one.end is None or one.end + self.lifetime > now]
+
+    # -------------------------------------------------------------------------------------- forecasts
     @property
     def limit(self) -> int:
         """The limit in force: a header may lower it, never raise it."""
-        return min(
-            self.configured, self._header_limit or self.configured, self.heard.limit or self.configured
-        )
+        if self._alone is not None:
+            return self._alone.limit
+        limits = self._header_limit or self.configured, self._reply.limit or self.configured
+        return min(self.configured, *limits)
 
     @property
-    def known(self) -> bool:
-        """Whether Redis has been heard."""
-        return self.heard is not UNKNOWN
-
-    def urgent(self) -> bool:
-        """Whether there is something that the other processes must hear at once."""
-        return self._pause_untold or self._limit_untold or self._used is not None
-
-    def take_alone(self) -> Lease:
-        """Take a slot without Redis."""
-        self._next += 1
-        return self.leases.take(self._next - 1, None)
-
-    def ask(self, now: float, waiting: int, refused: int) -> ScriptRequest:
-        """Return what to ask Redis now, all reports included."""
-        fresh = now - self.heard_at <= self.leases.lifetime
-        used = Used(0, 0.0)
-        if self._used is not None and (left := self._used.window - (now - self._used_at)) > 0:
-            used = Used(self._used.requests, left)
-        ask = ScriptRequest(
-            process=self.process,
-            limit=self.configured,
-            period=self.period,
-            hold=self.leases.lifetime + SETTLING,
-            waiting=waiting,
-            refused=refused,
-            first=self._next,
-            reports=self.leases.reports(now),
-            epoch=self.heard.epoch if fresh else "",
-            back=self.without and now - self.heard_at > self.period + MARGIN,
-            pause=self._pause.left(now) if self._pause_untold else 0.0,
-            refuse=max(0.0, self._pause.refused_until - now) if self._pause_untold else 0.0,
-            header_limit=self._header_limit if self._limit_untold else 0,
-            used=used,
-            trips=self.leases.trips,
-            trip=self.leases.trip if self.leases.trips else 0.0,
-        )
-        self._next += waiting
-        self._pause_untold = self._limit_untold = False
-        self._used = None
-        return ask
-
-    def hear(self, ask: ScriptRequest, answer: ScriptReply, asked_at: float, now: float) -> None:
-        """Take in the answer to ``ask``."""
-        if answer.epoch != self.heard.epoch and self.known:
-            self.leases.lost()  # told once more: what came before belongs to other data
-        else:
-            self.leases.told(ask.reports, asked_at)
-        self.leases.learn(answer.trips, answer.trip)
-        self.heard, self.heard_at, self.without = answer, now, False
-        if not self._limit_untold:
-            self._header_limit = 0  # what all have heard last is what counts
-        if not self._pause_untold:
-            self._pause.until = now + answer.paused if answer.paused else -math.inf
-            self._pause.refused_until = now + answer.refused if answer.refused else -math.inf
-
-    def unheard(self, ask: ScriptRequest, now: float) -> None:
-        """Note that no answer came to ``ask``, and that it may have been carried out all the same."""
-        self.leases.perhaps(ask.first, min(ask.waiting, self.configured), now)
-        self._pause_untold |= ask.pause > 0
-        self._limit_untold |= ask.header_limit > 0
-        if ask.used.requests and self._used is None:
-            self._used, self._used_at = ask.used, now
-
-    def read(self, quota: Quota, now: float) -> None:
-        """Take in what the headers of an answer say of the limit and of what has been used of it."""
-        if quota.limit and min(quota.limit, self.configured) != self.limit:
-            self._header_limit = quota.limit
-            self._limit_untold = True
-        if quota.remaining is None or quota.retry_after is None:
-            return
-        used = min(quota.limit or self.configured, self.configured) - quota.remaining
-        if used > self.heard.expected and used > (self._used.requests if self._used else 0):
-            self._used = Used(used, min(quota.retry_after, self.period) + MARGIN)
-            self._used_at = now
-
-    def pause(self, now: float, seconds: float) -> None:
-        """Note a 429."""
-        self._pause.extend(now, seconds)
-        self._pause_untold = True
-
-    @property
-    def paused_until(self) -> float:
-        """The moment until which nobody sends."""
-        return self._pause.until
-
-    def refused_for(self, now: float) -> float:
-        """Return the seconds of an order to wait that is too long to be slept through, else 0."""
-        return self._pause.refused_for(now)
+    def foreign(self) -> int:
+        """How many requests of somebody else Redis has just learned of."""
+        return self._reply.foreign
 
     def estimate(self, now: float, ahead: int) -> float:
         """Return the seconds that a request with ``ahead`` others of this process before it waits at least.
 
-        Processes are served in turn, so of each other one as many go before it, if so many want to.
+        Processes are served in turn: as many requests of each other one go before it, if it has so many.
         """
-        ahead += sum(min(want, ahead) for want in self.heard.others)
-        passed = now - self.heard_at
-        turnover = self.period + MARGIN
-        frees = sorted(max(0.0, left - passed) for left in self.heard.frees)
+        if self._alone is not None:
+            return self.cooldown.left(now) + self._alone.estimate(now, ahead)
+        ahead += sum(min(want, ahead) for want in self._reply.others)
+        frees = self._frees(now)
         slots = [*[0.0] * (self.limit - len(frees)), *frees[-self.limit :]]
         rounds, place = divmod(ahead, self.limit)
-        wait = slots[place] + rounds * turnover
-        if self.paused_until > now:
-            wait = max(wait, self.paused_until - now + rounds * turnover)
-        return wait
+        return max(slots[place], self.cooldown.left(now)) + rounds * self.turnover
 
-    def snapshot(self, now: float, queued: int) -> RateLimit:
-        """Return what this process has heard."""
-        passed = now - self.heard_at
-        frees = [left - passed for left in self.heard.frees if left > passed]
-        paused_for = self._pause.left(now)
-        return RateLimit(
-            limit=self.limit,
-            remaining=0 if paused_for else max(0, self.limit - len(frees)),
-            resets_in=max([*frees, paused_for]),
-            queued=queued,
-            paused_for=paused_for,
-        )
+    def remaining(self, now: float) -> int:
+        """Return how many requests could be granted now."""
+        if self.cooldown.until > now or (self._away and self._alone is None):
+            return 0
+        return self._alone.remaining(now) if self._alone else max(0, self.limit - len(self._frees(now)))
+
+    def resets_in(self, now: float) -> float:
+        """Return the seconds until the whole limit is free again, if nothing else is sent."""
+        if self._alone is not None:
+            return max(self._alone.resets_in(now), self.cooldown.left(now))
+        return max([*self._frees(now), self.cooldown.left(now)])
+
+    def _frees(self, now: float) -> list[float]:
+        passed = now - self._heard_at
+        return sorted(left - passed for left in self._reply.frees if left > passed)
 
     def idle(self, now: float) -> bool:
-        """Whether there is nothing to remember."""
-        self.leases.forget(now)
-        return not len(self.leases) and self.paused_until <= now and not self.urgent()
-
-    def over_at(self, now: float) -> float:
-        """Return when to look again whether it is idle."""
-        return max(now + self.period / 2, self.paused_until)
+        """Whether there is nothing to remember or to report."""
+        self._forget(now)
+        busy = self._leases or self._asking or self.cooldown.until > now
+        return not busy and (self._away or self.due(now) == math.inf)

@@ -1,9 +1,13 @@
 """The connection to Redis: coredis, which runs on asyncio and trio, and all that is to know of it.
 
-It runs the script, and says in one way that Redis does not answer. When to try again is for others.
+It runs the script, and says in one way that Redis did not. When to try again is for others.
 """
 
 import contextlib
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -11,7 +15,17 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 try:
     from coredis import Redis
-    from coredis.exceptions import AuthenticationError, NoScriptError, RedisError
+    from coredis.exceptions import (
+        AskError,
+        AuthenticationError,
+        AuthorizationError,
+        ClusterCrossSlotError,
+        NoScriptError,
+        ReadOnlyError,
+        RedisError,
+        ResponseError,
+        UnknownCommandError,
+    )
     from coredis.pool import ConnectionPool
     from coredis.retry import NoRetryPolicy
 except ModuleNotFoundError as error:
@@ -21,30 +35,46 @@ except ModuleNotFoundError as error:
 
 from lemcal_async._auth import Secret
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.ratelimit.redis._script import SCRIPT, SHA1
+
+# Read when this module is imported, so that no call waits for the disk.
+SCRIPT = Path(__file__).with_name("script.lua").read_text(encoding="utf-8")
+SHA1 = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()  # its name in Redis
 
 _CONNECTIONS = 8  # commands share them; more are open only while several keys wait for a new one
+_PERMANENT: dict[type[RedisError], str] = {  # what does not heal by itself
+    AuthenticationError: "see that the URL has the right user and password",
+    AuthorizationError: "let its user run EVAL, EVALSHA, GET, SET and TIME on the names under prefix=",
+    ReadOnlyError: "this is a replica: use the address of the primary",
+    AskError: "this is a node of a cluster: use a Redis that is none, or has one shard",
+    ClusterCrossSlotError: "this is a node of a cluster: use a Redis that is none, or has one shard",
+    UnknownCommandError: "use a Redis that runs Lua scripts",
+}
 
 
 class Unreachable(Exception):  # noqa: N818 - a state, handled where it is met
-    """Redis did not answer in time, or not with an answer; the message says why, without secrets."""
+    """Redis did not run the script. The message says why, and ``advice`` what to do if that is permanent."""
+
+    def __init__(self, reason: str, advice: str | None = None) -> None:
+        super().__init__(reason)
+        self.advice = advice
 
 
 class RedisConnection:
-    """A pool of connections, open inside ``async with``; ``timeout`` seconds for each step of a call."""
+    """A pool of connections, open inside ``async with``; ``timeout`` seconds for each step of a call.
 
-    def __init__(self, url: Secret[str], timeout: float) -> None:
-        if problem := _problem_of(url.reveal()):
+    While ``is_away`` says so, coredis does not log each attempt to connect: the first is enough.
+    """
+
+    def __init__(self, url: Secret[str], timeout: float, is_away: Callable[[], bool]) -> None:
+        if problem := _problem_of(url):
             raise ConfigurationError(problem)
         self._url = url
         self._timeout = timeout
         self._client: Redis[bytes] | None = None
+        self._quiet = lambda record: not (is_away() and record.msg.startswith("Connection attempt failed"))
 
     async def __aenter__(self) -> Self:
-        """Open; at the top of a task, as coredis needs. Raises ConfigurationError if it is refused.
-
-        That Redis is away is no error yet: whoever calls finds out.
-        """
+        """Open, at the top of a task, as coredis needs. It connects when it is first used."""
         pool = ConnectionPool.from_url(
             self._url.reveal(),
             decode_components=True,
@@ -55,25 +85,13 @@ class RedisConnection:
         tidy: Any = type("Connection", (_Tidy, pool.connection_class), {})
         pool.connection_class = tidy
         client: Redis[bytes] = Redis(connection_pool=pool, retry_policy=NoRetryPolicy(), verify_version=False)
-        await client.__aenter__()
-        refused = None
-        try:
-            await client.script_load(SCRIPT)
-        except AuthenticationError as error:
-            refused = str(error)
-        except (RedisError, OSError, TimeoutError):
-            pass
-        except BaseException:
-            await client.__aexit__(None, None, None)
-            raise
-        if refused is not None:
-            await client.__aexit__(None, None, None)
-            raise ConfigurationError(f"Redis refuses the user or the password of the URL: {refused}")
-        self._client = client
+        self._client = await client.__aenter__()
+        logging.getLogger("coredis").addFilter(self._quiet)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Close. What the body raised is not passed on: coredis would wrap it in a group."""
+        logging.getLogger("coredis").removeFilter(self._quiet)
         client, self._client = self._client, None
         if client is not None:  # pragma: no branch - entered
             await client.__aexit__(None, None, None)
@@ -81,22 +99,22 @@ class RedisConnection:
     async def run(self, keys: list[str], argument: str) -> str | bytes:
         """Run the script, and load it where Redis does not have it (any more). Raises Unreachable.
 
-        Cancelled, the script may still run. The connection is not harmed: an answer that nobody waits
-        for is dropped when it comes, because coredis keeps the order of its questions.
+        Canceled, the script may still run. The connection is not harmed: an answer that nobody waits for
+        is dropped when it comes, because coredis keeps the order of its questions.
         """
         client = self._client
         if client is None:
             raise Unreachable("the connection was closed")
-        said: object
         try:
             with contextlib.suppress(NoScriptError):
                 return _text(await client.evalsha(SHA1, keys=keys, args=[argument]))
             return _text(await client.eval(SCRIPT, keys=keys, args=[argument]))
         except (RedisError, OSError, TimeoutError) as error:
-            said = f"{type(error).__name__}: {error}"
-            # It may wait for an answer that comes late or never: no other call is to stand behind it.
-            client.connection_pool.disconnect()
-        raise Unreachable(said)
+            problem = _unreachable(error)
+            if not isinstance(error, ResponseError):
+                # A late answer may still come, or never: no other call is to stand behind it.
+                client.connection_pool.disconnect()
+        raise problem
 
 
 class _Tidy:
@@ -117,17 +135,34 @@ class _Tidy:
 def _text(said: object) -> str | bytes:
     if isinstance(said, str | bytes):
         return said
-    raise RedisError(f"the script returned {type(said).__name__}")  # pragma: no cover - it does not
+    raise RedisError(
+        "the script returned nothing"
+    )  # pragma: no cover - to a request that was carried out late
 
 
-def _problem_of(url: str) -> str | None:
+def _unreachable(error: BaseException) -> Unreachable:
+    reason = f"{type(error).__name__}: {error}"
+    if "ACL failure" in reason:  # inside of a script
+        return Unreachable(reason, _PERMANENT[AuthorizationError])
+    advice = next((advice for kind, advice in _PERMANENT.items() if isinstance(error, kind)), None)
+    return Unreachable(reason, advice)
+
+
+def _problem_of(url: Secret[str]) -> str | None:
     """Say what is wrong with a URL, without any of it."""
+    if not isinstance(url.reveal(), str):
+        kind = type(url.reveal()).__name__
+        return f"RedisRateLimiter takes the URL of Redis, such as 'redis://localhost:6379/0', not a {kind}"
     try:
-        parts = urlsplit(url)
-        whole = bool(parts.path if parts.scheme == "unix" else parts.hostname)
-        _ = parts.port
+        parts = urlsplit(url.reveal())
+        whole = bool(parts.path if parts.scheme == "unix" else parts.hostname) and parts.port != 0
     except ValueError:
-        whole, parts = False, urlsplit("")
+        parts, whole = urlsplit(""), False
+    # With an @ or a / in the password, a piece of it would be taken for the host, and shown in errors.
+    whole = whole and url.reveal().count("@") == parts.netloc.count("@") <= 1
     if whole and parts.scheme in {"redis", "rediss", "unix"}:
         return None
-    return "the URL of Redis is redis://host:6379/0, rediss://... or unix:///path/to/socket"
+    return (
+        "the URL of Redis is redis://host:6379/0, rediss://... or unix:///path/to/socket; percent-encode its "
+        "user and password (%40 for @, %2F for /)"
+    )

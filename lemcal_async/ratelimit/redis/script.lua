@@ -1,223 +1,213 @@
--- One budget, shared by all processes: takes in what one of them reports, and says what it may send.
--- All times are whole microseconds. Only durations come in and go out, so no two clocks are compared.
-local state, leases, slots, waiting = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local ask = cjson.decode(ARGV[1])
+-- The budget of one key, shared by all processes. A process restates what it holds and what it knows, and
+-- gets slots. KEYS: the budget, and the marker of all budgets. ARGV[1] and the reply: JSON. Times are whole
+-- microseconds; only durations come in and go out, so no two machines' clocks are compared.
+local request = cjson.decode(ARGV[1])
 
-local function whole(number) -- tostring would round to 14 digits
-  return string.format('%.0f', number)
+local function load(key)
+  local packed = redis.pcall('GET', key)
+  local fine, value = pcall(cmsgpack.unpack, packed)
+  return fine and type(value) == 'table' and value or nil -- what is not ours counts as lost
 end
 
--- The clock. When the server's steps back, time goes on from where it was: no slot comes free early,
--- and nobody waits for the clock to catch up.
+local function save(key, value, seconds)
+  redis.call('SET', key, cmsgpack.pack(value), 'PX', string.format('%.0f', seconds * 1000))
+end
+
+-- Every process knows how often the script had run when it last heard of it. A lower count, or a budget
+-- that is gone too early, means that data was lost: nobody knows what was sent. The same holds after an
+-- outage in which processes went on alone. Nobody sends until all of them have restated what they hold.
+local marker, budget = load(KEYS[2]), load(KEYS[1])
+local lost = request.count > (marker and marker.count or 0) or (budget and not marker)
+if not marker then
+  marker, budget = {count = 0, seen = 0, offset = 0, held = 0}, nil
+end
+
+-- The clock. When the server's steps back, time goes on from where it was: no slot comes free early, and
+-- nobody waits for the clock to catch up.
 local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local kept = redis.call('HMGET', state,
-  'epoch', 'seen', 'offset', 'paused', 'refused', 'held', 'limit', 'strangers', 'trips', 'trip')
-local epoch = kept[1]
-local seen = tonumber(kept[2] or now)
-local offset = tonumber(kept[3] or 0)
-local paused = tonumber(kept[4] or 0)
-local refused = tonumber(kept[5] or 0)
-local held = tonumber(kept[6] or 0)
-local header_limit = tonumber(kept[7] or 0)
-local strangers = tonumber(kept[8] or 0)
-local trips = tonumber(kept[9] or 0)
-local trip = tonumber(kept[10] or 0)
-if ask.trips > 0 then
-  trip = trips > 0 and math.min(trip, ask.trip) or ask.trip
-  trips = trips + ask.trips
+local now = time[1] * 1000000 + time[2] + marker.offset
+if now < marker.seen then
+  marker.offset = marker.offset + marker.seen - now
+  now = marker.seen
 end
-now = now + offset
-if now < seen then
-  offset = offset + seen - now
-  now = seen
+if lost or (request.back and now - marker.seen > request.turnover) then
+  marker.held = now + request.hold
+end
+marker.seen, marker.count = now, math.max(marker.count, request.count) + 1
+save(KEYS[2], marker, 86400)
+if not budget then
+  budget = {processes = {}, caps = {}, paused = 0, refused = 0, limit = 0, foreign = 0, foreign_until = 0}
+  budget.paused = request.known and now + request.hold or 0
 end
 
--- After an outage, or if the data was lost under processes that are in the middle of something, nobody
--- knows yet what was sent meanwhile. Until all have told, they keep to what each may do alone.
-local lost = ask.epoch ~= '' and ask.epoch ~= epoch
-local silent = not epoch or now - seen > ask.turnover
-if (lost and held == 0) or (ask.back and silent and held <= now) then
-  held = now + ask.hold
+-- What this process holds: when each slot was granted, and in how long it comes free, false while that is
+-- open: until the answer, because only that proves that the server has counted the request.
+local process = budget.processes[request.process] or {sequence = 0, due = 0}
+if request.sequence <= process.sequence then
+  return false -- carried out late: nobody waits for it, and a newer request has been heard
 end
-epoch = epoch or (whole(now) .. '-' .. ask.me)
-
--- What became of requests.
-for _, id in ipairs(ask.dropped) do
-  redis.call('ZREM', leases, id)
-  redis.call('ZREM', slots, id)
-end
-for id, left in pairs(ask.ended) do
-  redis.call('ZREM', leases, id)
-  if left > 0 then
-    redis.call('ZADD', slots, whole(now + left), id)
-  end
-end
-for id, left in pairs(ask.open) do
-  redis.call('ZADD', leases, whole(now + left), id)
-end
-redis.call('ZREMRANGEBYSCORE', leases, '-inf', whole(now))
-redis.call('ZREMRANGEBYSCORE', slots, '-inf', whole(now))
-
--- What the headers said.
-if ask.pause > 0 then
-  if paused <= now then
-    refused = 0
-  end
-  paused = math.max(paused, now + ask.pause)
-  if ask.refuse > 0 then
-    refused = math.max(refused, now + ask.refuse)
-  end
-end
-if ask.header_limit > 0 then
-  header_limit = ask.header_limit
-end
-local limit = header_limit > 0 and math.min(header_limit, ask.limit) or ask.limit
-local foreign = 0
-if ask.window > 0 then
-  foreign = math.max(0, ask.used - redis.call('ZCARD', leases) - redis.call('ZCARD', slots))
-  for _ = 1, foreign do
-    strangers = strangers + 1
-    redis.call('ZADD', slots, whole(now + ask.window), ':' .. strangers)
-  end
+budget.processes[request.process] = process
+process.sequence, process.seen, process.trip, process.slots = request.sequence, now, request.trip, {}
+for i, slot in ipairs(request.slots) do
+  process.slots[i] = {slot[1], slot[2] and now + slot[2]}
 end
 
--- When each slot in use comes free. One whose request has not been heard of may do so sooner than its
--- lease ends: as if it had been counted as it left.
-local frees, processes, seen_process = {}, 0, {}
-local function note(process)
-  if process ~= '' and not seen_process[process] then
-    seen_process[process] = true
+-- All slots, and when they come free. Open ones lapse with a process that is not heard of any more. The
+-- quickest round trip counts only if every process knows its own.
+local slots, others, processes, trip = {}, {}, 0, math.huge
+for name, other in pairs(budget.processes) do
+  local lapse, held = other.seen + request.lifetime, 0
+  for _, slot in ipairs(other.slots) do
+    local free = slot[2] or lapse
+    slots[#slots + 1] = {granted = slot[1], open = not slot[2], free = free, surely = free}
+    held = math.max(held, free)
+  end
+  if other ~= process and other.due >= now then
+    others[#others + 1] = {name = name, process = other, turn = other.turn, want = other.want}
+  end
+  if other ~= process and math.max(held, other.due + request.turnover) + request.lifetime < now then
+    budget.processes[name] = nil
+  else
     processes = processes + 1
+    trip = math.min(trip, other.trip)
   end
-end
-local function collect(key, early)
-  local found = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
-  for i = 1, #found, 2 do
-    note(string.match(found[i], '^(.*):'))
-    local left = tonumber(found[i + 1]) - now
-    frees[#frees + 1] = left > early and left - early or left
-  end
-end
-collect(leases, ask.counted_within)
-collect(slots, 0)
-note(ask.me)
-
--- Who waits, and how often each has had its turn. Nothing is kept for one that has not come back in
--- time; if it was only slow, it goes on where it was.
-local line, others, mine, least = {}, {}, nil, nil
-local found = redis.call('HGETALL', waiting)
-for i = 1, #found, 2 do
-  local turn, want, due = string.match(found[i + 1], '^(%S+) (%S+) (%S+)$')
-  local process = {name = found[i], turn = tonumber(turn), want = tonumber(want), due = tonumber(due)}
-  if process.name == ask.me then
-    mine = process
-  elseif process.due + 2 * ask.turnover < now then
-    redis.call('HDEL', waiting, process.name)
-  elseif process.due >= now then
-    note(process.name)
-    line[#line + 1] = process
-    others[#others + 1] = process.want
-    least = math.min(least or process.turn, process.turn)
-  end
-end
-local want = ask.waiting
-if want > 0 then
-  mine = mine or {name = ask.me, turn = least or 0}
-  if ask.refused > 0 and least then -- refused requests go before all others
-    mine.turn = math.min(mine.turn, least - ask.refused)
-  end
-  mine.want = want
-  line[#line + 1] = mine
 end
 
+-- A cap: of the requests granted before `at`, at most `late` had not been counted then. So a period later
+-- only so many of them can take a slot, however late their own answers are.
+local function apply(cap)
+  local members, busy = {}, 0
+  for _, slot in ipairs(slots) do
+    if slot.granted < cap.at then
+      members[#members + 1] = slot
+      busy = busy + (slot.surely > now and 1 or 0)
+    end
+  end
+  table.sort(members, function(a, b) return a.free > b.free end)
+  for i = cap.late + 1, #members do
+    members[i].free = math.min(members[i].free, cap.at + request.turnover)
+  end
+  return busy > cap.late -- whether it can still matter
+end
+
+local caps = {}
+for _, cap in ipairs(budget.caps) do
+  if apply(cap) then
+    caps[#caps + 1] = cap
+  end
+end
+
+-- What a header said: how many requests the server had counted before the answer came. Ours can be those
+-- that it had not forgotten when the request was granted. More than that is somebody else's use of the key;
+-- what is missing from it is late.
+local foreign, told = 0, request.told
+if told then
+  local came, possible = now - told.age, 0
+  for _, slot in ipairs(slots) do
+    possible = possible + (slot.granted < came and slot.free > told.granted and 1 or 0)
+  end
+  local known = budget.foreign_until > now and budget.foreign or 0
+  if told.count > possible + known and told.window > 0 then
+    foreign = told.count - possible - known
+    budget.foreign, budget.foreign_until = known + foreign, now + told.window
+  elseif known == 0 and told.count <= possible then
+    local cap = {at = came, late = possible - told.count}
+    if apply(cap) then
+      caps[#caps + 1] = cap
+    end
+  end
+end
+budget.caps = caps
+if request.pause > 0 then
+  budget.refused = budget.paused > now and budget.refused or 0
+  budget.paused = math.max(budget.paused, now + request.pause)
+  budget.refused = request.refuse > 0 and math.max(budget.refused, now + request.refuse) or budget.refused
+end
+budget.limit = request.header_limit > 0 and request.header_limit or budget.limit
+local limit = budget.limit > 0 and math.min(budget.limit, request.limit) or request.limit
+
+-- In how long each slot in use comes free, at the earliest. An open one does a period after it was granted;
+-- if that has passed already, it is time to look again soon.
+local frees = {}
+for _, slot in ipairs(slots) do
+  if slot.free > now then
+    local soonest = slot.open and math.max(slot.granted + request.turnover, now + request.turnover / 8)
+    frees[#frees + 1] = math.min(slot.free, soonest or slot.free) - now
+  end
+end
+for _ = 1, budget.foreign_until > now and budget.foreign or 0 do
+  frees[#frees + 1] = budget.foreign_until - now
+end
+table.sort(frees)
+
+-- Slots go in turn to the processes that wait. What falls to another is kept for it until it is overdue.
+local line, wants, least = {}, {}, nil
+for i, other in ipairs(others) do
+  line[i], wants[i] = other, other.want
+  least = math.min(least or other.turn, other.turn)
+end
+local mine = {name = request.process, turn = process.turn or least or 0, want = request.waiting}
+if request.refused > 0 and least then -- refused requests go before all others
+  mine.turn = math.min(mine.turn, least - request.refused)
+end
+line[#line + 1] = mine
 local function next_in_line()
   local first
-  for _, process in ipairs(line) do
-    if process.want > 0 and (not first or process.turn < first.turn
-        or (process.turn == first.turn and process.name < first.name)) then
-      first = process
+  for _, one in ipairs(line) do
+    if one.want > 0 and (not first or one.turn < first.turn
+        or (one.turn == first.turn and one.name < first.name)) then
+      first = one
     end
   end
   if first then
-    first.turn = first.turn + 1
-    first.want = first.want - 1
+    first.turn, first.want = first.turn + 1, first.want - 1
   end
   return first
 end
 
--- Slots go in turn to those who wait; what falls to another is kept for it until it is overdue.
-local granted, kept_for_others = 0, 0
-local blocked = math.max(paused, held) - now
-if blocked <= 0 and want > 0 then
+local granted, kept, blocked = 0, 0, math.max(budget.paused, marker.held, now) - now
+if blocked == 0 and request.waiting > 0 then
   for _ = 1, limit - #frees do
     local first = next_in_line()
-    if not first then
-      break
-    elseif first == mine then
-      redis.call('ZADD', leases, whole(now + ask.turnover + ask.counted_within),
-        ask.me .. ':' .. whole(ask.first + granted))
+    if first == mine then
       granted = granted + 1
-    else
-      kept_for_others = kept_for_others + 1
+      process.slots[#process.slots + 1] = {now, false}
+    elseif first then
+      kept = kept + 1
     end
   end
 end
-want = want - granted
 
--- When to ask again: as soon as a slot comes free for this process, or with those right after it.
-local wait = 0
-if want > 0 then
-  local turn = mine.turn
-  if blocked > 0 then
-    wait = blocked
-  else
-    table.sort(frees)
-    local first
-    for i = math.max(0, #frees - limit) + 1, #frees do
-      if first and frees[i] > first + ask.together then
-        break
-      end
-      if next_in_line() == mine then
-        first = first or frees[i]
-        wait = frees[i]
-      end
+-- When to ask again: as soon as a slot comes free for this process, with those right after it.
+process.turn, process.want, process.due = mine.want > 0 and mine.turn or nil, mine.want, 0
+local wait = blocked
+if mine.want > 0 and blocked == 0 then
+  local first
+  for i = math.max(0, #frees - limit) + 1, #frees do
+    if first and frees[i] > first + request.together then
+      break
+    elseif next_in_line() == mine then
+      first, wait = first or frees[i], frees[i]
     end
-    if not first then
-      wait = frees[#frees] or ask.turnover
-    end
-    if kept_for_others > 0 then
-      for _, process in ipairs(line) do
-        if process ~= mine then
-          wait = math.min(wait, process.due - now + 1000)
-        end
-      end
-    end
-    wait = math.max(wait, 1000)
   end
-  redis.call('HSET', waiting, ask.me,
-    whole(turn) .. ' ' .. whole(want) .. ' ' .. whole(now + wait + ask.grace))
-else
-  redis.call('HDEL', waiting, ask.me)
+  wait = first and wait or frees[#frees] or request.turnover
+  for _, other in ipairs(kept > 0 and others or {}) do
+    wait = math.min(wait, other.process.due - now)
+  end
+  wait = math.max(wait, 1000)
+end
+if process.want > 0 then
+  process.due = now + wait + request.grace
 end
 for _ = 1, granted do
-  frees[#frees + 1] = ask.turnover
+  frees[#frees + 1] = request.turnover
 end
 
-redis.call('HSET', state, 'epoch', epoch, 'seen', whole(now), 'offset', whole(offset),
-  'paused', whole(paused), 'refused', whole(refused), 'held', whole(held),
-  'limit', whole(header_limit), 'strangers', whole(strangers), 'trips', whole(trips), 'trip', whole(trip))
-local lasts = math.max(ask.turnover + ask.counted_within, wait, paused - now, held - now)
-for _, key in ipairs(KEYS) do
-  redis.call('PEXPIRE', key, whole(math.ceil(lasts / 1000) + 1000))
-end
-
-local function left(moment)
-  return math.max(0, moment - now)
-end
+local lasts = math.max(request.lifetime, wait, blocked, budget.foreign_until - now)
+save(KEYS[1], budget, lasts / 1000000 + 1)
 return cjson.encode({
-  epoch = epoch, granted = granted, wait = wait, held = left(held), paused = left(paused),
-  refused = paused > now and left(refused) or 0, limit = limit, frees = frees, others = others,
-  processes = processes, expected = #frees + kept_for_others, foreign = foreign,
-  trips = trips, trip = trip,
+  count = marker.count, now = string.format('%.0f', now), -- as a number it would be rounded
+  granted = granted, wait = wait, paused = blocked,
+  refused = budget.paused > now and math.max(0, budget.refused - now) or 0, limit = limit, frees = frees, others = wants,
+  processes = processes, expected = #frees + kept, foreign = foreign, trip = trip < math.huge and trip or 0,
 })

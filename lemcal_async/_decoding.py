@@ -6,6 +6,7 @@ the business of ``_codec.py``, what is wrong with a body that of ``_responses.py
 """
 
 import logging
+import math
 import re
 import time
 import weakref
@@ -19,7 +20,7 @@ from anyio.lowlevel import checkpoint, current_token
 from lemcal_async import _gc
 from lemcal_async._codec import RowReader, from_wire
 from lemcal_async._responses import DECODER, object_of, read_json, rows_of
-from lemcal_async.errors import BadRow, CallInfo, ResponseDecodeError
+from lemcal_async.errors import BadRow, CallInfo, DeadlineExceededError, ResponseDecodeError
 
 logger = logging.getLogger("lemcal_async")
 
@@ -46,7 +47,7 @@ _locks: weakref.WeakKeyDictionary[Any, anyio.Lock] = weakref.WeakKeyDictionary()
 
 
 class Body(Protocol):
-    """The part of a success that is read here."""
+    """The part of a success that is parsed."""
 
     @property
     def status_code(self) -> int:
@@ -61,6 +62,11 @@ class Body(Protocol):
     @property
     def call(self) -> CallInfo:
         """The call, for errors to name."""
+        ...
+
+    @property
+    def deadline(self) -> float | None:
+        """When the call must be over, on the event loop's clock."""
         ...
 
 
@@ -143,7 +149,8 @@ async def read_models(answer: Body, name: str, into: type[T], *, skip_bad_rows: 
     if not await _in_slices(answer, reader.add):
         reader = RowReader(into)
         rows = parse_rows(answer, name)
-        await _by_turns((rows[at : at + _ROWS] for at in range(0, len(rows), _ROWS)), reader.add)
+        slices = (rows[at : at + _ROWS] for at in range(0, len(rows), _ROWS))
+        await _by_turns(answer, slices, reader.add)
     if not reader.bad:
         return reader.good
     first = reader.bad[0]
@@ -158,7 +165,10 @@ async def read_models(answer: Body, name: str, into: type[T], *, skip_bad_rows: 
 async def read_rows(answer: Body, name: str) -> list[Any]:
     """Return the rows of an answer that is a list, as plain JSON."""
     rows: list[Any] = []
-    return rows if await _in_slices(answer, rows.extend) else parse_rows(answer, name)
+    if not await _in_slices(answer, rows.extend):
+        rows = parse_rows(answer, name)
+        _check_deadline(answer)
+    return rows
 
 
 async def find_row(answer: Body, name: str, row_id: str) -> tuple[dict[str, Any] | None, int]:
@@ -174,6 +184,7 @@ async def find_row(answer: Body, name: str, row_id: str) -> tuple[dict[str, Any]
     if not await _in_slices(answer, look):
         found, count = [], 0
         look(parse_rows(answer, name))
+        _check_deadline(answer)
     return (found[0] if found else None), count
 
 
@@ -181,15 +192,19 @@ async def data_of(answer: Body, into: type[Any] | None) -> Any:
     """Return the JSON of an answer, or the model or models that were asked for."""
     if into is None:
         everything: list[Any] = []
-        return everything if await _in_slices(answer, everything.extend) else json_of(answer)
-    if get_origin(into) is list:
+        if await _in_slices(answer, everything.extend):
+            return everything
+    elif get_origin(into) is list:
         reader = RowReader[Any](get_args(into)[0])
         if await _in_slices(answer, reader.add):
             if reader.bad:
                 problem = f"{reader.problem()}; row {reader.bad[0].index}: {reader.bad[0].reason}"
                 raise _list_error(answer, problem, reader)
             return reader.good
-    return decode(json_of(answer), into, answer)
+    # The JSON itself gets no name here: that of a hook holds its token, and a traceback may show it.
+    found = json_of(answer) if into is None else decode(json_of(answer), into, answer)
+    _check_deadline(answer)
+    return found
 
 
 def json_of(answer: Body) -> Any:
@@ -246,13 +261,13 @@ async def _in_slices(answer: Body, add: Callable[[list[Any]], object]) -> bool:
     if len(answer.body) <= _LONG:
         return False
     try:
-        await _by_turns(slices_of(answer.body, DECODER), add)
+        await _by_turns(answer, slices_of(answer.body, DECODER), add)
     except NotSlicedError:
         return False
     return True
 
 
-async def _by_turns(slices: Iterable[list[Any]], add: Callable[[list[Any]], object]) -> None:
+async def _by_turns(answer: Body, slices: Iterable[list[Any]], add: Callable[[list[Any]], object]) -> None:
     """Hand each slice to ``add``, and let other tasks run every few milliseconds.
 
     Of several lists that are read at once, one has its turn, and then everybody else on this event loop:
@@ -261,11 +276,29 @@ async def _by_turns(slices: Iterable[list[Any]], add: Callable[[list[Any]], obje
     lock = _lock()
     remaining = iter(slices)
     more = True
-    while more:
-        async with lock:
-            more = _take_turn(remaining, add)
-            if more:
-                await checkpoint()
+    with anyio.CancelScope(deadline=math.inf if answer.deadline is None else answer.deadline) as scope:
+        while more:
+            async with lock:
+                more = _take_turn(remaining, add)
+                if more:
+                    await checkpoint()
+    if scope.cancelled_caught:
+        raise _too_late(answer)
+
+
+def _check_deadline(answer: Body) -> None:
+    """Raise DeadlineExceededError if what was read in one go took too long."""
+    if answer.deadline is not None and anyio.current_time() > answer.deadline:
+        raise _too_late(answer)
+
+
+def _too_late(answer: Body) -> DeadlineExceededError:
+    size = f"{len(answer.body) / 1e6:.1f} MB"
+    return DeadlineExceededError(
+        f"{answer.call}: the answer came, but its {size} could not be read within the deadline",
+        call=answer.call,
+        status_code=answer.status_code,
+    )
 
 
 def _lock() -> anyio.Lock:

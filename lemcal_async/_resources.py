@@ -30,6 +30,7 @@ class MeetingRows:
     status_code: int
     body: bytes = attrs.field(repr=False)  # personal data
     call: CallInfo
+    deadline: None = None  # the call is over, and its list is read when its owner gets to it
 
     def rows(self) -> list[Any]:
         """Parse the body at once, on this thread; ResponseDecodeError if it holds no list."""

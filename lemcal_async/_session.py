@@ -70,6 +70,7 @@ class RawResponse:
     headers: httpx.Headers
     body: bytes = attrs.field(repr=False)  # it may hold a webhook token
     call: CallInfo
+    deadline: float | None = None  # by which it is to be read, on the event loop's clock
 
 
 @attrs.frozen
@@ -173,7 +174,9 @@ class AccountSession:
         """Return a success; raise the error that any other answer stands for."""
         _logger.debug("%s: %d at attempt %d", call, response.status_code, call.attempts)
         if response.is_success:
-            return RawResponse(response.status_code, response.headers, response.content, call.info())
+            return RawResponse(
+                response.status_code, response.headers, response.content, call.info(), call.deadline
+            )
         raise error_from_response(
             response.status_code,
             response.headers,

@@ -5,17 +5,19 @@ import json
 import logging
 import pickle
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
 import anyio.lowlevel
+import attrs
 import httpx
 import pytest
 
-from lemcal_async import Meeting, User, _decoding as decoding, from_wire
-from lemcal_async.errors import MeetingNotFoundError, ResponseDecodeError
+from lemcal_async import AsyncLemcal, Meeting, User, _decoding as decoding, from_wire
+from lemcal_async._session import AccountSession
+from lemcal_async.errors import DeadlineExceededError, MeetingNotFoundError, ResponseDecodeError
 from lemcal_async.sandbox._demo import make_account
 
 from .conftest import AT_ONCE, Wire, answering, check_plain
@@ -160,6 +162,50 @@ async def test_cancelled_half_way() -> None:
         assert [] == finished
         assert was_enabled is gc.isenabled()
     assert 2_500 == len(await lemcal.meetings.list())
+
+
+@pytest.mark.parametrize("how", ["array", "envelope"])
+@pytest.mark.parametrize("what", ["list", "rows", "get", "request", "models"])
+async def test_reading_counts_within_the_deadline(
+    how: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that comes in time and takes too long to read is too late; the next one is read whole."""
+    lemcal = answering(content=BODY if how == "array" else b'{"data": %b}' % BODY).client()
+    calls: dict[str, Callable[[AsyncLemcal], Awaitable[Any]]] = {
+        "list": lambda lemcal: lemcal.meetings.list(),
+        "rows": lambda lemcal: lemcal.meetings.rows(),
+        "get": lambda lemcal: lemcal.meetings.get(ROWS[-1]["_id"]),
+        "request": lambda lemcal: lemcal.request("GET", "/meetings"),
+        "models": lambda lemcal: lemcal.request(
+            "GET", "/meetings", into=list[Meeting] if how == "array" else None
+        ),
+    }
+    with monkeypatch.context() as patch:
+        # The clock stands still until the answer is there, and then the deadline has passed at once.
+        patch.setattr(AccountSession, "send", passing_deadline(AccountSession.send))
+        with pytest.raises(
+            DeadlineExceededError, match=r"answer came, but its 1\.\d MB could not be read"
+        ) as caught:
+            await calls[what](lemcal.with_options(deadline=60))
+    assert ("GET", "/meetings", 200, 1) == (
+        caught.value.method,
+        caught.value.route,
+        caught.value.status_code,
+        caught.value.attempts,
+    )
+    check_plain(caught.value)
+    assert await calls[what](lemcal.with_options(deadline=60))
+
+
+def passing_deadline(send: Any) -> Any:
+    """Have the deadline pass between the arrival of an answer and its reading."""
+
+    async def sent(*arguments: Any) -> Any:
+        answer = await send(*arguments)
+        assert answer.deadline is not None
+        return attrs.evolve(answer, deadline=anyio.current_time() - 0.001)
+
+    return sent
 
 
 async def test_several_at_once() -> None:

@@ -5,6 +5,7 @@ The service sends ``Retry-After`` (fractional seconds, sometimes joined with a d
 """
 
 import datetime as dt
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -28,13 +29,15 @@ class Quota:
     """What one answer says about its key's window; None where it says nothing usable.
 
     ``retry_after`` and ``resets_in`` are seconds from the moment of the answer. On a success,
-    ``retry_after`` is the rest of the window, not an order to wait (documented).
+    ``retry_after`` is the rest of the window, not an order to wait (documented). ``reset_at`` is the end
+    of the window on the server's clock: Unix time, truncated to seconds.
     """
 
     limit: int | None = None
     remaining: int | None = None
     retry_after: float | None = None
     resets_in: float | None = None
+    reset_at: float | None = None
 
     @property
     def is_from_service(self) -> bool:
@@ -53,6 +56,7 @@ def parse_quota(headers: Mapping[str, str]) -> Quota:
         remaining=_count(headers.get("x-ratelimit-remaining")),
         retry_after=retry_after,
         resets_in=resets_in,
+        reset_at=_timestamp(headers.get("x-ratelimit-reset")),
     )
 
 
@@ -105,6 +109,12 @@ def parse_date(value: str | None) -> dt.datetime | None:
     except ValueError:  # "Foo 99" has the form of a date and is none
         pass
     return None
+
+
+@functools.lru_cache(maxsize=256)  # the answers of one second say the same, and reading it is slow
+def _timestamp(value: str | None) -> float | None:
+    date = parse_date(value)
+    return None if date is None else date.timestamp()
 
 
 def _count(value: str | None) -> int | None:

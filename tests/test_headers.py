@@ -149,6 +149,9 @@ def test_javascript_dates_are_read_as_printed(naive: dt.datetime, zone: dt.timez
 
 
 # ---------------------------------------------------------------------------------- the quota
+RESET_AT = dt.datetime(2021, 2, 16, 8, 2, 42, tzinfo=dt.UTC).timestamp()
+
+
 def test_a_whole_answer() -> None:
     """The set of headers that the vendor documents."""
     headers = httpx.Headers(
@@ -160,13 +163,14 @@ def test_a_whole_answer() -> None:
             "X-RateLimit-Reset": SAME_MOMENT[0],
         }
     )
-    assert Quota(limit=20, remaining=0, retry_after=1.283, resets_in=1.283) == parse_quota(headers)
+    expected = Quota(limit=20, remaining=0, retry_after=1.283, resets_in=1.283, reset_at=RESET_AT)
+    assert expected == parse_quota(headers)
 
 
 def test_the_reset_date_stands_in() -> None:
     """Without a usable Retry-After, the reset date says when the window ends; it orders nobody to wait."""
     headers = {"date": DATE, "retry-after": "nan", "x-ratelimit-reset": SAME_MOMENT[0]}
-    assert Quota(resets_in=2.0) == parse_quota(headers)
+    assert Quota(resets_in=2.0, reset_at=RESET_AT) == parse_quota(headers)
 
 
 def test_no_headers() -> None:

@@ -12,9 +12,9 @@ from typing import Literal, TypeAlias
 from lemcal_async._headers import Quota
 from lemcal_async.ratelimit._cooldown import MARGIN, Cooldown, pause_after_429
 from lemcal_async.ratelimit._forecast import turn_in_log, turn_in_windows
-from lemcal_async.ratelimit._server import ServerModel, Window, Windows
+from lemcal_async.ratelimit._server import ROUNDING, ServerModel, Window, Windows
 from lemcal_async.ratelimit._sharing import ProbeScheduler, SharedKeyEstimate
-from lemcal_async.ratelimit._slots import COUNTED_WITHIN, OccupiedSlots, RequestRecord, Slot, refutes_sliding
+from lemcal_async.ratelimit._slots import LOST_AFTER, OccupiedSlots, RequestRecord, Slot, refutes_sliding
 
 SLACK = 2  # requests left to others who may come between an answer and our next request
 
@@ -62,19 +62,18 @@ class SlidingWindowLog:
             return when
         ends = self._slots.ends(now)
         if len(ends) >= own:
-            when = max(when, sorted(ends)[len(ends) - own])
+            when = max(when, ends[len(ends) - own])
         window = self._windows.newest
         if foreign and window is not None:
-            ends += [self._over_at(window)] * foreign
+            ends = sorted([*ends, *[self._over_at(window)] * foreign])
         quota = self._quota - SLACK if foreign else self._quota
         if len(ends) >= quota:
-            when = max(when, sorted(ends)[len(ends) - quota])
+            when = max(when, ends[len(ends) - quota])
         return when
 
     def take(self, now: float) -> Slot:
         """Grant one request. Only when ``next_at(now) <= now``."""
-        slot = Slot(now)
-        self._slots.in_flight.add(slot)
+        slot = self._slots.take(now)
         self._spaced_until = now + self._shared_key.interval(self._own)
         self._probes.granted(now, self._windows.newest)
         return slot
@@ -102,13 +101,19 @@ class SlidingWindowLog:
         window, pins = self._place(slot, now, quota)
         if refused:
             self.cooldown.extend(now, pause_after_429(quota, self.period))
-        counted_by = min(slot.counted_by, now if slot.sent_at is None else slot.sent_at + COUNTED_WITHIN)
-        before_end = quota.retry_after if pins and self._server.is_precise else None
-        used = None if refused or quota.remaining is None else self._quota - quota.remaining
         record = RequestRecord(
-            counted_by, now, slot.left_at, surely=not refused, window=window, before_end=before_end, used=used
+            number=slot.number,
+            left_at=slot.left_at,
+            counted_by=self._counted_by(slot, now, window, quota),
+            surely=not refused,
+            window=window,
+            before_end=quota.retry_after if pins and self._server.is_precise else None,
+            used=None if refused or quota.remaining is None else self._quota - quota.remaining,
+            rest=max(0.0, (quota.retry_after or 0.0) - ROUNDING) if self._server.is_precise else 0.0,
         )
-        self._slots.end(slot, record)
+        self._slots.end(slot, record, now)
+        if record.counted_by < now and not self._shared_key.shared:
+            self._slots.refine()
         if window is not None and not refused:
             window.own += 1
             self._learn(record)
@@ -122,15 +127,23 @@ class SlidingWindowLog:
 
     def unsent(self, slot: Slot) -> None:
         """Give the slot back: the request never reached the server."""
-        slot.ended = True
-        self._slots.in_flight.discard(slot)
+        self._slots.give_back(slot)
 
     def unknown(self, slot: Slot, now: float) -> None:
-        """End the slot of a request that the server may have counted, and will not answer."""
+        """End the slot of a request that the server may have counted or yet count, and will not answer."""
+        if slot.ended:
+            return
         # One that was never reported as sent may have been sent at any time until now.
         sent_at = now if slot.sent_at is None else slot.sent_at
-        counted_by = min(slot.counted_by, sent_at + COUNTED_WITHIN)
-        self._slots.end(slot, RequestRecord(counted_by, math.inf, sent_at, surely=False, window=None))
+        record = RequestRecord(
+            number=slot.number,
+            left_at=slot.left_at,
+            counted_by=sent_at + LOST_AFTER,
+            surely=False,
+            window=None,
+        )
+        self._slots.end(slot, record, now)
+        self._slots.lost.append(record)
 
     def abandon(self, now: float) -> None:
         """End all that is in flight: after a fork, the answers come to the parent."""
@@ -169,9 +182,12 @@ class SlidingWindowLog:
         return max(0, min(free, 2 * self._configured - len(self._slots.in_flight)))
 
     def resets_in(self, now: float) -> float:
-        """Return the seconds until the whole limit is free again, if nothing else is sent."""
-        surely = now + COUNTED_WITHIN + self.period + MARGIN
-        ends = [min(end, surely) for end in self._slots.ends(now)]
+        """Return the seconds until the whole limit is free again, if nothing else is sent.
+
+        As if the answers that are still to come came now.
+        """
+        answered_now = now + self.period + MARGIN
+        ends = [answered_now if end == math.inf else end for end in self._slots.ends(now)]
         window = self._windows.newest
         if window is not None and self._foreign(now):
             ends.append(self._over_at(window))
@@ -182,7 +198,7 @@ class SlidingWindowLog:
         if self._slots.in_flight or self.cooldown.until > now or self._foreign(now):
             return False
         self._slots.forget(now)
-        return not self._slots.counted
+        return not self._slots.counted and not self._slots.lost
 
     @property
     def foreign(self) -> int:
@@ -208,18 +224,27 @@ class SlidingWindowLog:
             self._shared_key.learn(before.foreign, before.elapsed)
         return placed
 
+    def _counted_by(self, slot: Slot, now: float, window: Window | None, quota: Quota) -> float:
+        """Return when the server must have counted a request whose answer has come now."""
+        rest, reset_at, clock = quota.retry_after, quota.reset_at, self._server.clock
+        if rest is None or reset_at is None or not self._server.is_precise:
+            return now
+        if window is not None:  # it came quickly
+            clock.add(slot.left_at + rest - ROUNDING, now + rest, reset_at, now)
+            return now
+        return max(slot.left_at, min(now, clock.latest(reset_at) - rest + ROUNDING))
+
     def _learn(self, record: RequestRecord) -> None:
         """Compare what the server counted with what it would have counted in either way."""
-        if self._server.is_fixed:
-            return
         if (
-            not self._server.is_sliding
+            not self._server.is_fixed
+            and not self._server.is_sliding
             and self._windows.several
             and refutes_sliding(record, self._slots.records, self.period)
         ):
             self._server.refuted_sliding()
         if not self._shared_key.shared:
-            self._slots.note_counted(record)
+            self._slots.learn(record)
 
     def _detect_foreign_use(
         self, slot: Slot, window: Window, now: float, quota: Quota, *, refused: bool
@@ -241,9 +266,13 @@ class SlidingWindowLog:
             own = sum(record.counted_at_most() > since for record in self._slots.records)
             own -= refused  # what was refused is not what filled it
         own += len(self._slots.in_flight)
+        if used > own:
+            own += self._slots.find(used - own, window, now, now)
         window.foreign = max(window.foreign, used - own)
-        if window.foreign > 0 and self._shared_key.detected(self._quota):
-            return "foreign use"
+        if window.foreign > 0:
+            self._slots.unlearn()
+            if self._shared_key.detected(self._quota):
+                return "foreign use"
         return None
 
     def _foreign(self, now: float) -> int:

@@ -11,6 +11,7 @@ import math
 import attrs
 
 ROUNDING = 0.001  # seconds by which a Retry-After may be off: the service sends whole milliseconds (inferred)
+SKEW = 0.1  # seconds by which the clocks of one service's servers may differ
 NEEDED = 2  # answers that must have refuted a sliding log before windows are relied on
 BEHIND = 0.25  # of the least spread: how far to stay behind the best guess at a window's end
 CAUTION = 0.005  # seconds to stay behind the moment at which a window should be over
@@ -72,6 +73,33 @@ class MinimumRoundTrip:
         return min(least, max(0.0, least - 4 * (mean - least) / count))
 
 
+class ServerClock:
+    """How far the server's clock is ahead of the client's, at least.
+
+    The end of a window is told twice: in how long it comes, and at what time, in whole seconds. So once
+    the clocks are known to differ by this much, an answer that has taken long says by when its request
+    was counted, to a second.
+    """
+
+    def __init__(self) -> None:
+        self._ahead = [-math.inf, -math.inf]  # lately, and before that: clocks drift
+        self._since = -math.inf
+
+    def add(self, earliest: float, latest: float, reset_at: float, now: float) -> None:
+        """Note a window that ends at ``reset_at`` there, between ``earliest`` and ``latest`` here."""
+        if now - self._since > 30:
+            self._ahead = [-math.inf, self._ahead[0]]
+            self._since = now
+        ahead = reset_at - latest
+        if reset_at + 1 + SKEW - earliest < max(self._ahead):  # it has been put back
+            self._ahead = [ahead, ahead]
+        self._ahead[0] = max(self._ahead[0], ahead)
+
+    def latest(self, reset_at: float) -> float:
+        """Return the time here by which it is surely ``reset_at`` there, and a second later."""
+        return reset_at + 1 + SKEW - max(self._ahead)
+
+
 @attrs.define
 class _Sample:
     least: float = math.inf
@@ -91,6 +119,7 @@ class ServerModel:
         self._fractional = 0  # waits that were not whole seconds
         self._spread = math.inf  # the least by which the end of a window was uncertain
         self._round_trip = MinimumRoundTrip()
+        self.clock = ServerClock()
 
     def add_round_trip(self, seconds: float, now: float) -> None:
         """Note a round trip."""

@@ -1,7 +1,9 @@
 """The occupied slots of one key: requests that are in flight, and those that the server still counts. Pure.
 
 When the server counted a request is never seen. It is bounded by when the request left, by when its
-answer came and by what that and other answers said. Times are seconds on the caller's clock.
+answer came and by what that and other answers said, never by how long requests usually take: a slot is
+occupied until it is known that the server has counted its request, and a period longer. Times are seconds
+on the caller's clock.
 """
 
 import math
@@ -11,20 +13,24 @@ from collections.abc import Iterable
 import attrs
 
 from lemcal_async.ratelimit._cooldown import MARGIN
-from lemcal_async.ratelimit._server import ServerModel, Window
+from lemcal_async.ratelimit._server import PINNED, ServerModel, Window
 
-COUNTED_WITHIN = 0.5  # seconds after a request left in which the server must have counted it
+# A request that was cut off has no answer. For so many seconds after it left it occupies a slot, unless the
+# answers to others show that it was counted; and for so many it may still turn out to have been counted.
+LOST_AFTER = 5.0
+LOOKED_FOR = 60.0
+BOUNDS = 8  # that are kept of a key: each costs time whenever slots are counted
 
 
 class Slot:
     """One request's share of the budget, from the grant until the request has ended."""
 
-    __slots__ = ("counted_by", "ended", "sent_at", "taken_at")
+    __slots__ = ("ended", "number", "sent_at", "taken_at")
 
     def __init__(self, taken_at: float) -> None:
         self.taken_at = taken_at
+        self.number = 0  # in the order of the grants
         self.sent_at: float | None = None
-        self.counted_by = math.inf  # as far as the answers to others tell
         self.ended = False
 
     @property
@@ -33,19 +39,20 @@ class Slot:
         return self.taken_at if self.sent_at is None else self.sent_at
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, kw_only=True)
 class RequestRecord:
     """One request that has ended, and what is known of when the server counted it."""
 
-    counted_by: float
-    heard_at: float  # inf: no answer came
+    number: int
     left_at: float
+    counted_by: float  # when its answer came; or when one that will not be answered is given up
     surely: bool  # whether it was counted at all
     window: Window | None
     # What its answer said, if the window was not over when that came: then it was counted this long
     # before the window's end, which all the answers of the window pin together.
     before_end: float | None = None
-    used: int | None = None  # how many requests the server counted then, this one included, if it told
+    used: int | None = None  # how many requests the server counted then, this one included, if it told,
+    rest: float = 0.0  # and for how many seconds it would count all of these, at least
 
     def counted_at_least(self) -> float:
         """Return the earliest time at which it can have been counted, as if its way there took no time."""
@@ -55,13 +62,9 @@ class RequestRecord:
 
     def counted_at_most(self) -> float:
         """Return the latest time at which it can have been counted, as if its way back took no time."""
-        return min(self.counted_by, self.answered_at_most())
-
-    def answered_at_most(self) -> float:
-        """Return the same as far as its own answer tells, which is off by the way back."""
         if self.window is None or self.before_end is None:
-            return self.heard_at
-        return min(self.heard_at, self.window.latest - self.before_end)
+            return self.counted_by
+        return min(self.counted_by, self.window.latest - self.before_end)
 
 
 def refutes_sliding(evidence: RequestRecord, others: Iterable[RequestRecord], period: float) -> bool:
@@ -77,80 +80,197 @@ def refutes_sliding(evidence: RequestRecord, others: Iterable[RequestRecord], pe
     return counted - evidence.used >= 2
 
 
-class OccupiedSlots:
-    """The slots that the server may still be counting."""
+@attrs.define(eq=False)
+class UncountedBound:
+    """What an answer said of all requests together, without saying which is which.
 
-    __slots__ = ("_period", "_server", "counted", "in_flight", "records")
+    Of the requests up to ``number``, at most ``at_most`` are counted later than ``evidence``.
+    """
+
+    evidence: RequestRecord
+    number: int
+    at_most: int
+
+
+class OccupiedSlots:
+    """The slots that the server may still be counting, or has not counted yet."""
+
+    __slots__ = (
+        "_bounds",
+        "_dropped",
+        "_granted",
+        "_period",
+        "_server",
+        "counted",
+        "in_flight",
+        "lost",
+        "records",
+    )
 
     def __init__(self, server: ServerModel, period: float, limit: int) -> None:
         self._server = server
         self._period = period
-        self.in_flight: set[Slot] = set()
+        self._granted = 0
+        self._bounds: list[UncountedBound] = []
+        self._dropped = -math.inf  # until when the slots of records that are gone were occupied
+        self.in_flight: dict[Slot, None] = {}  # in the order of the grants
         self.counted: deque[RequestRecord] = deque()  # those in front may be over
-        self.records: deque[RequestRecord] = deque(maxlen=2 * limit)  # also what is no longer counted
+        self.records: deque[RequestRecord] = deque()  # all of the last periods
+        self.lost: deque[RequestRecord] = deque(maxlen=2 * limit)  # cut off, and not found since
 
     def ends(self, now: float) -> list[float]:
-        """Return when each occupied slot comes free, as far as is known."""
-        ends = [self.end_of(record) for record in list(self.counted)]
-        ends += [self._bound(slot) for slot in list(self.in_flight)]
-        return [end for end in ends if end > now]
+        """Return when each occupied slot comes free, in order; inf if that is not known yet."""
+        in_flight = [slot.number for slot in list(self.in_flight)]
+        return self._ends(list(self.counted), in_flight, self._bounds, now)
 
     def soonest_ends(self, now: float) -> list[float]:
-        """Return in how many seconds each occupied slot comes free, if that is a period after it left."""
-        soonest = [(self.end_of(record), record.left_at) for record in self.counted]
-        soonest += [(self._bound(slot), slot.left_at) for slot in self.in_flight]
-        return [max(0.0, min(end, left_at + self._period) - now) for end, left_at in soonest if end > now]
-
-    def _bound(self, slot: Slot) -> float:
-        """Return when the slot of a request in flight comes free even if no answer comes."""
-        if slot.sent_at is None:
-            return math.inf
-        return min(slot.counted_by, slot.sent_at + COUNTED_WITHIN) + self._period + MARGIN
+        """Return in how many seconds each occupied slot comes free, if its request is counted at once."""
+        soonest = [record.left_at for record in self.counted if self.end_of(record) > now]
+        soonest += [slot.left_at for slot in self.in_flight]
+        soonest.sort()
+        # Which are over that are over by a bound is not known: the last of them, at best.
+        return [
+            max(0.0, min(end, left_at + self._period) - now)
+            for end, left_at in zip(self.ends(now), soonest, strict=False)
+        ]
 
     def end_of(self, record: RequestRecord) -> float:
         """Return when the slot of a request that has ended comes free."""
-        # The way back is part of the credit, so that is only given where the answer tells.
-        counted_by = min(record.counted_by, record.answered_at_most() - self._server.round_trip_credit)
-        end = counted_by + self._period + MARGIN
-        if record.window is not None and self._server.is_fixed:
-            return min(end, self._server.over_at(record.window))
+        # The way back is part of the credit, so that is given only where an answer told.
+        credit = self._server.round_trip_credit if record.surely else 0.0
+        end = record.counted_at_most() - credit + self._period + MARGIN
+        window = record.window
+        if window is not None and self._server.is_fixed:
+            over_at = self._server.over_at(window)
+            return over_at if window.pins >= PINNED else min(end, over_at)
         return end
 
-    def end(self, slot: Slot, record: RequestRecord) -> None:
+    def take(self, now: float) -> Slot:
+        """Occupy a slot."""
+        slot = Slot(now)
+        self._granted += 1
+        slot.number = self._granted
+        self.in_flight[slot] = None
+        return slot
+
+    def end(self, slot: Slot, record: RequestRecord, now: float) -> None:
         """Turn a request in flight into one that has ended."""
-        if slot.ended:
-            return
         slot.ended = True
+        self.add(record, now)
+        self.in_flight.pop(slot, None)
+
+    def add(self, record: RequestRecord, now: float) -> None:
+        """Note a request that has ended."""
+        while self.records and (end := self.end_of(self.records[0])) <= now - self._period:
+            self._dropped = max(self._dropped, end)
+            self.records.popleft()
         self.records.append(record)
         self.counted.append(record)
-        self.in_flight.discard(slot)
+
+    def give_back(self, slot: Slot) -> None:
+        """Free the slot of a request that never left."""
+        slot.ended = True
+        if slot in self.in_flight:
+            del self.in_flight[slot]
+            for bound in self._bounds:  # it was among those that were not counted
+                bound.at_most -= bound.at_most > 0 and slot.number <= bound.number
 
     def forget(self, now: float) -> None:
         """Drop the slots that have come free by ``now``."""
         counted = self.counted
         while counted and self.end_of(counted[0]) <= now:
             counted.popleft()
+        while self.lost and self.lost[0].left_at <= now - LOOKED_FOR:
+            self.lost.popleft()
+        if self._bounds:
+            numbers = [record.number for record in counted] + [slot.number for slot in self.in_flight]
+            self._bounds = [
+                bound
+                for bound in self._bounds
+                if sum(number <= bound.number for number in numbers) > bound.at_most
+            ]
 
-    def note_counted(self, evidence: RequestRecord) -> None:
-        """Note that all requests have been counted, if an answer speaks of as many as there can be.
+    def learn(self, evidence: RequestRecord) -> None:
+        """Learn from an answer how many of the requests whose own answers are late were counted before.
 
-        So one whose own answer is late does not occupy a slot for longer than the others do.
+        The server had counted ``used`` requests since a period before it would forget the first of them;
+        all others that it can count after that moment it counts after this one. Which ones were counted
+        the answer does not tell, and that does not matter.
         """
-        in_flight = self.in_flight
-        if (
-            not len(in_flight)
-            < (evidence.used or 0)
-            <= len(in_flight) + len(self.counted) + len(self.records)
-        ):
-            return
-        if all(slot.left_at > evidence.left_at for slot in in_flight):
+        oldest = next(iter(self.in_flight), None)
+        if not self.lost and (oldest is None or oldest.left_at > evidence.left_at):
             return  # none is late
-        possible = [r for r in {*self.counted, *self.records} if self.end_of(r) > evidence.left_at]
-        if evidence.used != len(possible) + len(in_flight):
+        if not evidence.used:
             return
-        told_at = evidence.counted_at_most()
-        if any(slot.sent_at is None or slot.sent_at > told_at for slot in in_flight):
-            return  # then it speaks of a foreign request instead
-        counted_by = evidence.answered_at_most() - self._server.round_trip_credit
-        for slot in in_flight:
-            slot.counted_by = min(slot.counted_by, counted_by)
+        ends = self._ends_before(evidence, self._granted, self._bounds)
+        later = len(ends) - evidence.used
+        if not later:
+            self.lost.clear()
+        counted_at = evidence.counted_at_most()
+        if later < sum(slot.sent_at is None or slot.sent_at > counted_at for slot in self.in_flight):
+            return  # it speaks of foreign requests
+        end = self.end_of(evidence)
+        if later < sum(other > end for other in ends):
+            # One for each burst is enough: of those at about the same time, the one that says most.
+            others = [
+                bound
+                for bound in self._bounds
+                if bound.at_most < later or self.end_of(bound.evidence) < end - self._period / 20
+            ]
+            self._bounds = [*others[1 - BOUNDS :], UncountedBound(evidence, self._granted, later)]
+
+    def refine(self) -> None:
+        """Go through what is known once more, since an answer has told of the past."""
+        for number, bound in enumerate(self._bounds):
+            evidence = bound.evidence
+            if evidence.left_at + evidence.rest >= self._dropped:
+                ends = self._ends_before(evidence, bound.number, self._bounds[:number])
+                bound.at_most = max(0, min(bound.at_most, len(ends) - (evidence.used or 0)))
+
+    def find(self, count: int, window: Window, counted_by: float, now: float) -> int:
+        """Have as many lost requests as that turn up in ``window``; return how many there were.
+
+        Only such as were given up: the others are among those that may be counted at any moment.
+        """
+        since = now - LOOKED_FOR
+        found = [record for record in self.lost if self.end_of(record) <= now and record.left_at > since]
+        for record in found[:count]:
+            self.lost.remove(record)
+            self.add(attrs.evolve(record, counted_by=counted_by, surely=True, window=window), now)
+            window.own += 1
+        return len(found[:count])
+
+    def unlearn(self) -> None:
+        """Forget what other requests' answers said: somebody else's requests may have been meant."""
+        self._bounds = []
+
+    def _ends_before(self, evidence: RequestRecord, number: int, bounds: list[UncountedBound]) -> list[float]:
+        """Return the ends of the slots, up to ``number``, that may be counted in an answer or after it."""
+        window = evidence.window if self._server.is_fixed else None
+        possible = [r for r in self.records if r.number <= number and not _in_earlier_window(r, window)]
+        in_flight = [slot.number for slot in self.in_flight if slot.number <= number]
+        return self._ends(possible, in_flight, bounds, evidence.left_at + evidence.rest)
+
+    def _ends(
+        self,
+        records: Iterable[RequestRecord],
+        in_flight: Iterable[int],
+        bounds: Iterable[UncountedBound],
+        now: float,
+    ) -> list[float]:
+        found = [(self.end_of(record), record.number) for record in records]
+        found += [(math.inf, number) for number in in_flight]
+        found = sorted((each for each in found if each[0] > now), reverse=True)
+        ends = [end for end, _ in found]
+        for bound in bounds:
+            # From then on only so many of the earlier requests occupy slots, and any of the later ones.
+            since = self.end_of(bound.evidence)
+            most = [math.inf] * bound.at_most
+            most += [end for end, number in found if number > bound.number]
+            most += [-math.inf] * (len(ends) - len(most))
+            ends = [min(end, max(since, other)) for end, other in zip(ends, most, strict=False)]
+        return [end for end in reversed(ends) if end > now]
+
+
+def _in_earlier_window(record: RequestRecord, window: Window | None) -> bool:
+    return window is not None and record.window is not None and record.window.number < window.number

@@ -43,13 +43,13 @@ class Change:
 
     @property
     def meeting(self) -> Meeting:
-        """The meeting as a model; what could not be read is named in its ``problems``."""
+        """The meeting as a model; raises ResponseDecodeError if the service sent something unreadable."""
         return from_wire(self.wire, Meeting)
 
 
 @attrs.frozen
 class Applied:
-    """What came of a list. ``bad_rows`` were not stored."""
+    """What came of a list. ``bad_rows`` were not stored, or only without their columns."""
 
     counts: Counts
     bad_rows: tuple[BadRow, ...] = ()

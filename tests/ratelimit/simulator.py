@@ -23,6 +23,7 @@ from lemcal_async.ratelimit._slots import Slot
 from lemcal_async.sandbox._ratelimit import COUNTERS, Counter, WindowKind, rate_limit_headers
 
 Rounding = Literal["up", "down", "nearest"]
+Lateness = tuple[float, float, float]  # which share of the requests, and by how much: from, to
 _ROUNDINGS: dict[Rounding, Callable[[float], int]] = {"up": math.ceil, "down": math.floor, "nearest": round}
 
 
@@ -41,8 +42,8 @@ class World:
     round_trip: tuple[float, float] = (0.001, 0.001)
     asymmetry: float | None = None  # the share of a round trip that is the way there; None: at random
     apart: bool = False  # whether each way draws its own half of a round trip
-    late: tuple[float, float] = (0.0, 0.0)  # share of answers, and by how much
-    late_there: float = 0.0  # how much of that is on the way there
+    late_there: Lateness = (0.0, 0.0, 0.0)  # before the server counts a request
+    late_back: Lateness = (0.0, 0.0, 0.0)  # after that
     slow_connect: float = 0.0  # before each of the first requests
     connections: int = 100  # of each process
     cpu: float = 0.0005  # between two departures
@@ -130,7 +131,11 @@ class _Process:
         count = simulation.counter.count("key")
         if count.allowed:
             simulation.result.arrivals.append(simulation.now)
-        headers = rate_limit_headers(count, 0.0) if simulation.world.headers else {}
+        headers = (
+            rate_limit_headers(count, simulation.now + simulation.wall_clock)
+            if simulation.world.headers
+            else {}
+        )
         if headers and (rounded := simulation.world.rounded):
             headers["Retry-After"] = str(_ROUNDINGS[rounded](count.resets_in))
         quota = parse_quota({name.lower(): value for name, value in headers.items()})
@@ -157,6 +162,7 @@ class Simulation:
         self.world = world
         self.dice = random.Random(seed)
         self.now = 100.0
+        self.wall_clock = 1.6e9 + random.Random(-seed).random()  # the server's, ahead of ours
         self.result = Result()
         self.counter = self._new_counter(world.counting)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -186,9 +192,11 @@ class Simulation:
         there, back = total * share, total * (1 - share)
         if self.world.apart:
             there, back = total / 2, self.dice.uniform(*self.world.round_trip) / 2
-        probability, seconds = self.world.late
-        late = seconds if self.dice.random() < probability else 0.0
-        return there + late * self.world.late_there, back + late * (1 - self.world.late_there)
+        return there + self._lateness(self.world.late_there), back + self._lateness(self.world.late_back)
+
+    def _lateness(self, lateness: Lateness) -> float:
+        share, least, most = lateness
+        return self.dice.uniform(least, most) if share and self.dice.random() < share else 0.0
 
     def ended(self) -> None:
         """Count a call that was answered."""

@@ -24,7 +24,7 @@ import pytest
 from lemcal_async._headers import Quota, parse_quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, WouldWait
 from lemcal_async.ratelimit._cooldown import MARGIN
-from lemcal_async.ratelimit._slots import COUNTED_WITHIN
+from lemcal_async.ratelimit._slots import LOST_AFTER
 
 if TYPE_CHECKING:
     from _typeshed import TraceFunction
@@ -295,7 +295,7 @@ async def test_08_cancelling_nearly_all() -> None:
         cancelled_at = time.monotonic()
     assert 10_000 < count[0] < 10_000 * MOST_LINES
     assert survivors == sorted(served)
-    next_slot = cancelled_at + 0.5 + COUNTED_WITHIN
+    next_slot = cancelled_at + 0.5 + LOST_AFTER
     assert max(served.values()) < next_slot + 2.0
 
 

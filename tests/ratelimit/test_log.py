@@ -5,20 +5,21 @@ Tables and single steps; whatever else may happen is for ``test_law.py``.
 
 import math
 
+import attrs
 import pytest
 from hypothesis import given, strategies as st
 
 from lemcal_async._headers import Quota
 from lemcal_async.ratelimit._cooldown import MARGIN, PAUSE_CAP, pause_after_429
 from lemcal_async.ratelimit._log import SLACK, SlidingWindowLog
-from lemcal_async.ratelimit._server import ROUNDING, ServerModel
-from lemcal_async.ratelimit._slots import COUNTED_WITHIN, Slot
+from lemcal_async.ratelimit._server import ROUNDING, SKEW, ServerModel
+from lemcal_async.ratelimit._slots import LOOKED_FOR, LOST_AFTER, Slot
 
 LIMIT = 20
 PERIOD = 2.0
 SILENT = Quota()
 TURNOVER = PERIOD + MARGIN  # the least time from one use of a slot to the next
-SURELY_COUNTED = COUNTED_WITHIN + TURNOVER  # after a departure: the slot's end without an answer
+GIVEN_UP = LOST_AFTER + TURNOVER  # after a departure: the end of the slot of a request that was cut off
 
 
 def new_log(limit: int = LIMIT) -> SlidingWindowLog:
@@ -48,6 +49,18 @@ def answer(
     """Have all these requests answered at once."""
     for slot in slots:
         log.answered(slot, now, status_code, quota)
+
+
+def told(used: int, rest: float = 1.9) -> Quota:
+    """Return what the headers say when so many requests count."""
+    return Quota(limit=LIMIT, remaining=LIMIT - used, retry_after=rest)
+
+
+def hang(log: SlidingWindowLog, now: float) -> list[Slot]:
+    """Send a whole burst, of which one answer comes and tells that all were counted; return the others."""
+    slots = depart(log, now, LIMIT)
+    answer(log, [slots.pop()], now, quota=told(LIMIT, 2.0))
+    return slots
 
 
 def refuse(log: SlidingWindowLog, now: float, retry_after: float | None) -> None:
@@ -92,25 +105,13 @@ class TestGrants:
         quickest = 0.1 - 4 * 0.1 / (2 * LIMIT)
         assert pytest.approx(5.3 + TURNOVER - quickest / 2) == log.next_at(5.3)
 
-    def test_nothing_is_taken_off_where_no_answer_tells(self) -> None:
-        """The latest moment at which a request is counted is no later for a long way back."""
-        log = new_log()
-        answer(log, depart(log, 0.0, LIMIT), 0.6)
-        slots = depart(log, 5.0, LIMIT)
-        answer(log, slots[:1], 5.6)
-        assert log._server.round_trip_credit == pytest.approx(0.3)
-        assert pytest.approx(5.3 + TURNOVER) == log.next_at(5.6)
-        answer(log, slots[1:], 5.9)
-        assert LIMIT == len(granted(log, 5.0 + SURELY_COUNTED))
-
-    def test_a_slow_answer_does_not_hold_its_slot(self) -> None:
-        """A handler that takes 2.5 s has counted its request when it came, not when it answers."""
+    def test_a_slot_waits_for_its_answer_where_no_headers_tell(self) -> None:
+        """However long that takes: nobody else can know that the server has counted the request."""
         log = new_log()
         slots = depart(log, 0.0, LIMIT)
-        assert pytest.approx(SURELY_COUNTED) == log.next_at(0.0)
-        answer(log, slots[:1], 2.5)
-        assert pytest.approx(SURELY_COUNTED) == log.next_at(2.5)
-        assert LIMIT == len(granted(log, SURELY_COUNTED + 1e-9))
+        assert math.inf == log.next_at(30.0)
+        answer(log, slots[:1], 30.0)
+        assert pytest.approx(30.0 + TURNOVER) == log.next_at(30.0)
 
     def test_a_slow_connect_does_not_double_the_burst(self) -> None:
         """Granted at once but sent 0.8 s later, the slots count from the departure."""
@@ -118,7 +119,6 @@ class TestGrants:
         slots = granted(log, 0.0)
         for slot in slots:
             log.sent(slot, 0.8)
-        assert pytest.approx(0.8 + SURELY_COUNTED) == log.next_at(0.8)
         answer(log, slots, 0.801)
         assert pytest.approx(0.801 + TURNOVER) == log.next_at(0.801)
 
@@ -139,60 +139,35 @@ class TestGrants:
             log.unsent(slot)
         assert 3 == log.remaining(0.0) == len(granted(log, 0.0))
 
-    def test_one_that_the_others_saw_counted_is_not_waited_for(self) -> None:
-        """If an answer speaks of as many as there can be, the one whose answer is late was counted too."""
-        log = new_log()
-        late, other = depart(log, 0.0, 2)
-        answer(log, [other], 0.1, quota=Quota(limit=20, remaining=LIMIT - 2, retry_after=1.9))
-        assert 0.1 == late.counted_by
-        log.answered(late, 0.7, 200, Quota(limit=20, remaining=LIMIT - 1, retry_after=2.0))
-        assert pytest.approx(0.1 + TURNOVER) == log.resets_in(0.7) + 0.7
-
-    @pytest.mark.parametrize(
-        ("remaining", "sent_at"),
-        [(LIMIT - 1, 0.0), (LIMIT - 2, None), (LIMIT - 2, 0.15)],
-        ids=["not all", "one has not left", "one left too late"],
-    )
-    def test_one_that_the_others_may_not_have_seen_is(self, remaining: int, sent_at: float | None) -> None:
-        """The answer may speak of a foreign request instead."""
-        log = new_log()
-        late, other = log.take(0.0), log.take(0.0)
-        log.sent(other, 0.0)
-        if sent_at is not None:
-            log.sent(late, sent_at)
-        log.answered(other, 0.1, 200, Quota(limit=20, remaining=remaining, retry_after=1.9))
-        assert math.inf == late.counted_by
-
     def test_what_may_have_been_counted_is_not_given_back(self) -> None:
-        """A request that was broken off holds its slot from its departure, or else from the break."""
+        """A request that was cut off occupies its slot from its departure on, or else from that moment."""
         log = new_log(2)
         sent, silent = granted(log, 0.0)
         log.sent(sent, 0.1)
         log.unknown(sent, 3.0)
-        assert pytest.approx(3.0) == log.next_at(3.0)
         log.unknown(silent, 3.0)
-        assert 1 == log.remaining(3.0)
-        log.take(3.0)
-        assert pytest.approx(3.0 + SURELY_COUNTED) == log.next_at(3.0)
+        assert pytest.approx(0.1 + GIVEN_UP) == log.next_at(3.0)
+        log.take(0.1 + GIVEN_UP + 1e-9)
+        assert pytest.approx(3.0 + GIVEN_UP) == log.next_at(0.2 + GIVEN_UP)
 
     def test_hanging_requests_are_capped_at_twice_the_limit(self) -> None:
         """However long they hang, one account does not fill the connections that others need."""
         log = new_log()
-        first = depart(log, 0.0, LIMIT)
-        depart(log, 10.0, LIMIT)
-        assert math.inf == log.next_at(20.0)
-        assert 0 == log.remaining(20.0)
-        answer(log, first[:1], 20.0)
+        hanging = [*hang(log, 0.0), *hang(log, 10.0)]
+        hanging += granted(log, 20.0)
+        assert 2 * LIMIT == len(hanging)
+        assert (math.inf, 0) == (log.next_at(20.0), log.remaining(20.0))
+        answer(log, hanging[:1], 20.0)
         assert 1 == log.remaining(20.0) == len(granted(log, 20.0))
 
     def test_after_a_fork_all_that_is_in_flight_may_have_been_counted(self) -> None:
-        """The child hears of no answers: it waits as if each request were counted late."""
+        """The child hears of no answers: it gives them up like any request that was cut off."""
         log = new_log()
         log.sent(granted(log, 0.0)[0], 0.0)
         log.abandon(1.0)
-        assert pytest.approx(SURELY_COUNTED) == log.next_at(1.0)
-        assert 1 == log.remaining(SURELY_COUNTED + 0.1)
-        assert LIMIT == log.remaining(1.0 + SURELY_COUNTED + 1e-9)
+        assert pytest.approx(GIVEN_UP) == log.next_at(1.0)
+        assert 1 == log.remaining(GIVEN_UP + 0.1)
+        assert LIMIT == log.remaining(1.0 + GIVEN_UP + 1e-9)
 
     @pytest.mark.parametrize("end", ["answered", "unsent", "unknown"])
     def test_the_first_end_counts(self, end: str) -> None:
@@ -211,6 +186,120 @@ class TestGrants:
         log.unknown(slot, 0.2)
         answer(log, [slot], 0.2, 429, Quota(limit=1, remaining=0, retry_after=30.0))
         assert before == (log.next_at(0.2), log.resets_in(0.2))
+
+
+class TestLateAnswers:
+    """Which requests were counted whose own answers have not come yet, as the answers to others tell."""
+
+    def test_all_were_counted(self) -> None:
+        """If an answer speaks of as many as there are, nobody is waited for."""
+        log = new_log()
+        assert LIMIT - 1 == len(hang(log, 0.0))
+        assert pytest.approx(TURNOVER) == log.next_at(0.0)
+        assert LIMIT == len(granted(log, TURNOVER + 1e-9))
+
+    def test_some_were_counted(self) -> None:
+        """Which ones does not matter: two slots are occupied until their answers have come."""
+        log = new_log()
+        slots = depart(log, 0.0, LIMIT)
+        answer(log, slots[:10], 0.1, quota=told(LIMIT - 2))
+        assert LIMIT - 2 == len(granted(log, 0.1 + TURNOVER + 1e-9))
+        assert math.inf == log.next_at(3.0)
+
+    def test_of_several_answers_the_one_that_says_most_counts(self) -> None:
+        """They come in any order."""
+        log = new_log()
+        slots = depart(log, 0.0, LIMIT)
+        for used, slot in zip((5, 19, 12), slots, strict=False):
+            answer(log, [slot], 0.1, quota=told(used))
+        assert LIMIT - 1 == len(granted(log, 0.1 + TURNOVER + 1e-9))
+
+    def test_a_second_burst_says_nothing_of_the_first(self) -> None:
+        """One of the first was not counted when the last answer came: it may be counted at any moment."""
+        log = new_log()
+        first = depart(log, 0.0, LIMIT)
+        answer(log, first[1:], 0.0, quota=told(LIMIT - 1, 2.0))
+        assert LIMIT - 1 == log.remaining(2.5)
+        answer(log, depart(log, 2.5, LIMIT - 1), 2.5, quota=told(LIMIT - 1, 2.0))
+        assert LIMIT - 1 == len(granted(log, 2.5 + TURNOVER + 1e-9))
+
+    def test_what_is_given_back_was_not_counted(self) -> None:
+        """With the only one gone that was not counted, nobody is waited for."""
+        log = new_log()
+        slots = depart(log, 0.0, LIMIT)
+        answer(log, slots[5:], 0.1, quota=told(LIMIT - 1))
+        log.unsent(slots[0])
+        assert LIMIT == log.remaining(0.1 + TURNOVER + 1e-9)
+
+    @pytest.mark.parametrize("sent_at", [None, 0.15], ids=["one has not left", "one left too late"])
+    def test_the_answer_may_speak_of_a_foreign_request(self, sent_at: float | None) -> None:
+        """What had not left when the answer came cannot have been counted."""
+        log = new_log()
+        late, other = log.take(0.0), log.take(0.0)
+        log.sent(other, 0.0)
+        if sent_at is not None:
+            log.sent(late, sent_at)
+        answer(log, [other], 0.1, quota=told(2))
+        assert LIMIT - 1 == log.remaining(5.0)
+
+    def test_a_late_answer_tells_when_its_request_was_counted(self) -> None:
+        """To a second and the skew of clocks, by the end of its window on the server's clock."""
+        log = new_log()
+        late, *others = depart(log, 0.0, LIMIT)
+        ahead = 1_600_000_000.0
+        for slot in others:
+            answer(log, [slot], 0.0, quota=attrs.evolve(told(LIMIT - 1, 1.999), reset_at=ahead + 2.0))
+        log.answered(late, 2.5, 200, attrs.evolve(told(LIMIT, 1.999), reset_at=ahead + 2.0))
+        counted_by = 0.0 + 1.0 + SKEW + ROUNDING
+        assert LIMIT - 1 == log.remaining(counted_by + TURNOVER - 1e-6)
+        assert LIMIT == log.remaining(counted_by + TURNOVER + 1e-6)
+
+
+class TestLostRequests:
+    """Calls that were cut off after sending: what we sent and lost is ours."""
+
+    def test_what_turns_up_late_is_not_foreign(self) -> None:
+        """Counted when the server goes on after ten seconds, they explain what it has counted."""
+        log = new_log()
+        for slot in depart(log, 0.0, 5):
+            log.unknown(slot, 1.0)
+        (slot,) = depart(log, 10.0)
+        assert None is log.answered(slot, 10.0, 200, told(6))
+        assert (0, LIMIT - 6) == (log.foreign, log.remaining(10.0))
+
+    def test_what_is_more_than_was_lost_is(self) -> None:
+        """Two of seven cannot have been ours."""
+        log = new_log()
+        for slot in depart(log, 0.0, 4):
+            log.unknown(slot, 1.0)
+        (slot,) = depart(log, 10.0)
+        assert "foreign use" == log.answered(slot, 10.0, 200, told(7))
+        assert 2 == log.foreign
+
+    def test_each_turns_up_once(self) -> None:
+        """They explain one window, and no second one."""
+        log = new_log()
+        for slot in depart(log, 0.0, 5):
+            log.unknown(slot, 1.0)
+        answer(log, depart(log, 10.0), 10.0, quota=told(6))
+        (slot,) = depart(log, 20.0)
+        assert "foreign use" == log.answered(slot, 20.0, 200, told(6))
+
+    def test_they_are_looked_for_a_minute(self) -> None:
+        """After that, somebody else is more likely."""
+        log = new_log()
+        for slot in depart(log, 0.0, 5):
+            log.unknown(slot, 1.0)
+        (slot,) = depart(log, LOOKED_FOR + 1.0)
+        assert "foreign use" == log.answered(slot, LOOKED_FOR + 1.0, 200, told(6))
+
+    def test_an_answer_that_speaks_of_all_frees_their_slots(self) -> None:
+        """They are known to have been counted, so they need not be given up."""
+        log = new_log()
+        lost, other = depart(log, 0.0, 2)
+        log.unknown(lost, 0.05)
+        answer(log, [other], 0.1, quota=told(2))
+        assert LIMIT == log.remaining(0.1 + TURNOVER + 1e-9)
 
 
 class TestPauses:
@@ -437,14 +526,14 @@ class TestForecasts:
     """What can be told of the time to come."""
 
     def test_an_idle_log_has_nothing_to_remember(self) -> None:
-        """Idle is: nothing in flight, nothing counted, no pause."""
+        """Idle is: nothing in flight, nothing counted, nothing lost that may turn up, no pause."""
         log = new_log()
         assert log.idle(0.0)
         (slot,) = granted(log, 0.0)[:1]
         log.abandon(0.0)
         assert slot.ended
-        assert not log.idle(SURELY_COUNTED - 0.01)
-        assert log.idle(SURELY_COUNTED + 0.01)
+        assert not log.idle(LOOKED_FOR - 0.01)
+        assert log.idle(LOOKED_FOR + 0.01)
 
     def test_a_request_in_flight_and_a_pause_are_remembered(self) -> None:
         """Neither a request that hangs for an hour nor a pause of a minute is forgotten."""
@@ -459,14 +548,15 @@ class TestForecasts:
         """The budget is whole when the last slot has ended and the pause is over."""
         log = new_log()
         slots = depart(log, 0.0, 2)
-        assert pytest.approx(SURELY_COUNTED) == log.resets_in(0.0)
+        assert pytest.approx(TURNOVER) == log.resets_in(0.0)
         answer(log, slots[:1], 1.0)
-        assert pytest.approx(SURELY_COUNTED - 1.0) == log.resets_in(1.0)
-        log.take(1.0)
-        assert pytest.approx(SURELY_COUNTED) == log.resets_in(1.0)
-        answer(log, slots[1:], 1.0, 429, Quota(retry_after=30.0))
-        assert pytest.approx(30.0 + MARGIN) == log.resets_in(1.0)
-        assert SURELY_COUNTED == pytest.approx(log.resets_in(100.0))
+        log.unsent(slots[1])
+        assert pytest.approx(TURNOVER - 1.0) == log.resets_in(2.0)
+        (slot,) = depart(log, 2.0)
+        assert pytest.approx(TURNOVER) == log.resets_in(2.0)
+        answer(log, [slot], 2.0, 429, Quota(retry_after=30.0))
+        assert pytest.approx(30.0 + MARGIN) == log.resets_in(2.0)
+        assert 0.0 == log.resets_in(100.0)
 
     @pytest.mark.parametrize(
         ("ahead", "in_log", "in_windows"),

@@ -11,8 +11,9 @@ def past(
     left_at: float, used: int | None = None, *, heard_after: float = 0.1, surely: bool = True
 ) -> RequestRecord:
     """Return a request that was counted within so many seconds after it left."""
-    heard_at = left_at + heard_after
-    return RequestRecord(heard_at, heard_at, left_at, surely=surely, window=None, used=used)
+    return RequestRecord(
+        number=1, left_at=left_at, counted_by=left_at + heard_after, surely=surely, window=None, used=used
+    )
 
 
 class TestRefutesSliding:

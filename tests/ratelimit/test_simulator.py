@@ -9,12 +9,12 @@ import pytest
 
 from lemcal_async.sandbox._ratelimit import WindowKind
 
-from .simulator import Result, Rounding, Simulation, World
+from .simulator import Lateness, Result, Rounding, Simulation, World
 
 SEEDS = 20
 KINDS: tuple[WindowKind, ...] = ("fixed", "sliding")
 FAR = World(calls=200, round_trip=(0.04, 0.2), asymmetry=0.5)
-LATE = attrs.evolve(FAR, late=(0.05, 0.5))
+LATE = attrs.evolve(FAR, late_back=(0.05, 0.5, 0.5))
 
 
 def runs(world: World, seeds: int = SEEDS) -> list[Result]:
@@ -37,7 +37,7 @@ def refused(results: list[Result]) -> int:
     ("world", "mean", "worst"),
     [
         pytest.param(World(), 1.004, 1.005, id="fixed-near"),
-        pytest.param(FAR, 1.029, 1.032, id="fixed-far"),
+        pytest.param(FAR, 1.029, 1.033, id="fixed-far"),
         pytest.param(LATE, 1.045, 1.065, id="fixed-late"),
         pytest.param(World(counting="sliding"), 1.004, 1.005, id="sliding-near"),
         pytest.param(attrs.evolve(FAR, counting="sliding"), 1.055, 1.065, id="sliding-far"),
@@ -47,7 +47,9 @@ def refused(results: list[Result]) -> int:
         pytest.param(World(slow_connect=0.8), 1.105, 1.105, id="slow-connect"),
         pytest.param(World(slow_connect=0.8, counting="sliding"), 1.105, 1.105, id="slow-connect-sliding"),
         pytest.param(attrs.evolve(FAR, slow_connect=0.8), 1.075, 1.08, id="slow-connect-far"),
-        pytest.param(World(connections=10, round_trip=(0.3, 0.4), asymmetry=0.5), 1.16, 1.17, id="full-pool"),
+        pytest.param(
+            World(connections=10, round_trip=(0.3, 0.4), asymmetry=0.5), 1.165, 1.17, id="full-pool"
+        ),
         pytest.param(attrs.evolve(FAR, calls=100, connections=5), 1.1, 1.11, id="very-full-pool"),
     ],
 )
@@ -107,7 +109,7 @@ def test_a_server_that_counts_otherwise_for_a_while(world: World) -> None:
     """From windows to a log and back: at most the bursts until that shows are refused, and then none."""
     results = runs(attrs.evolve(world, changes=((9.0, "sliding"), (25.0, "fixed"))), 8)
     assert all(result.fell_back for result in results)
-    assert max(result.refused for result in results) <= 2 * world.limit
+    assert max(result.refused for result in results) <= 2.5 * world.limit
     results = runs(attrs.evolve(world, counting="sliding", changes=((9.0, "fixed"), (25.0, "fixed"))), 8)
     assert 0 == refused(results)
 
@@ -124,13 +126,13 @@ def test_a_header_that_lowers_the_limit() -> None:
 
 # ---------------------------------------------------------------------------------------- jitter
 @pytest.mark.parametrize("counting", KINDS)
-@pytest.mark.parametrize("late", [(0.0, 0.0), (0.05, 0.5)])
+@pytest.mark.parametrize("late", [(0.0, 0.0, 0.0), (0.05, 0.5, 0.5)])
 @pytest.mark.parametrize("ways", ["split", "apart"])
 def test_03_at_most_one_in_a_thousand_is_refused_under_jitter(
-    ways: str, late: tuple[float, float], counting: WindowKind
+    ways: str, late: Lateness, counting: WindowKind
 ) -> None:
     """Ways that vary without regard to each other may be quicker than any before: then one may be early."""
-    world = attrs.evolve(FAR, asymmetry=None, apart=ways == "apart", late=late, counting=counting)
+    world = attrs.evolve(FAR, asymmetry=None, apart=ways == "apart", late_back=late, counting=counting)
     results = runs(world)
     assert refused(results) <= 0.001 * world.calls * SEEDS
 
@@ -139,11 +141,47 @@ def test_03_at_most_one_in_a_thousand_is_refused_under_jitter(
 @pytest.mark.parametrize("world", [World(calls=400), attrs.evolve(FAR, calls=400)], ids=["near", "far"])
 def test_03_slow_handlers_do_not_hold_the_limit(world: World, counting: WindowKind) -> None:
     """With 30 % of the answers 2.5 s late, 18 requests pass in 2 s all the same."""
-    results = runs(attrs.evolve(world, late=(0.3, 2.5), counting=counting), 8)
+    results = runs(attrs.evolve(world, late_back=(0.3, 2.5, 2.5), counting=counting), 8)
     assert 0 == refused(results)
     lasted = sum(max(result.arrivals) - min(result.arrivals) for result in results)
     served = 8 * (world.calls - world.limit) / lasted * world.period
-    assert served >= (17.4 if counting == "sliding" and world.round_trip[1] > 0.1 else 18)
+    assert served >= (17.8 if counting == "sliding" and world.round_trip[1] > 0.1 else 18)
+
+
+# --------------------------------------------------------------------------------------- lateness
+@pytest.mark.parametrize(
+    ("world", "mean", "worst"),
+    [
+        pytest.param(World(calls=200), 1.02, 1.04, id="fixed-near"),
+        pytest.param(FAR, 1.05, 1.06, id="fixed-far"),
+        pytest.param(World(calls=200, counting="sliding"), 1.07, 1.1, id="sliding-near"),
+        pytest.param(attrs.evolve(FAR, counting="sliding"), 1.12, 1.14, id="sliding-far"),
+    ],
+)
+def test_late_before_they_are_counted(world: World, mean: float, worst: float) -> None:
+    """5 % of the requests arrive 520 to 540 ms late: none is refused, and little time is lost."""
+    results = runs(attrs.evolve(world, late_there=(0.05, 0.52, 0.54)))
+    assert 0 == refused(results)
+    assert sum(ratios(world, results)) / SEEDS <= mean
+    assert max(ratios(world, results)) <= worst
+
+
+@pytest.mark.parametrize("there", [(0.05, 1.0, 1.0), (0.05, 4.0, 4.0), (0.3, 0.0, 4.0)])
+@pytest.mark.parametrize("back", [(0.0, 0.0, 0.0), (0.3, 2.5, 2.5), (0.3, 0.0, 4.0)])
+@pytest.mark.parametrize("counting", KINDS)
+@pytest.mark.parametrize("world", [World(), FAR], ids=["near", "far"])
+def test_however_late_on_either_way(
+    world: World, counting: WindowKind, there: Lateness, back: Lateness
+) -> None:
+    """A proxy that holds requests for seconds, slow handlers, or both: nothing is refused."""
+    results = runs(attrs.evolve(world, counting=counting, late_there=there, late_back=back), 4)
+    assert 0 == refused(results)
+
+
+def test_lateness_where_no_headers_tell() -> None:
+    """Each slot waits for its own answer, so nothing is refused, at the price of time."""
+    world = World(headers=False, late_there=(0.05, 0.0, 4.0), late_back=(0.3, 0.0, 2.5))
+    assert 0 == refused(runs(world, 8))
 
 
 # -------------------------------------------------------------------------------- not alone on a key
@@ -156,7 +194,7 @@ def test_others_are_left_their_share(evenly: bool) -> None:  # noqa: FBT001 - a 
     assert max(ratios(world, results, limit=10)) <= 1.25
     shares = [result.foreign_served / result.foreign for result in results]
     assert sum(shares) / SEEDS >= (0.95 if evenly else 0.85)
-    assert min(shares) >= (0.9 if evenly else 0.5)
+    assert min(shares) >= (0.9 if evenly else 0.45)
 
 
 @pytest.mark.parametrize("processes", [2, 4])

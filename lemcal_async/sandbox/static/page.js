@@ -59,12 +59,15 @@ function put(list, row) {
   }
 }
 
+const shown = {}; // the HTML of each list
 async function refreshLists() {
   const lists = await (await fetch(`_sandbox/page/state?account=${account}`)).json();
   for (const [id, html] of Object.entries(lists)) {
     const box = $(id);
-    const busy = box.contains(document.activeElement) && document.activeElement.matches("input");
-    if (!busy) box.innerHTML = html; // else somebody is typing there
+    const typing = box.contains(document.activeElement) && document.activeElement.matches("input");
+    if (shown[id] === html || typing || box.querySelector(".move[open]") !== null) continue;
+    shown[id] = html;
+    box.innerHTML = html;
   }
 }
 
@@ -76,6 +79,10 @@ document.addEventListener("toggle", async (event) => {
   if (row === null || !details.open) return;
   const answer = await fetch(`_sandbox/page/requests/${row.id.slice(1)}`);
   details.querySelector("summary ~ div").innerHTML = await answer.text();
+}, true);
+
+document.addEventListener("toggle", (event) => { // a list that has changed while somebody was moving a meeting
+  if (event.target.matches(".move") && !event.target.open) refreshLists();
 }, true);
 
 $("older").addEventListener("click", async () => {
@@ -132,6 +139,7 @@ document.addEventListener("submit", async (event) => {
   say(answer.ok ? form.dataset.done : await answer.text(), !answer.ok);
   if (answer.ok) {
     document.activeElement.blur();
+    form.closest("details")?.removeAttribute("open");
     await refreshLists();
   }
 });

@@ -189,6 +189,64 @@ async def test_canceled_in_a_plain_handler(store: Store, worlds: Any) -> None:
     assert 2 == len(await outbox(store, pending=True))
 
 
+@pytest.mark.parametrize("plain", [False, True])
+async def test_canceled_natively(store: Store, worlds: Any, anyio_backend_name: str, *, plain: bool) -> None:
+    """What the handler has taken is marked, what it was working on comes again; a plain one ends first."""
+    if anyio_backend_name != "asyncio":
+        pytest.skip("trio has no other cancellation")
+    import asyncio
+
+    world, started = worlds(1, 4), asyncio.Event()
+    loop, ended = asyncio.get_running_loop(), list[str]()
+
+    async def on_change(change: Change) -> None:
+        if len(ended) == 1:
+            started.set()
+            await anyio.sleep_forever()
+        ended.append(change.meeting_id)
+
+    def plainly(change: Change) -> None:
+        if len(ended) == 1:
+            loop.call_soon_threadsafe(started.set)
+            task_is_canceled.wait(20)
+        ended.append(change.meeting_id)
+
+    task_is_canceled = threading.Event()
+    handler = plainly if plain else on_change
+    task = asyncio.create_task(sync_meetings(world.clients(), store, on_change=handler))
+    await started.wait()
+    task.cancel()
+    loop.call_later(0.05, task_is_canceled.set)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    waiting = await outbox(store, pending=True)
+    assert (1 + plain, 3 - plain) == (len(ended), len(waiting))
+    assert set(ended).isdisjoint(change.meeting_id for change in waiting)
+
+
+async def test_an_executor_that_is_shut_down(worlds: Any, anyio_backend_name: str) -> None:
+    """Its futures are canceled, and with them what a handler awaits: a failure, and no end of the run."""
+    if anyio_backend_name != "asyncio":
+        pytest.skip("asyncio's executors")
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    release = threading.Event()
+    executor = ThreadPoolExecutor(1)
+    executor.submit(release.wait, 20)
+
+    async def on_change(_: Change) -> None:
+        future = asyncio.get_running_loop().run_in_executor(executor, str)
+        executor.shutdown(wait=False, cancel_futures=True)
+        await future
+
+    report = await sync_meetings(worlds(2, 1).clients(), MemoryStore(), on_change=on_change)
+    release.set()
+    assert (2, 2) == (report.accounts, report.failed)
+    kinds_of_errors = sorted(type(failure.error).__name__ for failure in report.failures)
+    assert ["CanceledElsewhereError", "RuntimeError"] == kinds_of_errors  # the second found it shut down
+
+
 class Marks(MemoryStore):
     """A store that notes how many changes are marked at a time."""
 

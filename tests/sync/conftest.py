@@ -41,7 +41,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @attrs.frozen
 class Database:
-    """An empty database: its URL, and a way to look into it with its own driver."""
+    """An empty database: its URL, and access to it through its own driver."""
 
     url: str
     _dsn: str
@@ -158,7 +158,7 @@ class World:
 
 @pytest.fixture
 async def worlds() -> AsyncIterator[Any]:
-    """Return a function that serves a sandbox of so many accounts and meetings each."""
+    """Return a function that serves a sandbox with a number of accounts and meetings."""
     made: list[World] = []
     with ExitStack() as stack:
 

@@ -72,7 +72,7 @@ async def test_forty_accounts(database: Database, sql_store: SQLStore, worlds: A
 
 @pytest.mark.anyio
 async def test_one_account_that_is_refused(database: Database, sql_store: SQLStore, worlds: Any) -> None:
-    """It fails alone, and loses nothing of what is known of it."""
+    """Only that account fails, and nothing of it is lost."""
     world = worlds(5, 6)
     await sync_meetings(world.clients(), sql_store)
     clients = world.clients()

@@ -1,4 +1,4 @@
-"""Handlers get each change, in order and at least once; what they do not take comes again."""
+"""Delivery to handlers: in order, at least once, and what happens when they fail."""
 
 import logging
 import threading
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_each_change_once(store: Store, worlds: Any) -> None:
-    """In order per account; what was taken does not come again."""
+    """Changes come in order per account, and are not repeated after they were taken."""
     world = worlds(3, 4)
     taken: list[Change] = []
 
@@ -50,7 +50,7 @@ async def test_a_plain_function(worlds: Any) -> None:
 
 
 async def test_a_plain_function_that_returns_an_awaitable(worlds: Any) -> None:
-    """A lambda around an async function is one; what it returns is awaited, each time."""
+    """Such as a lambda around an async function: what it returns is awaited each time."""
     world, taken = worlds(1, 3), list[str]()
 
     async def on_change(change: Change) -> None:
@@ -63,7 +63,7 @@ async def test_a_plain_function_that_returns_an_awaitable(worlds: Any) -> None:
 
 
 async def test_an_object_that_is_called(worlds: Any) -> None:
-    """With an async ``__call__``, and with arguments bound to it."""
+    """An object with an async ``__call__`` is awaited, also inside a partial."""
 
     class Handler:
         def __init__(self) -> None:
@@ -90,7 +90,7 @@ async def test_without_a_handler_they_wait(worlds: Any) -> None:
 
 
 async def test_a_handler_that_fails(store: Store, worlds: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Its account stops there, is reported, and goes on from there in the next run; others go on now."""
+    """Its account stops and is reported, and continues in the next run; the others go on."""
     world = worlds(2, 4)
     bad_account = world.sandbox.user_id
     third = world.sandbox.meetings(0)[2]["_id"]
@@ -123,7 +123,7 @@ async def test_a_handler_that_fails(store: Store, worlds: Any, caplog: pytest.Lo
 
 
 async def test_a_handler_that_fails_every_third_time(worlds: Any) -> None:
-    """Run by run, all changes are delivered, in order."""
+    """After enough runs, all changes are delivered, in order."""
     world, store = worlds(1, 9), MemoryStore()
     calls = 0
     taken: list[str] = []
@@ -141,7 +141,7 @@ async def test_a_handler_that_fails_every_third_time(worlds: Any) -> None:
 
 
 async def test_old_changes_are_delivered_though_the_service_is_down(worlds: Any) -> None:
-    """The outbox does not wait for the next list."""
+    """Pending changes are delivered even if the list cannot be fetched."""
     world, store = worlds(1, 2), MemoryStore()
     await sync_meetings(world.clients(), store)
     wrong = world.lemcal.for_account(world.sandbox.user_id, "wrong")
@@ -178,7 +178,7 @@ async def test_canceled_when_the_handler_has_returned(store: Store, worlds: Any)
 
 
 async def test_canceled_in_a_plain_handler(store: Store, worlds: Any) -> None:
-    """It comes to its end, is marked, and is called no more."""
+    """The call under way completes and is marked; there are no further calls."""
     world = worlds(1, 3)
 
     def on_change(_: Change) -> None:
@@ -191,7 +191,7 @@ async def test_canceled_in_a_plain_handler(store: Store, worlds: Any) -> None:
 
 @pytest.mark.parametrize("plain", [False, True])
 async def test_canceled_natively(store: Store, worlds: Any, anyio_backend_name: str, *, plain: bool) -> None:
-    """What the handler has taken is marked, what it was working on comes again; a plain one ends first."""
+    """What the handler took is marked, the change under way comes again; a plain handler completes it."""
     if anyio_backend_name != "asyncio":
         pytest.skip("trio has no other cancellation")
     import asyncio
@@ -225,7 +225,7 @@ async def test_canceled_natively(store: Store, worlds: Any, anyio_backend_name: 
 
 
 async def test_an_executor_that_is_shut_down(worlds: Any, anyio_backend_name: str) -> None:
-    """Its futures are canceled, and with them what a handler awaits: a failure, and no end of the run."""
+    """It cancels the future that a handler awaits: that account fails, and the run goes on."""
     if anyio_backend_name != "asyncio":
         pytest.skip("asyncio's executors")
     import asyncio
@@ -248,25 +248,25 @@ async def test_an_executor_that_is_shut_down(worlds: Any, anyio_backend_name: st
 
 
 class Marks(MemoryStore):
-    """A store that notes how many changes are marked at a time."""
+    """A store that records the size of each batch of marks."""
 
     def __init__(self) -> None:
         super().__init__()
         self.marks: list[int] = []
 
     async def mark_delivered(self, changes: Sequence[Change]) -> int:
-        """Note the number."""
+        """Record the size."""
         self.marks.append(len(changes))
         return await super().mark_delivered(changes)
 
 
 async def pass_by(_: object) -> None:
-    """Take anything."""
+    """Accept anything."""
 
 
 @pytest.mark.parametrize("handler", [{"on_change": pass_by}, {"on_change": str}, {"on_changes": pass_by}])
 async def test_marks_are_written_in_batches(worlds: Any, handler: Any) -> None:
-    """Few at a time: that is what a crash can repeat."""
+    """Marks come in small batches, which is what a crash can repeat."""
     store = Marks()
     report = await sync_meetings(worlds(1, BATCH + 10).clients(), store, **handler)
     assert (0, BATCH + 10) == (report.failed, report.delivered)
@@ -277,7 +277,7 @@ async def test_marks_are_written_in_batches(worlds: Any, handler: Any) -> None:
 async def test_slow_handlers_are_marked_more_often(
     worlds: Any, handler: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After some time, what was taken is marked: here, after each."""
+    """Marks are written after a while at the latest: here, after each change."""
     monkeypatch.setattr("lemcal_async.sync._delivery.MARK_AFTER", 0.0)
     store = Marks()
     await sync_meetings(worlds(1, 3).clients(), store, on_change=handler)
@@ -285,7 +285,7 @@ async def test_slow_handlers_are_marked_more_often(
 
 
 async def test_somebody_else_delivers_too(worlds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What another process has taken meanwhile is left out of the next batch."""
+    """The next batch leaves out what another process has delivered meanwhile."""
     monkeypatch.setattr("lemcal_async.sync._delivery.BATCH", 2)
     world, store = worlds(1, 4), MemoryStore()
     taken: list[str] = []
@@ -301,7 +301,7 @@ async def test_somebody_else_delivers_too(worlds: Any, monkeypatch: pytest.Monke
 
 
 async def test_lists_of_changes(store: Store, worlds: Any) -> None:
-    """A handler for lists gets each account's changes, in order; a plain one works, too."""
+    """``on_changes`` gets each account's changes as a list, in order; a plain function works, too."""
     world = worlds(2, 4)
     taken: list[list[Change]] = []
     report = await sync_meetings(world.clients(), store, on_changes=taken.append)
@@ -314,7 +314,7 @@ async def test_lists_of_changes(store: Store, worlds: Any) -> None:
 
 
 async def test_a_list_that_fails(worlds: Any) -> None:
-    """None of it counts as delivered. Next time each comes on its own, so that the one to blame is found."""
+    """None of it counts as delivered. Next time, each change comes alone, so that the culprit is found."""
     world, store = worlds(1, 4), MemoryStore()
     bad = world.sandbox.meetings()[1]["_id"]
     lists: list[list[str]] = []
@@ -334,7 +334,7 @@ async def test_a_list_that_fails(worlds: Any) -> None:
 
 
 async def test_a_change_that_can_never_be_taken(worlds: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """It is parked with its error after so many attempts, and the others go on, in order."""
+    """It is parked with its error after ``max_attempts``, and the others go on, in order."""
     world, store = worlds(1, 4), MemoryStore()
     second = world.sandbox.meetings()[1]["_id"]
     taken: list[str] = []
@@ -367,7 +367,7 @@ async def test_a_change_that_can_never_be_taken(worlds: Any, caplog: pytest.LogC
 
 
 async def test_a_handler_that_awaits_what_others_canceled(worlds: Any, anyio_backend_name: str) -> None:
-    """That is a failure of its account, and not the end of the run: the others are done and reported."""
+    """Its account fails, and the run goes on: the others are done and reported."""
     world, store = worlds(8, 1), MemoryStore()
     canceled_id = world.sandbox.meetings(3)[0]["_id"]
 
@@ -384,7 +384,7 @@ async def test_a_handler_that_awaits_what_others_canceled(worlds: Any, anyio_bac
 
 
 async def test_a_plain_handler_that_is_canceled(worlds: Any) -> None:
-    """One that runs an event loop of its own, for instance."""
+    """A plain handler may raise CancelledError, too, say from an event loop of its own."""
     import asyncio
 
     def on_change(_: Change) -> None:

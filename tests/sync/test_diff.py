@@ -1,4 +1,4 @@
-"""The comparison of two lists, on the wire form."""
+"""Comparing two lists of wire rows."""
 
 import json
 from typing import Any
@@ -85,7 +85,7 @@ def row(meeting_id: str, **fields: Any) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_differences(before: list[Any], after: list[Any], expected: list[Any]) -> None:
-    """Each kind, on fields that the SDK knows and on others."""
+    """Every kind of change, on known and unknown fields."""
     assert expected == differences(before, after)
     assert {kind for _, kind, _ in expected} <= set(KINDS)
 
@@ -112,21 +112,21 @@ def test_one_that_was_gone(
 
 
 def test_a_pruned_meeting_that_changes() -> None:
-    """Which fields changed is not known any more: all are named, so that none is missed."""
+    """It is no longer known which fields changed: all are named, so that none is missed."""
     before = {"a": StoredMeeting(digest(row("a", start="x")), "pruned")}
     (found,) = compare(before, snapshot([row("a", start="y", end="z", lead=None)]))
     assert ("changed", ("end", "start")) == (found.kind, found.fields)
 
 
 def test_what_is_gone_stays_gone() -> None:
-    """It disappears once. What was pruned does not disappear."""
+    """A meeting disappears once, and a pruned one never."""
     before = {"a": StoredMeeting("x", "disappeared", row("a")), "b": StoredMeeting("x", "pruned")}
     assert [] == compare(before, snapshot([]))
     assert [] == compare({"b": StoredMeeting(digest(row("b")), "pruned")}, snapshot([row("b")]))
 
 
 def test_the_last_row_of_what_disappeared() -> None:
-    """The handler gets it; where there is none, it gets the id."""
+    """A disappeared meeting is reported with its last row, or just its id if there is none."""
     (gone,) = compare(known(snapshot([row("a", x=1)])), snapshot([]))
     assert row("a", x=1) == gone.wire
     (gone,) = compare({"a": StoredMeeting("x", "booked")}, snapshot([]))
@@ -141,7 +141,7 @@ def test_another_canonical_form_is_no_change() -> None:
 
 @pytest.mark.parametrize("bad", [None, 1, "a", [], {}, row(""), {"_id": None}, {"_id": 5}, row("a\0")])
 def test_a_row_without_an_id(bad: Any) -> None:
-    """It is reported, and while there is one, nothing is taken for disappeared: it may be that one."""
+    """It is reported. While there is one, nothing disappears: it may be the missing meeting."""
     now = snapshot([row("b", x=1), bad])
     assert ([1], [bad], False) == (
         [b.index for b in now.bad_rows],
@@ -161,7 +161,7 @@ def test_an_id_that_comes_twice() -> None:
 
 
 def test_a_row_that_is_nested_too_deeply() -> None:
-    """It cannot be compared, and is there all the same."""
+    """It cannot be compared, but counts as present."""
     deep: Any = []
     for _ in range(100_000):
         deep = [deep]
@@ -207,7 +207,7 @@ def test_a_difference_is_reported_once(before: list[Any], after: list[Any]) -> N
 
 @given(lists, lists)
 def test_the_old_rows_that_are_needed_suffice(before: list[Any], after: list[Any]) -> None:
-    """A store may leave out all others."""
+    """The rows that ``needed_rows`` names are enough for the comparison."""
     now, all_known = snapshot(after), known(snapshot(before))
     needed = needed_rows(all_known, now)
     sparse = {
@@ -218,7 +218,7 @@ def test_the_old_rows_that_are_needed_suffice(before: list[Any], after: list[Any
 
 @given(bodies, st.randoms())
 def test_the_digest_knows_no_order(body: dict[str, Any], rng: Any) -> None:
-    """Not of keys, not of attendees, and not of a trip through JSON."""
+    """The order of keys and attendees and a trip through JSON do not change the digest."""
     shuffled = json.loads(json.dumps(body))
     if isinstance(shuffled.get("attendees"), list):
         rng.shuffle(shuffled["attendees"])

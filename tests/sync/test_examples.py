@@ -1,4 +1,4 @@
-"""The examples of the synchronization run, and show what they promise."""
+"""The synchronization examples run and print what they promise."""
 
 import subprocess
 import sys
@@ -41,7 +41,7 @@ def test_sync_again(
 
 
 def test_sync_crm() -> None:
-    """The invented CRM has everything in the end, though it failed in between."""
+    """The made-up CRM ends up with everything, though it fails now and then."""
     *runs, contacts = output("sync_crm.py")
     assert any("the CRM does not answer" in line for line in runs)
     assert 36 == sum(int(line.split()[0]) for line in runs if "changes were taken" in line)
@@ -49,6 +49,6 @@ def test_sync_crm() -> None:
 
 
 def test_sync_watch() -> None:
-    """The webhook of the booking brings the cancellation to light as well."""
+    """The booking's webhook brings the cancellation to light as well."""
     kinds = [line.split()[0] for line in output("sync_watch.py")]
     assert (["created"] * 3, ["canceled", "created"]) == (kinds[:3], sorted(kinds[3:]))

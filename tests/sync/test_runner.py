@@ -1,4 +1,4 @@
-"""The run: how many at a time, what a failure stops, and what cancellation leaves."""
+"""A run: concurrency, failures, cancellation, and wrong use."""
 
 import logging
 from collections.abc import Iterator
@@ -24,13 +24,13 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_no_accounts() -> None:
-    """Nothing to do is no failure."""
+    """A run without accounts succeeds."""
     report = await sync_meetings([], MemoryStore())
     assert (0, 0) == (report.accounts, report.failed)
 
 
 async def test_accounts_are_taken_as_they_are_needed(worlds: Any) -> None:
-    """A generator is ahead of the work by no more than what is in flight."""
+    """A generator is only advanced as far as the work in flight needs."""
     world = worlds(30, 1)
     made = done = ahead = 0
 
@@ -75,7 +75,7 @@ async def test_an_event_per_account(worlds: Any) -> None:
 
 
 async def test_what_the_generator_raises(worlds: Any) -> None:
-    """It comes out as it is, and the accounts before it are done."""
+    """It passes through unchanged, after the accounts before it are done."""
     world = worlds(3, 2)
     store = MemoryStore()
 
@@ -89,7 +89,7 @@ async def test_what_the_generator_raises(worlds: Any) -> None:
 
 
 async def test_a_key_that_cannot_be_had(worlds: Any) -> None:
-    """A function that returns the key may fail: that is its account's failure."""
+    """If the function that returns the key raises, that is its account's failure."""
     world = worlds(1, 2)
 
     report = await sync_meetings(
@@ -101,7 +101,7 @@ async def test_a_key_that_cannot_be_had(worlds: Any) -> None:
 
 
 async def test_an_account_twice(worlds: Any) -> None:
-    """One of them is first, and the other finds nothing new."""
+    """One run of the account comes first, and the others find nothing new."""
     world = worlds(1, 5)
     report = await sync_meetings(world.clients() * 3, MemoryStore())
     assert (0, 5, 10) == (report.failed, report.created, report.unchanged)
@@ -123,7 +123,7 @@ async def test_an_account_twice(worlds: Any) -> None:
     ],
 )
 async def test_no_failure_is_taken_for_an_empty_account(worlds: Any, fault: Any, error: Any) -> None:
-    """Whatever comes in place of the list, nothing disappears, and the next run finds all as it was."""
+    """Whatever comes instead of the list, nothing disappears, and the next run finds all unchanged."""
     world, store = worlds(2, 6), MemoryStore()
     await sync_meetings(world.clients(), store)
     world.sandbox.inject(fault)
@@ -134,7 +134,7 @@ async def test_no_failure_is_taken_for_an_empty_account(worlds: Any, fault: Any,
 
 
 async def test_an_envelope_is_a_list(worlds: Any) -> None:
-    """As other integrations have seen it."""
+    """Other integrations have seen the list in an envelope."""
     world, store = worlds(1, 3), MemoryStore()
     world.sandbox.inject(faults.json({"data": world.sandbox.meetings()}))
     assert 3 == (await sync_meetings(world.clients(), store)).created
@@ -152,7 +152,7 @@ async def test_an_account_that_was_emptied(worlds: Any) -> None:
 
 
 async def test_rows_that_cannot_be_read_are_reported(worlds: Any) -> None:
-    """With their account; they fail nothing."""
+    """They are in the report with their account, and no account fails for them."""
     world = worlds(1, 0)
     world.sandbox.inject(faults.json([{"_id": "mee_1", "start": 5}, {"_id": "mee_2"}]))
     report = await sync_meetings(world.clients(), MemoryStore())
@@ -161,7 +161,7 @@ async def test_rows_that_cannot_be_read_are_reported(worlds: Any) -> None:
 
 
 async def test_a_failure_holds_on_to_nothing(worlds: Any) -> None:
-    """A run of many accounts keeps no frames of those that failed."""
+    """Errors in the report keep no frames alive."""
     world = worlds(1, 2)
     report = await sync_meetings([world.lemcal.for_account("usr_x", "wrong")], MemoryStore())
     error = report.failures[0].error
@@ -169,7 +169,7 @@ async def test_a_failure_holds_on_to_nothing(worlds: Any) -> None:
 
 
 async def test_a_store_that_fails(worlds: Any) -> None:
-    """Each account says so; and a failure that cannot be noted is still in the report."""
+    """Every account reports it, also if the failure itself cannot be recorded."""
 
     class Broken(MemoryStore):
         async def apply(self, *_: Any, **__: Any) -> Any:
@@ -185,7 +185,7 @@ async def test_a_store_that_fails(worlds: Any) -> None:
 
 
 async def test_another_process_is_always_faster(worlds: Any) -> None:
-    """Then its work keeps the account up to date; the list is fetched again a few times, not forever."""
+    """Then that process keeps the account up to date; we fetch the list again a few times, not forever."""
 
     class Contended(MemoryStore):
         async def apply(self, *_: Any, **__: Any) -> None:
@@ -198,7 +198,7 @@ async def test_another_process_is_always_faster(worlds: Any) -> None:
 
 
 async def test_failures_are_logged(worlds: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """A program that does not look at the report shows them all the same: one line for each account."""
+    """One warning per failed account, even if nobody looks at the report."""
     world = worlds(3, 1)
     good, bad, odd = world.clients()
     clients = [good, world.lemcal.for_account(bad.user_id, "wrong")]
@@ -218,7 +218,7 @@ def closed_vault() -> str:
 
 
 async def test_raise_for_failures(worlds: Any) -> None:
-    """With all errors; and not if there are none."""
+    """It raises a group with all errors, or nothing if no account failed."""
     world = worlds(3, 1)
     clients = world.clients()
     (await sync_meetings(clients, MemoryStore())).raise_for_failures()
@@ -232,7 +232,7 @@ async def test_raise_for_failures(worlds: Any) -> None:
 
 
 async def test_a_key_function_that_is_canceled(worlds: Any) -> None:
-    """A refresh that all wait for, canceled by one of them: its accounts fail, and the run goes on."""
+    """A canceled token refresh fails its account, and the run goes on."""
     import asyncio
 
     world = worlds(2, 1)
@@ -247,7 +247,7 @@ async def test_a_key_function_that_is_canceled(worlds: Any) -> None:
 
 @pytest.mark.parametrize("step", ["revision", "apply", "unchanged", "pending", "mark_delivered"])
 async def test_a_store_that_is_canceled(worlds: Any, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By others, as when its pool of threads is shut down: each account fails at the store."""
+    """If others cancel the store's work, say its pool of threads, each account fails at the store."""
     import asyncio
 
     async def canceled(*_: Any, **__: Any) -> Any:
@@ -265,7 +265,7 @@ async def test_a_store_that_is_canceled(worlds: Any, step: str, monkeypatch: pyt
 
 
 async def test_the_same_list_again(worlds: Any) -> None:
-    """It is recognized by its hash; nothing is parsed or compared, and what was doubted is settled."""
+    """It is recognized by its hash, so nothing is compared; and it settles a doubt."""
     lists: list[int] = []
 
     class Counting(MemoryStore):
@@ -289,7 +289,7 @@ async def test_the_same_list_again(worlds: Any) -> None:
 
 
 async def test_bad_rows_are_reported_each_time(worlds: Any) -> None:
-    """A list that holds any is compared again, though it is the same."""
+    """A list with bad rows is compared again, even if it is the same."""
     world, store = worlds(1, 0), MemoryStore()
     for _ in range(2):
         world.sandbox.inject(faults.json([{"_id": "mee_1"}, {"no": "id"}]))
@@ -315,7 +315,7 @@ async def test_what_are_no_accounts(accounts: Any, problem: str) -> None:
 
 
 async def test_a_single_client(worlds: Any) -> None:
-    """It is no list of clients."""
+    """A single client is refused: it is not a list of clients."""
     with pytest.raises(
         ConfigurationError, match=r"accounts= is a single client: pass clients, such as \[lemcal\]"
     ):
@@ -338,7 +338,7 @@ async def test_a_single_client(worlds: Any) -> None:
     ],
 )
 async def test_wrong_use(options: dict[str, Any], problem: str) -> None:
-    """It is said before anything is sent."""
+    """Wrong arguments are refused before anything is sent."""
     options = {"store": MemoryStore(), **options}
     with pytest.raises(ConfigurationError, match=problem):
         await sync_meetings([], **options)
@@ -348,7 +348,7 @@ async def test_wrong_use(options: dict[str, Any], problem: str) -> None:
 async def test_canceled_at_any_moment(
     database: Database, worlds: Any, anyio_backend: str, *, native: bool
 ) -> None:
-    """Accounts are whole or untouched, and another run sets everything right."""
+    """Each account is updated completely or not at all, and another run completes the work."""
     if native and anyio_backend != "asyncio":
         pytest.skip("trio has no other cancellation")
     world = worlds(6, 10)

@@ -1,4 +1,4 @@
-"""What holds for a store of any kind."""
+"""The rules that every kind of store follows."""
 
 import itertools
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ LATER = datetime(2026, 1, 6, tzinfo=UTC)
 
 
 def rows(count: int, **fields: Any) -> list[dict[str, Any]]:
-    """Return so many wire rows."""
+    """Return this many wire rows."""
     return [{"_id": f"mee_{number}", "end": END, **fields} for number in range(count)]
 
 
@@ -42,7 +42,7 @@ async def take(
 
 
 async def test_a_list_again(store: Store) -> None:
-    """The first time all is new; the second time nothing is."""
+    """A list is all new the first time, and unchanged the second time."""
     assert 0 == await store.revision(USER)
     assert Applied(Counts(created=5)) == await take(store, rows(5))
     assert Applied(Counts(unchanged=5)) == await take(store, rows(5))
@@ -51,7 +51,7 @@ async def test_a_list_again(store: Store) -> None:
 
 
 async def test_every_kind(store: Store) -> None:
-    """Each change stands in the outbox, with the row as it is or last was."""
+    """Every kind of change is in the outbox, with the current or last row."""
     await take(store, rows(4))
     changed = [
         {**rows(1)[0], "start": END},
@@ -76,7 +76,7 @@ async def test_every_kind(store: Store) -> None:
 
 
 async def test_a_change_as_a_model(store: Store) -> None:
-    """It is there to be used; what cannot be read in it is named."""
+    """``change.meeting`` is a model that names what it could not read."""
     await take(store, [*rows(1), {"_id": "mee_odd", "start": "never"}])
     good, odd = await outbox(store)
     assert isinstance(good.meeting, Meeting)
@@ -85,7 +85,7 @@ async def test_a_change_as_a_model(store: Store) -> None:
 
 
 async def test_baseline(store: Store) -> None:
-    """What an account has in its first run is no change, and later on all is as ever."""
+    """Existing meetings are not reported in the first run; later changes are."""
     assert Applied(Counts(created=2)) == await take(store, rows(2), baseline=True)
     assert [] == await kinds(store)
     await take(store, rows(3), baseline=True)
@@ -93,7 +93,7 @@ async def test_baseline(store: Store) -> None:
 
 
 async def test_a_failure_is_no_first_run(store: Store) -> None:
-    """An account that has only failed yet has its first run still before it."""
+    """A failure does not count as an account's first run."""
     await store.record_failure(USER, "no answer")
     assert 0 == await store.revision(USER)
     await take(store, rows(2), baseline=True)
@@ -111,7 +111,7 @@ async def test_somebody_was_faster(store: Store) -> None:
 
 
 async def test_a_list_that_is_suddenly_empty(store: Store) -> None:
-    """The first one is an error, the second is believed; one in between starts the count again."""
+    """The first empty list is an error, the second is believed; a full one restarts the count."""
     await take(store, rows(4))
     with pytest.raises(
         EmptyListError, match="an empty list, while 4 meetings are stored; nothing was changed"
@@ -141,7 +141,7 @@ async def test_a_list_that_shrinks_suddenly(store: Store) -> None:
 
 
 async def test_a_short_list_that_is_incomplete(store: Store) -> None:
-    """Nothing disappears by it, so there is nothing to doubt."""
+    """An incomplete list makes nothing disappear, so there is nothing to doubt."""
     await take(store, rows(8))
     applied = await take(store, [*rows(2), {"no": "id"}])
     assert applied is not None
@@ -149,7 +149,7 @@ async def test_a_short_list_that_is_incomplete(store: Store) -> None:
 
 
 async def test_pruned_meetings_count(store: Store) -> None:
-    """They are listed, too: an empty list would have them reported as new when it is over."""
+    """Pruned meetings are listed, too: after an empty list was believed, they would come back as new."""
     await take(store, rows(6))
     await store.prune(before=LATER)
     with pytest.raises(EmptyListError, match="while 6 meetings are stored"):
@@ -158,7 +158,7 @@ async def test_pruned_meetings_count(store: Store) -> None:
 
 
 async def test_how_many_empty_lists_are_believed(store: Store) -> None:
-    """It is configurable, and a few meetings may vanish at once."""
+    """The number is configurable, and a few meetings may vanish at once."""
     await take(store, rows(4))
     assert Applied(Counts(disappeared=4)) == await take(store, [], believe=1)
     await take(store, rows(3))
@@ -171,7 +171,7 @@ async def test_how_many_empty_lists_are_believed(store: Store) -> None:
 
 
 async def test_rows_that_cannot_be_read(store: Store) -> None:
-    """With an id they are kept and compared, without one nothing disappears; all are reported, each time."""
+    """Rows with an id are stored and compared; without one, nothing disappears. Each list reports them."""
     await take(store, rows(2))
     odd = [{"_id": "mee_0", "start": "never"}, {"no": "id"}]
     applied = await take(store, odd)
@@ -200,7 +200,7 @@ async def test_delivery_by_hand(store: Store) -> None:
 
 
 async def test_the_last_list_again(store: Store) -> None:
-    """It is recognized by its hash, and counts as an applied list: one that is older comes too late."""
+    """It is recognized by its hash, and counts as applied: an older list comes too late."""
     assert await store.unchanged(USER, "a") is None
     await take(store, rows(3), body_hash="a")
     revision = await store.revision(USER)
@@ -232,7 +232,7 @@ async def test_the_last_list_after_a_doubtful_one(store: Store) -> None:
 
 
 async def test_attempts_and_parking(store: Store) -> None:
-    """Attempts are counted; what is parked waits aside, until it is retried, in its old place."""
+    """Attempts are counted. A parked change is set aside until it is retried, in its old place."""
     await take(store, rows(3))
     await take(store, rows(1), user_id="usr_2")
     first, second, third = await store.pending(USER, 9)
@@ -264,7 +264,7 @@ async def test_attempts_and_parking(store: Store) -> None:
 
 
 async def test_what_waits_is_not_pruned(store: Store) -> None:
-    """Neither pending changes nor parked ones: nobody has seen them."""
+    """Pending and parked changes stay: nobody has handled them."""
     await take(store, rows(3))
     changes = await store.pending(USER, 9)
     await store.mark_delivered(changes[:1])
@@ -275,7 +275,7 @@ async def test_what_waits_is_not_pruned(store: Store) -> None:
 
 
 async def test_a_long_outbox(store: Store) -> None:
-    """It is read page by page, and whole."""
+    """It is read completely, page by page."""
     await take(store, rows(1100))
     found = await outbox(store)
     assert [f"mee_{number}" for number in range(1100)] == [change.meeting_id for change in found]
@@ -284,7 +284,7 @@ async def test_a_long_outbox(store: Store) -> None:
 
 
 async def test_forget(store: Store) -> None:
-    """All of an account is erased, and nothing of another; synchronized again, it is new."""
+    """Everything about one account is erased, and nothing about others. Synchronized again, it is new."""
     await take(store, rows(3))
     await take(store, rows(2), user_id="usr_2")
     assert Forgotten(meetings=3, changes=3) == await store.forget(USER)
@@ -295,7 +295,7 @@ async def test_forget(store: Store) -> None:
 
 
 async def test_prune(store: Store) -> None:
-    """What is old is erased once delivered; what is listed still is not taken for new afterwards."""
+    """Old data are erased; meetings that are still listed are not reported as new afterwards."""
     old, new = rows(3), [{"_id": "mee_new", "end": "2026-02-05T08:30:00.000Z"}]
     await take(store, [*old, *new])
     await take(store, [*old[:2], *new])
@@ -315,7 +315,7 @@ async def test_prune(store: Store) -> None:
 
 
 async def test_prune_takes_what_was_delivered(store: Store) -> None:
-    """Changes that nobody has taken stay."""
+    """Delivered changes are erased, others stay."""
     await take(store, rows(2))
     await store.mark_delivered((await outbox(store))[:1])
     in_an_hour = datetime.now(UTC) + timedelta(hours=1)
@@ -324,7 +324,7 @@ async def test_prune_takes_what_was_delivered(store: Store) -> None:
 
 
 async def test_prune_wants_an_aware_time(store: Store) -> None:
-    """Midnight is another moment in each place."""
+    """A naive time is refused: it is a different moment in each time zone."""
     with pytest.raises(ConfigurationError, match="aware"):
         await store.prune(before=datetime(2026, 1, 6))  # noqa: DTZ001
 

@@ -1,4 +1,4 @@
-"""Again and again, at once when woken, and with patience."""
+"""``watch``: regular runs, wake-ups, and back-off for accounts that fail."""
 
 import logging
 import threading
@@ -32,7 +32,7 @@ class Reports:
         self.all.append(report)
 
     async def wait(self, count: int) -> None:
-        """Wait until there are so many."""
+        """Wait for this many reports."""
         await until(lambda: len(self.all) >= count)
 
 
@@ -42,7 +42,7 @@ async def pass_nothing() -> list[AsyncLemcal]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until something holds."""
+    """Wait until a condition holds."""
     with anyio.fail_after(PATIENCE):
         while not condition():  # noqa: ASYNC110  # nothing tells
             await anyio.sleep(0.005)
@@ -65,7 +65,7 @@ async def test_again_and_again(worlds: Any) -> None:
 
 
 async def test_the_accounts_of_the_moment(worlds: Any) -> None:
-    """A function is asked in every run."""
+    """A function is called for the accounts in every run."""
     world, reports = worlds(3, 1), Reports()
     clients: list[AsyncLemcal] = []
 
@@ -81,7 +81,7 @@ async def test_the_accounts_of_the_moment(worlds: Any) -> None:
 
 
 async def test_woken(worlds: Any) -> None:
-    """The account that is named, all when none is, and none for a name that is unknown; in plain calls."""
+    """A wake-up runs the named account, all accounts if none is named, and none if the name is unknown."""
     world, reports, wake = worlds(3, 1), Reports(), Wake()
     wake.wake()  # nobody listens: no harm
     async with anyio.create_task_group() as tasks:
@@ -98,7 +98,7 @@ async def test_woken(worlds: Any) -> None:
 
 
 async def test_woken_from_threads(worlds: Any) -> None:
-    """Many at once; each is answered, together or one by one."""
+    """Many at once: every account is run, together or one by one."""
     world, reports, wake = worlds(4, 1), Reports(), Wake()
     async with anyio.create_task_group() as tasks:
         work: dict[str, Any] = {"interval": LONG, "wake": wake, "on_report": reports.add}
@@ -116,7 +116,7 @@ async def test_woken_from_threads(worlds: Any) -> None:
 
 
 async def test_woken_during_a_run(worlds: Any) -> None:
-    """A booking that the list under way cannot hold any more is found by the next, at once."""
+    """A booking that came too late for the list under way is found by another run right away."""
     world, reports, wake = worlds(1, 1), Reports(), Wake()
     world.sandbox.inject(faults.slow(0.3))
     async with anyio.create_task_group() as tasks:
@@ -146,7 +146,7 @@ async def test_woken_beside_a_long_run(worlds: Any) -> None:
 
 
 async def test_a_failing_account_is_left_alone_for_a_while(worlds: Any) -> None:
-    """Others go on; woken, it is tried at once, and when it succeeds it is as any other."""
+    """The others go on. A wake-up tries it at once; once it succeeds, it is like any other."""
     world, reports, wake = worlds(2, 1), Reports(), Wake()
     good, other = world.clients()
     keys = ["wrong"]
@@ -165,7 +165,7 @@ async def test_a_failing_account_is_left_alone_for_a_while(worlds: Any) -> None:
 
 
 async def test_an_account_whose_key_cannot_be_had(worlds: Any) -> None:
-    """It is reported in each run, and nothing ends."""
+    """It is reported in each run, and the watch goes on."""
     world, reports = worlds(1, 1), Reports()
 
     def key() -> str:
@@ -181,7 +181,7 @@ async def test_an_account_whose_key_cannot_be_had(worlds: Any) -> None:
 
 @pytest.mark.parametrize("woken", [False, True])
 async def test_what_the_caller_raises(worlds: Any, *, woken: bool) -> None:
-    """It comes out as it is, from either side."""
+    """Errors of the caller's functions pass through unchanged, from regular and woken runs."""
     world, wake = worlds(1, 1), Wake()
     count = 0
 
@@ -199,7 +199,7 @@ async def test_what_the_caller_raises(worlds: Any, *, woken: bool) -> None:
 async def test_failures_are_logged_when_their_cause_changes(
     worlds: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first, and another one; not the same again in every round. And when it is over."""
+    """The first failure and each new cause, not the same one in every run; and the recovery."""
     world, reports, wake = worlds(1, 1), Reports(), Wake()
     store = MemoryStore()
     causes = [faults.status(500), faults.status(500), faults.html_200(), faults.status(500), None]
@@ -223,7 +223,7 @@ async def test_failures_are_logged_when_their_cause_changes(
 
 
 async def test_a_handler_that_fails_backs_nothing_off(worlds: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Its account is fetched in every run, until the change is parked; its error is logged once."""
+    """The account is fetched in every run until the change is parked; the error is logged once."""
     world, store, reports = worlds(1, 1), MemoryStore(), Reports()
 
     def on_change(_: Change) -> None:
@@ -245,7 +245,7 @@ async def test_a_handler_that_fails_backs_nothing_off(worlds: Any, caplog: pytes
 
 @pytest.mark.parametrize("plain", [False, True])
 async def test_a_report_that_is_canceled_elsewhere(worlds: Any, *, plain: bool) -> None:
-    """It comes out as an error: a watch that nobody canceled does not just end."""
+    """The watch raises: it must not just end if nobody canceled it."""
     import asyncio
 
     def plainly(_: SyncReport) -> None:
@@ -281,13 +281,13 @@ async def test_wrong_use(options: dict[str, Any], problem: str) -> None:
 
 @pytest.mark.parametrize("interval", [0, -1, float("nan"), float("inf")])
 async def test_intervals_that_are_none(interval: float) -> None:
-    """Seconds above 0."""
+    """The interval must be a finite number of seconds above 0."""
     with pytest.raises(ConfigurationError, match="interval="):
         await watch([], MemoryStore(), interval=interval)
 
 
 async def test_accounts_that_can_be_iterated_over_once() -> None:
-    """The second run would have none."""
+    """An iterator is refused: the second run would have no accounts."""
     with pytest.raises(ConfigurationError, match="can be iterated over only once"):
         await watch(iter([]), MemoryStore(), interval=1)
 

@@ -144,7 +144,7 @@ async def test_another_model() -> None:
     assert [] == caught.value.rows
 
 
-async def test_cancelled_half_way() -> None:
+async def test_canceled_half_way() -> None:
     """At a turn of others; the collector runs again, and the next call gets it all."""
     was_enabled = gc.isenabled()
     lemcal = answering(content=BODY).client()

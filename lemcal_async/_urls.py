@@ -13,6 +13,7 @@ from lemcal_async._auth import Secret
 from lemcal_async.errors import ConfigurationError
 
 DEFAULT_BASE_URL = "https://api.lemcal.com/api/lemcal"
+BASE_URL_VARIABLE = "LEMCAL_BASE_URL"
 
 
 def check_base_url(url: Secret[str], *, allow_insecure_http: bool = False) -> str:

@@ -13,9 +13,11 @@ from lemcal_async._version import __version__
 from lemcal_async.cli._calls import me, meetings, types
 from lemcal_async.cli._changes import changes, forget, retry
 from lemcal_async.cli._hooks import hooks_app
+from lemcal_async.cli._listen import listen
 from lemcal_async.cli._output import HELP, ExitStatus, OutputError, emit, status_of, tell, writing
 from lemcal_async.cli._sandbox import sandbox
 from lemcal_async.cli._sync import sync
+from lemcal_async.cli._trigger import trigger
 from lemcal_async.errors import LemcalError
 
 _HELP = f"""\
@@ -39,6 +41,8 @@ app.command("sync")(sync)
 app.command("changes")(changes)
 app.command("retry")(retry)
 app.command("forget")(forget)
+app.command("listen")(listen)
+app.command("trigger")(trigger)
 app.command("sandbox")(sandbox)
 
 

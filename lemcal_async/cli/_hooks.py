@@ -88,12 +88,12 @@ def delete(
     emit(call(service, "Deleting the hook", deleted))
 
 
-def target_url_of(argument: str) -> Secret[str]:
+def target_url_of(argument: str, *, warn: bool = True) -> Secret[str]:
     """Return the checked target, from standard input if the argument is ``-``."""
     if argument == "-":
         return check_target_url(Secret(_line_of_input()))
     target = check_target_url(Secret(argument))
-    if any(value for _, value in parse_qsl(urlsplit(target.reveal()).query)):
+    if warn and any(value for _, value in parse_qsl(urlsplit(target.reveal()).query)):
         tell(
             "warning: the URL has a query, and other users of this machine can see command-line arguments; "
             "if that is a token, pass - and give the URL on standard input"

@@ -17,7 +17,7 @@ import typer
 
 from lemcal_async._auth import API_KEY_VARIABLE, USER_ID_VARIABLE, Secret
 from lemcal_async._client import AsyncLemcal
-from lemcal_async._urls import DEFAULT_BASE_URL, check_base_url, is_loopback
+from lemcal_async._urls import BASE_URL_VARIABLE, DEFAULT_BASE_URL, check_base_url, is_loopback
 from lemcal_async.cli._accounts import Account, read_accounts
 from lemcal_async.cli._output import waiting
 from lemcal_async.errors import BadRow, ConfigurationError, ResponseDecodeError
@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BaseUrl: TypeAlias = Annotated[
-    str | None, typer.Option("--base-url", metavar="URL", help="Where the API is, if not at lemcal.")
+    str | None,
+    typer.Option(
+        "--base-url",
+        metavar="URL",
+        help=f"Where the API is; default: {BASE_URL_VARIABLE}.",
+    ),
 ]
 UseSandbox: TypeAlias = Annotated[
     bool, typer.Option("--sandbox", help="Use made-up data; needs no account and no network.")
@@ -148,11 +153,13 @@ def choose(accounts: Sequence[Account], name: str | None, path: Path) -> Account
 
 def base_url_of(service: Service) -> str:
     """Return the URL, checked as the client does, but with the advice for a command line."""
-    given = DEFAULT_BASE_URL if service.base_url is None else service.base_url
+    given = service.base_url
+    if given is None:
+        given = os.environ.get(BASE_URL_VARIABLE, "").strip() or DEFAULT_BASE_URL
     base_url = check_base_url(Secret(given), allow_insecure_http=True)
     if base_url.startswith("http:") and not is_loopback(urlsplit(base_url).hostname or ""):
         raise ConfigurationError(
-            "--base-url is plain http, which would send the API key unencrypted; use https"
+            "the base URL is plain http, which would send the API key unencrypted; use https"
         )
     return base_url
 

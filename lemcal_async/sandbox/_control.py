@@ -9,6 +9,7 @@ They do what the methods of ``Sandbox`` do, and nothing else::
     POST   /_sandbox/deliveries/{number}/repeat
     POST   /_sandbox/bookings               {"account": 0, "meetingTypeId": "met_…", "public": true,
                                              "guest": "Ada <ada@example.org>", "start": "…", …}
+    GET    /_sandbox/meetings?account=0
     PATCH  /_sandbox/meetings/{id}          {"start": "2026-03-02T09:00:00.000Z", …}
     POST   /_sandbox/meetings/{id}/cancel
     DELETE /_sandbox/meetings/{id}
@@ -58,6 +59,7 @@ class Controls:
         """Return them."""
         return [
             Route("/bookings", _endpoint(self._book), methods=["POST"]),
+            Route("/meetings", _endpoint(self._meetings), methods=["GET"]),
             Route("/meetings/{meeting_id}/cancel", _endpoint(self._cancel), methods=["POST"]),
             Route("/meetings/{meeting_id}", _endpoint(self._edit), methods=["PATCH"]),
             Route("/meetings/{meeting_id}", _endpoint(self._remove), methods=["DELETE"]),
@@ -75,6 +77,9 @@ class Controls:
     def _book(self, _request: Request, options: _Options) -> Response:
         meeting_type_id = options.pop("meetingTypeId", None)
         return JSONResponse(self._sandbox.book(meeting_type_id=meeting_type_id, **options), 201)
+
+    def _meetings(self, request: Request, _options: _Options) -> Response:
+        return JSONResponse(self._sandbox.meetings(int(request.query_params.get("account", "0"))))
 
     def _edit(self, request: Request, options: _Options) -> Response:
         return JSONResponse(self._sandbox.edit(request.path_params["meeting_id"], **options))

@@ -1,0 +1,189 @@
+"""``lemcal listen``: lemcal's webhook on your own machine, without a public URL."""
+
+import json as json_module
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, NoReturn
+from urllib.parse import urlsplit
+
+import anyio
+import attrs
+import httpx
+import typer
+
+from lemcal_async._auth import Secret
+from lemcal_async._client import AsyncLemcal
+from lemcal_async._urls import is_loopback, without_secrets
+from lemcal_async._version import __version__
+from lemcal_async.cli._hooks import target_url_of
+from lemcal_async.cli._options import (
+    AccountName,
+    AccountsFile,
+    BaseUrl,
+    Service,
+    UseSandbox,
+    connect,
+    find_target,
+)
+from lemcal_async.cli._output import ExitStatus, emit, printable, tell
+from lemcal_async.errors import MeetingNotFoundError
+from lemcal_async.sync import Change, MemoryStore, sync_meetings
+
+EVENT_HEADER: Final = "X-Lemcal-Async-Event"
+"""Says what happened, with --all: lemcal itself announces new bookings only, and sends no such header."""
+
+_ATTEMPTS: Final = 5
+_FIRST_WAIT: Final = 1.0  # seconds; doubled after each attempt, unless the answer has a Retry-After
+_LONGEST_WAIT: Final = 30.0
+_TIMEOUT: Final = 30.0
+_LONGEST_PAUSE: Final = 60.0  # seconds between looks while the service fails
+
+
+def listen(
+    *,
+    forward_to: Annotated[
+        str,
+        typer.Option("--forward-to", metavar="URL", help="Where to post bookings, or - for standard input."),
+    ],
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help=f"Also post changes, cancellations and disappearances, each with the header {EVENT_HEADER}.",
+        ),
+    ] = False,
+    replay: Annotated[
+        str | None, typer.Option("--replay", metavar="MEETING_ID", help="Post this meeting now, and end.")
+    ] = None,
+    interval: Annotated[
+        float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="How often to look for bookings.")
+    ] = 5.0,
+    base_url: BaseUrl = None,
+    sandbox: UseSandbox = False,
+    accounts: AccountsFile = None,
+    account: AccountName = None,
+) -> None:
+    """Post new bookings to a service on this machine, as lemcal's webhook would, until Ctrl-C.
+
+    It watches the account through its list of meetings, with low priority within the rate limit. It needs no
+    public URL, and registers nothing at lemcal. A delivery that gets no answer, a 429 or a 5xx is repeated,
+    up to 5 attempts in all, after the Retry-After of the answer or else 1, 2, 4 and 8 seconds.
+    """
+    service = Service(base_url, sandbox, accounts, account)
+    target = target_url_of(forward_to, warn=not _is_local(forward_to))
+    with find_target(service) as found:
+
+        async def main() -> ExitStatus:
+            async with connect(found) as lemcal, _forwarder(target, everything) as forwarder:
+                if replay is not None:
+                    return await _replay(lemcal, replay, forwarder)
+                return await _watch(lemcal.with_options(priority="bulk"), forwarder, interval)
+
+        if sandbox and replay is None:
+            root = found.base_url.removesuffix("/api/lemcal")
+            tell(f"the sandbox is at {root}; book with: lemcal trigger booking --url {root}")
+        status = anyio.run(main)
+    if status:
+        raise typer.Exit(status)
+
+
+def _is_local(url: str) -> bool:
+    try:
+        return is_loopback(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
+
+
+async def _watch(lemcal: AsyncLemcal, forwarder: "_Forwarder", interval: float) -> NoReturn:
+    store, failures = MemoryStore(), 0
+    await lemcal.me()  # wrong credentials end the command; later failures do not
+    emit(f"{_clock()} watching {lemcal.user_id}, posting to {forwarder.shown}\n")
+    while True:
+        report = await sync_meetings([lemcal], store, on_change=forwarder.forward, baseline=True)
+        for failure in report.failures:
+            tell(f"{_clock()} {failure.error}")
+        failures = failures + 1 if report.failed else 0
+        await anyio.sleep(min(interval * 2 ** min(failures, 10), max(_LONGEST_PAUSE, interval)))
+
+
+async def _replay(lemcal: AsyncLemcal, meeting_id: str, forwarder: "_Forwarder") -> ExitStatus:
+    for row in await lemcal.meetings.rows():
+        if isinstance(row, dict) and row.get("_id") == meeting_id:  # pyright: ignore[reportUnknownMemberType]  # JSON
+            delivered = await forwarder.post("replay", meeting_id, row)  # pyright: ignore[reportUnknownArgumentType]
+            return ExitStatus.OK if delivered else ExitStatus.FAILED
+    problem = f"GET /meetings: there is no {meeting_id!r} in the list; check the id"
+    raise MeetingNotFoundError(problem, status_code=404)
+
+
+@asynccontextmanager
+async def _forwarder(target: Secret[str], everything: bool) -> AsyncGenerator["_Forwarder"]:  # noqa: FBT001
+    # Only the transport: a client would log the target, token included.
+    async with httpx.AsyncHTTPTransport(trust_env=False) as transport:
+        yield _Forwarder(transport, target, everything)
+
+
+@attrs.frozen
+class _Forwarder:
+    """Posts meetings to the target, one after the other, and prints a line for each attempt."""
+
+    transport: httpx.AsyncBaseTransport
+    target: Secret[str]
+    everything: bool
+    sleep: Callable[[float], Any] = anyio.sleep
+
+    @property
+    def shown(self) -> str:
+        """The target without its token."""
+        return without_secrets(self.target.reveal())
+
+    async def forward(self, change: Change) -> None:
+        """Post a change, if it is one of those asked for."""
+        if change.kind == "created" or self.everything:
+            await self.post(change.kind, change.meeting_id, change.wire)
+
+    async def post(self, kind: str, meeting_id: str, row: Mapping[str, Any]) -> bool:
+        """Post a meeting until it is accepted or there is no point in trying; return whether it was."""
+        headers = {"Content-Type": "application/json", "User-Agent": f"lemcal-listen/{__version__}"}
+        if self.everything:
+            headers[EVENT_HEADER] = kind
+        body = json_module.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        wait = _FIRST_WAIT
+        for attempt in range(1, _ATTEMPTS + 1):
+            started = anyio.current_time()
+            status, outcome, retry_after = await self._attempt(headers, body)
+            took = f"{(anyio.current_time() - started) * 1000:.0f} ms"
+            emit(printable(f"{_clock()} {kind} {meeting_id} {outcome} {took}") + "\n")
+            if status is not None and status != 429 and status < 500:
+                return status < 300
+            if attempt < _ATTEMPTS:
+                await self.sleep(min(wait if retry_after is None else retry_after, _LONGEST_WAIT))
+                wait *= 2
+        tell(f"gave {meeting_id} up after {_ATTEMPTS} attempts; send it again with --replay {meeting_id}")
+        return False
+
+    async def _attempt(self, headers: Mapping[str, str], body: bytes) -> tuple[int | None, str, float | None]:
+        timeout = httpx.Timeout(_TIMEOUT).as_dict()
+        request = httpx.Request(
+            "POST", self.target.reveal(), content=body, headers=headers, extensions={"timeout": timeout}
+        )
+        try:
+            with anyio.fail_after(_TIMEOUT):
+                response = await self.transport.handle_async_request(request)
+                await response.aclose()
+        except (httpx.TransportError, TimeoutError) as error:
+            return None, f"no answer ({type(error).__name__})", None
+        status = response.status_code
+        return status, str(status), _seconds(response.headers.get("retry-after"))
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    try:
+        seconds = float(retry_after or "")
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < float("inf") else None
+
+
+def _clock() -> str:
+    return f"{datetime.now(UTC).astimezone():%H:%M:%S}"

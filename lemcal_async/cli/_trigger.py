@@ -1,0 +1,135 @@
+"""``lemcal trigger``: let something happen in a running sandbox."""
+
+import json as json_module
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import quote, urlsplit
+
+import httpx
+import typer
+
+from lemcal_async._urls import BASE_URL_VARIABLE
+from lemcal_async.cli._output import emit, print_json, printable
+from lemcal_async.errors import APIConnectionError, ConfigurationError, MeetingNotFoundError
+
+_TIMEOUT: Final = 30.0
+
+Kind = Literal["booking", "cancel", "move"]
+
+
+def trigger(
+    kind: Annotated[Kind, typer.Argument(metavar="booking|cancel|move", help="What is to happen.")],
+    meeting_id: Annotated[
+        str | None, typer.Argument(metavar="[MEETING_ID]", help="Which meeting; else the one booked last.")
+    ] = None,
+    *,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", metavar="URL", help=f"Where the sandbox is; default: {BASE_URL_VARIABLE}."),
+    ] = None,
+    account: Annotated[
+        int, typer.Option("--account", metavar="N", min=1, help="Which of its accounts: the first is 1.")
+    ] = 1,
+    guest: Annotated[str | None, typer.Option("--guest", metavar="EMAIL", help="Who books.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--start", metavar="TIME", help="When it starts (ISO 8601)."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the meeting as JSON.")] = False,
+) -> None:
+    """Let something happen in a running sandbox: a booking, a cancellation, a move to another time.
+
+    Without --start, a meeting is moved by a day.
+    """
+    given = url or os.environ.get(BASE_URL_VARIABLE, "").strip()
+    if not given:
+        raise ConfigurationError(f"say where the sandbox is, with --url or in {BASE_URL_VARIABLE}")
+    with _Control(given) as control:
+        if kind == "booking":
+            options = {"account": account - 1, "guest": guest, "start": start}
+            body = {name: value for name, value in options.items() if value is not None}
+            row = control.call("POST", "/bookings", body)
+        else:
+            chosen = meeting_id or control.newest(account - 1)
+            path = f"/meetings/{quote(chosen, safe='')}"
+            if kind == "cancel":
+                row = control.call("POST", f"{path}/cancel", {})
+            else:
+                row = control.call("PATCH", path, control.moved(chosen, account - 1, start))
+    if json:
+        print_json(row)
+        return
+    done = {"booking": "booked", "cancel": "canceled", "move": "moved"}[kind]
+    emit(printable(f"{done} {row.get('_id')}, which starts at {row.get('start')}") + "\n")
+
+
+class _Control:
+    """The controls of a running sandbox. No credentials are sent to it."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
+            raise ConfigurationError("the sandbox's URL must be like http://127.0.0.1:8080")
+        self._root = f"{parts.scheme}://{parts.netloc}"
+        self._client = httpx.Client(trust_env=False, timeout=_TIMEOUT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def call(self, method: str, path: str, body: Mapping[str, Any]) -> Any:
+        """Call a control and return the JSON that it answers."""
+        try:
+            content = None if method == "GET" else json_module.dumps(body)
+            answer = self._client.request(method, f"{self._root}/_sandbox{path}", content=content)
+        except httpx.TransportError as error:
+            raise APIConnectionError(
+                f"no sandbox answers at {self._root} ({type(error).__name__}); is it running?"
+            ) from None
+        is_json = answer.headers.get("content-type", "").startswith("application/json")
+        if answer.status_code == 404 and answer.text.startswith("there is no meeting"):
+            raise MeetingNotFoundError(answer.text, status_code=404)
+        if answer.status_code in (400, 404) and not is_json and len(answer.text) < 300:
+            raise ConfigurationError(answer.text or f"there is no sandbox at {self._root}")
+        if not (answer.is_success and is_json):
+            raise ConfigurationError(f"there is no sandbox at {self._root}")
+        return answer.json()
+
+    def newest(self, account: int) -> str:
+        """Return the id of the account's meeting that was booked last and is not canceled."""
+        booked = [row for row in self._meetings(account) if not row.get("canceledAt")]
+        if not booked:
+            raise MeetingNotFoundError("the account has no meeting that is not canceled", status_code=404)
+        return str(booked[-1]["_id"])
+
+    def moved(self, meeting_id: str, account: int, start: str | None) -> dict[str, str]:
+        """Return the new times of a meeting: by default a day later, as long as before."""
+        rows = {row["_id"]: row for row in self._meetings(account)}
+        if meeting_id not in rows:
+            raise MeetingNotFoundError(f"there is no meeting {meeting_id}", status_code=404)
+        old = [datetime.fromisoformat(rows[meeting_id][name]) for name in ("start", "end")]
+        begins = old[0] + timedelta(days=1) if start is None else _aware(start)
+        ends = begins + (old[1] - old[0])
+        return {"start": _wire(begins), "end": _wire(ends)}
+
+    def _meetings(self, account: int) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.call("GET", f"/meetings?account={account}", {})
+        return rows
+
+
+def _aware(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None:
+        raise ConfigurationError("--start must be ISO 8601 with an offset, such as 2026-03-02T09:00:00Z")
+    return time
+
+
+def _wire(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a folder of the test's own, without a database of the environment, and do not wait to retry."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LEMCAL_DB", raising=False)
-    monkeypatch.setattr("lemcal_async._retry.RetryPolicy._backoff", lambda *_: 0.0)
+    monkeypatch.setattr("lemcal_async._retry.backoff", lambda *_: 0.0)
     return tmp_path
 
 

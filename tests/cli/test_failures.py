@@ -39,7 +39,7 @@ def test_what_the_service_answers(
     lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, fault: faults.Fault, status: ExitStatus
 ) -> None:
     """A failure becomes a line that names the call, and a status by its kind."""
-    monkeypatch.setattr("lemcal_async._retry.RetryPolicy._backoff", lambda *_: 0.0)
+    monkeypatch.setattr("lemcal_async._retry.backoff", lambda *_: 0.0)
     sandbox.inject(fault, times=5)
     done = lemcal("meetings", "--base-url", sandbox.base_url)
     assert (status, "") == (done.status, done.out)
@@ -67,7 +67,7 @@ def test_what_the_server_says_stays_one_line(lemcal: Run, sandbox: Sandbox) -> N
 
 def test_nobody_there(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """A service that cannot be reached is status 1."""
-    monkeypatch.setattr("lemcal_async._retry.RetryPolicy._backoff", lambda *_: 0.0)
+    monkeypatch.setattr("lemcal_async._retry.backoff", lambda *_: 0.0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     done = lemcal("me", "--base-url", f"http://127.0.0.1:{port}")
@@ -106,7 +106,7 @@ def test_no_credentials(lemcal: Run) -> None:
         ),
         (
             ["me", "--base-url", "http://api.example.com"],
-            "--base-url is plain http, which would send the API",
+            "the base URL is plain http, which would send the API",
         ),
         (["me", "--base-url", "https://u:hush@example.com"], "base_url must not carry credentials"),
         (["me", "--base-url", "hush"], "base_url must be an absolute http(s) URL"),

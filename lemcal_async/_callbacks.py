@@ -6,6 +6,7 @@ means, is decided elsewhere.
 
 import asyncio
 import inspect
+import math
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from typing import Any
@@ -40,6 +41,23 @@ def no_foreign_cancellation() -> Generator[None]:
         if is_being_canceled():
             raise
         raise CanceledElsewhereError from error
+
+
+async def was_canceled_alone(error: BaseException) -> bool:
+    """Whether a task of ours was canceled natively, and not the scope that it belongs to.
+
+    Call it with the cancellation in hand, in a task that nobody outside knows: then a function of the user's
+    has canceled it, such as by ``asyncio.current_task().cancel()``. That would end the whole scope without a
+    trace; so the request is taken back, and the caller reports it.
+    """
+    if not isinstance(error, asyncio.CancelledError) or anyio.current_effective_deadline() == -math.inf:
+        return False  # trio has no other cancellation than a scope's
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101  # this one
+    await asyncio.sleep(0)  # if all tasks are being canceled, this is when the scope is
+    while task.cancelling():
+        task.uncancel()
+    return True
 
 
 def _is_cancellation(error: BaseException) -> bool:

@@ -13,7 +13,13 @@ import anyio
 import anyio.from_thread
 import anyio.to_thread
 
-from lemcal_async._callbacks import call, is_async, no_foreign_cancellation
+from lemcal_async._callbacks import (
+    CanceledElsewhereError,
+    call,
+    is_async,
+    no_foreign_cancellation,
+    was_canceled_alone,
+)
 from lemcal_async.sync._report import Failure, FailureLog, ReportBuilder, error_text, logger
 from lemcal_async.sync._store import Change, Store
 
@@ -68,7 +74,7 @@ class Delivery:
             failed: list[Change] = []
             park, text = False, ""
             try:
-                await self._hand_over(handed, taken)
+                await self._call(handed, taken)
             except Exception as error:  # noqa: BLE001  # reported, and logged with its traceback
                 failed = handed[len(taken) :] if self._on_changes else [handed[len(taken)]]
                 park, text = self._is_over(failed), error_text(error)
@@ -111,6 +117,15 @@ class Delivery:
                 MARK_TIMEOUT, shield=True
             ):  # who is canceled can wait for this, not for ever
                 await self._store.mark_delivered(taken)
+
+    async def _call(self, changes: list[Change], taken: list[Change]) -> None:
+        """Hand changes over; raise an error if the handler has canceled its own task."""
+        try:
+            await self._hand_over(changes, taken)
+        except anyio.get_cancelled_exc_class() as error:
+            if await was_canceled_alone(error):
+                raise CanceledElsewhereError from error
+            raise
 
     async def _hand_over(self, changes: list[Change], taken: list[Change]) -> None:
         """Call the handler with some changes, or with all; add to ``taken`` what it has taken."""

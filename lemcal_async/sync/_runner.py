@@ -14,7 +14,12 @@ import anyio
 import attrs
 
 from lemcal_async import events
-from lemcal_async._callbacks import no_foreign_cancellation, problem_with_callback
+from lemcal_async._callbacks import (
+    CanceledElsewhereError,
+    no_foreign_cancellation,
+    problem_with_callback,
+    was_canceled_alone,
+)
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._decoding import read_rows
 from lemcal_async.errors import ConfigurationError
@@ -134,8 +139,14 @@ class Runner:
             return own
         started = anyio.current_time()
         async with self._alone(user_id):
-            await self._update(user_id, lemcal, own)
-            await self._deliver(user_id, own)
+            try:
+                await self._update(user_id, lemcal, own)
+                await self._deliver(user_id, own)
+                await anyio.lowlevel.checkpoint()  # a handler that has canceled this task is found out here
+            except anyio.get_cancelled_exc_class() as error:
+                if not await was_canceled_alone(error):
+                    raise
+                self._fail(user_id, "delivery", CanceledElsewhereError(), own)
         self._log.finished(user_id, own.failures)
         if events.wanted():
             seconds = anyio.current_time() - started

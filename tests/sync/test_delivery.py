@@ -383,6 +383,56 @@ async def test_a_handler_that_awaits_what_others_canceled(worlds: Any, anyio_bac
     assert [canceled_id] == [change.meeting_id for change in await outbox(store, pending=True)]
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_a_handler_that_cancels_its_own_task(
+    worlds: Any, anyio_backend_name: str, *, at_once: bool
+) -> None:
+    """Its account fails, at the handler's next await or ours, and the run goes on."""
+    if anyio_backend_name != "asyncio":
+        pytest.skip("trio has no other cancellation than a scope's")
+    import asyncio
+
+    world, store = worlds(8, 2), MemoryStore()
+    first = world.sandbox.meetings(3)[0]["_id"]
+
+    async def on_change(change: Change) -> None:
+        if change.meeting_id == first:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            if at_once:
+                await anyio.sleep(20)
+
+    for concurrency in (1, 4) if at_once else (1,):  # the worker of that account has others to do
+        report = await sync_meetings(
+            world.clients(), store, on_change=on_change, max_concurrency=concurrency, max_attempts=9
+        )
+        assert (8, 1) == (report.accounts, report.failed)
+        assert [world.sandbox.accounts[3].user_id] == [failure.user_id for failure in report.failures]
+    assert [2, 0] * at_once == [change.attempts for change in await outbox(store, pending=True)]
+
+
+async def test_all_tasks_are_canceled(
+    worlds: Any, anyio_backend_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by a server that shuts down: the run ends, and takes it for no failure of an account."""
+    if anyio_backend_name != "asyncio":
+        pytest.skip("trio has no other cancellation than a scope's")
+    import asyncio
+
+    world, before = worlds(6, 2), asyncio.all_tasks()
+
+    async def on_change(_: Change) -> None:
+        for task in asyncio.all_tasks() - before:
+            task.cancel()
+        await anyio.sleep(20)
+
+    task = asyncio.create_task(sync_meetings(world.clients(), MemoryStore(), on_change=on_change))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [] == caplog.records
+
+
 async def test_a_plain_handler_that_is_canceled(worlds: Any) -> None:
     """A plain handler may raise CancelledError, too, say from an event loop of its own."""
     import asyncio

@@ -1,4 +1,4 @@
-"""The wire format: what each shape becomes and goes back as, and what is refused, with which words."""
+"""The wire format: what each shape is read as, how it is written back, and what is refused in which words."""
 
 import copy
 import gc
@@ -51,7 +51,7 @@ def sample(name: str) -> Any:
 
 
 def letters(data: Any) -> str:
-    """Spell data out, so that 1, 1.0 and true differ; the order of an object's fields does not count."""
+    """Return data as text, so that 1, 1.0 and true differ and the order of an object's fields does not."""
     return json.dumps(data, sort_keys=True)
 
 
@@ -67,7 +67,7 @@ def meaning(data: Any) -> Any:
 
 
 def refusal(data: Any, into: Any) -> str:
-    """Return the message with which data is refused, after checking that nothing hangs on the error."""
+    """Return the error message for data, after checking that it pickles and has no cause or context."""
     with pytest.raises(ResponseDecodeError) as caught:
         from_wire(data, into)
     assert caught.value.__context__ is None
@@ -78,7 +78,7 @@ def refusal(data: Any, into: Any) -> str:
 
 
 def left_unread(wire: Any, into: Any) -> list[str]:
-    """Return the problems of a model, after checking that it goes back to the letter, and so do copies."""
+    """Return the problems of a model, after checking that it and its copies are written back unchanged."""
     before = repr(wire)
     model = from_wire(wire, into)
     for copied in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model)), attrs.evolve(model)):
@@ -94,7 +94,7 @@ def left_unread(wire: Any, into: Any) -> list[str]:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_samples_go_back_to_the_letter(name: Any) -> None:
-    """What the service sends comes back as it was, and is not touched on the way."""
+    """What the service sends is written back unchanged, and the data passed in is left alone."""
     wire = sample(name)
     model = from_wire(wire, SAMPLES[name])
     assert letters(sample(name)) == letters(to_wire(model))
@@ -112,7 +112,7 @@ def test_copies_go_back_to_the_letter(name: Any, copied: Any) -> None:
 
 
 def test_a_public_booking_is_read_field_by_field() -> None:
-    """Every field of the sample has its place."""
+    """Every field of the sample is read into its attribute."""
     expected = Meeting(
         id="mee_Gk2sVq8ZtXw4Lb7Rn",
         user_id="usr_BuDuyx4chjoNfcmzM",
@@ -146,7 +146,7 @@ def test_a_public_booking_is_read_field_by_field() -> None:
 
 
 def test_a_meeting_type_is_read_field_by_field() -> None:
-    """Every field of the sample has its place, what the SDK does not know is in extra."""
+    """Every field of the sample is read into its attribute, and unknown ones into extra."""
     expected = MeetingType(
         id="met_9hTfQx3YpLd6Wk2Zs",
         user_id="usr_BuDuyx4chjoNfcmzM",
@@ -196,7 +196,7 @@ def test_a_meeting_type_is_read_field_by_field() -> None:
     ],
 )
 def test_spellings_of_the_time_zone(wire: Any, timezone_: Any, extra: Any) -> None:
-    """The first spelling that is not null and can be read fills the field; both go back as they came."""
+    """The first spelling that is not null and can be read counts; both are written back as they came."""
     model = from_wire({"_id": "m", **wire}, Meeting)
     assert (timezone_, extra) == (model.timezone, model.extra)
     assert {"_id": "m", **wire} == to_wire(model)
@@ -218,14 +218,14 @@ def test_spellings_of_the_time_zone(wire: Any, timezone_: Any, extra: Any) -> No
     ],
 )
 def test_spellings_of_the_answers(wire: Any, answers: Any, extra: Any) -> None:
-    """Answers come as ``questions`` or ``surveyAnswers``, and go back under the same name."""
+    """Answers come as ``questions`` or ``surveyAnswers``, and are written back under the same name."""
     model = from_wire({"_id": "m", **wire}, Meeting)
     assert (answers, extra) == (model.answers, model.extra)
     assert {"_id": "m", **wire} == to_wire(model)
 
 
 def test_two_null_spellings_are_no_field() -> None:
-    """When neither spelling has a value, both are as good as absent."""
+    """If both spellings are null, the field is absent."""
     wire = {"_id": "m", "attendeeTimezone": None, "timezone": None, "questions": None, "surveyAnswers": None}
     assert Meeting(id="m") == from_wire(wire, Meeting)
     assert to_wire(Meeting(id="m")) == to_wire(from_wire(wire, Meeting))
@@ -239,7 +239,7 @@ def test_new_objects_use_the_default_spelling() -> None:
 
 
 def test_a_changed_meeting_keeps_its_spelling() -> None:
-    """New values for fields that came over the wire go back under the names they came in."""
+    """New values are written under the names that the old ones came in."""
     wire = {"_id": "m", "attendeeTimezone": "A", "surveyAnswers": [], "attendees": [{"name": "a"}]}
     changed = attrs.evolve(
         from_wire(wire, Meeting), timezone="B", answers=(Answer(answer="b"),), attendees=()
@@ -268,7 +268,7 @@ def test_an_empty_list_is_not_an_absent_one(into: Any, name: Any) -> None:
 
 @pytest.mark.parametrize("wire", [{}, {"users": []}, {"lastCycle": []}, {"lastCycle": [None, {"a": 1}]}])
 def test_lists_of_a_nested_model(wire: Any) -> None:
-    """Nested models tell empty lists from absent ones too, and keep items of unknown shape."""
+    """Nested models distinguish empty lists from absent ones too, and keep free-form items."""
     assert {"_id": "m", "roundRobin": wire} == to_wire(
         from_wire({"_id": "m", "roundRobin": wire}, MeetingType)
     )
@@ -276,7 +276,7 @@ def test_lists_of_a_nested_model(wire: Any) -> None:
 
 @pytest.mark.parametrize("name", ["id", "user_id", "userid", "isOwner", "extra", "_wire_names", "", "self"])
 def test_a_name_of_ours_is_unknown_on_the_wire(name: Any) -> None:
-    """Only wire names are known; anything else is kept in extra, whatever it looks like."""
+    """Only wire names are known. Anything else is kept in extra, even the name of an attribute."""
     wire = {"_id": "m", name: None, "lead": {name: [1, None]}, "attendees": [{name: {"a": 1.0}}]}
     model = from_wire(wire, Meeting)
     assert ({name: None}, {name: [1, None]}) == (model.extra, model.lead and model.lead.extra)
@@ -285,7 +285,7 @@ def test_a_name_of_ours_is_unknown_on_the_wire(name: Any) -> None:
 
 
 def test_extra_does_not_override_a_field() -> None:
-    """Should someone put a known name into extra, the field is what counts."""
+    """If extra has the name of a field, the field wins."""
     meeting = Meeting(id="m", timezone="A", extra={"_id": "other", "timezone": "B", "new": 1})
     expected = {"_id": "m", "timezone": "A", "new": 1}
     assert expected == to_wire(meeting)
@@ -293,7 +293,7 @@ def test_extra_does_not_override_a_field() -> None:
 
 @pytest.mark.parametrize("value", [None, 0, "", [], {}, False, [[[]]], {"a": {"b": [1.5, None, "x"]}}])
 def test_provided_infos_may_be_any_json(value: Any) -> None:
-    """The documentation does not give their shape, so none is asked for."""
+    """Their shape is not documented, so any JSON is accepted."""
     model = from_wire({"_id": "m", "providedInfos": value}, Meeting)
     assert letters(value) == letters(model.provided_infos)
     assert letters({"_id": "m"} | ({} if value is None else {"providedInfos": value})) == letters(
@@ -338,7 +338,7 @@ def test_provided_infos_may_be_any_json(value: Any) -> None:
     ],
 )
 def test_times_that_are_read(text: Any, instant: Any, written: Any) -> None:
-    """Any ISO 8601 time with an offset is read as UTC; milliseconds go back, microseconds if they matter."""
+    """Any ISO 8601 time with an offset is read as UTC; microseconds are written if there are any."""
     model = from_wire({"_id": "u", "createdAt": text}, User)
     assert User(id="u", created_at=instant) == model
     assert model.created_at is not None
@@ -388,7 +388,7 @@ def test_times_that_are_read(text: Any, instant: Any, written: Any) -> None:
     ],
 )
 def test_times_that_are_refused(value: Any) -> None:
-    """Naive times, days without a time, junk and what lies beyond the calendar are no instants."""
+    """Naive times, dates without a time, junk and years out of range are not instants."""
     problem = f"createdAt: expected an ISO 8601 time with an offset, got {type(value).__name__}"
     wire = {"_id": "u", "createdAt": value}
     assert [problem] == left_unread(wire, User)
@@ -415,7 +415,7 @@ def test_times_that_are_refused(value: Any) -> None:
     ],
 )
 def test_numbers_that_are_read(value: Any, number: Any) -> None:
-    """Numbers are read as they are, and from a string that spells one in JSON; integers stay integers."""
+    """Numbers are read as they are, or from a string that is a JSON number; integers stay integers."""
     model = from_wire({"weight": value}, RoundRobinUser)
     assert letters(number) == letters(model.weight)
     assert letters({"weight": number}) == letters(to_wire(model))
@@ -455,7 +455,7 @@ def test_numbers_that_are_read(value: Any, number: Any) -> None:
     ],
 )
 def test_numbers_that_are_refused(value: Any) -> None:
-    """Booleans, other strings, and what no double can hold are no numbers."""
+    """Booleans, other strings, and values beyond a double are not numbers."""
     problem = f"weight: expected a finite number, got {type(value).__name__}"
     assert [problem] == left_unread({"weight": value}, RoundRobinUser)
 
@@ -483,7 +483,7 @@ def test_durations_are_minutes_on_the_wire(value: Any, duration: Any, written: A
     "value", [1e-9, 10**400, 1e300, -(10**20), True, "PT30M", {"minutes": 30}, float("nan")]
 )
 def test_durations_that_are_refused(value: Any) -> None:
-    """What a timedelta would round or cannot hold stays as it came."""
+    """A value that a timedelta would round or cannot hold is left as it came."""
     model = from_wire({"_id": "t", "duration": value}, MeetingType)
     assert (None, 1) == (model.duration, len(model.problems))
     assert repr({"_id": "t", "duration": value}) == repr(to_wire(model))
@@ -491,13 +491,13 @@ def test_durations_that_are_refused(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [0, 1, 1.5, True, [], {}, ["a"]])
 def test_strings_come_from_strings_only(value: Any) -> None:
-    """Nothing is turned into a string."""
+    """No other type is converted to a string."""
     assert [f"email: expected a string, got {type(value).__name__}"] == left_unread({"email": value}, Lead)
 
 
 @pytest.mark.parametrize("value", [0, 1, "true", "false", "", [], {}])
 def test_booleans_come_from_booleans_only(value: Any) -> None:
-    """Nothing is turned into a boolean: "false" would be true."""
+    """No other type is converted to a boolean: "false" would become true."""
     assert [f"owner: expected a boolean, got {type(value).__name__}"] == left_unread(
         {"owner": value}, Attendee
     )
@@ -526,7 +526,7 @@ def test_an_id_is_never_made_up(into: Any, wire: Any, problem: Any) -> None:
 
 @pytest.mark.parametrize("data", [None, [], "", 7, Meeting(id="m")])
 def test_only_an_object_is_a_model(data: Any) -> None:
-    """Anything else is refused as a whole."""
+    """Any other JSON is refused."""
     got = "null" if data is None else type(data).__name__
     assert f"expected an object, got {got}" == refusal(data, Meeting)
 
@@ -563,7 +563,7 @@ def test_only_an_object_is_a_model(data: Any) -> None:
     ],
 )
 def test_an_odd_value_costs_its_field_only(wire: Any, problems: Any) -> None:
-    """It stays as it came, the model names it by its path, and the rest of the row is read."""
+    """Its value is kept, its path is named, and the rest of the row is read."""
     rest = {"meetingTypeName": "Tour", "createdAt": "2021-02-16T08:02:42.000Z", "new": [1]}
     assert problems == left_unread({"_id": "m", **wire, **rest}, Meeting)
     model = from_wire({"_id": "m", **wire, **rest}, Meeting)
@@ -571,7 +571,7 @@ def test_an_odd_value_costs_its_field_only(wire: Any, problems: Any) -> None:
 
 
 def test_an_odd_value_deep_inside() -> None:
-    """A path leads through any number of objects and lists, and only the innermost field is lost."""
+    """The path goes through objects and lists, and only the innermost field is lost."""
     wire = {"_id": "t", "roundRobin": {"users": [{"weight": 1}, {"weight": "heavy", "id": "u"}]}}
     problem = "expected a finite number, got str"
     assert [f"roundRobin.users[1].weight: {problem}"] == left_unread(wire, MeetingType)
@@ -583,7 +583,7 @@ def test_an_odd_value_deep_inside() -> None:
 
 
 def test_the_items_that_can_be_read() -> None:
-    """A null attendee does not hide the guest; the whole list goes back as long as nobody changes it."""
+    """A null attendee does not hide the guest, and the whole list is written back unless it was changed."""
     wire = {"_id": "m", "attendees": [None, {"email": "g", "primary": True}, 7]}
     model = from_wire(wire, Meeting)
     assert (Attendee(email="g", is_primary=True),) == model.attendees
@@ -596,7 +596,7 @@ def test_the_items_that_can_be_read() -> None:
 
 
 def test_a_new_value_replaces_the_odd_one() -> None:
-    """A field that is set after reading is what goes out."""
+    """A field that was set after reading wins over the value in extra."""
     model = from_wire({"_id": "m", "canceledAt": "", "attendeeTimezone": 7}, Meeting)
     changed = attrs.evolve(model, canceled_at=AT, timezone="B")
     back = from_wire(to_wire(changed), Meeting)
@@ -605,7 +605,7 @@ def test_a_new_value_replaces_the_odd_one() -> None:
 
 @pytest.mark.parametrize("answer", ["text", ["a", "b"], True, 7, 1.5, {"other": "x"}, "", [], False])
 def test_an_answer_may_be_any_json(answer: Any) -> None:
-    """Check boxes answer with a list, switches with a boolean."""
+    """Check boxes are answered with a list, switches with a boolean."""
     wire = {"_id": "m", "questions": [{"question": "Which?", "answer": answer}]}
     model = from_wire(wire, Meeting)
     assert ((), letters(answer)) == (model.problems, letters(model.answers[0].answer))
@@ -614,7 +614,7 @@ def test_an_answer_may_be_any_json(answer: Any) -> None:
 
 
 def test_only_so_many_problems_are_named() -> None:
-    """The others are counted, so that a hostile list costs little."""
+    """The rest is counted, so that a hostile list costs little."""
     wire = {"_id": "m", "attendees": [0] * 100_000, "eventId": 7}
     model = from_wire(wire, Meeting)
     assert (101, "attendees[98]: expected an object, got int") == (len(model.problems), model.problems[99])
@@ -625,7 +625,7 @@ def test_only_so_many_problems_are_named() -> None:
 def test_each_odd_field_is_logged_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By model and field, without the value, however many rows have it."""
+    """Once per model and field, without the value, however many rows have it."""
     monkeypatch.setattr(codec, "_logged", set())
     rows = [{"_id": f"m{i}", "eventId": SECRET, "attendees": [{"primary": SECRET}] * 3} for i in range(5)]
     rows = [row | {"eventId": [SECRET]} for row in rows]
@@ -650,7 +650,7 @@ def test_each_odd_field_is_logged_once(
     ],
 )
 def test_problems_show_no_data(wire: Any) -> None:
-    """They name fields and types, and nothing that was in the data."""
+    """They name fields and types, never values."""
     problems = from_wire(wire, Meeting).problems
     assert problems
     assert SECRET not in "".join(problems)
@@ -668,7 +668,7 @@ def test_a_refusal_shows_no_data() -> None:
 
 
 def test_lists_are_read_and_written_whole() -> None:
-    """A list of models goes both ways, nested lists and tuples go out as lists."""
+    """A list of models is read and written; nested lists and tuples are written as lists."""
     rows = [{"_id": "a"}, {"_id": "b"}]
     models = [Meeting(id="a"), Meeting(id="b")]
     assert models == from_wire(rows, list[Meeting])
@@ -678,7 +678,7 @@ def test_lists_are_read_and_written_whole() -> None:
 
 
 def test_the_good_rows_survive_the_bad() -> None:
-    """The error of a list holds the models of its good rows, and says which are bad and why."""
+    """The error for a list has the models of the good rows, and says which rows are bad and why."""
     rows = [{"_id": "a"}, {"_id": ""}, None, {"_id": 7, "lead": {"email": 7}}, {"_id": "c"}]
     reasons = [
         "_id: expected a non-empty string, got str",
@@ -697,13 +697,13 @@ def test_the_good_rows_survive_the_bad() -> None:
     ("data", "got"), [(None, "null"), ({}, "dict"), ("[]", "str"), ((), "tuple"), (7, "int")]
 )
 def test_only_a_list_is_a_list(data: Any, got: Any) -> None:
-    """Where a list is asked for, nothing else will do."""
+    """Anything but a list is refused where a list is expected."""
     assert f"expected a list, got {got}" == refusal(data, list[User])
 
 
 @given(st.lists(st.sampled_from(["good", None, "", 7, [], {"_id": 7}, {"start": "soon"}]), max_size=40))
 def test_bad_rows_cost_no_good_one(kinds: Any) -> None:
-    """Every row is either a model, in order, or a bad row; the first of those are kept, all are counted."""
+    """Every row becomes a model, in order, or is a bad row; all bad rows are counted, the first are kept."""
     rows = [{"_id": f"m{i}"} if kind == "good" else kind for i, kind in enumerate(kinds)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec, "MOST_BAD_ROWS", 4)
@@ -718,7 +718,7 @@ def test_bad_rows_cost_no_good_one(kinds: Any) -> None:
 
 
 class _Unreadable(dict[str, Any]):
-    """Data that fails in a way that no codec foresees, and tells how the collector stood."""
+    """Data that fails unexpectedly, and reports whether the collector is running."""
 
     def items(self) -> Any:
         raise RuntimeError(f"collector running: {gc.isenabled()}")
@@ -726,7 +726,7 @@ class _Unreadable(dict[str, Any]):
 
 @pytest.mark.parametrize("was_enabled", [True, False])
 def test_the_garbage_collector_is_left_as_it_was(was_enabled: Any) -> None:
-    """Decoding pauses the collector, and puts it back even when it fails."""
+    """Decoding pauses the collector, and restores it even if it fails."""
     before = gc.isenabled()
     try:
         (gc.enable if was_enabled else gc.disable)()
@@ -744,7 +744,7 @@ def test_the_garbage_collector_is_left_as_it_was(was_enabled: Any) -> None:
 
 @pytest.mark.parametrize("obj", [None, 7, "text", b"bytes", {}, {"_id": "m"}, Meeting, object(), {1}])
 def test_only_models_are_written(obj: Any) -> None:
-    """Anything else is the caller's mistake, on its own and in a list."""
+    """Anything else is a TypeError, on its own and in a list."""
     problem = f"cannot write {type(obj).__name__}"
     with pytest.raises(TypeError, match=problem):
         to_wire(obj)
@@ -756,7 +756,7 @@ def test_only_models_are_written(obj: Any) -> None:
     "into", [None, int, dict, list, list[int], list[list[Meeting]], BadRow, "Meeting", Model, {}, 7]
 )
 def test_only_models_are_read(into: Any) -> None:
-    """Another target is the caller's mistake, whatever the data."""
+    """Any other target is a TypeError, whatever the data."""
     with pytest.raises(TypeError, match="cannot read into"):
         from_wire([], into)
     with pytest.raises(TypeError, match="cannot read into"):
@@ -765,13 +765,13 @@ def test_only_models_are_read(into: Any) -> None:
 
 @pytest.mark.parametrize("swapped", [(Meeting, {}), (Meeting, {"_id": "m"}), (list[Meeting], [{"_id": "m"}])])
 def test_swapped_arguments(swapped: Any) -> None:
-    """The error says which comes first."""
+    """The error says which argument comes first."""
     with pytest.raises(TypeError, match=r"data first and the model second: from_wire\(data, Meeting\)"):
         from_wire(*swapped)
 
 
 def test_the_types_follow_the_target() -> None:
-    """Type checkers know what comes out."""
+    """Type checkers infer the type of the result."""
     assert_type(from_wire({"_id": "m"}, Meeting), Meeting)
     assert_type(from_wire([], list[Meeting]), list[Meeting])
     assert_type(RowReader(Hook).good, list[Hook])
@@ -794,19 +794,19 @@ json_values = st.recursive(
 
 
 def same(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Draw what comes back as it was."""
+    """Draw values that are written back unchanged."""
     return values.map(lambda value: (value, value))
 
 
 def written(time: datetime) -> str:
-    """Spell an instant as the service does, with microseconds only where milliseconds would lose some."""
+    """Format an instant as the service does, with microseconds only if milliseconds would lose precision."""
     text = f"{time:%m-%dT%H:%M:%S}.{time.microsecond:06}"
     return f"{time.year:04}-{text.removesuffix('000')}Z"
 
 
 @st.composite
 def sent_times(draw: st.DrawFn) -> tuple[str, str]:
-    """Draw a time in any of its spellings."""
+    """Draw a time in any accepted format."""
     local = draw(st.datetimes(FIRST, LAST))
     minutes = draw(st.integers(-1439, 1439))
     sign, (hour, minute) = "-" if minutes < 0 else "+", divmod(abs(minutes), 60)
@@ -827,7 +827,7 @@ times = sent_times()
 
 
 def lists_of(items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Draw a list of drawn items."""
+    """Draw a list of such items."""
     return st.lists(items, max_size=3).map(
         lambda pairs: ([sent for sent, _ in pairs], [back for _, back in pairs])
     )
@@ -940,7 +940,7 @@ PAYLOADS: dict[Any, st.SearchStrategy[Any]] = {
 
 
 def test_the_laws_hold_for_every_model() -> None:
-    """No model is left out of the table above."""
+    """The table above covers every model."""
     assert set(get_args(Model)) == set(PAYLOADS)
 
 
@@ -948,7 +948,7 @@ def test_the_laws_hold_for_every_model() -> None:
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_a_payload_keeps_its_meaning(into: Any, data: Any) -> None:
-    """From the wire and back: the same instants, the same values, unknown fields to the letter."""
+    """Reading and writing keeps the same instants and values, and unknown fields unchanged."""
     sent, returned = data.draw(PAYLOADS[into])
     before = letters(sent)
     model = from_wire(sent, into)
@@ -967,14 +967,14 @@ extras = st.dictionaries(st.text().map("new {}".format), json_values, max_size=2
 
 
 def made(model: Any, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Draw models made by hand, with any field left out."""
+    """Draw models made in Python, with any field left out."""
     required = {"id": st.text(min_size=1)} if model in (Hook, Meeting, MeetingType, User) else {}
     drawn = st.fixed_dictionaries(required, optional={**fields, "extra": extras})
     return drawn.map(lambda values: model(**values))
 
 
 def tuples_of(items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Draw a short tuple of any length."""
+    """Draw a short tuple."""
     return st.lists(items, max_size=2).map(tuple)
 
 
@@ -1010,7 +1010,7 @@ made_hooks = made(Hook, target_url=st.text(), any_meeting_type=st.booleans(), cr
 @settings(deadline=None)
 @given(made_meetings | made_types | made_hooks | made(User, email=st.text(), created_at=instants))
 def test_a_model_comes_back_equal(model: Any) -> None:
-    """To the wire, through JSON text, and back: the same model, to the microsecond."""
+    """Written, dumped as JSON text, and read again, it is the same model, to the microsecond."""
     text = json.dumps(to_wire(model))
     again = from_wire(json.loads(text), type(model))
     assert (model, hash(model)) == (again, hash(again))
@@ -1019,7 +1019,7 @@ def test_a_model_comes_back_equal(model: Any) -> None:
 @settings(deadline=None)
 @given(st.sampled_from(sorted(PAYLOADS, key=str)), st.data())
 def test_any_json_is_read_to_the_letter_or_refused(into: Any, data: Any) -> None:
-    """Whatever JSON comes, only an object without a usable id is refused; the rest keeps its meaning."""
+    """Of any JSON, only what is no object or has no usable id is refused; the rest keeps its meaning."""
     sent, _ = data.draw(PAYLOADS[into])
     wire = data.draw(json_values | st.fixed_dictionaries({}, optional=dict.fromkeys(sent, json_values)))
     try:

@@ -1,4 +1,4 @@
-"""The generated readers: they do what the general one does, and do it for rows of the usual shape."""
+"""The generated readers give the same results as the general one, and handle all rows of the usual shape."""
 
 import json
 from datetime import datetime, timedelta
@@ -20,7 +20,7 @@ DATA = Path(__file__).parent / "data"
 
 
 class _NotUsualError(Exception):
-    """A row that was left to the general reader."""
+    """The row was left to the general reader."""
 
 
 def _never(_: Any, __: Any) -> Any:
@@ -43,7 +43,7 @@ def usual_only() -> Any:
 
 @pytest.mark.parametrize("path", sorted(DATA.glob("*.json")), ids=lambda path: path.name)
 def test_what_the_service_sends_is_usual(path: Path, usual_only: Any) -> None:
-    """Every sample takes the fast way, with unknown fields, empty lists and nulls."""
+    """Every sample takes the fast path, including unknown fields, empty lists and nulls."""
     model = {"hook": "Hook", "user": "User", "meeting": "Meeting"}.get(path.stem.split("_")[0], "")
     model = "MeetingType" if path.stem == "meeting_type" else model
     into = {model.__name__: model for model in get_args(Model)}[model]
@@ -80,14 +80,14 @@ def test_what_the_sandbox_sends_is_usual(usual_only: Any) -> None:
     ],
 )
 def test_what_is_not_usual(row: Any, usual_only: Any) -> None:
-    """It is left to the general reader, good or bad."""
+    """It is left to the general reader, whether it is good or bad."""
     with pytest.raises(_NotUsualError):
         usual_only(row, Meeting)
 
 
 @pytest.mark.parametrize("into", get_args(Model))
 def test_what_comes_out_is_the_model_itself(into: Any) -> None:
-    """Frozen, of the very class, and equal to one that is made by hand."""
+    """It is frozen, of exactly that class, and equal to one made in Python."""
     row = {"_id": "x"} if "id" in attrs.fields_dict(into) else {}
     model = from_wire(row, into)
     assert into is type(model)
@@ -105,12 +105,12 @@ class _Text(str):
 
 
 def test_rows_that_did_not_come_from_json() -> None:
-    """The general reader takes subclasses of what JSON has."""
+    """The general reader accepts subclasses of JSON's types."""
     assert Attendee(name="a", is_owner=True) == from_wire({"owner": True, "name": _Text("a")}, Attendee)
 
 
 def test_nothing_is_shared() -> None:
-    """Two models have nothing in common that can be changed."""
+    """Two models share no mutable state."""
     one, other = from_wire([{"_id": "a"}, {"_id": "b"}], list[User])
     one.extra["new"] = 1
     assert {} == other.extra
@@ -133,7 +133,7 @@ USUAL = "2021-02-16T08:02:42.123Z"
 @example([(5, "W")])
 @example([(22, "a")])
 def test_times_that_are_almost_usual(changes: list[tuple[int, str]]) -> None:
-    """However few characters are other than they should be, both ways agree on what is a time."""
+    """Both readers agree on what a time is, however little is wrong with it."""
     text = list(USUAL)
     for place, character in changes:
         text[place] = character

@@ -1,4 +1,4 @@
-"""The garbage collector while models are made: paused, spared, and left as it was."""
+"""The garbage collector while models are made: it is paused, spared the new objects, and restored."""
 
 import gc
 import sys
@@ -18,7 +18,7 @@ Pause = Callable[[], AbstractContextManager[None]]
 
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
-    """Leave the collector as it was, whatever a test does; what another test has frozen is let go."""
+    """Restore the collector after a test, and thaw what another test has frozen."""
     was_enabled = gc.isenabled()
     gc.unfreeze()
     yield
@@ -29,7 +29,7 @@ def as_it_was() -> Iterator[None]:
 @pytest.mark.parametrize("pause", [collector.paused, collector.paused_and_spared])
 @pytest.mark.parametrize("was_enabled", [True, False])
 def test_it_is_left_as_it_was(pause: Pause, was_enabled: bool) -> None:  # noqa: FBT001 - parameters
-    """Also by a failure, and by pauses that overlap in any order."""
+    """Failures and overlapping pauses restore it too."""
     (gc.enable if was_enabled else gc.disable)()
     with pytest.raises(ZeroDivisionError), pause():
         raise ZeroDivisionError if not gc.isenabled() else AssertionError
@@ -49,7 +49,7 @@ def oldest() -> set[int]:
 
 @never_spared
 def test_what_is_made_is_old_at_once() -> None:
-    """So that the collector does not walk it while it is young."""
+    """The collector does not walk the new objects while they are young."""
     gc.collect()
     with collector.paused_and_spared():
         made = [[each] for each in range(1000)]
@@ -58,7 +58,7 @@ def test_what_is_made_is_old_at_once() -> None:
 
 
 def test_what_is_frozen_stays_frozen() -> None:
-    """Somebody meant to fork."""
+    """Frozen objects stay frozen: a program may be about to fork."""
     gc.freeze()
     frozen = gc.get_freeze_count()
     with collector.paused_and_spared():
@@ -69,7 +69,7 @@ def test_what_is_frozen_stays_frozen() -> None:
 
 @never_spared
 def test_other_garbage_does_not_pile_up() -> None:
-    """Without a full collection between, it is spared for so long only; then again."""
+    """Objects are spared only so many times before a full collection must come."""
     gc.collect()
     gc.disable()
     made: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""The models as values: their fields, equality, times, properties, and what their repr keeps to itself."""
+"""The models as values: fields, equality, times, properties, and what the repr hides."""
 
 import copy
 import json
@@ -50,18 +50,18 @@ LEAD = Lead(email="guest@example.com")
 
 
 def bare(model: Any) -> Any:
-    """Make a model of what it cannot do without."""
+    """Make a model with nothing but its required fields."""
     return model(id="x") if model in (Hook, Meeting, MeetingType, User) else model()
 
 
 def test_the_table_of_fields_names_every_model() -> None:
-    """No model is left out of the table below."""
+    """The table covers every model."""
     assert set(FIELDS) == set(MODELS)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_fields_stand_in_the_documented_order(model: Any) -> None:
-    """Positional use and the public fields follow the documented order, ``extra`` last."""
+    """The public fields are in the documented order, with ``extra`` last."""
     expected = FIELDS[model].split()
     public = [field.name for field in attrs.fields(model) if not field.name.startswith("_")]
     assert expected == public
@@ -70,7 +70,7 @@ def test_fields_stand_in_the_documented_order(model: Any) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_all_but_the_id_may_be_left_out(model: Any) -> None:
-    """What is left out is None, an empty tuple for a list, and an empty dict of its own for extra."""
+    """A field that is left out is None, an empty tuple for a list, or a new dict for extra."""
     one, other = bare(model), bare(model)
     left_out = {name: getattr(one, name) for name in FIELDS[model].split() if name != "id"}
     assert one.extra is not other.extra
@@ -79,7 +79,7 @@ def test_all_but_the_id_may_be_left_out(model: Any) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_models_are_frozen_and_slotted(model: Any) -> None:
-    """A model cannot be changed, and has no room for a misspelt field."""
+    """A model cannot be changed, and has no room for a misspelled field."""
     value = bare(model)
     assert not hasattr(value, "__dict__")
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
@@ -90,7 +90,7 @@ def test_models_are_frozen_and_slotted(model: Any) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_extra_counts_for_equality_only(model: Any) -> None:
-    """Models that differ in extra alone are unequal, and share a hash."""
+    """Models that differ only in extra are unequal but have the same hash."""
     value = bare(model)
     changed = attrs.evolve(value, extra={"new": [1]})
     assert value != changed
@@ -107,14 +107,14 @@ def test_extra_counts_for_equality_only(model: Any) -> None:
     ],
 )
 def test_json_of_unknown_shape_counts_for_equality_only(plain: Any, changed: Any) -> None:
-    """JSON that may be unhashable leaves the model hashable."""
+    """Free-form JSON may be unhashable; the model is hashable all the same."""
     assert plain != changed
     assert hash(plain) == hash(changed)
 
 
 @pytest.mark.parametrize("change", [{"id": "n"}, {"start": START}, {"attendees": (GUEST,)}, {"lead": LEAD}])
 def test_fields_count_for_equality_and_hash(change: Any) -> None:
-    """Meetings that differ in a field are unequal and two entries of a set."""
+    """Meetings that differ in a field are unequal, with different hashes."""
     meeting = Meeting(id="m")
     changed = attrs.evolve(meeting, **change)
     assert meeting != changed
@@ -177,7 +177,7 @@ def test_guest(attendees: Any, lead: Any, guest: Any) -> None:
     ],
 )
 def test_guest_and_host_where_the_own_address_is_known(attendees: Any, guest: Any, host: Any) -> None:
-    """Without marks and lead, the account's own address tells host from guest, whatever its case."""
+    """Without marks and a lead, the account's own address tells host and guest apart, in any case."""
     meeting = Meeting(id="m", attendees=attendees, _account_email="HOST@example.org")
     assert (guest, host) == (meeting.guest, meeting.host)
     assert Meeting(id="m", attendees=attendees) == meeting
@@ -189,7 +189,7 @@ def test_guest_and_host_where_the_own_address_is_known(attendees: Any, guest: An
     [("Ada", "Example", "Ada Example"), ("Ada", None, "Ada"), ("", "Example", "Example"), (None, None, None)],
 )
 def test_the_name_of_a_lead(first: Any, last: Any, name: Any) -> None:
-    """As of an attendee, so that ``meeting.guest.name`` always works."""
+    """A lead has a name as an attendee has, so that ``meeting.guest.name`` always works."""
     assert name == Lead(first_name=first, last_name=last).name
 
 
@@ -200,7 +200,7 @@ def test_host(attendees: Any, host: Any) -> None:
 
 
 def test_is_canceled() -> None:
-    """A meeting is canceled when it carries a cancellation time, also one that cannot be read."""
+    """A meeting is canceled if it has a cancellation time, even one that cannot be read."""
     assert not Meeting(id="m").is_canceled
     assert Meeting(id="m", canceled_at=START).is_canceled
     assert Meeting(id="m", extra={"canceledAt": "yesterday"}).is_canceled
@@ -234,7 +234,7 @@ BO_URL = (
     ],
 )
 def test_booking_url(user: Any, link: Any, guest: Any, url: Any) -> None:
-    """The booking page, filled in with what is known of the guest."""
+    """The URL of the booking page, with the guest's details filled in."""
     assert url == MeetingType(id="met_1", meeting_link=link).booking_url(user, **guest)
     if guest:
         assert guest == json.loads(parse_qs(urlsplit(url).query)["guestInfos"][0])
@@ -245,7 +245,7 @@ def test_booking_url(user: Any, link: Any, guest: Any, url: Any) -> None:
     [(User(id="usr_1"), "tour", "usr_1 has no public_id"), (ADA, None, "met_1 has no meeting_link")],
 )
 def test_no_booking_url(user: Any, link: Any, missing: Any) -> None:
-    """Where lemcal has not said what the page is called, none is made up."""
+    """No URL is made up if lemcal has not said what the page is called."""
     with pytest.raises(ValueError, match=missing):
         MeetingType(id="met_1", meeting_link=link).booking_url(user)
 
@@ -260,7 +260,7 @@ def test_no_booking_url(user: Any, link: Any, missing: Any) -> None:
     ],
 )
 def test_duration(start: Any, end: Any, duration: Any) -> None:
-    """The duration is known when both ends are."""
+    """The duration is known if start and end are."""
     assert duration == Meeting(id="m", start=start, end=end).duration
 
 
@@ -276,7 +276,7 @@ TIMES = [
 
 @pytest.mark.parametrize(("model", "field"), TIMES)
 def test_times_are_held_in_utc(model: Any, field: Any) -> None:
-    """A time of any zone becomes the same instant in UTC."""
+    """A time in any zone becomes the same instant in UTC."""
     local = START.astimezone(timezone(timedelta(hours=5, minutes=30)))
     held = getattr(model(id="x", **{field: local}), field)
     assert local == held
@@ -285,13 +285,13 @@ def test_times_are_held_in_utc(model: Any, field: Any) -> None:
 
 @pytest.mark.parametrize(("model", "field"), TIMES)
 def test_naive_times_are_refused(model: Any, field: Any) -> None:
-    """A naive time is no instant."""
+    """A naive time is refused."""
     with pytest.raises(ValueError, match="naive"):
         model(id="x", **{field: START.replace(tzinfo=None)})
 
 
 def test_times_beyond_the_calendar_are_refused() -> None:
-    """A time whose UTC lies before the year 1 cannot be held."""
+    """A time that would be before the year 1 in UTC is refused."""
     with pytest.raises(OverflowError):
         Meeting(id="m", start=datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1))))
 
@@ -317,7 +317,7 @@ def test_times_beyond_the_calendar_are_refused() -> None:
     ],
 )
 def test_hook_repr_hides_the_secrets_of_its_url(url: Any, shown: Any) -> None:
-    """A target URL shows no user info, query or fragment; what does not read as a URL is not shown at all."""
+    """A target URL is shown without user info, query and fragment, and not at all if it cannot be parsed."""
     text = repr(Hook(id="h", target_url=url))
     assert f"target_url={shown}," in text
     assert "s3cret" not in text

@@ -38,7 +38,7 @@ MEETINGS = [
     ],
 )
 def test_selection(filters: Any, ids: Any) -> None:
-    """Filters add up, ranges include their start and not their end, and unknown starts come last."""
+    """Filters combine, ranges include their start but not their end, and unknown starts come last."""
     filters = {"starts_after": None, "starts_before": None, "guest_email": None, "canceled": None} | filters
     before = list(MEETINGS)
     assert ids == [meeting.id for meeting in selection(**filters)(MEETINGS)]
@@ -63,7 +63,7 @@ def test_filters_that_cannot_be_meant(filters: Any, problem: str) -> None:
 
 
 def test_the_own_address() -> None:
-    """It is noted in the account's own meetings, and in no others."""
+    """It is noted in the account's own meetings only."""
     attendees = (Attendee(email="host@example.com"), Attendee(email="guest@example.com"))
     own, unknown, other = meetings = [
         Meeting("a", user_id="usr_1", attendees=attendees),

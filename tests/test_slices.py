@@ -1,4 +1,4 @@
-"""Long arrays in slices: together they are the whole, or there are none."""
+"""Slicing long arrays: the slices add up to the whole, or there are none."""
 
 import json
 from typing import Any
@@ -17,12 +17,12 @@ ROWS: list[Any] = [
 
 
 def sliced(body: bytes, size: int) -> list[list[Any]]:
-    """Return the slices, all of them."""
+    """Return all slices."""
     return list(slices_of(body, DECODER, size))
 
 
 def whole(slices: list[list[Any]]) -> list[Any]:
-    """Put the slices together."""
+    """Join the slices."""
     return [row for rows in slices for row in rows]
 
 
@@ -31,7 +31,7 @@ def whole(slices: list[list[Any]]) -> list[Any]:
 )
 @pytest.mark.parametrize("size", [1, 200, 1000, 1_000_000])
 def test_whatever_the_style(style: dict[str, Any], size: int) -> None:
-    """With spaces, without, over several lines, in UTF-8: cut between rows and nowhere else."""
+    """Any JSON formatting is cut between rows and nowhere else."""
     slices = sliced(json.dumps(ROWS, **style).encode(), size)
     assert ROWS == whole(slices)
     assert (1 if size > 100_000 else len(slices)) == len(slices)
@@ -41,13 +41,13 @@ def test_whatever_the_style(style: dict[str, Any], size: int) -> None:
 
 @pytest.mark.parametrize("around", [("\ufeff", ""), (" \r\n\t", " \n"), ("\ufeff\n", "\t")])
 def test_what_may_stand_around_it(around: tuple[str, str]) -> None:
-    """A byte order mark, and white space."""
+    """A byte order mark and white space are accepted."""
     body = (around[0] + json.dumps(ROWS) + around[1]).encode()
     assert ROWS == whole(sliced(body, 300))
 
 
 def test_rows_that_look_like_cuts() -> None:
-    """Objects within a row, and text, that begin as rows do: cut there, a slice would not parse."""
+    """Objects and text inside a row may look like the start of one; a slice cut there does not parse."""
     inner = [{"_id": "x"}, {"_id": '},{"_id":'}, {"_id": "y", "again": [{"_id": 1}, {"_id": 2}]}]
     rows = [{"_id": str(number), "inner": inner} for number in range(50)]
     for size in range(1, 400, 7):
@@ -55,7 +55,7 @@ def test_rows_that_look_like_cuts() -> None:
 
 
 def test_rows_within_a_row() -> None:
-    """With no other place to cut for long, it is left alone."""
+    """A row that offers too many wrong places to cut is not sliced."""
     rows = [{"_id": 0}, {"_id": 1, "inner": [{"_id": number} for number in range(1000)]}, {"_id": 2}]
     with pytest.raises(NotSlicedError):
         sliced(json.dumps(rows).encode(), 20)
@@ -63,7 +63,7 @@ def test_rows_within_a_row() -> None:
 
 
 def test_rows_of_other_kinds() -> None:
-    """Only the first two must begin alike."""
+    """Only the first two rows must look alike."""
     rows = [*ROWS[:2], None, 7, [], *ROWS[2:], {"another": 1}, {}, "text"]
     assert rows == whole(sliced(json.dumps(rows).encode(), 300))
 
@@ -71,7 +71,7 @@ def test_rows_of_other_kinds() -> None:
 @pytest.mark.parametrize("row", [0, None, True, -1.5e3, "a, b", "},{", [], [1, [2]], {}, {"": {}}])
 @pytest.mark.parametrize("separators", [(",", ":"), (" , ", ": "), (",\n", ":")])
 def test_rows_of_one_kind(row: Any, separators: tuple[str, str]) -> None:
-    """Lists of anything are cut, so that millions of rows that mean nothing are never there at once."""
+    """Lists of any kind are sliced, so that millions of junk rows never exist at once."""
     slices = sliced(json.dumps([row] * 500, separators=separators).encode(), 100)
     assert [row] * 500 == whole(slices)
     assert len(slices) > 5
@@ -81,7 +81,7 @@ def test_rows_of_one_kind(row: Any, separators: tuple[str, str]) -> None:
 def test_what_cannot_be_cut_is_not_parsed_if_it_holds_too_much(
     row: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Values take up to 24 times their text in memory, so their number is looked at before."""
+    """Parsed values take up to 24 times the memory of their text, so they are counted first."""
     body = f'[{{"a":[{",".join([row] * 2_000)}]}},{{"a":1}}]'.encode()
     assert 2 == len(whole(sliced(body, 1)))
     monkeypatch.setattr(decoding, "_MOST_VALUES", 1_000)
@@ -119,7 +119,7 @@ def test_what_cannot_be_cut_is_not_parsed_if_it_holds_too_much(
 )  # fmt: skip
 @pytest.mark.parametrize("size", [1, 5, 1000])
 def test_what_is_left_to_others(body: bytes, size: int) -> None:
-    """Short, of another shape, or no JSON."""
+    """It is too short, of another shape, or not JSON."""
     with pytest.raises(NotSlicedError):
         sliced(body, size)
 
@@ -140,7 +140,7 @@ values = st.recursive(
     st.booleans(),
 )
 def test_the_slices_are_the_whole(rows: list[Any], size: int, indent: int | None, ascii_only: bool) -> None:  # noqa: FBT001 - drawn
-    """Of any array: what comes out is what it holds, or nothing does."""
+    """For any array, the slices add up to it, or there are none."""
     body = json.dumps(rows, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "replace")
     try:
         slices = sliced(body, size)
@@ -151,7 +151,7 @@ def test_the_slices_are_the_whole(rows: list[Any], size: int, indent: int | None
 
 @given(st.data())
 def test_damaged_text_is_not_let_through(data: st.DataObject) -> None:
-    """Cut off, or with a byte changed: if the slices can be read, so can the whole, and it is the same."""
+    """If the slices of a damaged text can be read, the whole can be too, with the same result."""
     body = bytearray(json.dumps(ROWS[:6]).encode())
     at = data.draw(st.integers(0, len(body) - 1))
     body[at : at + data.draw(st.sampled_from([1, 1, 10_000]))] = data.draw(

@@ -1,4 +1,4 @@
-"""Lists that take long to read: others get their turn, and nothing is different from short ones."""
+"""Long lists: other tasks run while one is read, and the result is the same as for a short one."""
 
 import gc
 import json
@@ -30,13 +30,13 @@ BODY = json.dumps(ROWS).encode()  # 1.9 MB
 
 @pytest.fixture(autouse=True)
 def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make turns of one slice each, so that their number does not depend on the machine."""
+    """Make each turn one slice long, so that the number of turns does not depend on the machine."""
     monkeypatch.setattr(decoding, "_TURN", 0.0)
 
 
 @asynccontextmanager
 async def others() -> AsyncIterator[list[int]]:
-    """Run something else meanwhile; yield a list that grows with every turn it gets."""
+    """Run another task meanwhile; yield a list that grows with every turn it gets."""
     turns: list[int] = []
 
     async def take_turns() -> None:
@@ -52,7 +52,7 @@ async def others() -> AsyncIterator[list[int]]:
 
 @pytest.mark.parametrize("how", ["array", "envelope"])
 async def test_others_get_their_turn(how: str) -> None:
-    """Again and again while a list is read; and it is the list that it is when read at once."""
+    """Other tasks run many times while a list is read, and the result is the same as read at once."""
     wire = answering(content=BODY if how == "array" else b'{"data": %b}' % BODY)
     async with others() as turns:
         found = await wire.client().meetings.list()
@@ -61,7 +61,7 @@ async def test_others_get_their_turn(how: str) -> None:
 
 
 async def test_one_of_many() -> None:
-    """Wherever it stands; and the number of those that it is not among."""
+    """A meeting is found anywhere in the list; if it is missing, the error has the length of the list."""
     lemcal = answering(content=BODY).client()
     async with others() as turns:
         for row in (ROWS[0], ROWS[1234], ROWS[-1]):
@@ -72,7 +72,7 @@ async def test_one_of_many() -> None:
 
 
 async def test_the_escape_hatch() -> None:
-    """As JSON, and as models."""
+    """``request`` returns JSON or models."""
     lemcal = answering(content=BODY).client()
     async with others() as turns:
         assert ROWS == (await lemcal.request("GET", "/meetings")).data
@@ -84,13 +84,13 @@ async def test_the_escape_hatch() -> None:
 
 
 def damaged() -> tuple[list[Any], list[int]]:
-    """Return rows of which some cannot be read, and which."""
+    """Return rows of which some are bad, and the indexes of those."""
     bad = [0, 7, 999, 2_000, 2_499]
     return [row | {"_id": 7} if at in bad else row for at, row in enumerate(ROWS)], bad
 
 
 async def test_bad_rows_keep_their_place(caplog: pytest.LogCaptureFixture) -> None:
-    """Their index is that in the list, and the others are there."""
+    """A bad row has its index in the whole list, and the other rows are read."""
     rows, bad = damaged()
     wire = answering(json=rows)
     good = [from_wire(row, Meeting) for at, row in enumerate(rows) if at not in bad]
@@ -124,7 +124,7 @@ async def test_bad_rows_keep_their_place(caplog: pytest.LogCaptureFixture) -> No
     ],
 )
 async def test_a_body_that_is_broken(body: bytes, problem: str) -> None:
-    """What is wrong is said as of a short one, and nothing hangs on the error."""
+    """The error is the same as for a short list, and has no cause or context."""
     lemcal = answering(content=body).client()
     for call in (lemcal.meetings.list, lambda: lemcal.meetings.get("mee_1")):
         with pytest.raises(ResponseDecodeError) as caught:
@@ -134,7 +134,7 @@ async def test_a_body_that_is_broken(body: bytes, problem: str) -> None:
 
 
 async def test_another_model() -> None:
-    """Than the list holds, or than a list."""
+    """A list where one model is expected, and rows of another kind, are refused."""
     lemcal = answering(content=BODY).client()
     with pytest.raises(ResponseDecodeError, match="expected an object, got list"):
         await lemcal.request("GET", "/me", into=User)
@@ -145,7 +145,7 @@ async def test_another_model() -> None:
 
 
 async def test_canceled_half_way() -> None:
-    """At a turn of others; the collector runs again, and the next call gets it all."""
+    """A call canceled between two turns restores the collector, and the next call reads the whole list."""
     was_enabled = gc.isenabled()
     lemcal = answering(content=BODY).client()
     for turns_before in range(6):
@@ -209,7 +209,7 @@ def passing_deadline(send: Any) -> Any:
 
 
 async def test_several_at_once() -> None:
-    """They take turns, and leave the collector as it was."""
+    """Several lists take turns, and restore the collector."""
     was_enabled = gc.isenabled()
     wire = answering(content=BODY)
     found: list[list[Meeting]] = []
@@ -225,7 +225,7 @@ async def test_several_at_once() -> None:
 
 
 async def test_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many are read, whoever does something else comes after one turn or two."""
+    """However many lists are read, another task waits for one or two turns only."""
     happened: list[str] = []
     take_turn = decoding._take_turn
 
@@ -254,7 +254,7 @@ async def test_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("row", ["0", "{}", '{"a":[]}'])
 @pytest.mark.parametrize("on_bad_row", ["raise", "skip"])
 async def test_a_flood_of_bad_rows(row: str, on_bad_row: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The first thousand are kept, the others counted; neither they nor their JSON are ever all there."""
+    """The first thousand are kept and the rest counted; they never exist in memory all at once."""
     count = 600_000 // len(row)
     body = f"[{','.join([row] * count)}]".encode()
     lemcal = answering(content=body).client(on_bad_row=on_bad_row)
@@ -281,7 +281,7 @@ async def test_a_flood_of_bad_rows(row: str, on_bad_row: str, caplog: pytest.Log
 
 
 async def test_a_body_that_holds_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be read a part at a time is refused before it takes all the memory."""
+    """A body that cannot be sliced is refused before it takes all the memory."""
     monkeypatch.setattr(decoding, "_MOST_VALUES", 100_000)
     monkeypatch.setattr(decoding, "_SURELY_FEWER", 100_000)
     body = f'{{"data": [{",".join(["{}"] * 200_000)}]}}'.encode()
@@ -294,7 +294,7 @@ async def test_a_body_that_holds_too_much(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("how", ["array", "envelope"])
 async def test_raw_rows(how: str) -> None:
-    """The JSON of each row as it came, whether a model could be made of it or not."""
+    """Rows are returned as they came, whether they could become models or not."""
     rows, _ = damaged()
     wire = answering(json=rows if how == "array" else {"data": rows})
     async with others() as turns:
@@ -305,7 +305,7 @@ async def test_raw_rows(how: str) -> None:
 
 
 async def test_rows_left_unparsed() -> None:
-    """A synchronization gets the bytes and the call that they answer, and parses them where it likes."""
+    """The synchronization gets the bytes and the call that they answer, and parses them when it needs to."""
     answers = [httpx.Response(500), httpx.Response(200, content=BODY), httpx.Response(200, content=b"{}")]
     lemcal = Wire(lambda _: answers.pop(0)).client(retry=AT_ONCE)
     found = await lemcal.meetings._fetch_rows()

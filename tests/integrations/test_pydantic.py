@@ -1,4 +1,4 @@
-"""The models in pydantic models and FastAPI routes: the JSON of the wire, in, out and described."""
+"""The models in pydantic models and FastAPI routes: validation, serialization and schema use wire JSON."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def sample(name: str) -> Any:
 
 
 class Briefing(BaseModel):
-    """What a service of the user's own might return."""
+    """What a user's own service might return."""
 
     meeting: Meeting
     types: list[MeetingType] = []
@@ -42,7 +42,7 @@ ODD = {
 
 @pytest.mark.parametrize("row", [sample("meeting_public"), sample("meeting_canceled"), ODD])
 def test_a_field_of_a_pydantic_model(row: Any) -> None:
-    """From JSON, from Python data and from a model; dumped and read again, it is equal."""
+    """It validates JSON, Python data and models; dumped and validated again, it is equal."""
     data = {"meeting": row, "types": [sample("meeting_type")], "owner": sample("user")}
     from_json = Briefing.model_validate_json(json.dumps(data))
     expected = Briefing(
@@ -67,7 +67,7 @@ def test_a_field_of_a_pydantic_model(row: Any) -> None:
     ],
 )
 def test_what_is_no_meeting(meeting: Any, problem: str) -> None:
-    """It is a validation error at its place, in the words of the codec."""
+    """It is a validation error at the right place, with the codec's message."""
     with pytest.raises(ValidationError) as caught:
         Briefing.model_validate({"meeting": meeting})
     (error,) = caught.value.errors()
@@ -88,7 +88,7 @@ def test_the_schema_of_every_model(model: Any, mode: Any) -> None:
 
 
 def test_the_types_in_the_schema() -> None:
-    """Times, lists, nested models, and anything where JSON is free."""
+    """Times, lists and nested models have their types, free-form JSON has none."""
     meeting = Briefing.model_json_schema()["$defs"]["Meeting"]["properties"]
     time = {"anyOf": [{"format": "date-time", "type": "string"}, {"type": "null"}]}
     assert time["anyOf"] == meeting["canceledAt"]["anyOf"]
@@ -102,7 +102,7 @@ def test_the_types_in_the_schema() -> None:
 
 
 def app() -> FastAPI:
-    """Return an application whose routes take and return models."""
+    """Return an app whose routes take and return models."""
     made = FastAPI()
 
     @made.get("/meetings")
@@ -142,7 +142,7 @@ def test_openapi() -> None:
 
 
 def test_pydantic_is_imported_only_when_it_asks() -> None:
-    """The models and the codec work without it, and do not pay for it."""
+    """The models and the codec do not import pydantic themselves."""
     code = (
         "import sys; from lemcal_async import Meeting, from_wire, to_wire;"
         "to_wire(from_wire({'_id': 'm'}, Meeting)); assert 'pydantic' not in sys.modules"

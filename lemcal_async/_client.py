@@ -1,10 +1,11 @@
 """``AsyncLemcal``, the client. It checks arguments; ``_session`` sends the calls."""
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Final, Literal, NoReturn, Self
+from typing import Any, Final, Generic, Literal, NoReturn, Self, TypedDict, TypeVar, Unpack, overload
 
 import attrs
 import httpx
@@ -12,9 +13,10 @@ import httpx
 from lemcal_async import _resources
 from lemcal_async._auth import ApiKey, CredentialSource, Secret
 from lemcal_async._codec import check_into
-from lemcal_async._decoding import data_of
+from lemcal_async._decoding import data_of, json_kind
+from lemcal_async._log import set_up_logging
 from lemcal_async._retry import RetryPolicy
-from lemcal_async._session import AccountSession, JSONBody, Options
+from lemcal_async._session import USER_AGENT, AccountSession, JSONBody, Options, RawResponse
 from lemcal_async._stack import TransportStack
 from lemcal_async._urls import DEFAULT_BASE_URL, check_base_url, check_path, with_query
 from lemcal_async.errors import ConfigurationError
@@ -24,6 +26,11 @@ from lemcal_async.transport._retry import MAX_RESPONSE_BYTES
 
 OnBadRow = Literal["raise", "skip"]
 Timeout = float | httpx.Timeout | None
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+BASE_URL_VARIABLE = "LEMCAL_BASE_URL"
 
 
 class _Unset:
@@ -37,32 +44,47 @@ _UNSET: Final = _Unset()
 
 
 @attrs.frozen
-class APIResponse:
+class APIResponse(Generic[T_co]):
     """What ``request`` returns. ``headers`` has lower-case names; ``data`` is the JSON, or its model."""
 
     status_code: int
     headers: dict[str, str]
-    data: Any
+    data: T_co
+
+
+class ClientOptions(TypedDict, total=False):
+    """The options of ``AsyncLemcal`` beside its credentials; it describes them."""
+
+    base_url: str | None
+    transport: httpx.AsyncBaseTransport | None
+    limiter: RateLimiter | None
+    retry: RetryPolicy | None
+    timeout: Timeout
+    deadline: float | None
+    on_bad_row: OnBadRow
+    max_response_bytes: int
+    allow_insecure_http: bool
+    user_agent: str | None
 
 
 class AsyncLemcal:
     """A client for the lemcal API, on asyncio and trio.
 
-    ``user_id`` and ``api_key`` fall back on ``LEMCAL_USER_ID`` and ``LEMCAL_API_KEY``. ``api_key``
-    may hold both (``usr_x:secret``, or its base64), and may be a function that returns the current
-    one. ``timeout`` is the seconds for each network operation, ``deadline`` the seconds for a whole
-    call, waits and retries included. ``transport`` replaces the wire and ``limiter`` the
-    process-wide rate limiter; both stay the caller's to close. ``retry`` says how often a call is
-    tried.
+    ``user_id`` and ``api_key`` default to ``LEMCAL_USER_ID`` and ``LEMCAL_API_KEY``. ``api_key`` may
+    hold both (``usr_x:secret``, or its base64), and may be a function that returns the current one.
+    ``timeout`` is the seconds for each network operation, ``deadline`` the seconds for a whole call,
+    waits and retries included. ``transport`` replaces the connections and ``limiter`` the
+    process-wide rate limiter; you close what you pass in. ``retry`` says how often a call is tried.
 
-    ``base_url`` must be https, unless it is this machine's or ``allow_insecure_http`` is True.
-    ``on_bad_row="skip"`` leaves rows out of a list that cannot be read, and logs it; else they raise.
-    An answer of more than ``max_response_bytes`` (64 MiB), unpacked, raises.
+    ``base_url`` defaults to ``LEMCAL_BASE_URL``, or else the service itself. It must be https, unless
+    it is on this machine or ``allow_insecure_http`` is True. ``on_bad_row="skip"`` leaves unreadable
+    rows out of a list and logs that, instead of raising. An answer of more than ``max_response_bytes``
+    (64 MiB), decompressed, raises. ``user_agent`` (such as ``"myapp/2.1"``) is appended to ours.
 
-    Raises ConfigurationError for arguments that cannot work, credentials included; nothing is sent
-    by making a client. It can be made at import time, before any event loop runs. Its calls raise the
-    errors of ``lemcal_async.errors``; cancelled at any moment, a call leaves nothing behind, but what
-    it had sent may have been processed. ``aclose()`` lets the calls that are under way finish.
+    Raises ConfigurationError for arguments that cannot work, credentials included; making a client
+    sends nothing, and can be done at import time, before any event loop runs. Its calls raise the
+    errors of ``lemcal_async.errors``. Canceled at any moment, a call leaves nothing behind, but what it
+    had sent may have been processed. ``aclose()`` lets calls finish that are under way.
     """
 
     __slots__ = ("__weakref__", "_owner", "_session")
@@ -72,7 +94,7 @@ class AsyncLemcal:
         user_id: str | None = None,
         api_key: ApiKey | None = None,
         *,
-        base_url: str = DEFAULT_BASE_URL,
+        base_url: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         limiter: RateLimiter | None = None,
         retry: RetryPolicy | None = None,
@@ -81,9 +103,11 @@ class AsyncLemcal:
         on_bad_row: OnBadRow = "raise",
         max_response_bytes: int = MAX_RESPONSE_BYTES,
         allow_insecure_http: bool = False,
+        user_agent: str | None = None,
     ) -> None:
         given, user_id, api_key = Secret((user_id, api_key)), None, None
-        origin, base_url = Secret(base_url), ""  # people put passwords there
+        origin, base_url = Secret(base_url), None  # people put passwords there
+        set_up_logging()
         source = CredentialSource(given, environment=True)
         _check_type("transport", transport, httpx.AsyncBaseTransport)
         _check_type("limiter", limiter, RateLimiter)
@@ -97,12 +121,21 @@ class AsyncLemcal:
             retry=_retry(retry),
             priority="interactive",
             skip_bad_rows=on_bad_row == "skip",
+            user_agent=_user_agent(user_agent),
         )
-        base_url = check_base_url(origin, allow_insecure_http=allow_insecure_http)
-        self._session = AccountSession(
-            TransportStack(transport, limiter, max_response_bytes), base_url, source, options
-        )
+        checked = _base_url(origin, allow_insecure_http=allow_insecure_http)
+        stack = TransportStack(transport, limiter, max_response_bytes)
+        self._session = AccountSession(stack, checked, source, options)
         self._owner = True
+
+    @classmethod
+    def for_accounts(cls, **options: Unpack[ClientOptions]) -> Self:
+        """Return a client without an account of its own, for those who only hold other people's keys.
+
+        It makes no calls: ``for_account`` returns clients that do, on its transport and limiter. Close
+        it in the end. The environment's credentials are not used.
+        """
+        return cls(None, _no_account, **options)
 
     def for_account(self, user_id: str | None, api_key: ApiKey) -> Self:
         """Return a client for another account on the same transport, limiter and options.
@@ -121,10 +154,10 @@ class AsyncLemcal:
         retry: RetryPolicy | _Unset | None = _UNSET,
         priority: Priority | _Unset = _UNSET,
     ) -> Self:
-        """Return a view of this client with other options; what is not given stays as it is.
+        """Return a view of this client with other options; those not given stay as they are.
 
-        ``timeout`` and ``deadline`` are seconds, None for no bound. ``priority="bulk"`` lets
-        interactive calls with the same key pass; bulk ones keep one turn in five.
+        ``timeout`` and ``deadline`` are in seconds, None for no bound. With ``priority="bulk"``,
+        interactive calls with the same key go first, but bulk ones keep one turn in five.
         """
         options = self._session.options
         if not isinstance(timeout, _Unset):
@@ -147,12 +180,12 @@ class AsyncLemcal:
 
     @property
     def meetings(self) -> _resources.Meetings:
-        """The booked meetings: ``list`` and ``get``."""
+        """The booked meetings: ``list``, ``get`` and ``rows``."""
         return _resources.Meetings(self._session)
 
     @property
     def meeting_types(self) -> _resources.MeetingTypes:
-        """The kinds of meeting on offer: ``list`` and ``get``."""
+        """The meeting types on offer: ``list`` and ``get``."""
         return _resources.MeetingTypes(self._session)
 
     @property
@@ -162,23 +195,43 @@ class AsyncLemcal:
 
     @property
     def user_id(self) -> str:
-        """The account's user id. A function that returns the API key is called for it."""
+        """The account's user id. If the API key comes from a function, this calls it."""
         return self._session.user_id()
 
     @property
     def rate_limit(self) -> RateLimit:
-        """A snapshot of the account's budget, as far as this process knows it. Nothing is sent."""
+        """A snapshot of the account's rate limit, as far as this process knows it. Sends nothing."""
         return self._session.rate_limit()
 
     @property
     def rate_limit_key(self) -> Key:
-        """The name of that budget, the same for all who share it; it holds no secret."""
+        """What the rate limit is counted by: the same for all who share it, and no secret."""
         return self._session.key()
 
     async def me(self) -> User:
-        """Fetch the account that the credentials belong to. A cheap way to try them."""
+        """Fetch the account that the credentials belong to: a cheap way to check them."""
         return await _resources.me(self._session)
 
+    @overload
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: Any = None,
+        into: None = None,
+    ) -> APIResponse[Any]: ...
+    @overload
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: Any = None,
+        into: type[T],
+    ) -> APIResponse[T]: ...
     async def request(
         self,
         method: str,
@@ -187,25 +240,30 @@ class AsyncLemcal:
         params: Mapping[str, Any] | None = None,
         json: Any = None,
         into: type[Any] | None = None,
-    ) -> APIResponse:
+    ) -> APIResponse[Any]:
         """Call a path below the base URL that has no method here, through the same layers.
 
-        A None in ``params`` is left out. ``into`` is the model to make of the answer (``Meeting``,
-        ``list[Meeting]``); anything else raises TypeError. A body that is not JSON raises
-        ResponseDecodeError; that of a 204 is None.
+        A None in ``params`` is left out. ``into`` is what to make of the answer: a model (``Meeting``,
+        ``list[Meeting]``), or ``dict`` or ``list`` for JSON of that kind; anything else raises
+        TypeError. A body that is not that, or not JSON at all, raises ResponseDecodeError; ``data`` is
+        None for a 204 without ``into``.
         """
         body, json = None if json is None else JSONBody(Secret(json)), None  # it may hold a token
         if not _is_method(method):
             raise ConfigurationError(f"method={str(method)[:20]!r}: it must be an HTTP method such as 'GET'")
         path = check_path(str(path))
         _check_type("params", params, Mapping)
-        if into is not None:
+        if into is not None and json_kind(into) is None:
             check_into(into)  # before anything is sent
-        answer = await self._session.send(method.upper(), path, with_query(path, params), body)
-        return APIResponse(answer.status_code, dict(answer.headers.items()), await data_of(answer, into))
+
+        async def decode(answer: RawResponse) -> APIResponse[Any]:
+            data = await data_of(answer, into)
+            return APIResponse(answer.status_code, dict(answer.headers.items()), data)
+
+        return await self._session.send(method.upper(), path, with_query(path, params), decode, body)
 
     async def aclose(self) -> None:
-        """Close the connections. Idempotent; on a sibling or a view it does nothing."""
+        """Close the connections. Idempotent; does nothing on a sibling or a view."""
         if self._owner:
             await self._session.stack.aclose()
 
@@ -226,19 +284,40 @@ class AsyncLemcal:
         await self.aclose()
 
     def __repr__(self) -> str:
-        # A traceback that shows local variables asks before __init__ has come to its end.
+        # A traceback with local variables asks for this before __init__ has finished.
         return f"<{type(self).__name__} {getattr(self, '_session', 'not set up')!r}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "an AsyncLemcal cannot be pickled: it holds an API key and connections; make one there"
+            "an AsyncLemcal cannot be pickled: it holds an API key and connections; make one where it is used"
         )
 
 
 def _check_type(name: str, value: object, kind: type[Any]) -> None:
-    # A class has the methods of its instances, so it would pass for one where the type is a protocol.
+    # A class has the methods of its instances, so for a protocol it would pass as one.
     if value is not None and (isinstance(value, type) or not isinstance(value, kind)):
         raise ConfigurationError(f"{name}= must be of type {kind.__name__}, not {type(value).__name__}")
+
+
+def _no_account() -> str:
+    raise ConfigurationError(
+        "this client has no account of its own: call for_account(user_id, api_key), and use what it returns"
+    )
+
+
+def _base_url(url: Secret[str | None], *, allow_insecure_http: bool) -> str:
+    if url.reveal() is not None:
+        return check_base_url(Secret(url.reveal() or ""), allow_insecure_http=allow_insecure_http)
+    variable = Secret(os.environ.get(BASE_URL_VARIABLE, "").strip() or DEFAULT_BASE_URL)
+    return check_base_url(variable, BASE_URL_VARIABLE, allow_insecure_http=allow_insecure_http)
+
+
+def _user_agent(name: object) -> str:
+    if name is None:
+        return USER_AGENT
+    if not (isinstance(name, str) and name.strip() and name.isascii() and name.isprintable()):
+        raise ConfigurationError(f"user_agent={name!r}: it must be printable ASCII text, such as 'myapp/2.1'")
+    return f"{USER_AGENT} {name.strip()}"
 
 
 def _timeout(timeout: Timeout) -> dict[str, float | None]:

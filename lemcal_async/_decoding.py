@@ -6,7 +6,6 @@ the business of ``_codec.py``, what is wrong with a body that of ``_responses.py
 """
 
 import logging
-import math
 import re
 import time
 import weakref
@@ -18,9 +17,10 @@ import anyio
 from anyio.lowlevel import checkpoint, current_token
 
 from lemcal_async import _gc
+from lemcal_async._auth import Secret
 from lemcal_async._codec import RowReader, from_wire
 from lemcal_async._responses import DECODER, object_of, read_json, rows_of
-from lemcal_async.errors import BadRow, CallInfo, DeadlineExceededError, ResponseDecodeError
+from lemcal_async.errors import BadRow, CallInfo, ResponseDecodeError
 
 logger = logging.getLogger("lemcal_async")
 
@@ -62,11 +62,6 @@ class Body(Protocol):
     @property
     def call(self) -> CallInfo:
         """The call, for errors to name."""
-        ...
-
-    @property
-    def deadline(self) -> float | None:
-        """When the call must be over, on the event loop's clock."""
         ...
 
 
@@ -149,8 +144,7 @@ async def read_models(answer: Body, name: str, into: type[T], *, skip_bad_rows: 
     if not await _in_slices(answer, reader.add):
         reader = RowReader(into)
         rows = parse_rows(answer, name)
-        slices = (rows[at : at + _ROWS] for at in range(0, len(rows), _ROWS))
-        await _by_turns(answer, slices, reader.add)
+        await _by_turns((rows[at : at + _ROWS] for at in range(0, len(rows), _ROWS)), reader.add)
     if not reader.bad:
         return reader.good
     first = reader.bad[0]
@@ -165,10 +159,7 @@ async def read_models(answer: Body, name: str, into: type[T], *, skip_bad_rows: 
 async def read_rows(answer: Body, name: str) -> list[Any]:
     """Return the rows of an answer that is a list, as plain JSON."""
     rows: list[Any] = []
-    if not await _in_slices(answer, rows.extend):
-        rows = parse_rows(answer, name)
-        _check_deadline(answer)
-    return rows
+    return rows if await _in_slices(answer, rows.extend) else parse_rows(answer, name)
 
 
 async def find_row(answer: Body, name: str, row_id: str) -> tuple[dict[str, Any] | None, int]:
@@ -184,27 +175,35 @@ async def find_row(answer: Body, name: str, row_id: str) -> tuple[dict[str, Any]
     if not await _in_slices(answer, look):
         found, count = [], 0
         look(parse_rows(answer, name))
-        _check_deadline(answer)
     return (found[0] if found else None), count
 
 
 async def data_of(answer: Body, into: type[Any] | None) -> Any:
     """Return the JSON of an answer, or the model or models that were asked for."""
-    if into is None:
+    kind = json_kind(into)
+    if into is None or kind is not None:
         everything: list[Any] = []
-        if await _in_slices(answer, everything.extend):
+        if kind is not dict and await _in_slices(answer, everything.extend):
             return everything
-    elif get_origin(into) is list:
+        data = Secret(json_of(answer))
+        if kind is dict:
+            return object_of(data, answer.call, status_code=answer.status_code)
+        if kind is list:
+            return rows_of(data, (), answer.call, status_code=answer.status_code)
+        return data.reveal()
+    if get_origin(into) is list:
         reader = RowReader[Any](get_args(into)[0])
         if await _in_slices(answer, reader.add):
             if reader.bad:
                 problem = f"{reader.problem()}; row {reader.bad[0].index}: {reader.bad[0].reason}"
                 raise _list_error(answer, problem, reader)
             return reader.good
-    # The JSON itself gets no name here: that of a hook holds its token, and a traceback may show it.
-    found = json_of(answer) if into is None else decode(json_of(answer), into, answer)
-    _check_deadline(answer)
-    return found
+    return decode(Secret(json_of(answer)), into, answer)
+
+
+def json_kind(into: Any) -> type[Any] | None:
+    """Return dict or list if that is asked for as plain JSON: ``dict``, ``dict[str, Any]``, ``list[Any]``."""
+    return dict if into in (dict, dict[str, Any]) else list if into in (list, list[Any]) else None
 
 
 def json_of(answer: Body) -> Any:
@@ -212,26 +211,26 @@ def json_of(answer: Body) -> Any:
     if _holds_too_much(answer.body):
         raise _error(answer, f"the body holds more than {_MOST_VALUES:,} values, too many to read")
     with _gc.paused():
-        return read_json(answer.status_code, answer.body, answer.call)
+        return read_json(answer.status_code, Secret(answer.body), answer.call)
 
 
 def parse_rows(answer: Body, name: str) -> list[Any]:
     """Return the rows of an answer that is a list, parsed in one go; ``name`` is that of its envelope."""
-    return rows_of(json_of(answer), (name, "data"), answer.call, status=answer.status_code)
+    return rows_of(Secret(json_of(answer)), (name, "data"), answer.call, status_code=answer.status_code)
 
 
 def read_model(answer: Body, into: type[T]) -> T:
     """Make a model of an answer that is one object."""
-    return decode(object_of(json_of(answer), answer.call, status=answer.status_code), into, answer)
+    data = Secret(json_of(answer))
+    return decode(Secret(object_of(data, answer.call, status_code=answer.status_code)), into, answer)
 
 
-def decode(data: Any, into: type[T], answer: Body) -> T:
+def decode(data: Secret[Any], into: type[T], answer: Body) -> T:
     """Make a model of an answer's data; the error says which call it came from."""
     try:
-        return from_wire(data, into)
+        return from_wire(data.reveal(), into)
     except ResponseDecodeError as error:
         problem, rows, bad_rows, count = str(error), error.rows, error.bad_rows, error.bad_row_count
-    del data  # that of a hook holds its token, and a traceback may show local variables
     raise _error(answer, problem, rows, bad_rows, count)
 
 
@@ -261,13 +260,13 @@ async def _in_slices(answer: Body, add: Callable[[list[Any]], object]) -> bool:
     if len(answer.body) <= _LONG:
         return False
     try:
-        await _by_turns(answer, slices_of(answer.body, DECODER), add)
+        await _by_turns(slices_of(answer.body, DECODER), add)
     except NotSlicedError:
         return False
     return True
 
 
-async def _by_turns(answer: Body, slices: Iterable[list[Any]], add: Callable[[list[Any]], object]) -> None:
+async def _by_turns(slices: Iterable[list[Any]], add: Callable[[list[Any]], object]) -> None:
     """Hand each slice to ``add``, and let other tasks run every few milliseconds.
 
     Of several lists that are read at once, one has its turn, and then everybody else on this event loop:
@@ -276,29 +275,11 @@ async def _by_turns(answer: Body, slices: Iterable[list[Any]], add: Callable[[li
     lock = _lock()
     remaining = iter(slices)
     more = True
-    with anyio.CancelScope(deadline=math.inf if answer.deadline is None else answer.deadline) as scope:
-        while more:
-            async with lock:
-                more = _take_turn(remaining, add)
-                if more:
-                    await checkpoint()
-    if scope.cancelled_caught:
-        raise _too_late(answer)
-
-
-def _check_deadline(answer: Body) -> None:
-    """Raise DeadlineExceededError if what was read in one go took too long."""
-    if answer.deadline is not None and anyio.current_time() > answer.deadline:
-        raise _too_late(answer)
-
-
-def _too_late(answer: Body) -> DeadlineExceededError:
-    size = f"{len(answer.body) / 1e6:.1f} MB"
-    return DeadlineExceededError(
-        f"{answer.call}: the answer came, but its {size} could not be read within the deadline",
-        call=answer.call,
-        status_code=answer.status_code,
-    )
+    while more:
+        async with lock:
+            more = _take_turn(remaining, add)
+            if more:
+                await checkpoint()
 
 
 def _lock() -> anyio.Lock:

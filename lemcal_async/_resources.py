@@ -2,22 +2,39 @@
 
 from collections.abc import Coroutine
 from datetime import datetime
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import attrs
 
 from lemcal_async._auth import Secret
 from lemcal_async._decoding import decode, find_row, json_of, parse_rows, read_model, read_models, read_rows
 from lemcal_async._selection import selection, tell_account
-from lemcal_async._session import AccountSession, JSONBody, RawResponse
+from lemcal_async._session import AccountSession, Decode, JSONBody, RawResponse
 from lemcal_async._urls import check_target_url, quote_id, with_query
 from lemcal_async.errors import CallInfo, ConfigurationError, DuplicateHookError, MeetingNotFoundError
 from lemcal_async.models import Hook, Meeting, MeetingType, User
 
+T = TypeVar("T")
+
+
+def _model(into: type[T]) -> Decode[T]:
+    """Return what decodes an answer that is one object."""
+
+    async def decode_model(answer: RawResponse) -> T:
+        return read_model(answer, into)
+
+    return decode_model
+
+
+def _models(session: AccountSession, name: str, into: type[T]) -> Decode[list[T]]:
+    """Return what decodes an answer that is a list; ``name`` is that of its envelope."""
+    skip = session.options.skip_bad_rows
+    return lambda answer: read_models(answer, name, into, skip_bad_rows=skip)
+
 
 async def me(session: AccountSession) -> User:
     """Fetch the account itself."""
-    user = read_model(await session.send("GET", "/me", "/me"), User)
+    user = await session.send("GET", "/me", "/me", _model(User))
     if user.email:
         session.account = (user.id, user.email)
     return user
@@ -30,7 +47,6 @@ class MeetingRows:
     status_code: int
     body: bytes = attrs.field(repr=False)  # personal data
     call: CallInfo
-    deadline: None = None  # the call is over, and its list is read when its owner gets to it
 
     def rows(self) -> list[Any]:
         """Parse the body at once, on this thread; ResponseDecodeError if it holds no list."""
@@ -48,12 +64,15 @@ class Meetings:
 
         Raises ResponseDecodeError if the answer is not a list.
         """
-        return await read_rows(await self._fetch(meeting_type_id), "meetings")
+        return await self._fetch(meeting_type_id, lambda answer: read_rows(answer, "meetings"))
 
     async def _fetch_rows(self, meeting_type_id: str | None = None) -> MeetingRows:
         """Fetch the list unparsed: most of what a synchronization fetches is what it has already."""
-        answer = await self._fetch(meeting_type_id)
-        return MeetingRows(answer.status_code, answer.body, answer.call)
+
+        async def keep(answer: RawResponse) -> MeetingRows:
+            return MeetingRows(answer.status_code, answer.body, answer.call)
+
+        return await self._fetch(meeting_type_id, keep)
 
     async def list(
         self,
@@ -74,9 +93,7 @@ class Meetings:
         Raises ResponseDecodeError if rows have no usable id; all others are in its ``rows``.
         """
         select = selection(starts_after, starts_before, guest_email, canceled=canceled)
-        answer = await self._fetch(meeting_type_id)
-        options = self._session.options
-        found = await read_models(answer, "meetings", Meeting, skip_bad_rows=options.skip_bad_rows)
+        found = await self._fetch(meeting_type_id, _models(self._session, "meetings", Meeting))
         tell_account(found, self._session.account)
         return select(found)
 
@@ -86,24 +103,28 @@ class Meetings:
         ``meeting_type_id`` makes the list shorter. Raises MeetingNotFoundError if the meeting is not in it.
         """
         quote_id(meeting_id, "meeting_id")
-        answer = await self._fetch(meeting_type_id)
-        row, count = await find_row(answer, "meetings", meeting_id)
-        if row is not None:
-            meeting = decode(row, Meeting, answer)
+
+        async def find(answer: RawResponse) -> tuple[Meeting | None, int, CallInfo]:
+            row, count = await find_row(answer, "meetings", meeting_id)
+            meeting = None if row is None else decode(Secret(row), Meeting, answer)
+            return meeting, count, answer.call
+
+        meeting, count, call = await self._fetch(meeting_type_id, find)
+        if meeting is not None:
             tell_account([meeting], self._session.account)
             return meeting
         raise MeetingNotFoundError(
-            f"{answer.call}: {meeting_id!r} is not among the {count} meetings in the list; check the id "
+            f"{call}: {meeting_id!r} is not among the {count} meetings in the list; check the id "
             "and the account, and that it was not removed; a new booking can take a moment to show",
-            call=answer.call,
+            call=call,
             status_code=404,
         )
 
-    def _fetch(self, meeting_type_id: str | None) -> Coroutine[Any, Any, RawResponse]:
+    def _fetch(self, meeting_type_id: str | None, decode: Decode[T]) -> Coroutine[Any, Any, T]:
         if meeting_type_id is not None:
             quote_id(meeting_type_id, "meeting_type_id")
         target = with_query("/meetings", {"meetingTypeId": meeting_type_id})
-        return self._session.send("GET", "/meetings", target)
+        return self._session.send("GET", "/meetings", target, decode)
 
 
 class MeetingTypes:
@@ -114,15 +135,13 @@ class MeetingTypes:
 
     async def list(self) -> list[MeetingType]:
         """Fetch all meeting types. Raises ResponseDecodeError as ``meetings.list`` does."""
-        answer = await self._session.send("GET", "/meetingTypes", "/meetingTypes")
-        return await read_models(
-            answer, "meetingTypes", MeetingType, skip_bad_rows=self._session.options.skip_bad_rows
-        )
+        decode_types = _models(self._session, "meetingTypes", MeetingType)
+        return await self._session.send("GET", "/meetingTypes", "/meetingTypes", decode_types)
 
     async def get(self, meeting_type_id: str) -> MeetingType:
         """Fetch one meeting type. Raises MeetingTypeNotFoundError."""
         target = f"/meetingTypes/{quote_id(meeting_type_id, 'meeting_type_id')}"
-        return read_model(await self._session.send("GET", "/meetingTypes/{id}", target), MeetingType)
+        return await self._session.send("GET", "/meetingTypes/{id}", target, _model(MeetingType))
 
 
 class Hooks:
@@ -173,15 +192,18 @@ class Hooks:
             quote_id(meeting_type_id, "meeting_type_id")
         body = JSONBody(Secret({"targetUrl": target.reveal(), **selector}))
         try:
-            answer = await self._session.send("POST", "/hooks", "/hooks", body)
+            return await self._session.send("POST", "/hooks", "/hooks", _model(Hook), body)
         except DuplicateHookError:
             if exist_ok:
                 return None
             raise
-        return read_model(answer, Hook)
 
     async def delete(self, hook_id: str) -> None:
         """Delete a hook. Raises HookNotFoundError, unless an earlier attempt may have deleted it."""
-        answer = await self._session.send("DELETE", "/hooks/{id}", f"/hooks/{quote_id(hook_id, 'hook_id')}")
-        if answer.body.strip():  # documented as 204 and empty; a page would be another server's answer
-            json_of(answer)
+        target = f"/hooks/{quote_id(hook_id, 'hook_id')}"
+        await self._session.send("DELETE", "/hooks/{id}", target, _nothing)
+
+
+async def _nothing(answer: RawResponse) -> None:
+    if answer.body.strip():  # documented as 204 and empty; a page would be another server's answer
+        json_of(answer)

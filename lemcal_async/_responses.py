@@ -11,9 +11,10 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NoReturn, TypeGuard, cast
 from urllib.parse import urlsplit
 
+from lemcal_async._auth import Secret
 from lemcal_async._headers import Quota
 from lemcal_async._retry import REPEATABLE, is_refusal
 from lemcal_async.errors import (
@@ -126,52 +127,54 @@ def is_missing_hook(body: bytes) -> bool:
     return not is_page and (not words or "hook not found" in words.lower())
 
 
-def read_json(status: int, body: bytes, call: CallInfo) -> Any:
-    """Return the data in the body of a success, None for a 204; raise ``ResponseDecodeError``.
+def read_json(status_code: int, body: Secret[bytes], call: CallInfo) -> Any:
+    """Return the data in the body of a success, None for a 204; raises ``ResponseDecodeError``.
 
-    What comes back can be written as JSON again: no NaN, no infinity. A wrong path or base URL can
-    answer 200 with an HTML page, and 200 with nothing or ``""`` happens (observed): neither is data.
+    The result can be written as JSON again: no NaN, no infinity. A wrong path or base URL can answer
+    200 with an HTML page, and 200 with nothing or ``""`` happens (observed): neither is data.
     """
-    if status == HTTPStatus.NO_CONTENT:
+    if status_code == HTTPStatus.NO_CONTENT:
         return None
-    data, problem = _parsed(body)
+    data, problem = _parsed(body.reveal())
     if problem:
-        # Not within an `except`: the JSON error would come along, and it holds the whole body. Nor
-        # among the local variables, which a traceback may show: the body of a hook holds a token.
-        del body, data
-        raise _unusable(status, call, problem)
+        # Not within an `except`: the JSON error would come along, and it holds the whole body.
+        raise _unusable(status_code, call, problem)
     return data
 
 
-def rows_of(data: Any, names: tuple[str, ...], call: CallInfo, *, status: int = 200) -> list[Any]:
+def rows_of(
+    data: Secret[Any], names: tuple[str, ...], call: CallInfo, *, status_code: int = 200
+) -> list[Any]:
     """Return the rows of a list: a JSON array, or one in an object under one of ``names``.
 
-    The array is documented; the envelopes are accepted by other integrations. Raises
+    The array is documented; other integrations accept the envelopes too. Raises
     ``ResponseDecodeError`` for anything else.
     """
-    rows: Any = None
-    for rows in [data.get(name) for name in names] if _is_object(data) else [data]:
-        if _is_array(rows):
-            return rows
-    found = _type_of(data)
-    del data, rows  # see above
-    raise _unusable(status, call, f"the body is {found}, where a list was expected.")
+    rows = _rows_in(data.reveal(), names)
+    if rows is None:
+        found = _type_of(data.reveal())
+        raise _unusable(status_code, call, f"the body is {found}, where a list was expected.")
+    return rows
 
 
-def object_of(data: Any, call: CallInfo, *, status: int = 200) -> dict[str, Any]:
-    """Return the JSON object that ``data`` is; raise ``ResponseDecodeError`` for anything else."""
-    if _is_object(data):
-        return data
-    found = _type_of(data)
-    del data  # see above
-    raise _unusable(status, call, f"the body is {found}, where an object was expected.")
+def _rows_in(data: Any, names: tuple[str, ...]) -> list[Any] | None:
+    candidates = [data.get(name) for name in names] if _is_object(data) else [data]
+    return next(filter(_is_array, candidates), None)
 
 
-def _class_of(status: int, words: str, call: CallInfo) -> type[APIStatusError]:
+def object_of(data: Secret[Any], call: CallInfo, *, status_code: int = 200) -> dict[str, Any]:
+    """Return the JSON object that ``data`` is; raises ``ResponseDecodeError`` for anything else."""
+    if not _is_object(data.reveal()):
+        found = _type_of(data.reveal())
+        raise _unusable(status_code, call, f"the body is {found}, where an object was expected.")
+    return cast("dict[str, Any]", data.reveal())
+
+
+def _class_of(status_code: int, words: str, call: CallInfo) -> type[APIStatusError]:
     lowered, route = words.lower(), call.route or ""
-    if status in {400, 403, 404} and re.search(_API_KEY, words):
+    if status_code in {400, 403, 404} and re.search(_API_KEY, words):
         return AuthenticationError
-    if status == HTTPStatus.NOT_FOUND:
+    if status_code == HTTPStatus.NOT_FOUND:
         # The words first: POST /hooks and GET /meetings answer so to an unknown meeting type.
         if "meeting type not found" in lowered:
             return MeetingTypeNotFoundError
@@ -179,9 +182,9 @@ def _class_of(status: int, words: str, call: CallInfo) -> type[APIStatusError]:
             return HookNotFoundError
         if route.startswith("/meetingTypes/"):
             return MeetingTypeNotFoundError
-    if status == HTTPStatus.CONFLICT and (call.method, route) == ("POST", "/hooks"):
+    if status_code == HTTPStatus.CONFLICT and (call.method, route) == ("POST", "/hooks"):
         return DuplicateHookError
-    return _BY_STATUS.get(status, APIStatusError)
+    return _BY_STATUS.get(status_code, APIStatusError)
 
 
 def _advice(
@@ -203,14 +206,16 @@ def _advice(
     return _ADVICE.get(kind, "")
 
 
-def _message(status: int, call: CallInfo, rest: str, advice: str) -> str:
-    answer = f"{status} {_PHRASES.get(status, '')}".rstrip()
+def _message(status_code: int, call: CallInfo, rest: str, advice: str) -> str:
+    answer = f"{status_code} {_PHRASES.get(status_code, '')}".rstrip()
     tried = f"Tried {call.attempts} times, waited {call.waited:.1f} s." if call.attempts > 1 else ""
     return _one_line(f"{call}: {answer}{rest} {advice} {tried}")
 
 
-def _unusable(status: int, call: CallInfo, problem: str) -> ResponseDecodeError:
-    return ResponseDecodeError(_message(status, call, f", but {problem}", ""), call=call, status_code=status)
+def _unusable(status_code: int, call: CallInfo, problem: str) -> ResponseDecodeError:
+    return ResponseDecodeError(
+        _message(status_code, call, f", but {problem}", ""), call=call, status_code=status_code
+    )
 
 
 def _words_of(body: bytes) -> tuple[str, bool]:

@@ -7,8 +7,8 @@ of this package. What the bytes mean is left to the resources.
 import functools
 import json
 import logging
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeAlias, TypeVar
 
 import anyio
 import attrs
@@ -28,8 +28,9 @@ from lemcal_async.transport._errors import deadline_error, no_answer_error
 
 _logger = logging.getLogger("lemcal_async")
 
+USER_AGENT = f"lemcal-async/{__version__}"  # an HTTP library's own can be blocked by the CDN (observed)
+
 _DEFAULT_HEADERS = {
-    "User-Agent": f"lemcal-async/{__version__}",  # a library's own can be blocked by the CDN (observed)
     "Accept": "application/json",
     "Accept-Encoding": "gzip, deflate",
 }
@@ -45,6 +46,7 @@ class Options:
     retry: RetryPolicy
     priority: Priority
     skip_bad_rows: bool
+    user_agent: str
 
 
 @attrs.frozen
@@ -70,7 +72,12 @@ class RawResponse:
     headers: httpx.Headers
     body: bytes = attrs.field(repr=False)  # it may hold a webhook token
     call: CallInfo
-    deadline: float | None = None  # by which it is to be read, on the event loop's clock
+
+
+T = TypeVar("T")
+
+Decode: TypeAlias = Callable[[RawResponse], Awaitable[T]]
+"""What becomes of a success."""
 
 
 @attrs.frozen
@@ -130,12 +137,13 @@ class AccountSession:
         return self._authorize().key
 
     def send(
-        self, method: str, route: str, target: str, body: JSONBody | None = None
-    ) -> Coroutine[Any, Any, RawResponse]:
-        """Send one call, with all its retries; to be awaited.
+        self, method: str, route: str, target: str, decode: Decode[T], body: JSONBody | None = None
+    ) -> Coroutine[Any, Any, T]:
+        """Send one call, with all its retries, and decode its answer; to be awaited.
 
-        ``target`` is path and query below the base URL, ``route`` the path without its ids. Raises
-        the errors of ``lemcal_async.errors`` for everything but a 2xx.
+        ``target`` is path and query below the base URL, ``route`` the path without its ids. ``decode``
+        gets a 2xx only, and counts within the deadline. Raises the errors of ``lemcal_async.errors``
+        for everything else.
         """
         self.stack.check_open()
         options = self.options
@@ -147,12 +155,12 @@ class AccountSession:
             host=self._host,
             timeout=options.timeout,
         )
-        response = self._send(call, target, body)
+        result = self._send(call, target, decode, body)
         if options.deadline is not None:
-            response = _with_deadline(options.deadline, call, response)
-        return _emit_call_ended(call, _url(self._base_url), response) if events.wanted() else response
+            result = _with_deadline(options.deadline, call, result)
+        return _emit_call_ended(call, _url(self._base_url), result) if events.wanted() else result
 
-    async def _send(self, call: CallState, target: str, body: JSONBody | None) -> RawResponse:
+    async def _send(self, call: CallState, target: str, decode: Decode[T], body: JSONBody | None) -> T:
         authorization = self._authorize()
         try:
             response = await self._request(authorization, call, target, body)
@@ -163,20 +171,18 @@ class AccountSession:
         except httpx.RequestError as error:
             failure = no_answer_error(error, call)
         else:
-            return self._result(authorization, call, response)
+            return await decode(self._success(authorization, call, response))
         # Raised out here, because inside the except block the error of httpx, which holds the request
         # with its credentials, would come along as the context.
         raise failure
 
-    def _result(
+    def _success(
         self, authorization: _Authorization, call: CallState, response: httpx.Response
     ) -> RawResponse:
         """Return a success; raise the error that any other answer stands for."""
         _logger.debug("%s: %d at attempt %d", call, response.status_code, call.attempts)
         if response.is_success:
-            return RawResponse(
-                response.status_code, response.headers, response.content, call.info(), call.deadline
-            )
+            return RawResponse(response.status_code, response.headers, response.content, call.info())
         raise error_from_response(
             response.status_code,
             response.headers,
@@ -215,6 +221,7 @@ class AccountSession:
             headers = httpx.Headers(
                 {
                     "Host": self._host,
+                    "User-Agent": self.options.user_agent,
                     **_DEFAULT_HEADERS,
                     "Authorization": credentials.authorization.reveal(),
                 }
@@ -224,28 +231,29 @@ class AccountSession:
         return self._authorization
 
 
-async def _with_deadline(
-    deadline: float, call: CallState, response: Coroutine[Any, Any, RawResponse]
-) -> RawResponse:
-    """Await a response for so many seconds, waits and retries included."""
+async def _with_deadline(deadline: float, call: CallState, result: Coroutine[Any, Any, T]) -> T:
+    """Await the result of a call for so many seconds, waits, retries and decoding included."""
     with anyio.move_on_after(deadline) as scope:
         call.deadline = scope.deadline
-        return await response
-    raise deadline_error(call, f"no answer within the deadline of {deadline:.3g} s")
+        value = await result
+        # What was decoded in one go may have taken longer. What was done is not lost for that.
+        if call.method != "GET" or anyio.current_time() <= scope.deadline:
+            return value
+    is_answered = isinstance(call.last, httpx.Response) and call.last.is_success
+    what = "the answer came, but was not decoded" if is_answered else "no answer"
+    raise deadline_error(call, f"{what} within the deadline of {deadline:.3g} s")
 
 
-async def _emit_call_ended(
-    call: CallState, server: httpx.URL, response: Coroutine[Any, Any, RawResponse]
-) -> RawResponse:
-    """Await a response, and emit how the call ended."""
+async def _emit_call_ended(call: CallState, server: httpx.URL, result: Coroutine[Any, Any, T]) -> T:
+    """Await the result of a call, and emit how it ended."""
     began = anyio.current_time()
     status_code: int | None = None
     error: str | None = "Cancelled"
     try:
-        result = await response
-        status_code, error = result.status_code, None
+        value = await result
+        status_code, error = _status_of(call), None
     except Exception as problem:
-        status_code = problem.status_code if isinstance(problem, LemcalError) else None
+        status_code = problem.status_code if isinstance(problem, LemcalError) else _status_of(call)
         error = type(problem).__name__
         raise
     finally:
@@ -263,7 +271,11 @@ async def _emit_call_ended(
                 seconds,
             )
         )
-    return result
+    return value
+
+
+def _status_of(call: CallState) -> int | None:
+    return call.last.status_code if isinstance(call.last, httpx.Response) else None
 
 
 @functools.lru_cache(maxsize=1024)

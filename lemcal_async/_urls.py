@@ -1,7 +1,7 @@
-"""Which URLs a request may go to: the check of the base URL, and paths below it. Pure.
+"""Which URLs a request may go to: checks of the base URL, and of paths below it. Pure.
 
-Credentials travel with every request, so nothing that a caller passes as an id, a path or a
-parameter can lead to another host, or to another route than the one that was meant.
+Credentials travel with every request, so nothing that a caller passes as an id, a path or a parameter
+may lead to another host, or to a route other than the one that was meant.
 """
 
 import ipaddress
@@ -16,13 +16,13 @@ DEFAULT_BASE_URL = "https://api.lemcal.com/api/lemcal"
 BASE_URL_VARIABLE = "LEMCAL_BASE_URL"
 
 
-def check_base_url(url: Secret[str], *, allow_insecure_http: bool = False) -> str:
-    """Return ``url`` without a trailing slash, or raise ConfigurationError.
+def check_base_url(url: Secret[str], name: str = "base_url", *, allow_insecure_http: bool = False) -> str:
+    """Return ``url`` without a trailing slash, or raise ConfigurationError; ``name`` is what it calls it.
 
     Plain http would send the API key in the clear. It is allowed on loopback, or when asked for.
     """
     if problem := _problem_of_base_url(url.reveal(), allow_insecure_http=allow_insecure_http):
-        raise ConfigurationError(problem)
+        raise ConfigurationError(f"{name} {problem}")
     return url.reveal().rstrip("/")
 
 
@@ -35,14 +35,14 @@ def _problem_of_base_url(url: str, *, allow_insecure_http: bool) -> str:
     except (ValueError, TypeError, AttributeError):
         host = parts = None
     if not parts or not host or parts.scheme not in {"http", "https"} or _has_blanks(url):
-        return f"base_url must be an absolute http(s) URL such as {DEFAULT_BASE_URL}"
+        return f"must be an absolute http(s) URL such as {DEFAULT_BASE_URL}"
     if parts.username is not None or parts.password is not None:
-        return "base_url must not carry credentials; pass user_id= and api_key="
+        return "must not carry credentials; pass user_id= and api_key="
     if parts.query or parts.fragment or "?" in url or "#" in url:
-        return "base_url must not have a query or a fragment"
+        return "must not have a query or a fragment"
     if parts.scheme == "http" and not allow_insecure_http and not is_loopback(host):
         return (
-            f"base_url is plain http to {host}, which would send the API key in the clear; "
+            f"is plain http to {host}, which would send the API key in the clear; "
             "use https, or pass allow_insecure_http=True"
         )
     return ""
@@ -61,8 +61,8 @@ def is_loopback(host: str) -> bool:
 def quote_id(value: object, what: str) -> str:
     """Return an id as one path segment; ``what`` names it in the error.
 
-    ``"/meetingTypes/" + "../me"`` would become ``/me`` on the way, so what could change the route
-    is refused rather than escaped: no such id exists.
+    ``"/meetingTypes/" + "../me"`` would become ``/me`` on the way. Whatever could change the route is
+    refused rather than escaped, because no such id exists.
     """
     if not isinstance(value, str) or not value:
         raise ConfigurationError(f"{what} must be a non-empty string, got {_short(value)}")
@@ -72,7 +72,7 @@ def quote_id(value: object, what: str) -> str:
 
 
 def check_path(path: str) -> str:
-    """Return a path for ``request()`` as it may be sent, or raise ConfigurationError."""
+    """Return a path for ``request()``, quoted as it is sent, or raise ConfigurationError."""
     if not path.startswith("/") or path.startswith("//"):
         reason = "start it with one '/': absolute and '//' URLs would send the API key elsewhere"
     elif "\\" in path or _has_blanks(path):
@@ -87,7 +87,7 @@ def check_path(path: str) -> str:
 
 
 def with_query(path: str, params: Mapping[str, object] | None) -> str:
-    """Return ``path`` with ``params`` as its query; a None is left out, not sent as an empty value.
+    """Return ``path`` with ``params`` as its query. A None is left out, not sent as an empty value.
 
     Raises ConfigurationError for text that cannot be encoded.
     """
@@ -99,7 +99,7 @@ def with_query(path: str, params: Mapping[str, object] | None) -> str:
         pairs += [(name, _text(item)) for item in items if item is not None]
     try:
         return f"{path}?{urlencode(pairs)}" if pairs else path
-    except UnicodeEncodeError:  # half a surrogate pair; it holds the text, so it is not to come along
+    except UnicodeEncodeError:  # half a surrogate pair; the error holds the text, so it must not come along
         pass
     raise ConfigurationError(f"the parameters of {path} hold text that is not Unicode")
 
@@ -138,7 +138,7 @@ def without_secrets(text: str) -> str:
 
 
 def _has_blanks(text: str) -> bool:
-    # Half a surrogate pair cannot be encoded, so it is no more to be sent than a control character.
+    # Half a surrogate pair cannot be encoded; it must not be sent any more than a control character.
     return any(
         character <= " " or character == "\x7f" or "\ud800" <= character <= "\udfff" for character in text
     )

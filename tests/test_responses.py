@@ -472,13 +472,13 @@ def test_key_at_the_end_of_what_is_read_is_left_out() -> None:
 )
 def test_json_is_read(body: bytes, data: Any) -> None:
     """Any JSON but an empty string is data; whether it is of use is for the next one to say."""
-    assert data == read_json(200, body, MEETINGS)
+    assert data == read_json(200, Secret(body), MEETINGS)
 
 
 @pytest.mark.parametrize("body", [b"", b"No Content", b"{}"])
 def test_no_content_is_none(body: bytes) -> None:
     """A 204 is a success that says nothing, whatever comes with it."""
-    assert read_json(204, body, DELETE_HOOK) is None
+    assert read_json(204, Secret(body), DELETE_HOOK) is None
 
 
 UNREADABLE: dict[str, tuple[bytes, str]] = {
@@ -512,7 +512,7 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
 def test_success_that_is_no_json(body: bytes, problem: str) -> None:
     """Each kind is named, nothing of the body is quoted, and no other exception comes along."""
     with pytest.raises(ResponseDecodeError) as caught:
-        read_json(200, body, MEETINGS)
+        read_json(200, Secret(body), MEETINGS)
     assert str(caught.value).startswith(f"GET /meetings: 200 OK, but the body {problem}")
     assert (200, MEETINGS) == (caught.value.status_code, caught.value.call)
     assert (None, None) == (caught.value.__cause__, caught.value.__context__)
@@ -530,7 +530,7 @@ json_values = st.recursive(
 @given(json_values, st.booleans())
 def test_what_json_writes_is_read_back(value: Any, ascii_only: bool) -> None:  # noqa: FBT001 - hypothesis fills it in
     """Reading is the inverse of writing."""
-    assert value == read_json(200, json.dumps(value, ensure_ascii=ascii_only).encode(), MEETINGS)
+    assert value == read_json(200, Secret(json.dumps(value, ensure_ascii=ascii_only).encode()), MEETINGS)
 
 
 @settings(deadline=None)
@@ -538,7 +538,7 @@ def test_what_json_writes_is_read_back(value: Any, ascii_only: bool) -> None:  #
 def test_any_body_is_data_or_a_decode_error(body: bytes) -> None:
     """What is read can be written as JSON again; all else is a ResponseDecodeError of one line."""
     try:
-        data = read_json(200, body, MEETINGS)
+        data = read_json(200, Secret(body), MEETINGS)
     except ResponseDecodeError as caught:
         message = str(caught)
     else:
@@ -564,7 +564,7 @@ NAMES = ("meetings", "data")
 )
 def test_rows(data: Any, rows: list[Any]) -> None:
     """A list is the array itself, or the first array under one of the names."""
-    assert rows == rows_of(data, NAMES, MEETINGS)
+    assert rows == rows_of(Secret(data), NAMES, MEETINGS)
 
 
 @pytest.mark.parametrize(
@@ -583,21 +583,21 @@ def test_rows(data: Any, rows: list[Any]) -> None:
 def test_no_rows(data: Any, kind: str) -> None:
     """What came in place of a list is named by its type."""
     with pytest.raises(ResponseDecodeError) as caught:
-        rows_of(data, NAMES, MEETINGS)
+        rows_of(Secret(data), NAMES, MEETINGS)
     assert f"GET /meetings: 200 OK, but the body is {kind}, where a list was expected." == str(caught.value)
 
 
 def test_object() -> None:
     """An object is handed on as it is."""
     data = {"_id": "met_x"}
-    assert data is object_of(data, MEETING_TYPE)
+    assert data is object_of(Secret(data), MEETING_TYPE)
 
 
 @pytest.mark.parametrize(("data", "kind"), [([{}], "an array"), (None, "null"), ("", "a string")])
 def test_no_object(data: Any, kind: str) -> None:
     """What came in place of an object is named by its type, together with the status."""
     with pytest.raises(ResponseDecodeError) as caught:
-        object_of(data, CREATE_HOOK, status=201)
+        object_of(Secret(data), CREATE_HOOK, status_code=201)
     assert f"POST /hooks: 201 Created, but the body is {kind}, where an object was expected." == str(
         caught.value
     )

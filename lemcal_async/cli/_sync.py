@@ -4,6 +4,8 @@ import contextlib
 import gc
 import os
 import stat
+import sys
+import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,7 +116,12 @@ def _run(job: _Job) -> ExitStatus:
 
         async def main() -> ExitStatus:
             async with job.store, _clients(target, accounts) as clients:
-                options: dict[str, Any] = {"on_change": on_change, "baseline": job.baseline}
+                # A file that cannot be written says nothing against a change: none is parked for it.
+                options: dict[str, Any] = {
+                    "on_change": on_change,
+                    "baseline": job.baseline,
+                    "max_attempts": sys.maxsize,
+                }
                 if job.interval is not None:
                     printer = _print_report if job.json else _WatchTable(len(clients))
 
@@ -177,11 +184,7 @@ def _change_handler(path: Path | None) -> Generator[Callable[[Change], Any] | No
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
     try:
-
-        async def append(change: Change) -> None:
-            await anyio.to_thread.run_sync(file.append, change)
-
-        yield append
+        yield file.append
     finally:
         file.close()
 
@@ -192,6 +195,7 @@ class _ChangesFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor = -1
+        self._lock = threading.Lock()  # several accounts deliver at a time, each in a thread
 
     def open(self) -> None:
         """Open the file; a new one is for its owner only, as it will hold personal data."""
@@ -205,13 +209,15 @@ class _ChangesFile:
 
     def append(self, change: Change) -> None:
         """Append a change, and return when it is on the disk, in a file that still exists."""
-        while True:
-            if not self._is_current():
-                self.close()
-                self.open()
-            self._write(json_line(change_object(change)).encode())
-            if os.fstat(self._descriptor).st_nlink:
-                return  # else the file was deleted meanwhile, and the line with it
+        line = json_line(change_object(change)).encode()
+        with self._lock:
+            while True:
+                if not self._is_current():
+                    self.close()
+                    self.open()
+                self._write(line)
+                if os.fstat(self._descriptor).st_nlink:
+                    return  # else the file was deleted meanwhile, and the line with it
 
     def _is_current(self) -> bool:
         if self._descriptor < 0:

@@ -10,7 +10,6 @@ from typing import Any
 import attrs
 
 from lemcal_async._codec import from_wire
-from lemcal_async.errors import ResponseDecodeError
 from lemcal_async.models import Meeting
 
 
@@ -31,11 +30,8 @@ class Columns:
 
 
 def columns_of(wire: Mapping[str, Any]) -> Columns:
-    """Return the columns of a row."""
-    try:
-        meeting = from_wire(wire, Meeting)
-    except ResponseDecodeError as error:
-        return Columns(problem=storable(str(error)))
+    """Return the columns of a row with a usable ``_id``."""
+    meeting = from_wire(wire, Meeting)
     guest, host = meeting.guest, meeting.host
     return Columns(
         meeting_type_id=storable(meeting.meeting_type_id),

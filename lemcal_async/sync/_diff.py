@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeGuard
 
 import attrs
 
+from lemcal_async._codec import MOST_BAD_ROWS
 from lemcal_async.errors import BadRow, EmptyListError
 
 Kind: TypeAlias = Literal["created", "changed", "canceled", "disappeared", "restored"]
@@ -113,7 +114,12 @@ class Plan:
 
 
 def snapshot(rows: Iterable[Any]) -> Snapshot:
-    """Read the rows of a list; raises nothing, whatever they are."""
+    """Read the rows of a list; raises nothing, whatever they are. Of the bad ones, the first are kept."""
+
+    def reject(reason: str) -> None:
+        if len(bad_rows) < MOST_BAD_ROWS:
+            bad_rows.append(BadRow(index, wire, reason))
+
     found: dict[str, ListedMeeting] = {}
     bad_rows: list[BadRow] = []
     present: set[str] = set()
@@ -122,17 +128,17 @@ def snapshot(rows: Iterable[Any]) -> Snapshot:
         meeting_id: object = wire.get("_id") if _is_object(wire) else None
         if not _is_object(wire) or not isinstance(meeting_id, str) or not _is_id(meeting_id):
             complete = False
-            bad_rows.append(BadRow(index, wire, "it has no usable _id"))
+            reject("it has no usable _id")
             continue
         try:
             row = ListedMeeting(index, meeting_id, wire, digest(wire))
         except RecursionError:
             present.add(meeting_id)
-            bad_rows.append(BadRow(index, wire, "it is nested too deeply"))
+            reject("it is nested too deeply")
             continue
         first = found.setdefault(meeting_id, row)
         if first.digest != row.digest:
-            bad_rows.append(BadRow(index, wire, f"row {first.index} has the same _id and other data"))
+            reject(f"row {first.index} has the same _id and other data")
     return Snapshot(found, tuple(bad_rows), frozenset(present), complete)
 
 

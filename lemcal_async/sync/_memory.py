@@ -6,7 +6,6 @@ from typing import Any
 
 import attrs
 
-from lemcal_async.errors import BadRow
 from lemcal_async.sync._columns import columns_of
 from lemcal_async.sync._diff import (
     Difference,
@@ -68,12 +67,9 @@ class MemoryStore:
         todo = plan(account.meetings, now, announce=not (baseline and revision == 0))
         _write(account, todo, now)
         self._announce(user_id, todo.outbox)
-        problems = ((row, columns_of(row.wire).problem) for row in now.rows.values())
-        unreadable = [BadRow(row.index, row.wire, problem) for row, problem in problems if problem]
-        bad_rows = (*now.bad_rows, *unreadable)
         account.empty_lists = 0
-        account.body_hash = None if bad_rows else body_hash
-        return Applied(todo.counts, bad_rows)
+        account.body_hash = None if now.bad_rows else body_hash
+        return Applied(todo.counts, now.bad_rows)
 
     async def unchanged(self, user_id: str, body_hash: str) -> int | None:
         """See ``Store``."""

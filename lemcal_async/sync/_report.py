@@ -38,7 +38,7 @@ class Failure:
 
 @attrs.frozen
 class UnreadableRow:
-    """A row of an account's list that could not be read. If it has an ``_id``, it is kept all the same."""
+    """A row of an account's list that was not stored. At most 1,000 of an account are reported."""
 
     user_id: str
     row: BadRow

@@ -63,7 +63,7 @@ async def sync_meetings(
     max_concurrency: int = 16,
     on_change: OnChange | None = None,
     on_changes: OnChanges | None = None,
-    max_attempts: int = 20,
+    max_attempts: int = 50,
     baseline: bool = False,
     confirm_empty_after: int = 2,
 ) -> SyncReport:

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from lemcal_async.errors import BadRow, EmptyListError
+from lemcal_async.errors import EmptyListError
 from lemcal_async.sync._columns import columns_of, storable
 from lemcal_async.sync._diff import (
     Difference,
@@ -75,22 +75,18 @@ def apply(
     previous = _lock(connection, user_id, expected, at)
     if previous is None:
         return None
-    known, problems = _known(connection, user_id)
+    known = _known(connection, user_id)
     if error := doubt(known, now, previous.empty_lists, confirm_empty_after):
         _set(connection, user_id, empty_lists=previous.empty_lists + 1, last_error=str(error))
         return error
     _load(connection, user_id, known, needed_rows(known, now))
     todo = plan(known, now, announce=not (baseline and expected == 0))
     texts = {found.meeting_id: dump(found.wire) for found in (*todo.listed, *todo.outbox)}
-    writer = _Apply(connection, user_id, now, at, known, problems, texts)
+    writer = _Apply(connection, user_id, now, at, known, texts)
     writer.write_listed(todo.listed)
     writer.write_missing(todo, previous.synced_at)
     _write_changes(connection, user_id, todo.outbox, texts, at)
-    unreadable = [
-        BadRow(row.index, row.wire, problems[row.id]) for row in now.rows.values() if row.id in problems
-    ]
-    bad_rows = (*now.bad_rows, *unreadable)
-    is_known_by_hash = body_hash is not None and not bad_rows
+    is_known_by_hash = body_hash is not None and not now.bad_rows
     _set(
         connection,
         user_id,
@@ -100,7 +96,7 @@ def apply(
         body_hash=f"{expected + 1}:{body_hash}" if is_known_by_hash else None,
         listed=len(now.rows),
     )
-    return Applied(todo.counts, bad_rows)
+    return Applied(todo.counts, now.bad_rows)
 
 
 def unchanged(connection: Connection, user_id: str, body_hash: str, at: datetime) -> int | None:
@@ -158,18 +154,11 @@ def _set(connection: Connection, user_id: str, **values: Any) -> None:
     connection.execute(update(accounts).where(accounts.c.user_id == user_id).values(values))
 
 
-def _known(connection: Connection, user_id: str) -> tuple[dict[str, StoredMeeting], dict[str, str]]:
-    """Return what is known of the account's meetings, and what is wrong with those that cannot be read."""
-    columns = (meetings.c.meeting_id, meetings.c.digest, meetings.c.status, meetings.c.problem)
-    known: dict[str, StoredMeeting] = {}
-    problems: dict[str, str] = {}
-    for meeting_id, digest, status, problem in connection.execute(
-        select(*columns).where(meetings.c.user_id == user_id)
-    ):
-        known[meeting_id] = StoredMeeting(digest, status)
-        if problem is not None:
-            problems[meeting_id] = problem
-    return known, problems
+def _known(connection: Connection, user_id: str) -> dict[str, StoredMeeting]:
+    """Return what is known of the account's meetings."""
+    columns = (meetings.c.meeting_id, meetings.c.digest, meetings.c.status)
+    rows = connection.execute(select(*columns).where(meetings.c.user_id == user_id))
+    return {meeting_id: StoredMeeting(digest, status) for meeting_id, digest, status in rows}
 
 
 def _load(connection: Connection, user_id: str, known: dict[str, StoredMeeting], needed: list[str]) -> None:
@@ -186,17 +175,13 @@ def _load(connection: Connection, user_id: str, known: dict[str, StoredMeeting],
 
 @attrs.frozen
 class _Apply:
-    """Writes what a snapshot has changed of an account's meetings.
-
-    ``problems`` is kept up to date; ``texts`` are the wire rows as JSON.
-    """
+    """Writes what a snapshot has changed of an account's meetings; ``texts`` are the wire rows as JSON."""
 
     connection: Connection
     user_id: str
     now: Snapshot
     at: datetime
     known: dict[str, StoredMeeting]
-    problems: dict[str, str]
     texts: dict[str, str]
 
     def write_listed(self, differences: list[Difference]) -> None:
@@ -222,9 +207,6 @@ class _Apply:
 
     def _row(self, difference: Difference) -> dict[str, Any]:
         meeting_id, columns = difference.meeting_id, columns_of(difference.wire)
-        self.problems.pop(meeting_id, None)
-        if columns.problem is not None:
-            self.problems[meeting_id] = columns.problem
         return {
             **attrs.asdict(columns),
             "status": status_of(difference.wire),

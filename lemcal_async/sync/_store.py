@@ -43,13 +43,13 @@ class Change:
 
     @property
     def meeting(self) -> Meeting:
-        """The meeting as a model; raises ResponseDecodeError if the service sent something unreadable."""
+        """The meeting as a model; what could not be read is named in its ``problems``."""
         return from_wire(self.wire, Meeting)
 
 
 @attrs.frozen
 class Applied:
-    """What came of a list. ``bad_rows`` were not stored, or only without their columns."""
+    """What came of a list. ``bad_rows`` were not stored."""
 
     counts: Counts
     bad_rows: tuple[BadRow, ...] = ()

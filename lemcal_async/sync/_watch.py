@@ -99,7 +99,7 @@ async def watch(
     wake: Wake | None = None,
     on_report: OnReport | None = None,
     max_concurrency: int = 16,
-    max_attempts: int = 20,
+    max_attempts: int = 50,
     baseline: bool = False,
     confirm_empty_after: int = 2,
 ) -> NoReturn:

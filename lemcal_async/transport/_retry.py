@@ -87,7 +87,7 @@ class RetryTransport(httpx.AsyncBaseTransport):
             and response.is_closed
             and is_missing_hook(response.content)
         ):
-            response = httpx.Response(204, request=request)
+            response = call.last = httpx.Response(204, request=request)
         # Buffered, the answer is there before a client of httpx starts its own clock.
         response.elapsed = dt.timedelta(seconds=time.perf_counter() - began)
         return response

@@ -124,7 +124,7 @@ def test_the_accounts_through_a_pipe(lemcal: Run, sandbox: Sandbox, tmp_path: Pa
 
 def test_a_row_that_cannot_be_read(lemcal: Run, sandbox: Sandbox) -> None:
     """It is a warning and a status of its own: no account has failed."""
-    sandbox.inject(faults.json([{"_id": "mee_1", "start": 5}]))
+    sandbox.inject(faults.json([{"name": "x"}, {"_id": "mee_1", "start": 5}]))
     done = lemcal("sync", "--json", "--base-url", sandbox.base_url)
     assert (3, numbers(created=1)) == (done.status, report(done.out))
     assert ONE_LINE.fullmatch(done.err)

@@ -234,11 +234,29 @@ async def test_request_into_a_model_that_it_is_not(lemcal_sandbox: Sandbox) -> N
     assert ([Meeting("mee_1")], [1]) == (caught.value.rows, [bad.index for bad in caught.value.bad_rows])
 
 
-@pytest.mark.parametrize("into", [dict, list[int], list, str, Meeting("mee_1")])
+@pytest.mark.parametrize(
+    ("into", "path", "other"),
+    [
+        (dict, "/me", "/meetings"),
+        (dict[str, Any], "/me", "/meetings"),
+        (list, "/meetings", "/me"),
+        (list[Any], "/meetings", "/me"),
+    ],
+)
+async def test_request_into_plain_json(lemcal_sandbox: Sandbox, into: Any, path: str, other: str) -> None:
+    """The kind is checked, and nothing else."""
+    async with lemcal_sandbox.client() as lemcal:
+        answer = await lemcal.request("GET", path, into=into)
+        assert (await lemcal.request("GET", path)).data == answer.data
+        with pytest.raises(ResponseDecodeError, match=f"^GET {other}: 200 OK, but the body is an"):
+            await lemcal.request("GET", other, into=into)
+
+
+@pytest.mark.parametrize("into", [list[int], list[dict[str, Any]], tuple, str, Meeting("mee_1")])
 async def test_request_into_no_model(into: Any) -> None:
     """A mistake in the program is known before anything is sent."""
     wire = Wire()
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"pass a model such as Meeting, or list\[Meeting\]"):
         await wire.client().request("GET", "/me", into=into)
     assert [] == wire.requests
 

@@ -1,10 +1,15 @@
 """The deadline of a call: it covers queue, retries and slow answers, and says no at once where it can."""
 
+import gzip
+import json
+from collections.abc import AsyncIterator
+from types import ModuleType
+
 import anyio
 import httpx
 import pytest
 
-from lemcal_async import RetryPolicy
+from lemcal_async import RetryPolicy, _compression, _decoding
 from lemcal_async.errors import DeadlineExceededError, LemcalError
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, Priority, Unlimited
 from lemcal_async.sandbox import Sandbox, faults
@@ -277,6 +282,31 @@ async def test_each_call_has_its_own(lemcal_sandbox: Sandbox) -> None:
                 group.start_soon(lemcal.meetings.list)
     assert ["/me"] == [error.route for error in late]
     assert 5 == sum(seen.status == 200 for seen in lemcal_sandbox.requests)
+
+
+@pytest.mark.parametrize("module", [_compression, _decoding])
+async def test_decoding_counts(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is there in time, and takes long to decompress or to read, comes too late."""
+
+    async def long_turn() -> None:
+        await anyio.sleep(30)
+
+    monkeypatch.setattr(module, "checkpoint", long_turn)
+    monkeypatch.setattr(_decoding, "_TURN", 0.0)
+    body = gzip.compress(json.dumps([{"_id": f"mee_{number}"} for number in range(200_000)]).encode())
+
+    class Parts(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield body
+
+    headers = {"Content-Encoding": "gzip"}
+    wire = Wire(lambda _: httpx.Response(200, headers=headers, stream=Parts()))
+    with pytest.raises(DeadlineExceededError, match=r"within the deadline of 0\.2 s") as caught:
+        await wire.client(deadline=0.2).meetings.list()
+    check_plain(caught.value)
+    if module is _decoding:
+        assert 200 == caught.value.status_code
+        assert "GET /meetings: the answer came, but was not decoded" in str(caught.value)
 
 
 async def test_rotation_does_not_extend_it() -> None:

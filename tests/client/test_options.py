@@ -2,13 +2,17 @@
 
 import contextlib
 import inspect
+import os
+import re
+import subprocess
+import sys
 import time
 
 import anyio
 import httpx
 import pytest
 
-from lemcal_async import AsyncLemcal, RetryPolicy
+from lemcal_async import AsyncLemcal, RetryPolicy, __version__
 from lemcal_async.errors import (
     APITimeoutError,
     AuthenticationError,
@@ -44,6 +48,97 @@ async def test_from_the_environment(lemcal_sandbox: Sandbox, monkeypatch: pytest
     wire = Wire()
     await AsyncLemcal(OTHER_USER, OTHER_KEY, transport=wire).me()
     assert basic(OTHER_USER, OTHER_KEY) == wire.requests[0].headers["authorization"]
+
+
+async def test_the_base_url_of_the_environment(
+    lemcal_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is checked as the argument is, and the argument wins."""
+    account = (lemcal_sandbox.user_id, lemcal_sandbox.api_key)
+    monkeypatch.setenv("LEMCAL_BASE_URL", f" {lemcal_sandbox.base_url}/\n")
+    async with AsyncLemcal(*account) as lemcal:
+        assert lemcal_sandbox.user_id == (await lemcal.me()).id
+    assert "at https://example.com/api>" in repr(AsyncLemcal(*account, base_url="https://example.com/api"))
+    monkeypatch.setenv("LEMCAL_BASE_URL", "http://hush@example.com")
+    with pytest.raises(ConfigurationError, match=r"^LEMCAL_BASE_URL must not carry credentials") as caught:
+        AsyncLemcal(*account)
+    assert "hush" not in str(caught.value)
+    monkeypatch.setenv("LEMCAL_BASE_URL", "")
+    assert "at https://api.lemcal.com/api/lemcal>" in repr(AsyncLemcal(*account))
+
+
+async def test_a_root_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It serves those who hold only other people's keys, and has none of its own, even if there are some."""
+    monkeypatch.setenv("LEMCAL_USER_ID", USER_ID)
+    monkeypatch.setenv("LEMCAL_API_KEY", KEY)
+    wire, limiter = Wire(), LocalRateLimiter(limit=5, period=60)
+    async with AsyncLemcal.for_accounts(transport=wire, limiter=limiter, user_agent="agency/1") as root:
+        with pytest.raises(ConfigurationError, match=r"no account of its own: call for_account\("):
+            await root.me()
+        assert [] == wire.requests
+        client = root.for_account(OTHER_USER, OTHER_KEY)
+        await client.me()
+    (request,) = wire.requests
+    assert basic(OTHER_USER, OTHER_KEY) == request.headers["authorization"]
+    assert request.headers["user-agent"].endswith(" agency/1")
+    assert 4 == client.rate_limit.remaining
+    with pytest.raises(ConfigurationError, match="is closed"):
+        await client.me()
+
+
+async def test_the_user_agent() -> None:
+    """The app's name comes after ours, on views and siblings too."""
+    wire = Wire()
+    lemcal = wire.client(user_agent=" myapp/2.1 (ops@example.com)")
+    await lemcal.with_options(deadline=5).me()
+    await lemcal.for_account(OTHER_USER, OTHER_KEY).me()
+    await wire.client().me()
+    ours = f"lemcal-async/{__version__}"
+    assert [f"{ours} myapp/2.1 (ops@example.com)"] * 2 + [ours] == [
+        request.headers["user-agent"] for request in wire.requests
+    ]
+
+
+@pytest.mark.parametrize("name", ["", " ", "my\napp", "müapp", 7])
+def test_no_user_agent(name: object) -> None:
+    """What could not be sent, or would add a header."""
+    with pytest.raises(ConfigurationError, match=r"^user_agent="):
+        Wire().client(user_agent=name)
+
+
+LOGGING = """
+import sys, logging
+if sys.argv[1:]:
+    logging.basicConfig(format="mine: %(message)s")
+import anyio, httpx
+from lemcal_async import AsyncLemcal
+wire = httpx.MockTransport(lambda _: httpx.Response(200, json={"_id": "usr_1"}))
+anyio.run(AsyncLemcal("usr_1", "hush-hush", transport=wire).me)
+"""
+
+
+@pytest.mark.parametrize(
+    ("level", "arguments", "expected"),
+    [
+        ("debug", [], r"\d{4}-.* DEBUG lemcal_async: GET /me: 200 at attempt 1\n"),
+        (" INFO ", [], ""),
+        ("", [], ""),
+        ("debug", ["handlers"], "mine: GET /me: 200 at attempt 1\n"),
+        ("loud", [], r"(?s).*LEMCAL_LOG must be one of debug, info, warning, error\n"),
+    ],
+)
+def test_the_log(level: str, arguments: list[str], expected: str) -> None:
+    """LEMCAL_LOG writes it to standard error, through the program's own handlers if there are any."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOGGING, *arguments],
+        env={**os.environ, "LEMCAL_LOG": level},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert re.fullmatch(expected, done.stderr)
+    assert ("loud" == level) == (done.returncode != 0)
 
 
 async def test_the_combined_form(lemcal_sandbox: Sandbox) -> None:

@@ -33,7 +33,6 @@ SET_UP: dict[str, tuple[dict[str, Any], str]] = {
     "key of bytes": ({"api_key": KEY.encode()}, "api_key: must be a string or a function"),
     "user id of another type": ({"user_id": 5}, "user_id: must be a string, not int"),
     "base URL of nothing": ({"base_url": ""}, "base_url must be an absolute"),
-    "base URL of None": ({"base_url": None}, "base_url must be an absolute"),
     "base URL of another type": (
         {"base_url": httpx.URL("https://example.com")},
         "base_url must be an absolute",

@@ -152,6 +152,12 @@ def test_a_row_without_an_id(bad: Any) -> None:
     assert [("b", "changed")] == [(difference.meeting_id, difference.kind) for difference in found]
 
 
+def test_a_flood_of_bad_rows() -> None:
+    """Millions are not kept: the first thousand tell what is wrong."""
+    now = snapshot([0] * 5_000 + [row("a")])
+    assert ((1000, 999), {"a"}) == ((len(now.bad_rows), now.bad_rows[-1].index), set(now.rows))
+
+
 def test_an_id_that_comes_twice() -> None:
     """The first row counts; another one with other data is reported."""
     now = snapshot([row("a", x=1), row("a", x=1), row("a", x=2)])

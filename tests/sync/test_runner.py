@@ -154,7 +154,7 @@ async def test_an_account_that_was_emptied(worlds: Any) -> None:
 async def test_rows_that_cannot_be_read_are_reported(worlds: Any) -> None:
     """They are in the report with their account, and no account fails for them."""
     world = worlds(1, 0)
-    world.sandbox.inject(faults.json([{"_id": "mee_1", "start": 5}, {"_id": "mee_2"}]))
+    world.sandbox.inject(faults.json([{"start": 5}, {"_id": "mee_1", "start": 5}, {"_id": "mee_2"}]))
     report = await sync_meetings(world.clients(), MemoryStore())
     assert (0, 2) == (report.failed, report.created)
     assert [(world.sandbox.user_id, 0)] == [(bad.user_id, bad.row.index) for bad in report.unreadable_rows]

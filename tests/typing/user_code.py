@@ -75,12 +75,16 @@ async def calls() -> None:
 async def any_path(lemcal: AsyncLemcal, params: Mapping[str, str | None]) -> None:
     """Call a path that has no method."""
     answer = await lemcal.request("GET", "/anything", params=params, json=None, into=None)
-    assert_type(answer, APIResponse)
+    assert_type(answer, APIResponse[Any])
     assert_type(answer.status_code, int)
     assert_type(answer.headers, dict[str, str])
     assert_type(answer.data, Any)
-    await lemcal.request("POST", "/anything", json={"a": [1, None]}, into=Hook)
-    await lemcal.request("GET", "/meetings", params={"limit": 5, "ids": ["a", "b"]}, into=list[Meeting])
+    hook = await lemcal.request("POST", "/anything", json={"a": [1, None]}, into=Hook)
+    assert_type(hook, APIResponse[Hook])
+    found = await lemcal.request("GET", "/meetings", params={"ids": ["a", "b"]}, into=list[Meeting])
+    assert_type(found.data, list[Meeting])
+    plain = await lemcal.request("GET", "/me", into=dict[str, Any])
+    assert_type(plain.data, dict[str, Any])
 
 
 def current_key() -> str:
@@ -93,6 +97,7 @@ def clients() -> AsyncLemcal:
     AsyncLemcal()
     AsyncLemcal("usr_1", "k1")
     AsyncLemcal(api_key=current_key)
+    AsyncLemcal.for_accounts(limiter=LocalRateLimiter(), user_agent="myapp/2.1").for_account("usr_1", "k1")
     lemcal = AsyncLemcal(
         None,
         "usr_1:k1",

@@ -7,7 +7,7 @@ of this package. What the bytes mean is left to the resources.
 import functools
 import json
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeAlias, TypeVar
 
 import anyio
@@ -34,7 +34,26 @@ _DEFAULT_HEADERS = {
     "Accept": "application/json",
     "Accept-Encoding": "gzip, deflate",
 }
-_EMPTY = httpx.ByteStream(b"")  # one for all requests in the queue, because there may be many
+
+
+class _Content(httpx.ByteStream):
+    """The body of a request. Iterating leaves no generator behind, of which trio would warn when canceled."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Once(iter(self))
+
+
+class _Once(AsyncIterator[bytes]):
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts = parts
+
+    async def __anext__(self) -> bytes:
+        for part in self._parts:
+            return part
+        raise StopAsyncIteration
+
+
+_EMPTY = _Content(b"")  # one for all requests in the queue, because there may be many
 
 
 @attrs.frozen
@@ -205,7 +224,7 @@ class AccountSession:
             headers=authorization.headers,
             # Given as a stream, because httpx would look for headers to add, which takes longer than
             # everything else.
-            stream=httpx.ByteStream(content.reveal()) if content.reveal() else _EMPTY,
+            stream=_Content(content.reveal()) if content.reveal() else _EMPTY,
             extensions={"timeout": self.options.timeout, **extension(call)},
         )
         if body is not None:

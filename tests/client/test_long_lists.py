@@ -183,18 +183,18 @@ async def test_reading_counts_within_the_deadline(
         # A turn takes as long as the call may, however little is decoded in it.
         patch.setattr(decoding, "_take_turn", slowly(decoding._take_turn))
         patch.setattr(decoding, "json_of", slowly(decoding.json_of))
-        with pytest.raises(DeadlineExceededError, match=r"within the deadline of 0\.3 s") as caught:
-            await calls[what](lemcal.with_options(deadline=0.3))
+        with pytest.raises(DeadlineExceededError, match=r"within the deadline of 0\.1 s") as caught:
+            await calls[what](lemcal.with_options(deadline=0.1))
     assert ("GET", "/meetings", 1) == (caught.value.method, caught.value.route, caught.value.attempts)
     check_plain(caught.value)
     assert await calls[what](lemcal.with_options(deadline=60))
 
 
 def slowly(function: Any) -> Any:
-    """Have a function take 0.31 s longer, holding up everything else."""
+    """Have a function take 0.11 s longer, holding up everything else."""
 
     def slow(*arguments: Any) -> Any:
-        until = time.monotonic() + 0.31
+        until = time.monotonic() + 0.11
         while time.monotonic() < until:
             pass
         return function(*arguments)

@@ -2,10 +2,13 @@
 
 import logging
 import pickle
+import re
 import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 
@@ -19,7 +22,7 @@ from lemcal_async.errors import (
     ResponseDecodeError,
     ServerError,
 )
-from lemcal_async.ratelimit import LocalRateLimiter
+from lemcal_async.ratelimit import LocalRateLimiter, Unlimited
 from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.sandbox.faults import Fault
 
@@ -236,6 +239,113 @@ async def test_a_closed_client() -> None:
     lemcal = Wire().client()
     await lemcal.aclose()
     check_quiet(await error_of(create, lemcal, ConfigurationError))
+
+
+def frames_of(error: BaseException) -> str:
+    """Return all frames that hang on an error, with their local variables; but for the tests' own."""
+    shown = []
+    seen: set[int] = set()
+    rest: list[BaseException | None] = [error]
+    while rest:
+        each = rest.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        rest += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
+        rendered = traceback.StackSummary.extract(traceback.walk_tb(each.__traceback__), capture_locals=True)
+        shown += [f"{frame.filename}:{frame.lineno} {frame.name} {frame.locals}" for frame in rendered]
+    return "\n".join(frame for frame in shown if f"{__file__}:" not in frame)
+
+
+async def cancel_after(turns: int, call: Callable[[], Awaitable[object]]) -> BaseException | None:
+    """Cancel a call after so many turns of the event loop; return what it ended with, if it was canceled."""
+    ended: list[BaseException] = []
+
+    async def run() -> None:
+        try:
+            await call()
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+        for _ in range(turns):
+            await anyio.lowlevel.checkpoint()
+        group.cancel_scope.cancel()
+    return ended[0] if ended else None
+
+
+EVERY_TURN = pytest.param(range(70), marks=pytest.mark.storm, id="every turn")
+
+
+@pytest.mark.parametrize("moments", [pytest.param(range(0, 50, 7), id="some turns"), EVERY_TURN])
+@pytest.mark.parametrize("do", [create, request])
+async def test_canceled_at_any_moment(lemcal_sandbox: Sandbox, do: Do, moments: range) -> None:
+    """Neither our frames nor those below hold key or token, on a new connection or a used one."""
+    basic = basic_of(lemcal_sandbox.user_id, lemcal_sandbox.api_key)
+    lemcal_sandbox.inject(faults.slow(0.02), times=1_000)
+    where: set[str] = set()
+    for turns in moments:
+        for warm in (False, True):
+            async with lemcal_sandbox.client(limiter=Unlimited()) as lemcal:
+                if warm:
+                    await lemcal.me()
+                error = await cancel_after(turns, lambda lemcal=lemcal: do(lemcal))  # type: ignore[misc]
+            if error is not None:
+                frames = frames_of(error)
+                check_quiet(frames, lemcal_sandbox.api_key, basic)
+                where.add(re.sub(r"\d+", "", frames.rpartition("\n")[2].partition(" {")[0]))
+    assert len(where) >= 1
+    assert all("/lemcal_async/" in place or "/anyio/" in place for place in where)
+
+
+async def test_canceled_on_a_wire_that_holds_everything() -> None:
+    """Its frames are cut off: what they hold is not ours to mask."""
+    arrived = anyio.Event()
+
+    async def hold(request: httpx.Request) -> httpx.Response:
+        everything = (request.headers["authorization"], request.content, KEY)
+        arrived.set()
+        await anyio.sleep_forever()
+        raise AssertionError(everything)
+
+    lemcal = Wire().client(transport=httpx.MockTransport(hold))
+    ended: list[BaseException] = []
+
+    async def run() -> None:
+        try:
+            await create(lemcal)
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+        await arrived.wait()
+        group.cancel_scope.cancel()
+    rendered = traceback.format_tb(ended[0].__traceback__)
+    assert "in hold" not in "".join(rendered)
+    assert "_limit.py" in rendered[-1]
+    check_quiet(frames_of(ended[0]))
+
+
+async def test_a_broken_wire_keeps_the_frames_of_the_caller() -> None:
+    """What was being handled when the call was made belongs to the program, and is shown as it was."""
+    lemcal = failing(httpx.ReadError("reset")).client()
+    mine = ValueError("mine")
+    try:
+        fail(mine)
+    except ValueError:
+        with pytest.raises(APIConnectionError) as caught:
+            await lemcal.me()
+    assert caught.value.__context__ is mine
+    assert "in fail" in "".join(traceback.format_tb(mine.__traceback__))
+
+
+def fail(error: Exception) -> None:
+    """Raise it."""
+    raise error
 
 
 async def test_what_passes_through_every_layer() -> None:

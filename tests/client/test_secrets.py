@@ -339,7 +339,7 @@ async def test_a_broken_wire_keeps_the_frames_of_the_caller() -> None:
     except ValueError:
         with pytest.raises(APIConnectionError) as caught:
             await lemcal.me()
-    assert caught.value.__context__ is mine
+        assert caught.value.__context__ is mine
     assert "in fail" in "".join(traceback.format_tb(mine.__traceback__))
 
 

@@ -27,6 +27,10 @@ class Wakeup:
         # That of trio runs until it is gone.
         return hasattr(self.loop, "is_running") and not self.loop.is_running()
 
+    def runs_here(self) -> bool:
+        """Whether its event loop is the one that runs in this thread."""
+        return self.loop is _running_loop()
+
     async def wait(self, seconds: float) -> None:
         """Wait until woken, for so many seconds at most. A wake-up before the wait counts too."""
         with anyio.move_on_after(seconds):

@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 
 import attrs
 
+LONGEST = 1e9  # seconds, some thirty years: nobody has to wait, or to print, more
 _NUMBER = r"[+-]?[0-9]+(?:\.[0-9]*)?|[+-]?\.[0-9]+"
 # What JavaScript prints: ``Tue Feb 16 2021 09:02:42 GMT+0100 (Central European Standard Time)``. Parsed
 # by hand, because strptime's month names depend on the locale and email.utils drops the offset.
@@ -72,7 +73,7 @@ def parse_retry_after(value: str | None, date: str | None = None) -> float | Non
         text = part.strip()
         if re.fullmatch(_NUMBER, text):
             seconds = float(text)
-            return max(0.0, seconds) if math.isfinite(seconds) else None
+            return min(max(0.0, seconds), LONGEST) if math.isfinite(seconds) else None
     return _until(value, date)
 
 

@@ -5,6 +5,7 @@ happens is an event in an inbox, so no thread ever waits for another.
 """
 
 import itertools
+import math
 import os
 import time
 import weakref
@@ -22,6 +23,7 @@ from lemcal_async.ratelimit._server import ServerModel
 from lemcal_async.ratelimit._waiters import KeyState, SlotLog, Waiter
 
 LONG_WAIT = 30.0  # seconds; a call without a deadline that faces more is warned of, once per key
+PATIENCE = 0.1  # seconds for a task to pick up its grant, before another event loop's task gets it
 
 
 class LocalRateLimiter:
@@ -74,24 +76,25 @@ class LocalRateLimiter:
             self._inbox.post(None, self._enqueue, waiter)
             if waiter.outcome is None and events.wanted():
                 events.emit(events.Queued(key.short, priority, waiter.ahead))
-            while waiter.outcome is None:
+            while not waiter.is_decided():
                 waiter.warn()
                 alarm = waiter.alarm
+                if waiter.passed_over:
+                    waiter.passed_over = False
+                    self._inbox.post(None, self._enqueue, waiter)
+                    continue
                 if alarm is None:
                     await waiter.event.wait()
                 else:
                     await waiter.wait(max(0.0, alarm - self.clock()))
                 waiter.rearm()
-                if waiter.passed_over:
-                    waiter.passed_over = False
-                    self._inbox.post(None, self._enqueue, waiter)
                 if alarm is not None and self.clock() >= alarm:
                     waiter.alarm = None
                     self._inbox.post(waiter.state, _look_again)
         except BaseException:  # canceled, or closed by the garbage collector
             self._inbox.post(None, self._withdraw, waiter)
             raise
-        if waiter.outcome != "granted":
+        if isinstance(waiter.outcome, Exception):
             raise waiter.outcome
         if events.wanted():
             events.emit(events.Granted(key.short, priority, self.clock() - asked))
@@ -121,6 +124,7 @@ class LocalRateLimiter:
         if state is None:
             state = self._keys[waiter.key] = KeyState(waiter.key, self._new_log(waiter.key))
         waiter.state = state
+        state.queue.stalled.discard(waiter.loop)
         now = self.clock()
         if refused_for := state.log.cooldown.refused_for(now):
             waiter.decide(WouldWait(refused_for, refused=True))
@@ -157,6 +161,8 @@ class LocalRateLimiter:
         if state is None:
             return None
         state.queue.discard(waiter)
+        state.offers.pop(waiter, None)
+        state.queue.stalled.discard(waiter.loop)
         if waiter.slot is not None:
             state.log.unsent(waiter.slot)
         elif waiter.alarm is None:
@@ -173,6 +179,7 @@ class LocalRateLimiter:
             while (waiter := queue.head()) is not None:
                 queue.pop(waiter)
                 waiter.decide(WouldWait(refused_for, refused=True))
+        self._revoke(state, now)
         when = now
         while (waiter := queue.head()) is not None and (when := log.next_at(now, len(queue))) <= now:
             if waiter.stands_still():
@@ -184,10 +191,23 @@ class LocalRateLimiter:
                 continue
             queue.pop(waiter)
             waiter.slot = log.take(now)
+            state.offers[waiter] = now
             if not waiter.decide("granted"):  # its event loop is gone, and its task with it
+                del state.offers[waiter]
                 log.unsent(waiter.slot)
-        if waiter is not None and when < float("inf"):
+        when = math.inf if waiter is None else when
+        if len(queue) and (when := min([when, *(at + PATIENCE for _, at in _awaited(state))])) < math.inf:
             self._set_alarms(queue, when)
+
+    def _revoke(self, state: KeyState, now: float) -> None:
+        """Take back what a blocked event loop has not picked up while others wait."""
+        for waiter, offered_at in _awaited(state):
+            if now < offered_at + PATIENCE or waiter.runs_here() or state.offers.pop(waiter, None) is None:
+                continue
+            state.log.unsent(waiter.slot)
+            waiter.slot = None
+            waiter.passed_over = True
+            state.queue.stalled.add(waiter.loop)
 
     def _set_alarms(self, queue: Queue[Waiter], when: float) -> None:
         """Have one waiting task per event loop look again at ``when``; drop those of dead loops."""
@@ -211,7 +231,20 @@ class LocalRateLimiter:
         self._inbox.reset()
         for state in self._keys.values():
             state.queue.clear()
+            state.offers.clear()
             state.log.abandon(self.clock())
+
+
+def _awaited(state: KeyState) -> list[tuple[Waiter, float]]:
+    """Return the grants that have not been picked up, and for which a task of another event loop waits."""
+    if not state.offers:
+        return []
+    loops = state.queue.loops()
+    return [
+        (waiter, offered_at)
+        for waiter, offered_at in list(state.offers.items())
+        if len(loops) > 1 or waiter.loop not in loops
+    ]
 
 
 def _look_again() -> None:

@@ -16,6 +16,7 @@ from lemcal_async.ratelimit._server import ROUNDING, ServerModel, Window, Window
 from lemcal_async.ratelimit._sharing import ProbeScheduler, SharedKeyEstimate
 from lemcal_async.ratelimit._slots import LOST_AFTER, OccupiedSlots, RequestRecord, Slot, refutes_sliding
 
+MOST = 10  # times the configured limit: larger numbers of a server are cut to that
 SLACK = 2  # requests left to others who may come between an answer and our next request
 
 Observation: TypeAlias = Literal["foreign use", "contradiction"]
@@ -41,6 +42,10 @@ class SlidingWindowLog:
         self._probes = ProbeScheduler(self._server)
         self.cooldown = Cooldown()
         self._spaced_until = -math.inf
+        self._look_until = (
+            -math.inf
+        )  # until when one request looks, after a 429, whether the others may follow
+        self._scout: Slot | None = None  # that request
         self._slots = OccupiedSlots(self._server, period, limit)
 
     # ----------------------------------------------------------------------------------- grants
@@ -55,6 +60,8 @@ class SlidingWindowLog:
             return math.inf
         own, foreign = self._own, self._foreign(now)
         when = max(now, self.cooldown.until, self._spaced_until)
+        if self._scout is not None:
+            when = max(when, self._look_until)
         if not self._shared_key.shared:
             when = max(when, self._probes.held_until(now, waiting, own))
         occupied = len(self._slots.counted) + len(self._slots.in_flight)
@@ -74,6 +81,8 @@ class SlidingWindowLog:
     def take(self, now: float) -> Slot:
         """Grant one request. Only when ``next_at(now) <= now``."""
         slot = self._slots.take(now)
+        if now < self._look_until:
+            self._scout = slot
         self._spaced_until = now + self._shared_key.interval(self._own)
         self._probes.granted(now, self._windows.newest)
         return slot
@@ -94,13 +103,16 @@ class SlidingWindowLog:
         if slot.ended:
             return None
         if quota.limit:  # a header may lower the limit, never raise it
-            self._quota = quota.limit
+            self._quota = min(quota.limit, MOST * self._configured)
             self.limit = min(self._configured, quota.limit)
         refused = status_code == 429
+        if slot is self._scout:
+            self._scout, self._look_until = None, -math.inf
         relied_on = self._server.is_fixed
         window, pins = self._place(slot, now, quota)
         if refused:
             self.cooldown.extend(now, pause_after_429(quota, self.period))
+            self._look_until = self.cooldown.until + self.period
         record = RequestRecord(
             number=slot.number,
             left_at=slot.left_at,
@@ -108,7 +120,7 @@ class SlidingWindowLog:
             surely=not refused,
             window=window,
             before_end=quota.retry_after if pins and self._server.is_precise else None,
-            used=None if refused or quota.remaining is None else self._quota - quota.remaining,
+            used=None if refused else self._used(quota),
             rest=max(0.0, (quota.retry_after or 0.0) - ROUNDING) if self._server.is_precise else 0.0,
         )
         self._slots.end(slot, record, now)
@@ -128,11 +140,15 @@ class SlidingWindowLog:
     def unsent(self, slot: Slot) -> None:
         """Give the slot back: the request never reached the server."""
         self._slots.give_back(slot)
+        if slot is self._scout:
+            self._scout = None  # the next one looks
 
     def unknown(self, slot: Slot, now: float) -> None:
         """End the slot of a request that the server may have counted or yet count, and will not answer."""
         if slot.ended:
             return
+        if slot is self._scout:
+            self._scout = None
         # One that was never reported as sent may have been sent at any time until now.
         sent_at = now if slot.sent_at is None else slot.sent_at
         record = RequestRecord(
@@ -195,7 +211,7 @@ class SlidingWindowLog:
 
     def idle(self, now: float) -> bool:
         """Whether there is nothing to remember."""
-        if self._slots.in_flight or self.cooldown.until > now or self._foreign(now):
+        if self._slots.in_flight or self._look_until > now or self._foreign(now):
             return False
         self._slots.forget(now)
         return not self._slots.counted and not self._slots.lost
@@ -223,6 +239,12 @@ class SlidingWindowLog:
         if before is not None and self._windows.newest is not before:
             self._shared_key.learn(before.foreign, before.elapsed)
         return placed
+
+    def _used(self, quota: Quota) -> int | None:
+        """Return how many requests count, as an answer says."""
+        if quota.remaining is None:
+            return None
+        return max(0, self._quota - quota.remaining)
 
     def _counted_by(self, slot: Slot, now: float, window: Window | None, quota: Quota) -> float:
         """Return when the server must have counted a request whose answer has come now."""
@@ -253,10 +275,8 @@ class SlidingWindowLog:
 
         The server has counted more in this window than we can have sent.
         """
-        if quota.remaining is None or window.latest <= now:
-            return None
-        used = self._quota - quota.remaining
-        if used <= window.foreign + window.own:
+        used = self._used(quota)
+        if used is None or window.latest <= now or used <= window.foreign + window.own:
             return None
         # All that may have been counted less than a period before this one, in either way of counting.
         if self._server.is_fixed:

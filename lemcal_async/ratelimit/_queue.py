@@ -53,10 +53,13 @@ class _Lane(Generic[T]):
     def is_first(self, waiter: T) -> bool:
         return next(iter(self._by_loop[waiter.loop])) is waiter
 
-    def head(self) -> T | None:
+    def head(self, stalled: "set[Hashable]") -> T | None:
         if not self.size:  # as two of three lanes are, most of the time
             return None
-        return min(self.heads(), key=lambda waiter: waiter.number)
+        heads = self.heads()
+        if stalled:
+            heads = (waiter for waiter in heads if waiter.loop not in stalled)
+        return min(heads, key=lambda waiter: waiter.number, default=None)
 
     def heads(self) -> Iterator[T]:
         return (next(iter(waiters)) for waiters in self._by_loop.values())
@@ -77,6 +80,7 @@ class Queue(Generic[T]):
         self._interactive: _Lane[T] = _Lane()
         self._bulk: _Lane[T] = _Lane()
         self._passed = 0  # interactive turns since the last bulk one, while bulk waited
+        self.stalled: set[Hashable] = set()  # event loops that are blocked, whose waiters are passed over
 
     def __len__(self) -> int:
         return self._refused.size + self._interactive.size + self._bulk.size
@@ -98,10 +102,10 @@ class Queue(Generic[T]):
 
     def head(self) -> T | None:
         """Return whose turn it is."""
-        head = self._refused.head()
+        head = self._refused.head(self.stalled)
         if head is not None:
             return head
-        interactive, bulk = self._interactive.head(), self._bulk.head()
+        interactive, bulk = self._interactive.head(self.stalled), self._bulk.head(self.stalled)
         if interactive is None or (bulk is not None and self._passed >= BULK_SHARE - 1):
             return bulk
         return interactive
@@ -121,6 +125,11 @@ class Queue(Generic[T]):
                 found.setdefault(waiter.loop, waiter)
         return list(found.values())
 
+    def loops(self) -> "set[Hashable]":
+        """Return the event loops that have waiters, but for the blocked ones."""
+        lanes = (self._refused, self._interactive, self._bulk)
+        return {waiter.loop for lane in lanes for waiter in lane.heads()} - self.stalled
+
     def is_first(self, waiter: T) -> bool:
         """Whether a waiter is the first of its lane and event loop."""
         return self._lane(waiter).is_first(waiter)
@@ -128,6 +137,7 @@ class Queue(Generic[T]):
     def clear(self) -> None:
         """Drop all waiters."""
         self._refused, self._interactive, self._bulk = _Lane(), _Lane(), _Lane()
+        self.stalled.clear()
 
     def _lane(self, waiter: T) -> _Lane[T]:
         if waiter.refused:

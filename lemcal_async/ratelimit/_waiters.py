@@ -83,12 +83,13 @@ class SlotLog(Protocol):
 class KeyState:
     """What is known of one key."""
 
-    __slots__ = ("key", "log", "queue", "warned")
+    __slots__ = ("key", "log", "offers", "queue", "warned")
 
     def __init__(self, key: Key, log: SlotLog) -> None:
         self.key = key
         self.queue: Queue[Waiter] = Queue()
         self.log = log
+        self.offers: dict[Waiter, float] = {}  # what was granted, and when, and not picked up yet
         self.warned = False
 
 
@@ -135,6 +136,17 @@ class Waiter(Wakeup):
         self.outcome: Literal["granted"] | Exception | None = None
         self.long_wait: tuple[float, int] | None = None  # seconds and calls ahead, if worth a warning
         self.passed_over = False  # whether it lost its place, because its event loop stood still
+
+    def is_decided(self) -> bool:
+        """Whether the wait is over; picks up the grant, unless it has been taken back."""
+        if self.outcome is None:
+            return False
+        # Whoever takes it out first has it: this task, or another thread that found it overdue.
+        if self.outcome != "granted" or (self.state and self.state.offers.pop(self, None) is not None):
+            return True
+        self.outcome = None
+        self.passed_over = True
+        return False
 
     def decide(self, outcome: Literal["granted"] | Exception) -> bool:
         """Tell the waiting task what became of it; return False if its event loop is gone."""

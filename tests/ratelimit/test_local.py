@@ -240,6 +240,31 @@ async def test_several_refused_keep_their_order(limiter: LocalRateLimiter) -> No
 
 
 @pytest.mark.anyio
+async def test_a_server_that_refuses_for_long(limiter: LocalRateLimiter) -> None:
+    """After the first burst, each window is tried with one request; then all go on."""
+    refusals = 0
+    until = anyio.current_time() + 24.0
+
+    async def one() -> None:
+        nonlocal refusals
+        permit = None
+        while True:
+            permit = await limiter.acquire(KEY, again=permit)
+            permit.sent()
+            await anyio.sleep(0.05)
+            if anyio.current_time() >= until:
+                permit.answered(200, SILENT)
+                return
+            refusals += 1
+            permit.answered(429, refusal(1.5))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(60):
+            group.start_soon(one)
+    assert 20 + 24 / 1.5 >= refusals
+
+
+@pytest.mark.anyio
 async def test_a_second_429_does_not_shorten_the_pause(narrow: LocalRateLimiter) -> None:
     """The order that ends last stands, and both pauses are reported as they were named."""
     limiter = LocalRateLimiter(2, 2.0, clock=anyio.current_time)

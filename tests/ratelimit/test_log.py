@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from lemcal_async._headers import Quota
 from lemcal_async.ratelimit._cooldown import MARGIN, PAUSE_CAP, pause_after_429
-from lemcal_async.ratelimit._log import SLACK, SlidingWindowLog
+from lemcal_async.ratelimit._log import MOST, SLACK, SlidingWindowLog
 from lemcal_async.ratelimit._server import ROUNDING, SKEW, ServerModel
 from lemcal_async.ratelimit._slots import LOOKED_FOR, LOST_AFTER, Slot
 
@@ -379,6 +379,51 @@ class TestPauses:
         assert log.cooldown.left(100.0) > 0
 
 
+class TestLooking:
+    """After a 429 one request goes first, and the others follow if it is let through."""
+
+    def test_one_request_looks(self) -> None:
+        """The next one is granted when its answer has come, or a period later."""
+        log = new_log()
+        refuse(log, 0.0, 1.0)
+        after = 1.0 + MARGIN
+        (scout,) = granted(log, after)
+        assert pytest.approx(after + PERIOD) == log.next_at(after)
+        answer(log, [scout], after + 0.1)
+        assert LIMIT - 2 == len(granted(log, after + 0.1))
+
+    def test_while_it_is_refused_one_looks_each_time(self) -> None:
+        """A server that refuses for long meets one request at a time."""
+        log = new_log()
+        refuse(log, 0.0, 1.0)
+        now = 0.0
+        for _ in range(10):
+            now = log.next_at(now)
+            (scout,) = granted(log, now)
+            answer(log, [scout], now, 429, Quota(retry_after=1.0))
+        assert pytest.approx(10 * (1.0 + MARGIN)) == now
+
+    @pytest.mark.parametrize("end", ["unsent", "unknown"])
+    def test_if_it_does_not_come_back_the_next_one_looks(self, end: str) -> None:
+        """A request that failed or was cut off has not seen anything."""
+        log = new_log()
+        refuse(log, 0.0, 1.0)
+        for _ in range(2):
+            (scout,) = granted(log, 1.1)
+            if end == "unsent":
+                log.unsent(scout)
+            else:
+                log.unknown(scout, 1.1)
+
+    def test_what_left_before_the_pause_does_not_look(self) -> None:
+        """Its answer is of before."""
+        log = new_log()
+        first, second = depart(log, 0.0, 2)
+        log.answered(first, 0.1, 429, Quota(retry_after=1.0))
+        log.answered(second, 0.2, 200, SILENT)
+        assert 1 == len(granted(log, 1.2))
+
+
 class TestHeaders:
     """What the quota headers of an answer change."""
 
@@ -486,6 +531,13 @@ class TestHeaders:
         answer(log, depart(log, 0.0), 0.0, quota=quota)
         assert LIMIT - 1 == log.remaining(0.0)
 
+    def test_a_number_out_of_all_proportion_is_cut(self) -> None:
+        """A server that speaks of fifty million requests costs no more than one that speaks of twenty."""
+        log = new_log()
+        answer(log, depart(log, 0.0), 0.0, quota=Quota(limit=50_000_000, remaining=0, retry_after=1.9))
+        assert MOST * LIMIT - 1 == log.foreign
+        assert (LIMIT, 0) == (log.limit, log.remaining(0.0))
+
     def test_a_header_lowers_the_limit(self) -> None:
         """A smaller quota than configured is kept to, and what is out already counts against it."""
         log = new_log()
@@ -536,13 +588,13 @@ class TestForecasts:
         assert log.idle(LOOKED_FOR + 0.01)
 
     def test_a_request_in_flight_and_a_pause_are_remembered(self) -> None:
-        """Neither a request that hangs for an hour nor a pause of a minute is forgotten."""
+        """Neither a request that hangs for an hour nor a pause of a minute, nor that one is to look then."""
         log = new_log()
         (slot,) = depart(log, 0.0)
         assert not log.idle(3600.0)
         log.answered(slot, 3600.0, 429, Quota(retry_after=60.0))
         assert not log.idle(3659.0)
-        assert log.idle(3660.1)
+        assert log.idle(3660.1 + PERIOD)
 
     def test_when_the_whole_limit_is_free_again(self) -> None:
         """The budget is whole when the last slot has ended and the pause is over."""

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -192,6 +193,79 @@ def test_a_loop_that_stands_still(backend: str) -> None:
     assert min(late - early for early, late in itertools.pairwise(moments)) >= 0.05
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("blocked", ["asyncio", "trio"])
+def test_a_loop_that_is_blocked(blocked: str, backend: str) -> None:
+    """What it was granted, and does not pick up, goes to the calls of other loops; it has its turn later."""
+    limiter = LocalRateLimiter(2, 0.05)
+    ready, go_on = threading.Event(), threading.Event()
+    served: list[str] = []
+
+    async def one(name: str) -> None:
+        permit = await limiter.acquire(KEY)
+        served.append(name)
+        permit.unsent()
+
+    async def block() -> None:
+        permits = [await limiter.acquire(KEY) for _ in range(2)]
+        async with anyio.create_task_group() as group:
+            for number in range(5):
+                group.start_soon(one, f"blocked {number}")
+                await anyio.lowlevel.checkpoint()
+            for permit in permits:
+                permit.unsent()  # grants two of them
+            ready.set()
+            assert go_on.wait(30)
+
+    async def others() -> None:
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                for number in range(3):
+                    group.start_soon(one, f"other {number}")
+        go_on.set()
+
+    thread = threading.Thread(target=lambda: anyio.run(block, backend=blocked))
+    thread.start()
+    assert ready.wait(30)
+    anyio.run(others, backend=backend)
+    thread.join(30)
+    assert {f"other {number}" for number in range(3)} == set(served[:3])
+    assert {f"blocked {number}" for number in range(5)} == set(served[3:])
+    assert (2, 0) == (limiter.snapshot(KEY).remaining, limiter.snapshot(KEY).queued)
+
+
+def test_a_blocked_loop_that_goes_away() -> None:
+    """A call whose grant was taken back can still be canceled."""
+    limiter = LocalRateLimiter(1, 0.05)
+    ready, go_on = threading.Event(), threading.Event()
+
+    async def one() -> None:
+        (await limiter.acquire(KEY)).unsent()
+
+    async def block() -> None:
+        permit = await limiter.acquire(KEY)
+        async with anyio.create_task_group() as group:
+            group.start_soon(one)
+            await anyio.lowlevel.checkpoint()
+            permit.unsent()
+            ready.set()
+            assert go_on.wait(30)
+            group.cancel_scope.cancel()
+
+    thread = threading.Thread(target=lambda: anyio.run(block))
+    thread.start()
+    assert ready.wait(30)
+
+    async def other() -> None:
+        with anyio.fail_after(20):
+            (await limiter.acquire(KEY)).unsent()
+        go_on.set()
+
+    anyio.run(other)
+    thread.join(30)
+    assert RateLimit(1, 1, resets_in=0.0, queued=0, paused_for=0.0) == limiter.snapshot(KEY)
+
+
 def test_a_loop_that_stood_still_and_ends() -> None:
     """A call that was passed over can still be cancelled."""
     limiter = LocalRateLimiter(1, 0.05)
@@ -275,6 +349,36 @@ def test_a_limiter_can_be_collected() -> None:
     limiter = weakref.ref(LocalRateLimiter())
     gc.collect()
     assert limiter() is None
+
+
+# ---------------------------------------------------------------------------------------- signals
+def test_a_snapshot_waits_for_no_lock() -> None:
+    """A signal handler or a finalizer may run while its own thread is at work."""
+    limiter = LocalRateLimiter()
+    with limiter._inbox._lock:
+        assert 20 == limiter.snapshot(KEY).remaining
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers")
+def test_snapshots_in_a_signal_handler() -> None:
+    """Whatever they interrupt, they come back, and have something to say."""
+    limiter = LocalRateLimiter(5, 0.001)
+    seen: list[RateLimit] = []
+
+    async def hammer() -> None:
+        async with anyio.create_task_group() as group:
+            for _ in range(300):
+                group.start_soon(call, limiter, [])
+
+    before = signal.signal(signal.SIGVTALRM, lambda *_: seen.append(limiter.snapshot(KEY)))
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0.001, 0.001)
+    try:
+        while len(seen) < 20:
+            anyio.run(hammer)
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+    assert all(snapshot.remaining is not None and 0 <= snapshot.remaining <= 5 for snapshot in seen)
 
 
 # ------------------------------------------------------------------------------------------- fork

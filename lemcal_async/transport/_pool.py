@@ -27,6 +27,7 @@ from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Key
 from lemcal_async.transport._call import account_of
 from lemcal_async.transport._environment import MakeContext, Proxies, tls_context
+from lemcal_async.transport._interop import answer_httpx2
 
 if TYPE_CHECKING:
     import ssl
@@ -164,6 +165,8 @@ class BasePooledTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request; the response holds its connection until it is closed."""
+        if not isinstance(request, httpx.Request):
+            return await answer_httpx2(self, request)
         pool = self._pool()
         account = account_of(request)
         await self._acquire(pool, account, request)

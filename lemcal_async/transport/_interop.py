@@ -1,0 +1,39 @@
+"""Lets transports of httpx2 stand below the layers, and clients of httpx2 above them.
+
+httpx2, the maintained fork of httpx, has the same classes, and they are not those of httpx. What knows
+it is in ``transport/httpx2.py``, which is only loaded for who uses it.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import httpx
+
+from lemcal_async.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import httpx2
+
+Wire: TypeAlias = "httpx.AsyncBaseTransport | httpx2.AsyncBaseTransport"
+
+
+def as_httpx(wire: Wire) -> httpx.AsyncBaseTransport:
+    """Return a transport of either library as one of httpx; raise ConfigurationError for anything else."""
+    if isinstance(wire, httpx.AsyncBaseTransport):
+        return wire
+    fork = sys.modules.get("httpx2")
+    if fork is not None and isinstance(wire, fork.AsyncBaseTransport):
+        from lemcal_async.transport.httpx2 import HTTPX2Bridge  # noqa: PLC0415 - it is there for sure
+
+        return HTTPX2Bridge(wire)
+    name = wire.__name__ if isinstance(wire, type) else type(wire).__name__
+    raise ConfigurationError(
+        f"transport= must be an httpx.AsyncBaseTransport or an httpx2.AsyncBaseTransport, not {name}"
+    )
+
+
+async def answer_httpx2(transport: httpx.AsyncBaseTransport, request: Any) -> Any:
+    """Answer a request of httpx2's client as that client expects it."""
+    from lemcal_async.transport.httpx2 import answer  # noqa: PLC0415 - as above
+
+    return await answer(transport, request)

@@ -1,0 +1,148 @@
+"""How long the first use of each part holds up the event loop, in fresh interpreters, beside bare httpx.
+
+Everything that loads something late is tried: the first call on each wire, the first error, long list,
+webhook delivery, store and Redis access. A heartbeat measures the CPU time of the whole process between
+two of its beats, so that other programs do not matter, and work in threads does not count unless it keeps
+the event loop from running.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import attrs
+
+from benchmarks.servers import fixed_server
+from benchmarks.table import Measurement, alternate, main
+
+ROUNDS = 5
+BOUND = 10.0  # ms more than bare httpx's first call
+
+PROGRAM = """
+import sys, time
+URL, FOLDER = sys.argv[1], sys.argv[2]
+{before}
+
+async def first(sleep):
+    {action}
+
+async def measured(spawn, sleep):
+    longest, ended = 0.0, False
+    async def beat():
+        nonlocal longest
+        last = time.process_time()
+        while not ended:
+            await sleep(0.0005)
+            now = time.process_time()
+            longest, last = max(longest, now - last), now
+    async def run():
+        nonlocal ended
+        await sleep(0.02)
+        await first(sleep)
+        ended = True
+    await spawn(beat, run)
+    print(longest * 1e3)
+
+if sys.argv[3] == "asyncio":
+    import asyncio
+    async def spawn(*functions):
+        await asyncio.gather(*(function() for function in functions))
+    asyncio.run(measured(spawn, asyncio.sleep))
+else:
+    import trio
+    async def spawn(*functions):
+        async with trio.open_nursery() as nursery:
+            for function in functions:
+                nursery.start_soon(function)
+    trio.run(measured, spawn, trio.sleep)
+"""
+
+
+@attrs.frozen
+class FirstUse:
+    """A part, what a program does at its beginning, and what it then awaits."""
+
+    name: str
+    before: str
+    action: str
+    backends: tuple[str, ...] = ("asyncio", "trio")
+
+
+CLIENT = "from lemcal_async import AsyncLemcal\nlemcal = AsyncLemcal('usr_x', 'secret', base_url=URL{})"
+BARE = FirstUse(
+    "bare httpx",
+    "import httpx\nclient = httpx.AsyncClient()",
+    "(await client.get(URL + '/me')).json(); await client.aclose()",
+)
+USES = [
+    FirstUse("call", CLIENT.format(""), "await lemcal.me(); await lemcal.aclose()"),
+    FirstUse(
+        "call on HTTPX2Transport",
+        "from lemcal_async.transport.httpx2 import HTTPX2Transport\nwire = HTTPX2Transport()\n"
+        + CLIENT.format(", transport=wire"),
+        "await lemcal.me(); await wire.aclose()",
+    ),
+    FirstUse(
+        "call on AiohttpTransport",
+        "from lemcal_async.transport.aiohttp import AiohttpTransport\nwire = AiohttpTransport()\n"
+        + CLIENT.format(", transport=wire"),
+        "await lemcal.me(); await wire.aclose()",
+        ("asyncio",),
+    ),
+    FirstUse(
+        "error",
+        "from lemcal_async.errors import LemcalError\n" + CLIENT.format(""),
+        "\n    try:\n        await lemcal.request('GET', '/missing')\n    except LemcalError: pass\n"
+        "    await lemcal.aclose()",
+    ),
+    FirstUse("list of 5,000", CLIENT.format(""), "await lemcal.meetings.list(); await lemcal.aclose()"),
+    FirstUse(
+        "webhook delivery",
+        "from lemcal_async.webhooks import WebhookReceiver\n"
+        + CLIENT.format("")
+        + "\nasync def handle(meeting): pass\n"
+        "receiver = WebhookReceiver(lemcal, token='t' * 32, on_meeting=handle)",
+        "assert (await receiver.handle('POST', 'token=' + 't' * 32, {}, b'{\"_id\": \"mee_1\"}'))[0] == 200\n"
+        "    await lemcal.aclose()",
+    ),
+    FirstUse(
+        "synchronization into SQLite",
+        "from lemcal_async.sync import SQLStore, sync_meetings\n" + CLIENT.format("") + "\n"
+        "store = SQLStore('sqlite:///' + FOLDER + '/lemcal.db')",
+        "\n    async with store:\n        await sync_meetings([lemcal], store)\n    await lemcal.aclose()",
+    ),
+]
+
+
+def stall(use: FirstUse, backend: str, url: str) -> float:
+    """Return the longest stall of one fresh interpreter, in milliseconds."""
+    program = PROGRAM.format(before=use.before, action=use.action)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", program, url, folder, backend]
+        done = subprocess.run(command, capture_output=True, check=False, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{use.name} on {backend}:\n{done.stderr}")
+    return float(done.stdout)
+
+
+def measure() -> Iterator[Measurement]:
+    """Yield the figures."""
+    with fixed_server() as url:
+        for backend in ("asyncio", "trio"):
+            uses = {use.name: use for use in [BARE, *USES] if backend in use.backends}
+            taken = alternate(
+                ROUNDS, {name: (lambda use=use: stall(use, backend, url)) for name, use in uses.items()}
+            )
+            theirs = taken.pop(BARE.name)
+            yield Measurement(f"first use, {backend}: bare httpx, longest stall", theirs, "ms")
+            for name, ours in taken.items():
+                yield Measurement(
+                    f"first use, {backend}: {name}, longest stall beyond that", ours - theirs, "ms", BOUND
+                )
+
+
+if __name__ == "__main__":
+    main(measure)

@@ -1,0 +1,208 @@
+"""The transports of the matrix: the package's own, and those that people plug in."""
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import attrs
+import hishel
+import hishel.httpx
+import httpx
+import httpx2
+import httpx_aiohttp
+import httpx_curl_cffi
+import httpx_retries
+import httpx_socks
+import pyreqwest.compatibility.httpx
+import pytest_httpx
+import respx
+import vcr
+from opentelemetry.instrumentation.httpx import AsyncOpenTelemetryTransport
+from pytest_httpx._options import _HTTPXMockOptions
+
+from lemcal_async.sandbox import Sandbox
+from lemcal_async.transport import PooledTransport
+from lemcal_async.transport.aiohttp import AiohttpTransport
+from lemcal_async.transport.httpx2 import HTTPX2Transport
+
+Wire: TypeAlias = httpx.AsyncBaseTransport | httpx2.AsyncBaseTransport
+Open: TypeAlias = Callable[[Sandbox], AbstractAsyncContextManager[Any]]
+
+
+@attrs.frozen
+class Transport:
+    """One line of the table; ``fails`` names the scenarios that it cannot pass, and ``note`` says why."""
+
+    name: str
+    open: Open
+    note: str = ""
+    fails: frozenset[str] = frozenset()
+    has_network: bool = True  # without one, there is nothing to break
+    has_trio: bool = True
+
+
+def made_by(make: Callable[[], Wire]) -> Open:
+    """Return what opens a transport and closes it."""
+
+    @contextlib.asynccontextmanager
+    async def open_wire(_: Sandbox) -> AsyncIterator[Wire]:
+        wire = make()
+        try:
+            yield wire
+        finally:
+            await wire.aclose()
+
+    return open_wire
+
+
+@contextlib.asynccontextmanager
+async def cached(_: Sandbox) -> AsyncIterator[Wire]:
+    """Hishel, as it comes."""
+    with tempfile.TemporaryDirectory() as folder:
+        storage = hishel.AsyncSqliteStorage(database_path=Path(folder) / "cache.db")
+        wire = hishel.httpx.AsyncCacheTransport(httpx.AsyncHTTPTransport(), storage)
+        try:
+            yield wire
+        finally:
+            await wire.aclose()
+
+
+@contextlib.asynccontextmanager
+async def through_socks(sandbox: Sandbox) -> AsyncIterator[Wire]:
+    """httpx-socks, with a proxy of our own in front of the sandbox."""
+    target = httpx.URL(sandbox.base_url)
+    async with socks_proxy(target.host, target.port or 80) as port:
+        wire = httpx_socks.AsyncProxyTransport.from_url(f"socks5://127.0.0.1:{port}")
+        try:
+            yield wire
+        finally:
+            await wire.aclose()
+
+
+@contextlib.asynccontextmanager
+async def socks_proxy(host: str, port: int) -> AsyncIterator[int]:
+    """Run a SOCKS5 proxy that leads to one server; yield its port. In a thread, for either event loop."""
+    import threading
+
+    loop = asyncio.new_event_loop()
+    ready = threading.Event()
+    ports: list[int] = []
+    stopped = asyncio.Event()
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort() if reader.exception() else writer.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            methods = (await reader.readexactly(2))[1]
+            await reader.readexactly(methods)
+            writer.write(b"\x05\x00")
+            await reader.readexactly(4 + 4 + 2)  # CONNECT to an IPv4 address
+            upstream = await asyncio.open_connection(host, port)
+            writer.write(b"\x05\x00\x00\x01" + bytes(6))
+            await asyncio.gather(pipe(reader, upstream[1]), pipe(upstream[0], writer))
+
+    async def serve() -> None:
+        server = await asyncio.start_server(connected, "127.0.0.1", 0)
+        ports.append(server.sockets[0].getsockname()[1])
+        ready.set()
+        await stopped.wait()
+        server.close()
+
+    thread = threading.Thread(target=lambda: asyncio.Runner(loop_factory=lambda: loop).run(serve()))
+    thread.start()
+    ready.wait()
+    try:
+        yield ports[0]
+    finally:
+        loop.call_soon_threadsafe(stopped.set)
+        thread.join()
+
+
+@contextlib.asynccontextmanager
+async def in_process(sandbox: Sandbox) -> AsyncIterator[Wire]:
+    """httpx's ASGITransport."""
+    yield httpx.ASGITransport(app=sandbox)  # type: ignore[arg-type]
+
+
+def answered_by(sandbox: Sandbox) -> Callable[[httpx.Request], Any]:
+    """Return a handler for the libraries that mock: it asks the sandbox."""
+    inner = httpx.ASGITransport(app=sandbox)  # type: ignore[arg-type]
+
+    async def handler(request: httpx.Request) -> httpx.Response:
+        response = await inner.handle_async_request(request)
+        return httpx.Response(
+            response.status_code, headers=response.headers.raw, content=b"".join([p async for p in response.stream])  # type: ignore[union-attr]
+        )
+
+    return handler
+
+
+@contextlib.asynccontextmanager
+async def mocked(sandbox: Sandbox) -> AsyncIterator[Wire]:
+    """httpx's MockTransport."""
+    yield httpx.MockTransport(answered_by(sandbox))
+
+
+@contextlib.asynccontextmanager
+async def with_respx(sandbox: Sandbox) -> AsyncIterator[Wire]:
+    """A router of respx."""
+    router = respx.Router(assert_all_called=False)
+    router.route().mock(side_effect=answered_by(sandbox))
+    yield httpx.MockTransport(router.async_handler)
+
+
+@contextlib.asynccontextmanager
+async def with_pytest_httpx(sandbox: Sandbox) -> AsyncIterator[Wire]:
+    """What its fixture patches: httpx's own transport."""
+    mock = pytest_httpx.HTTPXMock(_HTTPXMockOptions())
+    mock.add_callback(answered_by(sandbox), is_reusable=True)
+    wire = httpx.AsyncHTTPTransport()
+    wire.handle_async_request = lambda request: mock._handle_async_request(wire, request)  # type: ignore[method-assign]
+    try:
+        yield wire
+    finally:
+        await wire.aclose()
+
+
+@contextlib.asynccontextmanager
+async def recorded(_: Sandbox) -> AsyncIterator[Wire]:
+    """vcrpy, recording: it patches httpcore's pool."""
+    with tempfile.TemporaryDirectory() as folder:
+        with vcr.use_cassette(str(Path(folder) / "cassette.yaml"), record_mode="all"):
+            wire = httpx.AsyncHTTPTransport()
+            try:
+                yield wire
+            finally:
+                await wire.aclose()
+
+
+UNSEEN = "sees httpx's own transport only: pass `transport=httpx.AsyncHTTPTransport()` in such tests"
+
+TRANSPORTS = [
+    Transport("`PooledTransport` (default)", made_by(PooledTransport)),
+    Transport("`HTTPX2Transport`", made_by(HTTPX2Transport)),
+    Transport("`AiohttpTransport`", made_by(AiohttpTransport), "asyncio only", has_trio=False),
+    Transport("`httpx.AsyncHTTPTransport`", made_by(httpx.AsyncHTTPTransport)),
+    Transport("`httpx2.AsyncHTTPTransport`", made_by(httpx2.AsyncHTTPTransport)),
+    Transport("httpx-aiohttp", made_by(httpx_aiohttp.AiohttpTransport), has_trio=False),
+    Transport("pyreqwest", made_by(pyreqwest.compatibility.httpx.HttpxTransport), has_trio=False),
+    Transport("httpx-curl-cffi", made_by(httpx_curl_cffi.AsyncCurlTransport), has_trio=False),
+    Transport("hishel", cached),
+    Transport("httpx-retries", made_by(lambda: httpx_retries.RetryTransport(httpx.AsyncHTTPTransport()))),
+    Transport("OpenTelemetry's `AsyncOpenTelemetryTransport`", made_by(lambda: AsyncOpenTelemetryTransport(httpx.AsyncHTTPTransport()))),
+    Transport("httpx-socks", through_socks),
+    Transport("`httpx.ASGITransport`", in_process, has_network=False),
+    Transport("`httpx.MockTransport`", mocked, has_network=False),
+    Transport("respx", with_respx, has_network=False),
+    Transport("pytest-httpx", with_pytest_httpx, UNSEEN, has_network=False),
+    Transport("vcrpy", recorded, UNSEEN),
+]

@@ -6,12 +6,11 @@ two of its beats, so that other programs do not matter, and work in threads does
 the event loop from running.
 """
 
+import functools
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
 
 import attrs
 
@@ -134,7 +133,7 @@ def measure() -> Iterator[Measurement]:
         for backend in ("asyncio", "trio"):
             uses = {use.name: use for use in [BARE, *USES] if backend in use.backends}
             taken = alternate(
-                ROUNDS, {name: (lambda use=use: stall(use, backend, url)) for name, use in uses.items()}
+                ROUNDS, {name: functools.partial(stall, use, backend, url) for name, use in uses.items()}
             )
             theirs = taken.pop(BARE.name)
             yield Measurement(f"first use, {backend}: bare httpx, longest stall", theirs, "ms")

@@ -22,6 +22,7 @@ from lemcal_async._urls import DEFAULT_BASE_URL, check_base_url, check_path, wit
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.models import User
 from lemcal_async.ratelimit import Key, Priority, RateLimit, RateLimiter
+from lemcal_async.transport._interop import Wire
 from lemcal_async.transport._retry import MAX_RESPONSE_BYTES
 
 OnBadRow = Literal["raise", "skip"]
@@ -56,7 +57,7 @@ class ClientOptions(TypedDict, total=False):
     """The options of ``AsyncLemcal`` beside its credentials; it describes them."""
 
     base_url: str | None
-    transport: httpx.AsyncBaseTransport | None
+    transport: Wire | None
     limiter: RateLimiter | None
     retry: RetryPolicy | None
     timeout: Timeout
@@ -73,8 +74,9 @@ class AsyncLemcal:
     ``user_id`` and ``api_key`` default to ``LEMCAL_USER_ID`` and ``LEMCAL_API_KEY``. ``api_key`` may
     hold both (``usr_x:secret``, or its base64), and may be a function that returns the current one.
     ``timeout`` is the seconds for each network operation, ``deadline`` the seconds for a whole call,
-    waits and retries included. ``transport`` replaces the connections and ``limiter`` the
-    process-wide rate limiter; you close what you pass in. ``retry`` says how often a call is tried.
+    waits and retries included. ``transport``, one of httpx or of httpx2, replaces the connections and
+    ``limiter`` the process-wide rate limiter; you close what you pass in. ``retry`` says how often a
+    call is tried.
 
     ``base_url`` defaults to ``LEMCAL_BASE_URL``, or else the service itself. It must be https, unless
     it is on this machine or ``allow_insecure_http`` is True. ``on_bad_row="skip"`` leaves unreadable
@@ -95,7 +97,7 @@ class AsyncLemcal:
         api_key: ApiKey | None = None,
         *,
         base_url: str | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
+        transport: Wire | None = None,
         limiter: RateLimiter | None = None,
         retry: RetryPolicy | None = None,
         timeout: Timeout = 30.0,
@@ -109,7 +111,6 @@ class AsyncLemcal:
         origin, base_url = Secret(base_url), None  # people put passwords there
         set_up_logging()
         source = CredentialSource(given, environment=True)
-        _check_type("transport", transport, httpx.AsyncBaseTransport)
         _check_type("limiter", limiter, RateLimiter)
         if on_bad_row not in ("raise", "skip"):
             raise ConfigurationError(f"on_bad_row={on_bad_row!r}: it must be 'raise' or 'skip'")

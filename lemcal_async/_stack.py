@@ -2,11 +2,10 @@
 
 import warnings
 
-import httpx
-
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import RateLimiter
 from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport
+from lemcal_async.transport._interop import Wire
 
 
 class TransportStack:
@@ -14,7 +13,7 @@ class TransportStack:
 
     def __init__(
         self,
-        wire: httpx.AsyncBaseTransport | None,
+        wire: Wire | None,
         limiter: RateLimiter | None,
         max_response_bytes: int,
     ) -> None:
@@ -27,7 +26,7 @@ class TransportStack:
             wire = self._owned = PooledTransport()
         self._build(wire)
 
-    def _build(self, wire: httpx.AsyncBaseTransport) -> None:
+    def _build(self, wire: Wire) -> None:
         self._limit = RateLimitTransport(wire, self._limiter)
         self.entry = RetryTransport(self._limit, max_response_bytes=self._max_response_bytes)
 

@@ -42,7 +42,7 @@ async def guard(operation: Awaitable[T]) -> T:
     try:
         return await operation
     except BaseException as error:
-        _drop_frames(error, handled)
+        drop_frames(error, handled)
         known = _known(error)
         if known is error:
             raise
@@ -64,7 +64,7 @@ def _known(error: BaseException) -> BaseException:
     return httpx.NetworkError(text) if isinstance(error, OSError) else httpx.TransportError(text)
 
 
-def _drop_frames(error: BaseException, handled: BaseException | None) -> None:
+def drop_frames(error: BaseException, handled: BaseException | None) -> None:
     """Cut off the frames below the caller's, of ``error`` and of all that it carries along.
 
     ``handled`` is what was being handled when the wire was called: it belongs to the user's program,

@@ -14,7 +14,9 @@ from lemcal_async.errors import ConfigurationError
 if TYPE_CHECKING:
     import httpx2
 
-Wire: TypeAlias = "httpx.AsyncBaseTransport | httpx2.AsyncBaseTransport"
+    Wire: TypeAlias = httpx.AsyncBaseTransport | httpx2.AsyncBaseTransport
+else:
+    Wire = httpx.AsyncBaseTransport  # which annotations show while the program runs
 
 
 def as_httpx(wire: Wire) -> httpx.AsyncBaseTransport:
@@ -26,9 +28,8 @@ def as_httpx(wire: Wire) -> httpx.AsyncBaseTransport:
         from lemcal_async.transport.httpx2 import HTTPX2Bridge  # noqa: PLC0415 - it is there for sure
 
         return HTTPX2Bridge(wire)
-    name = wire.__name__ if isinstance(wire, type) else type(wire).__name__
     raise ConfigurationError(
-        f"transport= must be an httpx.AsyncBaseTransport or an httpx2.AsyncBaseTransport, not {name}"
+        f"transport= must be of type AsyncBaseTransport, httpx's or httpx2's, not {type(wire).__name__}"
     )
 
 

@@ -12,6 +12,7 @@ from lemcal_async.ratelimit import Key, Permit, RateLimiter, WouldWait, default_
 from lemcal_async.ratelimit._base import key_of
 from lemcal_async.transport._call import CallState, SendTracer, call_of
 from lemcal_async.transport._errors import deadline_error, guard
+from lemcal_async.transport._interop import Wire, answer_httpx2, as_httpx
 
 
 class RateLimitTransport(httpx.AsyncBaseTransport):
@@ -25,8 +26,8 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
     request has left, it gives its slot back; canceled later, the slot counts as used.
     """
 
-    def __init__(self, wire: httpx.AsyncBaseTransport, limiter: RateLimiter | None = None) -> None:
-        self._wire = wire
+    def __init__(self, wire: Wire, limiter: RateLimiter | None = None) -> None:
+        self._wire = as_httpx(wire)
         self._limiter = limiter
 
     @property
@@ -36,6 +37,8 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Wait for the request's turn, send it, and report how it ended."""
+        if not isinstance(request, httpx.Request):
+            return await answer_httpx2(self, request)
         call = call_of(request)
         tracer = call.tracer or SendTracer(request)
         tracer.entered = False

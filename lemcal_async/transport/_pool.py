@@ -27,6 +27,7 @@ from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Key
 from lemcal_async.transport._call import account_of
 from lemcal_async.transport._environment import MakeContext, Proxies, tls_context
+from lemcal_async.transport._errors import drop_frames
 from lemcal_async.transport._interop import answer_httpx2
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class BasePooledTransport(httpx.AsyncBaseTransport):
                 connection = await self._connect(origin)
             answer = await self._send(connection, request)
         except BaseException as error:
-            _cut_frames(error, handled)
+            drop_frames(error, handled)
             known = self._translate(error)
             pool.slots.release(account)
             if connection is not None:
@@ -286,7 +287,7 @@ class _Body(httpx.AsyncByteStream):
         except GeneratorExit:
             raise
         except BaseException as error:
-            _cut_frames(error, handled)
+            drop_frames(error, handled)
             known = self._transport._translate(error)  # noqa: SLF001 - its other half
             if known is None:
                 raise
@@ -315,23 +316,6 @@ async def _close(connections: list[Any]) -> None:
         with anyio.CancelScope(shield=True):
             for connection in connections:
                 await connection.aclose()
-
-
-def _cut_frames(error: BaseException, handled: BaseException | None) -> None:
-    """Forget the frames behind an error: their local variables hold what was sent, credentials included.
-
-    Those of the error that the caller is handling meanwhile stay.
-    """
-    cut: set[int] = {id(handled)}
-    remaining = [error]
-    while remaining:
-        each = remaining.pop()
-        if id(each) not in cut:
-            cut.add(id(each))
-            each.__traceback__ = None
-            remaining += [behind for behind in (each.__cause__, each.__context__) if behind is not None]
-            if isinstance(each, BaseExceptionGroup):
-                remaining += each.exceptions
 
 
 def _is_closed(loop: Any) -> bool:

@@ -3,7 +3,7 @@
 import threading
 from abc import abstractmethod
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio.to_thread
 import httpx
@@ -76,7 +76,7 @@ class HTTPCoreTransport(BasePooledTransport):
                 method=request.method,
                 url=core.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
                 headers=request.headers.raw,
-                content=request.stream,
+                content=_content_of(request),
                 extensions=request.extensions,
             )
         )
@@ -97,6 +97,27 @@ class HTTPCoreTransport(BasePooledTransport):
                 known: httpx.RequestError = getattr(httpx, kind.__name__)(str(error))
                 return known
         return None
+
+
+def _content_of(request: httpx.Request) -> Any:
+    stream = request.stream
+    return _Body(b"".join(stream)) if isinstance(stream, httpx.ByteStream) else stream
+
+
+class _Body:
+    """A body in one piece. httpx has a generator for it, which is garbage if its sending breaks off."""
+
+    def __init__(self, body: bytes) -> None:
+        self._rest = body
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        rest, self._rest = self._rest, b""
+        if not rest:
+            raise StopAsyncIteration
+        return rest
 
 
 class PooledTransport(HTTPCoreTransport):

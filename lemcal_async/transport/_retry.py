@@ -7,6 +7,7 @@ is out of scope. It knows nothing of the rate limit, and makes no errors of answ
 import datetime as dt
 import io
 import logging
+import re
 import time
 from typing import cast
 
@@ -23,6 +24,7 @@ from lemcal_async._retry import Failure, RetryPolicy, is_refusal, wait_after_ans
 from lemcal_async.errors import ResponseDecodeError
 from lemcal_async.transport._call import CallState, SendTracer, begin_call
 from lemcal_async.transport._errors import deadline_error, guard
+from lemcal_async.transport._interop import Wire, answer_httpx2, as_httpx
 from lemcal_async.transport._limit import RateLimitTransport
 
 _logger = logging.getLogger("lemcal_async.retry")
@@ -58,17 +60,19 @@ class RetryTransport(httpx.AsyncBaseTransport):
 
     def __init__(
         self,
-        wire: httpx.AsyncBaseTransport,
+        wire: Wire,
         policy: RetryPolicy | None = None,
         *,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
-        self._wire = wire
+        self._wire = as_httpx(wire)
         self._policy = policy or RetryPolicy()
         self._max_response_bytes = max_response_bytes
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request until an answer stands; raises what the last attempt raised."""
+        if not isinstance(request, httpx.Request):
+            return await answer_httpx2(self, request)
         began = time.perf_counter()
         call = begin_call(request)
         policy = call.retry or self._policy
@@ -174,7 +178,8 @@ class RetryTransport(httpx.AsyncBaseTransport):
         content = await self._read(response, call)
         encoding = response.headers.get("content-encoding")
         if encoding is not None:
-            if encoding not in KNOWN and encoding in request.headers.get("accept-encoding", ""):
+            asked_for = re.split(r"[\s,;]+", request.headers.get("accept-encoding", ""))
+            if encoding not in KNOWN and encoding in asked_for:
                 response.stream = httpx.ByteStream(content)  # the client asked for it, and can read it
                 return
             try:

@@ -63,11 +63,11 @@ SET_UP: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a client for a transport": (
         {"transport": object()},
-        "transport= must be of type AsyncBaseTransport, not object",
+        "transport= must be of type AsyncBaseTransport, httpx's or httpx2's, not object",
     ),
     "transport not called": (
         {"transport": PooledTransport},
-        "transport= must be of type AsyncBaseTransport, not ",
+        "transport= must be of type AsyncBaseTransport, httpx's or httpx2's, not type",
     ),
     "limiter of another kind": ({"limiter": 20}, "limiter= must be of type RateLimiter, not int"),
     "limiter not called": ({"limiter": LocalRateLimiter}, "limiter= must be of type RateLimiter, not "),

@@ -1,9 +1,9 @@
-"""What is asked of every transport: each scenario is a call or two on the sandbox, and what must come of it."""
+"""What is asked of every transport: a call or two on the sandbox, and what must come of it."""
 
-import asyncio
 import contextlib
 import time
 import traceback
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -150,7 +150,9 @@ async def accounts(transport: Transport) -> None:
         for _ in range(2):
             for number, account in enumerate(here.sandbox.accounts):
                 assert account.user_id == (await here.client(number).me()).id
-                assert {account.user_id} == {each.user_id for each in await here.client(number).meetings.list()}
+                assert {account.user_id} == {
+                    each.user_id for each in await here.client(number).meetings.list()
+                }
 
 
 async def _within_the_limit(transport: Transport, window: str) -> None:
@@ -310,12 +312,9 @@ async def secrets(transport: Transport) -> None:
 
 
 def _check_quiet(error: BaseException, here: Lab) -> None:
-    from base64 import b64encode
-
     key = here.sandbox.api_key
     hidden = [key, b64encode(f"{here.sandbox.user_id}:{key}".encode()).decode()]
     rendered = traceback.TracebackException.from_exception(error, capture_locals=True)
-    text = "".join(line for line in rendered.format() if True)
     # What the scenarios hold themselves is not the question.
     own = [frame for frame in rendered.stack if "/tests/matrix/" in frame.filename]
     for frame in own:
@@ -329,7 +328,7 @@ async def on_trio(transport: Transport) -> None:
     """The matrix runs this one there."""
     async with lab(transport) as here:
         assert here.sandbox.user_id == (await here.client().me()).id
-        assert await here.client().hooks.create(TARGET, any_meeting_type=True)
+        assert None is not await here.client().hooks.create(TARGET, any_meeting_type=True)
         with anyio.move_on_after(0):
             await here.client().me()
         assert [] != await here.client().meetings.list()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -72,10 +73,9 @@ async def cached(_: Sandbox) -> AsyncIterator[Wire]:
 
 
 @contextlib.asynccontextmanager
-async def through_socks(sandbox: Sandbox) -> AsyncIterator[Wire]:
+async def through_socks(_: Sandbox) -> AsyncIterator[Wire]:
     """httpx-socks, with a proxy of our own in front of the sandbox."""
-    target = httpx.URL(sandbox.base_url)
-    async with socks_proxy(target.host, target.port or 80) as port:
+    async with socks_proxy() as port:
         wire = httpx_socks.AsyncProxyTransport.from_url(f"socks5://127.0.0.1:{port}")
         try:
             yield wire
@@ -84,10 +84,8 @@ async def through_socks(sandbox: Sandbox) -> AsyncIterator[Wire]:
 
 
 @contextlib.asynccontextmanager
-async def socks_proxy(host: str, port: int) -> AsyncIterator[int]:
-    """Run a SOCKS5 proxy that leads to one server; yield its port. In a thread, for either event loop."""
-    import threading
-
+async def socks_proxy() -> AsyncIterator[int]:
+    """Run a SOCKS5 proxy in a thread, for either event loop; yield its port."""
     loop = asyncio.new_event_loop()
     ready = threading.Event()
     ports: list[int] = []
@@ -105,8 +103,14 @@ async def socks_proxy(host: str, port: int) -> AsyncIterator[int]:
             methods = (await reader.readexactly(2))[1]
             await reader.readexactly(methods)
             writer.write(b"\x05\x00")
-            await reader.readexactly(4 + 4 + 2)  # CONNECT to an IPv4 address
-            upstream = await asyncio.open_connection(host, port)
+            asked = await reader.readexactly(4 + 4 + 2)  # CONNECT to an IPv4 address
+            host, port = ".".join(map(str, asked[4:8])), int.from_bytes(asked[8:])
+            try:
+                upstream = await asyncio.open_connection(host, port)
+            except OSError:
+                writer.write(b"\x05\x05\x00\x01" + bytes(6))
+                writer.close()
+                return
             writer.write(b"\x05\x00\x00\x01" + bytes(6))
             await asyncio.gather(pipe(reader, upstream[1]), pipe(upstream[0], writer))
 
@@ -129,18 +133,20 @@ async def socks_proxy(host: str, port: int) -> AsyncIterator[int]:
 
 @contextlib.asynccontextmanager
 async def in_process(sandbox: Sandbox) -> AsyncIterator[Wire]:
-    """httpx's ASGITransport."""
-    yield httpx.ASGITransport(app=sandbox)  # type: ignore[arg-type]
+    """Httpx's ASGITransport."""
+    yield httpx.ASGITransport(app=sandbox)
 
 
 def answered_by(sandbox: Sandbox) -> Callable[[httpx.Request], Any]:
     """Return a handler for the libraries that mock: it asks the sandbox."""
-    inner = httpx.ASGITransport(app=sandbox)  # type: ignore[arg-type]
+    inner = httpx.ASGITransport(app=sandbox)
 
     async def handler(request: httpx.Request) -> httpx.Response:
         response = await inner.handle_async_request(request)
         return httpx.Response(
-            response.status_code, headers=response.headers.raw, content=b"".join([p async for p in response.stream])  # type: ignore[union-attr]
+            response.status_code,
+            headers=response.headers.raw,
+            content=b"".join([p async for p in response.stream]),  # type: ignore[union-attr]
         )
 
     return handler
@@ -148,7 +154,7 @@ def answered_by(sandbox: Sandbox) -> Callable[[httpx.Request], Any]:
 
 @contextlib.asynccontextmanager
 async def mocked(sandbox: Sandbox) -> AsyncIterator[Wire]:
-    """httpx's MockTransport."""
+    """Httpx's MockTransport."""
     yield httpx.MockTransport(answered_by(sandbox))
 
 
@@ -176,13 +182,15 @@ async def with_pytest_httpx(sandbox: Sandbox) -> AsyncIterator[Wire]:
 @contextlib.asynccontextmanager
 async def recorded(_: Sandbox) -> AsyncIterator[Wire]:
     """vcrpy, recording: it patches httpcore's pool."""
-    with tempfile.TemporaryDirectory() as folder:
-        with vcr.use_cassette(str(Path(folder) / "cassette.yaml"), record_mode="all"):
-            wire = httpx.AsyncHTTPTransport()
-            try:
-                yield wire
-            finally:
-                await wire.aclose()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        vcr.use_cassette(str(Path(folder) / "cassette.yaml"), record_mode="all"),
+    ):
+        wire = httpx.AsyncHTTPTransport()
+        try:
+            yield wire
+        finally:
+            await wire.aclose()
 
 
 UNSEEN = "sees httpx's own transport only: pass `transport=httpx.AsyncHTTPTransport()` in such tests"
@@ -198,7 +206,10 @@ TRANSPORTS = [
     Transport("httpx-curl-cffi", made_by(httpx_curl_cffi.AsyncCurlTransport), has_trio=False),
     Transport("hishel", cached),
     Transport("httpx-retries", made_by(lambda: httpx_retries.RetryTransport(httpx.AsyncHTTPTransport()))),
-    Transport("OpenTelemetry's `AsyncOpenTelemetryTransport`", made_by(lambda: AsyncOpenTelemetryTransport(httpx.AsyncHTTPTransport()))),
+    Transport(
+        "OpenTelemetry's `AsyncOpenTelemetryTransport`",
+        made_by(lambda: AsyncOpenTelemetryTransport(httpx.AsyncHTTPTransport())),
+    ),
     Transport("httpx-socks", through_socks),
     Transport("`httpx.ASGITransport`", in_process, has_network=False),
     Transport("`httpx.MockTransport`", mocked, has_network=False),

@@ -112,7 +112,7 @@ async def test_testing(read: Read, lemcal_sandbox: Sandbox) -> None:
 async def test_deadlines(read: Read, service: Sandbox, capsys: Output) -> None:
     """Meetings come in time; a queue that is too long, and a server that refuses, are told apart."""
     names = await read("docs/deadlines.md")
-    assert capsys.readouterr().out.startswith("20 may leave now; 0 wait")
+    assert capsys.readouterr().out.startswith("20 requests can go now; 0 are waiting")
     meetings_or_none, lemcal = names["meetings_or_none"], names["lemcal"]
     assert 12 == len(await meetings_or_none(lemcal))
     service.inject(faults.too_many_requests(retry_after="30"))

@@ -15,6 +15,7 @@ from lemcal_async.cli._changes import changes, forget, retry
 from lemcal_async.cli._hooks import hooks_app
 from lemcal_async.cli._listen import listen
 from lemcal_async.cli._output import HELP, ExitStatus, OutputError, emit, status_of, tell, writing
+from lemcal_async.cli._report import report
 from lemcal_async.cli._sandbox import sandbox
 from lemcal_async.cli._sync import sync
 from lemcal_async.cli._trigger import trigger
@@ -41,6 +42,7 @@ app.command("sync")(sync)
 app.command("changes")(changes)
 app.command("retry")(retry)
 app.command("forget")(forget)
+app.command("report")(report)
 app.command("listen")(listen)
 app.command("trigger")(trigger)
 app.command("sandbox")(sandbox)

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar
 
 try:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Select
 except ModuleNotFoundError as error:
     if error.name != "sqlalchemy":
         raise
@@ -173,6 +173,12 @@ class SQLStore:
     async def _page(self, wanted: Any, after: int, of: tuple[int, int] | None) -> list[Change]:
         return await self._run(
             lambda connection: outbox.follow(connection, wanted, after, of, limit=_PAGE), "read"
+        )
+
+    async def query(self, statement: "Select[*tuple[Any, ...]]") -> list[tuple[Any, ...]]:
+        """Run a SELECT on the tables that ``docs/sync.md`` describes, in a transaction that only reads."""
+        return await self._run(
+            lambda connection: [tuple(row) for row in connection.execute(statement)], "read"
         )
 
     async def forget(self, user_id: str) -> Forgotten:

@@ -21,7 +21,7 @@ posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and streams 
 
 ONE_CALL = ["me", "meetings", "types", "hooks create https://example.com/x --any", "hooks delete hoo_1"]
 SERVICE = [*ONE_CALL, "sync"]
-DATABASE = ["sync", "changes", "retry", "forget usr_1 --yes"]
+DATABASE = ["sync", "changes", "retry", "report", "forget usr_1 --yes"]
 
 
 @pytest.fixture(autouse=True)
@@ -109,12 +109,17 @@ def test_a_database_that_cannot_be_used(
 
 @pytest.mark.parametrize(
     ("command", "status"),
-    [("sync", ExitStatus.USAGE), ("retry", ExitStatus.USAGE), ("changes", ExitStatus.OK)],
+    [
+        ("sync", ExitStatus.USAGE),
+        ("retry", ExitStatus.USAGE),
+        ("changes", ExitStatus.OK),
+        ("report", ExitStatus.OK),
+    ],
 )
 def test_a_database_that_another_program_writes_to(
     lemcal: Run, sandbox: Sandbox, command: str, status: ExitStatus
 ) -> None:
-    """Who writes ends with 2; ``changes`` only reads, and does not even wait."""
+    """Who writes ends with 2; what only reads does not even wait."""
     lemcal("sync", "--base-url", sandbox.base_url)
     connection = sqlite3.connect("lemcal.db", isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")

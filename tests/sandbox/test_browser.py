@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from browser import chromium, resize, use_colors
 
 from lemcal_async.sandbox import Sandbox
 from lemcal_async.sandbox._log import SeenRequest
 
-from .browser import chromium, resize, use_colors
 from .conftest import NO_TLS, Connect, Receiver
 
 WAIT = 30  # seconds; a busy machine is slow

@@ -1,0 +1,324 @@
+"""``lemcal report``: what a synchronized database says about the bookings, in numbers."""
+
+import contextlib
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+from zoneinfo import ZoneInfo
+
+import attrs
+import typer
+
+from lemcal_async.cli._database import Database, OfSandbox, open_store, with_store
+from lemcal_async.cli._output import emit, print_facts, short_time, tell
+from lemcal_async.cli._report_page import render
+from lemcal_async.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from lemcal_async.sync import SQLStore
+
+WEEKS: Final = 26
+"""How many weeks of bookings are shown, the latest."""
+
+TYPES: Final = 6
+"""How many meeting types are told apart, the most frequent; the others are one."""
+
+AHEAD: Final = (("same day", 0), ("1 day", 1), ("2-3", 3), ("4-7", 7), ("8-14", 14), ("15-30", 30))
+"""How far ahead meetings are booked: labels, and the days up to which they go. What is above is "31+"."""
+
+_PEOPLE: Final = 20
+
+
+def report(
+    *,
+    db: Database = None,
+    sandbox: OfSandbox = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write a page with pictures (HTML) to this file."),
+    ] = None,
+    timezone: Annotated[
+        str, typer.Option("--tz", metavar="ZONE", help="The time zone for days and hours (Europe/Paris).")
+    ] = "UTC",
+    guests: Annotated[
+        bool, typer.Option("--guests", help="Show who the guests and hosts are. Without it, nobody is named.")
+    ] = False,
+) -> None:
+    """Show what a synchronized database says: bookings, cancellations, hours, hosts, accounts, changes.
+
+    Without --out, a summary is printed. The page of --out is one file without scripts, and loads nothing.
+    """
+    zone = _zone(timezone)
+    store = open_store(db, sandbox=sandbox, create=False)
+    facts = with_store(store, "Reading the database", lambda store: _read(store, zone, guests=guests))
+    if out is None:
+        _print_summary(facts)
+        return
+    _write(out, render(facts))
+    tell(f"wrote {out}")
+
+
+def _zone(name: str) -> ZoneInfo:
+    with contextlib.suppress(KeyError, ValueError, OSError):  # unknown, or no name at all
+        return ZoneInfo(name)
+    raise ConfigurationError(f"--tz {name[:50]}: there is no such time zone; use a name such as Europe/Paris")
+
+
+def _write(path: Path, page: str) -> None:
+    """Replace the file as a whole; it is readable by its owner only."""
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  # a descriptor
+                file.write(page)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
+
+
+@attrs.frozen
+class MeetingFacts:
+    """What the report needs of a meeting."""
+
+    user_id: str
+    type_name: str | None
+    start: datetime | None
+    created: datetime | None
+    status: str
+    host: str | None
+    guest: str | None
+    guest_name: str | None
+
+
+@attrs.frozen
+class AccountFacts:
+    """How an account's synchronization fares."""
+
+    user_id: str
+    synced_at: datetime | None
+    failing: bool
+    meetings: int
+
+
+@attrs.frozen
+class Report:
+    """The numbers of a report. People are listed with their number of meetings, the most frequent first."""
+
+    made_at: datetime
+    zone: str
+    booked: int
+    canceled: int
+    gone: int
+    upcoming: int
+    weeks: Sequence[date]  # Mondays
+    bookings: dict[str, list[int]]  # by meeting type, a number per week
+    canceled_by_type: dict[str, tuple[int, int]]  # canceled, of all
+    ahead: list[tuple[str, int]]
+    hours: list[list[int]]  # by weekday from Monday, a number per hour
+    hosts: list[tuple[str, int]]
+    guests: list[tuple[str, int]] | None
+    accounts: Sequence[AccountFacts]
+    pending: int
+    parked: int
+    oldest_pending: datetime | None
+
+    @property
+    def total(self) -> int:
+        """How many meetings there were, those that have disappeared included."""
+        return self.booked + self.canceled + self.gone
+
+    @property
+    def share_canceled(self) -> float:
+        """Which share of the meetings was canceled or has disappeared."""
+        return (self.canceled + self.gone) / self.total if self.total else 0.0
+
+
+async def _read(store: "SQLStore", zone: ZoneInfo, *, guests: bool) -> Report:
+    from sqlalchemy import func, select  # noqa: PLC0415  # the extra `sql`
+
+    from lemcal_async.sync._tables import accounts, changes, meetings  # noqa: PLC0415  # as above
+
+    columns = (
+        meetings.c.user_id,
+        meetings.c.meeting_type_name,
+        meetings.c.start_at,
+        meetings.c.created_at,
+        meetings.c.status,
+        meetings.c.host_email,
+        meetings.c.guest_email,
+        meetings.c.guest_name,
+    )
+    # A meeting whose details were pruned counts no more: nothing of it is known.
+    rows = await store.query(select(*columns).where(meetings.c.wire.is_not(None)))
+    known = [MeetingFacts(*row) for row in rows]
+    per_account = Counter(meeting.user_id for meeting in known)
+    states = await store.query(
+        select(accounts.c.user_id, accounts.c.synced_at, accounts.c.last_error).order_by(accounts.c.user_id)
+    )
+    waiting = changes.c.delivered_at.is_(None)
+    [(pending, oldest)] = await store.query(
+        select(func.count(), func.min(changes.c.found_at)).where(waiting, changes.c.parked_at.is_(None))
+    )
+    [(parked,)] = await store.query(select(func.count()).where(waiting, changes.c.parked_at.is_not(None)))
+    return summarize(
+        known,
+        [
+            AccountFacts(user_id, synced_at, error is not None, per_account[user_id])
+            for user_id, synced_at, error in states
+        ],
+        zone,
+        datetime.now(UTC),
+        guests=guests,
+        pending=pending,
+        oldest_pending=oldest,
+        parked=parked,
+    )
+
+
+def summarize(
+    meetings: Sequence[MeetingFacts],
+    accounts: Sequence[AccountFacts],
+    zone: ZoneInfo,
+    now: datetime,
+    *,
+    guests: bool,
+    pending: int = 0,
+    parked: int = 0,
+    oldest_pending: datetime | None = None,
+) -> Report:
+    """Return the numbers. What is not known of a meeting is left out of the picture that needs it."""
+    statuses = Counter(meeting.status for meeting in meetings)
+    frequent = [name for name, _ in Counter(map(_type, meetings)).most_common(TYPES)]
+    weeks, bookings = _bookings(meetings, frequent, zone)
+    live = [meeting for meeting in meetings if meeting.status == "booked"]
+    return Report(
+        made_at=now,
+        zone=str(zone),
+        booked=statuses["booked"],
+        canceled=statuses["canceled"],
+        gone=statuses["disappeared"],
+        upcoming=sum(meeting.start is not None and meeting.start > now for meeting in live),
+        weeks=weeks,
+        bookings=bookings,
+        canceled_by_type=_canceled(meetings, frequent),
+        ahead=_ahead(meetings, zone),
+        hours=_hours(live, zone),
+        hosts=_people((meeting.host for meeting in live), named=guests),
+        guests=_people((_guest(meeting) for meeting in live), named=True) if guests else None,
+        accounts=accounts,
+        pending=pending,
+        parked=parked,
+        oldest_pending=oldest_pending,
+    )
+
+
+def _type(meeting: MeetingFacts) -> str:
+    return meeting.type_name or "without a type"
+
+
+def _bookings(
+    meetings: Iterable[MeetingFacts], frequent: Sequence[str], zone: ZoneInfo
+) -> tuple[list[date], dict[str, list[int]]]:
+    counts: Counter[tuple[str, date]] = Counter()
+    for meeting in meetings:
+        if meeting.created is not None:
+            day = meeting.created.astimezone(zone).date()
+            name = _type(meeting) if _type(meeting) in frequent else "other types"
+            counts[name, day - timedelta(days=day.weekday())] += 1
+    if not counts:
+        return [], {}
+    last = max(week for _, week in counts)
+    first = max(min(week for _, week in counts), last - timedelta(weeks=WEEKS - 1))
+    weeks = [first + timedelta(weeks=number) for number in range((last - first).days // 7 + 1)]
+    bookings = {name: [counts[name, week] for week in weeks] for name in [*frequent, "other types"]}
+    return weeks, {name: numbers for name, numbers in bookings.items() if any(numbers)}
+
+
+def _canceled(meetings: Iterable[MeetingFacts], frequent: Sequence[str]) -> dict[str, tuple[int, int]]:
+    all_of, canceled_of = Counter[str](), Counter[str]()
+    for meeting in meetings:
+        name = _type(meeting) if _type(meeting) in frequent else "other types"
+        all_of[name] += 1
+        canceled_of[name] += meeting.status != "booked"
+    return {name: (canceled_of[name], number) for name, number in all_of.most_common()}
+
+
+def _ahead(meetings: Iterable[MeetingFacts], zone: ZoneInfo) -> list[tuple[str, int]]:
+    counts = Counter[str]()
+    for meeting in meetings:
+        if meeting.created is not None and meeting.start is not None:
+            booked, starts = (time.astimezone(zone).date() for time in (meeting.created, meeting.start))
+            days = (starts - booked).days
+            counts[next((label for label, most in AHEAD if days <= most), "31+")] += 1
+    return [(label, counts[label]) for label in (*(label for label, _ in AHEAD), "31+")]
+
+
+def _hours(meetings: Iterable[MeetingFacts], zone: ZoneInfo) -> list[list[int]]:
+    hours = [[0] * 24 for _ in range(7)]
+    for meeting in meetings:
+        if meeting.start is not None:
+            local = meeting.start.astimezone(zone)
+            hours[local.weekday()][local.hour] += 1
+    return hours
+
+
+def _guest(meeting: MeetingFacts) -> str | None:
+    named = meeting.guest_name and meeting.guest and f"{meeting.guest_name} <{meeting.guest}>"
+    return named or meeting.guest or meeting.guest_name
+
+
+def _people(people: Iterable[str | None], *, named: bool) -> list[tuple[str, int]]:
+    counts = Counter(person for person in people if person).most_common(_PEOPLE)
+    return counts if named else [(f"Host {number}", count) for number, (_, count) in enumerate(counts, 1)]
+
+
+def _print_summary(facts: Report) -> None:
+    emit(f"Meetings until {short_time(facts.made_at)} UTC\n\n")
+    busiest = max(
+        ((count, day, hour) for day, row in enumerate(facts.hours) for hour, count in enumerate(row)),
+        default=(0, 0, 0),
+    )
+    days = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+    lines: list[tuple[str, str | None]] = [
+        ("Booked", f"{facts.booked}, of which {facts.upcoming} are yet to come"),
+        ("Canceled or gone", f"{facts.canceled + facts.gone} ({facts.share_canceled:.0%})"),
+        ("Busiest hour", f"{days[busiest[1]]} {busiest[2]:02}:00 ({facts.zone})" if busiest[0] else None),
+        ("Changes waiting", f"{facts.pending} to be delivered, {facts.parked} parked"),
+    ]
+    print_facts(lines)
+    _print_counts("Meeting types", [(name, total) for name, (_, total) in facts.canceled_by_type.items()])
+    _print_counts("Days booked ahead", facts.ahead)
+    _print_counts("Hosts", facts.hosts)
+    _print_counts("Guests", facts.guests or [])
+    emit("\nAccounts\n")
+    for account in facts.accounts:
+        emit(f"  {account.user_id}  {account.meetings} meetings, {age(account, facts.made_at)}\n")
+
+
+def _print_counts(title: str, counts: Sequence[tuple[str, int]]) -> None:
+    if not any(count for _, count in counts):
+        return
+    emit(f"\n{title}\n")
+    width = max(len(name) for name, _ in counts)
+    most = max(count for _, count in counts)
+    for name, count in counts:
+        bar = "#" * round(30 * count / most)
+        emit(f"  {name.ljust(width)}  {count:>6}  {bar}".rstrip() + "\n")
+
+
+def age(account: AccountFacts, now: datetime) -> str:
+    """Return in words how old an account's data are."""
+    if account.synced_at is None:
+        return "never synchronized"
+    minutes = max(int((now - account.synced_at).total_seconds() // 60), 0)
+    if minutes < 120:
+        ago = f"{minutes} min ago"
+    else:
+        ago = f"{minutes // 60} h ago" if minutes < 48 * 60 else f"{minutes // 1440} days ago"
+    return f"synchronized {ago}{', failing now' if account.failing else ''}"

@@ -1,0 +1,222 @@
+"""``lemcal report``: the numbers, the summary, and the page."""
+
+import re
+from datetime import UTC, date, datetime, timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+from browser import chromium, resize, use_colors
+
+from lemcal_async.cli._report import AccountFacts, MeetingFacts, Report, age, summarize
+from lemcal_async.cli._report_page import render
+from lemcal_async.sandbox import Sandbox, faults
+
+from .conftest import Run
+
+NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
+PARIS = ZoneInfo("Europe/Paris")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder of the test's own, without a database of the environment."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LEMCAL_DB", raising=False)
+    return tmp_path
+
+
+def meeting(
+    start: str | None, created: str | None, *, status: str = "booked", type_name: str | None = "Call"
+) -> MeetingFacts:
+    """Return a meeting of one host and one guest; times are UTC."""
+    times = [
+        None if time is None else datetime.fromisoformat(time).replace(tzinfo=UTC)
+        for time in (start, created)
+    ]
+    return MeetingFacts("usr_1", type_name, times[0], times[1], status, "h@x.org", "g@x.org", "Ada")
+
+
+MEETINGS = [
+    meeting("2026-05-18T08:30", "2026-05-11T08:00"),  # a Monday, 7 days ahead
+    meeting("2026-05-18T22:30", "2026-05-17T22:30"),  # Tuesday 00:30 in Paris; booked on a Monday there
+    meeting("2026-06-02T08:30", "2026-06-02T07:00", type_name="Demo"),
+    meeting("2026-07-20T08:30", "2026-06-01T07:00", status="canceled", type_name="Demo"),
+    meeting("2026-05-20T08:30", "2026-05-18T07:00", status="disappeared"),
+    meeting(None, None, type_name=None),
+]
+
+
+def summary(meetings: list[MeetingFacts] = MEETINGS, *, guests: bool = False) -> Report:
+    """Return the numbers in Paris."""
+    accounts = [AccountFacts("usr_1", NOW - timedelta(minutes=5), failing=False, meetings=len(meetings))]
+    return summarize(meetings, accounts, PARIS, NOW, guests=guests, pending=3, parked=1, oldest_pending=NOW)
+
+
+def test_the_numbers() -> None:
+    """Each meeting is counted where it belongs, in the time zone that was asked for."""
+    facts = summary()
+    assert (4, 1, 1, 6, 1) == (facts.booked, facts.canceled, facts.gone, facts.total, facts.upcoming)
+    assert pytest.approx(2 / 6) == facts.share_canceled
+    assert [date(2026, 5, 11), date(2026, 5, 18), date(2026, 5, 25), date(2026, 6, 1)] == list(facts.weeks)
+    assert {"Call": [1, 2, 0, 0], "Demo": [0, 0, 0, 2]} == facts.bookings
+    assert {"Call": (1, 3), "Demo": (1, 2), "without a type": (0, 1)} == facts.canceled_by_type
+    ahead = {"same day": 1, "1 day": 1, "2-3": 1, "4-7": 1, "8-14": 0, "15-30": 0, "31+": 1}
+    assert ahead == dict(facts.ahead)
+    used = {
+        (day, hour): count for day, row in enumerate(facts.hours) for hour, count in enumerate(row) if count
+    }
+    assert {(0, 10): 1, (1, 0): 1, (1, 10): 1} == used
+    assert [("Host 1", 4)] == facts.hosts
+    assert facts.guests is None
+
+
+def test_with_guests() -> None:
+    """People are named only if asked for."""
+    facts = summary(guests=True)
+    assert ([("h@x.org", 4)], [("Ada <g@x.org>", 4)]) == (facts.hosts, facts.guests)
+
+
+def test_many_types_and_weeks() -> None:
+    """The most frequent types are told apart, the rest is one; the latest half year is shown."""
+    first = datetime(2024, 1, 1, tzinfo=UTC)
+    booked = [(number, first + timedelta(weeks=week)) for number in range(9) for week in range(number, 120)]
+    meetings = [
+        MeetingFacts("usr_1", f"T{number}", None, created, "booked", None, None, None)
+        for number, created in booked
+    ]
+    facts = summary(meetings)
+    assert [f"T{n}" for n in range(6)] + ["other types"] == list(facts.bookings)
+    assert (26, [3] * 26) == (len(facts.weeks), facts.bookings["other types"])
+
+
+def test_nothing_yet() -> None:
+    """An empty database is a report, too."""
+    facts = summarize([], [], PARIS, NOW, guests=True)
+    assert (0, 0.0, {}, []) == (facts.total, facts.share_canceled, facts.bookings, list(facts.weeks))
+    assert "No bookings yet" in render(facts)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "failing", "text"),
+    [
+        (None, True, "never synchronized"),
+        (0, False, "synchronized 0 min ago"),
+        (119, True, "synchronized 119 min ago, failing now"),
+        (120, False, "synchronized 2 h ago"),
+        (47 * 60, False, "synchronized 47 h ago"),
+        (49 * 60, False, "synchronized 2 days ago"),
+    ],
+)
+def test_age(minutes: int | None, text: str, *, failing: bool) -> None:
+    """How old an account's data are, in the unit that people use."""
+    synced_at = None if minutes is None else NOW - timedelta(minutes=minutes)
+    assert text == age(AccountFacts("usr_1", synced_at, failing, 0), NOW)
+
+
+class Tags(HTMLParser):
+    """Collects the tags, and whatever a page would load."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.loads: list[str | None] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note them."""
+        self.tags.add(tag)
+        self.loads += [value for name, value in attrs if name in ("src", "href", "data", "action")]
+
+
+def test_the_page_is_one_file() -> None:
+    """No script, no file beside it, nothing from elsewhere; and whatever a name holds is text."""
+    attack = "<script>alert(1)</script>\"'"
+    page = render(summary([meeting("2026-05-18T08:30", "2026-05-11T08:00", type_name=attack)], guests=True))
+    found = Tags(page)
+    assert not {"script", "img", "link", "iframe", "object"} & found.tags
+    assert [] == found.loads
+    assert not re.search(r"url\(|@import|https?://", page)
+    assert "&lt;script&gt;" in page
+
+
+def test_the_page_has_the_numbers() -> None:
+    """Each picture has its numbers as a table."""
+    page = render(summary())
+    for text in (
+        "2026-05-18",
+        "Call, week of 2026-05-18: 2",
+        "Tue 00:00, 1",
+        "33% of 3",
+        "usr_1",
+        "Europe/Paris",
+    ):
+        assert text in page
+    assert 5 == page.count("<summary>Numbers</summary>")
+    assert "The oldest change that waits was found at 2026-06-01 12:00 UTC." in page
+
+
+def test_the_summary(lemcal: Run, sandbox: Sandbox) -> None:
+    """Printed from a database that was synchronized; failing accounts and waiting changes included."""
+    lemcal("sync", "--base-url", sandbox.base_url)
+    done = lemcal("report", "--tz", "Europe/Paris")
+    assert (0, "") == (done.status, done.err)
+    assert "Booked            10, of which 0 are yet to come\n" in done.out
+    assert "Canceled or gone  2 (17%)\n" in done.out
+    assert "Changes waiting   12 to be delivered, 0 parked\n" in done.out
+    assert re.search(r"\n  Discovery call +3  #+\n", done.out)
+    assert f"\n  {sandbox.user_id}  12 meetings, synchronized 0 min ago\n" in done.out
+    emails = {guest["email"] for row in sandbox.meetings() for guest in row["attendees"]}
+    assert not [email for email in emails if email in done.out]
+    assert "@example" in lemcal("report", "--guests").out
+    sandbox.inject(faults.status(400), times=5)
+    lemcal("sync", "--base-url", sandbox.base_url)
+    assert "failing now" in lemcal("report").out
+
+
+def test_the_file(lemcal: Run, folder: Path) -> None:
+    """It is replaced as a whole, is its owner's only, and names nobody without ``--guests``."""
+    lemcal("sync", "--sandbox")
+    out = folder / "report.html"
+    out.write_text("old")
+    done = lemcal("report", "--sandbox", "--out", "report.html")
+    assert (0, "", "lemcal: wrote report.html\n") == (done.status, done.out, done.err)
+    assert 0o600 == out.stat().st_mode & 0o777
+    assert "@example" not in out.read_text()
+    lemcal("report", "--sandbox", "--out", "report.html", "--guests")
+    assert "host1@example.com" in out.read_text()
+    assert {"report.html", "lemcal-sandbox.db"} == {file.name for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--tz", "Mars/Olympus"], "--tz Mars/Olympus: there is no such time zone"),
+        (["--tz", ""], "there is no such time zone"),
+        (["--tz", "../etc/passwd"], "there is no such time zone"),
+        (
+            ["--out", "no/such/report.html"],
+            "no/such/report.html cannot be written: No such file or directory",
+        ),
+    ],
+)
+def test_what_cannot_be(lemcal: Run, argv: list[str], message: str) -> None:
+    """One line that says what to do."""
+    lemcal("sync", "--sandbox")
+    done = lemcal("report", "--sandbox", *argv)
+    assert (2, "", 1) == (done.status, done.out, done.err.count("\n"))
+    assert message in done.err
+
+
+def test_on_any_screen(folder: Path) -> None:
+    """In a browser, nothing is wider than the screen, and the console stays empty."""
+    (folder / "report.html").write_text(render(summary(guests=True)))
+    with chromium() as browser:
+        for width in (400, 1280):
+            for scheme in ("light", "dark"):
+                resize(browser, width)
+                use_colors(browser, scheme)
+                browser.get((folder / "report.html").as_uri())
+                assert width >= browser.execute_script("return document.documentElement.scrollWidth")
+        assert [] == browser.get_log("browser")

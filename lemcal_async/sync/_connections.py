@@ -61,17 +61,19 @@ def _postgresql(url: URL) -> Engine:
     lock_timeout = _duration(query, "lock_timeout", f"{BUSY_SECONDS * 1000:.0f}ms")
     threshold = _prepare_threshold(query.pop("prepare_threshold", None))
     seconds = _seconds(statement_timeout)
+    settings = (
+        f"SET LOCAL lock_timeout = '{lock_timeout}'; SET LOCAL statement_timeout = '{statement_timeout}'"
+    )
     # One round trip. READ COMMITTED whatever the server's default is: a writer waits for the other's lock
     # and then sees its rows, where stricter levels fail.
-    begin = (
-        f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{lock_timeout}'; "
-        f"SET LOCAL statement_timeout = '{statement_timeout}'"
-    )
+    begin = f"BEGIN ISOLATION LEVEL READ COMMITTED; {settings}"
     defaults = {name: value for name, value in _POSTGRESQL_DEFAULTS.items() if _is_unset(name, query)}
 
     def connect(*arguments: Any, **options: Any) -> BoundedConnection:
         connection = BoundedConnection.connect(*arguments, **options, prepare_threshold=threshold)
         connection.patience = seconds and seconds + _LONGER_THAN_ITS_TIMEOUT
+        connection.begin_sql = begin
+        connection.settings_sql = f"SET TRANSACTION ISOLATION LEVEL READ COMMITTED; {settings}"
         return connection
 
     def do_connect(_dialect: Any, _record: Any, arguments: Any, options: Any) -> BoundedConnection:

@@ -13,7 +13,6 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
-    Integer,
     Select,
     and_,
     cast,
@@ -31,6 +30,9 @@ from lemcal_async.sync._tables import changes
 from lemcal_async.sync._wire_text import load
 
 T = TypeVar("T")
+
+WRITERS: Final = 0x6C656D63
+"""Which of PostgreSQL's advisory locks writers hold: "lemc" in ASCII."""
 
 IN_ONE_STATEMENT: Final = 500  # parameters; every SQLite takes as many
 
@@ -92,19 +94,12 @@ def _part_of(connection: Connection, parts: int) -> ColumnElement[int]:
     return cast(cast(first, BIT(32)), BigInteger) % parts
 
 
-def announce_writer(connection: Connection) -> None:
-    """Let readers know, until the transaction ends, that changes from here on may be written.
-
-    PostgreSQL numbers changes when they are written, and shows them when their transaction ends, so a lower
-    number can appear after a higher one. A shared lock, which never waits, says which are not settled yet.
-    """
-    if connection.dialect.name == "postgresql":
-        last = func.least(_last_seq, 2**31 - 1)
-        connection.execute(select(func.pg_advisory_xact_lock_shared(_WRITERS, cast(last, Integer))))
-
-
 def _horizon(connection: Connection) -> int:
     """Return the highest number up to which all changes are visible to the next statement.
+
+    PostgreSQL numbers changes when they are written, and shows them when their transaction ends, so a lower
+    number can appear after a higher one. A writer holds a shared lock, which never waits, with the last
+    number before its own.
 
     In this order: a writer that numbers its changes after the first statement gives them higher numbers, and
     one that did so before it still holds its lock, or its changes are visible.
@@ -114,11 +109,10 @@ def _horizon(connection: Connection) -> int:
         "SELECT min(objid::bigint) FROM pg_locks WHERE locktype = 'advisory' AND classid = :class "
         "AND objsubid = 2 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
-    lowest: int | None = connection.execute(writers, {"class": _WRITERS}).scalar()
+    lowest: int | None = connection.execute(writers, {"class": WRITERS}).scalar()
     return last if lowest is None else min(last, lowest)
 
 
-_WRITERS: Final = 0x6C656D63  # of PostgreSQL's advisory locks: "lemc" in ASCII
 _last_seq: Final = func.coalesce(
     func.pg_sequence_last_value(cast(func.pg_get_serial_sequence("changes", "seq"), REGCLASS)), 0
 )

@@ -22,7 +22,13 @@ class BoundedConnection(psycopg.Connection[Any]):
     """A connection on which no wait is longer than ``patience`` seconds; None is without bound."""
 
     patience: float | None = None
+    begin_sql = "BEGIN"
+    settings_sql = ""
     is_severed = False
+
+    def client_cursor(self) -> psycopg.ClientCursor[Any]:
+        """Return a cursor that sends several statements at once."""
+        return psycopg.ClientCursor(self)
 
     def sever(self) -> None:
         """End the wait of the thread that is using this connection; it closes the connection."""

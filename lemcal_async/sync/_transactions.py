@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import anyio
@@ -72,10 +72,26 @@ class Transactions:
         """Run a function with a connection and no transaction."""
 
         def outside(call: _Call) -> T:
-            with self._connected().connect() as connection, call.using(connection):
+            with self._connected().connect() as connection, call.using(*_handles(connection)):
                 return work(connection)
 
         return await self._in_thread(outside)
+
+    async def run_raw(self, prepare_work: Callable[[], Callable[[Any], T]]) -> T:
+        """Run a function of a driver's connection, which sees to its transaction itself.
+
+        It runs once more if the connection turns out to be broken: it must bear that.
+        """
+
+        def raw(call: _Call) -> T:
+            work = prepare_work()
+            engine = self._connected()
+            for _ in range(_THREADS[self.address.backend]):  # so many may be left of before a restart
+                with suppress(_StaleError):
+                    return _with_raw(engine, work, call, may_be_stale=True)
+            return _with_raw(engine, work, call, may_be_stale=False)
+
+        return await self._in_thread(raw)
 
     async def aclose(self) -> None:
         """Close the connections, once what is under way has ended."""
@@ -120,7 +136,7 @@ class Transactions:
 
     def _transaction(self, work: Callable[[Connection], T], mode: Mode, call: "_Call") -> T:
         connection = self._begun(mode, call)
-        with connection, call.using(connection):
+        with connection, call.using(*_handles(connection)):
             outcome = work(connection)
             connection.commit()
             return outcome
@@ -131,8 +147,7 @@ class Transactions:
         try:
             return _begin(engine, mode, call)
         except DBAPIError as error:
-            is_silent = type(error.orig).__name__ == "SilenceError"  # psycopg may be missing
-            if is_silent or not error.connection_invalidated:
+            if not error.connection_invalidated or _is_silence(error.orig):
                 raise
         return _begin(engine, mode, call)
 
@@ -191,12 +206,41 @@ def _begin(engine: Engine, mode: Mode, call: "_Call") -> Connection:
     connection = engine.connect()
     try:
         connection.execution_options(lemcal_writes=mode == "write")
-        with call.using(connection):
+        with call.using(*_handles(connection)):
             connection.begin()
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _handles(connection: Connection) -> tuple[Any, Callable[[], None]]:
+    return connection.connection.driver_connection, connection.invalidate
+
+
+class _StaleError(Exception):
+    """A pooled connection was broken."""
+
+
+def _with_raw(engine: Engine, work: Callable[[Any], T], call: "_Call", *, may_be_stale: bool) -> T:
+    pooled = engine.raw_connection()
+    raw: Any = pooled.driver_connection
+    try:
+        with call.using(raw, pooled.invalidate):
+            return work(raw)
+    except Exception as error:
+        is_broken = getattr(raw, "closed", False)
+        if is_broken:
+            pooled.invalidate()
+        if is_broken and may_be_stale and not _is_silence(error):
+            raise _StaleError from None
+        raise
+    finally:
+        pooled.close()
+
+
+def _is_silence(error: BaseException | None) -> bool:
+    return type(error).__name__ == "SilenceError"  # by name, because psycopg may be missing
 
 
 class _Call:
@@ -219,10 +263,10 @@ class _Call:
             self._has_ended = True
 
     @contextmanager
-    def using(self, connection: Connection) -> Generator[None]:
-        """Let the wait on a connection be cut off meanwhile."""
+    def using(self, connection: Any, invalidate: Callable[[], None]) -> Generator[None]:
+        """Let the wait on a driver's connection be cut off meanwhile; it is thrown away then."""
         with self._lock:
-            self._connection = connection.connection.driver_connection
+            self._connection = connection
             if self.is_left:
                 _sever(self._connection)
         try:
@@ -231,7 +275,7 @@ class _Call:
             with self._lock:
                 self._connection = None
                 if self.is_left:
-                    connection.invalidate()
+                    invalidate()
 
     async def leave(self) -> None:
         """Wait a moment for the end; then cut off the connection, and leave the thread to itself."""

@@ -14,7 +14,7 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("SQLStore needs its extra: pip install 'lemcal-async[sql]'") from None
 from lemcal_async.errors import EmptyListError, StoreError
-from lemcal_async.sync import _inbox as inbox, _outbox as outbox, _statements as statements
+from lemcal_async.sync import _inbox as inbox, _lists as lists, _outbox as outbox, _statements as statements
 from lemcal_async.sync._connections import log_problem
 from lemcal_async.sync._database import Problem, address_of
 from lemcal_async.sync._diff import snapshot
@@ -90,7 +90,7 @@ class SQLStore:
 
     async def revision(self, user_id: str) -> int:
         """See ``Store``."""
-        return await self._run(lambda connection: statements.revision(connection, user_id), "read")
+        return await self._transactions.run_raw(lambda: lambda raw: lists.revision(raw, user_id))
 
     async def apply(
         self,
@@ -104,31 +104,35 @@ class SQLStore:
     ) -> Applied | None:
         """See ``Store``."""
 
-        def prepared() -> Callable[[Connection], Applied | EmptyListError | None]:
+        def prepared() -> Callable[[Any], Applied | EmptyListError | None]:
             now = snapshot(rows)  # takes longest, so before the transaction, which others wait for
-            return self._guarded(
-                lambda connection: statements.apply(
-                    connection,
-                    user_id,
-                    revision,
-                    now,
-                    _now(),
-                    baseline=baseline,
-                    confirm_empty_after=confirm_empty_after,
-                    body_hash=body_hash,
-                )
+            return lambda raw: lists.apply(
+                raw,
+                user_id,
+                revision,
+                now,
+                _now(),
+                baseline=baseline,
+                confirm_empty_after=confirm_empty_after,
+                body_hash=body_hash,
+                lease=self._lease,
             )
 
-        outcome = await self._transactions.run_prepared(prepared)
+        outcome = await self._transactions.run_raw(prepared)
         if isinstance(outcome, EmptyListError):
             raise outcome
+        if outcome is None:
+            await self._run(lambda _: None)  # if that is because the lease is lost, this says so
         return outcome
 
     async def unchanged(self, user_id: str, body_hash: str) -> int | None:
         """See ``Store``."""
-        return await self._run(
-            lambda connection: statements.unchanged(connection, user_id, body_hash, _now())
+        listed = await self._transactions.run_raw(
+            lambda: lambda raw: lists.unchanged(raw, user_id, body_hash, _now(), self._lease)
         )
+        if listed is None and self._lease is not None:
+            await self._run(lambda _: None)  # as above
+        return listed
 
     async def record_failure(self, user_id: str, message: str) -> None:
         """See ``Store``."""

@@ -88,15 +88,15 @@ async def test_a_transaction_that_is_canceled_still_ends(
 ) -> None:
     """One that is getting on is committed: a moment is enough for it."""
     entered = threading.Event()
-    original = _transactions.Transactions._transaction
+    original = _transactions._with_raw
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any, **options: Any) -> Any:
         entered.set()
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(_transactions, "_GRACE", 30.0)
     async with SQLStore(postgresql_database.url) as store:
-        monkeypatch.setattr(_transactions.Transactions, "_transaction", slow)
+        monkeypatch.setattr(_transactions, "_with_raw", slow)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(take, store, rows(3))
             await anyio.to_thread.run_sync(entered.wait)  # the revision is being read

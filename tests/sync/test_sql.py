@@ -477,7 +477,7 @@ async def test_postgresql_that_was_restarted(postgresql_database: Database) -> N
 async def test_a_bug_is_not_hidden(sql_store: SQLStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no error of the database passes through, and the transaction is undone."""
     await take(sql_store, rows(1))
-    monkeypatch.setattr("lemcal_async.sync._statements.plan", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("lemcal_async.sync._lists.plan", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         await take(sql_store, rows(2))
     assert (1, ["created"]) == (await sql_store.revision(USER), await kinds(sql_store))

@@ -3,10 +3,10 @@
 They are frozen attrs classes, equal by value and hashable. Fields that lemcal may leave out are None,
 or an empty tuple for a list. Every model has ``extra``: the JSON fields that this package does not know,
 and the values it could not read, both unchanged; ``problems`` says what could not be read and why.
-Neither ``extra`` nor free-form JSON counts towards the hash.
-
-How models travel as JSON is the business of ``_codec.py``.
+Neither ``extra`` nor free-form JSON counts toward the hash.
 """
+
+# How models travel as JSON is the business of _codec.py.
 
 import json
 from datetime import UTC, datetime, timedelta

@@ -20,7 +20,7 @@ from lemcal_async.ratelimit._inbox import Inbox
 from lemcal_async.ratelimit._log import SlidingWindowLog
 from lemcal_async.ratelimit._queue import Queue
 from lemcal_async.ratelimit._server import ServerModel
-from lemcal_async.ratelimit._waiters import KeyState, SlotLog, Waiter
+from lemcal_async.ratelimit._waiters import KeyState, Waiter
 
 LONG_WAIT = 30.0  # seconds; a call without a deadline that faces more is warned of, once per key
 PATIENCE = 0.1  # seconds for a task to pick up its grant, before another event loop's task gets it
@@ -122,7 +122,7 @@ class LocalRateLimiter:
     def _enqueue(self, waiter: Waiter) -> KeyState | None:
         state = self._keys.get(waiter.key)
         if state is None:
-            state = self._keys[waiter.key] = KeyState(waiter.key, self._new_log(waiter.key))
+            state = self._keys[waiter.key] = self._new_state(waiter.key)
         waiter.state = state
         state.queue.stalled.discard(waiter.loop)
         now = self.clock()
@@ -144,8 +144,8 @@ class LocalRateLimiter:
         # Behind others nothing changes for them, unless it goes first or its loop has no alarm yet.
         return None if others_wait and not state.queue.is_first(waiter) else state
 
-    def _new_log(self, key: Key) -> SlotLog:
-        return SlidingWindowLog(self.limit, self.period, self._server(key.base_url))
+    def _new_state(self, key: Key) -> KeyState:
+        return KeyState(key, SlidingWindowLog(self.limit, self.period, self._server(key.base_url)))
 
     def _server(self, base_url: str) -> ServerModel:
         """Return what is known of a server; it outlasts the server's keys. A hundred are remembered."""

@@ -7,6 +7,7 @@ frees its slots at once. No clock, lock or await in here: seconds on whatever cl
 """
 
 import math
+from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
 from lemcal_async._headers import Quota
@@ -89,9 +90,9 @@ class SlidingWindowLog:
 
     # ---------------------------------------------------------------------------------- reports
 
-    def is_valid(self, slot: Slot, now: float) -> bool:  # noqa: ARG002 - a log of one process keeps its slots
+    def is_valid(self, slot: Slot, now: float) -> bool:  # noqa: ARG002 - here no slot runs out
         """Whether a slot may still be used."""
-        return True
+        return not slot.ended
 
     def sent(self, slot: Slot, now: float) -> None:
         """Note that the request left the machine, after queueing, DNS, TCP and TLS."""
@@ -165,6 +166,15 @@ class SlidingWindowLog:
         """End all that is in flight: after a fork, the answers come to the parent."""
         for slot in list(self._slots.in_flight):
             self.unknown(slot, now)
+
+    def adopt(self, slots: Iterable[Slot]) -> None:
+        """Take in requests that were granted elsewhere and are in flight."""
+        self._slots.in_flight.update(slots)
+
+    def occupied(self, now: float) -> tuple[set[Slot], list[float]]:
+        """Return the slots in flight, and when each other occupied slot comes free."""
+        self._slots.forget(now)
+        return set(self._slots.in_flight), [self._slots.end_of(record) for record in self._slots.counted]
 
     # -------------------------------------------------------------------------------- forecasts
 

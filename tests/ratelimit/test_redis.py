@@ -21,7 +21,6 @@ from lemcal_async._headers import Quota
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Key, LocalRateLimiter, RateLimit, RateLimiter, RedisRateLimiter, WouldWait
 from lemcal_async.ratelimit._cooldown import MARGIN
-from lemcal_async.ratelimit.redis._limiter import KeyWorkers
 
 KEY = Key("https://api.example.com", "0f" * 16)
 SILENT = Quota()
@@ -103,12 +102,6 @@ def limiter_of(
 ) -> RedisRateLimiter:
     """Return a limiter for short tests; Redis may be slow on a busy machine."""
     return RedisRateLimiter(redis.url, limit=limit, period=period, **{"timeout": 5.0, **options})
-
-
-def workers_of(limiter: RedisRateLimiter) -> KeyWorkers:
-    """Return what is at work inside ``async with``."""
-    assert limiter._workers is not None
-    return limiter._workers
 
 
 def most_in(period: float, times: list[float]) -> int:
@@ -547,9 +540,9 @@ async def test_idle_keys_are_forgotten(redis: RedisServer) -> None:
         for number in range(50):
             permit = await limiter.acquire(Key("https://api.example.com", f"{number:032x}"))
             permit.answered(200, SILENT)
-        assert workers_of(limiter)._keys
+        assert limiter._keys
         with anyio.fail_after(10):
-            while workers_of(limiter)._keys:  # noqa: ASYNC110
+            while limiter._keys:  # noqa: ASYNC110
                 await anyio.sleep(0.05)
         assert RateLimit(5, 5, resets_in=0.0, queued=0, paused_for=0.0) == limiter.snapshot(KEY)
 

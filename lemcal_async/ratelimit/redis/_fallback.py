@@ -17,10 +17,7 @@ REMEMBERED = 60.0  # seconds for which another process counts as running
 
 
 class CircuitBreaker:
-    """Closed while Redis answers. Open, only one task tries again, every ``delay`` seconds.
-
-    ``since`` and ``reason`` are of the first failure.
-    """
+    """Closed while Redis answers. Open ``since`` then, only one task tries again, every ``delay`` seconds."""
 
     def __init__(self) -> None:
         self.is_open = False
@@ -36,18 +33,13 @@ class CircuitBreaker:
         self.is_open, self.delay, self.since, self.reason = True, FIRST_DELAY, now, reason
         return True
 
-    def succeeded(self) -> None:
-        """Note a success."""
-        self.is_open = False
-
 
 class FallbackPolicy:
     """What to do without Redis. A ``share`` of None divides the limit by the processes seen lately."""
 
-    def __init__(self, when_down: WhenDown, limit: int, period: float, share: float | None) -> None:
+    def __init__(self, when_down: WhenDown, limit: int, share: float | None) -> None:
         self.when_down: WhenDown = when_down
-        self.limit = limit
-        self.period = period
+        self._limit = limit
         self._share = share
         self._processes = 0
         self._seen_at = -math.inf
@@ -60,7 +52,5 @@ class FallbackPolicy:
     @property
     def own_limit(self) -> int:
         """How many requests of a period this process may send alone."""
-        share = self._share
-        if share is None:
-            share = 1 / self._processes if self._processes else UNKNOWN_SHARE
-        return max(1, int(self.limit * share + 1e-9))
+        share = self._share or (1 / self._processes if self._processes else UNKNOWN_SHARE)
+        return max(1, int(self._limit * share + 1e-9))

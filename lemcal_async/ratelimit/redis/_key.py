@@ -1,43 +1,66 @@
-"""One key in use: its budget, and the task that asks Redis for slots and restates what is held."""
+"""One key in use: its queue, its budget, and the task that asks Redis for slots and restates what is held."""
 
-import time
+import math
 from collections.abc import Awaitable, Callable
 
 from lemcal_async._concurrency import Wakeup
 from lemcal_async.ratelimit._base import Key
+from lemcal_async.ratelimit._log import SlidingWindowLog
+from lemcal_async.ratelimit._waiters import KeyState
 from lemcal_async.ratelimit.redis._budget import Budget
 
 
-class KeyWorker(Budget):
-    """Its task ``run`` lasts while there is something to do or to remember; ``exchange`` talks to Redis."""
+class KeyWorker(KeyState):
+    """``log`` is the budget, and while Redis is away the log of what this process may do alone."""
+
+    __slots__ = ("_exchange", "_wake_at", "_wakeup", "budget", "clock", "runs")
 
     def __init__(
-        self, key: Key, limit: int, period: float, exchange: Callable[["KeyWorker"], Awaitable[None]]
+        self,
+        key: Key,
+        budget: Budget,
+        clock: Callable[[], float],
+        exchange: Callable[["KeyWorker"], Awaitable[None]],
     ) -> None:
-        super().__init__(limit, period)
-        self.key = key
-        self.runs = False
+        super().__init__(key, budget)
+        self.budget = budget
+        self.clock = clock
+        self.runs = False  # whether its task does
         self._exchange = exchange
         self._wakeup = Wakeup()
-        self._wake_at = 0.0  # when it looks again by itself
+        self._wake_at = 0.0  # when the task looks again by itself
 
-    def look(self) -> None:
-        """Have the task look in time for what is due."""
-        if (due := self.due(time.monotonic())) < self._wake_at:
+    def look(self) -> bool:
+        """Have the task look in time for what is due; return whether it is needed."""
+        head = self.queue.head()
+        self.budget.waiting, self.budget.refused = len(self.queue), head is not None and head.refused
+        if (due := self.budget.due()) < self._wake_at:
             self._wake_at = due
             self._wakeup.wake()
+        return head is not None or not self.budget.idle(self.clock())
 
     async def run(self) -> None:
-        """Talk to Redis whenever that is due."""
-        self.runs = True
-        while True:
+        """Talk to Redis whenever that is due, while there is something to do or to remember."""
+        while self.look():
             self._wakeup.rearm()
-            now = time.monotonic()
-            if not self.waiting and self.idle(now):
-                break
-            if (due := self.due(now)) <= now:
+            now = self.clock()
+            due = self.budget.due() if self.log is self.budget else math.inf
+            if due <= now:
                 await self._exchange(self)
             else:
-                self._wake_at = min(due, now + self.turnover)
+                self._wake_at = min(due, now + self.budget.turnover)
                 await self._wakeup.wait(self._wake_at - now)
         self.runs = False
+
+    def fall_back(self, log: SlidingWindowLog, begins: float) -> None:
+        """Go on alone from then on, when nothing counts any more that others had from Redis before."""
+        log.cooldown.until = max(begins, self.budget.cooldown.until)
+        self.budget.hand_over(log)
+        self.log = log
+
+    def come_back(self, begun: float) -> None:
+        """Go back to Redis."""
+        if isinstance(self.log, SlidingWindowLog):
+            was_refused = self.log.cooldown.until > begun
+            self.budget.take_back(self.log, self.clock(), was_refused=was_refused)
+        self.log = self.budget

@@ -169,12 +169,13 @@ class SlidingWindowLog:
 
     def adopt(self, slots: Iterable[Slot]) -> None:
         """Take in requests that were granted elsewhere and are in flight."""
-        self._slots.in_flight.update(slots)
+        for slot in slots:
+            self._slots.adopt(slot)
 
-    def occupied(self, now: float) -> tuple[set[Slot], list[float]]:
+    def occupied(self, now: float) -> tuple[list[Slot], list[float]]:
         """Return the slots in flight, and when each other occupied slot comes free."""
         self._slots.forget(now)
-        return set(self._slots.in_flight), [self._slots.end_of(record) for record in self._slots.counted]
+        return list(self._slots.in_flight), [self._slots.end_of(record) for record in self._slots.counted]
 
     # -------------------------------------------------------------------------------- forecasts
 

@@ -148,10 +148,14 @@ class OccupiedSlots:
     def take(self, now: float) -> Slot:
         """Occupy a slot."""
         slot = Slot(now)
+        self.adopt(slot)
+        return slot
+
+    def adopt(self, slot: Slot) -> None:
+        """Note a request in flight that was granted elsewhere."""
         self._granted += 1
         slot.number = self._granted
         self.in_flight[slot] = None
-        return slot
 
     def end(self, slot: Slot, record: RequestRecord, now: float) -> None:
         """Turn a request in flight into one that has ended."""

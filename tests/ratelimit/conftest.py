@@ -3,7 +3,6 @@
 import asyncio
 import selectors
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import pytest
@@ -55,8 +54,13 @@ def redis_server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def lapse(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Return what sets for how long a slot may be used without news from Redis."""
-    return partial(monkeypatch.setattr, _budget, "LAPSE")
+    """Return what sets for how long a slot may be used without news from Redis, and kept without an answer."""
+
+    def put(seconds: float) -> None:
+        monkeypatch.setattr(_budget, "LAPSE", seconds)
+        monkeypatch.setattr(_budget, "LOST_AFTER", seconds)
+
+    return put
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import math
 from lemcal_async._headers import Quota
 from lemcal_async.ratelimit._cooldown import MARGIN, Cooldown, pause_after_429
 from lemcal_async.ratelimit._log import SlidingWindowLog
-from lemcal_async.ratelimit._slots import Slot
+from lemcal_async.ratelimit._slots import LOST_AFTER, Slot
 from lemcal_async.ratelimit.redis._script import ScriptReply, ScriptRequest
 
 LAPSE = 0.5  # seconds for which a slot may be used without news from Redis; after that it is given back
@@ -102,7 +102,8 @@ class Budget:
 
     def unknown(self, slot: Slot, now: float) -> None:
         """Note that no answer will come, and that the server may have counted the request."""
-        self._end(slot, now + self.lifetime)
+        left_at = now if slot.sent_at is None else slot.sent_at
+        self._end(slot, max(now, left_at + LOST_AFTER) + self.turnover)
 
     def abandon(self, now: float) -> None:
         """End all that is in flight."""

@@ -54,7 +54,7 @@ def redis_server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def lapse(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Return what sets for how long a slot may be used without news from Redis, and kept without an answer."""
+    """Return what sets for how long a slot lasts without news from Redis, or without an answer."""
 
     def put(seconds: float) -> None:
         monkeypatch.setattr(_budget, "LAPSE", seconds)

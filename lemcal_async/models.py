@@ -10,12 +10,27 @@ Neither ``extra`` nor free-form JSON counts toward the hash.
 
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 from urllib.parse import quote, urlsplit
 
 import attrs
 
-BOOKING_PAGES = "https://app.lemcal.com"
+__all__ = [
+    "Answer",
+    "Attendee",
+    "Hook",
+    "Lead",
+    "Meeting",
+    "MeetingLocation",
+    "MeetingType",
+    "Model",
+    "Question",
+    "RoundRobin",
+    "RoundRobinUser",
+    "User",
+]
+
+BOOKING_PAGES: Final = "https://app.lemcal.com"
 
 
 def in_utc(time: datetime) -> datetime:

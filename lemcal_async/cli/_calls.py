@@ -32,7 +32,7 @@ from lemcal_async.cli._output import (
     warn_of_bad_rows,
 )
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.models import Meeting, MeetingType, User
+from lemcal_async.models import BOOKING_PAGES, Meeting, MeetingType, User
 
 M = TypeVar("M", Meeting, MeetingType)
 
@@ -102,7 +102,7 @@ def _print_user(user: User, *, as_json: bool) -> None:
         print_json(to_wire(user))
         return
     # The page where guests book (observed); those of the meeting types are below it.
-    page = user.public_identifier and f"https://app.lemcal.com/@{user.public_identifier}"
+    page = user.public_identifier and f"{BOOKING_PAGES}/@{user.public_identifier}"
     created = short_time(user.created_at)
     facts = [("User id", user.id), ("E-mail", user.email), ("Booking page", page), ("Since (UTC)", created)]
     print_facts(facts)

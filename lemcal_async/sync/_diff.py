@@ -34,7 +34,7 @@ _UNORDERED: Final = "attendees"  # the service lists them in any order
 _NULL_OR_FRACTION: Final = re.compile(r'":(?:null|-?\d+[.eE])').search
 _FIRST_FRACTION: Final = re.compile(r"\[-?\d+[.eE]").search
 _NEXT_FRACTION: Final = re.compile(r",-?\d+[.eE]").search
-_dumps: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+_dumps: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False).encode
 
 
 @attrs.frozen

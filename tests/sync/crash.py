@@ -14,6 +14,7 @@ from lemcal_async.sandbox import Sandbox
 from lemcal_async.sync import Change
 
 WORKER = Path(__file__).parent / "worker.py"
+HANDLERS = ("async", "plain", "lists")
 
 
 class Crashes:
@@ -29,7 +30,6 @@ class Crashes:
             "log": str(self.log),
             "accounts": [(account.user_id, account.api_key) for account in sandbox.accounts],
             "fail_every": fail_every,
-            "deliver": True,
         }
 
     def live(self) -> None:
@@ -52,7 +52,9 @@ class Crashes:
             try:
                 assert process.stdin is not None
                 assert process.stdout is not None
-                process.stdin.write(json.dumps({**self.job, "backend": backend, **changes}) + "\n")
+                handler = self.rng.choice(HANDLERS)
+                job = {**self.job, "backend": backend, "handler": handler, **changes}
+                process.stdin.write(json.dumps(job) + "\n")
                 process.stdin.flush()
                 assert process.stdout.readline() == "ready\n"
                 yield process

@@ -60,7 +60,7 @@ def test_two_at_once(database: Database, tmp_path: Path) -> None:
         for _ in range(2):
             with contextlib.ExitStack() as stack:
                 workers = [
-                    stack.enter_context(crashes.worker(backend, deliver=False))
+                    stack.enter_context(crashes.worker(backend, handler="none"))
                     for backend in ("asyncio", "trio")
                 ]
                 for worker in workers:
@@ -71,7 +71,7 @@ def test_two_at_once(database: Database, tmp_path: Path) -> None:
                     out, _ = worker.communicate(timeout=60)
                     assert '{"failed": 0, "errors": []}' == out.strip()
             crashes.live()
-        with crashes.worker("asyncio", deliver=False) as worker:
+        with crashes.worker("asyncio", handler="none") as worker:
             worker.communicate("go\n", timeout=60)
         found = changes(database)
         wanted = {

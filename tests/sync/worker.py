@@ -1,7 +1,7 @@
 """A synchronization as a process of its own, to be killed: see ``crash.py``.
 
 Reads what to do as JSON from standard input, says "ready", waits for a line, runs once, and writes the
-report. The handler appends the ``seq`` of each change to a file, with one write each, before it returns.
+report. The handler appends the ``seq`` of what it is given to a file, with one write, before it returns.
 """
 
 import json
@@ -21,14 +21,27 @@ async def run(job: dict[str, Any]) -> None:
     log = os.open(job["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     calls = 0
 
-    async def on_change(change: Change) -> None:
+    def take(changes: list[Change]) -> None:
         nonlocal calls
         calls += 1
-        await anyio.lowlevel.checkpoint()
         if job["fail_every"] and calls % job["fail_every"] == 0:
             raise RuntimeError("this handler fails now and then")
-        os.write(log, f"{change.seq}\n".encode())
+        os.write(log, "".join(f"{change.seq}\n" for change in changes).encode())
 
+    async def on_change(change: Change) -> None:
+        await anyio.lowlevel.checkpoint()
+        take([change])
+
+    async def on_changes(changes: list[Change]) -> None:
+        await anyio.lowlevel.checkpoint()
+        take(changes)
+
+    handlers: dict[str, dict[str, Any]] = {
+        "async": {"on_change": on_change},
+        "plain": {"on_change": lambda change: take([change])},
+        "lists": {"on_changes": on_changes},
+        "none": {},
+    }
     (first, key), *others = job["accounts"]
     lemcal = AsyncLemcal(
         first, key, base_url=job["base_url"], limiter=Unlimited(), retry=RetryPolicy(attempts=1)
@@ -37,8 +50,7 @@ async def run(job: dict[str, Any]) -> None:
         clients = [lemcal, *(lemcal.for_account(user_id, api_key) for user_id, api_key in others)]
         say("ready")
         sys.stdin.readline()
-        handler = on_change if job["deliver"] else None
-        report = await sync_meetings(clients, store, on_change=handler, max_concurrency=8)
+        report = await sync_meetings(clients, store, max_concurrency=8, **handlers[job["handler"]])
     say(json.dumps({"failed": report.failed, "errors": [str(f.error) for f in report.failures]}))
 
 

@@ -9,6 +9,7 @@ import typer
 
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._codec import to_wire, write_minutes, write_time
+from lemcal_async._selection import selection
 from lemcal_async.cli._options import (
     AccountName,
     AccountsFile,
@@ -164,15 +165,8 @@ class Selection:
         if self == Selection(None, None, None, None):
             return meetings
         start = max(filter(None, (self.start, now if self.upcoming else None)), default=None)
-        chosen = [
-            meeting
-            for meeting in meetings
-            if (start is None or (meeting.start is not None and meeting.start >= start))
-            and (self.end is None or (meeting.start is not None and meeting.start < self.end))
-            and (self.guest is None or (_guest_email(meeting) or "").lower() == self.guest.strip().lower())
-            and not (self.upcoming and meeting.is_canceled)
-        ]
-        return sorted(chosen, key=MEETINGS.key)[: self.limit]
+        select = selection(start, self.end, self.guest, canceled=False if self.upcoming else None)
+        return sorted(select(meetings), key=MEETINGS.key)[: self.limit]
 
 
 def _time_of(option: str, text: str | None) -> datetime | None:

@@ -40,7 +40,7 @@ class CallState:
     last: httpx.Response | httpx.RequestError | None = attrs.field(default=None, repr=False)
     quota: Quota | None = None  # what the headers of the last answer say
     held: float = 0.0  # seconds for which the limiter pauses the key after the last answer
-    refused: Permit | None = None  # of the last attempt, if the server refused it with a 429
+    refused: Permit | None = None  # of the last attempt, if a 429 refused it or it ran out unsent
     tracer: "SendTracer | None" = None  # of the current attempt
 
     def __str__(self) -> str:
@@ -78,6 +78,7 @@ class SendTracer:
         self.permit: Permit | None = None
         self.entered = True  # whether the wire was asked to send
         self.sent = False
+        self.lapsed = False  # whether the permit had run out when the request was about to leave
         request.extensions["trace"] = self
 
     def proves_unsent(self) -> bool:
@@ -100,9 +101,10 @@ class SendTracer:
         self._reported = True
         # A CONNECT to a proxy is not yet the request.
         if name.endswith(".send_request_headers.started") and info["request"].method != b"CONNECT":
+            if self.permit is not None and self.permit.sent() is False:
+                self.lapsed = True
+                raise httpx.TransportError("the request was not sent: its permit had run out")
             self.sent = True
-            if self.permit is not None:
-                self.permit.sent()
             if self._passed_on is None:
                 # There is no more to learn, and the other events cost as much as the rest of this layer.
                 info["request"].extensions.pop("trace", None)

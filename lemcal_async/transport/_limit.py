@@ -40,20 +40,34 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
         if not isinstance(request, httpx.Request):
             return await answer_httpx2(self, request)
         call = call_of(request)
+        while True:
+            response = await self._attempt(call, request)
+            if response is not None:
+                return response
+
+    async def aclose(self) -> None:
+        """Close the transport below."""
+        await self._wire.aclose()
+
+    async def _attempt(self, call: CallState, request: httpx.Request) -> httpx.Response | None:
+        """Return None if the permit ran out before the request left, because this process stood still."""
         tracer = call.tracer or SendTracer(request)
-        tracer.entered = False
+        tracer.entered = tracer.lapsed = False
         permit = await self._acquire(call, request)
         tracer.permit = permit
         tracer.enter(self._wire)
         call.refused = None
         try:
             response = await guard(self._wire.handle_async_request(request))
-        except BaseException:
+        except BaseException as error:
             # Nothing in here waits, so it holds under cancellation too.
             if tracer.proves_unsent():
                 permit.unsent()
             else:
                 permit.unknown()
+            if tracer.lapsed and isinstance(error, Exception):
+                call.refused = permit  # the next attempt goes first
+                return None
             raise
         finally:
             if call.tracer is None:
@@ -64,10 +78,6 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
         if response.status_code == 429:
             call.refused = permit
         return response
-
-    async def aclose(self) -> None:
-        """Close the transport below."""
-        await self._wire.aclose()
 
     async def _acquire(self, call: CallState, request: httpx.Request) -> Permit:
         key = call.key or key_of(str(request.url), request.headers.get("authorization", ""))

@@ -31,6 +31,7 @@ from lemcal_async.sandbox import Sandbox
 from lemcal_async.sandbox._ratelimit import WindowKind
 from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport
 from lemcal_async.transport._call import CallState, begin_call, call_of, extension
+from lemcal_async.transport.aiohttp import AiohttpTransport
 from lemcal_async.transport.httpx2 import HTTPX2Transport
 
 URL = f"{DEFAULT_BASE_URL}/me"
@@ -639,3 +640,61 @@ async def test_no_429_from_a_server_that_counts(window: WindowKind) -> None:
         # A server that counts in windows lets the end of one and the beginning of the next go together.
         at_most = 5 if window == "sliding" else 10
         assert 5 <= most_in(0.2, [request.at for request in sandbox.requests]) <= at_most
+
+
+@attrs.define
+class LapsedOnce(RecordedPermit):
+    """A permit that has run out by the time its request is to leave."""
+
+    def sent(self) -> bool:  # type: ignore[override]
+        """Refuse to have it sent."""
+        self.recorder.told.append("lapsed")
+        return False
+
+
+@attrs.define
+class Lapsing(Recorder):
+    """A limiter whose first permit runs out, as of a process that stood still."""
+
+    async def acquire(
+        self,
+        key: Key,
+        *,
+        priority: Priority = "interactive",
+        timeout: float | None = None,  # noqa: ASYNC109 - the protocol's
+        again: Permit | None = None,
+    ) -> Permit:
+        """Grant a permit that has run out first, and a good one then."""
+        await super().acquire(key, priority=priority, timeout=timeout, again=again)
+        if len(self.permits) == 1:
+            self.permits[0] = LapsedOnce(self)
+        return self.permits[-1]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "wire", [PooledTransport, HTTPX2Transport, AiohttpTransport, httpx.AsyncHTTPTransport]
+)
+async def test_14_13_a_permit_that_ran_out_sends_nothing(
+    wire: Callable[[], httpx.AsyncBaseTransport], anyio_backend_name: str
+) -> None:
+    """The call asks again and goes first; the server sees one request, and the caller no error."""
+    if wire is AiohttpTransport and anyio_backend_name == "trio":
+        pytest.skip("aiohttp runs on asyncio only")
+    limiter = Lapsing()
+    with Sandbox().serve() as sandbox:
+        async with (
+            wire() as transport,
+            AsyncLemcal(
+                sandbox.user_id,
+                sandbox.api_key,
+                base_url=sandbox.base_url,
+                transport=transport,
+                limiter=limiter,
+                retry=RetryPolicy(attempts=1),
+            ) as lemcal,
+        ):
+            await lemcal.me()
+        assert 1 == len(sandbox.requests)
+    assert [None, limiter.permits[0]] == [asked.again for asked in limiter.asked]
+    assert ["lapsed", "unsent", "sent"] == limiter.told[:3]

@@ -100,6 +100,29 @@ async def call(function: Callable[..., Any], argument: object, limiter: anyio.Ca
             await outcome
 
 
+async def finish(function: Callable[..., Awaitable[Any]], *arguments: object, grace: float) -> None:
+    """Await a function to its end, even if this task is canceled: then for at most ``grace`` seconds."""
+    scope = anyio.CancelScope(shield=True)
+    errors: list[Exception] = []
+
+    async def bound() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            scope.deadline = anyio.current_time() + grace
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(bound)
+        with scope:
+            try:
+                await function(*arguments)
+            except Exception as error:  # noqa: BLE001  # raised below, outside of the group
+                errors.append(error)
+        tasks.cancel_scope.cancel()
+    if errors:
+        raise errors[0]
+
+
 def _boxed(function: Callable[..., Any], argument: object) -> list[Awaitable[Any]]:
     """Return what is to be awaited, in a list: trio lets no bare coroutine out of a thread."""
     outcome = function(argument)

@@ -16,6 +16,7 @@ import anyio.to_thread
 from lemcal_async._callbacks import (
     CanceledElsewhereError,
     call,
+    finish,
     is_async,
     no_foreign_cancellation,
     was_canceled_alone,
@@ -35,9 +36,8 @@ BATCH: Final = 50
 MARK_AFTER: Final = 0.5
 """Seconds after which the changes taken so far are marked, once the handler returns."""
 
-
-MARK_TIMEOUT: Final = 5.0
-"""Seconds that writing the marks may take; a store that stands still must not hold up who is canceled."""
+MARK_GRACE: Final = 5.0
+"""Seconds that a canceled run may still take to write marks, if the store stands still."""
 
 
 class Delivery:
@@ -113,10 +113,7 @@ class Delivery:
     async def _mark(self, taken: Sequence[Change], own: ReportBuilder) -> None:
         own.delivered += len(taken)
         if taken:
-            with anyio.fail_after(
-                MARK_TIMEOUT, shield=True
-            ):  # who is canceled can wait for this, not for ever
-                await self._store.mark_delivered(taken)
+            await finish(self._store.mark_delivered, taken, grace=MARK_GRACE)
 
     async def _call(self, changes: list[Change], taken: list[Change]) -> None:
         """Hand changes over; raise an error if the handler has canceled its own task."""

@@ -10,7 +10,7 @@ import anyio
 import anyio.from_thread
 import pytest
 
-from lemcal_async.sync import Change, MemoryStore, Store, sync_meetings
+from lemcal_async.sync import Change, MemoryStore, Store, StoreError, sync_meetings
 from lemcal_async.sync._delivery import BATCH
 
 from .conftest import kinds, outbox
@@ -271,6 +271,47 @@ async def test_marks_are_written_in_batches(worlds: Any, handler: Any) -> None:
     report = await sync_meetings(worlds(1, BATCH + 10).clients(), store, **handler)
     assert (0, BATCH + 10) == (report.failed, report.delivered)
     assert [BATCH, 10] == store.marks
+
+
+async def test_a_store_that_takes_long_to_mark(worlds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run waits for the marks; a canceled one only for so long, and then their changes come again."""
+    monkeypatch.setattr("lemcal_async.sync._delivery.MARK_GRACE", 0.01)
+    stalled = anyio.Event()
+
+    class Slow(MemoryStore):
+        hangs = False
+
+        async def mark_delivered(self, changes: Sequence[Change]) -> int:
+            if self.hangs:
+                stalled.set()
+                await anyio.sleep_forever()
+            await anyio.sleep(0.05)
+            return await super().mark_delivered(changes)
+
+    world, store = worlds(1, 2), Slow()
+    assert 0 == (await sync_meetings(world.clients(), store, on_change=pass_by)).failed
+    assert [] == await outbox(store, pending=True)
+    world.sandbox.book()
+    store.hangs = True
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: sync_meetings(world.clients(), store, on_change=pass_by))
+            await stalled.wait()
+            tasks.cancel_scope.cancel()
+    assert ["created"] == await kinds(store, pending=True)
+
+
+async def test_a_store_that_fails_to_mark(worlds: Any) -> None:
+    """That is a failure of the store, and the changes come again."""
+
+    class Broken(MemoryStore):
+        async def mark_delivered(self, changes: Sequence[Change]) -> int:
+            raise StoreError("the disk is full")
+
+    world, store = worlds(1, 2), Broken()
+    (failure,) = (await sync_meetings(world.clients(), store, on_change=pass_by)).failures
+    assert ("store", "the disk is full") == (failure.stage, str(failure.error))
+    assert 2 == len(await outbox(store, pending=True))
 
 
 @pytest.mark.parametrize("handler", [pass_by, str])

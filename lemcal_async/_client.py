@@ -18,7 +18,7 @@ from lemcal_async._log import set_up_logging
 from lemcal_async._retry import RetryPolicy
 from lemcal_async._session import USER_AGENT, AccountSession, JSONBody, Options, RawResponse
 from lemcal_async._stack import TransportStack
-from lemcal_async._urls import DEFAULT_BASE_URL, check_base_url, check_path, with_query
+from lemcal_async._urls import BASE_URL_VARIABLE, DEFAULT_BASE_URL, check_base_url, check_path, with_query
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.models import User
 from lemcal_async.ratelimit import Key, Priority, RateLimit, RateLimiter
@@ -30,8 +30,6 @@ Timeout = float | httpx.Timeout | None
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-
-BASE_URL_VARIABLE = "LEMCAL_BASE_URL"
 
 
 class _Unset:

@@ -37,3 +37,4 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the credentials of whoever runs the tests out of them."""
     monkeypatch.delenv("LEMCAL_USER_ID", raising=False)
     monkeypatch.delenv("LEMCAL_API_KEY", raising=False)
+    monkeypatch.delenv("LEMCAL_BASE_URL", raising=False)

@@ -73,6 +73,13 @@ def run(argv: Sequence[str]) -> int:
     """Run a command and return its exit status. Errors that are not bugs become one line."""
     logging.getLogger("lemcal_async").addHandler(_QUIET)
     try:
+        return _run(argv)
+    finally:
+        logging.getLogger("lemcal_async").removeHandler(_QUIET)
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
         with writing():  # help is written by Typer itself
             status: int | None = app(list(argv), prog_name="lemcal", standalone_mode=False)
     except LemcalError as error:

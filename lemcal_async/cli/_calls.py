@@ -33,7 +33,7 @@ from lemcal_async.cli._output import (
     warn_of_bad_rows,
 )
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.models import BOOKING_PAGES, Meeting, MeetingType, User
+from lemcal_async.models import Meeting, MeetingType, User
 
 M = TypeVar("M", Meeting, MeetingType)
 
@@ -103,7 +103,7 @@ def _print_user(user: User, *, as_json: bool) -> None:
         print_json(to_wire(user))
         return
     # The page where guests book (observed); those of the meeting types are below it.
-    page = user.public_identifier and f"{BOOKING_PAGES}/@{user.public_identifier}"
+    page = user.public_identifier and f"https://app.lemcal.com/@{user.public_identifier}"
     created = short_time(user.created_at)
     facts = [("User id", user.id), ("E-mail", user.email), ("Booking page", page), ("Since (UTC)", created)]
     print_facts(facts)
@@ -144,29 +144,16 @@ def meetings(
     here. With --upcoming, --from, --to, --guest or --limit they are sorted by start in every form.
     """
     form = chosen_form(json=json, csv=csv)
-    chosen = Selection(_time_of("--from", from_), _time_of("--to", to), guest, limit, upcoming=upcoming)
+    start, end = _time_of("--from", from_), _time_of("--to", to)
+    if upcoming:
+        start = max(datetime.now(UTC), start or datetime.now(UTC))
+    select = selection(start, end, guest and guest.strip(), canceled=False if upcoming else None)
     service = Service(base_url, sandbox, accounts, account)
     rows = call(service, "Fetching meetings", lambda lemcal: all_rows(lemcal.meetings.list(meeting_type)))
-    print_rows(Rows(chosen.select(rows.good, datetime.now(UTC)), rows.bad), MEETINGS, form)
-
-
-@attrs.frozen
-class Selection:
-    """Which of the meetings to show."""
-
-    start: datetime | None
-    end: datetime | None
-    guest: str | None
-    limit: int | None
-    upcoming: bool = False
-
-    def select(self, meetings: list[Meeting], now: datetime) -> list[Meeting]:
-        """Return them, sorted by start; all in their order if nothing is asked for."""
-        if self == Selection(None, None, None, None):
-            return meetings
-        start = max(filter(None, (self.start, now if self.upcoming else None)), default=None)
-        select = selection(start, self.end, self.guest, canceled=False if self.upcoming else None)
-        return sorted(select(meetings), key=MEETINGS.key)[: self.limit]
+    chosen = select(rows.good)  # here, and not by the call, which selects nothing if some rows are bad
+    if limit is not None:
+        chosen = sorted(chosen, key=MEETINGS.key)[:limit]
+    print_rows(Rows(chosen, rows.bad), MEETINGS, form)
 
 
 def _time_of(option: str, text: str | None) -> datetime | None:

@@ -67,9 +67,16 @@ class SyncReport:
     unreadable_rows: tuple[UnreadableRow, ...] = ()
 
     def raise_for_failures(self) -> None:
-        """Raise an ExceptionGroup with the error of each failure, if any account failed."""
+        """Raise an ExceptionGroup with the error of each failure, if any account failed.
+
+        A note on each error names its account.
+        """
         if len(self.failures) == 0:
             return
+        for failure in self.failures:
+            note = f"account {failure.user_id or 'without a user id'}: {_STAGES[failure.stage]}"
+            if note not in getattr(failure.error, "__notes__", ()):
+                failure.error.add_note(note)
         more = f" (and {len(self.failures) - 1} more)" if len(self.failures) > 1 else ""
         raise ExceptionGroup(
             f"{self.failed} of {self.accounts} accounts failed: {self.failures[0]}{more}",

@@ -229,6 +229,11 @@ async def test_raise_for_failures(worlds: Any) -> None:
     ) as raised:
         report.raise_for_failures()
     assert (AuthenticationError, AuthenticationError) == tuple(map(type, raised.value.exceptions))
+    with pytest.raises(ExceptionGroup):
+        report.raise_for_failures()
+    notes = [note for error in raised.value.exceptions for note in error.__notes__]
+    assert {f"account {client.user_id}: its meetings could not be fetched" for client in wrong} == set(notes)
+    assert 2 == len(notes)  # one each, however often it is raised
 
 
 async def test_a_key_function_that_is_canceled(worlds: Any) -> None:

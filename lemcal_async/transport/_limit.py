@@ -3,6 +3,9 @@
 The request says whose budget it draws on, so one stack serves every account.
 """
 
+from types import TracebackType
+from typing import Self
+
 import anyio
 import httpx
 
@@ -45,6 +48,18 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
             if response is not None:
                 return response
 
+    async def __aenter__(self) -> Self:
+        await self._wire.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self._wire.__aexit__(exc_type, exc_value, traceback)
+
     async def aclose(self) -> None:
         """Close the transport below."""
         await self._wire.aclose()
@@ -58,7 +73,7 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
         tracer.enter(self._wire)
         call.refused = None
         try:
-            response = await guard(self._wire.handle_async_request(request))
+            response = await guard(call, self._wire.handle_async_request(request))
         except BaseException as error:
             # Nothing in here waits, so it holds under cancellation too.
             if tracer.proves_unsent():

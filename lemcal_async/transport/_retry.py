@@ -9,7 +9,8 @@ import io
 import logging
 import re
 import time
-from typing import cast
+from types import TracebackType
+from typing import Self, cast
 
 import anyio
 import attrs
@@ -96,6 +97,18 @@ class RetryTransport(httpx.AsyncBaseTransport):
         response.elapsed = dt.timedelta(seconds=time.perf_counter() - began)
         return response
 
+    async def __aenter__(self) -> Self:
+        await self._wire.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self._wire.__aexit__(exc_type, exc_value, traceback)
+
     async def aclose(self) -> None:
         """Close the transport below."""
         await self._wire.aclose()
@@ -165,11 +178,11 @@ class RetryTransport(httpx.AsyncBaseTransport):
         """Send the request, and return the response with its body read."""
         sending = self._wire.handle_async_request(request)
         # The layer below guards itself; what else it raises is a fault of ours, to be seen as it is.
-        response = await (sending if isinstance(self._wire, RateLimitTransport) else guard(sending))
+        response = await (sending if isinstance(self._wire, RateLimitTransport) else guard(call, sending))
         if response.is_closed:  # read already: a transport that answers from memory
             self._check_size(len(response.content), call)
         else:
-            await guard(self._buffer(response, request, call))
+            await guard(call, self._buffer(response, request, call))
         response.request = request
         return response
 

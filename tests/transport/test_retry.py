@@ -7,7 +7,7 @@ import logging
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import anyio.lowlevel
@@ -20,7 +20,7 @@ import tenacity
 
 from lemcal_async import RetryPolicy
 from lemcal_async.errors import DeadlineExceededError, ResponseDecodeError
-from lemcal_async.ratelimit import LocalRateLimiter
+from lemcal_async.ratelimit import LocalRateLimiter, Unlimited
 from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.sandbox.faults import Fault
 from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport, _retry as retry
@@ -59,7 +59,13 @@ class Script(httpx.AsyncBaseTransport):
         self.reports_sending = reports_sending
         self.attempts = 0
         self.bodies: list[bytes] = []
+        self.entered = False
         self.closed = False
+
+    async def __aenter__(self) -> Self:
+        """Note it."""
+        self.entered = True
+        return self
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Take the next outcome."""
@@ -112,6 +118,11 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(anyio, "sleep", sleep)
     return slept
+
+
+def request_of_client(method: str = "GET") -> httpx.Request:
+    """Return a request as ``AsyncLemcal`` makes it."""
+    return httpx.Request(method, URL, extensions=extension(CallState(method, "/me", redact=str)))
 
 
 async def send(
@@ -301,9 +312,24 @@ async def test_what_other_libraries_raise(
 ) -> None:
     """It becomes an error of httpx, and is retried as what may have been processed."""
     wire = Script(*[error] * attempts)
+    layer = RetryTransport(wire, RetryPolicy(attempts=2, backoff=0))
     with pytest.raises(kind) as caught:
-        await send(wire, RetryPolicy(attempts=2, backoff=0), method)
+        await layer.handle_async_request(request_of_client(method))
     assert (kind, text, attempts) == (type(caught.value), str(caught.value), wire.attempts)
+
+
+@pytest.mark.anyio
+async def test_what_an_app_raises_in_a_plain_client() -> None:
+    """It passes as it is, with its traceback: a test of the app wants to see it."""
+
+    async def app(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    layers = RetryTransport(RateLimitTransport(httpx.ASGITransport(app), Unlimited()), QUICK)
+    async with httpx.AsyncClient(transport=layers) as client:
+        with pytest.raises(ZeroDivisionError) as caught:
+            await client.get(URL)
+    assert "app" == caught.traceback[-1].name
 
 
 @pytest.mark.anyio
@@ -328,7 +354,8 @@ async def test_a_wire_that_cancels_by_itself() -> None:
             return await super().handle_async_request(request)
 
     wire = Canceling(httpx.Response(200))
-    assert 200 == (await send(wire)).status_code
+    answer = await RetryTransport(wire, QUICK).handle_async_request(request_of_client())
+    assert 200 == answer.status_code
     assert 2 == wire.attempts
 
 
@@ -824,9 +851,13 @@ async def test_what_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.anyio
 async def test_closing_closes_what_is_below() -> None:
-    """Transports own each other downwards, as in httpx."""
+    """Transports own each other downwards, as in httpx; and they are entered so."""
     wire = Script()
-    await RetryTransport(wire).aclose()
+    await RetryTransport(RateLimitTransport(wire)).aclose()
+    assert (False, True) == (wire.entered, wire.closed)
+    wire = Script()
+    async with RetryTransport(RateLimitTransport(wire)):
+        assert (True, False) == (wire.entered, wire.closed)
     assert wire.closed
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "CallEnded",
     "Event",
     "FellBack",
+    "FleetSampled",
     "ForeignUse",
     "Granted",
     "Listener",
@@ -143,6 +144,23 @@ class WebhookHandled:
     seconds: float
 
 
+@attrs.frozen
+class FleetSampled:
+    """How a fleet was doing, as a worker saw it; see ``FleetStatus`` for the fields. Times in seconds."""
+
+    accounts: int
+    due: int
+    oldest_due: float | None
+    queued: int | None
+    running: int
+    failing: int
+    paused: int
+    undelivered: int
+    oldest_undelivered: float | None
+    parked: int
+    workers: int | None
+
+
 Event: TypeAlias = (
     Queued
     | Granted
@@ -150,6 +168,7 @@ Event: TypeAlias = (
     | ForeignUse
     | FellBack
     | AccountSynced
+    | FleetSampled
     | CallEnded
     | Retried
     | PoolEntered

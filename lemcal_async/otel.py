@@ -23,6 +23,19 @@ _SCOPE = "lemcal_async"
 _ROUTES = frozenset({"/me", "/meetings", "/meetingTypes", "/meetingTypes/{id}", "/hooks", "/hooks/{id}"})
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 300.0)
 _CONNECTIONS = (1, 2, 5, 10, 20, 50, 75, 100, 200, 500)
+_FLEET = {
+    "accounts": ("{account}", "Accounts in the fleet"),
+    "due": ("{account}", "Accounts that are due"),
+    "oldest_due": ("s", "For how long the oldest of them has been due"),
+    "queued": ("{turn}", "Turns in the queue"),
+    "running": ("{turn}", "Turns under way"),
+    "failing": ("{account}", "Accounts whose last turn failed"),
+    "paused": ("{account}", "Paused accounts"),
+    "undelivered": ("{change}", "Changes that wait for their handler"),
+    "oldest_undelivered": ("s", "For how long the oldest of them has been waiting"),
+    "parked": ("{change}", "Parked changes"),
+    "workers": ("{worker}", "Workers"),
+}
 _CHANGES = ("created", "changed", "canceled", "disappeared", "restored")
 
 Attributes: TypeAlias = dict[str, str | int | float]
@@ -74,6 +87,10 @@ class _Listener:
         self._deliveries = _histogram(meter, "lemcal.webhook.duration", "Webhook deliveries")
         self._syncs = _histogram(meter, "lemcal.sync.duration", "Synchronizations of an account")
         self._changes = meter.create_counter("lemcal.sync.changes", "{meeting}", "Changes found")
+        self._fleet = {
+            name: meter.create_gauge(f"lemcal.fleet.{name}", unit, description)
+            for name, (unit, description) in _FLEET.items()
+        }
         self._handlers: Mapping[type[Any], Callable[[Any], None]] = {
             events.CallEnded: self._call_ended,
             events.Retried: self._retried,
@@ -84,6 +101,7 @@ class _Listener:
             events.PoolEntered: self._pool_entered,
             events.WebhookHandled: self._webhook_handled,
             events.AccountSynced: self._account_synced,
+            events.FleetSampled: self._fleet_sampled,
         }
 
     def __call__(self, event: events.Event) -> None:
@@ -136,6 +154,12 @@ class _Listener:
             "http.response.status_code": event.status_code,
         }
         self._deliveries.record(event.seconds, attributes)
+
+    def _fleet_sampled(self, event: events.FleetSampled) -> None:
+        for name, gauge in self._fleet.items():
+            value = getattr(event, name)
+            if value is not None:
+                gauge.set(value)
 
     def _account_synced(self, event: events.AccountSynced) -> None:
         self._syncs.record(event.seconds, {"lemcal.failed": event.failed})

@@ -98,8 +98,19 @@ class RedisServer:
         return self.command("KEYS", "*").split()
 
     def dump(self) -> str:
-        """Return all keys and values, which must be strings."""
-        return "\n".join(f"{key} {self.run('GET', key)!r}" for key in self.names())
+        """Return all keys and values."""
+        read = {
+            "string": ("GET", "{}"),
+            "set": ("SMEMBERS", "{}"),
+            "zset": ("ZRANGE", "{}", "0", "-1"),
+            "hash": ("HGETALL", "{}"),
+            "stream": ("XRANGE", "{}", "-", "+"),
+        }
+        found = []
+        for key in self.names():
+            words = [word.format(key) for word in read[self.command("TYPE", key)]]
+            found.append(f"{key} {self.run(*words)!r}")
+        return "\n".join(found)
 
     def script_calls(self) -> int:
         """Return how many times a script was run since the last ``CONFIG RESETSTAT``."""

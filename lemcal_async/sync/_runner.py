@@ -127,9 +127,10 @@ class Runner:
 
     async def _work(self, source: "_Source", total: ReportBuilder) -> None:
         for lemcal in source:
-            total.add(await self._account(lemcal))
+            total.add(await self.synchronize(lemcal))
 
-    async def _account(self, lemcal: AsyncLemcal) -> ReportBuilder:
+    async def synchronize(self, lemcal: AsyncLemcal) -> ReportBuilder:
+        """Fetch, store and deliver one account. Raises nothing but its cancellation."""
         own = ReportBuilder()
         try:
             with no_foreign_cancellation():
@@ -153,6 +154,13 @@ class Runner:
             events.emit(
                 events.AccountSynced(user_id, seconds, bool(own.failures), **attrs.asdict(own.counts))
             )
+        return own
+
+    async def failed(self, user_id: str, error: Exception) -> ReportBuilder:
+        """Report an account that could not even be fetched, as one that was tried."""
+        own = ReportBuilder()
+        self._fail(user_id, "fetch", error, own)
+        await self._record(user_id, str(error))
         return own
 
     async def _update(self, user_id: str, lemcal: AsyncLemcal, own: ReportBuilder) -> None:

@@ -35,7 +35,6 @@ from sqlalchemy import (
     cast,
     false,
     func,
-    literal,
     null,
     or_,
     select,
@@ -63,10 +62,11 @@ class LeaseLostError(StoreError):
 
 @attrs.frozen
 class Due:
-    """An account whose time has come. ``wanted``: somebody woke it."""
+    """An account whose time has come. ``wanted``: somebody woke it. ``due_at`` is what tells this claim."""
 
     user_id: str
     wanted: bool
+    due_at: float = attrs.field(default=0.0, eq=False)
 
 
 @attrs.frozen
@@ -138,15 +138,34 @@ class Schedule:
         """
         return await self._transactions.run(lambda connection: _claim(connection, limit))
 
-    async def acquire(self, user_id: str, seconds: float, *, woken: bool = False) -> Lease | None:
+    async def unclaim(self, claimed: Iterable[Due]) -> int:
+        """Make claimed accounts due at once that could not be queued. Returns how many still were claimed."""
+        moments = {due.user_id: due.due_at for due in claimed}
+
+        def unclaim(connection: Connection) -> int:
+            now = clock(connection)
+            return sum(
+                _executed(
+                    connection,
+                    update(accounts)
+                    .where(accounts.c.user_id == user_id, accounts.c.due_at == due_at)
+                    .values(due_at=case((accounts.c.wanted, _AT_ONCE), else_=now)),
+                )
+                for user_id, due_at in sorted(moments.items())
+            )
+
+        return await self._transactions.run(unclaim)
+
+    async def acquire(self, user_id: str, seconds: float, *, claimed: float | None = None) -> Lease | None:
         """Hold an account for some seconds; None if it is held, paused, or not in the fleet.
 
-        ``woken``: if it is held, it is due at once when its holder releases it. A holder that sees
-        everything from now on clears earlier wakes.
+        ``claimed`` is the ``due_at`` of the claim that led here, 0 for a wake: with it, None is returned too
+        if the account has had its turn since. Holding it clears earlier wakes, as its holder sees everything
+        from now on; a wake that comes later makes it due when it is released.
         """
         token = secrets.token_hex(16)
         return await self._transactions.run(
-            lambda connection: _acquire(connection, user_id, token, seconds, woken=woken)
+            lambda connection: _acquire(connection, user_id, token, seconds, claimed)
         )
 
     async def renew(self, lease: Lease, seconds: float) -> bool:
@@ -273,33 +292,40 @@ def _add(connection: Connection, user_ids: list[str], interval: float) -> int:
 
 def _claim(connection: Connection, limit: int) -> list[Due]:
     now = clock(connection)
-    query = select(accounts.c.user_id, accounts.c.wanted, accounts.c.due_at).where(accounts.c.due_at <= now)
+    query = select(accounts.c.user_id, accounts.c.due_at).where(accounts.c.due_at <= now)
     query = query.order_by(accounts.c.due_at).limit(limit)
     later = update(accounts).values(due_at=now + accounts.c.interval)
+    columns = (accounts.c.user_id, accounts.c.wanted, accounts.c.due_at)
     if connection.dialect.name == "sqlite":  # its only writer, so nobody comes in between
-        claimed = list(connection.execute(query))
-        for some in slices([row.user_id for row in claimed]):
-            connection.execute(later.where(accounts.c.user_id.in_(some)))
-    else:
-        due = query.with_for_update(skip_locked=True).cte("due")
-        statement = later.where(accounts.c.user_id == due.c.user_id)
-        found = connection.execute(statement.returning(due.c.user_id, due.c.wanted, due.c.due_at))
-        claimed = sorted(found, key=lambda row: row.due_at)
-    return [Due(row.user_id, row.wanted) for row in claimed]
+        order = [row.user_id for row in connection.execute(query)]
+        found = {
+            row.user_id: Due(*row)
+            for some in slices(order)
+            for row in connection.execute(later.where(accounts.c.user_id.in_(some)).returning(*columns))
+        }
+        return [found[user_id] for user_id in order]
+    due = query.with_for_update(skip_locked=True).cte("due")
+    statement = later.where(accounts.c.user_id == due.c.user_id)
+    claimed = connection.execute(statement.returning(*columns, due.c.due_at.label("was_due_at")))
+    return [Due(*row[:3]) for row in sorted(claimed, key=lambda row: row.was_due_at)]
 
 
 def _acquire(
-    connection: Connection, user_id: str, token: str, seconds: float, *, woken: bool
+    connection: Connection, user_id: str, token: str, seconds: float, claimed: float | None
 ) -> Lease | None:
     now = clock(connection)
     is_held, until = _is_held(now), now + seconds
+    is_its_turn = true() if claimed is None else or_(accounts.c.wanted, accounts.c.due_at == claimed)
     statement = (
         update(accounts)
         .where(
-            accounts.c.user_id == user_id, accounts.c.interval.is_not(None), accounts.c.paused.is_(false())
+            accounts.c.user_id == user_id,
+            accounts.c.interval.is_not(None),
+            accounts.c.paused.is_(false()),
+            is_its_turn,
         )
         .values(
-            wanted=case((is_held, or_(accounts.c.wanted, literal(woken))), else_=false()),
+            wanted=case((is_held, accounts.c.wanted), else_=false()),
             lease_token=case((is_held, accounts.c.lease_token), else_=cast(token, String)),
             lease_until=case((is_held, accounts.c.lease_until), else_=until),
             due_at=case((is_held, accounts.c.due_at), else_=until),

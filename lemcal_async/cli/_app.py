@@ -12,6 +12,7 @@ import typer
 from lemcal_async._version import __version__
 from lemcal_async.cli._calls import me, meetings, types
 from lemcal_async.cli._changes import changes, forget, retry
+from lemcal_async.cli._fleet import fleet_app, worker
 from lemcal_async.cli._hooks import hooks_app
 from lemcal_async.cli._listen import listen
 from lemcal_async.cli._output import HELP, ExitStatus, OutputError, emit, status_of, tell, writing
@@ -45,6 +46,8 @@ app.command("forget")(forget)
 app.command("report")(report)
 app.command("listen")(listen)
 app.command("trigger")(trigger)
+app.command("worker")(worker)
+app.add_typer(fleet_app, name="fleet")
 app.command("sandbox")(sandbox)
 
 

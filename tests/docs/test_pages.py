@@ -315,6 +315,41 @@ async def test_data_analysis(read: Read, service: Sandbox, tmp_path: Path) -> No
         gc.collect()
 
 
+async def test_fleet(
+    read: Read, service: Sandbox, capsys: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A worker prints the changes, and a delivery is answered once it is stored."""
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path / 'fleet.db'}")
+    monkeypatch.setenv("REDIS_URL", "memory://")
+    monkeypatch.setenv("LEMCAL_BASE_URL", service.base_url)
+    keys = {service.user_id: service.api_key}
+    answers: list[int] = []
+
+    class Vault:
+        async def get(self, user_id: str) -> str | None:
+            return keys.get(user_id)
+
+    async def run_server(receiver: Any) -> None:
+        async with visitor(receiver) as sender:
+            answers.append((await sender.post(f"/?token={TOKEN}", json=service.book())).status_code)
+
+    names = await read("docs/fleet.md", vault=Vault(), run_server=run_server)
+    fleet = names["fleet"]
+    await fleet.add([service.user_id])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fleet.run)
+        async with service.client() as lemcal:
+            await names["serve"](lemcal, TOKEN)
+        with anyio.fail_after(30):
+            printed: list[str] = []
+            while len(printed) < 13:
+                await anyio.sleep(0.02)
+                printed += capsys.readouterr().out.splitlines()
+        tasks.cancel_scope.cancel()
+    assert [200] == answers
+    assert {"created"} == {line.split()[0] for line in printed}
+
+
 def test_faq(service: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """From synchronous code: a program of its own, with credentials from the environment."""
     monkeypatch.setenv("LEMCAL_USER_ID", service.user_id)

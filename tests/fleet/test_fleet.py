@@ -236,6 +236,7 @@ async def test_nothing_is_handed_over_once_the_lease_is_over(
     assert (1, 5) == (status.running, status.undelivered)  # the other's to mark
 
 
+@pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
 async def test_redis_comes_and_goes(yards: Any, redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     """Without it the worker waits and says so, a wake-up is stored all the same; back, all goes on."""
     yard = yards("streaq")

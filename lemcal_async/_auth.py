@@ -61,7 +61,9 @@ class Secret(Generic[T_co]):
         return self._value
 
     def __eq__(self, other: object) -> bool:
-        return self._value == other._value if isinstance(other, Secret) else NotImplemented
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return self._value == cast("Secret[object]", other)._value
 
     def __hash__(self) -> int:
         return hash(self._value)
@@ -88,16 +90,18 @@ class Credentials:
 
     user_id: str
     secret: Secret[str] = attrs.field(repr=False)
-    authorization: Secret[str] = attrs.field(init=False, eq=False, repr=False)
-    digest: str = attrs.field(init=False, eq=False, repr=False)
-
-    @authorization.default
-    def _encode(self) -> Secret[str]:
-        return Secret("Basic " + base64.b64encode(self._combined().encode()).decode())
-
-    @digest.default
-    def _digest(self) -> str:
-        return digest_of(self._combined())
+    authorization: Secret[str] = attrs.field(
+        init=False,
+        eq=False,
+        repr=False,
+        default=attrs.Factory(lambda self: _basic(self), takes_self=True),  # noqa: PLW0108 - defined below
+    )
+    digest: str = attrs.field(
+        init=False,
+        eq=False,
+        repr=False,
+        default=attrs.Factory(lambda self: digest_of(_combined(self)), takes_self=True),
+    )
 
     def redact(self, text: str) -> str:
         """Return ``text`` with the key, in every form in which it is sent or held, replaced by ``***``.
@@ -113,10 +117,15 @@ class Credentials:
         # From the longest to the shortest: a shorter form is part of a longer one.
         for form in (f"Basic {standard}", standard, urlsafe, standard.rstrip("="), urlsafe.rstrip("=")):
             text = text.replace(form, _MASK)
-        return text.replace(self._combined(), _MASK).replace(secret, _MASK)
+        return text.replace(_combined(self), _MASK).replace(secret, _MASK)
 
-    def _combined(self) -> str:
-        return f"{self.user_id}:{self.secret.reveal()}"
+
+def _combined(credentials: Credentials) -> str:
+    return f"{credentials.user_id}:{credentials.secret.reveal()}"
+
+
+def _basic(credentials: Credentials) -> Secret[str]:
+    return Secret("Basic " + base64.b64encode(_combined(credentials).encode()).decode())
 
 
 class CredentialSource:

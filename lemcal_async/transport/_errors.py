@@ -7,7 +7,7 @@ back into it: frames of h11, httpcore or anyio hold the headers, with the creden
 import asyncio
 import sys
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import httpx
 
@@ -83,7 +83,7 @@ def drop_frames(error: BaseException, handled: BaseException | None) -> None:
         each.__traceback__ = None
         rest += [linked for linked in (each.__cause__, each.__context__) if linked is not None]
         if isinstance(each, BaseExceptionGroup):
-            rest += each.exceptions
+            rest += cast("BaseExceptionGroup[BaseException]", each).exceptions
 
 
 def no_answer_error(error: httpx.RequestError, call: CallState) -> LemcalError:

@@ -40,7 +40,7 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Wait for the request's turn, send it, and report how it ended."""
-        if not isinstance(request, httpx.Request):
+        if not isinstance(request, httpx.Request):  # pyright: ignore[reportUnnecessaryIsInstance]
             return await answer_httpx2(self, request)
         call = call_of(request)
         while True:

@@ -72,7 +72,7 @@ class RetryTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request until an answer stands; raises what the last attempt raised."""
-        if not isinstance(request, httpx.Request):
+        if not isinstance(request, httpx.Request):  # pyright: ignore[reportUnnecessaryIsInstance]
             return await answer_httpx2(self, request)
         began = time.perf_counter()
         call = begin_call(request)

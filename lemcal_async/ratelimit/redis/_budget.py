@@ -9,6 +9,7 @@ import math
 from lemcal_async._headers import Quota
 from lemcal_async.ratelimit._cooldown import MARGIN, Cooldown, pause_after_429
 from lemcal_async.ratelimit._log import SlidingWindowLog
+from lemcal_async.ratelimit._server import ROUNDING
 from lemcal_async.ratelimit._slots import LOST_AFTER, Slot
 from lemcal_async.ratelimit.redis._script import ScriptReply, ScriptRequest
 
@@ -89,8 +90,8 @@ class Budget:
             return
         count = limit - quota.remaining
         if self._told is None or count > self._told[0] or self._told[1] + self.period < now:
-            window = min(quota.retry_after, self.period) + MARGIN
-            self._told, self._read_at = (count, now, granted, now + window), now
+            rest = min(quota.retry_after, self.period)
+            self._told, self._read_at = (count, now, granted, rest), now
             if count > self.reply.expected:  # somebody else's requests, of which all must hear
                 self._report_by = now
 
@@ -165,8 +166,12 @@ class Budget:
             # The server counted it before the answer set out, and counts the next one when that arrives.
             request["slots"].append([granted, end - self.reply.trip * told - now])
         if self._told is not None and now - self._told[1] < self.period:
-            count, at, granted, until = self._told
-            request["told"] = {"count": count, "age": now - at, "granted": granted, "window": until - now}
+            count, at, granted, rest = self._told
+            window = at + rest + MARGIN - now  # for which they still count
+            rest = 0.0 if rest.is_integer() else max(0.0, rest - ROUNDING)  # whole seconds are too coarse
+            request["told"] = ScriptRequest(
+                count=count, age=now - at, granted=granted, rest=rest, window=window
+            )
         return request
 
     def apply(self, request: ScriptRequest, reply: ScriptReply, asked_at: float, now: float) -> None:

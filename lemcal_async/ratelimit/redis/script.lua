@@ -58,11 +58,12 @@ end
 local slots, processes, trip = {}, 0, math.huge
 for name, other in pairs(budget.processes) do
   local last = math.max(other.seen, other.due)
-  other.held = 0
+  other.had = 0 -- in the last period
   for _, slot in ipairs(other.slots) do
     local free = slot[2] or other.seen + request.lifetime
     slots[#slots + 1] = {granted = slot[1], open = not slot[2], free = free, surely = free, of = other}
     last = math.max(last, free)
+    other.had = other.had + (slot[1] > now - request.turnover and 1 or 0)
   end
   if last + request.lifetime < now then
     budget.processes[name] = nil
@@ -92,14 +93,14 @@ for _, cap in ipairs(budget.caps) do
   apply(cap)
 end
 
--- What a header said: how many requests the server had counted before the answer came. Ours can be those
--- that it had not forgotten when the answered one was granted. More than that is somebody else's use of the
--- key; what is missing from it is late.
+-- What a header said: how many requests the server had counted when an answer left, and that it forgets the
+-- first of them after `rest`. Ours can be those that it has not forgotten by then. More than that is somebody
+-- else's use of the key; what is missing from it is late.
 local foreign, told = 0, request.told
 if told then
   local came, possible = now - told.age, 0
   for _, slot in ipairs(slots) do
-    possible = possible + (slot.granted < came and slot.free > told.granted and 1 or 0)
+    possible = possible + (slot.granted < came and slot.free > told.granted + told.rest and 1 or 0)
   end
   local known = budget.foreign_until > now and budget.foreign or 0
   if told.count > possible + known and told.window > 0 then
@@ -125,7 +126,7 @@ for _, slot in ipairs(slots) do
   if slot.free > now then
     local soonest = slot.open and math.max(slot.granted + request.turnover, now + request.turnover / 8)
     local left = math.min(slot.free, soonest or slot.free) - now
-    frees[#frees + 1], slot.of.held = left, slot.of.held + 1
+    frees[#frees + 1] = left
     mine = slot.of == process and math.min(mine, left) or mine
   end
 end
@@ -134,30 +135,30 @@ for _ = 1, budget.foreign_until > now and budget.foreign or 0 do
 end
 table.sort(frees)
 
--- Each free slot goes to the process that waits and holds least, then to the one served longest ago. What
--- falls to another one is kept for it until that is overdue.
+-- Each free slot goes to the process that waits and had fewest in the last period, then to the one served
+-- longest ago. What falls to another one is kept for it until that is overdue.
 process.want, process.due = request.waiting, now
 local wants, overdue, line = {}, math.huge, {}
 for name, other in pairs(budget.processes) do
   if other.due >= now and other.want > 0 then
-    line[#line + 1] = {of = other, held = other.held, want = other.want, name = name}
+    line[#line + 1] = {of = other, had = other.had, want = other.want, name = name}
     if other ~= process then
       wants[#wants + 1], overdue = other.want, math.min(overdue, other.due - now)
     end
   end
 end
 local function before(a, b)
-  if a.held == b.held and a.of.served == b.of.served then
+  if a.had == b.had and a.of.served == b.of.served then
     return a.name < b.name
   end
-  return a.held < b.held or (a.held == b.held and a.of.served < b.of.served)
+  return a.had < b.had or (a.had == b.had and a.of.served < b.of.served)
 end
 local free, blocked = limit - #frees, math.max(budget.paused, marker.held, now) - now
 local granted, kept = 0, 0
 for _ = 1, blocked == 0 and request.waiting > 0 and free or 0 do
   table.sort(line, before)
   local first = line[1]
-  first.held, first.want = first.held + 1, first.want - 1
+  first.had, first.want = first.had + 1, first.want - 1
   if first.want == 0 then
     table.remove(line, 1)
   end
@@ -181,7 +182,7 @@ end
 -- waits for its own.
 local wait = blocked
 if blocked == 0 then
-  local first = process.held + granted < limit / (#wants + 1) and frees[1] or mine
+  local first = process.had + granted < limit / (#wants + 1) and frees[1] or mine
   wait = request.turnover
   for _, left in ipairs(frees) do
     wait = left <= first + request.together and left or wait

@@ -6,7 +6,6 @@ of a canonical form: a store only loads the old rows whose digest differs. ``pla
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, TypeAlias, TypeGuard
@@ -15,6 +14,7 @@ import attrs
 
 from lemcal_async._codec import MOST_BAD_ROWS
 from lemcal_async.errors import BadRow, EmptyListError
+from lemcal_async.sync._wire_text import encoder
 
 Kind: TypeAlias = Literal["created", "changed", "canceled", "disappeared", "restored"]
 """``restored``: it had disappeared or was canceled, and is booked again. A meeting that comes back as a
@@ -34,17 +34,18 @@ _UNORDERED: Final = "attendees"  # the service lists them in any order
 _NULL_OR_FRACTION: Final = re.compile(r'":(?:null|-?\d+[.eE])').search
 _FIRST_FRACTION: Final = re.compile(r"\[-?\d+[.eE]").search
 _NEXT_FRACTION: Final = re.compile(r",-?\d+[.eE]").search
-_dumps: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False).encode
+_dumps: Final = encoder((",", ":"), sort_keys=True)
 
 
 @attrs.frozen
 class ListedMeeting:
-    """A row of the list with an id of its own; ``index`` is its position."""
+    """A row of the list with an id of its own; ``index`` is its position, ``text`` its JSON in ASCII."""
 
     index: int
     id: str
     wire: dict[str, Any] = attrs.field(repr=False)
     digest: str
+    text: str = attrs.field(repr=False)
 
 
 @attrs.frozen
@@ -131,7 +132,8 @@ def snapshot(rows: Iterable[Any]) -> Snapshot:
             reject("it has no usable _id")
             continue
         try:
-            row = ListedMeeting(index, meeting_id, wire, digest(wire))
+            text = _dumps(wire)
+            row = ListedMeeting(index, meeting_id, wire, _digest(wire, text), text)
         except RecursionError:
             present.add(meeting_id)
             reject("it is nested too deeply")
@@ -245,23 +247,32 @@ def status_of(wire: Mapping[str, Any]) -> Literal["booked", "canceled"]:
 
 def digest(wire: Mapping[str, Any]) -> str:
     """Return the same text for rows that mean the same, whatever the order of keys and attendees."""
-    return hashlib.blake2b(_canonical(wire, wire).encode(), digest_size=16).hexdigest()
+    return _digest(wire, _dumps(wire))
+
+
+def _digest(wire: Mapping[str, Any], text: str) -> str:
+    return hashlib.blake2b(_canonical_text(wire, text).encode(), digest_size=16).hexdigest()
 
 
 def _canonical(wire: Mapping[str, Any], names: Iterable[str]) -> str:
     fields = {name: value for name in names if (value := wire.get(name)) is not None}
-    text = _text(fields)
+    return _canonical_text(fields, _dumps(fields))
+
+
+def _canonical_text(fields: Mapping[str, Any], text: str) -> str:
     # Most rows hold neither, and the search is faster than a look at every value.
     if _NULL_OR_FRACTION(text) or _FIRST_FRACTION(text) or _NEXT_FRACTION(text):
-        return _text(_simplified(fields))
-    return text
-
-
-def _text(fields: dict[str, Any]) -> str:
+        fields = _simplified(fields)
+        text = _dumps(fields)
     attendees = fields.get(_UNORDERED)
-    if isinstance(attendees, list):
-        fields = {**fields, _UNORDERED: sorted(map(_dumps, attendees))}  # pyright: ignore[reportUnknownArgumentType]  # any JSON
-    return _dumps(fields)
+    if not isinstance(attendees, list):
+        return text
+    texts = list(map(_dumps, attendees))  # pyright: ignore[reportUnknownArgumentType]  # any JSON
+    as_sent = f'"{_UNORDERED}":[{",".join(texts)}]'
+    head, _, tail = text.partition(as_sent)
+    if as_sent in tail:  # a field inside another one is the same
+        return _dumps({**fields, _UNORDERED: sorted(texts)})
+    return f'{head}"{_UNORDERED}":{_dumps(sorted(texts))}{tail}'  # faster than to encode everything again
 
 
 def _simplified(value: Any) -> Any:

@@ -20,7 +20,7 @@ from lemcal_async.sync._columns import columns_of
 from lemcal_async.sync._diff import Difference, Snapshot, StoredMeeting, doubt, needed_rows, plan, status_of
 from lemcal_async.sync._outbox import WRITERS
 from lemcal_async.sync._store import Applied
-from lemcal_async.sync._wire_text import dump, load
+from lemcal_async.sync._wire_text import dump, load, storable_json
 
 _MEETING: Final = [
     "user_id",
@@ -145,7 +145,8 @@ def apply(
     for meeting_id, wire in driver.wires(user_id, needed_rows(stored, now)):
         stored[meeting_id] = attrs.evolve(stored[meeting_id], wire=load(wire))
     todo = plan(stored, now, announce=not (baseline and expected == 0))
-    texts = {found.meeting_id: dump(found.wire) for found in (*todo.listed, *todo.outbox)}
+    texts = {found.meeting_id: storable_json(now.rows[found.meeting_id].text) for found in todo.listed}
+    texts |= {each.meeting_id: dump(each.wire) for each in todo.outbox if each.kind == "disappeared"}
     rows = {
         found.meeting_id: _row(
             found, user_id, driver.time, at_text, (now.rows[found.meeting_id].digest, texts[found.meeting_id])

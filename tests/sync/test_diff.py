@@ -79,6 +79,12 @@ def row(meeting_id: str, **fields: Any) -> dict[str, Any]:
         ),
         ([row("a", questions=[1, 2])], [row("a", questions=[2, 1])], [("a", "changed", ("questions",))]),
         ([row("a", attendees="odd")], [row("a", attendees="odd")], []),
+        (
+            [row("a", aa={"attendees": [1, 2]}, attendees=[1, 2])],
+            [row("a", aa={"attendees": [1, 2]}, attendees=[2, 1])],
+            [],
+        ),
+        ([row("a", b={"attendees": [1]})], [row("a", b={"attendees": [2]})], [("a", "changed", ("b",))]),
         ([row("a"), row("b")], [row("c"), row("b", x=1)], [
             ("c", "created", ()), ("b", "changed", ("x",)), ("a", "disappeared", ()),
         ]),
@@ -176,6 +182,15 @@ def test_a_row_that_is_nested_too_deeply() -> None:
     assert [] == compare({"a": StoredMeeting("x", "booked")}, now)
     while deep:  # or its deallocation would recurse as deeply
         deep = deep[0]
+
+
+@pytest.mark.parametrize(
+    "value", ["é", 1, 2.5, True, None, [], [None], {"b": "\ud800", "a": {"d": 1, "c": ""}}]
+)
+def test_the_text_of_a_row(value: Any) -> None:
+    """It is JSON in ASCII, with sorted keys."""
+    text = snapshot([row("a", x=value)]).rows["a"].text
+    assert json.dumps(row("a", x=value), sort_keys=True, separators=(",", ":")) == text
 
 
 ids = st.sampled_from("abcdef")

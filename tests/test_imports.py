@@ -18,6 +18,7 @@ EXTRAS = {
     "opentelemetry",
     "orjson",
     "psycopg",
+    "pydantic",
     "redis",
     "sqlalchemy",
     "starlette",

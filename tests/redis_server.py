@@ -23,11 +23,13 @@ _PROGRAM = next(
 class RedisServer:
     """A server on a Unix socket in a folder of its own, with ``tcp=True`` also on a loopback port.
 
+    ``options`` are further ones of its command line.
     It writes its data to disk only when told to (``command("SAVE")``), and then loads that when it
     starts again.
     """
 
-    def __init__(self, *, tcp: bool = False) -> None:
+    def __init__(self, *options: str, tcp: bool = False) -> None:
+        self._options = options
         # Not below pytest's folder: a socket's path may have about 100 characters, which that alone can have.
         self._folder = tempfile.TemporaryDirectory(prefix="redis-", dir="/tmp")
         self.socket = Path(self._folder.name) / "redis.sock"
@@ -47,7 +49,7 @@ class RedisServer:
     def start(self) -> None:
         """Start the server; return when it answers. The port stays the same after a restart."""
         options = ["--unixsocket", str(self.socket), "--save", "", "--dir", self._folder.name]
-        options += ["--port", str(self.port), "--bind", "127.0.0.1"]
+        options += ["--port", str(self.port), "--bind", "127.0.0.1", *self._options]
         self._process = subprocess.Popen([str(_PROGRAM), *options], stdout=subprocess.DEVNULL)
         until = time.monotonic() + 20
         while time.monotonic() < until:

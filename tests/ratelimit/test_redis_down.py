@@ -1,6 +1,7 @@
 """Redis slow, gone and back: what is configured holds, it is said once, and no burst follows."""
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,7 +15,7 @@ from lemcal_async._headers import Quota
 from lemcal_async.errors import LemcalError
 from lemcal_async.ratelimit import Key, Permit, RedisRateLimiter, WouldWait
 from lemcal_async.ratelimit.redis import _fallback as breaker
-from lemcal_async.ratelimit.redis._fallback import FIRST_DELAY, LAST_DELAY, CircuitBreaker
+from lemcal_async.ratelimit.redis._fallback import FIRST_DELAY, LAST_DELAY, CircuitBreaker, WhenDown
 
 from .test_redis import LAPSE, Calls, limiter_of, most_in, refusal
 
@@ -295,3 +296,123 @@ async def test_leaving_while_redis_is_away(mortal: RedisServer) -> None:
             await anyio.sleep(0.1)
             group.cancel_scope.cancel()
     assert time.monotonic() - started < 8.0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("when_down", ["share", "raise", "open"])
+async def test_13_34_the_snapshot_while_redis_is_away(mortal: RedisServer, when_down: WhenDown) -> None:
+    """It tells what can be sent now: nothing at first, then this process's share, or anything."""
+    other = Key("https://api.example.com", "e0" * 16)
+    heard: list[events.Event] = []
+    leave = events.subscribe(heard.append)
+    try:
+        async with limiter_of(mortal, 8, 0.5, when_down=when_down, share=0.5, timeout=0.5) as limiter:
+            (await limiter.acquire(KEY)).answered(200, SILENT)
+            assert 8 == limiter.snapshot(other).remaining
+            mortal.kill()
+            with anyio.fail_after(10):  # it notices when it reports
+                while not limiter._breaker.is_open:  # noqa: ASYNC110
+                    await anyio.sleep(0.01)
+            for key in KEY, other:
+                seen = limiter.snapshot(key)
+                assert {"share": (4, 0), "raise": (8, 0), "open": (None, None)}[when_down] == (
+                    seen.limit,
+                    seen.remaining,
+                )
+                assert (when_down == "share") == (seen.paused_for > 0)
+            if when_down == "share":
+                await anyio.sleep(limiter.snapshot(KEY).paused_for)
+                assert [4, 4] == [limiter.snapshot(key).remaining for key in (KEY, other)]
+            mortal.start()
+            await until_back(limiter)
+            assert 0 == limiter.snapshot(other).remaining  # until all have told what they sent meanwhile
+            assert 0 < limiter.snapshot(other).paused_for < 5
+    finally:
+        leave()
+    assert ["0f0f0f0f"] == [event.key for event in heard if isinstance(event, events.FellBack)]
+
+
+@pytest.mark.anyio
+async def test_13_34_coredis_says_it_once(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """That Redis hangs, which it would say at each of our attempts; afterwards it speaks again."""
+    async with limiter_of(mortal, 5, 0.2, timeout=0.1) as limiter:
+        (await limiter.acquire(KEY)).answered(200, SILENT)
+        mortal.freeze(frozen=True)
+        try:
+            await anyio.sleep(1.5)  # for several attempts
+        finally:
+            mortal.freeze(frozen=False)
+        await until_back(limiter)
+        assert len([record for record in caplog.records if record.name == "coredis"]) <= 1
+    assert [] == logging.getLogger("coredis").filters
+
+
+@pytest.mark.anyio
+async def test_14_13_a_loop_that_stood_still(mortal: RedisServer) -> None:
+    """Others had the slot since: the request is not sent, and the call that asks again goes first."""
+    async with (
+        limiter_of(mortal, 1, 0.1) as limiter,
+        limiter_of(mortal, 1, 0.1) as other,
+        anyio.create_task_group() as group,
+    ):
+        permit = await limiter.acquire(KEY)
+        assert permit.sent() is not False
+        permit.answered(200, SILENT)
+        permit = await limiter.acquire(KEY)
+        time.sleep(2 * LAPSE)  # noqa: ASYNC251 - that is the point
+        assert permit.sent() is False
+        assert permit.answered(200, SILENT) == 0.0  # it has ended
+        calls, others = Calls(limiter, group), Calls(other, group)
+        await calls.queue(0)
+        await calls.queue("again", again=permit)
+        await others.served(0)
+        await calls.served(2)
+    assert ["again", 0] == calls.order
+
+
+@pytest.mark.anyio
+async def test_14_14_a_key_that_is_not_ours(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """It costs its own account a pause, and no other one anything; it is no outage."""
+    other = Key("https://api.example.com", "e0" * 16)
+    async with limiter_of(mortal, 2, 0.2) as limiter:
+        for key in KEY, other:
+            (await limiter.acquire(key)).answered(200, SILENT)
+        name = next(name for name in mortal.names() if KEY.digest in name)
+        mortal.command("DEL", name)
+        mortal.command("HSET", name, "not", "ours")
+        async with anyio.create_task_group() as group:
+            calls = Calls(limiter, group)
+            await calls.queue(0)
+            (await limiter.acquire(other)).answered(200, SILENT)
+            assert [] == calls.order
+            with anyio.fail_after(10):
+                await calls.served(1)
+    assert [] == caplog.messages
+
+
+@pytest.mark.anyio
+async def test_14_14_flushed_under_an_idle_process(mortal: RedisServer) -> None:
+    """A process that has never used the key knows that Redis had data: it sends nothing on top."""
+    async with limiter_of(mortal, 3, 0.4) as limiter, limiter_of(mortal, 3, 0.4) as idle:
+        for _ in range(3):
+            (await limiter.acquire(KEY)).answered(200, SILENT)
+        sent = time.monotonic()
+        mortal.command("FLUSHALL")
+        await idle.acquire(KEY)
+        assert time.monotonic() - sent >= 0.4
+
+
+@pytest.mark.anyio
+async def test_16_the_first_call_loads_nothing(mortal: RedisServer) -> None:
+    """All that a call needs has been imported and read when the limiter is entered."""
+    async with limiter_of(mortal) as limiter:
+        opened: list[object] = []
+        modules = set(sys.modules)
+        watching = True
+        sys.addaudithook(lambda event, args: opened.append(args) if watching and event == "open" else None)
+        permit = await limiter.acquire(KEY)
+        permit.sent()
+        permit.answered(200, SILENT)
+        watching = False
+    assert set() == set(sys.modules) - modules
+    assert [] == opened

@@ -1,0 +1,129 @@
+"""URLs and servers that cannot be used: an error on entering that says what to do, without a secret in it."""
+
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import anyio
+import pytest
+from coredis import Redis
+from redis_server import RedisServer
+
+from lemcal_async.errors import ConfigurationError
+from lemcal_async.ratelimit import Key, RedisRateLimiter
+
+KEY = Key("https://api.example.com", "0f" * 16)
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """Run on both event loops, in real time."""
+    return str(request.param)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost",
+        "http://localhost",
+        "redis://",
+        "redis://:hunter2@host:port",
+        "unix://",
+        "redis://[",
+        "redis://bob:hunter2@x/y@host/0",
+        "redis://bob:hunter2@x@host/0",
+        "redis://bob:hunter2/x@host/0",
+        "redis://bob:1234/hunter2@host/0",
+        "redis://bob:hunter2#x@host/0",
+        "redis://bob:hunter2?x@host/0",
+        "unix://bob:hunter2/x@/tmp/redis.sock",
+    ],
+)
+def test_13_16_urls_that_are_none(url: str) -> None:
+    """Refused at once, with what to do, and not repeated: a URL may hold a password."""
+    with pytest.raises(ConfigurationError, match="%40 for @, %2F for /") as caught:
+        RedisRateLimiter(url)
+    shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    assert "hunter" not in str(caught.value)
+    assert "hunter" not in shown.partition("lemcal_async/ratelimit")[2]
+    assert caught.value.__context__ is None
+
+
+def test_13_28_a_client_in_place_of_a_url() -> None:
+    """One line that says what to pass."""
+    with pytest.raises(ConfigurationError, match="takes the URL of Redis, such as") as caught:
+        RedisRateLimiter(Redis(host="localhost"))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.anyio
+async def test_the_password(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Right, it serves, percent-encoded as URLs need; wrong, it is an error without it."""
+    caplog.set_level(logging.DEBUG)
+    redis.command("CONFIG", "SET", "requirepass", "hunter 2@/")
+    try:
+        right = RedisRateLimiter(redis.url.replace("unix://", "unix://:hunter%202%40%2F@"), timeout=5.0)
+        assert "hunter" not in repr(right)
+        async with right:
+            (await right.acquire(KEY)).unsent()
+        wrong = RedisRateLimiter(redis.url.replace("unix://", "unix://:hunter3@"), timeout=5.0)
+        with pytest.raises(ConfigurationError, match="the right user and password") as caught:
+            await wrong.__aenter__()
+        assert "hunter" not in str(caught.value)
+        assert caught.value.__context__ is None
+        assert "hunter" not in caplog.text
+    finally:
+        redis.command("CONFIG", "SET", "requirepass", "", password="hunter 2@/")
+
+
+async def refusal_of(url: str) -> str:
+    """Return why a Redis cannot be used; entering must not leave anything behind."""
+    limiter = RedisRateLimiter(url, timeout=5.0)
+    with pytest.raises(ConfigurationError) as caught:
+        await limiter.__aenter__()
+    assert caught.value.__context__ is None
+    with pytest.raises(ConfigurationError, match="inside its `async with`"):
+        await limiter.acquire(KEY)
+    return str(caught.value)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("rights", ["-eval -evalsha", "-@scripting", "-set", "resetkeys ~cache:*"])
+async def test_14_14_no_rights(redis: RedisServer, rights: str) -> None:
+    """Rights do not come by themselves, so this is not taken for an outage."""
+    redis.command("ACL", "SETUSER", "ann", "on", ">secret", "~*", "+@all", *rights.split())
+    try:
+        said = await refusal_of(redis.url.replace("unix://", "unix://ann:secret@"))
+    finally:
+        redis.command("ACL", "DELUSER", "ann")
+    assert "let its user run EVAL, EVALSHA, GET, SET and TIME" in said
+    assert "secret" not in said
+
+
+@pytest.mark.anyio
+async def test_14_14_a_replica() -> None:
+    """It never takes a write."""
+    with ExitStack() as stack:
+        primary = stack.enter_context(RedisServer(tcp=True))
+        replica = stack.enter_context(RedisServer("--replicaof", f"127.0.0.1 {primary.port}"))
+        assert "use the address of the primary" in await refusal_of(replica.url)
+
+
+@pytest.fixture
+def cluster() -> Iterator[RedisServer]:
+    """Return a node of a cluster, of which another one has all slots."""
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(RedisServer("--cluster-enabled", "yes", tcp=True)) for _ in range(2)]
+        nodes[1].command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+        nodes[0].command("CLUSTER", "MEET", "127.0.0.1", str(nodes[1].port))
+        yield nodes[0]
+
+
+@pytest.mark.anyio
+async def test_14_14_a_node_of_a_cluster(cluster: RedisServer) -> None:
+    """It sends to another node (MOVED), which this client does not follow."""
+    with anyio.fail_after(20):
+        while "cluster_state:ok" not in cluster.command("CLUSTER", "INFO"):  # noqa: ASYNC110
+            await anyio.sleep(0.05)
+    assert "this is a node of a cluster" in await refusal_of(cluster.url)

@@ -147,7 +147,14 @@ def demo(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure against peers in the same run; ``-- NAME ARGUMENTS`` for one of them (``run --out DIR``)."""
     install(session, "bench")
-    default = {"run": [], "limiter": ["--quick"], "limiter_redis": [], "webhooks": [], "sync": []}
+    default = {
+        "run": [],
+        "limiter": ["--quick"],
+        "limiter_redis": [],
+        "webhooks": [],
+        "sync": [],
+        "fleet": [],
+    }
     chosen, *arguments = session.posargs or [""]
     missed: list[str] = []
     for name in [chosen] if chosen in default else default:

@@ -212,6 +212,7 @@ class _Worker:
         self._ended = anyio.Event()
         self._look = anyio.Event()
         self._sample_at = 0.0
+        self._turns_ended = 0  # since the last look
         self._engine = fleet._engine  # noqa: SLF001  # one class in two parts
         self._schedule = fleet._schedule  # noqa: SLF001
         self._turns = Turns(fleet._store, lemcal, credentials=fleet._credentials, **fleet._handlers)  # noqa: SLF001
@@ -276,7 +277,11 @@ class _Worker:
         self._turns.cancel()
 
     def _turn_ended(self) -> None:
-        self._look.set()
+        """Look for more when as many turns have ended as go at once: as many again are in the queue."""
+        self._turns_ended += 1
+        if self._turns_ended >= self._concurrency or not len(self._turns):
+            self._turns_ended = 0
+            self._look.set()
 
     async def _dispatch(self) -> None:
         """Keep the queue short and never empty: claim what is due whenever turns have ended."""

@@ -1,0 +1,336 @@
+"""What a fleet does: claims, scaling, wake-ups, and that nothing is lost while everything is killed.
+
+Real PostgreSQL, real Valkey, workers as processes, and the sandbox with its rate limit. The default is a
+short run; a long one is ``--accounts 2000 --meetings 50 --kills 28 --seconds 300``.
+Usage: ``python -m benchmarks.fleet [claim|turn|scaling|wake|chaos ...] [options]``.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psycopg
+from sqlalchemy import make_url
+
+from benchmarks.table import Measurement, show
+from lemcal_async import AsyncLemcal
+from lemcal_async.fleet import Fleet
+from lemcal_async.ratelimit import Unlimited
+from lemcal_async.sandbox import Sandbox, faults
+from lemcal_async.sync import Change, SQLStore, sync_meetings
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from postgres_server import postgres_server
+from redis_server import RedisServer
+
+PARTS = ("claim", "turn", "scaling", "wake", "chaos")
+
+
+def fleet_of(place: "Place", **options: Any) -> Fleet:
+    """Return the fleet, as each process has one."""
+    keys = json.loads((place.folder / "keys.json").read_text())
+    handled = os.open(place.folder / "handled", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    async def key_of(user_id: str) -> str | None:
+        key: str | None = keys.get(user_id)
+        return key
+
+    async def on_change(change: Change) -> None:
+        line = f"{change.user_id} {change.seq} {change.meeting_id} {time.time()}\n"
+        os.write(handled, line.encode())
+
+    lemcal = AsyncLemcal.for_accounts(base_url=place.base_url)
+    options = {"interval": 3600, "grace": 10, **options}
+    return Fleet(place.store, place.queue, credentials=key_of, on_change=on_change, lemcal=lemcal, **options)
+
+
+class Place:
+    """Where a part is measured: folder, database, queue, service."""
+
+    def __init__(self, folder: Path, store: str, queue: str, base_url: str) -> None:
+        self.folder, self.store, self.queue, self.base_url = folder, store, queue, base_url
+
+    @contextlib.contextmanager
+    def workers(self, count: int, concurrency: int) -> Iterator[list["subprocess.Popen[bytes]"]]:
+        """Run workers as processes; they end gracefully."""
+        running = [self.worker(concurrency) for _ in range(count)]
+        try:
+            yield running
+        finally:
+            for process in running:
+                process.send_signal(signal.SIGTERM)
+            for process in running:
+                process.wait(60)
+
+    def worker(self, concurrency: int) -> "subprocess.Popen[bytes]":
+        """Start one."""
+        arguments = [str(self.folder), self.store, self.queue, self.base_url, str(concurrency)]
+        return subprocess.Popen([sys.executable, "-m", "benchmarks.fleet", "worker", *arguments])
+
+    def handled(self) -> list[list[str]]:
+        """Return what the handlers were given: account, seq, meeting, moment."""
+        file = self.folder / "handled"
+        return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+
+    def cpu(self) -> float:
+        """Return the CPU seconds of the workers that have ended."""
+        return sum(float(file.read_text()) for file in self.folder.glob("cpu-*"))
+
+
+async def work(folder: str, store: str, queue: str, base_url: str, concurrency: str) -> None:
+    """Be a worker; at its end the CPU that it took is left in a file."""
+    began = resource.getrusage(resource.RUSAGE_SELF)
+    await fleet_of(Place(Path(folder), store, queue, base_url)).run(int(concurrency))
+    ended = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
+    (Path(folder) / f"cpu-{os.getpid()}").write_text(str(cpu))
+
+
+class Bench:
+    """The servers, and a fresh place for each part."""
+
+    def __init__(self, options: argparse.Namespace, postgres: str, redis: RedisServer) -> None:
+        self.options, self.postgres, self.redis = options, postgres, redis
+        self._count = 0
+
+    @contextlib.contextmanager
+    def place(self, sandbox: Sandbox) -> Iterator[Place]:
+        """Provide an empty database and an empty queue."""
+        self._count += 1
+        name = f"fleet{self._count}"
+        with psycopg.connect(self.postgres, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        self.redis.command("FLUSHALL")
+        store = make_url(self.postgres).set(database=name).render_as_string(hide_password=False)
+        with tempfile.TemporaryDirectory() as folder:
+            keys = {account.user_id: account.api_key for account in sandbox.accounts}
+            (Path(folder) / "keys.json").write_text(json.dumps(keys))
+            yield Place(Path(folder), store, self.redis.tcp_url, sandbox.base_url)
+
+    async def claim(self) -> list[Measurement]:
+        """Measure what it costs to claim an account, with more and more of them."""
+        found = []
+        for count in (1_000, 100_000, *([1_000_000] if self.options.million else [])):
+            with Sandbox(accounts=1).serve() as sandbox, self.place(sandbox) as place:
+                async with SQLStore(place.store) as store:
+                    schedule = store.schedule()
+                    await schedule.add(["usr_0"], interval=300)
+                    with psycopg.connect(place.store, autocommit=True) as connection:
+                        connection.execute(
+                            "INSERT INTO accounts (user_id, revision, empty_lists, interval, due_at,"
+                            " failures, wanted, paused)"
+                            " SELECT 'usr_' || n, 0, 0, 300, n / 1e6, 0, false, false"
+                            f" FROM generate_series(1, {count - 1}) n"
+                        )
+                        connection.execute("ANALYZE accounts")
+                    await schedule.claim(100)
+                    began, claimed = time.perf_counter(), 0
+                    while claimed < min(count // 2, 5_000):
+                        claimed += len(await schedule.claim(100))
+                    seconds = time.perf_counter() - began
+            found.append(Measurement(f"claim, {count:,} accounts", seconds / claimed * 1e6, "µs", 100))
+        return found
+
+    async def turn(self) -> list[Measurement]:
+        """Measure the CPU of a turn beside that of the same account in ``sync_meetings``."""
+        count = self.options.accounts
+        found = []
+        sandbox = Sandbox(accounts=count, meetings=50, limit=None)
+        with sandbox.serve(), self.place(sandbox) as place, self.place(sandbox) as other:
+            fleet, ids = fleet_of(place), [account.user_id for account in sandbox.accounts]
+            lemcal = AsyncLemcal.for_accounts(base_url=sandbox.base_url, limiter=Unlimited())
+            async with SQLStore(other.store) as store, lemcal:
+                clients = [lemcal.for_account(a.user_id, a.api_key) for a in sandbox.accounts]
+                for what in ("first run", "nothing new"):
+                    before = place.cpu()
+                    await (fleet.add(ids) if what == "first run" else fleet.wake(ids))
+                    with place.workers(1, 16):
+                        await until(fleet, is_at_rest, 300)
+                    turns = place.cpu() - before
+                    began = time.process_time()
+                    handled: list[int] = []
+
+                    async def on_change(change: Change, handled: list[int] = handled) -> None:
+                        handled.append(change.seq)
+
+                    await sync_meetings(clients, store, on_change=on_change)
+                    plain = time.process_time() - began
+                    note = f"{turns / count * 1e3:.1f} / {plain / count * 1e3:.1f} ms"
+                    found.append(
+                        Measurement(f"CPU, turn / sync_meetings, {what}", turns / plain, "x", 1.5, note=note)
+                    )
+        return found
+
+    async def scaling(self) -> list[Measurement]:
+        """Measure one worker and four, where waiting for lemcal dominates."""
+        seconds, cpu = {}, {}
+        for count in (1, 4):
+            accounts = 120 * count
+            sandbox = Sandbox(accounts=accounts, meetings=5, limit=None)
+            with sandbox.serve(), self.place(sandbox) as place:
+                sandbox.inject(faults.slow(0.3), times=10**9)
+                fleet = fleet_of(place)
+                with place.workers(count, 4):
+                    await until(fleet, lambda status, count=count: status.workers == count, 60)  # type: ignore[misc]
+                    began = time.perf_counter()
+                    await fleet.add([account.user_id for account in sandbox.accounts])
+                    await until(fleet, is_at_rest, 300)
+                    seconds[count] = (time.perf_counter() - began) / accounts
+                cpu[count] = place.cpu() / accounts
+        return [
+            Measurement(
+                "accounts per second, 4 workers / 1", seconds[1] / seconds[4], "x", 3.6, at_least=True
+            ),
+            Measurement("CPU per account, 4 workers / 1", cpu[4] / cpu[1], "x", 1.3),
+        ]
+
+    async def wake(self) -> list[Measurement]:
+        """Measure the time from a wake-up to the handler, of an idle fleet and of one with a backlog."""
+        found = []
+        for what, bound in (("idle", 0.1), ("under backlog", 0.5)):
+            accounts = 40 if what == "idle" else self.options.accounts
+            sandbox = Sandbox(accounts=accounts, meetings=5, limit=None)
+            with sandbox.serve(), self.place(sandbox) as place:
+                fleet = fleet_of(place)
+                ids = [account.user_id for account in sandbox.accounts]
+                await fleet.add(ids[:40])
+                with place.workers(2, 8):
+                    await until(fleet, is_at_rest, 120)
+                    await fleet.add(ids)
+                    booked: dict[str, float] = {}
+                    async with fleet.waker() as waker:
+                        for number in range(40):
+                            booked[sandbox.book(number)["_id"]] = time.time()
+                            await waker.wake(ids[number])
+                            await anyio.sleep(0.05)
+                        ids_done: set[str] = set()
+                        with anyio.fail_after(120):
+                            while not booked.keys() <= ids_done:
+                                await anyio.sleep(0.1)
+                                ids_done = {line[2] for line in place.handled()}
+                took = sorted(
+                    float(line[3]) - booked[line[2]] for line in place.handled() if line[2] in booked
+                )
+                found.append(
+                    Measurement(
+                        f"wake to handled, p95, {what}", statistics.quantiles(took, n=20)[-1], "s", bound
+                    )
+                )
+        return found
+
+    async def chaos(self) -> list[Measurement]:
+        """Kill workers, the queue and the database under bookings; count what becomes of the changes."""
+        options = self.options
+        concurrency, random_ = 4, random.Random(1)
+        sandbox = Sandbox(accounts=options.accounts, meetings=options.meetings)
+        with sandbox.serve(), self.place(sandbox) as place:
+            fleet = fleet_of(place)
+            ids = [account.user_id for account in sandbox.accounts]
+            await fleet.add(ids, interval=30)
+            workers = [place.worker(concurrency) for _ in range(4)]
+            began, booked, kills = time.monotonic(), 0, 0
+            done = {"wiped": False, "restarted": False, "postgres": False}
+            while (passed := time.monotonic() - began) < options.seconds:
+                account = random_.randrange(len(ids))
+                sandbox.book(account)
+                booked += 1
+                with contextlib.suppress(Exception):  # the database is restarted under it
+                    await fleet.wake([ids[account]])
+                if kills < options.kills * passed / options.seconds:
+                    victim = random_.randrange(4)
+                    workers[victim].kill()
+                    workers[victim].wait()
+                    workers[victim] = place.worker(concurrency)
+                    kills += 1
+                share = passed / options.seconds
+                if share > 0.3 and not done["wiped"]:
+                    done["wiped"] = True
+                    self.redis.command("FLUSHALL")
+                if share > 0.5 and not done["restarted"]:
+                    done["restarted"] = True
+                    self.redis.restart()
+                if share > 0.7 and not done["postgres"]:
+                    done["postgres"] = True
+                    with psycopg.connect(self.postgres, autocommit=True) as connection:
+                        connection.execute(
+                            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                            "WHERE pid <> pg_backend_pid() AND datname LIKE 'fleet%'"
+                        )
+                await anyio.sleep(0.05)
+            expected = options.accounts * options.meetings + booked
+            with anyio.move_on_after(600):
+                while len({(line[0], line[2]) for line in place.handled()}) < expected:  # noqa: ASYNC110
+                    await anyio.sleep(1)
+            for process in workers:
+                process.send_signal(signal.SIGTERM)
+            for process in workers:
+                process.wait(60)
+            lines = place.handled()
+        changes = Counter((line[0], line[1]) for line in lines)
+        seqs = defaultdict(list)
+        for user_id, seq in dict.fromkeys((line[0], int(line[1])) for line in lines):
+            seqs[user_id].append(seq)
+        lost = expected - len({(line[0], line[2]) for line in lines})
+        doubled = sum(count - 1 for count in changes.values())
+        disordered = sum(sorted(order) != order for order in seqs.values())
+        return [
+            Measurement(f"lost, {kills} kills, {expected:,} changes", lost, "changes", 0),
+            Measurement("accounts out of order", disordered, "accounts", 0),
+            Measurement("handled twice", doubled, "changes", kills * concurrency * 50),
+            Measurement(
+                "handled twice / kills and turns under way", doubled / max(1, kills * concurrency), "x"
+            ),
+        ]
+
+
+def is_at_rest(status: Any) -> bool:
+    """Whether nothing is to be done."""
+    return not (status.due or status.running or status.queued)
+
+
+async def until(fleet: Fleet, reached: Callable[[Any], bool], seconds: float) -> None:
+    """Wait for a status."""
+    with anyio.fail_after(seconds):
+        while not reached(await fleet.status()):  # noqa: ASYNC110
+            await anyio.sleep(0.1)
+
+
+def main() -> None:
+    """Measure, print, and fail if a bound is missed."""
+    if sys.argv[1:2] == ["worker"]:
+        anyio.run(partial(work, *sys.argv[2:]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
+    parser.add_argument("--accounts", type=int, default=200)
+    parser.add_argument("--meetings", type=int, default=10)
+    parser.add_argument("--kills", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=40)
+    parser.add_argument("--million", action="store_true", help="also claim from a million accounts")
+    options = parser.parse_args()
+    found: list[Measurement] = []
+    with postgres_server() as postgres, RedisServer(tcp=True) as redis:
+        bench = Bench(options, postgres, redis)
+        for part in options.parts or PARTS:
+            found += anyio.run(getattr(bench, part))
+    sys.exit(not all(each.holds for each in show(found)))
+
+
+if __name__ == "__main__":
+    main()

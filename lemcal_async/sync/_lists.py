@@ -17,10 +17,19 @@ import attrs
 
 from lemcal_async.errors import EmptyListError
 from lemcal_async.sync._columns import columns_of
-from lemcal_async.sync._diff import Difference, Snapshot, StoredMeeting, doubt, needed_rows, plan, status_of
+from lemcal_async.sync._diff import (
+    Difference,
+    ListedMeeting,
+    Snapshot,
+    StoredMeeting,
+    doubt,
+    needed_rows,
+    plan,
+    status_of,
+)
 from lemcal_async.sync._outbox import WRITERS
 from lemcal_async.sync._store import Applied
-from lemcal_async.sync._wire_text import dump, load, storable_json
+from lemcal_async.sync._wire_text import load, storable_json
 
 _MEETING: Final = [
     "user_id",
@@ -43,7 +52,8 @@ _MEETING: Final = [
     "wire",
 ]
 _REPLACED: Final = [name for name in _MEETING if name not in ("user_id", "meeting_id", "first_seen_at")]
-_CHANGE: Final = ("user_id", "meeting_id", "kind", "fields", "found_at", "wire")
+# A change has the row as it has just been written, or as it last was.
+_CHANGES: Final = "INSERT INTO changes (user_id, meeting_id, kind, fields, found_at, wire)"
 
 _NEW_ACCOUNT: Final = (
     "INSERT INTO accounts (user_id, revision, empty_lists, first_run_at, last_run_at) VALUES (?, 0, 0, ?, ?) "
@@ -89,11 +99,13 @@ class _Driver(Protocol):
 
     def wires(self, user_id: str, ids: list[str]) -> Iterable[tuple[str, str]]: ...
 
-    def insert(self, table: str, columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None: ...
+    def insert(self, rows: list[tuple[Any, ...]]) -> None: ...
 
     def replace(self, rows: list[dict[str, Any]]) -> None: ...
 
     def of_each(self, sql: str, values: tuple[Any, ...], ids: list[str]) -> None: ...
+
+    def announce(self, user_id: str, at: str | None, found: list[Difference]) -> None: ...
 
     def commit(self, sql: str, values: tuple[Any, ...]) -> None: ...
 
@@ -145,18 +157,14 @@ def apply(
     for meeting_id, wire in driver.wires(user_id, needed_rows(stored, now)):
         stored[meeting_id] = attrs.evolve(stored[meeting_id], wire=load(wire))
     todo = plan(stored, now, announce=not (baseline and expected == 0))
-    texts = {found.meeting_id: storable_json(now.rows[found.meeting_id].text) for found in todo.listed}
-    texts |= {each.meeting_id: dump(each.wire) for each in todo.outbox if each.kind == "disappeared"}
     rows = {
-        found.meeting_id: _row(
-            found, user_id, driver.time, at_text, (now.rows[found.meeting_id].digest, texts[found.meeting_id])
-        )
+        found.meeting_id: _row(now.rows[found.meeting_id], user_id, driver.time, at_text)
         for found in todo.listed
     }
     new = [row for meeting_id, row in rows.items() if meeting_id not in stored]
     old = [dict(zip(_MEETING, row, strict=True)) for meeting_id, row in rows.items() if meeting_id in stored]
     if new:
-        driver.insert("meetings", _MEETING, new)
+        driver.insert(new)
     if old:
         driver.replace(old)
     driver.of_each(
@@ -166,28 +174,20 @@ def apply(
     )
     driver.of_each("DELETE FROM meetings WHERE user_id = ?", (user_id,), todo.dropped)
     if todo.outbox:
-        changes = [
-            (user_id, each.meeting_id, each.kind, json.dumps(each.fields), at_text, texts[each.meeting_id])
-            for each in todo.outbox
-        ]
-        driver.insert("changes", _CHANGE, changes)
+        driver.announce(user_id, at_text, todo.outbox)
     known_by = f"{expected + 1}:{body_hash}" if body_hash is not None and not now.bad_rows else None
     driver.commit(_APPLIED, (expected + 1, at_text, at_text, known_by, len(now.rows), user_id))
     return Applied(todo.counts, now.bad_rows)
 
 
 def _row(
-    found: Difference,
-    user_id: str,
-    time_of: Callable[[datetime | None], str | None],
-    at: str | None,
-    digest_and_text: tuple[str, str],
+    listed: ListedMeeting, user_id: str, time_of: Callable[[datetime | None], str | None], at: str | None
 ) -> tuple[Any, ...]:
     """Return a meeting's columns, in the order of ``_MEETING``."""
-    columns = columns_of(found.wire)
+    columns = columns_of(listed.wire)
     return (
         user_id,
-        found.meeting_id,
+        listed.id,
         columns.meeting_type_id,
         columns.meeting_type_name,
         time_of(columns.start_at),
@@ -195,15 +195,24 @@ def _row(
         columns.guest_email,
         columns.guest_name,
         columns.host_email,
-        status_of(found.wire),
+        status_of(listed.wire),
         time_of(columns.canceled_at),
         time_of(columns.created_at),
         at,
         None,
         at,
         columns.problem,
-        *digest_and_text,
+        listed.digest,
+        storable_json(listed.text),
     )
+
+
+def _fields(found: Difference) -> str:
+    return json.dumps(found.fields) if found.fields else "[]"
+
+
+def _in_utc(value: datetime) -> str:
+    return (value if value.tzinfo is UTC else value.astimezone(UTC)).isoformat(" ", "microseconds")
 
 
 def _is_held(driver: _Driver, lease: Lease | None) -> tuple[str, tuple[Any, ...]]:
@@ -242,7 +251,7 @@ class _SQLite:
     def time(self, value: datetime | None) -> str | None:
         if value is None:
             return None
-        return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+        return _in_utc(value)[:26]  # without the zone
 
     def wires(self, user_id: str, ids: list[str]) -> Iterable[tuple[str, str]]:
         query = (
@@ -250,9 +259,9 @@ class _SQLite:
         )
         return [row for meeting_id in ids for row in self._raw.execute(query, (user_id, meeting_id))]
 
-    def insert(self, table: str, columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None:
-        marks = ", ".join("?" * len(columns))
-        self._raw.executemany(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", rows)  # noqa: S608  # our names
+    def insert(self, rows: list[tuple[Any, ...]]) -> None:
+        marks = ", ".join("?" * len(_MEETING))
+        self._raw.executemany(f"INSERT INTO meetings ({', '.join(_MEETING)}) VALUES ({marks})", rows)  # noqa: S608  # our names
 
     def replace(self, rows: list[dict[str, Any]]) -> None:
         settings = ", ".join(f"{name} = :{name}" for name in _REPLACED)
@@ -261,6 +270,13 @@ class _SQLite:
 
     def of_each(self, sql: str, values: tuple[Any, ...], ids: list[str]) -> None:
         self._raw.executemany(f"{sql} AND meeting_id = ?", [(*values, meeting_id) for meeting_id in ids])
+
+    def announce(self, user_id: str, at: str | None, found: list[Difference]) -> None:
+        sql = "SELECT user_id, meeting_id, ?, ?, ?, wire FROM meetings WHERE user_id = ? AND meeting_id = ?"
+        self._raw.executemany(
+            f"{_CHANGES} {sql}",
+            [(each.kind, _fields(each), at, user_id, each.meeting_id) for each in found],
+        )
 
     def commit(self, sql: str, values: tuple[Any, ...]) -> None:
         self._raw.execute(sql, values)
@@ -308,7 +324,7 @@ class _PostgreSQL:
     def time(self, value: datetime | None) -> str | None:
         if value is None:
             return None
-        return value.astimezone(UTC).isoformat(" ", "microseconds")
+        return _in_utc(value)
 
     def wires(self, user_id: str, ids: list[str]) -> Iterable[tuple[str, str]]:
         if not ids:
@@ -319,8 +335,8 @@ class _PostgreSQL:
         ).fetchall()
         return found
 
-    def insert(self, table: str, columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None:
-        with self._raw.cursor().copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN") as copy:
+    def insert(self, rows: list[tuple[Any, ...]]) -> None:
+        with self._raw.cursor().copy(f"COPY meetings ({', '.join(_MEETING)}) FROM STDIN") as copy:
             for row in rows:
                 copy.write_row(row)
 
@@ -335,6 +351,15 @@ class _PostgreSQL:
     def of_each(self, sql: str, values: tuple[Any, ...], ids: list[str]) -> None:
         if ids:
             self._raw.execute(f"{sql.replace('?', '%s')} AND meeting_id = ANY(%s)", (*values, ids))
+
+    def announce(self, user_id: str, at: str | None, found: list[Difference]) -> None:
+        columns = ([e.meeting_id for e in found], [e.kind for e in found], [_fields(e) for e in found])
+        sql = (
+            "SELECT user_id, meeting_id, new.kind, new.fields, %s, wire "
+            "FROM unnest(%s::text[], %s::text[], %s::text[]) WITH ORDINALITY AS new (id, kind, fields, at) "
+            "JOIN meetings ON user_id = %s AND meeting_id = new.id ORDER BY new.at"
+        )
+        self._raw.execute(f"{_CHANGES} {sql}", (at, *columns, user_id))
 
     def commit(self, sql: str, values: tuple[Any, ...]) -> None:
         self._together([(sql, values), ("COMMIT", ())])

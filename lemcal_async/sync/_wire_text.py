@@ -42,16 +42,8 @@ def encoder(separators: tuple[str, str], *, sort_keys: bool) -> Callable[[Any], 
     return lambda value: "".join(chunks(value, 0))
 
 
-_dumps: Final = encoder((", ", ": "), sort_keys=False)
-
-
-def dump(value: Any) -> str:
-    """Return a JSON value as ASCII text that can be stored."""
-    return storable_json(_dumps(value))
-
-
 def load(text: str) -> Any:
-    """Return the value of a stored text."""
+    """Return the value of a text that ``storable_json`` made."""
     if "\\ufffc" in text:
         text = _STORED_ESCAPE.sub(_restore, text)
     return json.loads(text)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import anyio
 import pytest
 from coredis import Redis
-from redis_server import RedisServer
+from redis_server import RedisServer, free_port
 
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Key, RedisRateLimiter
@@ -114,9 +114,10 @@ async def test_14_14_a_replica() -> None:
 def cluster() -> Iterator[RedisServer]:
     """Return a node of a cluster, of which another one has all slots."""
     with ExitStack() as stack:
-        nodes = [stack.enter_context(RedisServer("--cluster-enabled", "yes", tcp=True)) for _ in range(2)]
+        options = [("--cluster-enabled", "yes", "--cluster-port", str(free_port())) for _ in range(2)]
+        nodes = [stack.enter_context(RedisServer(*each, tcp=True)) for each in options]
         nodes[1].command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
-        nodes[0].command("CLUSTER", "MEET", "127.0.0.1", str(nodes[1].port))
+        nodes[0].command("CLUSTER", "MEET", "127.0.0.1", str(nodes[1].port), options[1][-1])
         yield nodes[0]
 
 

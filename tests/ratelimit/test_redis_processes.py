@@ -1,6 +1,7 @@
 """Several processes on one key through one Redis, against a server that counts: the real thing (11)."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from redis_server import RedisServer
 
 from lemcal_async.sandbox import Sandbox
@@ -124,3 +126,42 @@ def test_11_redis_is_killed_and_restarted() -> None:
         arrivals = times(sandbox)
     assert 48 == len(arrivals)
     assert least_gap(arrivals, limit) >= period
+
+
+@pytest.mark.storm
+def test_14_13_processes_that_are_stopped(redis: RedisServer) -> None:
+    """Again and again, for longer than a slot lasts: what they sent on waking would be one too many."""
+    dice = random.Random(3)
+    with Sandbox(window="sliding").serve() as sandbox, workers(sandbox, redis, 4, 50) as started:
+        while len(sandbox.requests) < 200 and any(worker.poll() is None for worker in started):
+            worker = dice.choice(started)
+            worker.send_signal(signal.SIGSTOP)
+            time.sleep(dice.uniform(0.1, 3.5))
+            worker.send_signal(signal.SIGCONT)
+            time.sleep(dice.uniform(0.0, 0.5))
+        for worker in started:
+            assert [] == outcome(worker)["errors"]
+        arrivals = times(sandbox)
+    assert 200 == len(arrivals)
+    assert least_gap(arrivals, 20) >= 2.0
+
+
+@pytest.mark.storm
+def test_11_killed_and_restarted_again_and_again() -> None:
+    """Redis dies and comes back, processes die: never more than the limit in a period, and no 429."""
+    dice = random.Random(5)
+    with (
+        RedisServer() as redis,
+        Sandbox(window="sliding").serve() as sandbox,
+        workers(sandbox, redis, 5, 60, timeout=0.25) as started,
+    ):
+        for victim in started[:2]:
+            for _ in range(2):
+                time.sleep(dice.uniform(2.0, 5.0))
+                redis.kill()
+                time.sleep(dice.uniform(0.1, 6.0))
+                redis.start()
+            victim.kill()
+        for worker in started[2:]:
+            assert [] == outcome(worker)["errors"]
+        assert least_gap(times(sandbox), 20) >= 2.0

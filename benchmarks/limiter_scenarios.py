@@ -37,9 +37,9 @@ class Scenario:
     """So many calls at once. Times in seconds.
 
     ``latency`` is the least and the greatest round trip, half of it before the request is counted.
-    That share of the answers is ``late`` by ``LATE``; ``connect`` is what a new connection takes;
-    ``others`` send so many requests a second with the same key. ``rate`` calls per period is what
-    the ideal is reckoned with.
+    The share ``late`` of the requests is held up by ``LATE`` before they are counted, the share ``slow``
+    by ``SLOW`` after that; ``connect`` is what a new connection takes; ``others`` send so many requests
+    a second with the same key. The ideal is computed with ``rate`` calls per period.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Scenario:
     window: Window = "fixed"
     latency: tuple[float, float] = (0.0, 0.0)
     late: float = 0.0
+    slow: float = 0.0
     connect: float = 0.0
     others: float = 0.0
     rate: int = LIMIT
@@ -59,7 +60,8 @@ class Scenario:
         return (math.ceil(self.calls / self.rate) - 1) * PERIOD
 
 
-LATE = 0.5  # seconds
+LATE = (0.52, 0.54)  # seconds, from and to
+SLOW = 2.5  # seconds
 NEAR = (0.0, 0.0)  # loopback itself takes about 1 ms
 FAR = (0.04, 0.2)
 SCENARIOS = {
@@ -78,12 +80,21 @@ SCENARIOS = {
         ),
         Scenario(
             "late",
-            "sliding window, 40-200 ms, 5 % of answers 0.5 s late",
-            Figure(1.08),
+            "sliding window, 40-200 ms, 5 % of requests counted 520-540 ms late",
+            Figure(1.12),
             calls=200,
             window="sliding",
             latency=FAR,
             late=0.05,
+        ),
+        # At 18 per 2 s and with the last answer 2.5 s late.
+        Scenario(
+            "slow",
+            "fixed window, 40-200 ms, 30 % of answers 2.5 s after they are counted",
+            Figure(1.25),
+            calls=200,
+            latency=FAR,
+            slow=0.3,
         ),
         Scenario("connect", "fixed window, 1 ms, connecting takes 0.8 s", Figure(), connect=0.8),
         Scenario(

@@ -11,7 +11,7 @@ import attrs
 import httpx
 from starlette.types import Message, Receive, Scope, Send
 
-from benchmarks.limiter_scenarios import LATE, LIMIT, PERIOD, Arrival, Scenario
+from benchmarks.limiter_scenarios import LATE, LIMIT, PERIOD, SLOW, Arrival, Scenario
 from lemcal_async.sandbox import Sandbox
 
 
@@ -25,26 +25,29 @@ class Target:
 
 
 class _LateSandbox(Sandbox):
-    """Holds some answers back, after the request has been counted."""
+    """Holds some requests up, before or after it has counted them."""
 
     def __init__(self, scenario: Scenario, seed: int) -> None:
         super().__init__(
             limit=LIMIT, period=PERIOD, window=scenario.window, latency=scenario.latency, seed=seed
         )
         self._late = scenario.late
+        self._slow = scenario.slow
         self._draw = random.Random(f"late {seed}")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         import anyio
 
-        is_late = self._draw.random() < self._late
+        if self._draw.random() < self._late:
+            await anyio.sleep(self._draw.uniform(*LATE))
+        is_slow = self._draw.random() < self._slow
 
-        async def send_late(message: Message) -> None:
-            if is_late and message["type"] == "http.response.start":
-                await anyio.sleep(LATE)
+        async def send_slowly(message: Message) -> None:
+            if is_slow and message["type"] == "http.response.start":
+                await anyio.sleep(SLOW)
             await send(message)
 
-        await super().__call__(scope, receive, send_late)
+        await super().__call__(scope, receive, send_slowly)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import anyio
 import httpx
 from trio.testing import MockClock
 
-from benchmarks.limiter_scenarios import LATE, LIMIT, PERIOD, Arrival, Scenario
+from benchmarks.limiter_scenarios import LATE, LIMIT, PERIOD, SLOW, Arrival, Scenario
 from lemcal_async.sandbox._ratelimit import COUNTERS, rate_limit_headers
 
 EPOCH = 1_800_000_000.0  # the wall clock at virtual time 0
@@ -108,7 +108,7 @@ def backend_options(backend: str) -> dict[str, Any]:
 
 
 class SimulatedWire(httpx.AsyncBaseTransport):
-    """A network and the server behind it: latency, late answers, slow connects, other people."""
+    """A network and the server behind it: latency, lateness, slow connects, other people."""
 
     def __init__(
         self, scenario: Scenario, seed: int, clock: Callable[[], float] = anyio.current_time
@@ -133,11 +133,12 @@ class SimulatedWire(httpx.AsyncBaseTransport):
             }
             await trace("http11.send_request_headers.started", started)
         travel = self._travel()
-        await anyio.sleep(travel)
+        is_late = self._draw.random() < self._scenario.late
+        await anyio.sleep(travel + (self._draw.uniform(*LATE) if is_late else 0.0))
         number = request.url.params.get("call")
         status, headers = self._count(None if number is None else int(number))
-        is_late = self._draw.random() < self._scenario.late
-        await anyio.sleep(travel + (LATE if is_late else 0.0))
+        is_slow = self._draw.random() < self._scenario.slow
+        await anyio.sleep(travel + (SLOW if is_slow else 0.0))
         self._idle += 1
         body = USER if request.url.path.endswith("/me") else b"[]"
         content = body if status == 200 else b"Too Many Requests"
@@ -146,7 +147,7 @@ class SimulatedWire(httpx.AsyncBaseTransport):
         )
 
     async def send_others(self) -> None:
-        """Send the others' requests until cancelled."""
+        """Send the others' requests until canceled."""
         while True:
             # In the mean one at a time, never in step with the windows.
             await anyio.sleep(self._draw.uniform(0.5, 1.5) / self._scenario.others)

@@ -16,6 +16,8 @@ class Cooldown:
     are refused.
     """
 
+    __slots__ = ("refused_until", "until")
+
     def __init__(self) -> None:
         self.until = -math.inf
         self.refused_until = -math.inf

@@ -124,7 +124,7 @@ class LocalRateLimiter:
         if state is None:
             state = self._keys[waiter.key] = self._new_state(waiter.key)
         waiter.state = state
-        state.queue.stalled.discard(waiter.loop)
+        state.queue.stalled.pop(waiter.loop, None)
         now = self.clock()
         if refused_for := state.log.cooldown.refused_for(now):
             waiter.decide(WouldWait(refused_for, refused=True))
@@ -162,7 +162,7 @@ class LocalRateLimiter:
             return None
         state.queue.discard(waiter)
         state.offers.pop(waiter, None)
-        state.queue.stalled.discard(waiter.loop)
+        state.queue.stalled.pop(waiter.loop, None)
         if waiter.slot is not None:
             state.log.unsent(waiter.slot)
         elif waiter.alarm is None:
@@ -207,7 +207,7 @@ class LocalRateLimiter:
             state.log.unsent(waiter.slot)
             waiter.slot = None
             waiter.passed_over = True
-            state.queue.stalled.add(waiter.loop)
+            state.queue.stalled[waiter.loop] = None
 
     def _set_alarms(self, queue: Queue[Waiter], when: float) -> None:
         """Have one waiting task per event loop look again at ``when``; drop those of dead loops."""

@@ -32,6 +32,22 @@ class SlidingWindowLog:
     together.
     """
 
+    __slots__ = (
+        "_configured",
+        "_look_until",
+        "_probes",
+        "_quota",
+        "_scout",
+        "_server",
+        "_shared_key",
+        "_slots",
+        "_spaced_until",
+        "_windows",
+        "cooldown",
+        "limit",
+        "period",
+    )
+
     def __init__(self, limit: int, period: float, server: ServerModel | None = None) -> None:
         self._configured = limit
         self.limit = limit  # ours
@@ -47,7 +63,7 @@ class SlidingWindowLog:
             -math.inf
         )  # until when one request looks, after a 429, whether the others may follow
         self._scout: Slot | None = None  # that request
-        self._slots = OccupiedSlots(self._server, period, limit)
+        self._slots = OccupiedSlots(self._server, period)
 
     # ----------------------------------------------------------------------------------- grants
 
@@ -159,8 +175,7 @@ class SlidingWindowLog:
             surely=False,
             window=None,
         )
-        self._slots.end(slot, record, now)
-        self._slots.lost.append(record)
+        self._slots.lose(slot, record, now)
 
     def abandon(self, now: float) -> None:
         """End all that is in flight: after a fork, the answers come to the parent."""
@@ -213,12 +228,11 @@ class SlidingWindowLog:
 
         As if the answers that are still to come came now.
         """
-        answered_now = now + self.period + MARGIN
-        ends = [answered_now if end == math.inf else end for end in self._slots.ends(now)]
+        ends = [now, self.cooldown.until, self._slots.last_end(now)]
         window = self._windows.newest
         if window is not None and self._foreign(now):
             ends.append(self._over_at(window))
-        return max(0.0, max([*ends, self.cooldown.until, now]) - now)
+        return max(ends) - now
 
     def idle(self, now: float) -> bool:
         """Whether there is nothing to remember."""

@@ -28,6 +28,8 @@ T = TypeVar("T", bound=Queued)
 class _Lane(Generic[T]):
     """Waiters by number, kept apart by event loop, because each loop needs an alarm clock of its own."""
 
+    __slots__ = ("_by_loop", "size")
+
     def __init__(self) -> None:
         self._by_loop: dict[Hashable, OrderedDict[T, None]] = {}
         self.size = 0
@@ -53,7 +55,7 @@ class _Lane(Generic[T]):
     def is_first(self, waiter: T) -> bool:
         return next(iter(self._by_loop[waiter.loop])) is waiter
 
-    def head(self, stalled: "set[Hashable]") -> T | None:
+    def head(self, stalled: "dict[Hashable, None]") -> T | None:
         if not self.size:  # as two of three lanes are, most of the time
             return None
         heads = self.heads()
@@ -75,12 +77,14 @@ def _backwards_while_later(waiters: "OrderedDict[T, None]", waiter: T) -> Iterat
 class Queue(Generic[T]):
     """The waiters of one key."""
 
+    __slots__ = ("_bulk", "_interactive", "_passed", "_refused", "stalled")
+
     def __init__(self) -> None:
         self._refused: _Lane[T] = _Lane()
         self._interactive: _Lane[T] = _Lane()
         self._bulk: _Lane[T] = _Lane()
         self._passed = 0  # interactive turns since the last bulk one, while bulk waited
-        self.stalled: set[Hashable] = set()  # event loops that are blocked, whose waiters are passed over
+        self.stalled: dict[Hashable, None] = {}  # event loops that are blocked, whose waiters are passed over
 
     def __len__(self) -> int:
         return self._refused.size + self._interactive.size + self._bulk.size
@@ -128,7 +132,7 @@ class Queue(Generic[T]):
     def loops(self) -> "set[Hashable]":
         """Return the event loops that have waiters, but for the blocked ones."""
         lanes = (self._refused, self._interactive, self._bulk)
-        return {waiter.loop for lane in lanes for waiter in lane.heads()} - self.stalled
+        return {waiter.loop for lane in lanes for waiter in lane.heads()} - self.stalled.keys()
 
     def is_first(self, waiter: T) -> bool:
         """Whether a waiter is the first of its lane and event loop."""

@@ -175,6 +175,8 @@ class ServerModel:
 class Windows:
     """The windows of one key that answers may still speak of, the newest last."""
 
+    __slots__ = ("_count", "_known", "_server")
+
     def __init__(self, server: ServerModel) -> None:
         self._server = server
         self._known: list[Window] = []

@@ -26,6 +26,8 @@ class SharedKeyEstimate:
     to be theirs; the answers of each period then correct that.
     """
 
+    __slots__ = ("_foreign", "_period")
+
     def __init__(self, period: float) -> None:
         self._period = period
         self._foreign = 0.0  # requests in a period
@@ -67,6 +69,8 @@ class SharedKeyEstimate:
 
 class ProbeScheduler:
     """The current burst of one key: the requests since a window was over."""
+
+    __slots__ = ("_after", "_began", "_granted", "_server")
 
     def __init__(self, server: ServerModel) -> None:
         self._server = server

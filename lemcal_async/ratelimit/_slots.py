@@ -7,7 +7,6 @@ on the caller's clock.
 """
 
 import math
-from collections import deque
 from collections.abc import Iterable
 
 import attrs
@@ -19,6 +18,7 @@ from lemcal_async.ratelimit._server import PINNED, ServerModel, Window
 # answers to others show that it was counted; and for so many it may still turn out to have been counted.
 LOST_AFTER = 5.0
 LOOKED_FOR = 60.0
+MOST_LOST = 100
 BOUNDS = 8  # that are kept of a key: each costs time whenever slots are counted
 
 
@@ -107,21 +107,27 @@ class OccupiedSlots:
         "records",
     )
 
-    def __init__(self, server: ServerModel, period: float, limit: int) -> None:
+    def __init__(self, server: ServerModel, period: float) -> None:
         self._server = server
         self._period = period
         self._granted = 0
         self._bounds: list[UncountedBound] = []
         self._dropped = -math.inf  # until when the slots of records that are gone were occupied
         self.in_flight: dict[Slot, None] = {}  # in the order of the grants
-        self.counted: deque[RequestRecord] = deque()  # those in front may be over
-        self.records: deque[RequestRecord] = deque()  # all of the last periods
-        self.lost: deque[RequestRecord] = deque(maxlen=2 * limit)  # cut off, and not found since
+        # Lists, because an empty deque takes 600 bytes more, and there may be many keys.
+        self.counted: list[RequestRecord] = []  # those in front may be over
+        self.records: list[RequestRecord] = []  # all of the last periods
+        self.lost: list[RequestRecord] = []  # cut off, and not found since
 
     def ends(self, now: float) -> list[float]:
         """Return when each occupied slot comes free, in order; inf if that is not known yet."""
         in_flight = [slot.number for slot in list(self.in_flight)]
         return self._ends(list(self.counted), in_flight, self._bounds, now)
+
+    def last_end(self, now: float) -> float:
+        """Return when all slots are free, if the answers that are still to come came now."""
+        ends = [self.end_of(record) for record in list(self.counted)]
+        return max([now, *ends, now + self._period + MARGIN if self.in_flight else now])
 
     def soonest_ends(self, now: float) -> list[float]:
         """Return in how many seconds each occupied slot comes free, if its request is counted at once."""
@@ -163,11 +169,16 @@ class OccupiedSlots:
         self.add(record, now)
         self.in_flight.pop(slot, None)
 
+    def lose(self, slot: Slot, record: RequestRecord, now: float) -> None:
+        """Turn a request in flight into one that will not be answered."""
+        self.end(slot, record, now)
+        self.lost = [*self.lost[-MOST_LOST:], record]
+
     def add(self, record: RequestRecord, now: float) -> None:
         """Note a request that has ended."""
         while self.records and (end := self.end_of(self.records[0])) <= now - self._period:
             self._dropped = max(self._dropped, end)
-            self.records.popleft()
+            del self.records[0]
         self.records.append(record)
         self.counted.append(record)
 
@@ -183,9 +194,9 @@ class OccupiedSlots:
         """Drop the slots that have come free by ``now``."""
         counted = self.counted
         while counted and self.end_of(counted[0]) <= now:
-            counted.popleft()
+            del counted[0]
         while self.lost and self.lost[0].left_at <= now - LOOKED_FOR:
-            self.lost.popleft()
+            del self.lost[0]
         if self._bounds:
             numbers = [record.number for record in counted] + [slot.number for slot in self.in_flight]
             self._bounds = [

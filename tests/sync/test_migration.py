@@ -116,3 +116,14 @@ def test_killed_half_way(version_1: Database) -> None:
     assert before == (version_1.relations(), version_1.query("SELECT * FROM changes ORDER BY seq"))
     assert [(1,)] == version_1.query("SELECT version FROM lemcal_schema")
     anyio.run(check, version_1)
+
+
+@pytest.mark.anyio
+async def test_a_process_of_version_1_beside_us(database: Database) -> None:
+    """It applies a list, and leaves the hash of the one before alone: that one is not taken for the last."""
+    async with SQLStore(database.url) as store:
+        listed = [{"_id": "mee_1", "note": "a"}]
+        await store.apply("usr_1", 0, listed, baseline=False, confirm_empty_after=2, body_hash="a")
+        assert 1 == await store.unchanged("usr_1", "a")
+        database.query("UPDATE accounts SET revision = revision + 1")  # as that version does
+        assert await store.unchanged("usr_1", "a") is None

@@ -1,5 +1,8 @@
 """What stands between a store and PostgreSQL, and how PostgreSQL itself can differ."""
 
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -263,3 +266,35 @@ async def test_a_trigger_that_quotes_a_row(postgresql_database: Database, body: 
         assert "guest" not in str(caught.value)
         assert "example" not in str(caught.value)
         assert_plain(caught.value)
+
+
+FOREVER = """
+import signal, sys, anyio
+from lemcal_async.sync import SQLStore
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+
+async def main():
+    async with SQLStore(sys.argv[1]) as store:
+        while True:
+            await store.record_failure("usr_1", "no")
+            print("noted", flush=True)
+
+anyio.run(main, backend=sys.argv[2])
+"""
+
+
+def test_a_program_can_be_ended(proxied: str, proxy: Proxy, anyio_backend: str) -> None:
+    """One Ctrl-C is enough, also while the server is silent."""
+    command = [sys.executable, "-c", FOREVER, proxied, anyio_backend]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert "noted\n" == process.stdout.readline()
+            proxy.freeze()
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert errors.splitlines()[-1].startswith("KeyboardInterrupt")
+    assert process.returncode != -signal.SIGKILL

@@ -199,7 +199,8 @@ class _ChangesFile:
 
     def open(self) -> None:
         """Open the file; a new one is for its owner only, as it will hold personal data."""
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # as on Windows
+        self._descriptor = os.open(self._path, flags, 0o600)
 
     def close(self) -> None:
         """Close the file, if it is open."""

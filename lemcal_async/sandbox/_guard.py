@@ -6,6 +6,7 @@ who is asking, in Origin, Sec-Fetch-Site and Host; programs send none of the fir
 """
 
 import ipaddress
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -17,23 +18,25 @@ _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Guard:
-    """An ASGI app around the page and the controls."""
+    """An ASGI app around the page and the controls; ``own_host`` returns the name they are served under."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, own_host: Callable[[], str | None]) -> None:
         self._app = app
+        self._own_host = own_host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse what comes from another site, and pass on the rest."""
-        if scope["type"] == "http" and (problem := problem_of(Request(scope))):
+        if scope["type"] == "http" and (problem := problem_of(Request(scope), self._own_host())):
             await PlainTextResponse(problem, 403)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
 
-def problem_of(request: Request) -> str | None:
+def problem_of(request: Request, own_host: str | None) -> str | None:
     """Return why a request is refused, None if it is not."""
     host = request.headers.get("host", "")
-    if not _is_local_name(_hostname(f"//{host}")):
+    name = _hostname(f"//{host}")
+    if name != own_host and not _is_local_name(name):
         return f"the sandbox is not at {host[:100]!r}; use localhost or an IP address"
     if request.method in _SAFE_METHODS:  # other sites cannot read the response
         return None

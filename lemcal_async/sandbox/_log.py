@@ -83,6 +83,7 @@ class Journal(Generic[T]):
         self._entries: dict[int, T] = {}
         self._changes: dict[int, int] = {}  # number -> revision of its latest change, in that order
         self._revision = 0
+        self._forgotten = 0  # the latest revision whose change is no longer in there
 
     def add(self, make: Callable[[int], T]) -> T:
         """Add the entry that ``make`` returns for its number."""
@@ -130,6 +131,11 @@ class Journal(Generic[T]):
         """A number that grows with every change."""
         return self._revision
 
+    def reaches(self, revision: int) -> bool:
+        """Whether every change after that revision is still remembered, and the revision is one of ours."""
+        with self._lock:
+            return self._forgotten <= revision <= self._revision
+
     def changed_since(self, revision: int) -> tuple[int, list[T]]:
         """Return the present revision, and the entries that changed after that one, in order of change."""
         with self._lock:
@@ -146,7 +152,7 @@ class Journal(Generic[T]):
         self._changes.pop(number, None)
         self._changes[number] = self._revision
         if len(self._changes) > _RECENT:
-            del self._changes[next(iter(self._changes))]
+            self._forgotten = self._changes.pop(next(iter(self._changes)))
 
 
 class RequestLog(Journal[SeenRequest]):

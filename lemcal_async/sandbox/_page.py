@@ -136,8 +136,9 @@ class Page:
             requests, deliveries, state, fault_plan = known
         except ValueError:
             requests, deliveries, state, fault_plan = (int(part) for part in self._position().split("-"))
-        if requests > self._log.revision or deliveries > self._deliveries.revision:
-            yield _event("reload", None)  # the page is of another sandbox, at the same address earlier
+        if not (self._log.reaches(requests) and self._deliveries.reaches(deliveries)):
+            # The page is of another sandbox, at the same address earlier, or has slept for too long.
+            yield _event("reload", None)
             return
         silent_since = time.monotonic()
         while True:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.routing import Mount, Router, request_response
@@ -99,11 +100,11 @@ class Sandbox:
             limit={"limit": limit, "period": period, "window": window},
         )
         controls = Controls(self, self._log, self._sender)
-        self._page = Guard(request_response(page.index))
+        self._page = Guard(request_response(page.index), self._own_host)
         guarded = Router([*page.routes(), *controls.routes()], redirect_slashes=False)
         routes = [
             Mount(PREFIX, api),
-            Mount(CONTROL_PREFIX, Guard(guarded)),
+            Mount(CONTROL_PREFIX, Guard(guarded, self._own_host)),
         ]
         self._router = Router(routes, redirect_slashes=False, default=self._root)
 
@@ -111,6 +112,9 @@ class Sandbox:
         """Serve a request, as an ASGI app."""
         # Without "app", or the router would leave its 404 and 405 to an app around this one.
         await self._router({key: value for key, value in scope.items() if key != "app"}, receive, send)
+
+    def _own_host(self) -> str | None:
+        return None if self._base_url is None else urlsplit(self._base_url).hostname
 
     def _round_trip(self) -> float:
         return self._rng.uniform(*self._latency)

@@ -1,4 +1,4 @@
-"""The command line run in this process, and as a process of its own, against a served sandbox."""
+"""Runs the command line, in this process or as one of its own, against a sandbox."""
 
 import io
 import os
@@ -43,7 +43,7 @@ def lemcal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def spawn() -> Iterator[Spawn]:
-    """Return a function that starts the command line as a process, which does not outlive the test."""
+    """Return a function that starts the command line as a process, which ends with the test."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(*argv: str, **options: Any) -> subprocess.Popen[str]:
@@ -62,7 +62,7 @@ def spawn() -> Iterator[Spawn]:
 
 @pytest.fixture
 def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    """Serve a sandbox whose first account is the one of the environment."""
+    """Serve a sandbox, with the credentials of its first account in the environment."""
     with Sandbox(accounts=2).serve() as sandbox:
         use(sandbox, monkeypatch)
         yield sandbox

@@ -26,7 +26,7 @@ DATABASE = ["sync", "changes", "retry", "report", "forget usr_1 --yes"]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in a folder of the test's own, without a database of the environment, and do not wait to retry."""
+    """Work in a temporary folder, without LEMCAL_DB, and retry at once."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LEMCAL_DB", raising=False)
     monkeypatch.setattr("lemcal_async._retry.backoff", lambda *_: 0.0)
@@ -53,7 +53,7 @@ def test_a_service_that_fails(lemcal: Run, sandbox: Sandbox, command: str) -> No
 
 @pytest.mark.parametrize("command", SERVICE)
 def test_no_service(lemcal: Run, sandbox: Sandbox, command: str) -> None:  # has credentials
-    """Nobody answers: 1."""
+    """The service cannot be reached: 1."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     done = lemcal(*command.split(), "--base-url", f"http://127.0.0.1:{port}")
@@ -77,7 +77,7 @@ def test_rows_that_cannot_be_read(lemcal: Run, sandbox: Sandbox, command: str) -
 
 @pytest.mark.parametrize("command", ["hooks delete hoo_1", "forget usr_1 --yes"])
 def test_nothing_there(lemcal: Run, sandbox: Sandbox, command: str) -> None:
-    """What is asked for does not exist: 5."""
+    """It does not exist: 5."""
     if command.startswith("forget"):
         lemcal("sync", "--base-url", sandbox.base_url)
         done = lemcal(*command.split())
@@ -119,7 +119,7 @@ def test_a_database_that_cannot_be_used(
 def test_a_database_that_another_program_writes_to(
     lemcal: Run, sandbox: Sandbox, command: str, status: ExitStatus
 ) -> None:
-    """Who writes ends with 2; what only reads does not even wait."""
+    """Commands that write end with 2; those that only read do not even wait."""
     lemcal("sync", "--base-url", sandbox.base_url)
     connection = sqlite3.connect("lemcal.db", isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
@@ -132,7 +132,7 @@ def test_a_database_that_another_program_writes_to(
 
 
 def test_accounts_that_fail_alike(lemcal: Run, sandbox: Sandbox, folder: Path) -> None:
-    """If all accounts fail for the same reason, a synchronization has its status; if only some do, 1."""
+    """If all accounts fail for the same reason, the status is that of the reason; if only some fail, 1."""
     file = folder / "accounts.toml"
     file.touch(mode=0o600)
 
@@ -161,7 +161,7 @@ def wait_for_request(sandbox: Sandbox) -> None:
 @posix_only
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals(spawn: Spawn, sandbox: Sandbox, number: signal.Signals, status: int) -> None:
-    """Ctrl-C and SIGTERM end a call that is under way, without a word."""
+    """Ctrl-C and SIGTERM end a call that is under way, without a message."""
     sandbox.inject(faults.slow(60))
     process = spawn("me", "--base-url", sandbox.base_url)
     wait_for_request(sandbox)
@@ -173,7 +173,7 @@ def test_signals(spawn: Spawn, sandbox: Sandbox, number: signal.Signals, status:
 @posix_only
 @pytest.mark.parametrize("command", ["sync --sandbox --watch 60", "sandbox --quiet"])
 def test_sigterm_of_what_runs_on(spawn: Spawn, command: str) -> None:
-    """SIGTERM ends a command that would go on, also where Ctrl-C is ignored, as in the background."""
+    """SIGTERM ends a long-running command, also if it ignores Ctrl-C, as background jobs do."""
 
     def ignore() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -188,7 +188,7 @@ def test_sigterm_of_what_runs_on(spawn: Spawn, command: str) -> None:
 
 
 def has_namespaces() -> bool:
-    """Whether this system lets us make a process the first of a namespace."""
+    """Whether we may create a PID namespace."""
     command = ["unshare", "--map-root-user", "--pid", "--fork", "true"]
     return (
         shutil.which("unshare") is not None
@@ -199,11 +199,10 @@ def has_namespaces() -> bool:
 @posix_only
 @pytest.mark.parametrize("command", ["sync --sandbox --watch 60", "sandbox --quiet"])
 def test_sigterm_as_process_1(command: str) -> None:
-    """As the first process of a container, too, where the system's default for SIGTERM is to ignore it."""
+    """SIGTERM works for process 1 of a container, too, for which the default is to ignore it."""
     if not has_namespaces():
         pytest.skip("this system has no `unshare --pid` for us")
     program = [sys.executable, "-m", "lemcal_async.cli", *command.split()]
-    # The shell in the namespace's parent passes our signal on to process 1, as a container runtime does.
     wrapper = ["unshare", "--map-root-user", "--pid", "--fork", "--kill-child", *program]
     process = subprocess.Popen(wrapper, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -230,7 +229,7 @@ def test_sigterm_as_process_1(command: str) -> None:
     ],
 )
 def test_closed_standard_streams(folder: Path, command: str, closed: str) -> None:
-    """A closed stream is one that nobody reads, and no database becomes standard output instead."""
+    """A closed stream is ignored, and no database file is opened in its place."""
     line = f"{sys.executable} -m lemcal_async.cli {command} {closed}"
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, timeout=60)
     assert (0 if command.startswith("sync") else 2) == done.returncode
@@ -248,7 +247,7 @@ def test_closed_standard_streams(folder: Path, command: str, closed: str) -> Non
     [("--help", "full"), ("sandbox --help", "full"), ("meetings --sandbox", "full"), ("--help", "closed")],
 )
 def test_output_that_goes_nowhere(spawn: Spawn, end: str, command: str) -> None:
-    """A full disk is one line and status 1, a reader that has gone no words and 141, for help as well."""
+    """A full disk is one line and status 1; a closed pipe is status 141 without a message; even for help."""
     full = Path("/dev/full")
     if end == "full" and not full.exists():
         pytest.skip("this system has no /dev/full")
@@ -269,7 +268,7 @@ def test_output_that_goes_nowhere(spawn: Spawn, end: str, command: str) -> None:
 
 @posix_only
 def test_errors_that_go_nowhere(spawn: Spawn) -> None:
-    """Where standard error is full, the status still says what happened."""
+    """If standard error cannot be written, the status still tells what happened."""
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("this system has no /dev/full")

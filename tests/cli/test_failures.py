@@ -1,4 +1,4 @@
-"""Whatever goes wrong is one line on standard error and a status, without a secret."""
+"""Errors are one line on standard error and an exit status, without secrets."""
 
 import importlib
 import io
@@ -38,7 +38,7 @@ ONE_LINE = re.compile(r"lemcal: [^\n]+\n")
 def test_what_the_service_answers(
     lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, fault: faults.Fault, status: ExitStatus
 ) -> None:
-    """A failure becomes a line that names the call, and a status by its kind."""
+    """An error response becomes one line that names the call, and a status for its kind."""
     monkeypatch.setattr("lemcal_async._retry.backoff", lambda *_: 0.0)
     sandbox.inject(fault, times=5)
     done = lemcal("meetings", "--base-url", sandbox.base_url)
@@ -48,7 +48,7 @@ def test_what_the_service_answers(
 
 
 def test_a_wrong_key(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credentials that the service does not accept are status 4, and are not shown."""
+    """Rejected credentials are status 4, and are not shown."""
     use(sandbox, monkeypatch, api_key="hush-hush-hush")
     done = lemcal("me", "--base-url", sandbox.base_url)
     assert 4 == done.status
@@ -57,7 +57,7 @@ def test_a_wrong_key(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_the_server_says_stays_one_line(lemcal: Run, sandbox: Sandbox) -> None:
-    """A message of several lines and control characters neither breaks the line nor reaches the terminal."""
+    """Line breaks and control characters in a server's message do not reach the terminal."""
     sandbox.inject(faults.status(400, "first\nsecond \x1b[2Jthird"))
     done = lemcal("me", "--base-url", sandbox.base_url)
     assert 1 == done.status
@@ -76,7 +76,7 @@ def test_nobody_there(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyP
 
 
 def test_no_credentials(lemcal: Run) -> None:
-    """Without credentials it is said where they can come from."""
+    """Without credentials, the error says where they can come from."""
     done = lemcal("me")
     expected = (
         "lemcal: no credentials: set LEMCAL_USER_ID and LEMCAL_API_KEY, pass a file with --accounts, "
@@ -124,7 +124,7 @@ def test_wrong_usage(lemcal: Run, argv: list[str], message: str) -> None:
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, typer.Abort])
 def test_interrupted(lemcal: Run, monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]) -> None:
-    """Ctrl-C is status 130 and needs no words; typer may have turned it into an Abort."""
+    """Ctrl-C is status 130 without a message; Typer may have turned it into an Abort."""
 
     async def interrupted(_: AsyncLemcal) -> None:
         raise interrupt
@@ -135,7 +135,7 @@ def test_interrupted(lemcal: Run, monkeypatch: pytest.MonkeyPatch, interrupt: ty
 
 
 def test_interrupted_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while the program is being imported is no traceback either."""
+    """Ctrl-C during the imports does not print a traceback either."""
 
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt
@@ -145,7 +145,7 @@ def test_interrupted_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_bug_is_not_hidden(lemcal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no error of this package passes through."""
+    """Other exceptions pass through."""
     monkeypatch.setattr("lemcal_async.cli._calls.Service", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         lemcal("me")
@@ -154,7 +154,7 @@ def test_a_bug_is_not_hidden(lemcal: Run, monkeypatch: pytest.MonkeyPatch) -> No
 def test_output_that_cannot_be_written(
     lemcal: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk is a line and status 1."""
+    """A full disk is one line and status 1."""
     device = Path("/dev/full")
     if not device.exists():
         pytest.skip("this system has no /dev/full")
@@ -166,7 +166,7 @@ def test_output_that_cannot_be_written(
 
 
 def test_nobody_reads(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that has gone is a status and no words, and nothing is tried again at exit."""
+    """A closed pipe is a status without a message, and Python does not try to write again at exit."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as pipe:
@@ -177,7 +177,7 @@ def test_nobody_reads(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 
 
 def test_output_that_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who calls ``main`` may have replaced standard output by any text stream."""
+    """A caller of ``main`` may have replaced standard output by any text stream."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     assert 0 == main(["--version"])
@@ -187,7 +187,7 @@ def test_output_that_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_extra_cli_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without typer, one line names what to install."""
+    """Without Typer, one line says what to install."""
     monkeypatch.delitem(sys.modules, "lemcal_async.cli._app")
     monkeypatch.setitem(sys.modules, "typer", None)
     assert 2 == main(["me"])
@@ -197,7 +197,7 @@ def test_the_extra_cli_is_missing(
 
 @pytest.mark.parametrize("argv", [["me", "--sandbox"], ["sandbox"]])
 def test_the_extra_sandbox_is_missing(lemcal: Run, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
-    """Without the server, one line names what to install."""
+    """Without the server, one line says what to install."""
     for name in [name for name in sys.modules if name.startswith("lemcal_async.sandbox")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
@@ -207,7 +207,7 @@ def test_the_extra_sandbox_is_missing(lemcal: Run, monkeypatch: pytest.MonkeyPat
 
 
 def test_another_missing_module_is_a_bug(lemcal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An import that fails for another reason is not taken for a missing extra."""
+    """Other failed imports are not mistaken for a missing extra."""
     monkeypatch.setitem(sys.modules, "lemcal_async.sandbox", None)
     with pytest.raises(ModuleNotFoundError):
         lemcal("me", "--sandbox")
@@ -235,7 +235,7 @@ def test_half_of_the_credentials(
 
 
 def test_every_error_has_a_status() -> None:
-    """Each error of the package ends with one of the failures."""
+    """Each error of the package has an exit status."""
     from lemcal_async.cli._output import status_of
 
     kinds: list[Any] = [errors.LemcalError]
@@ -267,6 +267,6 @@ def test_python_dash_m(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     ],
 )
 def test_urls_are_shown_without_what_may_be_secret(url: str, shown: str) -> None:
-    """Query, fragment and user info are left out; the rest tells which URL it is."""
+    """Query, fragment and user info are left out; the rest identifies the URL."""
     assert shown == without_secrets(url)[: len(shown)]
     assert "hush" not in without_secrets(url)

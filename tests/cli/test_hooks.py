@@ -1,4 +1,4 @@
-"""``lemcal hooks``: creating and deleting, with the token kept out of sight."""
+"""``lemcal hooks``: create and delete, without showing the token."""
 
 import io
 import json
@@ -15,7 +15,7 @@ SHOWN = "https://hooks.example.org/lemcal?..."
 
 @pytest.mark.parametrize("selector", ["any", "type"])
 def test_create_and_delete(lemcal: Run, sandbox: Sandbox, selector: str) -> None:
-    """A hook is created from standard input; its id stands out, its token nowhere; the id deletes it."""
+    """The target comes from standard input; the output has the id, which deletes the hook, and no token."""
     meeting_type = sandbox.meeting_types()[0]["_id"]
     chosen = ["--any"] if selector == "any" else ["--type", meeting_type]
     done = lemcal("hooks", "create", "-", *chosen, "--base-url", sandbox.base_url, stdin=f"{TARGET}\n")
@@ -42,7 +42,7 @@ def test_create_as_json(lemcal: Run, sandbox: Sandbox) -> None:
 
 
 def test_a_hook_of_which_little_is_known(lemcal: Run, sandbox: Sandbox) -> None:
-    """Nothing is made up for what the service leaves out."""
+    """Fields that the service leaves out are left out."""
     sandbox.inject(faults.json({"_id": "hoo_a"}), times=2)
     create = ("hooks", "create", "-", "--any", "--base-url", sandbox.base_url)
     assert {"_id": "hoo_a"} == json.loads(lemcal(*create, "--json", stdin=TARGET).out)
@@ -50,7 +50,7 @@ def test_a_hook_of_which_little_is_known(lemcal: Run, sandbox: Sandbox) -> None:
 
 
 def test_a_duplicate(lemcal: Run, sandbox: Sandbox) -> None:
-    """A second hook for a target fails, unless ``--exist-ok``: then it is said, or null in JSON."""
+    """A second hook for a target fails; with ``--exist-ok`` it is a message, or null in JSON."""
     create = ("hooks", "create", "-", "--any", "--base-url", sandbox.base_url)
     lemcal(*create, stdin=TARGET)
     done = lemcal(*create, stdin=TARGET)
@@ -71,7 +71,7 @@ def test_a_token_as_an_argument(lemcal: Run, sandbox: Sandbox) -> None:
 
 
 def test_a_target_without_a_query(lemcal: Run, sandbox: Sandbox) -> None:
-    """There is nothing to warn of."""
+    """Without a query, there is no warning."""
     target = "https://hooks.example.org/lemcal"
     done = lemcal("hooks", "create", target, "--any", "--base-url", sandbox.base_url)
     assert (0, "") == (done.status, done.err)
@@ -80,7 +80,7 @@ def test_a_target_without_a_query(lemcal: Run, sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("argv", [["--type", "met_a", "--any"], []])
 def test_which_meetings(lemcal: Run, sandbox: Sandbox, argv: list[str]) -> None:
-    """One of ``--type`` and ``--any`` is needed, and nothing is read or sent before that is clear."""
+    """Either ``--type`` or ``--any`` is required, before anything is read or sent."""
     done = lemcal("hooks", "create", "-", *argv, "--base-url", sandbox.base_url, stdin=TARGET)
     assert (2, "lemcal: choose the meetings: either --type ID or --any\n") == (done.status, done.err)
     assert [] == sandbox.requests
@@ -88,7 +88,7 @@ def test_which_meetings(lemcal: Run, sandbox: Sandbox, argv: list[str]) -> None:
 
 @pytest.mark.parametrize("text", ["", "\n", "ftp://example.org/x", "hush", "https://example.org/a b"])
 def test_no_target(lemcal: Run, sandbox: Sandbox, text: str) -> None:
-    """What is no http(s) URL is refused without being repeated."""
+    """An invalid URL is refused, and not repeated in the message."""
     done = lemcal("hooks", "create", "-", "--any", "--base-url", sandbox.base_url, stdin=text)
     expected = "lemcal: target_url must be an absolute http:// or https:// URL\n"
     assert (2, expected) == (done.status, done.err)
@@ -96,14 +96,14 @@ def test_no_target(lemcal: Run, sandbox: Sandbox, text: str) -> None:
 
 
 def test_input_that_is_no_text(lemcal: Run, sandbox: Sandbox) -> None:
-    """Bytes that are no text are no URL either."""
+    """Undecodable input is an invalid URL."""
     stdin = io.TextIOWrapper(io.BytesIO(b"https://example.org/\xff\n"), encoding="utf-8")
     done = lemcal("hooks", "create", "-", "--any", "--base-url", sandbox.base_url, stdin=stdin)
     assert (2, []) == (done.status, sandbox.requests)
 
 
 def test_typing_the_target(lemcal: Run, sandbox: Sandbox) -> None:
-    """A person at a terminal is told what is waited for."""
+    """On a terminal, there is a prompt."""
     stdin = io.StringIO(f"{TARGET}\n")
     stdin.isatty = lambda: True  # type: ignore[method-assign]  # a terminal, for the purpose
     done = lemcal("hooks", "create", "-", "--any", "--base-url", sandbox.base_url, stdin=stdin)
@@ -111,14 +111,14 @@ def test_typing_the_target(lemcal: Run, sandbox: Sandbox) -> None:
 
 
 def test_deleting_what_is_not_there(lemcal: Run, sandbox: Sandbox) -> None:
-    """An unknown hook is a status of its own."""
+    """An unknown hook has its own status."""
     done = lemcal("hooks", "delete", "hoo_nope", "--base-url", sandbox.base_url)
     assert 5 == done.status
     assert done.err.startswith('lemcal: DELETE /hooks/{id}: 404 Not Found ("hook not found").')
 
 
 def test_a_target_is_in_no_usage_error(lemcal: Run) -> None:
-    """An argument too many is not repeated with its token."""
+    """A superfluous argument is repeated without its token."""
     done = lemcal("hooks", "delete", "hoo_a", TARGET)
     assert 2 == done.status
     assert SHOWN in done.err

@@ -92,7 +92,7 @@ def end(process: "subprocess.Popen[str]") -> str:
 
 @posix_only
 def test_new_bookings(listen: Callable[..., Any], sandbox: Sandbox, receiver: Receiver) -> None:
-    """A booking arrives as lemcal would post it; what was there before, and what else happens, does not."""
+    """A new booking is posted as lemcal would; earlier meetings and other changes are not."""
     process = listen()
     sandbox.cancel(sandbox.meetings()[0])
     booked = sandbox.book(guest="Léa <lea@example.org>")
@@ -109,7 +109,7 @@ def test_new_bookings(listen: Callable[..., Any], sandbox: Sandbox, receiver: Re
 
 @posix_only
 def test_all_that_happens(listen: Callable[..., Any], sandbox: Sandbox, receiver: Receiver) -> None:
-    """With ``--all``, changes are posted too, marked as what they are."""
+    """With ``--all``, other changes are posted too, marked by a header."""
     process = listen("--all")
     first, second, third, *_ = (row for row in sandbox.meetings() if "canceledAt" not in row)
     sandbox.edit(first, start="2030-01-01T09:00:00.000Z")
@@ -126,7 +126,7 @@ def test_all_that_happens(listen: Callable[..., Any], sandbox: Sandbox, receiver
 
 @posix_only
 def test_a_receiver_that_is_busy(listen: Callable[..., Any], sandbox: Sandbox, receiver: Receiver) -> None:
-    """A delivery is repeated after the answer's Retry-After, and each attempt is a line."""
+    """A delivery is repeated after Retry-After, and each attempt prints a line."""
     receiver.statuses = [503, 429]
     process = listen()
     booked = sandbox.book()
@@ -139,7 +139,7 @@ def test_a_receiver_that_is_busy(listen: Callable[..., Any], sandbox: Sandbox, r
 
 
 def forward(receiver_url: str, kind: str = "created") -> tuple[bool, list[float]]:
-    """Post a meeting by a forwarder that does not really wait; return the outcome and the waits."""
+    """Post a meeting without really waiting; return the outcome and the waits."""
     waits: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -154,7 +154,7 @@ def forward(receiver_url: str, kind: str = "created") -> tuple[bool, list[float]
 
 
 def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
-    """Five attempts with growing waits between them, then it is said how to send it again."""
+    """There are five attempts with growing waits; then a message says how to send it again."""
     delivered, waits = forward("http://127.0.0.1:1/?token=hush")
     assert (False, [1.0, 2.0, 4.0, 8.0]) == (delivered, waits)
     out, err = capsys.readouterr()
@@ -172,7 +172,7 @@ def test_answers_that_stand(receiver: Receiver, status: int, *, delivered: bool)
 
 
 def test_replay(lemcal: Run, sandbox: Sandbox, receiver: Receiver) -> None:
-    """One meeting again, and the status says whether it was taken."""
+    """It posts one meeting again, and the status says whether it was accepted."""
     row = sandbox.meetings()[3]
     replay = ("listen", "--forward-to", receiver.url, "--base-url", sandbox.base_url, "--replay")
     done = lemcal(*replay, row["_id"])
@@ -188,7 +188,7 @@ def test_replay(lemcal: Run, sandbox: Sandbox, receiver: Receiver) -> None:
 def test_wrong_credentials(
     lemcal: Run, sandbox: Sandbox, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It does not watch in vain."""
+    """Rejected credentials end it at once."""
     use(sandbox, monkeypatch, api_key="wrong")
     done = lemcal("listen", "--forward-to", receiver.url, "--base-url", sandbox.base_url)
     assert (4, "", 1) == (done.status, done.out, done.err.count("\n"))
@@ -196,13 +196,13 @@ def test_wrong_credentials(
 
 @pytest.mark.parametrize("target", ["nonsense", "ftp://x/", "http://[::1"])
 def test_no_target(lemcal: Run, target: str) -> None:
-    """What is no URL is refused before anything is sent."""
+    """An invalid URL is refused before anything is sent."""
     done = lemcal("listen", "--sandbox", "--forward-to", target)
     assert (2, "", 1) == (done.status, done.out, done.err.count("\n"))
 
 
 def test_trigger(lemcal: Run, sandbox: Sandbox) -> None:
-    """A booking, a move and a cancellation of the newest, at the sandbox that runs."""
+    """It books, moves and cancels in a running sandbox, by default the newest meeting."""
     url = sandbox.url
     done = lemcal(
         "trigger", "booking", "--url", url, "--guest", "ada@example.org", "--start", "2030-01-01T09:00Z"
@@ -226,7 +226,7 @@ def test_trigger(lemcal: Run, sandbox: Sandbox) -> None:
 
 
 def test_trigger_by_the_environment(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page's variables are enough, for other commands as well."""
+    """The variables that the page shows are enough, for other commands as well."""
     monkeypatch.setenv("LEMCAL_BASE_URL", sandbox.base_url)
     assert 0 == lemcal("trigger", "booking").status
     assert 13 == len(json.loads(lemcal("meetings", "--json").out))
@@ -250,7 +250,7 @@ def test_trigger_by_the_environment(lemcal: Run, sandbox: Sandbox, monkeypatch: 
 def test_trigger_what_cannot_be(  # noqa: PLR0917  # fixtures
     lemcal: Run, sandbox: Sandbox, receiver: Receiver, argv: list[str], status: int, message: str
 ) -> None:
-    """One line that says what to do."""
+    """It is one line that says what to do."""
     done = lemcal("trigger", *(part.format(url=sandbox.url, receiver=receiver.url) for part in argv))
     assert (status, "", 1) == (done.status, done.out, done.err.count("\n")), done.err
     assert message in done.err

@@ -21,7 +21,7 @@ STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    """Let standard output be a terminal of that width."""
+    """Make standard output a terminal of that width."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm")
@@ -49,7 +49,7 @@ def test_types_as_json(lemcal: Run, sandbox: Sandbox) -> None:
 
 
 def test_table_into_a_pipe(lemcal: Run, sandbox: Sandbox) -> None:
-    """Not on a terminal, a table has a line per meeting, ordered by start, and is never wrapped or padded."""
+    """In a pipe, a table has a line per meeting, sorted by start, never wrapped or padded."""
     done = lemcal("meetings", "--base-url", sandbox.base_url)
     header, *lines = done.out.splitlines()
     assert ["Start (UTC)", "Guest", "E-mail", "Meeting", "Id"] == [
@@ -119,7 +119,7 @@ def test_csv(lemcal: Run, sandbox: Sandbox) -> None:
 
 
 def test_types_as_csv(lemcal: Run, sandbox: Sandbox) -> None:
-    """``types --csv`` quotes what needs it, and leaves empty what is not known."""
+    """``types --csv`` quotes fields that need it, and leaves unknown ones empty."""
     sandbox.inject(faults.json([{"_id": "met_a", "name": 'Say "hi", now'}, {"_id": "met_b", "duration": 30}]))
     done = lemcal("types", "--csv", "--base-url", sandbox.base_url)
     assert [
@@ -152,7 +152,7 @@ def test_a_guest_cannot_write_to_the_terminal(
 
 
 def test_text_that_no_encoding_has(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a character from the service stops neither the JSON nor the CSV."""
+    """A lone surrogate from the service breaks neither the JSON nor the CSV."""
     broken = [{"_id": "mee_a", "meetingTypeName": "half \ud83d"}]
     body = json.dumps(broken)
     for form, expected in (("--json", "half \\ud83d"), ("--csv", "half \\ud83d")):
@@ -162,7 +162,7 @@ def test_text_that_no_encoding_has(lemcal: Run, sandbox: Sandbox, monkeypatch: p
 
 
 def test_a_meeting_of_which_little_is_known(lemcal: Run, sandbox: Sandbox) -> None:
-    """Everything but the id may be missing; a lead stands in for the guest."""
+    """Everything but the id may be missing; then the lead is the guest."""
     lead = {"email": "bo@example.org", "firstName": "Bo", "lastName": None}
     rows = [{"_id": "mee_b", "lead": lead, "meetingTypeId": "met_x"}, {"_id": "mee_a"}]
     sandbox.inject(faults.json(rows), times=2)
@@ -206,14 +206,14 @@ def test_some_of_the_meetings(lemcal: Run, sandbox: Sandbox, options: list[str],
 @pytest.mark.parametrize("option", ["--from", "--to"])
 @pytest.mark.parametrize("value", ["tomorrow", "", "2026-13-01"])
 def test_a_time_that_is_none(lemcal: Run, option: str, value: str) -> None:
-    """It is said what a time looks like, before anything is sent."""
+    """The error shows what a time looks like, and nothing is sent."""
     done = lemcal("meetings", "--sandbox", option, value)
     assert (2, "") == (done.status, done.out)
     assert f"lemcal: {option} must be a date or a time, such as 2026-03-02 or" in done.err
 
 
 def test_nothing_booked(lemcal: Run, sandbox: Sandbox) -> None:
-    """An empty list is no output but a word for people, ``[]`` in JSON and a header in CSV."""
+    """An empty list is a message for people, ``[]`` in JSON, and a header in CSV."""
     sandbox.inject(faults.json([]), times=3)
     base_url = sandbox.base_url
     assert ("", "lemcal: no meetings\n") == (
@@ -239,7 +239,7 @@ def test_bad_rows_do_not_hide_the_others(lemcal: Run, sandbox: Sandbox, form: st
 
 
 def test_me(lemcal: Run, sandbox: Sandbox) -> None:
-    """``me`` shows whose credentials they are."""
+    """``me`` shows the account of the credentials."""
     done = lemcal("me", "--base-url", sandbox.base_url)
     assert [
         f"User id       {sandbox.user_id}",
@@ -257,6 +257,6 @@ def test_me_as_json(lemcal: Run, sandbox: Sandbox) -> None:
 
 
 def test_me_with_little_known(lemcal: Run, sandbox: Sandbox) -> None:
-    """What is not known is left out."""
+    """Unknown facts are left out."""
     sandbox.inject(faults.json({"_id": "usr_a"}))
     assert "User id  usr_a\n" == lemcal("me", "--base-url", sandbox.base_url).out

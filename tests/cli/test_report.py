@@ -21,7 +21,7 @@ PARIS = ZoneInfo("Europe/Paris")
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in a folder of the test's own, without a database of the environment."""
+    """Work in a temporary folder, without LEMCAL_DB."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LEMCAL_DB", raising=False)
     return tmp_path
@@ -131,7 +131,7 @@ class Tags(HTMLParser):
 
 
 def test_the_page_is_one_file() -> None:
-    """No script, no file beside it, nothing from elsewhere; and whatever a name holds is text."""
+    """It has no script, loads nothing, and escapes names."""
     attack = "<script>alert(1)</script>\"'"
     page = render(summary([meeting("2026-05-18T08:30", "2026-05-11T08:00", type_name=attack)], guests=True))
     found = Tags(page)
@@ -158,7 +158,7 @@ def test_the_page_has_the_numbers() -> None:
 
 
 def test_the_summary(lemcal: Run, sandbox: Sandbox) -> None:
-    """Printed from a database that was synchronized; failing accounts and waiting changes included."""
+    """It includes failing accounts and waiting changes."""
     lemcal("sync", "--base-url", sandbox.base_url)
     done = lemcal("report", "--tz", "Europe/Paris")
     assert (0, "") == (done.status, done.err)
@@ -176,7 +176,7 @@ def test_the_summary(lemcal: Run, sandbox: Sandbox) -> None:
 
 
 def test_the_file(lemcal: Run, folder: Path) -> None:
-    """It is replaced as a whole, is its owner's only, and names nobody without ``--guests``."""
+    """It is replaced atomically, readable by its owner only, and names nobody without ``--guests``."""
     lemcal("sync", "--sandbox")
     out = folder / "report.html"
     out.write_text("old")
@@ -202,7 +202,7 @@ def test_the_file(lemcal: Run, folder: Path) -> None:
     ],
 )
 def test_what_cannot_be(lemcal: Run, argv: list[str], message: str) -> None:
-    """One line that says what to do."""
+    """It is one line that says what to do."""
     lemcal("sync", "--sandbox")
     done = lemcal("report", "--sandbox", *argv)
     assert (2, "", 1) == (done.status, done.out, done.err.count("\n"))

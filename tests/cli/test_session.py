@@ -1,4 +1,4 @@
-"""Where a command finds the service and the credentials, and what it shows while it waits."""
+"""How a command finds the service and the credentials, and what it shows while it waits."""
 
 import sys
 from pathlib import Path
@@ -34,14 +34,14 @@ def test_the_sandbox_of_a_command(lemcal: Run, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_only_account_of_a_file(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
-    """An account that is alone in its file needs no name."""
+    """If the file has one account, no name is needed."""
     file = accounts_file(tmp_path, sandbox, 1)
     done = lemcal("me", "--accounts", str(file), "--base-url", sandbox.base_url)
     assert (0, True) == (done.status, "host1@example.com" in done.out)
 
 
 def test_one_of_several_accounts(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
-    """``--account`` chooses, and the file wins over the environment."""
+    """``--account`` selects one, and the file takes precedence over the environment."""
     file = accounts_file(tmp_path, sandbox, 2)
     done = lemcal("me", "--accounts", str(file), "--account", "team2", "--base-url", sandbox.base_url)
     assert (0, True) == (done.status, "host2@example.com" in done.out)
@@ -52,7 +52,7 @@ def test_one_of_several_accounts(lemcal: Run, sandbox: Sandbox, tmp_path: Path) 
     [([], "has several accounts"), (["--account", "sales"], "has no account 'sales'")],
 )
 def test_no_such_choice(lemcal: Run, sandbox: Sandbox, tmp_path: Path, argv: list[str], problem: str) -> None:
-    """Several accounts and no name, or a name that is not there: those there are are named."""
+    """A missing or unknown name is an error that lists the names."""
     file = accounts_file(tmp_path, sandbox, 2)
     done = lemcal("me", "--accounts", str(file), *argv, "--base-url", sandbox.base_url)
     expected = f"lemcal: {file} {problem}; select one with --account: team1, team2\n"
@@ -61,7 +61,7 @@ def test_no_such_choice(lemcal: Run, sandbox: Sandbox, tmp_path: Path, argv: lis
 
 
 def test_a_file_that_is_not_there(lemcal: Run, tmp_path: Path) -> None:
-    """What is wrong with the file is said."""
+    """The error says what is wrong with the file."""
     file = tmp_path / "accounts.toml"
     done = lemcal("me", "--accounts", str(file))
     expected = f"lemcal: {file}: the accounts file cannot be read: No such file or directory\n"
@@ -72,7 +72,7 @@ def test_a_file_that_is_not_there(lemcal: Run, tmp_path: Path) -> None:
 def test_a_sign_of_life(
     lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, *, delay: float, shown: bool
 ) -> None:
-    """On a terminal, a wait of more than a moment shows what it is for, on standard error."""
+    """On a terminal, standard error shows what a longer wait is for."""
     monkeypatch.setattr("lemcal_async.cli._output.DELAY", delay)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")

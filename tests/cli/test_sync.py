@@ -31,7 +31,7 @@ posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and pipes as
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in a folder of the test's own, without a database of the environment."""
+    """Work in a temporary folder, without LEMCAL_DB."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LEMCAL_DB", raising=False)
     return tmp_path
@@ -51,7 +51,7 @@ def report(out: str) -> dict[str, int]:
 
 
 def test_the_sandbox_twice(lemcal: Run, folder: Path) -> None:
-    """No account and no arguments; running it again changes nothing."""
+    """It needs no account, and running it again changes nothing."""
     done = lemcal("sync", "--sandbox")
     assert (0, "") == (done.status, done.err)
     heading, line = done.out.splitlines()
@@ -62,7 +62,7 @@ def test_the_sandbox_twice(lemcal: Run, folder: Path) -> None:
 
 
 def test_what_happened_in_between(lemcal: Run, sandbox: Sandbox, folder: Path) -> None:
-    """The account of the environment, and the default database; every kind of change is told."""
+    """With the account of the environment and the default database, every kind of change is found."""
     arguments = ("sync", "--json", "--base-url", sandbox.base_url)
     assert numbers(created=12) == report(lemcal(*arguments).out)
     rows = [row for row in sandbox.meetings() if "canceledAt" not in row]
@@ -92,7 +92,7 @@ def test_what_happened_in_between(lemcal: Run, sandbox: Sandbox, folder: Path) -
 
 
 def test_all_accounts_of_a_file(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
-    """One whose key is wrong fails alone: status 1, a line with its name, and nothing lost."""
+    """An account with a wrong key fails alone: status 1, one line with its name, and nothing is lost."""
     file = accounts_file(tmp_path, sandbox, 2)
     arguments = ("sync", "--json", "--accounts", str(file), "--base-url", sandbox.base_url)
     assert numbers(accounts=2, created=24) == report(lemcal(*arguments).out)
@@ -111,7 +111,7 @@ def test_all_accounts_of_a_file(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
 def test_the_accounts_through_a_pipe(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
-    """The file can be read only once, as that of ``--accounts <(decrypt accounts)``."""
+    """The file may be readable only once, as with ``--accounts <(decrypt accounts)``."""
     file = accounts_file(tmp_path, sandbox, 2)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe, 0o600)
@@ -132,7 +132,7 @@ def test_a_row_that_cannot_be_read(lemcal: Run, sandbox: Sandbox) -> None:
 
 
 def test_changes_into_a_file(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
-    """Each is appended once; a line that a crash has cut stays a line of its own."""
+    """Each change is appended once; a line that a crash cut short stays a line of its own."""
     file = tmp_path / "changes.jsonl"
     file.write_text('{"cut": ')
     arguments = ("sync", "--base-url", sandbox.base_url, "--changes", str(file))
@@ -148,7 +148,7 @@ def test_changes_into_a_file(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> N
 
 
 def test_a_changes_file_is_for_its_owner_only(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
-    """It holds personal data; one that is there already is left as it is."""
+    """A new file is readable by its owner only; an existing one keeps its mode."""
     new, old = tmp_path / "new.jsonl", tmp_path / "old.jsonl"
     old.touch()
     old.chmod(0o640)
@@ -202,7 +202,7 @@ def test_a_file_that_is_full(lemcal: Run, sandbox: Sandbox) -> None:
 
 
 def test_baseline(lemcal: Run, sandbox: Sandbox) -> None:
-    """History is not announced."""
+    """Existing meetings are not reported."""
     arguments = ("sync", "--baseline", "--json", "--base-url", sandbox.base_url)
     assert numbers(created=12) == report(lemcal(*arguments).out)
     assert "" == lemcal("changes").out
@@ -252,7 +252,7 @@ def test_forget_by_name(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
 
 
 def test_a_table_on_a_terminal(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """People get a table of the changes, and a word if there are none."""
+    """On a terminal the changes are a table, or a message if there are none."""
     lemcal("sync", "--base-url", sandbox.base_url)
     sandbox.edit(sandbox.meetings()[0]["_id"], start="2026-03-02T09:00:00.000Z", brandNew=1)
     lemcal("sync", "--base-url", sandbox.base_url)
@@ -302,7 +302,7 @@ def test_parked_changes(lemcal: Run, sandbox: Sandbox) -> None:
 
 @posix_only
 def test_watch(spawn: Spawn, sandbox: Sandbox) -> None:
-    """Again and again, a line each, until Ctrl-C: status 130."""
+    """It prints a line per run until Ctrl-C, which is status 130."""
     process = spawn("sync", "--watch", "0.05", "--json", "--base-url", sandbox.base_url)
     assert process.stdout is not None
     assert numbers(created=12) == report(process.stdout.readline())
@@ -361,7 +361,7 @@ def test_the_table_of_a_watch(spawn: Spawn, sandbox: Sandbox, tmp_path: Path) ->
     ],
 )
 def test_wrong_usage(lemcal: Run, folder: Path, argv: list[str], status: int, message: str) -> None:
-    """One line, a documented status, and no database made or changed."""
+    """It is one line with a documented status, and no database is created or changed."""
     table = '[[account]]\nname = "a"\nuser_id = "usr_1"\napi_key = "k1"\n'
     files = {
         "one.toml": table,
@@ -380,7 +380,7 @@ def test_wrong_usage(lemcal: Run, folder: Path, argv: list[str], status: int, me
 
 
 def test_tables_of_a_newer_version(lemcal: Run) -> None:
-    """Status 2, before anything is sent."""
+    """It is status 2, before anything is sent."""
     lemcal("sync", "--sandbox")
     with sqlite3.connect("lemcal-sandbox.db") as connection:
         connection.execute("UPDATE lemcal_schema SET version = 99")
@@ -391,7 +391,7 @@ def test_tables_of_a_newer_version(lemcal: Run) -> None:
 
 
 def test_a_locked_database(lemcal: Run) -> None:
-    """Status 2, and the store is unharmed."""
+    """It is status 2, and the store is unharmed."""
     lemcal("sync", "--sandbox")
     connection = sqlite3.connect("lemcal-sandbox.db")
     connection.execute("BEGIN IMMEDIATE")
@@ -404,7 +404,7 @@ def test_a_locked_database(lemcal: Run) -> None:
 
 
 def test_a_password_in_the_arguments(lemcal: Run) -> None:
-    """It is warned of, and not shown."""
+    """There is a warning that does not show it."""
     done = lemcal("sync", "--sandbox", "--db", "postgresql://user:hush-hush@127.0.0.1:1/x")
     assert 2 == done.status
     warning, failure = done.err.splitlines()
@@ -416,7 +416,7 @@ def test_a_password_in_the_arguments(lemcal: Run) -> None:
 
 @pytest.mark.parametrize("argv", [["sync", "--sandbox"], ["changes"], ["forget", "usr_1"]])
 def test_the_extra_sql_is_missing(lemcal: Run, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
-    """Without SQLAlchemy, one line names what to install."""
+    """Without SQLAlchemy, one line says what to install."""
     import lemcal_async.sync
 
     monkeypatch.delitem(vars(lemcal_async.sync), "SQLStore", raising=False)
@@ -428,7 +428,7 @@ def test_the_extra_sql_is_missing(lemcal: Run, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_another_missing_module_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An import that fails for another reason is not taken for a missing extra."""
+    """Other failed imports are not mistaken for a missing extra."""
     import lemcal_async.sync
 
     monkeypatch.delitem(vars(lemcal_async.sync), "SQLStore", raising=False)

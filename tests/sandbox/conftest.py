@@ -1,4 +1,4 @@
-"""A served sandbox and a plain httpx client for it: the client of the SDK is not tested here."""
+"""A served sandbox and a plain httpx client for it: these tests do not use the SDK's client."""
 
 import contextlib
 import http.server
@@ -20,12 +20,12 @@ NO_TLS = ssl.SSLContext(
 
 @pytest.fixture
 def no_blocking_calls() -> None:
-    """Lift the check of all other tests: the sandbox waits for its own threads on purpose."""
+    """Disable this check: the sandbox waits for its own threads on purpose."""
 
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
-    """Serve a sandbox as it comes."""
+    """Serve a sandbox with its defaults."""
     with Sandbox().serve() as sandbox:
         yield sandbox
 
@@ -79,8 +79,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"]))
         self.server.seen.append((self.path, dict(self.headers), body))
         self.server.arrived.release()
-        self.server.answers.wait(10)
-        with contextlib.suppress(OSError):  # who posted may be gone
+        self.server.answers.wait(60)
+        with contextlib.suppress(OSError):  # the sender may be gone
             self.send_response(self.server.status)
             self.send_header("content-length", "0")
             self.end_headers()
@@ -91,7 +91,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    """Serve a receiver of hooks."""
+    """Serve a hook receiver."""
     with Receiver() as receiver:
         thread = threading.Thread(target=receiver.serve_forever, args=[0.01])
         thread.start()

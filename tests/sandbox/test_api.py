@@ -79,7 +79,7 @@ def test_a_hook_is_created_and_deleted(sandbox: Sandbox, client: httpx.Client) -
 
 
 def test_any_meeting_type_wins_over_an_id(sandbox: Sandbox, client: httpx.Client) -> None:
-    """As documented."""
+    """``anyMeetingType`` takes precedence over an id (documented)."""
     type_id = sandbox.meeting_types()[0]["_id"]
     wanted = {"targetUrl": "http://example.com", "meetingTypeId": type_id}
     of_one_type = client.post("/hooks", json=wanted).json()
@@ -134,7 +134,7 @@ def test_a_duplicate_hook(client: httpx.Client, sandbox: Sandbox) -> None:
     "path", ["/nothing", "/meetings/mee_x", "/meetings/", "/hooks/", "/meetingTypes/a/b", "/"]
 )
 def test_a_wrong_path_below_the_prefix(client: httpx.Client, path: str) -> None:
-    """404, as plain text, and it counts."""
+    """It is a 404 in plain text, and it counts."""
     answer = client.get(path)
     assert (404, "Not Found", TEXT) == (answer.status_code, answer.text, answer.headers["content-type"])
     assert "19" == answer.headers["x-ratelimit-remaining"]
@@ -150,7 +150,7 @@ def test_a_wrong_path_below_the_prefix(client: httpx.Client, path: str) -> None:
     ],
 )
 def test_a_wrong_method(client: httpx.Client, method: str, path: str, allowed: str) -> None:
-    """405, and there is no list of hooks."""
+    """It is a 405, also for the list of hooks, which does not exist."""
     answer = client.request(method, path)
     assert (405, "Method Not Allowed") == (answer.status_code, answer.text)
     assert allowed == answer.headers["allow"]
@@ -168,7 +168,7 @@ def test_a_wrong_method(client: httpx.Client, method: str, path: str, allowed: s
     ],
 )
 def test_a_path_outside_of_the_api(sandbox: Sandbox, client: httpx.Client, method: str, path: str) -> None:
-    """200 and a web page, as at the real service; it does not count, but it is seen."""
+    """It is a 200 with a web page, as at the real service; it does not count, but it is logged."""
     url = sandbox.base_url.removesuffix("/api/lemcal") + path
     answer = client.request(method, url)
     assert (200, "text/html; charset=utf-8") == (answer.status_code, answer.headers["content-type"])
@@ -179,12 +179,12 @@ def test_a_path_outside_of_the_api(sandbox: Sandbox, client: httpx.Client, metho
 
 
 def basic(text: str) -> str:
-    """Return the header for what stands before and after the colon."""
+    """Return the Basic header for ``user:password``."""
     return "Basic " + base64.b64encode(text.encode()).decode()
 
 
 def test_credentials_that_are_refused(sandbox: Sandbox) -> None:
-    """None, a wrong key, another scheme, junk, the sibling product's form: each time 401."""
+    """Missing, wrong, malformed, and the sibling product's form are all 401."""
     user_id, api_key = sandbox.user_id, sandbox.api_key
     good = basic(f"{user_id}:{api_key}")
     headers = [
@@ -228,7 +228,7 @@ def test_accounts_see_only_their_own(connect: Connect) -> None:
 
 
 def test_the_limit(sandbox: Sandbox, client: httpx.Client) -> None:
-    """20 in 2 s pass, on all routes together; the 21st is a 429; every answer carries the headers."""
+    """20 in 2 s pass, over all routes; the 21st is a 429; every response has the headers."""
     routes = ["/me", "/meetings", "/meetingTypes", "/nothing", "/meetingTypes/met_x"]
     answers = [client.get(routes[number % 5]) for number in range(22)]
     assert [429, 429] == [answer.status_code for answer in answers[20:]]
@@ -244,7 +244,7 @@ def test_the_limit(sandbox: Sandbox, client: httpx.Client) -> None:
 
 
 def test_the_limit_is_counted_per_credential(connect: Connect) -> None:
-    """As presented: wrong ones are counted too, and apart from the right ones."""
+    """Wrong credentials count too, separately from right ones."""
     with Sandbox(accounts=2, limit=1, period=60).serve() as sandbox:
         wrong = httpx.BasicAuth(sandbox.user_id, "wrong")
         assert [401, 429] == [connect(sandbox).get("/me", auth=wrong).status_code for _ in range(2)]
@@ -268,7 +268,7 @@ def test_windows_by_the_clock(connect: Connect, window: WindowKind, statuses: li
 
 
 def test_without_a_limit(connect: Connect) -> None:
-    """No 429, and no headers that speak of one."""
+    """There are no 429s and no rate limit headers."""
     with Sandbox(limit=None).serve() as sandbox:
         answers = [connect(sandbox).get("/me") for _ in range(30)]
     assert {200} == {answer.status_code for answer in answers}
@@ -278,7 +278,7 @@ def test_without_a_limit(connect: Connect) -> None:
 
 
 def test_latency_is_a_round_trip(connect: Connect) -> None:
-    """Half of it before a request is counted, half after."""
+    """Half of it passes before a request is counted, half after."""
     with Sandbox(latency=(0.1, 0.1)).serve() as sandbox:
         client = connect(sandbox)
         client.get("/me")
@@ -292,7 +292,7 @@ def test_latency_is_a_round_trip(connect: Connect) -> None:
 
 
 def test_latency_is_the_same_for_the_same_seed() -> None:
-    """And within its bounds."""
+    """The same seed draws the same latencies, within the bounds."""
 
     def draws(seed: int) -> list[float]:
         sandbox = Sandbox(latency=(0.04, 0.2), seed=seed)
@@ -304,7 +304,7 @@ def test_latency_is_the_same_for_the_same_seed() -> None:
 
 
 def test_the_log_of_requests(sandbox: Sandbox, client: httpx.Client) -> None:
-    """Who asked what, with which headers, and never with which key."""
+    """The log has the request and its headers, but no key."""
     client.get("/meetings?meetingTypeId=met_x", headers={"user-agent": "me/1", "cookie": "a=b"})
     client.get("/me", auth=(sandbox.user_id, "wrong"))
     client.get("/me", auth=("usr_unknown", sandbox.api_key))
@@ -326,7 +326,7 @@ def test_the_log_of_requests(sandbox: Sandbox, client: httpx.Client) -> None:
 
 
 def test_many_clients_at_once(sandbox: Sandbox) -> None:
-    """However they come, 20 of 60 pass."""
+    """Of 60 concurrent requests, 20 pass."""
     statuses: list[int] = []
     gate = threading.Barrier(6)
 
@@ -346,7 +346,7 @@ def test_many_clients_at_once(sandbox: Sandbox) -> None:
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_request(sandbox: Sandbox, client: httpx.Client) -> None:
-    """It is seen, without an answer, and does no harm."""
+    """It is logged without a response, and does no harm."""
     port = int(sandbox.base_url.split(":")[2].split("/")[0])
     auth = basic(f"{sandbox.user_id}:{sandbox.api_key}")
     with socket.create_connection(("127.0.0.1", port)) as raw:

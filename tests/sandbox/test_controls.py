@@ -1,4 +1,4 @@
-"""The controls over the state, without a server: they are plain calls, from any thread."""
+"""The controls as plain calls, without a server, from any thread."""
 
 import re
 import sys
@@ -16,12 +16,12 @@ from lemcal_async.sandbox._log import Journal, RequestLog, SeenRequest
 
 @pytest.fixture
 def idle() -> Sandbox:
-    """Return a sandbox that nobody serves."""
+    """Return a sandbox that is not served."""
     return Sandbox(accounts=2)
 
 
 def test_book(idle: Sandbox) -> None:
-    """A public meeting of the first type comes at the end of the list."""
+    """By default, a public meeting of the first type is added at the end of the list."""
     meeting = idle.book()
     assert meeting == idle.meetings()[-1]
     assert (13, 12) == (len(idle.meetings(0)), len(idle.meetings(1)))
@@ -32,7 +32,7 @@ def test_book(idle: Sandbox) -> None:
 
 
 def test_book_as_asked(idle: Sandbox) -> None:
-    """Another account, another type, with a lead, and any field as given."""
+    """Account, type, lead and any wire field can be given."""
     wanted = idle.meeting_types(1)[2]
     meeting = idle.book(
         1, meeting_type_id=wanted["_id"], public=False, _id="mee_mine", timezone=None, extra=[1]
@@ -44,7 +44,7 @@ def test_book_as_asked(idle: Sandbox) -> None:
 
 
 def test_book_what_cannot_be(idle: Sandbox) -> None:
-    """An unknown type or account, another account's type, an id that is taken."""
+    """Unknown types and accounts, another account's type, and a taken id are refused."""
     with pytest.raises(LookupError, match="met_unknown"):
         idle.book(meeting_type_id="met_unknown")
     with pytest.raises(LookupError):
@@ -64,7 +64,7 @@ def test_cancel(idle: Sandbox) -> None:
 
 
 def test_edit(idle: Sandbox) -> None:
-    """Fields are replaced, its type included, by which it is then found."""
+    """Fields are replaced, but not the id."""
     before = idle.meetings()[0]
     edited = idle.edit(before["_id"], start="2030-01-01T00:00:00.000Z", lead=None)
     assert before | {"start": "2030-01-01T00:00:00.000Z", "lead": None} == edited == idle.meetings()[0]
@@ -73,21 +73,21 @@ def test_edit(idle: Sandbox) -> None:
 
 
 def test_remove(idle: Sandbox) -> None:
-    """It is in no list any more."""
+    """It is no longer in the list."""
     first, *others = idle.meetings()
     idle.remove(first["_id"])
     assert others == idle.meetings()
 
 
 def test_unknown_meetings(idle: Sandbox) -> None:
-    """A LookupError that names it."""
+    """It is a LookupError that names it."""
     for control in (idle.cancel, idle.edit, idle.remove):
         with pytest.raises(LookupError, match="mee_unknown"):
             control("mee_unknown")
 
 
 def test_what_is_handed_out_is_a_copy(idle: Sandbox) -> None:
-    """Nothing that a test does to it changes the sandbox."""
+    """Changing a returned value does not change the sandbox."""
     booked = idle.book()
     kept = idle.meetings()
     for row in (*idle.meetings(), booked):
@@ -98,13 +98,13 @@ def test_what_is_handed_out_is_a_copy(idle: Sandbox) -> None:
 
 
 def test_the_first_account(idle: Sandbox) -> None:
-    """It has names of its own; its key is in no repr."""
+    """It has shortcuts; its key is not in the repr."""
     assert (idle.accounts[0].user_id, idle.accounts[0].api_key) == (idle.user_id, idle.api_key)
     assert idle.api_key not in repr(idle.accounts)
 
 
 def test_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has an account's credentials and the base URL; what is given wins."""
+    """It has an account's credentials and the base URL, unless options say otherwise."""
     module = types.ModuleType("lemcal_async._client")
     monkeypatch.setattr(module, "AsyncLemcal", dict, raising=False)
     monkeypatch.setitem(sys.modules, "lemcal_async._client", module)
@@ -143,7 +143,7 @@ def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
 
 
 def test_controls_from_many_threads() -> None:
-    """No booking is lost and none is doubled, whatever else goes on."""
+    """No booking is lost or duplicated under concurrency."""
     sandbox = Sandbox(meetings=0)
     failures: list[BaseException] = []
 
@@ -190,7 +190,7 @@ def test_only_the_newest_keep_their_bodies(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_following_a_journal() -> None:
-    """Whoever knows a revision gets what is new or different since then, once, and can page both ways."""
+    """A follower gets what changed since its revision, once; entries can be paged both ways."""
     journal = Journal[SeenRequest](3)
     for _ in range(4):
         journal.add(lambda number: SeenRequest(0, "GET", "/me", "", None, {}, number=number))
@@ -209,13 +209,26 @@ def test_following_a_journal() -> None:
 
 
 NAIVE = datetime(2026, 3, 2, tzinfo=UTC).replace(tzinfo=None)
+
+
+def test_a_follower_that_slept_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes are remembered for a while only, and a journal says whether it remembers enough."""
+    monkeypatch.setattr("lemcal_async.sandbox._log._RECENT", 2)
+    journal = Journal[SeenRequest](10)
+    assert [True, False] == [journal.reaches(revision) for revision in (0, 1)]
+    for _ in range(4):
+        journal.add(lambda number: SeenRequest(0, "GET", "/me", "", None, {}, number=number))
+    assert [False, False, True, True, False] == [journal.reaches(revision) for revision in (0, 1, 2, 4, 5)]
+    assert [3, 4] == [entry.number for entry in journal.changed_since(2)[1]]
+
+
 ADA = {"email": "ada.lovelace@example.org", "name": "Ada Lovelace"}
 
 
 @pytest.mark.parametrize("public", [True, False])
 @pytest.mark.parametrize("guest", ["Ada Lovelace <ada.lovelace@example.org>", "ada.lovelace@example.org"])
 def test_book_a_guest(idle: Sandbox, guest: str, *, public: bool) -> None:
-    """A guest is an address, with a name or without; it is in every place where the service has it."""
+    """A guest is an address with or without a name, and is put wherever the service has it."""
     booked = idle.book(guest=guest, public=public)
     meeting = from_wire(booked, Meeting)
     assert meeting.guest is not None
@@ -245,7 +258,7 @@ def test_book_at_a_time(idle: Sandbox, start: datetime | str) -> None:
 
 @pytest.mark.parametrize("form", ["id", "row", "model"])
 def test_a_meeting_in_any_form(idle: Sandbox, form: str) -> None:
-    """The controls take what one has: the id, the row that was booked, or the client's model."""
+    """The controls take an id, a row, or a model."""
     row = idle.book()
     meeting: Any = {"id": row["_id"], "row": row, "model": from_wire(row, Meeting)}[form]
     assert "canceledAt" in idle.cancel(meeting)
@@ -279,7 +292,7 @@ def test_book_what_makes_no_sense(
 
 @pytest.mark.parametrize("meeting", [None, 7, {}, {"id": "mee_1"}, ["mee_1"]])
 def test_what_is_no_meeting(idle: Sandbox, meeting: Any) -> None:
-    """It is said what to pass."""
+    """The error says what to pass."""
     for control in (idle.cancel, idle.remove, idle.edit):
         with pytest.raises(TypeError, match="pass the id of a meeting, a row as book"):
             control(meeting)

@@ -1,4 +1,4 @@
-"""The invented data: deterministic, and with every shape that real lists have."""
+"""The made-up data: deterministic, and with every shape that real lists have."""
 
 import re
 from datetime import datetime
@@ -29,7 +29,7 @@ def everything(sandbox: Sandbox) -> list[Any]:
 
 
 def test_the_same_seed_makes_the_same_sandbox() -> None:
-    """Down to the ids, whatever was asked for beside it; another seed makes another."""
+    """The same seed gives the same data down to the ids; another seed gives other data."""
     assert everything(Sandbox(accounts=2, seed=3)) == everything(Sandbox(accounts=2, seed=3))
     assert everything(Sandbox(seed=3)) == everything(Sandbox(accounts=2, seed=3))[:1]
     assert everything(Sandbox(meetings=5))[0][2] == everything(Sandbox(meetings=9))[0][2][:5]
@@ -43,7 +43,7 @@ def meetings() -> list[dict[str, Any]]:
 
 
 def test_ids_have_their_prefix_and_17_characters(meetings: list[dict[str, Any]]) -> None:
-    """And are used once."""
+    """Ids have the documented form, and are unique."""
     sandbox = Sandbox(accounts=2)
     assert re.fullmatch(r"usr_[2-9A-Za-z]{17}", sandbox.user_id)
     assert all(re.fullmatch(r"mee_[2-9A-Za-z]{17}", row["_id"]) for row in meetings)
@@ -53,12 +53,12 @@ def test_ids_have_their_prefix_and_17_characters(meetings: list[dict[str, Any]])
 
 
 def test_meetings_have_the_known_fields_only(meetings: list[dict[str, Any]]) -> None:
-    """Between them, all of those that are documented or observed."""
+    """Together, the meetings have all fields that are documented or observed."""
     assert MEETING_FIELDS == {name for row in meetings for name in row}
 
 
 def test_meetings_show_every_shape(meetings: list[dict[str, Any]]) -> None:
-    """With a lead and without, canceled and not, with and without answers, with companions."""
+    """There are meetings with and without a lead, answers, a cancellation, and companions."""
     assert {True, False} == {"lead" in row for row in meetings}
     assert {True, False} == {"canceledAt" in row for row in meetings}
     assert {True, False} == {"questions" in row or "surveyAnswers" in row for row in meetings}
@@ -68,7 +68,7 @@ def test_meetings_show_every_shape(meetings: list[dict[str, Any]]) -> None:
 
 
 def test_hosts_are_marked_and_stand_first(meetings: list[dict[str, Any]]) -> None:
-    """Who takes the first attendee for the guest is caught out; a public guest is primary."""
+    """The first attendee is the host; the guest of a public booking is primary."""
     for row in meetings:
         host, guest, *_ = row["attendees"]
         assert host["owner"]
@@ -86,7 +86,7 @@ def test_everybody_is_at_an_example_domain(meetings: list[dict[str, Any]]) -> No
 
 
 def test_times_are_in_order(meetings: list[dict[str, Any]]) -> None:
-    """Booked before it starts, as long as its type says, and canceled in between."""
+    """Meetings are booked, then canceled, then start, and last as long as their type says."""
     minutes = {row["_id"]: row["duration"] for row in Sandbox().meeting_types()}
     for row in meetings:
         written = {name: row[name] for name in ("createdAt", "canceledAt", "start", "end") if name in row}

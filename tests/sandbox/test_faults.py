@@ -40,7 +40,7 @@ HOOK = {"targetUrl": "https://example.com", "anyMeetingType": True}
 def test_answers_in_place_of_the_route(
     client: httpx.Client, sandbox: Sandbox, fault: Fault, expected: tuple[int, str | None, str]
 ) -> None:
-    """They come once, count like any request, and leave the state alone."""
+    """They apply once, count like any request, and do not touch the state."""
     sandbox.inject(fault)
     answer = client.post("/hooks", json=HOOK)
     assert expected == (answer.status_code, answer.headers.get("content-type"), answer.text)
@@ -71,7 +71,7 @@ def test_html(sandbox: Sandbox, client: httpx.Client, fault: Fault, status: int)
     ],
 )
 def test_too_many_requests(sandbox: Sandbox, client: httpx.Client, retry_after: str) -> None:
-    """The header to the letter, with nothing beside it that contradicts it."""
+    """The header is sent verbatim, and no other header contradicts it."""
     sandbox.inject(faults.too_many_requests(retry_after))
     answer = client.get("/me")
     assert (429, "Too Many Requests") == (answer.status_code, answer.text)
@@ -88,7 +88,7 @@ def test_too_many_requests_without_the_header(sandbox: Sandbox, client: httpx.Cl
 
 
 def test_headers_of_a_status(sandbox: Sandbox, client: httpx.Client) -> None:
-    """They win over the common_headers ones; None leaves one out."""
+    """They override the common ones; None leaves a header out."""
     sandbox.inject(
         faults.status(503, headers={"Retry-After": "7", "X-RateLimit-Limit": None, "Set-Cookie": "a=b"})
     )
@@ -102,7 +102,7 @@ def test_headers_of_a_status(sandbox: Sandbox, client: httpx.Client) -> None:
 
 
 def test_redirect(sandbox: Sandbox, client: httpx.Client) -> None:
-    """Who follows it is seen at the other place."""
+    """A client that follows it is logged at the other path."""
     sandbox.inject(faults.redirect("/api/lemcal/meetings"))
     answer = client.get("/me")
     assert (302, "/api/lemcal/meetings") == (answer.status_code, answer.headers["location"])
@@ -112,7 +112,7 @@ def test_redirect(sandbox: Sandbox, client: httpx.Client) -> None:
 
 
 def test_slow(sandbox: Sandbox, client: httpx.Client) -> None:
-    """The work is done at once, the answer comes late."""
+    """The request is processed at once; the response is late."""
     sandbox.inject(faults.slow(0.2))
     started = time.monotonic()
     assert 200 == client.post("/hooks", json=HOOK).status_code
@@ -125,7 +125,7 @@ def test_slow(sandbox: Sandbox, client: httpx.Client) -> None:
 
 
 def test_truncated(sandbox: Sandbox, client: httpx.Client) -> None:
-    """The answer promises more than comes, even where it would have had no body."""
+    """The response announces more than it sends, even if it would have had no body."""
     sandbox.inject(faults.truncated(), times=2)
     with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
         client.post("/hooks", json=HOOK)
@@ -137,7 +137,7 @@ def test_truncated(sandbox: Sandbox, client: httpx.Client) -> None:
 
 
 def test_reset_before_processing(sandbox: Sandbox, client: httpx.Client) -> None:
-    """The request has no effect and does not count; the log has it all the same."""
+    """The request has no effect and does not count, but it is logged."""
     sandbox.inject(faults.reset_before_processing())
     with pytest.raises(httpx.ReadError):
         client.post("/hooks", json=HOOK)
@@ -147,7 +147,7 @@ def test_reset_before_processing(sandbox: Sandbox, client: httpx.Client) -> None
 
 
 def test_reset_after_processing(sandbox: Sandbox, client: httpx.Client) -> None:
-    """The work is done and counted, and the client does not learn of it."""
+    """The request is processed and counted, and the client gets no response."""
     sandbox.inject(faults.reset_after_processing())
     with pytest.raises(httpx.ReadError):
         client.post("/hooks", json=HOOK)
@@ -159,7 +159,7 @@ def test_reset_after_processing(sandbox: Sandbox, client: httpx.Client) -> None:
 def test_a_connection_broken_says_nothing_in_the_log(
     sandbox: Sandbox, client: httpx.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the test asked for is no error of the server."""
+    """An injected fault is not logged as an error of the server."""
     for fault in (faults.reset_before_processing(), faults.reset_after_processing(), faults.truncated()):
         sandbox.inject(fault)
         with pytest.raises(httpx.TransportError):
@@ -168,7 +168,7 @@ def test_a_connection_broken_says_nothing_in_the_log(
 
 
 def test_faults_choose_their_requests(sandbox: Sandbox, client: httpx.Client) -> None:
-    """By method, by path with wildcards, for so many times, in the order of injection."""
+    """Faults select requests by method and path, a number of times, in the order of injection."""
     sandbox.inject(faults.status(500), times=2, path="/meetings")
     sandbox.inject(faults.status(501), method="delete", path="/hooks/*")
     sandbox.inject(faults.status(503), path="/meetings")
@@ -179,7 +179,7 @@ def test_faults_choose_their_requests(sandbox: Sandbox, client: httpx.Client) ->
 
 
 def test_clear_faults(sandbox: Sandbox, client: httpx.Client) -> None:
-    """What has not been met is forgotten."""
+    """Pending faults are dropped."""
     sandbox.inject(faults.status(500), times=5)
     assert 500 == client.get("/me").status_code
     sandbox.clear_faults()
@@ -197,13 +197,13 @@ def test_a_fault_goes_before_the_limit(connect: Connect) -> None:
 
 @pytest.mark.parametrize("wrong", [faults.html_200, "html_200", None])
 def test_what_is_no_fault_is_refused(wrong: Any) -> None:
-    """A constructor that was not called, above all."""
+    """Most notably, a function that was not called."""
     with pytest.raises(TypeError, match="not a fault"):
         Sandbox().inject(wrong)
 
 
 def test_impossible_faults_are_refused() -> None:
-    """No times, no such status, a body where HTTP forbids one."""
+    """Zero times, an invalid status, and a body where HTTP forbids one are refused."""
     with pytest.raises(ValueError, match="times"):
         Sandbox().inject(faults.empty_200(), times=0)
     with pytest.raises(ValueError, match="status"):
@@ -213,7 +213,7 @@ def test_impossible_faults_are_refused() -> None:
 
 
 def test_faults_are_values() -> None:
-    """Equal when they say the same; a plan that is empty has none."""
+    """Faults compare by value."""
     assert faults.slow(1) == faults.slow(1) != faults.slow(2)
     assert faults.reset_before_processing() != faults.reset_after_processing()
     assert None is FaultPlan().take("GET", "/me")

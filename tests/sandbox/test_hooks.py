@@ -1,4 +1,4 @@
-"""Hooks: a real POST to a real receiver for every booking that concerns them."""
+"""Hooks: a real POST to a real receiver for every matching booking."""
 
 import json
 import socket
@@ -16,7 +16,7 @@ from .conftest import Receiver
 
 @pytest.fixture
 def idle() -> Iterator[Sandbox]:
-    """Leave no delivery behind, as serve() does."""
+    """Return a sandbox that is not served; abort its deliveries at the end."""
     sandbox = Sandbox(accounts=2)
     yield sandbox
     sandbox._sender.close()
@@ -48,7 +48,7 @@ def test_a_booking_is_posted(idle: Sandbox, receiver: Receiver) -> None:
 
 
 def test_only_the_hooks_that_match_fire(idle: Sandbox, receiver: Receiver) -> None:
-    """Those of the meeting's type or of any, of the same account."""
+    """Hooks of the account fire if they are for the meeting's type or for any."""
     first, second, *_ = [row["_id"] for row in idle.meeting_types()]
     fitting = hook(idle, receiver.url("/of-first"), first)
     hook(idle, receiver.url("/of-second"), second)
@@ -64,7 +64,7 @@ def test_only_the_hooks_that_match_fire(idle: Sandbox, receiver: Receiver) -> No
 
 
 def test_nothing_but_a_booking_fires(idle: Sandbox, receiver: Receiver) -> None:
-    """A cancellation is visible in the list only (observed)."""
+    """Only bookings fire; a cancellation shows in the list only (observed)."""
     hook(idle, receiver.url())
     meeting = idle.meetings()[0]
     idle.edit(meeting["_id"], note=1)
@@ -76,7 +76,7 @@ def test_nothing_but_a_booking_fires(idle: Sandbox, receiver: Receiver) -> None:
 
 
 def test_a_refusal_is_not_tried_again(idle: Sandbox, receiver: Receiver) -> None:
-    """The status is written down, and that is all."""
+    """The status is recorded, and nothing is retried."""
     receiver.status = 503
     hook(idle, receiver.url())
     idle.book()
@@ -85,7 +85,7 @@ def test_a_refusal_is_not_tried_again(idle: Sandbox, receiver: Receiver) -> None
 
 
 def test_a_receiver_that_is_not_there(idle: Sandbox) -> None:
-    """The kind of failure is written down, without the target, which may hold a token."""
+    """The kind of failure is recorded, without the target's token."""
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     hook(idle, f"http://127.0.0.1:{port}/?token=s3cret")
@@ -98,7 +98,7 @@ def test_a_receiver_that_is_not_there(idle: Sandbox) -> None:
 def test_a_receiver_that_is_too_slow(
     idle: Sandbox, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the time-out of the whole delivery, it has failed."""
+    """The delivery fails after its time limit."""
     monkeypatch.setattr("lemcal_async.sandbox._hooks.TIMEOUT", 0.05)
     receiver.answers.clear()
     hook(idle, receiver.url())
@@ -109,7 +109,7 @@ def test_a_receiver_that_is_too_slow(
 
 
 def test_the_token_is_not_logged(idle: Sandbox, receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
-    """Not even by those who log everything."""
+    """The token is not logged, not even at DEBUG."""
     caplog.set_level("DEBUG")
     hook(idle, receiver.url())
     idle.book()
@@ -118,13 +118,13 @@ def test_the_token_is_not_logged(idle: Sandbox, receiver: Receiver, caplog: pyte
 
 
 def test_waiting_in_vain(idle: Sandbox) -> None:
-    """A TimeoutError that says how far it came."""
+    """The TimeoutError says how many have finished."""
     with pytest.raises(TimeoutError, match="0 of 2"):
         idle.wait_for_deliveries(2, timeout=0.01)
 
 
 def test_many_bookings(idle: Sandbox, receiver: Receiver) -> None:
-    """All arrive, from a few threads that end by themselves."""
+    """All are delivered by a few threads, which end by themselves."""
     hook(idle, receiver.url())
     booked = {idle.book()["_id"] for _ in range(50)}
     names = [thread.name for thread in threading.enumerate()]
@@ -142,7 +142,7 @@ def test_slow_receivers_do_not_hold_up_others(idle: Sandbox, receiver: Receiver)
     receiver.answers.clear()
     hook(idle, receiver.url())
     idle.book()
-    receiver.arrived.acquire(timeout=5)
+    receiver.arrived.acquire(timeout=30)
     with Receiver() as quick:
         thread = threading.Thread(target=quick.serve_forever, args=[0.01])
         thread.start()
@@ -153,17 +153,16 @@ def test_slow_receivers_do_not_hold_up_others(idle: Sandbox, receiver: Receiver)
         thread.join()
 
 
-def test_closing_breaks_deliveries_off(receiver: Receiver) -> None:
-    """Those under way, and those that wait for a worker; no thread stays."""
+def test_closing_aborts_deliveries(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running and queued deliveries are aborted, and no thread is left."""
+    monkeypatch.setattr("lemcal_async.sandbox._hooks.TIMEOUT", 600)  # longer than a test may take
     receiver.answers.clear()
     with Sandbox().serve() as sandbox:
         hook(sandbox, receiver.url())
         for _ in range(WORKERS * 2):
             sandbox.book()
         for _ in range(WORKERS):
-            assert receiver.arrived.acquire(timeout=5)
-        started = time.monotonic()
-    assert time.monotonic() - started < 0.5
+            assert receiver.arrived.acquire(timeout=30)
     assert [] == sandbox.deliveries
     assert "lemcal-sandbox-hooks" not in [thread.name for thread in threading.enumerate()]
 
@@ -171,7 +170,7 @@ def test_closing_breaks_deliveries_off(receiver: Receiver) -> None:
 def test_a_delivery_that_starts_while_closing_is_dropped(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However the two threads meet."""
+    """A delivery that starts during close() is aborted."""
     sandbox = Sandbox()
     hook(sandbox, receiver.url())
     sandbox._sender._closing = True
@@ -182,7 +181,7 @@ def test_a_delivery_that_starts_while_closing_is_dropped(
 
 
 def test_a_sandbox_served_again_delivers_again(receiver: Receiver) -> None:
-    """Its state, hooks and all, outlives the server."""
+    """The state, including hooks, survives the server."""
     sandbox = Sandbox()
     hook(sandbox, receiver.url())
     for count in (1, 2):

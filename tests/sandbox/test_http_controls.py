@@ -15,14 +15,14 @@ from .conftest import Receiver
 
 @pytest.fixture
 def control(sandbox: Sandbox) -> Iterator[httpx.Client]:
-    """Return a client of the control routes; they want no credentials."""
+    """Return a client for the controls, which need no credentials."""
     base_url = sandbox.base_url.removesuffix("/api/lemcal") + "/_sandbox"
     with httpx.Client(base_url=base_url, trust_env=False) as control:
         yield control
 
 
 def test_accounts(sandbox: Sandbox, control: httpx.Client) -> None:
-    """Who it is made for needs the keys."""
+    """The accounts are listed with their keys."""
     (account,) = control.get("/accounts").json()
     assert (sandbox.user_id, sandbox.api_key) == (account["userId"], account["apiKey"])
     assert (sandbox.accounts[0].email, sandbox.accounts[0].public_identifier) == (
@@ -32,7 +32,7 @@ def test_accounts(sandbox: Sandbox, control: httpx.Client) -> None:
 
 
 def test_bookings(sandbox: Sandbox, control: httpx.Client, client: httpx.Client, receiver: Receiver) -> None:
-    """With nothing, or with what book() takes; hooks fire."""
+    """The body is optional, and takes the arguments of book(); hooks fire."""
     client.post("/hooks", json={"targetUrl": receiver.url(), "anyMeetingType": True})
     plain = control.post("/bookings")
     wanted = {"account": 0, "meetingTypeId": sandbox.meeting_types()[1]["_id"], "public": False, "note": "hi"}
@@ -45,7 +45,7 @@ def test_bookings(sandbox: Sandbox, control: httpx.Client, client: httpx.Client,
 
 
 def test_meetings(sandbox: Sandbox, control: httpx.Client) -> None:
-    """Cancel, and remove."""
+    """Meetings can be canceled and removed."""
     first, second, *_ = [row["_id"] for row in sandbox.meetings()]
     canceled = control.post(f"/meetings/{first}/cancel")
     removed = control.delete(f"/meetings/{second}")
@@ -55,7 +55,7 @@ def test_meetings(sandbox: Sandbox, control: httpx.Client) -> None:
 
 
 def test_faults(control: httpx.Client, client: httpx.Client) -> None:
-    """By the name of the constructor, with its options and those of inject()."""
+    """A fault is given by its function's name, with its options and those of inject()."""
     wanted = {"fault": "status", "options": {"code": 503}, "times": 2, "method": "GET", "path": "/meetings"}
     assert 204 == control.post("/faults", json=wanted).status_code
     assert 204 == control.post("/faults", json={"fault": "empty_200"}).status_code
@@ -85,19 +85,19 @@ def test_faults(control: httpx.Client, client: httpx.Client) -> None:
 def test_what_is_refused(
     control: httpx.Client, call: tuple[str, str], body: Any, status: int, error: str
 ) -> None:
-    """One line that says why."""
+    """The response is one line that says why."""
     answer = control.request(*call, json=body)
     assert status == answer.status_code
     assert answer.text.startswith(error) or error in answer.text
 
 
 def test_a_body_that_is_not_json(control: httpx.Client) -> None:
-    """A 400, not a failure of the server."""
+    """It is a 400, not a server error."""
     assert 400 == control.post("/bookings", content=b"{oops").status_code
 
 
 def test_controls_are_not_logged_and_not_counted(sandbox: Sandbox, control: httpx.Client) -> None:
-    """They are not part of what is played."""
+    """Controls are not part of the API."""
     answer = control.get("/accounts")
     assert "x-ratelimit-limit" not in answer.headers
     assert [] == sandbox.requests

@@ -1,4 +1,4 @@
-"""The sandbox as an ASGI app in other hands: no server of its own, any event loop."""
+"""The sandbox as an ASGI app: without its own server, on any event loop."""
 
 import anyio
 import httpx
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 
 def get(app: ASGIApp, sandbox: Sandbox, path: str, backend: str) -> httpx.Response:
-    """Ask an app, without a socket, on either event loop."""
+    """Send a request to an app, without a socket, on either event loop."""
 
     async def ask() -> httpx.Response:
         auth = (sandbox.user_id, sandbox.api_key)
@@ -26,7 +26,7 @@ def get(app: ASGIApp, sandbox: Sandbox, path: str, backend: str) -> httpx.Respon
 
 
 def test_without_a_server(backend: str) -> None:
-    """All of it works but what needs a connection."""
+    """Everything works except what needs a connection."""
     sandbox = Sandbox(latency=(0.001, 0.002))
     assert sandbox.meetings() == get(sandbox, sandbox, "/api/lemcal/meetings", backend).json()
     assert 200 == get(sandbox, sandbox, "/", backend).status_code
@@ -36,7 +36,7 @@ def test_without_a_server(backend: str) -> None:
     "fault", [faults.reset_before_processing(), faults.reset_after_processing(), faults.truncated()]
 )
 def test_a_connection_that_cannot_be_broken(backend: str, fault: faults.Fault) -> None:
-    """It is raised to whoever called the app."""
+    """The app raises ConnectionResetError."""
     sandbox = Sandbox()
     sandbox.inject(fault)
     with pytest.raises(ConnectionResetError):
@@ -44,7 +44,7 @@ def test_a_connection_that_cannot_be_broken(backend: str, fault: faults.Fault) -
 
 
 def test_mounted_in_another_app(backend: str) -> None:
-    """Below another path, with its own 404 and 405 and their headers."""
+    """It works under another path, with its own 404 and 405."""
     sandbox = Sandbox()
     app = Starlette(routes=[Mount("/lemcal", sandbox)])
     assert 200 == get(app, sandbox, "/lemcal/api/lemcal/me", backend).status_code
@@ -55,7 +55,7 @@ def test_mounted_in_another_app(backend: str) -> None:
 
 
 def test_lifespan(backend: str) -> None:
-    """It starts and ends without more ado."""
+    """The lifespan protocol is supported."""
     sent: list[str] = []
     messages: list[Message] = [{"type": "lifespan.shutdown"}, {"type": "lifespan.startup"}]
 

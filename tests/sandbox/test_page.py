@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any, Self
 
+import anyio
 import httpx
 import pytest
 
@@ -40,7 +41,7 @@ class Links(HTMLParser):
 
 
 def test_the_page(sandbox: Sandbox, browser: httpx.Client) -> None:
-    """It shows who the account is and what there is, loads only files of its own, and is not logged."""
+    """It shows the account and its data, loads only its own files, and is not logged."""
     answer = browser.get("/")
     assert (200, "text/html; charset=utf-8") == (answer.status_code, answer.headers["content-type"])
     assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
@@ -81,7 +82,7 @@ def test_another_account(connect: Connect) -> None:
 
 
 def test_nothing_is_taken_for_markup(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) -> None:
-    """Whoever books, registers a hook or sends a request does not write the page's HTML."""
+    """Values from bookings, hooks and requests are escaped."""
     attack = "<img src=x onerror=alert(1)>\"'"
     sandbox.book(meetingTypeName=attack, providedInfos={"email": attack})
     sandbox.add_hook(f"http://127.0.0.1:1/{attack}".replace(" ", "%20"))
@@ -98,7 +99,7 @@ def test_nothing_is_taken_for_markup(sandbox: Sandbox, browser: httpx.Client, cl
 
 
 def test_no_credentials_are_shown(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) -> None:
-    """Neither the key of a request nor the token of a hook, in its bodies, lists, details or JSON."""
+    """Neither API keys nor the tokens of hooks appear in bodies, lists, details or JSON."""
     target = {"targetUrl": "http://127.0.0.1:1/x?token=hush", "anyMeetingType": True}
     assert 200 == client.post("/hooks", json=target).status_code
     assert 409 == client.post("/hooks", json=target).status_code
@@ -209,7 +210,7 @@ def test_the_stream(sandbox: Sandbox, client: httpx.Client, receiver: Receiver) 
 
 
 def test_the_stream_goes_on(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) -> None:
-    """After a page or a broken connection, nothing is missed; another sandbox's position reloads the page."""
+    """It resumes without gaps; a position from another sandbox reloads the page."""
     match = re.search(r'data-stream="([\d-]+)"', browser.get("/").text)
     assert match is not None
     client.get("/me")
@@ -228,7 +229,7 @@ def test_the_stream_goes_on(sandbox: Sandbox, browser: httpx.Client, client: htt
 
 
 def test_streams_end_with_the_sandbox() -> None:
-    """A page that is open keeps nobody waiting."""
+    """An open page does not delay the end of the sandbox."""
     with Sandbox().serve() as sandbox:
         stream = Stream(sandbox)
         assert "hello" == stream.next()[0]
@@ -263,6 +264,20 @@ def test_names_that_others_can_point_here(
     assert [] == sandbox.requests
 
 
+def test_the_name_it_is_served_under() -> None:
+    """The host that was given to serve() is right, too, whatever it is."""
+    sandbox = Sandbox()
+    sandbox._base_url = "http://sandbox.example.com:1/api/lemcal"
+    for host, status in (("sandbox.example.com:1", 200), ("other.example.com:1", 403)):
+        transport = httpx.ASGITransport(sandbox)
+
+        async def get(host: str = host, transport: httpx.ASGITransport = transport) -> int:
+            async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+                return (await client.get("/", headers={"host": host})).status_code
+
+        assert status == anyio.run(get)
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -280,7 +295,7 @@ def test_names_that_others_can_point_here(
 def test_other_sites_cannot_press_the_buttons(
     sandbox: Sandbox, browser: httpx.Client, headers: dict[str, str], status: int
 ) -> None:
-    """Browsers say which site a request comes from; another one's changes nothing."""
+    """Browsers say which site a request comes from; those of other sites change nothing."""
     headers = {name: value.format(origin=sandbox.url) for name, value in headers.items()}
     answer = browser.post("/_sandbox/bookings", headers=headers)
     assert (status, 13 if status == 201 else 12) == (answer.status_code, len(sandbox.meetings()))
@@ -292,7 +307,7 @@ def test_every_fault_has_a_choice() -> None:
 
 
 def test_faults_of_the_form(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) -> None:
-    """Each choice, as the form sends it, is a fault that the next request meets."""
+    """Each choice, sent as the form does, is a fault that the next request meets."""
     text = browser.get("/").text
     choices = re.findall(
         r'<option value="(\w+)" data-option="(\w*)" data-value="([^"]*)"( data-number)?'

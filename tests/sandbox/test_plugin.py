@@ -35,7 +35,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Py
 
 
 def test_every_test_has_a_fresh_limiter_once_it_is_used(run: pytest.Pytester) -> None:
-    """Without the limiter's module nothing happens; from its import on, each test has its own."""
+    """Before the limiter is imported nothing happens; afterwards each test gets a fresh one."""
     run.makepyfile("""
         from limiter import entered, imported
 
@@ -77,7 +77,7 @@ def test_the_fixture_is_documented(run: pytest.Pytester) -> None:
 
 
 def test_the_plugin_imports_nothing_heavy() -> None:
-    """It is imported in every run on the machine, also of those who never use it."""
+    """Pytest imports it in every run, even in projects that do not use it."""
     program = "import sys, lemcal_async.pytest_plugin; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     heavy = {

@@ -1,4 +1,4 @@
-"""How requests are counted, by an injected clock."""
+"""The rate limit, with an injected clock."""
 
 import itertools
 import locale
@@ -29,12 +29,12 @@ class Clock:
 
 @pytest.fixture
 def clock() -> Clock:
-    """Return a clock that stands at some moment."""
+    """Return a clock."""
     return Clock()
 
 
 def test_a_fixed_window_starts_at_the_first_request(clock: Clock) -> None:
-    """Not at a round number of seconds: 20 pass within 2 s of the first, and 20 more after that."""
+    """20 pass within 2 s of the first, and 20 more after that."""
     counter = FixedWindow(20, 2.0, clock)
     first = [counter.count("key") for _ in range(21)]
     clock.now = 101.999
@@ -50,7 +50,7 @@ def test_a_fixed_window_starts_at_the_first_request(clock: Clock) -> None:
 
 
 def test_refused_requests_do_not_extend_the_window(clock: Clock) -> None:
-    """A client that hammers gets in again all the same, when its window ends."""
+    """A client that keeps hammering gets in again when its window ends."""
     counter = FixedWindow(1, 2.0, clock)
     counter.count("key")
     for tick in range(1, 20):
@@ -62,7 +62,7 @@ def test_refused_requests_do_not_extend_the_window(clock: Clock) -> None:
 
 @pytest.mark.parametrize("counter_type", [FixedWindow, SlidingLog])
 def test_keys_are_counted_apart_and_forgotten(counter_type: type[Counter], clock: Clock) -> None:
-    """One key's requests cost another nothing, and idle keys cost no memory."""
+    """Keys do not affect each other, and idle keys take no memory."""
     counter = counter_type(1, 2.0, clock)
     for number in range(100):
         assert counter.count(f"key {number}").allowed
@@ -74,7 +74,7 @@ def test_keys_are_counted_apart_and_forgotten(counter_type: type[Counter], clock
 
 
 def test_a_sliding_log_frees_a_place_when_its_request_is_a_period_old(clock: Clock) -> None:
-    """A refused request takes no place, and the reset is that of the oldest that counts."""
+    """A refused request takes no slot, and the reset is that of the oldest that counts."""
     counter = SlidingLog(2, 2.0, clock)
     counter.count("key")
     clock.now = 101.5
@@ -95,7 +95,7 @@ steps = st.lists(st.integers(min_value=0, max_value=700), max_size=80)
 
 @given(steps=steps)
 def test_no_period_of_a_sliding_log_holds_more_than_the_limit(steps: list[int]) -> None:
-    """The law of the strict form, and nobody is refused without need."""
+    """The limit holds in every period, and no request is refused needlessly."""
     clock = Clock()
     counter = SlidingLog(3, 2.0, clock)
     passed: list[float] = []
@@ -136,7 +136,7 @@ def test_who_waits_as_long_as_the_header_says_gets_in(steps: list[int], counter_
         clock.now += step / 7919
         count = counter.count("key")
         if not count.allowed:
-            clock.now += float(rate_limit_headers(count, 0)["Retry-After"]) + 1e-6  # for the sake of floats
+            clock.now += float(rate_limit_headers(count, 0)["Retry-After"]) + 1e-6  # floating-point error
             assert counter.count("key").allowed
 
 

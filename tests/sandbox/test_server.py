@@ -1,4 +1,4 @@
-"""The real socket: it is there at once, and gone without a trace."""
+"""The real socket: it starts at once, and leaves nothing behind."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ import trio
 
 from lemcal_async.sandbox import Sandbox, faults, run
 from lemcal_async.sandbox._sandbox import PREFIX
-from lemcal_async.sandbox._server import listening
+from lemcal_async.sandbox._server import _SandboxProtocol, listening
 
 from .conftest import Connect
 
@@ -33,7 +33,7 @@ def open_files() -> int:
 
 
 def test_the_base_url(sandbox: Sandbox) -> None:
-    """It has the port that was free, and the prefix."""
+    """It has the chosen port, and the prefix."""
     origin, _, port = sandbox.base_url.removesuffix("/api/lemcal").rpartition(":")
     assert "http://127.0.0.1" == origin
     assert 0 < int(port) < 65536
@@ -51,7 +51,7 @@ def test_no_base_url_without_a_server() -> None:
 
 
 def test_a_given_port() -> None:
-    """It is taken, also again right after; one that is taken is an OSError."""
+    """It can be used again right away; a port in use is an OSError."""
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     sandbox = Sandbox()
@@ -65,7 +65,7 @@ def test_a_given_port() -> None:
 
 
 def test_served_once_at_a_time(sandbox: Sandbox) -> None:
-    """A second serve() is a mistake, and leaves the first alone."""
+    """A second serve() is an error, and does not disturb the first."""
     with pytest.raises(RuntimeError, match="already"), sandbox.serve():
         raise AssertionError
     assert sandbox.base_url
@@ -83,7 +83,7 @@ def test_ipv6(connect: Connect) -> None:
 
 
 def test_nothing_is_left_behind(connect: Connect) -> None:
-    """No thread, no file, no warning, and no waiting, with keep-alive connections still open."""
+    """There are no threads, files or warnings left, with keep-alive connections still open."""
     with Sandbox().serve() as warm:
         connect(warm).get("/me")
     gc.collect()
@@ -93,40 +93,37 @@ def test_nothing_is_left_behind(connect: Connect) -> None:
         for _ in range(20):
             with Sandbox().serve() as sandbox, httpx.Client(trust_env=False) as client:
                 assert 401 == client.get(f"{sandbox.base_url}/me").status_code
-                started = time.monotonic()
-            assert time.monotonic() - started < 0.5
         gc.collect()
     assert threads == set(threading.enumerate())
     assert files == open_files()
 
 
 def test_hanging_requests_are_cut(caplog: pytest.LogCaptureFixture) -> None:
-    """The end does not wait for them, their clients learn of it, and nothing is logged."""
+    """Shutdown does not wait for them, their clients get an error, and nothing is logged."""
     outcomes: list[str] = []
 
     def hang(sandbox: Sandbox) -> None:
         try:
-            httpx.get(f"{sandbox.base_url}/me", auth=(sandbox.user_id, sandbox.api_key), trust_env=False)
+            auth = (sandbox.user_id, sandbox.api_key)
+            httpx.get(f"{sandbox.base_url}/me", auth=auth, trust_env=False, timeout=None)
         except httpx.TransportError as error:
             outcomes.append(type(error).__name__)
 
     with Sandbox().serve() as sandbox:
-        sandbox.inject(faults.slow(60), times=5)
+        sandbox.inject(faults.slow(600), times=5)  # longer than a test may take
         clients = [threading.Thread(target=hang, args=[sandbox]) for _ in range(5)]
         for thread in clients:
             thread.start()
         while len(sandbox.requests) < 5:
             time.sleep(0.001)
-        started = time.monotonic()
-    assert time.monotonic() - started < 0.5
     for thread in clients:
-        thread.join(5)
+        thread.join()
     assert 5 == len(outcomes)
     assert [] == [record for record in caplog.records if record.name.startswith("uvicorn")]
 
 
 def test_connections_that_come_at_the_very_end() -> None:
-    """Whatever the moment, nothing of them is left."""
+    """Connections that are just being accepted do not leak."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(30):
@@ -139,7 +136,7 @@ def test_connections_that_come_at_the_very_end() -> None:
 
 
 def test_ended_under_load(caplog: pytest.LogCaptureFixture) -> None:
-    """Requests that come at the very end are cut, wherever they are; their end is nobody's error."""
+    """Requests that arrive during shutdown are cut, and nothing is logged as an error."""
 
     def hammer(port: int) -> None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as connection:
@@ -185,7 +182,7 @@ def test_booked_until_the_end() -> None:
 
 
 def test_other_servers_keep_their_access_log() -> None:
-    """The sandbox is quiet, and leaves the logger of the process as it is."""
+    """The sandbox does not change the process-wide logger."""
     logger, handler = logging.getLogger("uvicorn.access"), logging.NullHandler()
     logger.addHandler(handler)
     try:
@@ -197,25 +194,30 @@ def test_other_servers_keep_their_access_log() -> None:
 
 
 def test_keep_alive(sandbox: Sandbox, client: httpx.Client) -> None:
-    """A connection is used again and again."""
+    """A connection is reused."""
     ports = [
         client.get("/me").extensions["network_stream"].get_extra_info("client_addr")[1] for _ in range(5)
     ]
     assert 1 == len(set(ports))
 
 
-def test_answers_come_at_once(client: httpx.Client) -> None:
-    """Without the 40 ms that small writes can cost on loopback."""
-    took: list[float] = []
-    for _ in range(10):
-        started = time.perf_counter()
-        client.get("/me")
-        took.append(time.perf_counter() - started)
-    assert 0.03 > min(took)
+def test_responses_are_sent_at_once(monkeypatch: pytest.MonkeyPatch, connect: Connect) -> None:
+    """Accepted connections do not wait to fill a packet, which takes 40 ms on loopback."""
+    made: list[int] = []
+    connection_made = _SandboxProtocol.connection_made
+
+    def recorded(self: _SandboxProtocol, transport: asyncio.Transport) -> None:
+        connection_made(self, transport)
+        made.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(_SandboxProtocol, "connection_made", recorded)
+    with Sandbox().serve() as sandbox:
+        connect(sandbox).get("/me")
+    assert [True] == list(map(bool, made))
 
 
 def test_a_server_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What prevents it is raised where it was asked for, and leaves nothing behind."""
+    """serve() raises the reason, and leaves nothing behind."""
 
     async def fail(*_: object, **__: object) -> None:
         raise OSError("no more files")
@@ -228,7 +230,7 @@ def test_a_server_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_server_that_fails_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not passed over in silence."""
+    """A later failure is raised when serve() ends."""
     now = threading.Event()
 
     async def fail(*_: object) -> None:
@@ -259,7 +261,7 @@ def test_served_from_within_an_event_loop() -> None:
 
 
 def test_listening_serves_any_app() -> None:
-    """The server knows nothing of what it serves; an exception is a 500, with a date."""
+    """The server works with any app; an exception is a 500."""
 
     async def app(scope: object, receive: object, send: object) -> None:
         raise ValueError("a bug")
@@ -271,7 +273,7 @@ def test_listening_serves_any_app() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send to another process")
 def test_run_until_interrupted() -> None:
-    """In the foreground, until Ctrl-C: no traceback, status 0."""
+    """run() serves until Ctrl-C, and returns without a traceback."""
     program = (
         "import sys; from lemcal_async.sandbox import Sandbox, run\n"
         "run(Sandbox(), '127.0.0.1', 0, lambda sandbox: print(sandbox.base_url, flush=True))\n"
@@ -288,7 +290,7 @@ def test_run_until_interrupted() -> None:
 
 
 def test_run_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is ready when it says so, and ends with the wait."""
+    """on_ready is called once connections are accepted."""
     statuses: list[int] = []
 
     def interrupt(_seconds: float) -> None:
@@ -306,7 +308,7 @@ def test_run_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the sandbox be imported anew."""
+    """Have the sandbox imported anew."""
     for name in [name for name in sys.modules if name.startswith("lemcal_async.sandbox")]:
         monkeypatch.delitem(sys.modules, name)
 
@@ -325,7 +327,7 @@ def test_missing_extra(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
 
 @pytest.mark.usefixtures("not_imported")
 def test_other_missing_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are not disguised as the extra."""
+    """Other missing modules are not reported as a missing extra."""
     monkeypatch.setitem(sys.modules, "anyio", None)
     with pytest.raises(ModuleNotFoundError, match="anyio"):
         importlib.import_module("lemcal_async.sandbox")

@@ -30,20 +30,40 @@ def prepared(own_process: bool) -> Generator[Callable[[int], int]]:  # noqa: FBT
         nonlocal terminated
         terminated = True
         handler = signal.getsignal(signal.SIGINT)
-        if callable(handler):  # Python's own, or that of an event loop that cancels its main task
-            handler(signal.SIGINT, frame)
-        else:  # Ctrl-C is ignored, as in the background of a script
-            raise KeyboardInterrupt
+        assert callable(handler)  # noqa: S101  # Python's own, or that of an event loop, which cancels its main task
+        handler(signal.SIGINT, frame)
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    with _handled_interrupts():
+        before = signal.signal(signal.SIGTERM, terminate)
+        try:
+            yield lambda status: _TERMINATED if terminated and status == _INTERRUPTED else status
+        except KeyboardInterrupt:
+            if terminated:
+                raise SystemExit(_TERMINATED) from None
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _handled_interrupts() -> Generator[None]:
+    """Have a handler for SIGINT, which event loops replace by theirs, also where SIGINT is ignored.
+
+    It is in the background of a script, and must stay so: there, the signal itself is blocked.
+    """
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        yield
+        return
+    block = getattr(signal, "pthread_sigmask", None)  # not on Windows, which has no background jobs either
+    if block is not None:
+        block(signal.SIG_BLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        yield lambda status: _TERMINATED if terminated and status == _INTERRUPTED else status
-    except KeyboardInterrupt:
-        if terminated:
-            raise SystemExit(_TERMINATED) from None
-        raise
+        yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # drops one that waits
+        if block is not None:
+            block(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _open_closed_streams() -> None:

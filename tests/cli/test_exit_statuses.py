@@ -182,6 +182,8 @@ def test_sigterm_of_what_runs_on(spawn: Spawn, command: str) -> None:
         process = spawn(*command.split(), preexec_fn=before)
         assert process.stdout is not None
         assert process.stdout.readline()
+        if before is not None:
+            process.send_signal(signal.SIGINT)  # nothing happens
         process.terminate()
         _, err = process.communicate(timeout=30)
         assert (143, "") == (process.returncode, err)

@@ -1,12 +1,10 @@
-"""``Fleet``: what users hold, and a worker's life: dispatching what is due, taking turns, ending well."""
+"""``Fleet``: the accounts, their schedule, and the way to become a worker."""
 
 import logging
-import signal
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import blake2b
-from threading import current_thread, main_thread
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
@@ -15,20 +13,15 @@ import attrs
 from lemcal_async import events
 from lemcal_async._auth import Secret
 from lemcal_async._client import AsyncLemcal
-from lemcal_async.errors import ConfigurationError, StoreError
-from lemcal_async.fleet._engine import Engine, EngineError, MemoryEngine, Queue, Turn
+from lemcal_async.errors import ConfigurationError
+from lemcal_async.fleet._engine import Engine, EngineError, MemoryEngine, Queue
 from lemcal_async.fleet._turns import Credentials, Turns
 from lemcal_async.fleet._waker import FleetWaker
+from lemcal_async.fleet._worker import FleetWorker
 from lemcal_async.sync import SQLStore
 from lemcal_async.sync._delivery import OnChange, OnChanges
 
 logger = logging.getLogger("lemcal_async.fleet")
-
-_LOOK_EVERY: Final = 0.5  # seconds between two looks for what is due, if no turn ends in between
-_LOOK_AT_LEAST: Final = 0.02  # seconds between two looks in any case
-_FIRST_PAUSE: Final = 0.5  # seconds before a queue that has failed is tried again, then twice as long
-_LONGEST_PAUSE: Final = 30.0
-_REPORT_EVERY: Final = 15.0  # seconds between two FleetSampled events of a worker
 
 
 @attrs.frozen
@@ -158,6 +151,9 @@ class Fleet:
         known = await self._schedule.status()
         return FleetStatus(**attrs.asdict(known), queued=queued, workers=workers)
 
+    async def _sample(self, queue: Queue) -> events.FleetSampled:
+        return events.FleetSampled(**attrs.asdict(await self._status(queue)))
+
     @asynccontextmanager
     async def _opened(self) -> AsyncGenerator[None]:
         """Have the store open for as long as anybody here uses it."""
@@ -195,146 +191,24 @@ class Fleet:
         lemcal = self._lemcal or AsyncLemcal.for_accounts()
         try:
             async with self._opened():
-                await _Worker(self, lemcal, concurrency).live()
+                turns = Turns(self._store, lemcal, credentials=self._credentials, **self._handlers)
+                worker = FleetWorker(
+                    self._engine,
+                    self._schedule,
+                    turns,
+                    concurrency=concurrency,
+                    grace=self._grace,
+                    sample=self._sample,
+                )
+                await worker.live()
         finally:
             if self._lemcal is None:
                 with anyio.CancelScope(shield=True):
                     await lemcal.aclose()
 
 
-class _Worker:
-    """One worker: it looks for what is due, takes turns, and ends."""
-
-    def __init__(self, fleet: Fleet, lemcal: AsyncLemcal, concurrency: int) -> None:
-        self._fleet = fleet
-        self._concurrency = concurrency
-        self._stop = anyio.Event()
-        self._ended = anyio.Event()
-        self._look = anyio.Event()
-        self._sample_at = 0.0
-        self._turns_ended = 0  # since the last look
-        self._engine = fleet._engine  # noqa: SLF001  # one class in two parts
-        self._schedule = fleet._schedule  # noqa: SLF001
-        self._turns = Turns(fleet._store, lemcal, credentials=fleet._credentials, **fleet._handlers)  # noqa: SLF001
-        self._turns.on_ended = self._turn_ended
-
-    async def live(self) -> None:
-        """Work until it is to end."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._watch_signals)
-            tasks.start_soon(self._serve)
-            try:
-                await self._ended.wait()
-            except anyio.get_cancelled_exc_class():
-                self._stop.set()
-                self._turns.cancel()
-                with anyio.CancelScope(shield=True):
-                    await self._ended.wait()
-                raise
-            tasks.cancel_scope.cancel()
-
-    async def _watch_signals(self) -> None:
-        if current_thread() is not main_thread():
-            return
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for number in signals:
-                if self._stop.is_set():  # the second one: now
-                    self._turns.cancel()
-                    continue
-                grace = self._fleet._grace  # noqa: SLF001
-                logger.info("%s: %d turns have %.3g s to end", number.name, len(self._turns), grace)
-                self._stop.set()
-
-    async def _serve(self) -> None:
-        """Take turns until told to stop, whatever becomes of the queue meanwhile. Ends by itself."""
-        try:
-            with anyio.CancelScope(shield=True):
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._dispatch)
-                    tasks.start_soon(self._end_in_time)
-                    await self._take_turns()
-                    tasks.cancel_scope.cancel()
-        finally:
-            self._ended.set()
-
-    async def _take_turns(self) -> None:
-        pause = _FIRST_PAUSE
-        while not self._stop.is_set():
-            began = anyio.current_time()
-            try:
-                await self._engine.run(self._turns.take, concurrency=self._concurrency, stop=self._stop)
-            except EngineError as error:
-                if anyio.current_time() - began > _LONGEST_PAUSE:
-                    pause = _FIRST_PAUSE
-                logger.warning("%s; the worker goes on in %.3g s", error, pause)
-                with anyio.move_on_after(pause):
-                    await self._stop.wait()
-                pause = min(2 * pause, _LONGEST_PAUSE)
-
-    async def _end_in_time(self) -> None:
-        await self._stop.wait()
-        await anyio.sleep(self._fleet._grace)  # noqa: SLF001
-        self._turns.cancel()
-
-    def _turn_ended(self) -> None:
-        """Look for more when as many turns have ended as go at once: as many again are in the queue."""
-        self._turns_ended += 1
-        if self._turns_ended >= self._concurrency or not len(self._turns):
-            self._turns_ended = 0
-            self._look.set()
-
-    async def _dispatch(self) -> None:
-        """Keep the queue short and never empty: claim what is due whenever turns have ended."""
-        pause = _FIRST_PAUSE
-        while not self._stop.is_set():
-            try:
-                async with self._engine.connect() as queue:
-                    pause = _FIRST_PAUSE
-                    while not self._stop.is_set():
-                        await self._fill(queue)
-                        await self._sample(queue)
-                        await self._wait_for_news()
-            except (EngineError, StoreError) as error:
-                logger.warning("looking for accounts that are due failed, again in %.3g s: %s", pause, error)
-                with anyio.move_on_after(pause):
-                    await self._stop.wait()
-                pause = min(2 * pause, _LONGEST_PAUSE)
-
-    async def _fill(self, queue: Queue) -> None:
-        while not self._stop.is_set():
-            # Twice as many, because what a worker had fetched when it died stays in the queue for a minute.
-            room = 2 * self._concurrency - await queue.depth()
-            if room <= 0:
-                return
-            due = await self._schedule.claim(limit=room)
-            if due:
-                try:
-                    await queue.put(
-                        [Turn(each.user_id, None if each.wanted else each.due_at) for each in due]
-                    )
-                except EngineError:
-                    await self._schedule.unclaim(due)
-                    raise
-            if len(due) < room:
-                return
-
-    async def _wait_for_news(self) -> None:
-        await anyio.sleep(_LOOK_AT_LEAST)
-        with anyio.move_on_after(_LOOK_EVERY):
-            await self._look.wait()
-        if self._look.is_set():
-            self._look = anyio.Event()
-
-    async def _sample(self, queue: Queue) -> None:
-        """Tell listeners how the fleet is, now and then."""
-        if events.wanted() and anyio.current_time() >= self._sample_at:
-            self._sample_at = anyio.current_time() + _REPORT_EVERY
-            status = await self._fleet._status(queue)  # noqa: SLF001
-            events.emit(events.FleetSampled(**attrs.asdict(status)))
-
-
 def _ids(user_ids: Iterable[str]) -> list[str]:
-    if isinstance(user_ids, str):
+    if _is_text(user_ids):
         raise ConfigurationError(f"pass a list of user ids, such as [{user_ids!r}]")
     ids = list(dict.fromkeys(user_ids))
     for user_id in ids:
@@ -344,7 +218,7 @@ def _ids(user_ids: Iterable[str]) -> list[str]:
 
 
 def _engine_at(url: Secret[str], name: str) -> Engine:
-    scheme = urlsplit(url.reveal()).scheme if isinstance(url.reveal(), str) else ""
+    scheme = urlsplit(url.reveal()).scheme if _is_text(url.reveal()) else ""
     if scheme == "memory":
         return MemoryEngine()
     if scheme not in {"redis", "rediss", "unix"}:

@@ -118,8 +118,30 @@ class _Worker(Worker[Any]):
         scope.cancel()
 
     async def run_consumers(self, receive: Any, *arguments: Any, **options: Any) -> None:
-        with receive:  # which streaQ leaves open
-            await super().run_consumers(receive, *arguments, **options)
+        streams = _Clones(receive)
+        try:
+            await super().run_consumers(streams, *arguments, **options)  # type: ignore[arg-type]
+        finally:
+            streams.close()
+
+    async def producer(self, queue: Any, *arguments: Any, **options: Any) -> None:
+        with queue:
+            await super().producer(queue, *arguments, **options)
+
+
+class _Clones:
+    """A stream whose clones are closed with it: streaQ leaves them open when its tasks are cut short."""
+
+    def __init__(self, stream: Any) -> None:
+        self._streams = [stream]
+
+    def clone(self) -> Any:
+        self._streams.append(self._streams[0].clone())
+        return self._streams[-1]
+
+    def close(self) -> None:
+        for stream in self._streams:
+            stream.close()
 
 
 def _dumps(value: Any) -> str:
@@ -143,8 +165,8 @@ def _translated() -> Generator[None]:
     raise EngineError(f"the queue failed: {text}")
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> str:
-    error: BaseException = group
+def _first(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+        inner: tuple[BaseException, ...] = error.exceptions  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        error = inner[0]
     return f"{type(error).__name__}: {error}"

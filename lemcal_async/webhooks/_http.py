@@ -146,7 +146,8 @@ def check_method(method: str) -> Reject | None:
 
 def headers_of(headers: Mapping[Any, Any] | Iterable[tuple[Any, Any]]) -> Headers:
     """Return headers, of text or bytes, as ASGI has them: pairs of bytes with names in lower case."""
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    given: Any = headers.items() if isinstance(headers, Mapping) else headers  # pyright: ignore[reportUnknownVariableType]
+    pairs: Iterable[tuple[object, object]] = given
     return [(_bytes(name).lower(), _bytes(value)) for name, value in pairs]
 
 

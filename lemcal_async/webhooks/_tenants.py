@@ -121,7 +121,7 @@ def directory_of(given: Secret[tuple[Any, Any, Any]]) -> Directory:
         if not _is_client(lemcal.reveal()):
             kind = type(lemcal.reveal()).__name__
             raise ConfigurationError(f"lemcal must be an AsyncLemcal, not {kind}")
-        return ByToken(dict.fromkeys(digests_of(token.reveal()), lemcal.reveal()))
+        return ByToken({digest: lemcal.reveal() for digest in digests_of(token.reveal())})
     if isinstance(accounts.reveal(), Mapping):
         return _by_token(accounts)
     if callable(accounts.reveal()):

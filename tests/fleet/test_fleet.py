@@ -1,12 +1,10 @@
 """A fleet at work: who is synchronized when, by whom, and what becomes of failures and of workers."""
 
-import gc
 import logging
 import os
 import signal
 import sqlite3
 import time
-import warnings
 from typing import Any
 
 import anyio
@@ -20,7 +18,7 @@ from lemcal_async.sandbox import faults
 from lemcal_async.sync import Change
 from lemcal_async.webhooks import WebhookReceiver
 
-from .conftest import Yard
+from .conftest import Yard, collect_leftovers
 
 pytestmark = pytest.mark.anyio
 
@@ -253,9 +251,7 @@ async def test_redis_comes_and_goes(yards: Any, redis: RedisServer, caplog: pyte
         await yard.until_handled(21)
     assert booked["_id"] == yard.handled[-1].meeting_id
     assert "the worker goes on in 0.5 s" in caplog.text
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()  # what streaQ had in hand when its connection broke is left to the collector
+    collect_leftovers()
 
 
 async def test_no_secret_anywhere(yard: Yard, redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:

@@ -196,7 +196,7 @@ def four(simulation: Simulation, calls: int = 50) -> None:
     ("there", "back", "bound"),
     [
         pytest.param(quick, quick, 1.02, id="quick"),
-        pytest.param(jitter, jitter, 1.08, id="jitter"),
+        pytest.param(jitter, jitter, 1.10, id="jitter"),
         pytest.param(sometimes(0.05, 0.52, 0.54), quick, 1.12, id="late"),
         pytest.param(sometimes(0.05, 0.0, 4.0), quick, 1.5, id="very late"),
         pytest.param(quick, sometimes(0.3, 2.5, 2.5), 1.3, id="slow after counting"),

@@ -16,7 +16,6 @@ from lemcal_async.ratelimit.redis._script import ScriptReply, ScriptRequest
 LAPSE = 0.5  # seconds for which a slot may be used without news from Redis; after that it is given back
 TOGETHER = 0.01  # seconds; slots that come free so soon after the first are fetched along with it
 GRACE = 0.25  # seconds; a process that comes later than that for its slots leaves them to others
-ENOUGH_TRIPS = 20  # round trips before the shortest of them says something
 
 
 class Budget:
@@ -41,13 +40,12 @@ class Budget:
         self._in_line = self._asking = False  # whether it keeps slots for this process, and is being asked
         self._stock: list[int] = []  # the slots that it has granted, and nobody has taken yet
         # Slots in flight, and when those that are answered come free, by the moment of the grant on its clock
-        # (0: without it). The last item is whether it is known when the request left.
+        # (0: without it).
         self._open: dict[Slot, int] = {}
-        self._ended: list[tuple[int, float, bool]] = []
+        self._ended: list[tuple[int, float]] = []
         # What it has not heard yet: a 429, a new limit, the highest count that an answer told.
         self._was_refused, self._header_limit, self._read_at = False, 0, -math.inf
         self._told: tuple[int, float, int, float] | None = None
-        self._trips, self._shortest = 0, math.inf
 
     # ----------------------------------------------------------------------------------------- grants
     def next_at(self, now: float, waiting: int = 1) -> float:  # noqa: ARG002 - what ``request`` asks for
@@ -77,9 +75,6 @@ class Budget:
         granted = self._end(slot, now + self.turnover)
         if granted is None:
             return
-        if slot.sent_at is not None:
-            self._trips += 1
-            self._shortest = min(self._shortest, now - slot.sent_at)
         if status_code == 429:
             self.cooldown.extend(now, pause_after_429(quota, self.period))
             self._was_refused, self._report_by, self._read_at = True, now, now
@@ -118,7 +113,7 @@ class Budget:
         if granted is not None:
             self._report_by = min(self._report_by, end - self.period / 2)
             if end > -math.inf:
-                self._ended.append((granted, end, slot.sent_at is not None))
+                self._ended.append((granted, end))
         return granted
 
     # ------------------------------------------------------------------------------------------ Redis
@@ -154,17 +149,16 @@ class Budget:
             # Whether the budget must exist: Redis keeps it for longer than this.
             known=now - self._heard_at < self.lifetime,
             # Each slot, with the seconds until it comes free, or False while it is open.
-            slots=[[granted, False] for granted in self._open.values()],
+            slots=[
+                *([granted, False] for granted in self._open.values()),
+                *([granted, end - now] for granted, end in self._ended),
+            ],
             waiting=waiting,
             refused=int(self.refused and waiting > 0),
             pause=self.cooldown.left(now) if self._was_refused else 0.0,
             refuse=self.cooldown.refused_for(now) if self._was_refused else 0.0,
             header_limit=self._header_limit,
-            trip=self._shortest if self._trips >= ENOUGH_TRIPS else 0.0,
         )
-        for granted, end, told in self._ended:
-            # The server counted it before the answer set out, and counts the next one when that arrives.
-            request["slots"].append([granted, end - self.reply.trip * told - now])
         if self._told is not None and now - self._told[1] < self.period:
             count, at, granted, rest = self._told
             window = at + rest + MARGIN - now  # for which they still count
@@ -201,7 +195,7 @@ class Budget:
         """Go back to Redis with what ``log`` holds by now."""
         slots, ends = log.occupied(now)
         self._open = {slot: self._open.get(slot, 0) for slot in slots}
-        self._ended += [(0, end, False) for end in ends]
+        self._ended += [(0, end) for end in ends]
         self._report_by, self._ask_at, self._was_refused = now, -math.inf, was_refused
         if was_refused:
             self.cooldown, self._read_at = log.cooldown, now

@@ -3,7 +3,6 @@
 It runs the script, and says in one way that Redis did not. When to try again is for others.
 """
 
-import contextlib
 import hashlib
 import logging
 from collections.abc import Callable
@@ -14,18 +13,7 @@ from urllib.parse import urlsplit
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 try:
-    from coredis import Redis
-    from coredis.exceptions import (
-        AskError,
-        AuthenticationError,
-        AuthorizationError,
-        ClusterCrossSlotError,
-        NoScriptError,
-        ReadOnlyError,
-        RedisError,
-        ResponseError,
-        UnknownCommandError,
-    )
+    from coredis import Redis, exceptions
     from coredis.pool import ConnectionPool
     from coredis.retry import NoRetryPolicy
 except ModuleNotFoundError as error:
@@ -41,13 +29,15 @@ SCRIPT = Path(__file__).with_name("script.lua").read_text(encoding="utf-8")
 SHA1 = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()  # its name in Redis
 
 _CONNECTIONS = 8  # commands share them; more are open only while several keys wait for a new one
-_PERMANENT: dict[type[RedisError], str] = {  # what does not heal by itself
-    AuthenticationError: "see that the URL has the right user and password",
-    AuthorizationError: "let its user run EVAL, EVALSHA, GET, SET and TIME on the names under prefix=",
-    ReadOnlyError: "this is a replica: use the address of the primary",
-    AskError: "this is a node of a cluster: use a Redis that is none, or has one shard",
-    ClusterCrossSlotError: "this is a node of a cluster: use a Redis that is none, or has one shard",
-    UnknownCommandError: "use a Redis that runs Lua scripts",
+_RIGHTS = "let its user run EVAL, EVALSHA, GET, SET and TIME on names that begin with the prefix in braces"
+_CLUSTER = "this is a node of a cluster: use a Redis that is none, or has one shard"
+_PERMANENT: dict[type[exceptions.RedisError], str] = {  # what does not heal by itself, and what to do
+    exceptions.AuthenticationError: "see that the URL has the right user and password",
+    exceptions.AuthorizationError: _RIGHTS,
+    exceptions.ReadOnlyError: "this is a replica: use the address of the primary",
+    exceptions.AskError: _CLUSTER,
+    exceptions.ClusterCrossSlotError: _CLUSTER,
+    exceptions.UnknownCommandError: "use a Redis that runs Lua scripts",
 }
 
 
@@ -106,15 +96,23 @@ class RedisConnection:
         if client is None:
             raise Unreachable("the connection was closed")
         try:
-            with contextlib.suppress(NoScriptError):
-                return _text(await client.evalsha(SHA1, keys=keys, args=[argument]))
-            return _text(await client.eval(SCRIPT, keys=keys, args=[argument]))
-        except (RedisError, OSError, TimeoutError) as error:
-            problem = _unreachable(error)
-            if not isinstance(error, ResponseError):
+            try:
+                said = await client.evalsha(SHA1, keys=keys, args=[argument])
+            except exceptions.NoScriptError:
+                said = await client.eval(SCRIPT, keys=keys, args=[argument])
+        except (exceptions.RedisError, OSError, TimeoutError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            advice = next((what for kind, what in _PERMANENT.items() if isinstance(error, kind)), None)
+            if "ACL failure" in reason:  # in the middle of the script
+                advice = _RIGHTS
+            if not isinstance(error, exceptions.ResponseError):
                 # A late answer may still come, or never: no other call is to stand behind it.
                 client.connection_pool.disconnect()
-        raise problem
+        else:
+            if isinstance(said, str | bytes):
+                return said
+            reason, advice = "the script returned nothing", None
+        raise Unreachable(reason, advice)
 
 
 class _Tidy:
@@ -130,22 +128,6 @@ class _Tidy:
             for queue in vars(self).values():
                 if isinstance(queue, MemoryObjectSendStream | MemoryObjectReceiveStream):
                     queue.close()
-
-
-def _text(said: object) -> str | bytes:
-    if isinstance(said, str | bytes):
-        return said
-    raise RedisError(
-        "the script returned nothing"
-    )  # pragma: no cover - to a request that was carried out late
-
-
-def _unreachable(error: BaseException) -> Unreachable:
-    reason = f"{type(error).__name__}: {error}"
-    if "ACL failure" in reason:  # inside of a script
-        return Unreachable(reason, _PERMANENT[AuthorizationError])
-    advice = next((advice for kind, advice in _PERMANENT.items() if isinstance(error, kind)), None)
-    return Unreachable(reason, advice)
 
 
 def _problem_of(url: Secret[str]) -> str | None:

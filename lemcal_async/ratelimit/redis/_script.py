@@ -46,8 +46,8 @@ class ScriptReply:
     ``granted`` slots are this process's; it is to ask again in ``wait``. Nobody sends for ``paused``, and
     the server refuses the key for ``refused``. ``frees`` has when each slot in use comes free at the
     earliest, ``others`` how many requests each other process wants to send, ``processes`` how many there
-    are. The server can know of ``expected`` requests; ``foreign`` more were somebody else's. No round trip
-    of any process was shorter than ``trip``. The script had run ``count`` times.
+    are. The server can know of ``expected`` requests; ``foreign`` more were somebody else's. The script had
+    run ``count`` times.
     """
 
     count: int = 0
@@ -62,4 +62,3 @@ class ScriptReply:
     processes: int = 0
     expected: int = 0
     foreign: int = 0
-    trip: float = attrs.field(default=0, converter=_seconds)

@@ -48,14 +48,13 @@ if request.sequence <= process.sequence then
 end
 budget.processes[request.process] = process
 process.sequence, process.seen, process.slots = request.sequence, now, request.slots
-process.due, process.trip = 0, request.trip
+process.due = 0
 for _, slot in ipairs(process.slots) do
   slot[2] = slot[2] and now + slot[2]
 end
 
--- All slots, and when they come free; open ones when their process is not heard of any more. The quickest
--- round trip counts only if every process knows its own.
-local slots, processes, trip = {}, 0, math.huge
+-- All slots, and when they come free; open ones when their process is not heard of any more.
+local slots, processes = {}, 0
 for name, other in pairs(budget.processes) do
   local last = math.max(other.seen, other.due)
   other.had = 0 -- in the last period
@@ -68,7 +67,7 @@ for name, other in pairs(budget.processes) do
   if last + request.lifetime < now then
     budget.processes[name] = nil
   else
-    processes, trip = processes + 1, math.min(trip, other.trip)
+    processes = processes + 1
   end
 end
 
@@ -147,28 +146,19 @@ for name, other in pairs(budget.processes) do
     end
   end
 end
-local function before(a, b)
-  if a.had == b.had and a.of.served == b.of.served then
-    return a.name < b.name
-  end
-  return a.had < b.had or (a.had == b.had and a.of.served < b.of.served)
+local function rank(one)
+  return string.format('%05d %.0f %s', one.had, one.of.served, one.name)
 end
 local free, blocked = limit - #frees, math.max(budget.paused, marker.held, now) - now
 local granted, kept = 0, 0
 for _ = 1, blocked == 0 and request.waiting > 0 and free or 0 do
-  table.sort(line, before)
-  local first = line[1]
-  first.had, first.want = first.had + 1, first.want - 1
-  if first.want == 0 then
-    table.remove(line, 1)
+  local first
+  for _, one in ipairs(line) do
+    first = one.want > 0 and (not first or rank(one) < rank(first)) and one or first
   end
-  if first.of == process then
-    granted = granted + 1
-  else
-    kept = kept + 1
-  end
-  if #line == 0 then
-    break
+  if first then
+    first.had, first.want = first.had + 1, first.want - 1
+    granted, kept = granted + (first.of == process and 1 or 0), kept + (first.of == process and 0 or 1)
   end
 end
 granted = math.max(granted, blocked == 0 and math.min(request.refused, free) or 0) -- refused ones go first
@@ -198,5 +188,4 @@ return cjson.encode({
   granted = granted, wait = wait, paused = blocked,
   refused = budget.paused > now and math.max(0, budget.refused - now) or 0, limit = limit, frees = frees,
   others = wants, processes = processes, expected = #frees + kept, foreign = foreign,
-  trip = trip < math.huge and trip or 0,
 })

@@ -70,6 +70,13 @@ def storms(session: nox.Session) -> None:
     session.run("pytest", "-m", "storm", "--timeout=900", "-rA", *chosen, *session.posargs[1:])
 
 
+@nox.session
+def matrix(session: nox.Session) -> None:
+    """Try the transports that people plug in; ``-- --write`` puts the table into docs/transports.md."""
+    install(session, "matrix")
+    session.run("python", "-m", "tests.matrix", *session.posargs)
+
+
 @nox.session(python=interpreters()[-1:])
 def coverage(session: nox.Session) -> None:
     """Run the tests in one process, and report which branches of the package they leave out."""

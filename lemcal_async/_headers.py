@@ -120,4 +120,5 @@ def _timestamp(value: str | None) -> float | None:
 
 def _count(value: str | None) -> int | None:
     # No quota has more than ten digits, and int() is slow for a great many.
-    return int(value) if value is not None and re.fullmatch(r"[0-9]{1,10}", value.strip()) else None
+    text = "" if value is None else value.strip()
+    return int(text) if re.fullmatch(r"[0-9]{1,10}", text) else None

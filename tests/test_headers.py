@@ -189,6 +189,7 @@ def test_no_headers() -> None:
         ("1.5", None),
         ("²", None),
         ("20, 20", None),
+        ("2\x1d", 2),
         ("9" * 5000, None),
     ],
 )

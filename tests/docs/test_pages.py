@@ -74,11 +74,21 @@ async def test_index(read: Read, service: Sandbox, capsys: Output) -> None:
 async def test_how_it_works(read: Read, service: Sandbox) -> None:
     """The layers serve a client of httpx's own, which meets a refusal and does not show it."""
     names = await read("docs/how-it-works.md")
-    assert service.user_id == (await names["who_am_i"]()).id
     service.inject(faults.too_many_requests(retry_after="0.05"))
     async with names["client"] as client:
         answer = await client.get(f"{service.base_url}/me", auth=(service.user_id, service.api_key))
     assert 200 == answer.status_code
+
+
+async def test_transports(read: Read, service: Sandbox, anyio_backend: str) -> None:
+    """Each transport takes the default's place, and the layers serve a client of httpx2."""
+    names = await read("docs/transports.md")
+    assert service.user_id == (await names["with_its_transport"]()).id
+    if anyio_backend == "asyncio":  # which aiohttp needs
+        assert service.user_id == (await names["who_am_i"]()).id
+    async with names["client"] as client:
+        answer = await client.get(f"{service.base_url}/me", auth=(service.user_id, service.api_key))
+    assert (200, "httpx2") == (answer.status_code, type(answer).__module__.partition(".")[0])
 
 
 async def test_rate_limiter(read: Read, capsys: Output) -> None:

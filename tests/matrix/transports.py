@@ -18,6 +18,7 @@ import httpx_aiohttp
 import httpx_curl_cffi
 import httpx_retries
 import httpx_socks
+import pyreqwest.client
 import pyreqwest.compatibility.httpx
 import pytest_httpx
 import respx
@@ -96,7 +97,10 @@ async def socks_proxy() -> AsyncIterator[int]:
             while data := await reader.read(65536):
                 writer.write(data)
                 await writer.drain()
-        writer.transport.abort() if reader.exception() else writer.close()
+        if reader.exception() is None:
+            writer.close()
+        else:
+            writer.transport.abort()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
@@ -120,6 +124,10 @@ async def socks_proxy() -> AsyncIterator[int]:
         ready.set()
         await stopped.wait()
         server.close()
+        tunnels = asyncio.all_tasks() - {asyncio.current_task()}
+        for tunnel in tunnels:
+            tunnel.cancel()
+        await asyncio.gather(*tunnels, return_exceptions=True)
 
     thread = threading.Thread(target=lambda: asyncio.Runner(loop_factory=lambda: loop).run(serve()))
     thread.start()
@@ -143,11 +151,8 @@ def answered_by(sandbox: Sandbox) -> Callable[[httpx.Request], Any]:
 
     async def handler(request: httpx.Request) -> httpx.Response:
         response = await inner.handle_async_request(request)
-        return httpx.Response(
-            response.status_code,
-            headers=response.headers.raw,
-            content=b"".join([p async for p in response.stream]),  # type: ignore[union-attr]
-        )
+        body = httpx.ByteStream(b"".join([part async for part in response.stream]))  # type: ignore[union-attr]
+        return httpx.Response(response.status_code, headers=response.headers.raw, stream=body)
 
     return handler
 
@@ -193,27 +198,74 @@ async def recorded(_: Sandbox) -> AsyncIterator[Wire]:
             await wire.aclose()
 
 
-UNSEEN = "sees httpx's own transport only: pass `transport=httpx.AsyncHTTPTransport()` in such tests"
+def without_redirects() -> Wire:
+    """Return pyreqwest's transport; its client would follow redirects by itself."""
+    client = pyreqwest.client.ClientBuilder().follow_redirects(False).build()  # noqa: FBT003 - its API
+    wire: Wire = pyreqwest.compatibility.httpx.HttpxTransport(client)
+    return wire
+
+
+UNSEEN = (
+    "It does not see the package's own transports: pass `transport=httpx.AsyncHTTPTransport()` "
+    "to the client in such tests."
+)
 
 TRANSPORTS = [
-    Transport("`PooledTransport` (default)", made_by(PooledTransport)),
+    Transport("`PooledTransport` (the default)", made_by(PooledTransport)),
     Transport("`HTTPX2Transport`", made_by(HTTPX2Transport)),
     Transport("`AiohttpTransport`", made_by(AiohttpTransport), "asyncio only", has_trio=False),
     Transport("`httpx.AsyncHTTPTransport`", made_by(httpx.AsyncHTTPTransport)),
     Transport("`httpx2.AsyncHTTPTransport`", made_by(httpx2.AsyncHTTPTransport)),
-    Transport("httpx-aiohttp", made_by(httpx_aiohttp.AiohttpTransport), has_trio=False),
-    Transport("pyreqwest", made_by(pyreqwest.compatibility.httpx.HttpxTransport), has_trio=False),
-    Transport("httpx-curl-cffi", made_by(httpx_curl_cffi.AsyncCurlTransport), has_trio=False),
-    Transport("hishel", cached),
-    Transport("httpx-retries", made_by(lambda: httpx_retries.RetryTransport(httpx.AsyncHTTPTransport()))),
+    Transport(
+        "httpx-aiohttp",
+        made_by(httpx_aiohttp.AiohttpTransport),
+        "asyncio only. It cannot prove that nothing was sent, so a POST that could not connect is not "
+        "retried. `AiohttpTransport` does what it does, and can.",
+        has_trio=False,
+    ),
+    Transport(
+        "pyreqwest",
+        made_by(without_redirects),
+        "asyncio only. Build its client with `follow_redirects(False)`. Canceled, it raises a "
+        "`CancelledError` of its own, which ends the task instead of the scope: use `timeout=`, not "
+        "`deadline=` or `move_on_after`.",
+        frozenset({"`deadline=`", "no secret in errors"}),
+        has_trio=False,
+    ),
+    Transport(
+        "httpx-curl-cffi",
+        made_by(httpx_curl_cffi.AsyncCurlTransport),
+        "asyncio only. It follows redirects by itself, which nothing can prevent: an answer may be "
+        "another route's.",
+        frozenset({"redirects are errors"}),
+        has_trio=False,
+    ),
+    Transport(
+        "hishel",
+        cached,
+        "**Do not use it.** The key of its cache holds no credentials: one account is given another's "
+        "data. And what it answers from the cache is not what lemcal would.",
+        frozenset(
+            {"accounts stay apart", "no 429, fixed window", "no 429, sliding window", "429 is waited out"}
+        ),
+    ),
+    Transport(
+        "httpx-retries",
+        made_by(lambda: httpx_retries.RetryTransport(httpx.AsyncHTTPTransport())),
+        "**Do not use it.** It sends again below the limiter, which then counts too few requests. The "
+        "client retries by itself.",
+        frozenset({"429 is waited out", "each request is counted", "`timeout=`"}),
+    ),
     Transport(
         "OpenTelemetry's `AsyncOpenTelemetryTransport`",
         made_by(lambda: AsyncOpenTelemetryTransport(httpx.AsyncHTTPTransport())),
+        "Its instrumentor patches httpx's own transport only, and so does sentry's: with the package's "
+        "transports use [`otel.instrument()`](observability.md).",
     ),
     Transport("httpx-socks", through_socks),
     Transport("`httpx.ASGITransport`", in_process, has_network=False),
     Transport("`httpx.MockTransport`", mocked, has_network=False),
-    Transport("respx", with_respx, has_network=False),
+    Transport("respx", with_respx, UNSEEN, has_network=False),
     Transport("pytest-httpx", with_pytest_httpx, UNSEEN, has_network=False),
     Transport("vcrpy", recorded, UNSEEN),
 ]

@@ -61,6 +61,7 @@ async def longest_stall(call: Callable[[], Awaitable[object]]) -> float:
     This is CPU time of the thread, which never waits here: what other programs take does not count.
     """
     longest = 0.0
+    gc.collect()  # what earlier measurements left behind
 
     async def others() -> None:
         nonlocal longest

@@ -448,9 +448,9 @@ class RowReader(Generic[T]):
 
     def _add_usable(self, rows: list[Any]) -> None:
         """Count the bad rows, of which there may be millions, without an exception for each."""
-        usable = [row for row in rows if _is_object(row)]
+        usable: list[dict[str, Any]] = [row for row in rows if isinstance(row, dict)]
         if self._needs_id:
-            usable = [row for row in usable if isinstance(row_id := row.get("_id"), str) and row_id]
+            usable = [row for row in usable if row and isinstance(row_id := row.get("_id"), str) and row_id]
         self.good += [self._read(row, None) for row in usable]
         self.bad_count += len(rows) - len(usable)
 

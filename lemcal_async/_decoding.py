@@ -259,6 +259,7 @@ async def _in_slices(answer: Body, add: Callable[[list[Any]], object]) -> bool:
     """Hand a long list to ``add`` in slices. False if that cannot be done: discard what was added."""
     if len(answer.body) <= _LONG:
         return False
+    await checkpoint()  # receiving and decompressing the body was a turn of its own
     try:
         await _by_turns(slices_of(answer.body, DECODER), add)
     except NotSlicedError:

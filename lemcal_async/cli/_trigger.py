@@ -3,13 +3,14 @@
 import json as json_module
 import os
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import quote, urlsplit
 
 import httpx
 import typer
 
+from lemcal_async._codec import write_time
 from lemcal_async._urls import BASE_URL_VARIABLE
 from lemcal_async.cli._output import emit, print_json, printable
 from lemcal_async.errors import APIConnectionError, ConfigurationError, MeetingNotFoundError
@@ -114,7 +115,7 @@ class _Control:
         old = [datetime.fromisoformat(rows[meeting_id][name]) for name in ("start", "end")]
         begins = old[0] + timedelta(days=1) if start is None else _aware(start)
         ends = begins + (old[1] - old[0])
-        return {"start": _wire(begins), "end": _wire(ends)}
+        return {"start": write_time(begins), "end": write_time(ends)}
 
     def _meetings(self, account: int) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self.call("GET", f"/meetings?account={account}", {})
@@ -129,7 +130,3 @@ def _aware(text: str) -> datetime:
     if time is None or time.tzinfo is None:
         raise ConfigurationError("--start must be ISO 8601 with an offset, such as 2026-03-02T09:00:00Z")
     return time
-
-
-def _wire(time: datetime) -> str:
-    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

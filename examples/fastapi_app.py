@@ -25,7 +25,7 @@ from lemcal_async import AsyncLemcal, Meeting, to_wire
 from lemcal_async.fastapi import Lemcal, add_exception_handlers, lifespan, webhook_router
 from lemcal_async.sandbox import Sandbox
 from lemcal_async.sync import Change, MemoryStore, Store, Wake, watch
-from lemcal_async.webhooks import WebhookReceiver
+from lemcal_async.webhooks import WebhookReceiver, hook_url
 
 HOOK = "/webhooks/lemcal"
 
@@ -46,8 +46,8 @@ def create_app(lemcal: AsyncLemcal, store: Store, *, token: str, public_url: str
 
     @asynccontextmanager
     async def live(app: FastAPI) -> AsyncGenerator[None]:
-        hook_url = f"{public_url}{HOOK}?token={token}"
-        async with lifespan(lemcal, hook_url=hook_url)(app), anyio.create_task_group() as tasks:
+        target = hook_url(f"{public_url}{HOOK}", token)
+        async with lifespan(lemcal, hook_url=target)(app), anyio.create_task_group() as tasks:
             keep = partial(watch, interval=300, on_change=on_change, wake=wake, baseline=True)
             tasks.start_soon(keep, [lemcal], store)
             yield

@@ -115,6 +115,12 @@ def check_target_url(url: Secret[str]) -> Secret[str]:
     """
     if not _is_web_url(url.reveal()):
         raise ConfigurationError("target_url must be an absolute http:// or https:// URL")
+    if "#" in url.reveal():
+        # As of a token that was put there as it is: nobody would ever be sent the rest.
+        raise ConfigurationError(
+            "target_url has a '#', and nothing behind it would be sent: quote the token, as "
+            "lemcal_async.webhooks.hook_url(url, token) does"
+        )
     return url
 
 

@@ -322,7 +322,7 @@ def test_parameters_arrive_as_given(params: dict[str, str]) -> None:
     [
         "https://example.com",
         "http://example.com/hook?token=hush",
-        "https://user:hush@example.com:8443/x#y",
+        "https://user:hush@example.com:8443/x",
         "HTTPS://EXAMPLE.COM",
         "http://localhost:8000",
     ],
@@ -354,4 +354,11 @@ def test_no_targets(url: Any) -> None:
     """Anything else is refused before the service does; it is not repeated, for it may carry a token."""
     with pytest.raises(ConfigurationError, match="must be an absolute http") as caught:
         check_target_url(Secret(url))
+    assert "hush" not in str(caught.value)
+
+
+def test_a_fragment_in_a_target() -> None:
+    """A token with a number sign that was not quoted would lose its rest, and every delivery be a 401."""
+    with pytest.raises(ConfigurationError, match=r"quote the token, as .*hook_url") as caught:
+        check_target_url(Secret("https://you.example/hooks?token=a#hush"))
     assert "hush" not in str(caught.value)

@@ -201,11 +201,11 @@ class AccountSession:
         """Return a success; raise the error that any other answer stands for."""
         _logger.debug("%s: %d at attempt %d", call, response.status_code, call.attempts)
         if response.is_success:
-            return RawResponse(response.status_code, response.headers, response.content, call.info())
+            return RawResponse(response.status_code, response.headers, call.body or b"", call.info())
         raise error_from_response(
             response.status_code,
             response.headers,
-            response.content,
+            call.body or b"",
             call.info(),
             redact=authorization.credentials.redact,
             quota=call.quota or Quota(),

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from hypothesis import given, strategies as st
 
-from lemcal_async._headers import Quota, parse_date, parse_quota, parse_retry_after
+from lemcal_async._headers import Quota, parse_date, parse_quota, parse_raw_quota, parse_retry_after
 
 DATE = "Tue, 16 Feb 2021 08:02:40 GMT"  # the answer's own Date, two seconds before the dates below
 AT = dt.datetime(2021, 2, 16, 8, 2, 42, tzinfo=dt.UTC)
@@ -226,3 +226,19 @@ def test_whatever_comes_is_a_finite_wait_or_nothing(headers: dict[str, str]) -> 
         assert seconds is None or (math.isfinite(seconds) and seconds >= 0)
     for count in (quota.limit, quota.remaining):
         assert count is None or count >= 0
+
+
+def test_raw_pairs() -> None:
+    """Read as httpx reads them: in any case, joined where they come twice; others need not be ASCII."""
+    raw = [
+        (b"X-RateLimit-Limit", b"20"),
+        (b"x-ratelimit-remaining", b" 7"),
+        (b"RETRY-AFTER", b"1.283"),
+        (b"Retry-After", SAME_MOMENT[0].encode()),
+        (b"X-RateLimit-Reset", SAME_MOMENT[0].encode()),
+        (b"Date", DATE.encode()),
+        (b"X-City", "Zürich".encode("latin-1")),
+    ]
+    assert parse_quota(httpx.Headers(raw)) == parse_raw_quota(raw)
+    assert Quota(20, 7, 1.283, 1.283, RESET_AT) == parse_raw_quota(raw)
+    assert Quota() == parse_raw_quota([])

@@ -38,6 +38,7 @@ class CallState:
     sent: bool = False  # whether the server may have carried out the current attempt
     maybe_processed: bool = False  # whether it may have carried out an earlier one
     last: httpx.Response | httpx.RequestError | None = attrs.field(default=None, repr=False)
+    body: bytes | None = attrs.field(default=None, repr=False)  # of the last answer, if it could be read
     quota: Quota | None = None  # what the headers of the last answer say
     held: float = 0.0  # seconds for which the limiter pauses the key after the last answer
     refused: Permit | None = None  # of the last attempt, if a 429 refused it or it ran out unsent
@@ -45,6 +46,11 @@ class CallState:
 
     def __str__(self) -> str:
         return f"{self.method} {self.route}"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a call of ``AsyncLemcal``, and not of another client with these layers."""
+        return self.redact is not None
 
     def begin_attempt(self) -> None:
         """Note that another attempt begins."""

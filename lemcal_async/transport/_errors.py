@@ -39,7 +39,7 @@ async def guard(call: CallState, operation: Awaitable[T]) -> T:
     Cancellation passes, its frames cut off too: ``asyncio.timeout`` makes it the cause of its TimeoutError.
     In another client than ``AsyncLemcal``, all passes unchanged: it has its own idea of what to show.
     """
-    if call.redact is None:
+    if not call.is_ours:
         return await operation
     handled = sys.exception()
     try:
@@ -109,8 +109,8 @@ def deadline_error(
     last = ""
     if isinstance(call.last, httpx.Response):
         status_code = call.last.status_code
-        if call.redact is not None:
-            message = server_words(call.last.content, call.redact) or None
+        if call.redact is not None and call.body is not None:
+            message = server_words(call.body, call.redact) or None
         last = f"; last attempt: {status_code} {message or ''}".rstrip()
     elif call.last is not None:
         last = f"; last attempt: {_reason(call.last, call)}"

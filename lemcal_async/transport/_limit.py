@@ -9,7 +9,7 @@ from typing import Self
 import anyio
 import httpx
 
-from lemcal_async._headers import parse_quota
+from lemcal_async._headers import parse_raw_quota
 from lemcal_async.errors import LemcalError, RateLimitError
 from lemcal_async.ratelimit import Key, Permit, RateLimiter, WouldWait, default_limiter
 from lemcal_async.ratelimit._base import key_of
@@ -87,8 +87,7 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
         finally:
             if call.tracer is None:
                 tracer.remove()
-        # As a dict, because httpx's headers look through all of them for each.
-        call.quota = parse_quota(dict(response.headers.items()))
+        call.quota = parse_raw_quota(response.headers.raw)
         call.held = permit.answered(response.status_code, call.quota)
         if response.status_code == 429:
             call.refused = permit

@@ -19,7 +19,7 @@ import tenacity
 
 from lemcal_async import events
 from lemcal_async._compression import KNOWN, CompressionError, decompress
-from lemcal_async._headers import parse_quota
+from lemcal_async._headers import parse_raw_quota
 from lemcal_async._responses import is_missing_hook
 from lemcal_async._retry import Failure, RetryPolicy, is_refusal, wait_after_answer, wait_after_failure
 from lemcal_async.errors import ResponseDecodeError
@@ -89,12 +89,14 @@ class RetryTransport(httpx.AsyncBaseTransport):
             response.status_code == 404
             and request.method == "DELETE"
             and call.maybe_processed
-            and response.is_closed
-            and is_missing_hook(response.content)
+            and call.body is not None
+            and is_missing_hook(call.body)
         ):
             response = call.last = httpx.Response(204, request=request)
-        # Buffered, the answer is there before a client of httpx starts its own clock.
-        response.elapsed = dt.timedelta(seconds=time.perf_counter() - began)
+            call.body = b""
+        if not call.is_ours:
+            # Buffered, the answer is there before a client of httpx starts its own clock.
+            response.elapsed = dt.timedelta(seconds=time.perf_counter() - began)
         return response
 
     async def __aenter__(self) -> Self:
@@ -167,7 +169,7 @@ class RetryTransport(httpx.AsyncBaseTransport):
         if status < 400:
             call.sent = True
             return _Attempt(response, None)
-        quota = call.quota = call.quota or parse_quota(response.headers)
+        quota = call.quota = call.quota or parse_raw_quota(response.headers.raw)
         call.sent = not is_refusal(status, quota)
         wait = wait_after_answer(policy, request.method, status, quota, call.attempts)
         if wait is not None:
@@ -180,7 +182,8 @@ class RetryTransport(httpx.AsyncBaseTransport):
         # The layer below guards itself; what else it raises is a fault of ours, to be seen as it is.
         response = await (sending if isinstance(self._wire, RateLimitTransport) else guard(call, sending))
         if response.is_closed:  # read already: a transport that answers from memory
-            self._check_size(len(response.content), call)
+            call.body = response.content
+            self._check_size(len(call.body), call)
         else:
             await guard(call, self._buffer(response, request, call))
         response.request = request
@@ -194,6 +197,7 @@ class RetryTransport(httpx.AsyncBaseTransport):
             asked_for = re.split(r"[\s,;]+", request.headers.get("accept-encoding", ""))
             if encoding not in KNOWN and encoding in asked_for:
                 response.stream = httpx.ByteStream(content)  # the client asked for it, and can read it
+                call.body = None
                 return
             try:
                 content = await decompress(encoding, content, self._max_response_bytes)
@@ -206,8 +210,12 @@ class RetryTransport(httpx.AsyncBaseTransport):
             # Raw, because headers need not be ASCII.
             headers = [pair for pair in response.headers.raw if pair[0].lower() not in _OF_THE_ENCODING]
             response.headers = httpx.Headers(headers)
-        response.stream = httpx.ByteStream(content)
-        response.read()
+        call.body = content
+        if (
+            not call.is_ours
+        ):  # the session needs no more than the body, and this is a fifth of the layer's work
+            response.stream = httpx.ByteStream(content)
+            response.read()
 
     async def _read(self, response: httpx.Response, call: CallState) -> bytes:
         """Return the body as it was sent; bounded, so that no server can fill the memory."""

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import nox
@@ -44,6 +45,9 @@ def install(session: nox.Session, *groups: str) -> None:
     session.install("-e", ".[all]", *nox.project.dependency_groups(PROJECT, *groups))
 
 
+tested: set[str] = set()  # the Pythons on which the tests have passed in this call of nox
+
+
 def run_tests(session: nox.Session) -> None:
     """Install what the tests need, and run them in two processes: half of the time they wait for servers."""
     install(session, "test")
@@ -54,11 +58,14 @@ def run_tests(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests on the Python that nox runs on; arguments after ``--`` go to pytest."""
     run_tests(session)
+    tested.add(f"{sys.version_info.major}.{sys.version_info.minor}")
 
 
 @nox.session(python=interpreters())
 def tests_all(session: nox.Session) -> None:
     """Run the tests on every supported Python that exists here."""
+    if session.python in tested:
+        session.skip("the session tests has just run them on this Python")
     run_tests(session)
 
 

@@ -135,5 +135,5 @@ async def test_logs_hold_no_rows(database: Database, caplog: pytest.LogCaptureFi
                 assert ["created"] == await kinds(store)
     finally:
         logging.getLogger("sqlalchemy").setLevel(logging.NOTSET)
-    assert "INSERT INTO meetings" in caplog.text
+    assert "FROM changes" in caplog.text
     assert "guest" not in caplog.text.replace("guest_email", "").replace("guest_name", "")

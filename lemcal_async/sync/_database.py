@@ -2,12 +2,13 @@
 
 import re
 import sqlite3
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import attrs
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
+from lemcal_async._auth import Secret
 from lemcal_async.errors import ConfigurationError, StoreError
 
 _SCHEMES: Final = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
@@ -47,29 +48,36 @@ class Address:
         return str(URL.create(self.backend, url.username, None, url.host, url.port, url.database))
 
 
-def address_of(text: object) -> Address | Problem:
-    """Return the URL as SQLAlchemy reads it, or what is wrong with it, without quoting any of it."""
+def address_of(text: Secret[object]) -> Address:
+    """Return the URL as SQLAlchemy reads it; ConfigurationError quotes nothing of it."""
+    url = Secret(_url_in(text.reveal()))
+    if problem := _problem_of_url(url.reveal(), str(text.reveal())):
+        raise ConfigurationError(problem)
+    return Address(cast("URL", url.reveal()))
+
+
+def _url_in(text: object) -> URL | None:
     try:
         url = make_url(text) if isinstance(text, str) else None
     except (ArgumentError, ValueError):
-        url = None
+        return None
+    return url and url.set(drivername=_SCHEMES.get(url.drivername, url.drivername))
+
+
+def _problem_of_url(url: URL | None, text: str) -> str:
     if url is None:
-        return Problem(f"the database URL cannot be read: {_EXAMPLE}", ConfigurationError)
-    url = url.set(drivername=_SCHEMES.get(url.drivername, url.drivername))
+        return f"the database URL cannot be read: {_EXAMPLE}"
     if url.drivername not in ("sqlite", "postgresql+psycopg"):
-        return Problem(f"the database URL is of an unknown kind: {_EXAMPLE}", ConfigurationError)
+        return f"the database URL is of an unknown kind: {_EXAMPLE}"
     if url.drivername == "sqlite":
-        if url.database in (None, "", ":memory:"):
-            return Problem(
-                "a SQLite database in memory is lost at once: use MemoryStore()", ConfigurationError
-            )
-    elif _is_ambiguous(url, str(text)):
-        return Problem(
+        lost = url.database in (None, "", ":memory:")
+        return "a SQLite database in memory is lost at once: use MemoryStore()" if lost else ""
+    if _is_ambiguous(url, text):
+        return (
             "the database URL has an @ or a ? in an unexpected place: in the user name and the password, "
-            "write %40 for @, %3F for ?, %2F for / and %3A for :",
-            ConfigurationError,
+            "write %40 for @, %3F for ?, %2F for / and %3A for :"
         )
-    return Address(url)
+    return ""
 
 
 def _is_ambiguous(url: URL, text: str) -> bool:

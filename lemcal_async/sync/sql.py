@@ -13,10 +13,11 @@ except ModuleNotFoundError as error:
     if error.name != "sqlalchemy":
         raise
     raise ImportError("SQLStore needs its extra: pip install 'lemcal-async[sql]'") from None
+from lemcal_async._auth import Secret
 from lemcal_async.errors import EmptyListError, StoreError
 from lemcal_async.sync import _inbox as inbox, _lists as lists, _outbox as outbox, _statements as statements
 from lemcal_async.sync._connections import log_problem
-from lemcal_async.sync._database import Problem, address_of
+from lemcal_async.sync._database import address_of
 from lemcal_async.sync._diff import snapshot
 from lemcal_async.sync._schedule import Lease, Schedule, hold
 from lemcal_async.sync._store import Applied, Change, Forgotten, check_aware, check_part
@@ -44,15 +45,12 @@ class SQLStore:
     """
 
     def __init__(self, url: str, *, create: bool = True) -> None:
-        address = address_of(url)
-        url = ""  # it may hold a password, and a traceback may show local variables
-        if isinstance(address, Problem):
-            raise address.kind(address.text)
-        self._transactions = Transactions(address, create=create)
+        secret, url = Secret[object](url), ""  # it may hold a password
+        self._transactions = Transactions(address_of(secret), create=create)
         self._lease: Lease | None = None
 
     def __repr__(self) -> str:
-        # A traceback that shows local variables asks before __init__ has come to its end.
+        # A traceback with local variables asks for this before __init__ has finished.
         return f"<SQLStore {self._transactions.address if hasattr(self, '_transactions') else 'not set up'}>"
 
     async def __aenter__(self) -> Self:

@@ -2,7 +2,8 @@
 
 CPU of the whole process, threads included, per account of 50 meetings, on SQLite and PostgreSQL; each program
 in a process of its own, several times in turn. A first run writes everything; the second finds nothing new.
-The floors are in ``sync_floor.py``. Memory, threads and stalls at scale: ``sync_scale.py``.
+Beside the floors of ``sync_floor.py`` there is a pipeline of dlt that merges the same lists. Memory, threads
+and stalls at scale: ``sync_scale.py``.
 
     python -m benchmarks.sync [accounts]
 """
@@ -11,6 +12,7 @@ import argparse
 import gc
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -150,6 +152,29 @@ def floor(base_url: str, url: str, accounts: list[tuple[str, str]]) -> dict[str,
     return figures
 
 
+def dlt_pipeline(base_url: str, url: str, accounts: list[tuple[str, str]]) -> dict[str, float]:
+    """Return the CPU seconds of the same two runs by dlt, which merges all accounts' rows in one load."""
+    os.environ["RUNTIME__DLTHUB_TELEMETRY"] = "false"
+    warnings.simplefilter("ignore")
+    import dlt
+
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline = dlt.pipeline(
+            "lemcal",
+            destination=dlt.destinations.sqlalchemy(url),
+            dataset_name="main",
+            pipelines_dir=folder,
+        )
+        for step in ("first", "same"):
+            rows = (rows for _, rows in sync_floor.lists(base_url, accounts))
+            meetings = dlt.resource(rows, name="meetings", primary_key="_id", write_disposition="merge")
+            cpu = time.process_time()
+            pipeline.run(meetings)
+            figures[step] = time.process_time() - cpu
+    return figures
+
+
 def child(job: dict[str, Any]) -> dict[str, float]:
     """Measure in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.sync", "--child"]
@@ -167,9 +192,11 @@ def measure(accounts: int = 200) -> Iterator[Measurement]:
     ):
         for kind, urls in new.items():
             taken: dict[str, list[dict[str, float]]] = {program: [] for program in ("floor", *BACKENDS)}
+            job = {"base_url": base_url, "accounts": known}
             for _, (program, runs) in itertools.product(range(ROUNDS), taken.items()):
-                job = {"program": program, "base_url": base_url, "url": next(urls), "accounts": known}
-                runs.append(child(job))
+                runs.append(child({**job, "program": program, "url": next(urls)}))
+            if kind == "SQLite":  # for PostgreSQL, it needs another driver; and once will do
+                taken["dlt"] = [child({**job, "program": "dlt", "url": next(urls)})]
             medians = {
                 program: {step: statistics.median(run[step] for run in runs) / accounts for step in runs[0]}
                 for program, runs in taken.items()
@@ -182,6 +209,10 @@ def figures_of(kind: str, medians: dict[str, dict[str, float]]) -> Iterator[Meas
     floor = medians["floor"]
     yield Measurement(f"sync, {kind}: floor, first run", floor["first"] * 1e3, "ms")
     yield Measurement(f"sync, {kind}: floor that compares digests", floor["same"] * 1e3, "ms")
+    if "dlt" in medians:
+        dlt = medians["dlt"]
+        yield Measurement(f"sync, {kind}: dlt with merge, first run", dlt["first"] * 1e3, "ms")
+        yield Measurement(f"sync, {kind}: dlt with merge, nothing new", dlt["same"] * 1e3, "ms")
     for backend in BACKENDS:
         own, name = medians[backend], f"sync, {kind}, {backend}"
         first = f"{own['first'] * 1e3:.2f} ms, {own['first, loop'] / own['first']:.0%} on the loop's thread"
@@ -206,8 +237,9 @@ def main() -> None:
         sys.exit(not all(each.holds for each in show(measure(options.accounts))))
     job = json.load(sys.stdin)
     accounts = [(user_id, api_key) for user_id, api_key in job["accounts"]]
-    if job["program"] == "floor":
-        figures = floor(job["base_url"], job["url"], accounts)
+    programs = {"floor": floor, "dlt": dlt_pipeline}
+    if job["program"] in programs:
+        figures = programs[job["program"]](job["base_url"], job["url"], accounts)
     else:
         figures = anyio.run(ours, job["base_url"], job["url"], accounts, backend=job["program"])
     print(json.dumps(figures))

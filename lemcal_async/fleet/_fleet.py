@@ -191,7 +191,13 @@ class Fleet:
         lemcal = self._lemcal or AsyncLemcal.for_accounts()
         try:
             async with self._opened():
-                turns = Turns(self._store, lemcal, credentials=self._credentials, **self._handlers)
+                turns = Turns(
+                    self._store,
+                    lemcal,
+                    credentials=self._credentials,
+                    concurrency=concurrency,
+                    **self._handlers,
+                )
                 worker = FleetWorker(
                     self._engine,
                     self._schedule,

@@ -66,6 +66,7 @@ class Turns:
         on_change: OnChange | None,
         on_changes: OnChanges | None,
         max_attempts: int,
+        concurrency: int,
     ) -> None:
         self._schedule = store.schedule()
         self._store = store
@@ -75,7 +76,7 @@ class Turns:
         self.cut_short = False
         self.on_ended: Callable[[], None] = _nothing
         options = SyncOptions(
-            max_concurrency=1,
+            max_concurrency=concurrency,  # as many threads for plain handlers
             on_change=None if on_change is None else self._checked(on_change, lambda change: change.user_id),
             on_changes=None
             if on_changes is None

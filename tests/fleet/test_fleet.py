@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sqlite3
+import threading
 import time
 from typing import Any
 
@@ -96,6 +97,25 @@ async def test_two_workers_share_the_accounts(yard: Yard) -> None:
         await yard.until_handled(30)
         await yard.until(fleets[0], lambda status: not status.running and not status.due)
     assert 30 == len(yard.handled) == len({change.seq for change in yard.handled})
+
+
+async def test_plain_handlers_of_several_accounts(yards: Any) -> None:
+    """They run beside each other, each in a thread: one that blocks holds up its own account only."""
+    yard = yards("memory")
+    both = threading.Barrier(2, timeout=20)
+    seen: set[str] = set()
+
+    def keep(change: Change) -> None:
+        if change.user_id not in seen:
+            seen.add(change.user_id)
+            both.wait()
+        yard.handled.append(change)
+
+    fleet = yard.fleet(on_change=keep)
+    await fleet.add(yard.user_ids[:2])
+    async with yard.working(fleet, concurrency=2):
+        await yard.until_handled(10)
+    assert not both.broken
 
 
 async def test_failures_back_off(yard: Yard, caplog: pytest.LogCaptureFixture) -> None:

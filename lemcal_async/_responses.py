@@ -64,7 +64,7 @@ _ADVICE: dict[type[APIStatusError], str] = {
 
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _READ_OF_ERRORS = 65_536  # bytes of a failure's body to look at
-_LONGEST_WORDS = 300  # characters of it to keep
+_LONGEST_TEXT = 300  # characters of it to keep
 _LONGEST_HOST = 100
 
 # Patterns are strings: re compiles each when it is first needed, and many programs never need them.
@@ -91,7 +91,7 @@ def error_from_response(
     ``headers`` has lower-case names (or finds them in any case), and ``call.method`` is in upper case.
     ``redact`` is applied to everything the server said.
     """
-    words, is_page = _words_of(body)
+    words, is_page = _text_of(body)
     # A page comes from something in front of the API: its words and its 404 say nothing about the account.
     kind = _BY_STATUS.get(status_code, APIStatusError) if is_page else _class_of(status_code, words, call)
     if HTTPStatus.MULTIPLE_CHOICES <= status_code < HTTPStatus.BAD_REQUEST:
@@ -113,9 +113,9 @@ def error_from_response(
     return error
 
 
-def server_words(body: bytes, redact: Callable[[str], str]) -> str:
+def server_text(body: bytes, redact: Callable[[str], str]) -> str:
     """Return what the server says in the body of a failure, as an error may show it."""
-    return _presentable(_words_of(body)[0], redact)
+    return _presentable(_text_of(body)[0], redact)
 
 
 def is_missing_hook(body: bytes) -> bool:
@@ -123,7 +123,7 @@ def is_missing_hook(body: bytes) -> bool:
 
     A page, or words about anything else (``API key not found``), say nothing about the hook.
     """
-    words, is_page = _words_of(body)
+    words, is_page = _text_of(body)
     return not is_page and (not words or "hook not found" in words.lower())
 
 
@@ -218,26 +218,26 @@ def _unusable(status_code: int, call: CallInfo, problem: str) -> ResponseDecodeE
     )
 
 
-def _words_of(body: bytes) -> tuple[str, bool]:
+def _text_of(body: bytes) -> tuple[str, bool]:
     """Return what the server says in a failure's body, on one line, and whether that is an HTML page.
 
-    The words are not shortened yet: a key must be masked before it can be cut in two.
+    It is not shortened yet: a key must be masked before it can be cut in two.
     """
     text = body[:_READ_OF_ERRORS].decode("utf-8-sig", "replace").strip()
     if _is_page(text):
         title = re.search(_TITLE, text)
         return (_one_line(html.unescape(title[1])) if title else ""), True
-    words = _one_line(_spoken(text))
+    words = _one_line(_text_in_json(text))
     # The last word of a body that is not read to its end may be half a key.
     return (words if len(body) <= _READ_OF_ERRORS else words.rpartition(" ")[0]), False
 
 
 def _presentable(words: str, redact: Callable[[str], str]) -> str:
-    return _shortened(redact(re.sub(_URL_QUERY, r"\1?***", words)), _LONGEST_WORDS)
+    return _shortened(redact(re.sub(_URL_QUERY, r"\1?***", words)), _LONGEST_TEXT)
 
 
-def _spoken(text: str) -> str:
-    """Return the words in any of the JSON forms that this platform uses for errors, else the text itself."""
+def _text_in_json(text: str) -> str:
+    """Return the text in any of the JSON forms that this platform uses for errors, else all of it."""
     if text[:1] not in {"{", "[", '"'}:
         return text
     try:

@@ -1,7 +1,7 @@
-"""The layers between the client and the network; each is an ``httpx.AsyncBaseTransport``.
+"""The layers between the client and the network, each an ``httpx.AsyncBaseTransport``.
 
-A request passes ``RetryTransport``, then ``RateLimitTransport``, then the wire, which is a
-``PooledTransport`` unless another was given. Each fits any ``httpx.AsyncClient``.
+A request goes through ``RetryTransport``, then ``RateLimitTransport``, then the transport that sends it: a
+``PooledTransport``, unless another was passed in. Each layer fits any ``httpx.AsyncClient``.
 """
 
 from lemcal_async.transport._limit import RateLimitTransport

@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 import httpx
 
 from lemcal_async._concurrency import is_being_canceled
-from lemcal_async._responses import server_words
+from lemcal_async._responses import server_text
 from lemcal_async._retry import REPEATABLE
 from lemcal_async.errors import (
     APIConnectionError,
@@ -110,7 +110,7 @@ def deadline_error(
     if isinstance(call.last, httpx.Response):
         status_code = call.last.status_code
         if call.redact is not None and call.body is not None:
-            message = server_words(call.body, call.redact) or None
+            message = server_text(call.body, call.redact) or None
         last = f"; last attempt: {status_code} {message or ''}".rstrip()
     elif call.last is not None:
         last = f"; last attempt: {_reason(call.last, call)}"

@@ -4,18 +4,19 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from email.utils import parseaddr
-from typing import Any
+from typing import Any, cast
 
 from lemcal_async.sandbox._demo import Guest, wire_time
 
 
 def meeting_id_of(meeting: object) -> str:
     """Return the id of a meeting: of an id, a row as ``book`` returns it, or a model."""
+    found, kind = meeting, type(meeting).__name__
     if isinstance(meeting, Mapping):
-        meeting = meeting.get("_id")  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]  # checked below
-    found: object = meeting if isinstance(meeting, str) else getattr(meeting, "id", None)
+        found = cast("Mapping[str, object]", meeting).get("_id")
+    elif not isinstance(meeting, str):
+        found = getattr(meeting, "id", None)
     if not isinstance(found, str):
-        kind = type(meeting).__name__
         raise TypeError(f"pass the id of a meeting, a row as book() returns it, or a Meeting, not {kind}")
     return found
 

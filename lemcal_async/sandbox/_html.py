@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import attrs
 
@@ -255,7 +255,7 @@ def _meeting(row: Mapping[str, Any]) -> str:
     meeting_id, start = str(row["_id"]), _text(row.get("start"))
     kind = _text(row.get("meetingTypeName"))
     infos = row.get("providedInfos")
-    guest = infos.get("email") if isinstance(infos, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]  # JSON
+    guest = cast("dict[str, object]", infos).get("email") if isinstance(infos, dict) else None
     path = f"meetings/{escape(meeting_id)}"
     canceled = bool(row.get("canceledAt"))
     label = escape(f"{_text(guest)} on {start[:16]}")

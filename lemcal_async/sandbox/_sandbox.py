@@ -291,6 +291,10 @@ class Sandbox:
         """The newest 10,000 finished hook deliveries, in that order."""
         return self._sender.deliveries.snapshot()
 
+    def follow(self) -> Follower:
+        """Return what tells of the requests and deliveries that finish from now on."""
+        return Follower(self._log, self._sender.deliveries)
+
     def wait_for_deliveries(self, count: int, timeout: float = 5.0) -> list[Delivery]:
         """Block until ``count`` deliveries in all have finished, and return them.
 
@@ -316,7 +320,7 @@ def run(
     delivery that has finished.
     """
     with contextlib.suppress(KeyboardInterrupt), sandbox.serve(host, port):
-        follower = Follower(sandbox._log, sandbox._sender.deliveries)  # noqa: SLF001  # of this module
+        follower = sandbox.follow()
         on_ready(sandbox)
         while True:
             time.sleep(3600 if on_event is None else _POLL)  # unlike a lock's, this wait ends at Ctrl-C

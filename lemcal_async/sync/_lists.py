@@ -28,6 +28,7 @@ from lemcal_async.sync._diff import (
     status_of,
 )
 from lemcal_async.sync._outbox import WRITERS
+from lemcal_async.sync._schedule import Lease
 from lemcal_async.sync._store import Applied
 from lemcal_async.sync._wire_text import load, storable_json
 
@@ -72,13 +73,6 @@ _APPLIED: Final = (
     "UPDATE accounts SET revision = ?, last_run_at = ?, empty_lists = 0, last_error = NULL, synced_at = ?, "
     "body_hash = ?, listed = ? WHERE user_id = ?"
 )
-
-
-class Lease(Protocol):
-    """What ``_schedule.Lease`` has: the account is to be written by its holder only."""
-
-    @property
-    def token(self) -> str: ...
 
 
 class _Driver(Protocol):

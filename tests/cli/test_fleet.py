@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from postgres_server import HAS_POSTGRES
 
 from lemcal_async.sandbox import Sandbox
 
@@ -97,6 +98,7 @@ def test_no_fleet(app: str, lemcal: Run, name: str, message: str) -> None:
     assert 1 == done.err.count("\n")
 
 
+@pytest.mark.skipif(not HAS_POSTGRES, reason="there is no wheel of a PostgreSQL server for this Python")
 def test_the_example() -> None:
     """A fleet on servers of its own, with one command: a booking is handled as it is made."""
     example = Path(__file__).parents[2] / "examples" / "fleet.py"

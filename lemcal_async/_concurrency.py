@@ -14,7 +14,7 @@ from anyio.lowlevel import current_token
 
 
 class Wakeup:
-    """What one task waits on, and any thread may set. Made by the task that waits."""
+    """What one task waits on and any thread may set. Created by the task that waits."""
 
     __slots__ = ("event", "loop")
 
@@ -24,7 +24,7 @@ class Wakeup:
 
     def stands_still(self) -> bool:
         """Whether its event loop is not running: stopped for a while, or for good, or closed."""
-        # That of trio runs until it is gone.
+        # A trio loop runs until it is gone.
         return hasattr(self.loop, "is_running") and not self.loop.is_running()
 
     def runs_here(self) -> bool:
@@ -32,17 +32,17 @@ class Wakeup:
         return self.loop is _running_loop()
 
     async def wait(self, seconds: float) -> None:
-        """Wait until woken, for so many seconds at most. A wake-up before the wait counts too."""
+        """Wait for a wake-up, at most for so long. One that came before counts too."""
         with anyio.move_on_after(seconds):
             await self.event.wait()
 
     def rearm(self) -> None:
-        """Make ready for the next wait."""
+        """Prepare for the next wait."""
         if self.event.is_set():
             self.event = anyio.Event()
 
     def wake(self) -> bool:
-        """Wake the task; False if its event loop is gone."""
+        """Wake the task; return False if its event loop is gone."""
         try:
             if self.loop is _running_loop():
                 self.event.set()
@@ -55,7 +55,7 @@ class Wakeup:
         return True
 
     def _fire(self) -> None:
-        self.event.set()  # the event of then, which may not be the one of now
+        self.event.set()  # looked up late: it may have been replaced since
 
 
 def _running_loop() -> object:

@@ -45,7 +45,7 @@ class LocalRateLimiter:
         self.clock = clock
         self._keys: OrderedDict[Key, KeyState] = OrderedDict()
         self._servers: OrderedDict[str, ServerModel] = OrderedDict()  # by base URL, the newest last
-        self._inbox: Inbox[KeyState] = Inbox(self._serve, self._drop_idle)
+        self._inbox: Inbox[KeyState] = Inbox(self._serve)
         self._numbers = itertools.count()
         _limiters.add(self)
 
@@ -120,6 +120,7 @@ class LocalRateLimiter:
     # Everything below is called by the inbox, one at a time.
 
     def _enqueue(self, waiter: Waiter) -> KeyState | None:
+        self._drop_idle()
         state = self._keys.get(waiter.key)
         if state is None:
             state = self._keys[waiter.key] = self._new_state(waiter.key)
@@ -183,8 +184,8 @@ class LocalRateLimiter:
         when = now
         while (waiter := queue.head()) is not None and (when := log.next_at(now, len(queue))) <= now:
             if waiter.stands_still():
-                # A grant would be lost for good if it never runs again. If it does, the task is
-                # woken, and asks for the place that it had.
+                # If its loop never runs again, a grant would be lost for good. If it does, the task
+                # wakes up and asks for its old place.
                 queue.discard(waiter)
                 waiter.passed_over = True
                 waiter.wake()
@@ -200,7 +201,7 @@ class LocalRateLimiter:
             self._set_alarms(queue, when)
 
     def _revoke(self, state: KeyState, now: float) -> None:
-        """Take back what a blocked event loop has not picked up while others wait."""
+        """Take back grants that a blocked event loop has not picked up while others wait."""
         for waiter, offered_at in _awaited(state):
             if now < offered_at + PATIENCE or waiter.runs_here() or state.offers.pop(waiter, None) is None:
                 continue
@@ -236,7 +237,7 @@ class LocalRateLimiter:
 
 
 def _awaited(state: KeyState) -> list[tuple[Waiter, float]]:
-    """Return the grants that have not been picked up, and for which a task of another event loop waits."""
+    """Return the grants that nobody has picked up yet although a task of another event loop waits."""
     if not state.offers:
         return []
     loops = state.queue.loops()

@@ -17,7 +17,7 @@ from lemcal_async.ratelimit._server import ROUNDING, ServerModel, Window, Window
 from lemcal_async.ratelimit._sharing import ProbeScheduler, SharedKeyEstimate
 from lemcal_async.ratelimit._slots import LOST_AFTER, OccupiedSlots, RequestRecord, Slot, refutes_sliding
 
-MOST = 10  # times the configured limit: larger numbers of a server are cut to that
+MOST = 10  # times the configured limit; larger numbers from a server are cut to that
 SLACK = 2  # requests left to others who may come between an answer and our next request
 
 Observation: TypeAlias = Literal["foreign use", "contradiction"]
@@ -59,10 +59,9 @@ class SlidingWindowLog:
         self._probes = ProbeScheduler(self._server)
         self.cooldown = Cooldown()
         self._spaced_until = -math.inf
-        self._look_until = (
-            -math.inf
-        )  # until when one request looks, after a 429, whether the others may follow
-        self._scout: Slot | None = None  # that request
+        # After a 429, one request looks whether the server lets it pass before the others follow.
+        self._scout: Slot | None = None
+        self._look_until = -math.inf
         self._slots = OccupiedSlots(self._server, period)
 
     # ----------------------------------------------------------------------------------- grants
@@ -129,7 +128,7 @@ class SlidingWindowLog:
         window, pins = self._place(slot, now, quota)
         if refused:
             self.cooldown.extend(now, pause_after_429(quota, self.period))
-            self._look_until = self.cooldown.until + self.period
+            self._scout, self._look_until = None, self.cooldown.until + self.period
         record = RequestRecord(
             number=slot.number,
             left_at=slot.left_at,

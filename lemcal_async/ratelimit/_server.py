@@ -76,13 +76,13 @@ class MinimumRoundTrip:
 class ServerClock:
     """How far the server's clock is ahead of the client's, at least.
 
-    The end of a window is told twice: in how long it comes, and at what time, in whole seconds. So once
-    the clocks are known to differ by this much, an answer that has taken long says by when its request
-    was counted, to a second.
+    Answers tell the end of a window twice: as a duration, and as a time in whole seconds. Quick answers
+    show how far the clocks differ. From then on a late answer tells when its request was counted, to
+    within a second.
     """
 
     def __init__(self) -> None:
-        self._ahead = [-math.inf, -math.inf]  # lately, and before that: clocks drift
+        self._ahead = [-math.inf, -math.inf]  # recently, and before that, because clocks drift
         self._since = -math.inf
 
     def add(self, earliest: float, latest: float, reset_at: float, now: float) -> None:
@@ -91,12 +91,12 @@ class ServerClock:
             self._ahead = [-math.inf, self._ahead[0]]
             self._since = now
         ahead = reset_at - latest
-        if reset_at + 1 + SKEW - earliest < max(self._ahead):  # it has been put back
+        if reset_at + 1 + SKEW - earliest < max(self._ahead):  # the server's clock was set back
             self._ahead = [ahead, ahead]
         self._ahead[0] = max(self._ahead[0], ahead)
 
     def latest(self, reset_at: float) -> float:
-        """Return the time here by which it is surely ``reset_at`` there, and a second later."""
+        """Return the latest time here at which a window ends that ends at ``reset_at`` there."""
         return reset_at + 1 + SKEW - max(self._ahead)
 
 

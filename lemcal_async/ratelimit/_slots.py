@@ -1,9 +1,9 @@
-"""The occupied slots of one key: requests that are in flight, and those that the server still counts. Pure.
+"""The occupied slots of one key: requests in flight, and those that the server still counts. Pure.
 
-When the server counted a request is never seen. It is bounded by when the request left, by when its
-answer came and by what that and other answers said, never by how long requests usually take: a slot is
-occupied until it is known that the server has counted its request, and a period longer. Times are seconds
-on the caller's clock.
+The client never sees the moment at which the server counts a request. It is bounded by when the request
+left, by when its answer came, and by what this and other answers said; never by how long requests usually
+take. A slot is occupied until the server is known to have counted its request, and a period longer. Times
+are seconds on the caller's clock.
 """
 
 import math
@@ -14,12 +14,11 @@ import attrs
 from lemcal_async.ratelimit._cooldown import MARGIN
 from lemcal_async.ratelimit._server import PINNED, ServerModel, Window
 
-# A request that was cut off has no answer. For so many seconds after it left it occupies a slot, unless the
-# answers to others show that it was counted; and for so many it may still turn out to have been counted.
-LOST_AFTER = 5.0
-LOOKED_FOR = 60.0
-MOST_LOST = 100
-BOUNDS = 8  # that are kept of a key: each costs time whenever slots are counted
+# A request that was cut off gets no answer, so it must be given up at some point. Seconds after it left:
+LOST_AFTER = 5.0  # it no longer occupies a slot, even if no answer to another request shows it was counted,
+LOOKED_FOR = 60.0  # and it no longer explains requests that the server has counted
+MOST_LOST = 100  # requests that are remembered as cut off
+BOUNDS = 8  # bounds that are kept per key; each costs time whenever slots are counted
 
 
 class Slot:
@@ -41,18 +40,18 @@ class Slot:
 
 @attrs.frozen(eq=False, kw_only=True)
 class RequestRecord:
-    """One request that has ended, and what is known of when the server counted it."""
+    """One request that has ended, and what is known about when the server counted it."""
 
     number: int
     left_at: float
-    counted_by: float  # when its answer came; or when one that will not be answered is given up
+    counted_by: float  # when its answer came, or when it is given up if none will come
     surely: bool  # whether it was counted at all
     window: Window | None
-    # What its answer said, if the window was not over when that came: then it was counted this long
-    # before the window's end, which all the answers of the window pin together.
+    # If the answer came before its window ended: how long before that end the request was counted. All the
+    # answers of a window together pin its end.
     before_end: float | None = None
-    used: int | None = None  # how many requests the server counted then, this one included, if it told,
-    rest: float = 0.0  # and for how many seconds it would count all of these, at least
+    used: int | None = None  # how many requests counted at that moment, this one included, if the answer says
+    rest: float = 0.0  # for how many seconds at least the server goes on counting all of them
 
     def counted_at_least(self) -> float:
         """Return the earliest time at which it can have been counted, as if its way there took no time."""
@@ -82,9 +81,9 @@ def refutes_sliding(evidence: RequestRecord, others: Iterable[RequestRecord], pe
 
 @attrs.define(eq=False)
 class UncountedBound:
-    """What an answer said of all requests together, without saying which is which.
+    """What an answer says about all requests together, without saying which is which.
 
-    Of the requests up to ``number``, at most ``at_most`` are counted later than ``evidence``.
+    Of the requests up to ``number``, at most ``at_most`` are counted after ``evidence``.
     """
 
     evidence: RequestRecord
@@ -112,15 +111,15 @@ class OccupiedSlots:
         self._period = period
         self._granted = 0
         self._bounds: list[UncountedBound] = []
-        self._dropped = -math.inf  # until when the slots of records that are gone were occupied
+        self._dropped = -math.inf  # the latest end of a record that has been dropped
         self.in_flight: dict[Slot, None] = {}  # in the order of the grants
-        # Lists, because an empty deque takes 600 bytes more, and there may be many keys.
-        self.counted: list[RequestRecord] = []  # those in front may be over
-        self.records: list[RequestRecord] = []  # all of the last periods
+        # Lists, because an empty deque takes 700 bytes more, and there may be many keys.
+        self.counted: list[RequestRecord] = []  # still occupying slots, though some behind the first may not
+        self.records: list[RequestRecord] = []  # everything of the last two periods
         self.lost: list[RequestRecord] = []  # cut off, and not found since
 
     def ends(self, now: float) -> list[float]:
-        """Return when each occupied slot comes free, in order; inf if that is not known yet."""
+        """Return when each occupied slot comes free, the first one first; inf if that is not known yet."""
         in_flight = [slot.number for slot in list(self.in_flight)]
         return self._ends(list(self.counted), in_flight, self._bounds, now)
 
@@ -134,7 +133,7 @@ class OccupiedSlots:
         soonest = [record.left_at for record in self.counted if self.end_of(record) > now]
         soonest += [slot.left_at for slot in self.in_flight]
         soonest.sort()
-        # Which are over that are over by a bound is not known: the last of them, at best.
+        # Bounds do not say which slots are free. At best they are the ones that would be last.
         return [
             max(0.0, min(end, left_at + self._period) - now)
             for end, left_at in zip(self.ends(now), soonest, strict=False)
@@ -142,7 +141,7 @@ class OccupiedSlots:
 
     def end_of(self, record: RequestRecord) -> float:
         """Return when the slot of a request that has ended comes free."""
-        # The way back is part of the credit, so that is given only where an answer told.
+        # The credit contains the way back, so there is none without an answer.
         credit = self._server.round_trip_credit if record.surely else 0.0
         end = record.counted_at_most() - credit + self._period + MARGIN
         window = record.window
@@ -175,7 +174,7 @@ class OccupiedSlots:
         self.lost = [*self.lost[-MOST_LOST:], record]
 
     def add(self, record: RequestRecord, now: float) -> None:
-        """Note a request that has ended."""
+        """Add a request that has ended."""
         while self.records and (end := self.end_of(self.records[0])) <= now - self._period:
             self._dropped = max(self._dropped, end)
             del self.records[0]
@@ -187,7 +186,7 @@ class OccupiedSlots:
         slot.ended = True
         if slot in self.in_flight:
             del self.in_flight[slot]
-            for bound in self._bounds:  # it was among those that were not counted
+            for bound in self._bounds:  # it was among those that had not been counted
                 bound.at_most -= bound.at_most > 0 and slot.number <= bound.number
 
     def forget(self, now: float) -> None:
@@ -206,11 +205,11 @@ class OccupiedSlots:
             ]
 
     def learn(self, evidence: RequestRecord) -> None:
-        """Learn from an answer how many of the requests whose own answers are late were counted before.
+        """Learn from an answer how many requests without an answer of their own have been counted.
 
-        The server had counted ``used`` requests since a period before it would forget the first of them;
-        all others that it can count after that moment it counts after this one. Which ones were counted
-        the answer does not tell, and that does not matter.
+        Take all requests that can have been counted since the oldest one that the server still counts.
+        It has counted ``used`` of them up to this answer's own, so it counts the rest after that. The
+        answer does not say which ones, and that does not matter.
         """
         oldest = next(iter(self.in_flight), None)
         if not self.lost and (oldest is None or oldest.left_at > evidence.left_at):
@@ -223,10 +222,10 @@ class OccupiedSlots:
             self.lost.clear()
         counted_at = evidence.counted_at_most()
         if later < sum(slot.sent_at is None or slot.sent_at > counted_at for slot in self.in_flight):
-            return  # it speaks of foreign requests
+            return  # it counts foreign requests: these had not left yet
         end = self.end_of(evidence)
         if later < sum(other > end for other in ends):
-            # One for each burst is enough: of those at about the same time, the one that says most.
+            # One per burst is enough: of those about the same moment, the one that says most.
             others = [
                 bound
                 for bound in self._bounds
@@ -235,7 +234,7 @@ class OccupiedSlots:
             self._bounds = [*others[1 - BOUNDS :], UncountedBound(evidence, self._granted, later)]
 
     def refine(self) -> None:
-        """Go through what is known once more, since an answer has told of the past."""
+        """Tighten the bounds, after a late answer has told when its own request was counted."""
         for number, bound in enumerate(self._bounds):
             evidence = bound.evidence
             if evidence.left_at + evidence.rest >= self._dropped:
@@ -243,9 +242,9 @@ class OccupiedSlots:
                 bound.at_most = max(0, min(bound.at_most, len(ends) - (evidence.used or 0)))
 
     def find(self, count: int, window: Window, counted_by: float, now: float) -> int:
-        """Have as many lost requests as that turn up in ``window``; return how many there were.
+        """Put up to ``count`` requests that had been given up into ``window``; return how many there were.
 
-        Only such as were given up: the others are among those that may be counted at any moment.
+        Those that were cut off but not given up yet are among those in flight anyway.
         """
         since = now - LOOKED_FOR
         found = [record for record in self.lost if self.end_of(record) <= now and record.left_at > since]
@@ -256,11 +255,11 @@ class OccupiedSlots:
         return len(found[:count])
 
     def unlearn(self) -> None:
-        """Forget what other requests' answers said: somebody else's requests may have been meant."""
+        """Drop all bounds: the answers may have counted somebody else's requests."""
         self._bounds = []
 
     def _ends_before(self, evidence: RequestRecord, number: int, bounds: list[UncountedBound]) -> list[float]:
-        """Return the ends of the slots, up to ``number``, that may be counted in an answer or after it."""
+        """Return the ends of the slots up to ``number`` that an answer may have counted, or not yet."""
         window = evidence.window if self._server.is_fixed else None
         possible = [r for r in self.records if r.number <= number and not _in_earlier_window(r, window)]
         in_flight = [slot.number for slot in self.in_flight if slot.number <= number]
@@ -278,7 +277,7 @@ class OccupiedSlots:
         found = sorted((each for each in found if each[0] > now), reverse=True)
         ends = [end for end, _ in found]
         for bound in bounds:
-            # From then on only so many of the earlier requests occupy slots, and any of the later ones.
+            # From then on, at most so many of the requests up to its number occupy slots, and all later ones.
             since = self.end_of(bound.evidence)
             most = [math.inf] * bound.at_most
             most += [end for end, number in found if number > bound.number]

@@ -33,6 +33,7 @@ KEY = Key("https://api.example.com", "0f" * 16)
 OTHER = Key("https://api.example.com", "f0" * 16)
 SILENT = Quota()
 MOST_LINES = 1000  # of the package for each of ten thousand; to look at all of them for each would be 5,000
+how_many = pytest.mark.parametrize("many", [2_000, pytest.param(10_000, marks=pytest.mark.storm)])
 real_time = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 
 
@@ -44,7 +45,7 @@ def no_blocking_calls() -> None:
 async def use(limiter: LocalRateLimiter, moments: list[float]) -> None:
     """Have one request answered at once, and note when it left."""
     permit = await limiter.acquire(KEY)
-    moments.append(time.monotonic())
+    moments.append(limiter.clock())
     permit.sent()
     permit.answered(200, SILENT)
 
@@ -95,18 +96,17 @@ async def test_01_an_idle_key_of_which_nothing_is_known_grants_20_at_once() -> N
 
 # ---------------------------------------------------------------------------------------------- 2
 @pytest.mark.anyio
-@real_time
 async def test_02_sixty_tasks() -> None:
-    """20, 40 and 60 are done by 0, 2 and 4 s, and soon after."""
-    limiter = LocalRateLimiter()
+    """20, 40 and 60 are done by 0, 2 and 4 s, and milliseconds after."""
+    limiter = LocalRateLimiter(clock=anyio.current_time)
     moments: list[float] = []
-    started = time.monotonic()
+    started = anyio.current_time()
     async with anyio.create_task_group() as group:
         for _ in range(60):
             group.start_soon(use, limiter, moments)
     since = [moment - started for moment in moments]
     for number, burst in enumerate((since[:20], since[20:40], since[40:])):
-        assert 2.0 * number <= burst[0] <= burst[-1] <= 2.0 * number + 1.0
+        assert 2.0 * number <= burst[0] <= burst[-1] <= 2.0 * number + 0.01
     assert not in_one_period(moments, 20, 2.0)
 
 
@@ -138,17 +138,16 @@ async def test_04_a_window_half_used_by_somebody_else() -> None:
 
 # ---------------------------------------------------------------------------------------------- 5
 @pytest.mark.anyio
-@real_time
 async def test_05_a_429_among_fifty_waiters() -> None:
     """Nobody sends for 1.283 s, the refused one goes first, the others in order; 0.2 s shortens nothing."""
-    limiter = LocalRateLimiter(2, 0.05)
+    limiter = LocalRateLimiter(2, 0.05, clock=anyio.current_time)
     order: list[object] = []
     moments: list[float] = []
 
     async def one(name: object, again: Permit | None = None) -> None:
         permit = await limiter.acquire(KEY, again=again)
         order.append(name)
-        moments.append(time.monotonic())
+        moments.append(limiter.clock())
         permit.sent()
         permit.answered(200, SILENT)
 
@@ -157,7 +156,7 @@ async def test_05_a_429_among_fifty_waiters() -> None:
         for number in range(50):
             group.start_soon(one, number)
             await settle()
-        refused_at = time.monotonic()
+        refused_at = limiter.clock()
         assert 1.283 == first.answered(429, Quota(remaining=0, retry_after=1.283))
         assert 0.2 == second.answered(429, Quota(remaining=0, retry_after=0.2))
         group.start_soon(one, "again", first)
@@ -213,26 +212,26 @@ async def test_06_a_day_is_an_error_and_not_a_sleep() -> None:
 
 # ------------------------------------------------------------------------------------------- 7, 8
 @pytest.mark.anyio
-@real_time
-async def test_07_ten_thousand_waiters_cost_little() -> None:
+@how_many
+async def test_07_waiters_cost_little(many: int) -> None:
     """To queue each, and to serve two windows, takes the same work however many there are."""
-    limiter = LocalRateLimiter(20, 0.2)
+    limiter = LocalRateLimiter(20, 0.2, clock=anyio.current_time)
     moments: list[float] = []
     with lines_run() as count:
         async with anyio.create_task_group() as group:
-            for _ in range(10_000):
+            for _ in range(many):
                 group.start_soon(use, limiter, moments)
             while len(moments) < 40:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
             taken = count[0]
             group.cancel_scope.cancel()
-    assert 10_000 < taken < 10_000 * MOST_LINES
+    assert many < taken < many * MOST_LINES
     assert 0 == limiter.snapshot(KEY).queued
 
 
 @pytest.mark.anyio
-@real_time
-async def test_07_ten_thousand_with_a_deadline() -> None:
+@how_many
+async def test_07_many_with_a_deadline(many: int) -> None:
     """Of those with 5 s each 60 are queued or served; the others hear at once that it is too little."""
     limiter = LocalRateLimiter(clock=lambda: 100.0)  # else a slow machine has time for more of them
     refused: list[float] = []
@@ -245,22 +244,22 @@ async def test_07_ten_thousand_with_a_deadline() -> None:
 
     with lines_run() as count:
         async with anyio.create_task_group() as group:
-            for _ in range(10_000):
+            for _ in range(many):
                 group.start_soon(one)
-            while len(refused) < 9_900:  # noqa: ASYNC110
+            while len(refused) < many - 100:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
-            assert 10_000 < count[0] < 10_000 * MOST_LINES
+            assert many < count[0] < many * MOST_LINES
             assert 40 == limiter.snapshot(KEY).queued
             group.cancel_scope.cancel()
-    assert 10_000 - 60 == len(refused)
+    assert many - 60 == len(refused)
     assert min(refused) > 5.0
 
 
 @pytest.mark.anyio
-@real_time
-async def test_08_cancelling_nearly_all() -> None:
-    """Head, unsent and in flight ones among 9,990 of 10,000: the rest is served with the next slots."""
-    limiter = LocalRateLimiter(20, 0.5)
+@how_many
+async def test_08_canceling_nearly_all(many: int) -> None:
+    """Head, unsent and in-flight calls among all but ten: those are served with the next slots."""
+    limiter = LocalRateLimiter(20, 0.5, clock=anyio.current_time)
     scopes: dict[int, anyio.CancelScope] = {}
     granted: list[int] = []
     served: dict[int, float] = {}
@@ -277,26 +276,26 @@ async def test_08_cancelling_nearly_all() -> None:
             except BaseException:
                 (permit.unknown if number % 2 else permit.unsent)()
                 raise
-            served[number] = time.monotonic()
+            served[number] = limiter.clock()
             permit.answered(200, SILENT)
 
     async with anyio.create_task_group() as group:
-        for number in range(10_000):
+        for number in range(many):
             group.start_soon(one, number)
-        while len(scopes) < 10_000:  # noqa: ASYNC110
+        while len(scopes) < many:  # noqa: ASYNC110
             await anyio.sleep(0.01)
-        survivors = sorted({*scopes} - {*granted})[::999][:10]
+        survivors = sorted({*scopes} - {*granted})[:: many // 11][:10]
         with lines_run() as count:
             for number, scope in scopes.items():
                 if number not in survivors:
                     scope.cancel()
             await settle()
         cancelled.set()
-        cancelled_at = time.monotonic()
-    assert 10_000 < count[0] < 10_000 * MOST_LINES
+        cancelled_at = limiter.clock()
+    assert many < count[0] < many * MOST_LINES
     assert survivors == sorted(served)
     next_slot = cancelled_at + 0.5 + LOST_AFTER
-    assert max(served.values()) < next_slot + 2.0
+    assert max(served.values()) < next_slot + 0.1
 
 
 # ---------------------------------------------------------------------------------------------- 9
@@ -320,7 +319,7 @@ def test_09_two_threads_two_loops_one_key() -> None:
         thread.join(30)
     assert 80 == len(moments)
     assert not in_one_period(moments, 20, period)
-    assert 3 * period <= max(moments) - min(moments) < 3 * period + 2.0
+    assert 3 * period <= max(moments) - min(moments)
 
 
 @pytest.mark.parametrize("killed", ["asyncio", "trio"])
@@ -360,7 +359,6 @@ def test_09_the_loop_that_holds_the_head_is_killed(killed: str) -> None:
     thread.join(10)
     assert over.is_set()
     assert 4 == len(moments)
-    assert max(moments) - min(moments) < 3 * 0.2 + 2.0
 
 
 # --------------------------------------------------------------------------------------------- 10
@@ -372,7 +370,6 @@ async def test_10_the_wall_clock_does_not_matter(monkeypatch: pytest.MonkeyPatch
     moments: list[float] = []
     wall_clock, shift = time.time, 0.0
     monkeypatch.setattr(time, "time", lambda: wall_clock() + shift)
-    started = time.monotonic()
     async with anyio.create_task_group() as group:
         for _ in range(20):
             group.start_soon(use, limiter, moments)
@@ -385,7 +382,6 @@ async def test_10_the_wall_clock_does_not_matter(monkeypatch: pytest.MonkeyPatch
             assert 2.0 == parse_quota(headers).retry_after
     assert 20 == len(moments)
     assert not in_one_period(moments, 5, 0.2)
-    assert max(moments) - started < 3 * 0.2 + 2.0
 
 
 FORK = """
@@ -438,18 +434,19 @@ def test_10_fork_while_another_thread_holds_the_lock() -> None:
 # --------------------------------------------------------------------------------------------- 12
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # nothing waits here
-async def test_12_a_hundred_thousand_keys_then_idle() -> None:
-    """Used once each, they are all forgotten by the time that as many questions more were asked."""
+@pytest.mark.parametrize("many", [10_000, pytest.param(100_000, marks=pytest.mark.storm)])
+async def test_12_many_keys_then_idle(many: int) -> None:
+    """Used once each, they are all forgotten a thousandth as many calls later."""
     now = 0.0
     limiter = LocalRateLimiter(clock=lambda: now)
-    for number in range(100_000):
+    for number in range(many):
         (await limiter.acquire(Key("https://api.example.com", f"{number:x}"))).answered(200, SILENT)
         now += 1e-6
-    assert 100_000 == len(limiter._keys)
+    assert many == len(limiter._keys)
     now += 10.0
-    for _ in range(101):  # each looks at a thousand
+    for _ in range(1 + many // 1000):  # each looks at a thousand
         (await limiter.acquire(OTHER)).unsent()
-    assert {} == limiter._keys
+    assert len(limiter._keys) <= 1  # of the last call
 
 
 @pytest.mark.anyio

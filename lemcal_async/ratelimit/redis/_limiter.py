@@ -270,8 +270,9 @@ class RedisRateLimiter(LocalRateLimiter):
     async def _try_again(self) -> None:
         while self._breaker.is_open:
             await anyio.sleep(self._breaker.delay)
+            went_on = {"share": self.clock() > self._alone_from, "open": True, "raise": False}
             try:
-                await self._probe(back=self._when_down != "raise")
+                await self._probe(back=went_on[self._when_down])
             except Unreachable as error:
                 self._breaker.failed(str(error), self.clock())
             else:

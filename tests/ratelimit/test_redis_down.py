@@ -416,3 +416,36 @@ async def test_16_the_first_call_loads_nothing(mortal: RedisServer) -> None:
         watching = False
     assert set() == set(sys.modules) - modules
     assert [] == opened
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("when_down", ["share", "raise", "open"])
+async def test_a_key_waits_for_redis_without_asking(
+    mortal: RedisServer, when_down: WhenDown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only one task tries again; an idle key is forgotten meanwhile, its task included."""
+    asked: list[str] = []
+    async with limiter_of(mortal, 5, 0.1, when_down=when_down, timeout=0.5) as limiter:
+        ask = limiter._ask
+        monkeypatch.setattr(
+            limiter, "_ask", lambda name, request: (asked.append(name), ask(name, request))[1]
+        )
+        (await limiter.acquire(KEY)).answered(200, SILENT)
+        unanswered = await limiter.acquire(KEY)
+        unanswered.sent()
+        mortal.kill()
+        with anyio.fail_after(10):  # it notices when it reports
+            while not limiter._breaker.is_open:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        asked.clear()
+        await anyio.sleep(0.5)
+        unanswered.answered(200, SILENT)
+        assert asked
+        assert {"probe"} == set(asked)
+        assert len(asked) <= 6
+        mortal.start()
+        await until_back(limiter)
+        with anyio.fail_after(10):
+            while limiter._keys:  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+            (await limiter.acquire(KEY)).answered(200, SILENT)

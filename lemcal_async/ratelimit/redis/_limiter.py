@@ -261,10 +261,10 @@ class RedisRateLimiter(LocalRateLimiter):
             self._group.start_soon(self._try_again)
 
     def _fall_back(self, worker: KeyWorker) -> None:
-        if self._when_down == "share":
-            worker.fall_back(SlidingWindowLog(self._policy.own_limit, self.period), self._alone_from)
-        elif self._when_down == "open":
-            worker.fall_back(SlidingWindowLog(UNLIMITED, self.period), -math.inf)
+        limits = {"share": self._policy.own_limit, "open": UNLIMITED, "raise": 0}
+        limit = limits[self._when_down]
+        log = SlidingWindowLog(limit, self.period) if limit else None
+        worker.fall_back(log, self._alone_from if self._when_down == "share" else -math.inf)
         self._inbox.defer(events.emit, events.FellBack(worker.key.short, self._breaker.reason))
 
     async def _try_again(self) -> None:

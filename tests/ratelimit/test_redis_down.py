@@ -16,6 +16,7 @@ from lemcal_async.errors import LemcalError
 from lemcal_async.ratelimit import Key, Permit, RedisRateLimiter, WouldWait
 from lemcal_async.ratelimit.redis import _fallback as breaker
 from lemcal_async.ratelimit.redis._fallback import FIRST_DELAY, LAST_DELAY, CircuitBreaker, WhenDown
+from lemcal_async.ratelimit.redis._script import ScriptReply, ScriptRequest
 
 from .test_redis import LAPSE, Calls, limiter_of, most_in, refusal
 
@@ -427,9 +428,12 @@ async def test_a_key_waits_for_redis_without_asking(
     asked: list[str] = []
     async with limiter_of(mortal, 5, 0.1, when_down=when_down, timeout=0.5) as limiter:
         ask = limiter._ask
-        monkeypatch.setattr(
-            limiter, "_ask", lambda name, request: (asked.append(name), ask(name, request))[1]
-        )
+
+        async def record(name: str, request: ScriptRequest) -> ScriptReply:
+            asked.append(name)
+            return await ask(name, request)
+
+        monkeypatch.setattr(limiter, "_ask", record)
         (await limiter.acquire(KEY)).answered(200, SILENT)
         unanswered = await limiter.acquire(KEY)
         unanswered.sent()

@@ -1,5 +1,6 @@
 """The API key and the webhook token are seen by the server, and by nobody else."""
 
+import asyncio
 import logging
 import pickle
 import re
@@ -328,6 +329,20 @@ async def test_canceled_on_a_wire_that_holds_everything() -> None:
     assert "in hold" not in "".join(rendered)
     assert "_limit.py" in rendered[-1]
     check_quiet(frames_of(ended[0]))
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_timeout_of_asyncio(lemcal_sandbox: Sandbox) -> None:
+    """It makes the cancellation its cause, with all frames that hang on it."""
+    lemcal_sandbox.inject(faults.slow(30))
+    async with lemcal_sandbox.client(limiter=Unlimited()) as lemcal:
+        with pytest.raises(TimeoutError) as caught:
+            await asyncio.wait_for(create(lemcal), 0.2)
+    assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+    frames = frames_of(caught.value)
+    check_quiet(frames, lemcal_sandbox.api_key, basic_of(lemcal_sandbox.user_id, lemcal_sandbox.api_key))
+    assert "/transport/_limit.py:" in frames
+    assert not [library for library in ("/h11/", "/httpcore/", "/anyio/") if library in frames]
 
 
 async def test_a_broken_wire_keeps_the_frames_of_the_caller() -> None:

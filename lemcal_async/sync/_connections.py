@@ -8,6 +8,7 @@ import os
 import re
 import sqlite3
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,7 +52,7 @@ def _above_debug(record: logging.LogRecord) -> bool:
 
 def _postgresql(url: URL) -> Engine:
     try:
-        import psycopg  # noqa: F401, PLC0415  # SQLite needs none
+        import_module("psycopg")  # SQLite needs none
     except ModuleNotFoundError:
         raise SchemaError("psycopg is missing: pip install 'lemcal-async[sql]'") from None
     from lemcal_async.sync._psycopg import BoundedConnection  # noqa: PLC0415

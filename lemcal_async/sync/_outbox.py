@@ -56,7 +56,8 @@ def selection(*, pending: bool, parked: bool) -> Select[Any]:
 
 def read(connection: Connection, wanted: Select[Any], limit: int) -> list[Change]:
     """Return the first changes of a selection, in order."""
-    rows = connection.execute(wanted.order_by(changes.c.seq).limit(limit)).all()  # at once: it is faster
+    found = connection.execute(wanted.order_by(changes.c.seq).limit(limit))
+    rows: list[Any] = list(found.all())  # at once, and by place: it is faster
     return [
         Change(
             seq=seq,

@@ -232,7 +232,9 @@ class Schedule:
 
         return await self._transactions.run(change)
 
-    async def _end(self, lease: Lease, due_at: Any, **values: Any) -> bool:
+    async def _end(
+        self, lease: Lease, due_at: Callable[[ColumnElement[float]], ColumnElement[Any]], **values: Any
+    ) -> bool:
         def end(connection: Connection) -> bool:
             rests = or_(accounts.c.paused, accounts.c.interval.is_(None))
             when = case((rests, null()), else_=due_at(clock(connection)))

@@ -13,7 +13,7 @@ import typer
 from lemcal_async._auth import Secret
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._codec import to_wire
-from lemcal_async._urls import check_target_url, without_secrets
+from lemcal_async._urls import check_target_url, is_loopback, without_secrets
 from lemcal_async.cli._options import (
     AccountName,
     AccountsFile,
@@ -88,12 +88,13 @@ def delete(
     emit(call(service, "Deleting the hook", deleted))
 
 
-def target_url_of(argument: str, *, warn: bool = True) -> Secret[str]:
+def target_url_of(argument: str) -> Secret[str]:
     """Return the checked target, from standard input if the argument is ``-``."""
     if argument == "-":
         return check_target_url(Secret(_line_of_input()))
     target = check_target_url(Secret(argument))
-    if warn and any(value for _, value in parse_qsl(urlsplit(target.reveal()).query)):
+    is_local = is_loopback(urlsplit(target.reveal()).hostname or "")
+    if not is_local and any(value for _, value in parse_qsl(urlsplit(target.reveal()).query)):
         tell(
             "warning: the URL has a query, and other users of this machine can see command-line arguments; "
             "if that is a token, pass - and give the URL on standard input"

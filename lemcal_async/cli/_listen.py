@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, NoReturn
-from urllib.parse import urlsplit
 
 import anyio
 import attrs
@@ -14,7 +13,7 @@ import typer
 
 from lemcal_async._auth import Secret
 from lemcal_async._client import AsyncLemcal
-from lemcal_async._urls import is_loopback, without_secrets
+from lemcal_async._urls import without_secrets
 from lemcal_async._version import __version__
 from lemcal_async.cli._hooks import target_url_of
 from lemcal_async.cli._options import (
@@ -71,7 +70,7 @@ def listen(
     up to 5 attempts in all, after the Retry-After of the answer or else 1, 2, 4 and 8 seconds.
     """
     service = Service(base_url, sandbox, accounts, account)
-    target = target_url_of(forward_to, warn=not _is_local(forward_to))
+    target = target_url_of(forward_to)
     with find_target(service) as found:
 
         async def main() -> ExitStatus:
@@ -86,13 +85,6 @@ def listen(
         status = anyio.run(main)
     if status:
         raise typer.Exit(status)
-
-
-def _is_local(url: str) -> bool:
-    try:
-        return is_loopback(urlsplit(url).hostname or "")
-    except ValueError:
-        return False
 
 
 async def _watch(lemcal: AsyncLemcal, forwarder: "_Forwarder", interval: float) -> NoReturn:

@@ -1,6 +1,7 @@
 """The program in its own process: pipes, signals, and imports."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -146,3 +147,33 @@ def test_starting_up_imports_no_server() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=20
     )
     assert "[]" == done.stdout.splitlines()[1]
+
+
+@posix_only
+def test_the_lines_of_a_sandbox(spawn: Spawn) -> None:
+    """A line per request and per delivery, without tokens; another limit and a hook from the start."""
+    target = "http://127.0.0.1:1/hook?token=hush"
+    process = spawn("sandbox", "--hook", target, "--limit", "1", "--latency", "1-2", "--seed", "7")
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(5)]
+    base_url = lines[0].split("--base-url ")[1].split()[0]
+    auth = (lines[3].partition("=")[2].strip(), lines[4].partition("=")[2].strip())
+    statuses = [httpx.get(f"{base_url}/me", auth=auth, trust_env=False).status_code for _ in range(2)]
+    assert [200, 429] == statuses
+    httpx.post(f"{base_url.removesuffix('/api/lemcal')}/_sandbox/bookings", trust_env=False)
+    shown = [process.stdout.readline() for _ in range(3)]
+    process.send_signal(signal.SIGINT)
+    assert ("", "") == process.communicate(timeout=30)
+    assert re.fullmatch(r"\S+ GET    /me 200 \d+ ms  host1@example.com  0 of 1 left\n", shown[0])
+    assert re.fullmatch(r"\S+ GET    /me 429 \d+ ms  host1@example.com  0 of 1 left\n", shown[1])
+    assert re.fullmatch(
+        r"\S+ HOOK   http://127.0.0.1:1/hook\?\.\.\. ConnectError \d+ ms  mee_\w+\n", shown[2]
+    )
+
+
+@pytest.mark.parametrize("latency", ["fast", "200-40", "-5", "40-", ""])
+def test_a_latency_that_makes_no_sense(lemcal: Run, latency: str) -> None:
+    """The error says what a latency looks like."""
+    done = lemcal("sandbox", f"--latency={latency}")
+    expected = "lemcal: --latency must be milliseconds, such as 50 or 40-200\n"
+    assert (2, "", expected) == (done.status, done.out, done.err)

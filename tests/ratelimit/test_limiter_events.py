@@ -82,6 +82,24 @@ async def test_foreign_use(told: list[events.Event], caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("seconds", [0.1, 10.0])
+async def test_own_calls_that_were_cut_off(told: list[events.Event], seconds: float) -> None:
+    """What this process sent and lost is not taken for somebody else's, however late the server counts it."""
+    limiter = LocalRateLimiter(clock=anyio.current_time)
+    for _ in range(10):
+        permit = await limiter.acquire(KEY)
+        permit.sent()
+        permit.unknown()
+    await anyio.sleep(seconds)
+    for used in (11, 12):
+        permit = await limiter.acquire(KEY)
+        permit.sent()
+        permit.answered(200, Quota(limit=20, remaining=20 - used, retry_after=1.9))
+    assert {events.Granted} == {type(event) for event in told}
+    assert limiter.snapshot(KEY).limit == 20
+
+
+@pytest.mark.anyio
 async def test_fell_back(told: list[events.Event], caplog: pytest.LogCaptureFixture) -> None:
     """Answers that contradict what was relied on are told of once, with the reason."""
     caplog.set_level("INFO", "lemcal_async.ratelimit")

@@ -191,7 +191,7 @@ class RedisRateLimiter(LocalRateLimiter):
 
     async def _run(self, worker: KeyWorker) -> None:
         await worker.run()
-        self._inbox.post(None, lambda: None)  # which drops what is idle
+        self._inbox.post(None, self._drop_idle)
 
     def _refusal(self) -> LemcalError | None:
         """Return what a call gets that must not go on."""

@@ -6,6 +6,7 @@ import functools
 import gc
 import random
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -197,3 +198,52 @@ async def test_every_moment_by_task(
 ) -> None:  # same
     """By ``Task.cancel()``, and again while the call is being cleaned up."""
     await every_moment(make_wire, sandbox, functools.partial(task_after, times=times), connected=connected)
+
+
+SECRET = "Basic dXNyX3g6c2VjcmV0"  # usr_x:secret
+
+
+def frames_of(error: BaseException) -> str:
+    """Return the local variables of all frames that hang on an error; but for the tests' own."""
+    texts: list[str] = []
+    chain: list[BaseException | None] = [error]
+    while chain:
+        each = chain.pop()
+        if each is not None:
+            chain += [each.__cause__, each.__context__]
+            stack = traceback.StackSummary.extract(traceback.walk_tb(each.__traceback__), capture_locals=True)
+            texts += [str(frame.locals) for frame in stack if "/tests/" not in frame.filename]
+    return "\n".join(texts)
+
+
+@pytest.mark.anyio
+async def test_no_frame_holds_what_was_sent(make_wire: MakeWire, server: Loopback) -> None:
+    """Whatever passes a wire in a plain client, at whichever moment: no frame shows the credentials."""
+    shown: list[str] = []
+
+    async def call(transport: BasePooledTransport, path: str) -> None:
+        timeout = {"timeout": {"read": 0.02}}
+        headers = {"Authorization": SECRET}
+        request = httpx.Request("POST", server.url + path, headers=headers, json={}, extensions=timeout)
+        try:
+            response = await transport.handle_async_request(request)
+            try:
+                await response.aread()
+            finally:
+                await response.aclose()
+        except BaseException as error:
+            shown.append(frames_of(error))
+            raise
+
+    for steps in range(40):
+        async with make_wire() as transport, anyio.create_task_group() as group:
+            group.start_soon(call, transport, "/")
+            for _ in range(steps):
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+    async with make_wire() as transport:
+        for path in ("/hold", "/cut", "/drop/unknown"):
+            with contextlib.suppress(httpx.TransportError):
+                await call(transport, path)
+    assert len(shown) > 5
+    assert not [text for text in shown if SECRET.removeprefix("Basic ") in text]

@@ -1,29 +1,30 @@
 """Servers to measure against, each in a process of its own, so that only the client's CPU is counted.
 
-``fixed_server`` costs next to nothing: every request is answered with the same user, after a moment
-if its path ends in ``/slow``. ``counting_server`` counts as the sandbox does, per credential, and refuses.
+Both answer by the path: ``/me`` with a user, ``/meetings`` with five meetings, ``/many/meetings`` with 5,000,
+``/missing`` with a 404. ``fixed_server`` costs next to nothing, and takes a moment if the path ends in
+``/slow``. ``counting_server`` counts as lemcal does, per credential, sends its rate-limit headers, and
+refuses.
 """
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lemcal_async.sandbox import Sandbox
 from lemcal_async.sandbox._ratelimit import FixedWindow, rate_limit_headers
 
-BODY = (
-    b'{"_id":"usr_x","email":"host@example.com","publicIdentifier":"host",'
-    b'"createdAt":"2026-01-05T08:00:00.000Z"}'
-)
-ANSWER = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
-    b"Retry-After: 1.283\r\nX-RateLimit-Limit: 1000000\r\nX-RateLimit-Remaining: 999999\r\n"
-    b"X-RateLimit-Reset: Mon Jan 05 2026 09:00:02 GMT+0100 (Central European Standard Time)\r\n\r\n%b"
-) % (len(BODY), BODY)
 END_OF_HEAD = b"\r\n\r\n"
 SLOW = 1.0  # seconds
+PLENTY = [
+    "Retry-After: 1.283",
+    "X-RateLimit-Limit: 1000000",
+    "X-RateLimit-Remaining: 999999",
+    "X-RateLimit-Reset: Mon Jan 05 2026 09:00:02 GMT+0100 (Central European Standard Time)",
+]
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def fixed_server() -> Iterator[str]:
 
 @contextmanager
 def counting_server() -> Iterator[str]:
-    """Run the cheap server with the sandbox's rate limit; yield the base URL."""
+    """Run the server with lemcal's rate limit; yield the base URL."""
     with _process("counting") as url:
         yield url
 
@@ -52,8 +53,29 @@ def _process(kind: str) -> Iterator[str]:
             server.stdin.close()
 
 
+def bodies() -> dict[bytes, tuple[str, bytes]]:
+    """Return status and body by the end of the path."""
+    sandbox = Sandbox(meetings=5)
+    meetings = sandbox.meetings()
+    many = [{**meetings[number % 5], "_id": f"mee_{number}"} for number in range(5_000)]
+    user = {
+        "_id": "usr_x",
+        "email": "host@example.com",
+        "publicIdentifier": "host",
+        "createdAt": "2026-01-05T08:00:00.000Z",
+    }
+    return {
+        b"/missing": ("404 Not Found", b"Not Found"),
+        b"/many/meetings": ("200 OK", json.dumps(many).encode()),
+        b"/meetings": ("200 OK", json.dumps(meetings).encode()),
+        b"": ("200 OK", json.dumps(user).encode()),
+    }
+
+
 class Fixed(asyncio.Protocol):
     """Answers requests without a body, one after the other."""
+
+    bodies = bodies()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start with nothing received."""
@@ -64,10 +86,27 @@ class Fixed(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Answer each request whose head is whole."""
         *heads, self.received = (self.received + data).split(END_OF_HEAD)
-        if heads and b"/slow " in heads[0]:
-            asyncio.get_running_loop().call_later(SLOW, self.transport.write, ANSWER)
-        else:
-            self.transport.write(ANSWER * len(heads))
+        for head in heads:
+            answer = self.answer(head)
+            if b"/slow " in head:
+                asyncio.get_running_loop().call_later(SLOW, self.transport.write, answer)
+            else:
+                self.transport.write(answer)
+
+    def answer(self, head: bytes) -> bytes:
+        """Return the answer to one request."""
+        return self.written(head, PLENTY)
+
+    def written(self, head: bytes, headers: list[str], status: str | None = None) -> bytes:
+        """Return an answer in bytes."""
+        path = head.split(b" ", 2)[1]
+        usual, body = next(self.bodies[end] for end in self.bodies if path.endswith(end))
+        lines = [
+            f"HTTP/1.1 {status or usual}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+        ]
+        return "\r\n".join(lines + headers).encode() + END_OF_HEAD + body
 
 
 class Counting(Fixed):
@@ -75,17 +114,12 @@ class Counting(Fixed):
 
     counter = FixedWindow(20, 2.0, time.monotonic)
 
-    def data_received(self, data: bytes) -> None:
-        """Count and answer each request whose head is whole."""
-        *heads, self.received = (self.received + data).split(END_OF_HEAD)
-        for head in heads:
-            credential = head.lower().partition(b"authorization: ")[2].partition(b"\r\n")[0]
-            count = self.counter.count(credential.decode())
-            headers = rate_limit_headers(count, time.time())
-            status = "200 OK" if count.allowed else "429 Too Many Requests"
-            lines = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(BODY)}"]
-            lines += [f"{name}: {value}" for name, value in headers.items()]
-            self.transport.write("\r\n".join(lines).encode() + END_OF_HEAD + BODY)
+    def answer(self, head: bytes) -> bytes:
+        """Count the request."""
+        credential = head.lower().partition(b"authorization: ")[2].partition(b"\r\n")[0]
+        count = self.counter.count(credential.decode())
+        headers = [f"{name}: {value}" for name, value in rate_limit_headers(count, time.time()).items()]
+        return self.written(head, headers, None if count.allowed else "429 Too Many Requests")
 
 
 async def serve(protocol: type[Fixed]) -> None:

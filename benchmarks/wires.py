@@ -1,132 +1,183 @@
-"""What a call costs in CPU of this process: the whole client on each wire, beside bare HTTP clients."""
+"""What a call costs in CPU of this process: the whole client on each wire, beside bare HTTP clients.
 
+Under real conditions: 200 accounts, the limit that lemcal has, a server that counts as lemcal does. Every
+round has new accounts, and none of them more calls than its limit allows, so that nobody waits.
+"""
+
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import aiohttp
 import anyio
 import httpx
 import httpx2
 
-from benchmarks.servers import fixed_server
+from benchmarks.servers import counting_server, fixed_server
 from benchmarks.table import Measurement, main
 from lemcal_async import AsyncLemcal
 from lemcal_async.ratelimit import LocalRateLimiter
 from lemcal_async.transport import PooledTransport
+from lemcal_async.transport.aiohttp import AiohttpTransport
 from lemcal_async.transport.httpx2 import HTTPX2Transport
 
 CONCURRENT = 25
 CALLS = 2_000
+ACCOUNTS = 200
 ROUNDS = 7
 IDLE = 400
+ROUTES = {"me()": "/me", "meetings.list()": "/meetings"}
 
 Call = Callable[[], Awaitable[object]]
+MakeCall = Callable[[str, str], Call]  # from a user id and the name of a call
+Bare = Callable[[AsyncExitStack, str], Awaitable[MakeCall]]
+
+_rounds = itertools.count()
 
 
-async def cpu_per_call(call: Call, calls: int = CALLS, concurrent: int = CONCURRENT) -> float:
-    """Return the CPU seconds per call, with so many workers."""
+async def cpu_per_call(calls: list[Call], times: int = CALLS, concurrent: int = CONCURRENT) -> float:
+    """Return the CPU seconds per call, with so many workers, the calls by turns."""
+    remaining = itertools.islice(itertools.cycle(calls), times)
 
     async def worker() -> None:
-        for _ in range(calls // concurrent):
+        for call in remaining:
             await call()
 
     before = time.process_time()
     async with anyio.create_task_group() as workers:
         for _ in range(concurrent):
             workers.start_soon(worker)
-    return (time.process_time() - before) / calls
+    return (time.process_time() - before) / times
 
 
-async def medians(kinds: dict[str, Call]) -> dict[str, float]:
-    """Return the CPU of a call of each kind, the median of rounds in which they take turns."""
-    taken: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for _ in range(ROUNDS):
-        for kind, call in kinds.items():
-            taken[kind].append(await cpu_per_call(call))
-    return {kind: sorted(seconds)[ROUNDS // 2] for kind, seconds in taken.items()}
+async def with_httpx(stack: AsyncExitStack, base_url: str) -> MakeCall:
+    """Return what a program on httpx does."""
+    client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
+    return plain(client, base_url)
 
 
-def lemcal_on(base_url: str, wire: httpx.AsyncBaseTransport) -> AsyncLemcal:
-    """Return a client with a limiter that never makes it wait."""
-    limiter = LocalRateLimiter(limit=1_000_000)
-    return AsyncLemcal("usr_x", "secret", base_url=base_url, transport=wire, limiter=limiter)
+async def with_httpx2(stack: AsyncExitStack, base_url: str) -> MakeCall:
+    """Return what a program on httpx2 does."""
+    client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False))
+    return plain(client, base_url)
 
 
-async def clients(base_url: str, with_aiohttp: bool) -> dict[str, float]:  # noqa: FBT001 - anyio.run has no keywords
-    """Return the CPU of one call, by client, in seconds."""
+def plain(client: Any, base_url: str) -> MakeCall:
+    """Return the calls of a client without limiter, retries and models."""
+
+    def make(user_id: str, name: str) -> Call:
+        url, auth = base_url + ROUTES[name], (user_id, "secret")
+
+        async def call() -> object:
+            return (await client.get(url, auth=auth)).json()
+
+        return call
+
+    return make
+
+
+async def with_aiohttp(stack: AsyncExitStack, base_url: str) -> MakeCall:
+    """Return what a program on aiohttp does."""
+    session = await stack.enter_async_context(aiohttp.ClientSession())
+
+    def make(user_id: str, name: str) -> Call:
+        headers = {"Authorization": aiohttp.encode_basic_auth(user_id, "secret")}
+
+        async def call() -> object:
+            async with session.get(base_url + ROUTES[name], headers=headers) as response:
+                return await response.json()
+
+        return call
+
+    return make
+
+
+def with_lemcal(wire: Callable[[], Any]) -> Bare:
+    """Return the whole client on a wire, with a sibling for each account."""
+
+    async def open_client(stack: AsyncExitStack, base_url: str) -> MakeCall:
+        transport = await stack.enter_async_context(wire())
+        root = AsyncLemcal(
+            "usr_root", "secret", base_url=base_url, transport=transport, limiter=LocalRateLimiter()
+        )
+
+        def make(user_id: str, name: str) -> Call:
+            sibling = root.for_account(user_id, "secret")
+            return sibling.me if name == "me()" else sibling.meetings.list
+
+        return make
+
+    return open_client
+
+
+CLIENTS: dict[str, Bare] = {
+    "bare httpx": with_httpx,
+    "bare httpx2": with_httpx2,
+    "bare aiohttp": with_aiohttp,
+    "on httpx": with_lemcal(PooledTransport),
+    "on httpx2": with_lemcal(HTTPX2Transport),
+    "on aiohttp": with_lemcal(AiohttpTransport),
+}
+# Each wire, what it is beside, and how much of that it may cost.
+RATIOS = [
+    ("on httpx", "bare httpx", 0.45),
+    ("on httpx2", "bare httpx2", 0.9),
+    ("on aiohttp", "bare httpx", 0.25),
+]
+
+
+async def clients(base_url: str, backend: str) -> dict[tuple[str, str], float]:
+    """Return the CPU of one call in seconds, by client and call: the median of rounds that take turns."""
     async with AsyncExitStack() as stack:
-        bare = await stack.enter_async_context(httpx.AsyncClient(auth=("usr_x", "secret"), trust_env=False))
-        fork = await stack.enter_async_context(httpx2.AsyncClient(auth=("usr_x", "secret"), trust_env=False))
-        kinds: dict[str, Call] = {}
-
-        async def with_httpx() -> object:
-            return (await bare.get(f"{base_url}/me")).json()
-
-        async def with_httpx2() -> object:
-            return (await fork.get(f"{base_url}/me")).json()
-
-        kinds["httpx"], kinds["httpx2"] = with_httpx, with_httpx2
-        for name, make in (("on httpx", PooledTransport), ("on httpx2", HTTPX2Transport)):
-            wire = await stack.enter_async_context(make())
-            kinds[name] = lemcal_on(base_url, wire).me
-        if with_aiohttp:
-            session = await stack.enter_async_context(
-                aiohttp.ClientSession(headers={"Authorization": aiohttp.encode_basic_auth("usr_x", "secret")})
-            )
-
-            async def aiohttp_get() -> object:
-                async with session.get(f"{base_url}/me") as response:
-                    return await response.json()
-
-            kinds["aiohttp"] = aiohttp_get
-        return await medians(kinds)
+        makers = {
+            name: await open_client(stack, base_url)
+            for name, open_client in CLIENTS.items()
+            if backend == "asyncio" or "aiohttp" not in name
+        }
+        taken: dict[tuple[str, str], list[float]] = {}
+        for _ in range(ROUNDS):
+            for (name, make), route in itertools.product(makers.items(), ROUTES):
+                number = next(_rounds)
+                calls = [make(f"usr_{number}_{account}", route) for account in range(ACCOUNTS)]
+                taken.setdefault((name, route), []).append(await cpu_per_call(calls))
+        return {kind: sorted(seconds)[ROUNDS // 2] for kind, seconds in taken.items()}
 
 
 async def with_idle(base_url: str, kind: str, idle: int) -> float:
     """Return the CPU of one call after another, while so many connections are idle."""
     limits = httpx.Limits(max_connections=IDLE, max_keepalive_connections=IDLE)
     async with AsyncExitStack() as stack:
+        wire: httpx.AsyncBaseTransport
         if kind == "httpx":
-            wire: httpx.AsyncBaseTransport = httpx.AsyncHTTPTransport(limits=limits)
-            get: Call
+            wire = httpx.AsyncHTTPTransport(limits=limits)
         else:
             wire = PooledTransport(max_connections=IDLE, trust_env=False)
         client = await stack.enter_async_context(httpx.AsyncClient(transport=wire, timeout=60))
         async with anyio.create_task_group() as tasks:
             for _ in range(idle):
                 tasks.start_soon(client.get, f"{base_url}/slow")
-        if isinstance(wire, PooledTransport):
-            get = lemcal_on(base_url, wire).me
-        else:
-
-            async def plain() -> object:
-                return (await client.get(f"{base_url}/me")).json()
-
-            get = plain
+        call = plain(client, base_url)("usr_x", "me()")
+        if kind != "httpx":
+            limiter = LocalRateLimiter(limit=1_000_000)
+            call = AsyncLemcal("usr_x", "secret", base_url=base_url, transport=wire, limiter=limiter).me
         calls = 50 if kind == "httpx" and idle > 100 else 500
-        return sorted([await cpu_per_call(get, calls, 1) for _ in range(5)])[2]
+        return sorted([await cpu_per_call([call], calls, 1) for _ in range(5)])[2]
 
 
 def measure() -> Iterator[Measurement]:
     """Yield the figures."""
-    with fixed_server() as base_url:
+    with counting_server() as base_url:
         for backend in ("asyncio", "trio"):
-            taken = anyio.run(clients, base_url, backend == "asyncio", backend=backend)
-            for name in ("httpx", "httpx2", "aiohttp"):
-                if name in taken:
-                    yield Measurement(f"call, {backend}: bare {name}, no limiter", taken[name] * 1e6, "µs")
-            yield Measurement(f"call, {backend}: me() on httpx", taken["on httpx"] * 1e6, "µs")
-            yield Measurement(f"call, {backend}: me() on httpx2", taken["on httpx2"] * 1e6, "µs")
-            yield Measurement(
-                f"call, {backend}: me() / bare httpx", taken["on httpx"] / taken["httpx"], "x", 0.65
-            )
-            yield Measurement(
-                f"call, {backend}: me() on httpx2 / bare httpx2",
-                taken["on httpx2"] / taken["httpx2"],
-                "x",
-                0.9,
-            )
+            taken = anyio.run(clients, base_url, backend, backend=backend)
+            for (name, route), seconds in taken.items():
+                yield Measurement(f"call, {backend}: {route}, {name}", seconds * 1e6, "µs")
+            for (ours, theirs, bound), route in itertools.product(RATIOS, ROUTES):
+                if (ours, route) in taken:
+                    ratio = taken[ours, route] / taken[theirs, route]
+                    yield Measurement(f"call, {backend}: {route}, {ours} / {theirs}", ratio, "x", bound)
+    with fixed_server() as base_url:
         idle: dict[tuple[str, int], float] = {}
         for kind in ("httpx", "me()"):
             for count in (1, 25, 100, IDLE):

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.pictures import draw
 from benchmarks.table import Measurement, load, save, show
 
-PARTS = ("imports", "decode", "wires", "accounts", "keys")
+PARTS = ("imports", "first_use", "decode", "wires", "accounts", "keys")
 
 
 def measure(parts: list[str]) -> Iterator[Measurement]:

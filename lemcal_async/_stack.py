@@ -2,6 +2,7 @@
 
 import warnings
 
+from lemcal_async._backends import preload
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import RateLimiter
 from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport
@@ -17,6 +18,7 @@ class TransportStack:
         limiter: RateLimiter | None,
         max_response_bytes: int,
     ) -> None:
+        preload()
         self._owned: PooledTransport | None = None
         self._limiter = limiter
         self._max_response_bytes = max_response_bytes

@@ -48,9 +48,25 @@ def test_the_package_alone() -> None:
 
 def test_the_client() -> None:
     """The required dependencies, and none of the extras."""
-    loaded = loaded_by("from lemcal_async import *\nAsyncLemcal('usr_1', 'k1')")
+    loaded = loaded_by("from lemcal_async import *")
     assert set() == loaded & NEVER
     assert {"anyio", "attrs", "httpx"} <= loaded
+
+
+def test_a_client() -> None:
+    """Made outside of an event loop, it loads what its calls need, which is what one of httpx loads, too."""
+    loaded = loaded_by("from lemcal_async import *\nAsyncLemcal('usr_1', 'k1')")
+    assert "httpcore" in loaded
+    assert set() == loaded & NEVER - loaded_by("import httpx\nhttpx.AsyncClient()")
+
+
+def test_a_client_in_an_event_loop() -> None:
+    """There it holds nothing up: the rest is loaded in a thread, with the first call."""
+    program = (
+        "import asyncio\nfrom lemcal_async import AsyncLemcal\n"
+        "async def main(): AsyncLemcal('usr_1', 'k1')\nasyncio.run(main())"
+    )
+    assert "httpcore" not in loaded_by(program)
 
 
 def test_the_errors() -> None:

@@ -22,6 +22,7 @@ from anyio.lowlevel import current_token
 
 from lemcal_async import events
 from lemcal_async._auth import Secret
+from lemcal_async._backends import preload
 from lemcal_async._concurrency import FairSemaphore
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Key
@@ -32,6 +33,8 @@ from lemcal_async.transport._interop import answer_httpx2
 
 if TYPE_CHECKING:
     import ssl
+
+preload()  # with the import, which programs expect to take its time
 
 Origin: TypeAlias = tuple[str, bytes, int | None]  # scheme, host as it is sent, port
 
@@ -132,6 +135,7 @@ class BasePooledTransport(httpx.AsyncBaseTransport):
         ssl_context: "ssl.SSLContext | None" = None,
         trust_env: bool = True,
     ) -> None:
+        preload()
         if max_connections < 1:
             raise ConfigurationError(f"max_connections={max_connections!r}: it must be at least 1")
         self._max_connections = max_connections

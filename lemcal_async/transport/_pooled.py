@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio.to_thread
 import httpx
 
+from lemcal_async._backends import is_in_event_loop
 from lemcal_async.transport._environment import MakeContext
 from lemcal_async.transport._pool import Answer, BasePooledTransport, Target
 
@@ -27,8 +28,27 @@ _loading = threading.Lock()
 class HTTPCoreTransport(BasePooledTransport):
     """A pooled transport on the connections of httpcore, or of its fork: the same classes and names."""
 
-    _core: ModuleType | None = None  # loaded with the first request, in a thread: it may look for trio
+    # Loaded with the first instance, or in a thread if that is made in an event loop: httpcore looks for
+    # trio and h2, and loads them if they are there.
+    _core: ModuleType | None = None
     _backend: "NetworkBackend"
+
+    def __init__(
+        self,
+        *,
+        max_connections: int = 100,
+        keepalive: float = 60.0,
+        ssl_context: "ssl.SSLContext | None" = None,
+        trust_env: bool = True,
+    ) -> None:
+        super().__init__(
+            max_connections=max_connections,
+            keepalive=keepalive,
+            ssl_context=ssl_context,
+            trust_env=trust_env,
+        )
+        if self._core is None and not is_in_event_loop():
+            self._load()
 
     @staticmethod
     @abstractmethod

@@ -144,7 +144,10 @@ async def read_models(answer: Body, name: str, into: type[T], *, skip_bad_rows: 
     if not await _in_slices(answer, reader.add):
         reader = RowReader(into)
         rows = parse_rows(answer, name)
-        await _by_turns((rows[at : at + _ROWS] for at in range(0, len(rows), _ROWS)), reader.add)
+        if len(rows) <= _ROWS:
+            reader.add(rows)  # shorter than a turn
+        else:
+            await _by_turns((rows[at : at + _ROWS] for at in range(0, len(rows), _ROWS)), reader.add)
     if not reader.bad:
         return reader.good
     first = reader.bad[0]

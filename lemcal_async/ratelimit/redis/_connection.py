@@ -61,7 +61,7 @@ class RedisConnection:
         self._url = url
         self._timeout = timeout
         self._client: Redis[bytes] | None = None
-        self._quiet = lambda record: not (is_away() and record.msg.startswith("Connection attempt failed"))
+        self._is_away = is_away
 
     async def __aenter__(self) -> Self:
         """Open, at the top of a task, as coredis needs. It connects when it is first used."""
@@ -85,6 +85,9 @@ class RedisConnection:
         client, self._client = self._client, None
         if client is not None:  # pragma: no branch - entered
             await client.__aexit__(None, None, None)
+
+    def _quiet(self, record: logging.LogRecord) -> bool:
+        return not (self._is_away() and record.getMessage().startswith("Connection attempt failed"))
 
     async def run(self, keys: list[str], argument: str) -> str | bytes:
         """Run the script, and load it where Redis does not have it (any more). Raises Unreachable.
@@ -130,7 +133,7 @@ class _Tidy:
                     queue.close()
 
 
-def _problem_of(url: Secret[str]) -> str | None:
+def _problem_of(url: Secret[Any]) -> str | None:
     """Say what is wrong with a URL, without any of it."""
     if not isinstance(url.reveal(), str):
         kind = type(url.reveal()).__name__

@@ -73,7 +73,7 @@ class RedisRateLimiter(LocalRateLimiter):
             raise ConfigurationError(
                 "timeout= is in seconds, above 0; prefix= must not be empty or have braces"
             )
-        self._when_down = when_down
+        self._when_down: WhenDown = when_down
         self._policy = FallbackPolicy(when_down, limit, share)
         self._connection = RedisConnection(address, timeout, lambda: self._breaker.is_open)
         self._prefix = prefix
@@ -270,9 +270,9 @@ class RedisRateLimiter(LocalRateLimiter):
     async def _try_again(self) -> None:
         while self._breaker.is_open:
             await anyio.sleep(self._breaker.delay)
-            went_on = {"share": self.clock() > self._alone_from, "open": True, "raise": False}
+            waited = self._when_down == "share" and self.clock() <= self._alone_from
             try:
-                await self._probe(back=went_on[self._when_down])
+                await self._probe(back=not waited and self._when_down != "raise")
             except Unreachable as error:
                 self._breaker.failed(str(error), self.clock())
             else:

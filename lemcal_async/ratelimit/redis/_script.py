@@ -18,17 +18,14 @@ class ScriptRequest(dict[str, Any]):
 
     def encoded(self) -> str:
         """Return the script's argument."""
-        return json.dumps(_encoded(self))
+        slots = [[granted, _micro(left)] for granted, left in self["slots"]]
+        return json.dumps({name: _micro(value) for name, value in self.items()} | {"slots": slots})
 
 
-def _encoded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(min(value, LONGEST) * 1e6)
-    if isinstance(value, list | tuple):
-        return [_encoded(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _encoded(item) for name, item in value.items()}
-    return value
+def _micro(value: Any) -> Any:
+    if isinstance(value, ScriptRequest):
+        return {name: _micro(item) for name, item in value.items()}
+    return round(min(value, LONGEST) * 1e6) if isinstance(value, float) else value
 
 
 def _seconds(microseconds: float) -> float:
@@ -57,7 +54,7 @@ class ScriptReply:
     paused: float = attrs.field(default=0, converter=_seconds)
     refused: float = attrs.field(default=0, converter=_seconds)
     limit: int = 0
-    frees: list[float] = attrs.field(default=(), converter=_all_seconds)
+    frees: list[float] = attrs.field(factory=list[float], converter=_all_seconds)
     others: Iterable[int] = ()  # Lua's empty list is {}
     processes: int = 0
     expected: int = 0

@@ -56,7 +56,7 @@ class RedisConnection:
     """
 
     def __init__(self, url: Secret[str], timeout: float, is_away: Callable[[], bool]) -> None:
-        if problem := _problem_of(url):
+        if problem := _wrong_kind(url) or _problem_of(url):
             raise ConfigurationError(problem)
         self._url = url
         self._timeout = timeout
@@ -133,11 +133,15 @@ class _Tidy:
                     queue.close()
 
 
-def _problem_of(url: Secret[Any]) -> str | None:
+def _wrong_kind(url: Secret[object]) -> str | None:
+    if isinstance(url.reveal(), str):
+        return None
+    kind = type(url.reveal()).__name__
+    return f"RedisRateLimiter takes the URL of Redis, such as 'redis://localhost:6379/0', not a {kind}"
+
+
+def _problem_of(url: Secret[str]) -> str | None:
     """Say what is wrong with a URL, without any of it."""
-    if not isinstance(url.reveal(), str):
-        kind = type(url.reveal()).__name__
-        return f"RedisRateLimiter takes the URL of Redis, such as 'redis://localhost:6379/0', not a {kind}"
     try:
         parts = urlsplit(url.reveal())
         whole = bool(parts.path if parts.scheme == "unix" else parts.hostname) and parts.port != 0

@@ -5,7 +5,7 @@ minutes anyway, because deliveries get lost and cancellations are never delivere
 
 Try it on the sandbox, which needs no account: ``python examples/fastapi_app.py --sandbox``. Against
 lemcal itself, set LEMCAL_USER_ID, LEMCAL_API_KEY, WEBHOOK_TOKEN (a long random string) and PUBLIC_URL
-(where lemcal reaches this service), and leave ``--sandbox`` away.
+(where lemcal reaches this service), and leave out ``--sandbox``.
 """
 
 import argparse
@@ -91,7 +91,9 @@ def main() -> None:
     arguments = parser.parse_args()
     here = f"http://127.0.0.1:{arguments.port}"
     if not arguments.sandbox:
-        token, public_url = os.environ["WEBHOOK_TOKEN"], os.environ["PUBLIC_URL"]
+        token, public_url = os.environ.get("WEBHOOK_TOKEN"), os.environ.get("PUBLIC_URL")
+        if not token or not public_url:
+            parser.error("set WEBHOOK_TOKEN and PUBLIC_URL, or pass --sandbox")
         serve(AsyncLemcal(deadline=10), arguments.port, token=token, public_url=public_url)
         return
     with Sandbox().serve() as sandbox:

@@ -108,17 +108,17 @@ def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def check_target_url(url: Secret[str]) -> Secret[str]:
+def check_target_url(url: Secret[str], name: str = "target_url") -> Secret[str]:
     """Return the URL that a hook is to call, or raise ConfigurationError. It may carry a token.
 
     The service answers 400 ``Invalid targetUrl`` to anything but http and https (documented).
     """
     if not _is_web_url(url.reveal()):
-        raise ConfigurationError("target_url must be an absolute http:// or https:// URL")
+        raise ConfigurationError(f"{name} must be an absolute http:// or https:// URL")
     if "#" in url.reveal():
         # As of a token that was put there as it is: nobody would ever be sent the rest.
         raise ConfigurationError(
-            "target_url has a '#', and nothing behind it would be sent: quote the token, as "
+            f"{name} has a '#', and nothing behind it would be sent: quote the token, as "
             "lemcal_async.webhooks.hook_url(url, token) does"
         )
     return url

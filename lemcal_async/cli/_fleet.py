@@ -17,7 +17,7 @@ from lemcal_async.errors import ConfigurationError
 if TYPE_CHECKING:
     from lemcal_async.fleet import Fleet
 
-fleet_app = typer.Typer(help="Look after a fleet: what it has to do, and which accounts are in it.")
+fleet_app = typer.Typer(help="Manage a fleet: see what is due, and add, pause or remove accounts.")
 
 FleetName: TypeAlias = Annotated[
     str, typer.Argument(metavar="MODULE:NAME", help="Where the Fleet is, as in app:fleet.")
@@ -36,7 +36,7 @@ def worker(
         Literal["asyncio", "trio"], typer.Option("--backend", help="Which event loop to run on.")
     ] = "asyncio",
 ) -> None:
-    """Work for a fleet, until SIGTERM or Ctrl-C; the turns under way then end first.
+    """Run a worker of a fleet until SIGTERM or Ctrl-C. It finishes the turns under way first.
 
     What happens is logged to standard error.
     """
@@ -56,7 +56,7 @@ def worker(
 
 @fleet_app.command("status")
 def status(fleet: FleetName, *, json: AsJson = False) -> None:
-    """Show what there is to do, and how far behind it is."""
+    """Show what is due, and how late it is."""
     known = attrs.asdict(_run("Looking at the fleet", _load(fleet).status))
     if json:
         print_json(known)
@@ -104,14 +104,14 @@ def add(
 
 @fleet_app.command("pause")
 def pause(fleet: FleetName, user_ids: UserIds, *, json: AsJson = False) -> None:
-    """Let accounts rest until they are resumed."""
+    """Stop synchronizing accounts until they are resumed."""
     made = _load(fleet)
     _print(_run("Pausing", lambda: made.pause(user_ids)), "paused", json=json)
 
 
 @fleet_app.command("resume")
 def resume(fleet: FleetName, user_ids: UserIds, *, json: AsJson = False) -> None:
-    """Let paused accounts go on."""
+    """Resume paused accounts."""
     made = _load(fleet)
     _print(_run("Resuming", lambda: made.resume(user_ids)), "resumed", json=json)
 
@@ -125,7 +125,7 @@ def remove(fleet: FleetName, user_ids: UserIds, *, json: AsJson = False) -> None
 
 @fleet_app.command("wake")
 def wake(fleet: FleetName, user_ids: UserIds, *, json: AsJson = False) -> None:
-    """Have accounts synchronized now."""
+    """Synchronize accounts now."""
     made = _load(fleet)
     _print(_run("Waking", lambda: made.wake(user_ids)), "woken", json=json)
 
@@ -160,7 +160,9 @@ def _load(name: str) -> "Fleet":
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise ConfigurationError(f"there is no module {module_name!r} here or on Python's path") from None
-    made = getattr(module, attribute, None)
+    if not hasattr(module, attribute):
+        raise ConfigurationError(f"{name!r}: there is no {attribute!r} in the module {module_name!r}")
+    made = getattr(module, attribute)
     if not isinstance(made, Fleet):
         raise ConfigurationError(f"{name!r} is not a Fleet, but {type(made).__name__}")
     return made

@@ -27,7 +27,7 @@ from lemcal_async.cli._output import emit, print_facts, print_json, short_time, 
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.models import Hook
 
-hooks_app = typer.Typer(help="Have new bookings posted to a URL, and stop it.")
+hooks_app = typer.Typer(help="Create and delete webhooks, which post new bookings to a URL.")
 
 
 @hooks_app.command()
@@ -88,11 +88,11 @@ def delete(
     emit(call(service, "Deleting the hook", deleted))
 
 
-def target_url_of(argument: str) -> Secret[str]:
+def target_url_of(argument: str, name: str = "target_url") -> Secret[str]:
     """Return the checked target, from standard input if the argument is ``-``."""
     if argument == "-":
-        return check_target_url(Secret(_line_of_input()))
-    target = check_target_url(Secret(argument))
+        return check_target_url(Secret(_line_of_input()), name)
+    target = check_target_url(Secret(argument), name)
     is_local = is_loopback(urlsplit(target.reveal()).hostname or "")
     if not is_local and any(value for _, value in parse_qsl(urlsplit(target.reveal()).query)):
         tell(

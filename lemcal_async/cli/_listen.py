@@ -70,7 +70,7 @@ def listen(
     up to 5 attempts in all, after the Retry-After of the answer or else 1, 2, 4 and 8 seconds.
     """
     service = Service(base_url, sandbox, accounts, account)
-    target = target_url_of(forward_to)
+    target = target_url_of(forward_to, "--forward-to")
     with find_target(service) as found:
 
         async def main() -> ExitStatus:

@@ -286,7 +286,7 @@ def _print_summary(facts: Report) -> None:
     )
     days = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
     lines: list[tuple[str, str | None]] = [
-        ("Booked", f"{facts.booked}, of which {facts.upcoming} are yet to come"),
+        ("Booked", f"{facts.booked}, {facts.upcoming} of them upcoming"),
         ("Canceled or gone", f"{facts.canceled + facts.gone} ({facts.share_canceled:.0%})"),
         ("Busiest hour", f"{days[busiest[1]]} {busiest[2]:02}:00 ({facts.zone})" if busiest[0] else None),
         ("Changes waiting", f"{facts.pending} to be delivered, {facts.parked} parked"),

@@ -41,7 +41,7 @@ def render(facts: "Report") -> str:
 def _tiles(facts: "Report") -> str:
     tiles = [
         (f"{facts.total:,}", "meetings"),
-        (f"{facts.upcoming:,}", "yet to come"),
+        (f"{facts.upcoming:,}", "upcoming"),
         (f"{facts.share_canceled:.0%}", f"canceled or gone ({facts.canceled + facts.gone:,})"),
         (f"{facts.pending:,}", "changes to be delivered"),
         (f"{facts.parked:,}", "changes parked"),

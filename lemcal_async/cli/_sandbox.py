@@ -78,7 +78,7 @@ def _seconds(milliseconds: str) -> tuple[float, float]:
 
 
 def _add_hooks(sandbox: "Sandbox", argument: str) -> None:
-    target = target_url_of(argument)
+    target = target_url_of(argument, "--hook")
     for account in range(len(sandbox.accounts)):
         sandbox.add_hook(target.reveal(), account)
 
@@ -95,6 +95,7 @@ def _introduce(sandbox: "Sandbox") -> None:
             f"export LEMCAL_USER_ID={account.user_id}",
             f"export LEMCAL_API_KEY={account.api_key}",
         ]
+    lines.append(f"export LEMCAL_BASE_URL={sandbox.base_url}")  # or else the key goes to lemcal
     emit("\n".join(lines) + "\n")
 
 

@@ -73,7 +73,7 @@ def sync(
     ] = False,
     json: AsJson = False,
 ) -> None:
-    """Bring a database in step with the booked meetings, and find out what changed.
+    """Synchronize a database with the booked meetings, and find out what changed.
 
     The accounts are those of the file, or else the one of the environment. The changes wait in the database
     ('lemcal changes') until --changes or a program of yours takes them.

@@ -21,7 +21,7 @@ Kind = Literal["booking", "cancel", "move"]
 
 
 def trigger(
-    kind: Annotated[Kind, typer.Argument(metavar="booking|cancel|move", help="What is to happen.")],
+    kind: Annotated[Kind, typer.Argument(metavar="booking|cancel|move", help="What to do.")],
     meeting_id: Annotated[
         str | None, typer.Argument(metavar="[MEETING_ID]", help="Which meeting; else the one booked last.")
     ] = None,
@@ -40,7 +40,7 @@ def trigger(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the meeting as JSON.")] = False,
 ) -> None:
-    """Let something happen in a running sandbox: a booking, a cancellation, a move to another time.
+    """Book, cancel or move a meeting in a running sandbox.
 
     Without --start, a meeting is moved by a day.
     """

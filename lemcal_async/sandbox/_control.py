@@ -76,10 +76,13 @@ class Controls:
 
     def _book(self, _request: Request, options: _Options) -> Response:
         meeting_type_id = options.pop("meetingTypeId", None)
+        self._check_account(options.get("account", 0))
         return JSONResponse(self._sandbox.book(meeting_type_id=meeting_type_id, **options), 201)
 
     def _meetings(self, request: Request, _options: _Options) -> Response:
-        return JSONResponse(self._sandbox.meetings(int(request.query_params.get("account", "0"))))
+        account = _number(request.query_params.get("account", "0"), "account")
+        self._check_account(account)
+        return JSONResponse(self._sandbox.meetings(account))
 
     def _edit(self, request: Request, options: _Options) -> Response:
         return JSONResponse(self._sandbox.edit(request.path_params["meeting_id"], **options))
@@ -92,7 +95,11 @@ class Controls:
         return Response(status_code=204)
 
     def _add_hook(self, _request: Request, options: _Options) -> Response:
-        return JSONResponse(self._sandbox.add_hook(options["targetUrl"], options.get("account", 0)), 201)
+        if "targetUrl" not in options:
+            raise ValueError("targetUrl is missing")
+        account = options.get("account", 0)
+        self._check_account(account)
+        return JSONResponse(self._sandbox.add_hook(options["targetUrl"], account), 201)
 
     def _delete_hook(self, request: Request, _options: _Options) -> Response:
         self._sandbox.delete_hook(request.path_params["hook_id"])
@@ -102,7 +109,10 @@ class Controls:
         name = options.pop("fault", None)
         if name not in faults.__all__:
             raise ValueError(f"fault must be one of {', '.join(faults.__all__)}")
-        fault = getattr(faults, name)(**options.pop("options", {}))
+        arguments = options.pop("options", {})
+        if not isinstance(arguments, dict):
+            raise ValueError("options must be a JSON object")  # noqa: TRY004  # a 400
+        fault = getattr(faults, name)(**arguments)
         self._sandbox.inject(fault, **options)
         return Response(status_code=204)
 
@@ -126,7 +136,7 @@ class Controls:
         return JSONResponse([as_json(entry) for entry in self._log.after(_after(request), _PAGE)])
 
     def _request(self, request: Request, _options: _Options) -> Response:
-        number = int(request.path_params["number"])
+        number = _number(request.path_params["number"], "the number of a request")
         if (entry := self._log.get(number)) is None:
             raise LookupError(f"there is no request {number}")
         return JSONResponse(as_json(entry))
@@ -136,8 +146,16 @@ class Controls:
         return JSONResponse([as_json(entry) for entry in found])
 
     def _repeat(self, request: Request, _options: _Options) -> Response:
-        self._sandbox.repeat_delivery(int(request.path_params["number"]))
+        number = _number(request.path_params["number"], "the number of a delivery")
+        self._sandbox.repeat_delivery(number)
         return Response(status_code=202)
+
+    def _check_account(self, account: Any) -> None:
+        count = len(self._sandbox.accounts)
+        if not isinstance(account, int):
+            raise ValueError(f"account must be a whole number, not {account!r}")  # noqa: TRY004  # a 400
+        if account not in range(count):
+            raise LookupError(f"there is no account {account!r}: they are numbered from 0 to {count - 1}")
 
 
 def as_json(entry: "SeenRequest | Delivery") -> dict[str, Any]:
@@ -148,16 +166,33 @@ def as_json(entry: "SeenRequest | Delivery") -> dict[str, Any]:
 
 
 def _after(request: Request) -> int:
-    return int(request.query_params.get("after", "0"))
+    return _number(request.query_params.get("after", "0"), "after")
+
+
+def _number(text: str, name: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a whole number, not {text!r}") from None
+
+
+def _options_in(body: bytes) -> _Options:
+    try:
+        options = json.loads(body or b"{}")
+    except ValueError as error:
+        raise ValueError(f"the body is not JSON: {error}") from None
+    if not isinstance(options, dict):
+        raise ValueError("the body must be a JSON object")  # noqa: TRY004  # a 400
+    return options
 
 
 def _endpoint(handle: Callable[[Request, _Options], Response]) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         try:
-            return handle(request, json.loads(await request.body() or b"{}"))
+            return handle(request, _options_in(await request.body()))
         except LookupError as error:
             return PlainTextResponse(str(error), 404)
-        except (ValueError, TypeError, AttributeError) as error:  # not JSON, not an object, wrong fields
+        except (ValueError, TypeError, AttributeError) as error:  # not JSON, wrong fields
             return PlainTextResponse(str(error), 400)
 
     return endpoint

@@ -1,6 +1,6 @@
 """How to connect: engines for SQLite and PostgreSQL, their settings, and how long a server may be silent.
 
-Nothing is set for a session: a pooler such as pgbouncer hands it to other programs afterwards.
+Nothing is set for a session: a pooler such as pgbouncer hands it to other programs afterward.
 """
 
 import logging

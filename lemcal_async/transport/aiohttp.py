@@ -1,4 +1,4 @@
-"""The fastest wire: aiohttp's connector and parser. Needs the extra ``aiohttp``, and asyncio.
+"""The fastest transport: aiohttp's connector and parser. Needs the extra ``aiohttp``, and asyncio.
 
 >>> from lemcal_async.transport.aiohttp import AiohttpTransport
 >>> lemcal = AsyncLemcal(transport=AiohttpTransport())
@@ -20,7 +20,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name not in {"aiohttp", "yarl"}:
         raise
-    raise ImportError("this wire needs its extra: pip install 'lemcal-async[aiohttp]'") from None
+    raise ImportError("AiohttpTransport needs its extra: pip install 'lemcal-async[aiohttp]'") from None
 
 import attrs
 import httpx

@@ -1,4 +1,4 @@
-"""Waking a synchronisation: at most one wake-up per account at a time, shared by all who wait for it."""
+"""Waking a synchronization: at most one wake-up per account at a time, shared by all who wait for it."""
 
 import inspect
 from typing import Protocol, runtime_checkable

@@ -87,7 +87,7 @@ def test_the_accounts_of_a_fleet(app: str, lemcal: Run, sandbox: Sandbox) -> Non
         ("nowhere", "say which fleet, as MODULE:NAME"),
         ("nowhere:fleet", "there is no module 'nowhere'"),
         ("{module}:not_a_fleet", "is not a Fleet, but int"),
-        ("{module}:missing", "is not a Fleet, but NoneType"),
+        ("{module}:missing", "there is no 'missing' in the module"),
     ],
 )
 def test_no_fleet(app: str, lemcal: Run, name: str, message: str) -> None:

@@ -198,7 +198,8 @@ def test_wrong_credentials(
 def test_no_target(lemcal: Run, target: str) -> None:
     """An invalid URL is refused before anything is sent."""
     done = lemcal("listen", "--sandbox", "--forward-to", target)
-    assert (2, "", 1) == (done.status, done.out, done.err.count("\n"))
+    expected = "lemcal: --forward-to must be an absolute http:// or https:// URL\n"
+    assert (2, "", expected) == (done.status, done.out, done.err)
 
 
 def test_trigger(lemcal: Run, sandbox: Sandbox) -> None:

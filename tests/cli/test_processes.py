@@ -79,15 +79,14 @@ def test_the_sandbox_until_ctrl_c(lemcal: Run, spawn: Spawn, monkeypatch: pytest
     """``lemcal sandbox`` says where it is and who can use it, in lines to copy, until Ctrl-C."""
     process = spawn("sandbox", "--accounts", "2", "--meetings", "30", "--no-limit", "--quiet")
     assert process.stdout is not None
-    lines = [process.stdout.readline().rstrip("\n") for _ in range(8)]
-    base_url = lines[0].split("--base-url ")[1].split()[0]
+    lines = [process.stdout.readline().rstrip("\n") for _ in range(9)]
     assert ["# host1@example.com", "# host2@example.com"] == [lines[2], lines[5]]
-    for line in lines[6:8]:
+    for line in lines[6:]:
         name, value = line.removeprefix("export ").split("=")
         monkeypatch.setenv(name, value)
 
-    assert "host2@example.com" in lemcal("me", "--base-url", base_url).out
-    assert 30 == len(lemcal("meetings", "--base-url", base_url).out.splitlines()) - 1
+    assert "host2@example.com" in lemcal("me").out
+    assert 30 == len(lemcal("meetings").out.splitlines()) - 1
     process.send_signal(signal.SIGINT)
     assert ("", "") == process.communicate(timeout=30)
     assert 130 == process.returncode
@@ -109,7 +108,7 @@ def test_the_sandbox_as_it_comes(
 
     monkeypatch.setattr(time, "sleep", interrupted)
     assert 130 == main(["sandbox", *argv])
-    assert [(5, limit)] == seen
+    assert [(6, limit)] == seen
 
 
 def test_a_port_that_is_taken(lemcal: Run, sandbox: Sandbox) -> None:
@@ -155,7 +154,7 @@ def test_the_lines_of_a_sandbox(spawn: Spawn) -> None:
     target = "http://127.0.0.1:1/hook?token=hush"
     process = spawn("sandbox", "--hook", target, "--limit", "1", "--latency", "1-2", "--seed", "7")
     assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(5)]
+    lines = [process.stdout.readline() for _ in range(6)]
     base_url = lines[0].split("--base-url ")[1].split()[0]
     auth = (lines[3].partition("=")[2].strip(), lines[4].partition("=")[2].strip())
     statuses = [httpx.get(f"{base_url}/me", auth=auth, trust_env=False).status_code for _ in range(2)]

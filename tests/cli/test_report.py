@@ -162,7 +162,7 @@ def test_the_summary(lemcal: Run, sandbox: Sandbox) -> None:
     lemcal("sync", "--base-url", sandbox.base_url)
     done = lemcal("report", "--tz", "Europe/Paris")
     assert (0, "") == (done.status, done.err)
-    assert "Booked            10, of which 0 are yet to come\n" in done.out
+    assert "Booked            10, 0 of them upcoming\n" in done.out
     assert "Canceled or gone  2 (17%)\n" in done.out
     assert "Changes waiting   12 to be delivered, 0 parked\n" in done.out
     assert re.search(r"\n  Discovery call +3  #+\n", done.out)

@@ -72,9 +72,14 @@ def test_faults(control: httpx.Client, client: httpx.Client) -> None:
         (("POST", "/faults"), {"fault": ["slow"]}, 400, "fault must be one of"),
         (("POST", "/faults"), {"fault": "slow", "options": {"minutes": 1}}, 400, "minutes"),
         (("POST", "/faults"), {"fault": "empty_200", "times": 0}, 400, "times"),
-        (("POST", "/faults"), [], 400, ""),
-        (("POST", "/bookings"), {"account": 7}, 404, ""),
-        (("POST", "/bookings"), {"account": "x"}, 400, ""),
+        (("POST", "/faults"), {"fault": "slow", "options": [1]}, 400, "options must be a JSON object"),
+        (("POST", "/faults"), [], 400, "the body must be a JSON object"),
+        (("POST", "/bookings"), {"account": 7}, 404, "there is no account 7: they are numbered from 0 to 0"),
+        (("POST", "/bookings"), {"account": "x"}, 400, "account must be a whole number, not 'x'"),
+        (("POST", "/hooks"), {}, 400, "targetUrl is missing"),
+        (("POST", "/hooks"), {"targetUrl": "http://example.com", "account": 7}, 404, "there is no account 7"),
+        (("GET", "/meetings?account=-1"), None, 404, "there is no account -1"),
+        (("GET", "/requests?after=x"), None, 400, "after must be a whole number, not 'x'"),
         (("POST", "/bookings"), {"meetingTypeId": "met_unknown"}, 404, "no meeting type met_unknown"),
         (("POST", "/meetings/mee_unknown/cancel"), None, 404, "there is no meeting mee_unknown"),
         (("DELETE", "/meetings/mee_unknown"), None, 404, "there is no meeting mee_unknown"),
@@ -92,8 +97,9 @@ def test_what_is_refused(
 
 
 def test_a_body_that_is_not_json(control: httpx.Client) -> None:
-    """It is a 400, not a server error."""
-    assert 400 == control.post("/bookings", content=b"{oops").status_code
+    """It is a 400 that says so, not a server error."""
+    answer = control.post("/bookings", content=b"{oops")
+    assert (400, "the body is not JSON: ") == (answer.status_code, answer.text[:22])
 
 
 def test_controls_are_not_logged_and_not_counted(sandbox: Sandbox, control: httpx.Client) -> None:

@@ -1,7 +1,5 @@
 """Fleets on every kind of queue and database, for the accounts of a served sandbox."""
 
-import gc
-import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,21 +16,6 @@ from lemcal_async.fleet import Fleet, FleetStatus
 from lemcal_async.ratelimit import Unlimited
 from lemcal_async.sandbox import Sandbox
 from lemcal_async.sync import Change
-
-
-def collect_leftovers() -> None:
-    """Collect the streams that coredis and streaQ leave open when a connection breaks off."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        for _ in range(3):
-            gc.collect()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_leftovers() -> Iterator[None]:
-    """Leave none of them to whoever collects at the end."""
-    yield
-    collect_leftovers()
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from lemcal_async.sandbox import faults
 from lemcal_async.sync import Change
 from lemcal_async.webhooks import WebhookReceiver
 
-from .conftest import Yard, collect_leftovers
+from .conftest import Yard
 
 pytestmark = pytest.mark.anyio
 
@@ -256,7 +256,6 @@ async def test_nothing_is_handed_over_once_the_lease_is_over(
     assert (1, 5) == (status.running, status.undelivered)  # the other's to mark
 
 
-@pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
 async def test_redis_comes_and_goes(yards: Any, redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     """Without it the worker waits and says so, a wake-up is stored all the same; back, all goes on."""
     yard = yards("streaq")
@@ -273,7 +272,6 @@ async def test_redis_comes_and_goes(yards: Any, redis: RedisServer, caplog: pyte
         await yard.until_handled(21)
     assert booked["_id"] == yard.handled[-1].meeting_id
     assert "the worker goes on in 0.5 s" in caplog.text
-    collect_leftovers()
 
 
 async def test_no_secret_anywhere(yard: Yard, redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:

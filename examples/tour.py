@@ -48,7 +48,7 @@ async def burst(lemcal: AsyncLemcal, sandbox: Sandbox, calls: int) -> None:
 async def trouble(lemcal: AsyncLemcal, sandbox: Sandbox) -> None:
     """Meet a server that has a bad day: some errors are retried, the others say what is wrong."""
     say("\n3. Trouble: the sandbox refuses the next call, as if somebody else had used up the limit.")
-    say("   In the log: the limiter turns careful, as it did not expect this; it pauses; the call retries.")
+    say("   In the log: the limiter did not expect this and becomes careful; it pauses; the call is retried.")
     sandbox.inject(faults.too_many_requests(retry_after="0.3"))
     user = await lemcal.me()
     say(f"   The call succeeded all the same: {user.email}.")
@@ -75,7 +75,7 @@ what to do. None of it needed an account: the service was the sandbox that comes
 
 Where to go next:
   docs/index.md           what there is, and the first lines of your own
-  docs/sync.md            keep a database in step, and act on each change
+  docs/sync.md            keep a database in sync, and act on each change
   docs/webhooks.md        receive bookings within a second
   lemcal sandbox          the sandbox with a page: watch the requests, book, cancel, break things
 """

@@ -200,7 +200,7 @@ class PermissionDeniedError(APIStatusError):
 
 
 class NotFoundError(APIStatusError):
-    """404: there is no such thing."""
+    """404: what was asked for does not exist."""
 
     _usual_status = 404
 

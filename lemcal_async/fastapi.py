@@ -67,7 +67,7 @@ def lifespan(lemcal: AsyncLemcal, *, hook_url: str | None = None) -> Lifespan:
                 with anyio.move_on_after(HOOK_TIMEOUT):
                     await tried.wait()
                 if not tried.is_set():
-                    logger.warning("lemcal is slow: the hook is registered in the background")
+                    logger.warning("lemcal is slow: registering the hook in the background")
                 yield
 
     return live
@@ -283,7 +283,7 @@ def add_exception_handlers(app: FastAPI) -> None:
 
 
 async def _answer(request: Request, error: errors.LemcalError) -> Response:
-    status, detail = _honest(error)
+    status, detail = _detail_of(error)
     if status >= 500:
         logger.warning("%s %s: %d, because: %s", request.method, _route(request), status, error)
     retry_after: float | None = getattr(error, "retry_after", None)
@@ -293,26 +293,26 @@ async def _answer(request: Request, error: errors.LemcalError) -> Response:
     return JSONResponse({"detail": detail}, status, headers)
 
 
-_HONEST: dict[type[errors.LemcalError], tuple[int, str]] = {
-    errors.RateLimitError: (503, "lemcal takes no more requests for the moment"),
+_DETAILS: dict[type[errors.LemcalError], tuple[int, str]] = {
+    errors.RateLimitError: (503, "lemcal is busy, try again later"),
     errors.DeadlineExceededError: (504, "lemcal did not answer in time"),
     errors.APITimeoutError: (504, "lemcal did not answer in time"),
     errors.APIConnectionError: (502, "lemcal cannot be reached"),
-    errors.NotFoundError: (404, "lemcal has no such thing"),
-    errors.ConflictError: (409, "lemcal has that already"),
-    errors.AuthenticationError: (502, "lemcal does not let this service in"),
-    errors.PlanRequiredError: (502, "lemcal does not let this service in"),
-    errors.PermissionDeniedError: (502, "lemcal does not let this service in"),
-    errors.ConfigurationError: (500, "this service does not use lemcal as it should"),
-    errors.LemcalError: (502, "lemcal gave an answer that is of no use"),
+    errors.NotFoundError: (404, "not found at lemcal"),
+    errors.ConflictError: (409, "it already exists at lemcal"),
+    errors.AuthenticationError: (502, "lemcal denied access to this service"),
+    errors.PlanRequiredError: (502, "lemcal denied access to this service"),
+    errors.PermissionDeniedError: (502, "lemcal denied access to this service"),
+    errors.ConfigurationError: (500, "this service is misconfigured"),
+    errors.LemcalError: (502, "unexpected answer from lemcal"),
 }
 
 
-def _honest(error: errors.LemcalError) -> tuple[int, str]:
-    """Return the status and the words for an error."""
+def _detail_of(error: errors.LemcalError) -> tuple[int, str]:
+    """Return the status and the detail for an error."""
     if error.status_code == 503:
-        return _HONEST[errors.RateLimitError]
-    return next(_HONEST[kind] for kind in type(error).__mro__ if kind in _HONEST)
+        return _DETAILS[errors.RateLimitError]
+    return next(_DETAILS[kind] for kind in type(error).__mro__ if kind in _DETAILS)
 
 
 def _route(request: Request) -> str:

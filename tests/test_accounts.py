@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lemcal_async._auth import Secret
-from lemcal_async.cli import _accounts as module
+from lemcal_async.cli import _accounts
 from lemcal_async.cli._accounts import Account, read_accounts
 from lemcal_async.errors import ConfigurationError
 
@@ -43,7 +43,7 @@ def problem_of(path: Path) -> str:
     with pytest.raises(ConfigurationError) as caught:
         read_accounts(path)
     frames = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
-    package = str(Path(module.__file__).parent)
+    package = str(Path(_accounts.__file__).parent)
     for frame in frames.stack:
         if frame.filename.startswith(package):
             assert SECRET not in str(frame.locals)
@@ -171,7 +171,7 @@ def test_a_file_that_others_can_read(tmp_path: Path, mode: int) -> None:
 
 def test_a_system_without_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where mode bits say nothing about who can read, they are not looked at."""
-    monkeypatch.setattr(module, "_HAS_MODES", False)
+    monkeypatch.setattr(_accounts, "_HAS_MODES", False)
     path = written(tmp_path, SALES.replace("_env", "").replace("SALES_KEY", SECRET), 0o666)
     assert [Account("sales", "usr_a", Secret(SECRET))] == read_accounts(path)
 

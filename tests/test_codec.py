@@ -13,7 +13,7 @@ import attrs
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from lemcal_async import _codec as codec
+from lemcal_async import _codec
 from lemcal_async._codec import RowReader, from_wire, to_wire
 from lemcal_async.errors import BadRow, ResponseDecodeError
 from lemcal_async.models import (
@@ -626,7 +626,7 @@ def test_each_odd_field_is_logged_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once per model and field, without the value, however many rows have it."""
-    monkeypatch.setattr(codec, "_logged", set())
+    monkeypatch.setattr(_codec, "_logged", set())
     rows = [{"_id": f"m{i}", "eventId": SECRET, "attendees": [{"primary": SECRET}] * 3} for i in range(5)]
     rows = [row | {"eventId": [SECRET]} for row in rows]
     with caplog.at_level("WARNING", "lemcal_async"):
@@ -706,7 +706,7 @@ def test_bad_rows_cost_no_good_one(kinds: Any) -> None:
     """Every row becomes a model, in order, or is a bad row; all bad rows are counted, the first are kept."""
     rows = [{"_id": f"m{i}"} if kind == "good" else kind for i, kind in enumerate(kinds)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codec, "MOST_BAD_ROWS", 4)
+        patch.setattr(_codec, "MOST_BAD_ROWS", 4)
         reader = RowReader(Meeting)
         for at in range(0, len(rows), 3):
             reader.add(rows[at : at + 3])

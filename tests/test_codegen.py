@@ -10,7 +10,7 @@ import pytest
 from cattrs import Converter
 from hypothesis import example, given, strategies as st
 
-from lemcal_async import _codec as codec
+from lemcal_async import _codec
 from lemcal_async._codec import from_wire
 from lemcal_async._codegen import fast_reader, fields_of
 from lemcal_async.models import Attendee, Meeting, Model, User
@@ -32,8 +32,8 @@ def usual_only() -> Any:
     """Return a function that reads rows of the usual shape and no others."""
     converter = Converter()
     converter.register_structure_hook(datetime, _never)
-    converter.register_structure_hook(float, codec.read_number)
-    converter.register_structure_hook(timedelta, codec.read_minutes)
+    converter.register_structure_hook(float, _codec.read_number)
+    converter.register_structure_hook(timedelta, _codec.read_minutes)
     converter.register_structure_hook_factory(
         frozenset(get_args(Model)).__contains__,
         lambda model: fast_reader(model, fields_of(model), _never, _NotUsualError, converter),
@@ -146,6 +146,6 @@ def _read(into: Any, text: str) -> Any:
 
 def _general(text: str) -> Any:
     try:
-        return codec.read_time(text, None)
-    except codec.MismatchError:
+        return _codec.read_time(text, None)
+    except _codec.MismatchError:
         return None

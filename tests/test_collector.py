@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from lemcal_async import _gc as collector
+from lemcal_async import _gc
 
 never_spared = pytest.mark.skipif(
     sys.version_info[:2] == (3, 12), reason="3.12 freezes immortal objects by itself, as if somebody meant to"
@@ -26,7 +26,7 @@ def as_it_was() -> Iterator[None]:
     (gc.enable if was_enabled else gc.disable)()
 
 
-@pytest.mark.parametrize("pause", [collector.paused, collector.paused_and_spared])
+@pytest.mark.parametrize("pause", [_gc.paused, _gc.paused_and_spared])
 @pytest.mark.parametrize("was_enabled", [True, False])
 def test_it_is_left_as_it_was(pause: Pause, was_enabled: bool) -> None:  # noqa: FBT001 - parameters
     """Failures and overlapping pauses restore it too."""
@@ -51,7 +51,7 @@ def oldest() -> set[int]:
 def test_what_is_made_is_old_at_once() -> None:
     """The collector does not walk the new objects while they are young."""
     gc.collect()
-    with collector.paused_and_spared():
+    with _gc.paused_and_spared():
         made = [[each] for each in range(1000)]
     assert {id(each) for each in made} <= oldest()
     assert 0 == gc.get_freeze_count()
@@ -61,7 +61,7 @@ def test_what_is_frozen_stays_frozen() -> None:
     """Frozen objects stay frozen: a program may be about to fork."""
     gc.freeze()
     frozen = gc.get_freeze_count()
-    with collector.paused_and_spared():
+    with _gc.paused_and_spared():
         made = [[each] for each in range(1000)]
     assert frozen - 100 < gc.get_freeze_count() <= frozen  # some may have gone by themselves
     assert not {id(each) for each in made} <= oldest()
@@ -73,14 +73,14 @@ def test_other_garbage_does_not_pile_up() -> None:
     gc.collect()
     gc.disable()
     made: list[list[int]] = []
-    for _ in range(collector._MOST_SPARED):
-        with collector.paused_and_spared():
+    for _ in range(_gc._MOST_SPARED):
+        with _gc.paused_and_spared():
             made = [[each] for each in range(10)]
     assert {id(each) for each in made} <= oldest()
-    with collector.paused_and_spared():
+    with _gc.paused_and_spared():
         made = [[each] for each in range(10)]
     assert not {id(each) for each in made} <= oldest()
     gc.collect()
-    with collector.paused_and_spared():
+    with _gc.paused_and_spared():
         made = [[each] for each in range(10)]
     assert {id(each) for each in made} <= oldest()

@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from lemcal_async import _auth as module
+from lemcal_async import _auth
 from lemcal_async._auth import ApiKey, Credentials, CredentialSource, Secret
 from lemcal_async.errors import ConfigurationError
 
@@ -28,7 +28,7 @@ STANDARD = base64.b64encode(COMBINED.encode()).decode()
 URLSAFE = base64.urlsafe_b64encode(COMBINED.encode()).decode()
 EXPECTED = Credentials(USER, Secret(SECRET))
 
-PACKAGE = str(Path(module.__file__).parent)
+PACKAGE = str(Path(_auth.__file__).parent)
 
 user_ids = st.text("abcdefghijkmnopqrstuvwxyzABCDEFGHJKLMNPQRSTWXYZ23456789", min_size=1, max_size=20).map(
     "usr_".__add__

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from lemcal_async import _decoding as decoding
+from lemcal_async import _decoding
 from lemcal_async._decoding import NotSlicedError, slices_of
 from lemcal_async._responses import DECODER
 
@@ -84,8 +84,8 @@ def test_what_cannot_be_cut_is_not_parsed_if_it_holds_too_much(
     """Parsed values take up to 24 times the memory of their text, so they are counted first."""
     body = f'[{{"a":[{",".join([row] * 2_000)}]}},{{"a":1}}]'.encode()
     assert 2 == len(whole(sliced(body, 1)))
-    monkeypatch.setattr(decoding, "_MOST_VALUES", 1_000)
-    monkeypatch.setattr(decoding, "_SURELY_FEWER", 1_000)
+    monkeypatch.setattr(_decoding, "_MOST_VALUES", 1_000)
+    monkeypatch.setattr(_decoding, "_SURELY_FEWER", 1_000)
     with pytest.raises(NotSlicedError):
         sliced(body, 1)
 

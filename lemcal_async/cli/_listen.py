@@ -151,7 +151,7 @@ class _Forwarder:
             if attempt < _ATTEMPTS:
                 await self.sleep(min(wait if retry_after is None else retry_after, _LONGEST_WAIT))
                 wait *= 2
-        tell(f"gave {meeting_id} up after {_ATTEMPTS} attempts; send it again with --replay {meeting_id}")
+        tell(f"gave up on {meeting_id} after {_ATTEMPTS} attempts; send it again with --replay {meeting_id}")
         return False
 
     async def _attempt(self, headers: Mapping[str, str], body: bytes) -> tuple[int | None, str, float | None]:

@@ -1,4 +1,4 @@
-"""``lemcal sync``: a database in step with the accounts' meetings, once or again and again."""
+"""``lemcal sync``: keep a database in sync with the accounts' meetings, once or continuously."""
 
 import contextlib
 import gc

@@ -199,7 +199,7 @@ class Turns:
     def _check(self, user_id: str) -> None:
         held = self._held.get(user_id)
         if held is None:
-            raise LeaseLostError(f"{user_id} is not held any more")
+            raise LeaseLostError(f"{user_id} is no longer held")
         held.check()
 
 
@@ -213,7 +213,7 @@ class _LeasedStores:
     def _of(self, user_id: str) -> Store:
         held = self._held.get(user_id)
         if held is None:
-            raise LeaseLostError(f"{user_id} is not held any more; nothing was written")
+            raise LeaseLostError(f"{user_id} is no longer held; nothing was written")
         return held.store
 
     async def revision(self, user_id: str) -> int:

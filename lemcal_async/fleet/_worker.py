@@ -72,7 +72,7 @@ class FleetWorker:
                 if self._stop.is_set():  # the second one: now
                     self._turns.cancel()
                     continue
-                logger.info("%s: %d turns have %.3g s to end", number.name, len(self._turns), self._grace)
+                logger.info("%s: %d turns have %.3g s to finish", number.name, len(self._turns), self._grace)
                 self._stop.set()
 
     async def _serve(self) -> None:

@@ -226,7 +226,9 @@ class Waiter(Wakeup):
 def announce(key: Key, observation: Observation, foreign: int) -> None:
     """Log and publish what an answer has told of a key."""
     if observation == "foreign use":
-        _logger.info("key %s: somebody else uses it too (%d requests in this window)", key, foreign)
+        _logger.info(
+            "key %s: somebody else uses it too (requests of theirs in this window: %d)", key, foreign
+        )
         event: events.Event = events.ForeignUse(key.short, foreign)
     else:
         reason = "the answers contradict fixed windows; the server is treated as a sliding log"

@@ -57,10 +57,10 @@ def wire_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         if "_" in name.strip("_"):
             first, *others = name.split("_")
             wire_name = first + "".join(map(str.capitalize, others))
-            raise TypeError(f"{name}= is no field of the wire format; did you mean {wire_name}=?")
+            raise TypeError(f"{name}= is not a field of the wire format; did you mean {wire_name}=?")
         if name in ("id", "email"):
             raise TypeError(
-                f"{name}= is no field of a meeting; did you mean {'_id' if name == 'id' else 'guest'}=?"
+                f"{name}= is not a field of a meeting; did you mean {'_id' if name == 'id' else 'guest'}=?"
             )
     try:
         converted: dict[str, Any] = json.loads(json.dumps(fields, default=_time))

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from lemcal_async.sandbox import _html as html
+from lemcal_async.sandbox import _html
 
 if TYPE_CHECKING:
     from lemcal_async.sandbox._hooks import HookSender
@@ -76,13 +76,13 @@ class Page:
 
     async def index(self, request: Request) -> Response:
         """Return the page."""
-        return _html(html.page(self._view(request)))
+        return _respond(_html.page(self._view(request)))
 
-    def _view(self, request: Request) -> html.View:
+    def _view(self, request: Request) -> _html.View:
         account = _number(request, "account", 0)
         account = account if 0 <= account < len(self._sandbox.accounts) else 0
         root = str(request.base_url).rstrip("/")
-        return html.View(
+        return _html.View(
             base_url=f"{root}/api/lemcal",
             accounts=self._sandbox.accounts,
             account=account,
@@ -110,19 +110,19 @@ class Page:
     async def _lists(self, request: Request) -> Response:
         view = self._view(request)
         lists = {
-            "meetings": html.meetings(view),
-            "hooks": html.hooks(view),
-            "faults": html.faults(view.faults),
+            "meetings": _html.meetings(view),
+            "hooks": _html.hooks(view),
+            "faults": _html.faults(view.faults),
         }
         return JSONResponse(lists, headers=_SECURITY_HEADERS)
 
     async def _older(self, request: Request) -> Response:
         rows = self._log.before(_number(request, "before", 0), _MORE_ROWS)
-        return _html("".join(html.request_row(entry, self._emails) for entry in rows))
+        return _respond("".join(_html.request_row(entry, self._emails) for entry in rows))
 
     async def _details(self, request: Request) -> Response:
         entry = self._log.get(request.path_params["number"])
-        return _html(html.request_details(entry) if entry else "<p class=hint>no longer in the log</p>")
+        return _respond(_html.request_details(entry) if entry else "<p class=hint>no longer in the log</p>")
 
     async def _events(self, request: Request) -> Response:
         position = request.headers.get("last-event-id") or request.query_params.get("after", "")
@@ -151,7 +151,7 @@ class Page:
                 sent = True
             if deliveries != self._deliveries.revision:
                 deliveries, finished = self._deliveries.changed_since(deliveries)
-                rows = [{"id": f"d{entry.number}", "html": html.delivery_row(entry)} for entry in finished]
+                rows = [{"id": f"d{entry.number}", "html": _html.delivery_row(entry)} for entry in finished]
                 yield _event("deliveries", rows)
                 sent = True
             if (state, fault_plan) != (self._state.revision, self._faults.revision):
@@ -169,7 +169,7 @@ class Page:
     def _row(self, entry: "SeenRequest") -> dict[str, Any]:
         return {
             "id": f"r{entry.number}",
-            "html": html.request_row(entry, self._emails),
+            "html": _html.request_row(entry, self._emails),
             "at": entry.at,
             "key": self._emails.get(entry.user_id or "", "unknown key"),
             "refused": entry.status == 429,
@@ -183,7 +183,7 @@ def _event(name: str, data: Any) -> str:
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
-def _html(text: str) -> Response:
+def _respond(text: str) -> Response:
     return HTMLResponse(text, headers=_SECURITY_HEADERS)
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from lemcal_async.sandbox import _responses as responses
+from lemcal_async.sandbox import _responses
 from lemcal_async.sandbox._responses import SandboxResponse
 
 __all__ = [
@@ -79,14 +79,14 @@ def describe(fault: Fault) -> str:
 def too_many_requests(retry_after: str | None = "0.2") -> Fault:
     """429. ``retry_after`` is sent verbatim, whatever its form; None leaves the header out."""
     headers = {"Retry-After": retry_after, "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": None}
-    return responses.text(429, "Too Many Requests", headers)
+    return _responses.text(429, "Too Many Requests", headers)
 
 
 def status(
     code: int,
     body: str | None = None,
     *,
-    content_type: str | None = responses.PLAIN,
+    content_type: str | None = _responses.PLAIN,
     headers: Mapping[str, str | None] | None = None,
 ) -> Fault:
     """Respond with ``code``; the body defaults to the status phrase.
@@ -94,37 +94,37 @@ def status(
     ``headers`` override those that every response carries; None leaves a header out.
     """
     if body is None:
-        body = "" if code in responses.BODYLESS else HTTPStatus(code).phrase
+        body = "" if code in _responses.BODYLESS else HTTPStatus(code).phrase
     return SandboxResponse(code, body.encode(), content_type, headers or {})
 
 
 def json_error(code: int, error: str, *, error_code: str | None = None) -> Fault:
     """``{"error": …}``, and with ``error_code`` ``{"error": …, "code": …}``."""
     more = {} if error_code is None else {"code": error_code}
-    return responses.json_data(code, {"error": error} | more)
+    return _responses.json_data(code, {"error": error} | more)
 
 
 def unsuccessful(code: int, error: str, *, error_code: str | None = None) -> Fault:
     """``{"success": false, "error": …}``; with ``error_code`` the error is ``{"code", "message"}``."""
     detail = error if error_code is None else {"code": error_code, "message": error}
-    return responses.json_data(code, {"success": False, "error": detail})
+    return _responses.json_data(code, {"success": False, "error": detail})
 
 
 def not_ok(code: int, message: str) -> Fault:
     """``{"ok": false, "message": …}``."""
-    return responses.json_data(code, {"ok": False, "message": message})
+    return _responses.json_data(code, {"ok": False, "message": message})
 
 
 def html_error(code: int) -> Fault:
     """Respond with an HTML error page, as the CDN in front of the platform does."""
     title = f"{code} {HTTPStatus(code).phrase}"
     page = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>\n"
-    return responses.html(code, page)
+    return _responses.html(code, page)
 
 
 def html_200() -> Fault:
     """200 with an HTML page, as for a wrong path or base URL."""
-    return responses.html(200)
+    return _responses.html(200)
 
 
 def empty_200() -> Fault:
@@ -134,17 +134,17 @@ def empty_200() -> Fault:
 
 def empty_string_200() -> Fault:
     """200 with ``""`` as JSON."""
-    return responses.json_data(200, "")
+    return _responses.json_data(200, "")
 
 
 def json(data: Any) -> Fault:
     """200 with this JSON: bad rows, or an envelope such as ``{"meetings": []}``."""
-    return responses.json_data(200, data)
+    return _responses.json_data(200, data)
 
 
 def redirect(location: str, code: int = 302) -> Fault:
     """Redirect to ``location``, a path or a URL."""
-    return responses.text(
+    return _responses.text(
         code, f"{HTTPStatus(code).phrase}. Redirecting to {location}", {"Location": location}
     )
 

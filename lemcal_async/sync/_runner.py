@@ -205,7 +205,7 @@ class Runner:
                 own.unreadable_rows += [UnreadableRow(user_id, row) for row in applied.bad_rows]
                 return
         # Others have applied newer lists again and again since this run began: it is up to date by them.
-        logger.info("account %s: another process synchronizes it", user_id)
+        logger.info("account %s: another process is synchronizing it", user_id)
 
     async def _record(self, user_id: str, text: str) -> None:
         try:

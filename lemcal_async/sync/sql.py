@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
     raise ImportError("SQLStore needs its extra: pip install 'lemcal-async[sql]'") from None
 from lemcal_async._auth import Secret
 from lemcal_async.errors import EmptyListError, StoreError
-from lemcal_async.sync import _inbox as inbox, _lists as lists, _outbox as outbox, _statements as statements
+from lemcal_async.sync import _inbox, _lists, _outbox, _statements
 from lemcal_async.sync._connections import log_problem
 from lemcal_async.sync._database import address_of
 from lemcal_async.sync._diff import snapshot
@@ -88,7 +88,7 @@ class SQLStore:
 
     async def revision(self, user_id: str) -> int:
         """See ``Store``."""
-        return await self._transactions.run_raw(lambda: lambda raw: lists.revision(raw, user_id))
+        return await self._transactions.run_raw(lambda: lambda raw: _lists.revision(raw, user_id))
 
     async def apply(
         self,
@@ -104,7 +104,7 @@ class SQLStore:
 
         def prepared() -> Callable[[Any], Applied | EmptyListError | None]:
             now = snapshot(rows)  # takes longest, so before the transaction, which others wait for
-            return lambda raw: lists.apply(
+            return lambda raw: _lists.apply(
                 raw,
                 user_id,
                 revision,
@@ -126,7 +126,7 @@ class SQLStore:
     async def unchanged(self, user_id: str, body_hash: str) -> int | None:
         """See ``Store``."""
         listed = await self._transactions.run_raw(
-            lambda: lambda raw: lists.unchanged(raw, user_id, body_hash, _now(), self._lease)
+            lambda: lambda raw: _lists.unchanged(raw, user_id, body_hash, _now(), self._lease)
         )
         if listed is None:
             await self._check_lease()
@@ -139,27 +139,27 @@ class SQLStore:
 
     async def record_failure(self, user_id: str, message: str) -> None:
         """See ``Store``."""
-        await self._run(lambda connection: statements.record_failure(connection, user_id, message, _now()))
+        await self._run(lambda connection: _statements.record_failure(connection, user_id, message, _now()))
 
     async def pending(self, user_id: str, limit: int) -> list[Change]:
         """See ``Store``."""
-        wanted = outbox.pending_of(user_id)
-        return await self._run(lambda connection: outbox.read(connection, wanted, limit), "read")
+        wanted = _outbox.pending_of(user_id)
+        return await self._run(lambda connection: _outbox.read(connection, wanted, limit), "read")
 
     async def mark_delivered(self, changes: Sequence[Change]) -> int:
         """See ``Store``."""
         seqs = [change.seq for change in changes]
-        return await self._run(lambda connection: outbox.mark_delivered(connection, seqs, _now()))
+        return await self._run(lambda connection: _outbox.mark_delivered(connection, seqs, _now()))
 
     async def record_attempt(self, changes: Sequence[Change], error: str, *, park: bool) -> None:
         """See ``Store``."""
         seqs = [change.seq for change in changes]
         parked_at = _now() if park else None
-        await self._run(lambda connection: outbox.record_attempt(connection, seqs, error, parked_at))
+        await self._run(lambda connection: _outbox.record_attempt(connection, seqs, error, parked_at))
 
     async def retry_parked(self, user_id: str | None = None) -> int:
         """See ``Store``."""
-        return await self._run(lambda connection: outbox.retry_parked(connection, user_id))
+        return await self._run(lambda connection: _outbox.retry_parked(connection, user_id))
 
     async def changes(
         self,
@@ -171,7 +171,7 @@ class SQLStore:
     ) -> AsyncIterator[Change]:
         """See ``Store``."""
         check_part(of)
-        wanted = outbox.selection(pending=pending, parked=parked)
+        wanted = _outbox.selection(pending=pending, parked=parked)
         while page := await self._page(wanted, after, of):
             for change in page:
                 yield change
@@ -179,7 +179,7 @@ class SQLStore:
 
     async def _page(self, wanted: Any, after: int, of: tuple[int, int] | None) -> list[Change]:
         return await self._run(
-            lambda connection: outbox.follow(connection, wanted, after, of, limit=_PAGE), "read"
+            lambda connection: _outbox.follow(connection, wanted, after, of, limit=_PAGE), "read"
         )
 
     async def query(self, statement: "Select[*tuple[Any, ...]]") -> list[tuple[Any, ...]]:
@@ -190,15 +190,15 @@ class SQLStore:
 
     async def forget(self, user_id: str) -> Forgotten:
         """See ``Store``."""
-        erased = await self._run(lambda connection: statements.forget(connection, user_id))
+        erased = await self._run(lambda connection: _statements.forget(connection, user_id))
         return await self._erased_for_good(erased)
 
     async def prune(self, *, before: datetime) -> Forgotten:
         """See ``Store``. It erases in slices, so that others get their turn in between."""
         check_aware(before)
-        meetings = await self._in_slices(statements.prune_accounts, before, "")
-        erased_changes = await self._in_slices(statements.prune_changes, before, 0)
-        await self._run(lambda connection: statements.prune_deliveries(connection, before))
+        meetings = await self._in_slices(_statements.prune_accounts, before, "")
+        erased_changes = await self._in_slices(_statements.prune_changes, before, 0)
+        await self._run(lambda connection: _statements.prune_deliveries(connection, before))
         return await self._erased_for_good(Forgotten(meetings, erased_changes))
 
     async def _in_slices(self, erase: Callable[..., tuple[int, T | None]], before: datetime, start: T) -> int:
@@ -225,15 +225,15 @@ class SQLStore:
         "new": it is the caller's to handle; "busy": another one's, whose lease has not ended; "done": it
         was handled.
         """
-        return await self._run(lambda connection: inbox.claim(connection, user_id, meeting_id, lease))
+        return await self._run(lambda connection: _inbox.claim(connection, user_id, meeting_id, lease))
 
     async def done(self, user_id: str, meeting_id: str) -> None:
         """Remember that a claimed delivery was handled."""
-        await self._run(lambda connection: inbox.done(connection, user_id, meeting_id, _now()))
+        await self._run(lambda connection: _inbox.done(connection, user_id, meeting_id, _now()))
 
     async def release(self, user_id: str, meeting_id: str) -> None:
         """Give a claimed delivery back: its handler failed, and the next delivery may try."""
-        await self._run(lambda connection: inbox.release(connection, user_id, meeting_id))
+        await self._run(lambda connection: _inbox.release(connection, user_id, meeting_id))
 
     async def _run(self, work: Callable[[Connection], T], mode: Mode = "write") -> T:
         return await self._transactions.run(self._guarded(work), mode)

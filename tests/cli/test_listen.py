@@ -159,7 +159,7 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert (False, [1.0, 2.0, 4.0, 8.0]) == (delivered, waits)
     out, err = capsys.readouterr()
     assert 5 == out.count("created mee_1 no answer (ConnectError)")
-    assert "lemcal: gave mee_1 up after 5 attempts; send it again with --replay mee_1\n" == err
+    assert "lemcal: gave up on mee_1 after 5 attempts; send it again with --replay mee_1\n" == err
     assert "hush" not in out + err
 
 

@@ -53,8 +53,11 @@ async def test_closed_without_a_use() -> None:
     """There is nothing to close."""
     lemcal = AsyncLemcal(USER_ID, KEY)
     await lemcal.aclose()
-    async with AsyncLemcal(USER_ID, KEY):
+    async with AsyncLemcal(USER_ID, KEY) as other:
         pass
+    for closed in (lemcal, other):
+        with pytest.raises(ConfigurationError, match="is closed"):
+            await closed.me()
 
 
 @pytest.mark.anyio

@@ -15,7 +15,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 
-from lemcal_async import AsyncLemcal, Meeting, User, _decoding as decoding, from_wire
+from lemcal_async import AsyncLemcal, Meeting, User, _decoding, from_wire
 from lemcal_async.errors import DeadlineExceededError, MeetingNotFoundError, ResponseDecodeError
 from lemcal_async.sandbox._demo import make_account
 
@@ -30,7 +30,7 @@ BODY = json.dumps(ROWS).encode()  # 1.9 MB
 @pytest.fixture(autouse=True)
 def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make each turn one slice long, so that the number of turns does not depend on the machine."""
-    monkeypatch.setattr(decoding, "_TURN", 0.0)
+    monkeypatch.setattr(_decoding, "_TURN", 0.0)
 
 
 @asynccontextmanager
@@ -181,8 +181,8 @@ async def test_reading_counts_within_the_deadline(
     }
     with monkeypatch.context() as patch:
         # A turn takes as long as the call may, however little is decoded in it.
-        patch.setattr(decoding, "_take_turn", slowly(decoding._take_turn))
-        patch.setattr(decoding, "json_of", slowly(decoding.json_of))
+        patch.setattr(_decoding, "_take_turn", slowly(_decoding._take_turn))
+        patch.setattr(_decoding, "json_of", slowly(_decoding.json_of))
         with pytest.raises(DeadlineExceededError, match=r"within the deadline of 0\.1 s") as caught:
             await calls[what](lemcal.with_options(deadline=0.1))
     assert ("GET", "/meetings", 1) == (caught.value.method, caught.value.route, caught.value.attempts)
@@ -221,13 +221,13 @@ async def test_several_at_once() -> None:
 async def test_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many lists are read, another task waits for one or two turns only."""
     happened: list[str] = []
-    take_turn = decoding._take_turn
+    take_turn = _decoding._take_turn
 
     def noted(*arguments: Any) -> bool:
         happened.append("turn")
         return take_turn(*arguments)
 
-    monkeypatch.setattr(decoding, "_take_turn", noted)
+    monkeypatch.setattr(_decoding, "_take_turn", noted)
     lemcal = answering(content=BODY).client()
 
     async def something_else() -> None:
@@ -276,8 +276,8 @@ async def test_a_flood_of_bad_rows(row: str, on_bad_row: str, caplog: pytest.Log
 
 async def test_a_body_that_holds_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that cannot be sliced is refused before it takes all the memory."""
-    monkeypatch.setattr(decoding, "_MOST_VALUES", 100_000)
-    monkeypatch.setattr(decoding, "_SURELY_FEWER", 100_000)
+    monkeypatch.setattr(_decoding, "_MOST_VALUES", 100_000)
+    monkeypatch.setattr(_decoding, "_SURELY_FEWER", 100_000)
     body = f'{{"data": [{",".join(["{}"] * 200_000)}]}}'.encode()
     lemcal = answering(content=body).client()
     for call in (lemcal.meetings.list, lemcal.meetings.rows, lambda: lemcal.request("GET", "/x")):

@@ -8,7 +8,7 @@ import pytest
 
 from lemcal_async import AsyncLemcal, Meeting
 from lemcal_async.ratelimit import Unlimited
-from lemcal_async.webhooks import _batch, _lookup as lookup
+from lemcal_async.webhooks import _batch, _lookup
 from lemcal_async.webhooks._http import Verify
 from lemcal_async.webhooks._lookup import Finding, Lookups, Missing, Unavailable
 
@@ -269,5 +269,5 @@ async def test_an_empty_list_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None
     wire.meetings = []
     doubt = Unavailable("the list is empty, and was not before")
     assert [doubt, doubt] == [await find(), await find()]
-    monkeypatch.setattr(lookup, "EMPTY_LIST_DOUBT", 0.0)
+    monkeypatch.setattr(_lookup, "EMPTY_LIST_DOUBT", 0.0)
     assert [Missing(), Missing()] == [await find(), await find()]

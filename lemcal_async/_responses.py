@@ -60,7 +60,9 @@ _ADVICE: dict[type[APIStatusError], str] = {
     ),
     MethodNotAllowedError: "Check the method, the path and base_url.",
     ConflictError: "There is one already.",
-    DuplicateHookError: "That target has a hook already; its id cannot be looked up (no call lists hooks).",
+    DuplicateHookError: (
+        "That target has a hook already; pass exist_ok if that is fine. Its id cannot be looked up."
+    ),
 }
 
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}

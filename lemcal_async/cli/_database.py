@@ -37,7 +37,7 @@ def open_store(argument: str | None, *, sandbox: bool = False, create: bool = Tr
     if argument and _has_password(argument):
         tell(
             "warning: other users of this machine can see command-line arguments, and the database URL "
-            f"contains a password; put it into {DATABASE_VARIABLE}"
+            f"contains a password; put it in {DATABASE_VARIABLE}"
         )
     try:
         from lemcal_async.sync import SQLStore  # noqa: PLC0415  # another extra, and slow to import

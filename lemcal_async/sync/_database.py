@@ -127,8 +127,8 @@ def _sqlite_text(error: sqlite3.Error) -> str:
 def _postgresql_text(error: Any) -> str:
     """Return the message, or a description of it where it may quote a row."""
     diagnosis = error.diag
-    if diagnosis.sqlstate is None:  # not from the server
-        return str(error)
+    if diagnosis.sqlstate is None:  # not from the server, but of several lines by libpq
+        return re.sub(r"\s*\n\s*", "; ", str(error).strip())
     is_raised = diagnosis.source_function == "exec_stmt_raise" or (
         diagnosis.context is not None and diagnosis.sqlstate[:2] in ("XX", "42")
     )

@@ -415,8 +415,9 @@ def test_a_password_in_the_arguments(lemcal: Run) -> None:
     done = lemcal("sync", "--sandbox", "--db", "postgresql://user:hush-hush@127.0.0.1:1/x")
     assert 2 == done.status
     warning, failure = done.err.splitlines()
-    assert "put it into LEMCAL_DB" in warning
+    assert "put it in LEMCAL_DB" in warning
     assert "lemcal: postgresql://127.0.0.1:1/x: " in failure
+    assert "refused; Is the server running on that host" in failure
     assert "hush" not in done.err
     assert 2 == lemcal("sync", "--sandbox", "--db", "mysql://[").status
 

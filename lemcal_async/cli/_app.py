@@ -98,7 +98,8 @@ def _run(argv: Sequence[str]) -> int:
         raise
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "lemcal"
-        tell(f"{error.format_message().rstrip('.')}; see: {command} --help")
+        message = error.format_message().replace(": Value error, ", ": ").rstrip(".")  # Typer adds it
+        tell(f"{message}; see: {command} --help")
         return ExitStatus.USAGE
     except (KeyboardInterrupt, typer.Abort):  # some versions of Typer turn the one into the other
         return ExitStatus.INTERRUPTED

@@ -21,7 +21,6 @@ from lemcal_async.cli._changes import change_object
 from lemcal_async.cli._database import Database, open_store
 from lemcal_async.cli._options import (
     AccountsFile,
-    AsJson,
     BaseUrl,
     Service,
     Target,
@@ -71,7 +70,7 @@ def sync(
         bool,
         typer.Option("--baseline", help="Do not report existing meetings on the first run."),
     ] = False,
-    json: AsJson = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per run.")] = False,
 ) -> None:
     """Synchronize a database with the booked meetings, and find out what changed.
 

@@ -93,6 +93,7 @@ def test_no_credentials(lemcal: Run) -> None:
         (["me", "--jsonn"], "No such option"),
         (["me", "--api-key=hush"], "No such option"),
         (["sandbox", "--port", "70000"], "Invalid value for '--port'"),
+        (["trigger", "nothing"], "Invalid value for 'booking|cancel|move': 'nothing' is not one of"),
         (["meetings", "--sandbox", "--json", "--csv"], "--json and --csv exclude each other; choose one"),
         (["types", "--sandbox", "--json", "--csv"], "--json and --csv exclude each other; choose one"),
         (

@@ -340,7 +340,8 @@ def test_a_grant_that_nobody_took() -> None:
     seen = limiter.snapshot(KEY)
     assert (0, 0) == (seen.remaining, seen.queued)
     bury(dead)
-    assert 1 == limiter.snapshot(KEY).remaining
+    if sys.version_info < (3, 14):  # which does not collect the task of a closed loop at once any more
+        assert 1 == limiter.snapshot(KEY).remaining
 
 
 def test_a_limiter_can_be_collected() -> None:

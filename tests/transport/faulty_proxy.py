@@ -1,13 +1,16 @@
 """A TCP proxy in front of a server that does to connections what bad networks and gateways do."""
 
-import asyncio
+import contextlib
 import random
+import socket
+import struct
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+import anyio
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.buffered import BufferedByteReceiveStream
 
 # What is done to the answer to one request, and how often, in percent; the rest passes unharmed.
 FAULTS: Final = {
@@ -35,9 +38,9 @@ class FaultyProxy:
         self._random = random.Random(seed)
         self.faults: Counter[str] = Counter()
         self.port = 0
-        self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=anyio.run, args=[self._run], daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -45,65 +48,67 @@ class FaultyProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._stop.set()
         self._thread.join(10)
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
-        self.port = server.sockets[0].getsockname()[1]
-        self._started.set()
-        self._loop.run_forever()
-        server.close()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0.05))
-        self._loop.close()
+    async def _run(self) -> None:
+        listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+        self.port = listener.extra(SocketAttribute.local_port)
+        async with listener, anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.serve, self._serve)
+            self._started.set()
+            while not self._stop.is_set():  # noqa: ASYNC110  # it is set in another thread
+                await anyio.sleep(0.02)
+            tasks.cancel_scope.cancel()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while await self._exchange(reader, writer):
-                pass
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError, ValueError):
-            pass
-        finally:
-            _reset(writer)
+    async def _serve(self, client: ByteStream) -> None:
+        buffered = BufferedByteReceiveStream(client)
+        async with client:
+            # Closed in the end as by a reset, whoever may still want to send.
+            raw = client.extra(SocketAttribute.raw_socket)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with contextlib.suppress(
+                anyio.BrokenResourceError,
+                anyio.EndOfStream,
+                anyio.IncompleteRead,
+                anyio.DelimiterNotFound,
+                anyio.ClosedResourceError,
+                OSError,
+            ):
+                while await self._exchange(buffered, client):
+                    pass
 
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _exchange(self, requests: BufferedByteReceiveStream, client: ByteStream) -> bool:
         """Pass one request on, and answer it; whether the connection can go on."""
-        request = await _message(reader)
+        request = await _message(requests)
         fault = self._draw()
         if fault == "reset before the server sees it":
             return False
-        upstream = await asyncio.open_connection("127.0.0.1", self._target)
-        try:
-            upstream[1].write(request)
-            answer = await _message(upstream[0])
-        finally:
-            upstream[1].close()
-        act: dict[str, Callable[[], bytes]] = {
-            "cut in the middle": lambda: answer[: self._random.randrange(1, len(answer))],
-            "sent twice": lambda: answer + answer,
-            "garbage in front": lambda: b"\x00\xffgarbage\r\n" + answer,
-            "a page in its place": lambda: _PAGE,
-            "a 500 in its place": lambda: _ERROR % 500,
-            "a 503 in its place": lambda: _ERROR % 503,
-        }
+        async with await anyio.connect_tcp("127.0.0.1", self._target) as upstream:
+            await upstream.send(request)
+            answer = await _message(BufferedByteReceiveStream(upstream))
         if fault == "reset after the server has seen it":
             return False
         if fault == "never":
-            await asyncio.sleep(3)
+            await anyio.sleep(3)
             return False
         if fault == "late":
-            await asyncio.sleep(self._random.uniform(0.05, 0.6))
+            await anyio.sleep(self._random.uniform(0.05, 0.6))
         if fault == "trickling":
-            for at in range(0, len(answer), max(1, len(answer) // 20)):
-                writer.write(answer[at : at + max(1, len(answer) // 20)])
-                await writer.drain()
-                await asyncio.sleep(0.01)
+            piece = max(1, len(answer) // 20)
+            for at in range(0, len(answer), piece):
+                await client.send(answer[at : at + piece])
+                await anyio.sleep(0.01)
             return True
-        writer.write(act[fault]() if fault in act else answer)
-        await writer.drain()
+        instead = {
+            "cut in the middle": answer[: self._random.randrange(1, len(answer))],
+            "sent twice": answer + answer,
+            "garbage in front": b"\x00\xffgarbage\r\n" + answer,
+            "a page in its place": _PAGE,
+            "a 500 in its place": _ERROR % 500,
+            "a 503 in its place": _ERROR % 503,
+        }
+        await client.send(instead.get(fault, answer))
         return fault != "cut in the middle"
 
     def _draw(self) -> str:
@@ -116,15 +121,11 @@ class FaultyProxy:
         return ""
 
 
-async def _message(reader: asyncio.StreamReader) -> bytes:
+async def _message(stream: BufferedByteReceiveStream) -> bytes:
     """Read one message with a Content-Length, or without a body."""
-    head = await reader.readuntil(b"\r\n\r\n")
+    head = await stream.receive_until(b"\r\n\r\n", 65_536) + b"\r\n\r\n"
     length = 0
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):
             length = int(line.partition(b":")[2])
-    return head + await reader.readexactly(length)
-
-
-def _reset(writer: asyncio.StreamWriter) -> None:
-    writer.transport.abort()
+    return head + await stream.receive_exactly(length)

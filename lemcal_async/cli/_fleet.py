@@ -147,7 +147,12 @@ def _run(text: str, call: Callable[[], Awaitable[Any]]) -> Any:
 
 def _load(name: str) -> "Fleet":
     """Return the fleet that a module of the user's makes, as uvicorn finds its apps."""
-    from lemcal_async.fleet import Fleet  # noqa: PLC0415  # it needs an extra
+    try:
+        from lemcal_async.fleet import Fleet  # noqa: PLC0415  # it needs an extra
+    except ModuleNotFoundError:
+        raise
+    except ImportError as error:
+        raise ConfigurationError(str(error)) from None
 
     module_name, _, attribute = name.partition(":")
     if not (module_name and attribute):

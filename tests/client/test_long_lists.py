@@ -218,6 +218,7 @@ async def test_several_at_once() -> None:
     assert [from_wire(ROWS, list[Meeting])] * 3 == found
 
 
+@pytest.mark.storm
 async def test_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many lists are read, another task waits for one or two turns only."""
     happened: list[str] = []

@@ -107,6 +107,7 @@ def test_11_one_of_them_is_killed(redis: RedisServer) -> None:
     assert arrivals[-1] - arrivals[0] <= 1.3 * ideal + window_lost + 1.0
 
 
+@pytest.mark.storm
 def test_11_redis_is_killed_and_restarted() -> None:
     """In mid-run: never more than the limit in a period in all, no 429, and all are served."""
     limit, period = 9, 0.4

@@ -53,6 +53,7 @@ def kill_again_and_again(database: Database, folder: Path, *, kills: int, fail_e
         crashes.check(changes(database), database.query(ROWS))
 
 
+@pytest.mark.storm
 def test_two_at_once(database: Database, tmp_path: Path) -> None:
     """Two processes on an empty database, and then on a full one: no deadlock, and each change once."""
     with Sandbox(accounts=12, meetings=12, limit=None).serve() as sandbox:

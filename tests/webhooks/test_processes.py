@@ -125,6 +125,7 @@ def redis() -> Iterator[str]:
         yield server.url
 
 
+@pytest.mark.storm
 def test_two_workers_share_the_limit(tmp_path: Path, redis: str) -> None:
     """Their calls and their deliveries together keep it, and a repeat is handled once all the same."""
     with Sandbox().serve() as sandbox, running(sandbox, tmp_path, workers=2, REDIS=redis) as service:
@@ -149,6 +150,7 @@ def test_two_workers_share_the_limit(tmp_path: Path, redis: str) -> None:
     assert [] == [request.path for request in seen if request.status == 429]
 
 
+@pytest.mark.storm
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 def test_killed_in_a_burst(tmp_path: Path) -> None:
     """Nothing is lost, and nothing that was answered 200 is handled again."""

@@ -148,6 +148,8 @@ def test_the_synchronisation() -> None:
         ("sandbox", "starlette", "sandbox"),
         ("sandbox", "uvicorn", "sandbox"),
         ("transport.aiohttp", "aiohttp", "aiohttp"),
+        ("fleet", "sqlalchemy", "fleet"),
+        ("fleet._streaq", "streaq", "fleet"),
         ("transport.httpx2", "httpx2", "httpx2"),
         ("transport.httpx2", "httpcore2", "httpx2"),
     ],

@@ -7,8 +7,8 @@ order. It needs the extra ``fleet``.
 
 try:
     from lemcal_async.fleet._fleet import Fleet, FleetStatus
-except ModuleNotFoundError as error:
-    if error.name is None or error.name.partition(".")[0] not in {"sqlalchemy", "psycopg"}:
+except ImportError as error:  # of the store, which names the extra sql
+    if isinstance(error, ModuleNotFoundError):
         raise
     raise ImportError("a fleet needs its extra: pip install 'lemcal-async[fleet]'") from None
 from lemcal_async.fleet._waker import FleetWaker

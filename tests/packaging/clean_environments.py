@@ -21,6 +21,7 @@ NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 # The module of each extra, and what is to be found there; ``cli`` is a command.
 EXTRAS: Final = {
     "aiohttp": "lemcal_async.transport.aiohttp:AiohttpTransport",
+    "fleet": "lemcal_async.fleet:Fleet",
     "fastapi": "lemcal_async.fastapi:lifespan",
     "httpx2": "lemcal_async.transport.httpx2:HTTPX2Transport",
     "otel": "lemcal_async.otel:instrument",

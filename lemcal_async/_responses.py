@@ -5,7 +5,8 @@ in ``_headers`` and come in as numbers; models are the business of ``_codec``. A
 call, the status, the server's own words (cleaned, shortened and redacted), and what to do.
 """
 
-import encodings.utf_8_sig  # noqa: F401 - else loaded by the first body that is read
+# Else loaded by the first body that is read.
+import encodings.utf_8_sig  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import html
 import json
 import math

@@ -257,7 +257,7 @@ _limiters: "weakref.WeakSet[LocalRateLimiter]" = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for limiter in list(_limiters):
-        limiter._after_fork()  # noqa: SLF001 - the hook belongs to this module
+        limiter._after_fork()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the hook is this module's
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows

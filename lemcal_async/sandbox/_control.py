@@ -26,7 +26,7 @@ are for this machine only; ``_guard.py`` keeps other web sites from using them.
 
 import json
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import attrs
 from starlette.requests import Request
@@ -178,12 +178,12 @@ def _number(text: str, name: str) -> int:
 
 def _options_in(body: bytes) -> _Options:
     try:
-        options = json.loads(body or b"{}")
+        options: Any = json.loads(body or b"{}")
     except ValueError as error:
         raise ValueError(f"the body is not JSON: {error}") from None
     if not isinstance(options, dict):
         raise ValueError("the body must be a JSON object")  # noqa: TRY004  # a 400
-    return options
+    return cast("_Options", options)
 
 
 def _endpoint(handle: Callable[[Request, _Options], Response]) -> Callable[[Request], Awaitable[Response]]:

@@ -170,7 +170,7 @@ class BasePooledTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request; the response holds its connection until it is closed."""
-        if not isinstance(request, httpx.Request):
+        if not isinstance(request, httpx.Request):  # pyright: ignore[reportUnnecessaryIsInstance]
             return await answer_httpx2(self, request)
         pool = self._pool()
         account = account_of(request)
@@ -292,7 +292,7 @@ class _Body(httpx.AsyncByteStream):
             raise
         except BaseException as error:
             drop_frames(error, handled)
-            known = self._transport._translate(error)  # noqa: SLF001 - its other half
+            known = self._transport._translate(error)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             if known is None:
                 raise
             raise known from error
@@ -306,7 +306,8 @@ class _Body(httpx.AsyncByteStream):
         try:
             if self._whole:
                 await self._stream.aclose()  # makes the connection ready for the next request
-                if self._transport._is_clean(connection):  # noqa: SLF001 - its other half
+                # Its other half.
+                if self._transport._is_clean(connection):  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
                     to_close = self._pool.put(self._origin, connection)
         finally:
             self._pool.slots.release(self._account)

@@ -114,7 +114,8 @@ class _Connection:
         credentials = ""
         if proxy.raw_auth is not None:
             user, password = (part.decode("latin-1") for part in proxy.raw_auth)
-            credentials = httpx.BasicAuth(user, password)._auth_header  # noqa: SLF001 - where it is written
+            basic: Any = httpx.BasicAuth(user, password)
+            credentials = basic._auth_header  # noqa: SLF001 - where it is written
         headers = {"Proxy-Authorization": credentials} if credentials else {}
         url = yarl.URL.build(scheme=proxy.url.scheme, host=proxy.url.host, port=proxy.url.port)
         self._origin.update_proxy(url, None, headers)
@@ -181,7 +182,8 @@ class _Connection:
         write_timeout = timeouts.get("write")
         await self._write(head + body, write_timeout)
         if parts is not None:
-            async for part in parts:  # type: ignore[union-attr]
+            pieces: Any = parts
+            async for part in pieces:
                 if part:
                     await self._write(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part, write_timeout)
             if chunked:
@@ -218,7 +220,7 @@ class _Connection:
         protocol = self.protocol
         transport = None if protocol is None else protocol.transport
         # A server may have answered and hung up: the answer says why.
-        if not data or transport is None or transport.is_closing():
+        if not data or protocol is None or transport is None or transport.is_closing():
             return
         transport.write(data)
         if protocol.writing_paused:

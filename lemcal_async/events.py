@@ -7,9 +7,12 @@ it must return at once; what it raises is logged and goes no further.
 
 import logging
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
+
+if TYPE_CHECKING:
+    from lemcal_async.fleet import FleetStatus
 
 __all__ = [
     "AccountSynced",
@@ -146,19 +149,9 @@ class WebhookHandled:
 
 @attrs.frozen
 class FleetSampled:
-    """How a fleet was doing, as a worker saw it; see ``FleetStatus`` for the fields. Times in seconds."""
+    """How a fleet was doing, as one of its workers saw it."""
 
-    accounts: int
-    due: int
-    oldest_due: float | None
-    queued: int | None
-    running: int
-    failing: int
-    paused: int
-    undelivered: int
-    oldest_undelivered: float | None
-    parked: int
-    workers: int | None
+    status: "FleetStatus"
 
 
 Event: TypeAlias = (

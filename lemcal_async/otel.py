@@ -157,7 +157,7 @@ class _Listener:
 
     def _fleet_sampled(self, event: events.FleetSampled) -> None:
         for name, gauge in self._fleet.items():
-            value = getattr(event, name)
+            value = getattr(event.status, name)
             if value is not None:
                 gauge.set(value)
 

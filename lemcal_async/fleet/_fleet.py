@@ -4,7 +4,6 @@ import logging
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import blake2b
-from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
@@ -12,6 +11,7 @@ import attrs
 
 from lemcal_async import events
 from lemcal_async._auth import Secret
+from lemcal_async._callbacks import problem_with_callback
 from lemcal_async._client import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.fleet._engine import Engine, EngineError, MemoryEngine, Queue
@@ -20,6 +20,7 @@ from lemcal_async.fleet._waker import FleetWaker
 from lemcal_async.fleet._worker import FleetWorker
 from lemcal_async.sync import SQLStore
 from lemcal_async.sync._delivery import OnChange, OnChanges
+from lemcal_async.sync._runner import SyncOptions
 
 logger = logging.getLogger("lemcal_async.fleet")
 
@@ -74,7 +75,7 @@ class Fleet:
         interval: float = 300.0,
         on_change: OnChange | None = None,
         on_changes: OnChanges | None = None,
-        max_attempts: int = 20,
+        max_attempts: int = 50,
         lemcal: AsyncLemcal | None = None,
         grace: float = 25.0,
     ) -> None:
@@ -85,14 +86,19 @@ class Fleet:
                 raise ConfigurationError(f"{name}={value!r}: it must be seconds above 0")
         if not callable(credentials):
             raise ConfigurationError("credentials= must be an async function from a user id to its API key")
+        if problem := problem_with_callback("credentials", credentials, ("user_id",)):
+            raise ConfigurationError(problem)
         self._interval = float(interval)
         self._grace = grace
         self._credentials = credentials
-        self._handlers: dict[str, Any] = {
-            "on_change": on_change,
-            "on_changes": on_changes,
-            "max_attempts": max_attempts,
-        }
+        self._options = SyncOptions(
+            max_concurrency=1,  # a worker says how many
+            on_change=on_change,
+            on_changes=on_changes,
+            max_attempts=max_attempts,
+            baseline=False,
+            confirm_empty_after=2,
+        )
         self._lemcal = lemcal
         self._store = SQLStore(self._store_url.reveal())
         self._schedule = self._store.schedule()
@@ -107,8 +113,10 @@ class Fleet:
 
         Idempotent. Returns how many are new.
         """
+        if interval is not None and not _is_seconds(interval):
+            raise ConfigurationError(f"interval={interval!r}: it must be seconds above 0")
         async with self._opened():
-            return await self._schedule.add(_ids(user_ids), self._interval if interval is None else interval)
+            return await self._schedule.add(_ids(user_ids), interval or self._interval)
 
     async def remove(self, user_ids: Iterable[str]) -> int:
         """Take accounts out of the fleet; their data stays. Returns how many were in it."""
@@ -152,7 +160,7 @@ class Fleet:
         return FleetStatus(**attrs.asdict(known), queued=queued, workers=workers)
 
     async def _sample(self, queue: Queue) -> events.FleetSampled:
-        return events.FleetSampled(**attrs.asdict(await self._status(queue)))
+        return events.FleetSampled(await self._status(queue))
 
     @asynccontextmanager
     async def _opened(self) -> AsyncGenerator[None]:
@@ -191,13 +199,8 @@ class Fleet:
         lemcal = self._lemcal or AsyncLemcal.for_accounts()
         try:
             async with self._opened():
-                turns = Turns(
-                    self._store,
-                    lemcal,
-                    credentials=self._credentials,
-                    concurrency=concurrency,
-                    **self._handlers,
-                )
+                options = attrs.evolve(self._options, max_concurrency=concurrency)
+                turns = Turns(self._store, lemcal, self._credentials, options)
                 worker = FleetWorker(
                     self._engine,
                     self._schedule,

@@ -6,6 +6,7 @@ still in between.
 """
 
 import functools
+import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -21,10 +22,10 @@ from lemcal_async._client import AsyncLemcal
 from lemcal_async.errors import ConfigurationError, LemcalError
 from lemcal_async.fleet._engine import Turn
 from lemcal_async.sync import Change, SQLStore, Store
-from lemcal_async.sync._delivery import OnChange, OnChanges
 from lemcal_async.sync._report import ReportBuilder
 from lemcal_async.sync._runner import Runner, SyncOptions
-from lemcal_async.sync._schedule import Lease, LeaseLostError
+from lemcal_async.sync._schedule import Lease
+from lemcal_async.sync._store import LeaseLostError
 
 logger = logging.getLogger("lemcal_async.fleet")
 
@@ -48,9 +49,8 @@ class _Held:
     scope: anyio.CancelScope
 
     def check(self) -> None:
-        """Raise LeaseLostError if the lease may be over."""
+        """Raise LeaseLostError if the lease may be over. Called in a worker's thread, too."""
         if monotonic() > self.until - _MARGIN:
-            self.scope.cancel()
             raise LeaseLostError(f"the lease of {self.lease.user_id} has ended; its turn was given up")
 
 
@@ -58,15 +58,7 @@ class Turns:
     """Takes turns for a fleet. One of it serves one worker."""
 
     def __init__(
-        self,
-        store: SQLStore,
-        lemcal: AsyncLemcal,
-        *,
-        credentials: Credentials,
-        on_change: OnChange | None,
-        on_changes: OnChanges | None,
-        max_attempts: int,
-        concurrency: int,
+        self, store: SQLStore, lemcal: AsyncLemcal, credentials: Credentials, options: SyncOptions
     ) -> None:
         self._schedule = store.schedule()
         self._store = store
@@ -75,16 +67,12 @@ class Turns:
         self._held: dict[str, _Held] = {}
         self.cut_short = False
         self.on_ended: Callable[[], None] = _nothing
-        options = SyncOptions(
-            max_concurrency=concurrency,  # as many threads for plain handlers
-            on_change=None if on_change is None else self._checked(on_change, lambda change: change.user_id),
-            on_changes=None
-            if on_changes is None
-            else self._checked(on_changes, lambda some: some[0].user_id),
-            max_attempts=max_attempts,
-            baseline=False,
-            confirm_empty_after=2,
-        )
+        if options.on_change is not None:
+            checked = self._checked(options.on_change, lambda change: change.user_id)
+            options = attrs.evolve(options, on_change=checked)
+        if options.on_changes is not None:
+            checked = self._checked(options.on_changes, lambda some: some[0].user_id)
+            options = attrs.evolve(options, on_changes=checked)
         self._runner = Runner(_LeasedStores(store, self._held), options)
 
     def __len__(self) -> int:
@@ -130,7 +118,10 @@ class Turns:
     async def _synchronize(self, user_id: str) -> ReportBuilder:
         try:
             with no_foreign_cancellation():
-                api_key = await self._credentials(user_id)
+                found: object = self._credentials(user_id)
+                if not inspect.isawaitable(found):
+                    raise ConfigurationError("credentials= must be an async function")  # noqa: TRY301
+                api_key = await found
             if api_key is None:
                 raise ConfigurationError(f"credentials= has no API key for {user_id}")  # noqa: TRY301
             lemcal = self._lemcal.for_account(user_id, api_key)

@@ -22,7 +22,7 @@ from lemcal_async._callbacks import (
     was_canceled_alone,
 )
 from lemcal_async.sync._report import Failure, FailureLog, ReportBuilder, error_text, logger
-from lemcal_async.sync._store import Change, Store
+from lemcal_async.sync._store import Change, LeaseLostError, Store
 
 OnChange: TypeAlias = Callable[[Change], Awaitable[Any] | Any]
 """Called with each change: an async function, or a plain one, which runs in a worker thread."""
@@ -75,6 +75,8 @@ class Delivery:
             park, text = False, ""
             try:
                 await self._call(handed, taken)
+            except LeaseLostError:  # of a fleet that has lost the account: the handler is not to blame
+                raise
             except Exception as error:  # noqa: BLE001  # reported, and logged with its traceback
                 failed = handed[len(taken) :] if self._on_changes else [handed[len(taken)]]
                 park, text = self._is_over(failed), error_text(error)

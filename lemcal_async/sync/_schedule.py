@@ -43,9 +43,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from lemcal_async.errors import StoreError
 from lemcal_async.sync._clock import clock
 from lemcal_async.sync._outbox import is_parked, is_pending, slices
+from lemcal_async.sync._store import LeaseLostError
 from lemcal_async.sync._tables import accounts, changes
 from lemcal_async.sync._transactions import Transactions
 
@@ -54,10 +54,6 @@ MAX_BACK_OFF: Final = 3600.0
 
 _SPREAD: Final = 0.1  # of the interval, either way: so that accounts do not come in herds
 _AT_ONCE: Final = 0.0  # as a due time: before all others
-
-
-class LeaseLostError(StoreError):
-    """The lease has ended, or was taken away: another worker may hold the account. Nothing was written."""
 
 
 @attrs.frozen

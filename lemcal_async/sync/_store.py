@@ -11,9 +11,13 @@ from typing import Any, Protocol, runtime_checkable
 import attrs
 
 from lemcal_async._codec import from_wire
-from lemcal_async.errors import BadRow, ConfigurationError
+from lemcal_async.errors import BadRow, ConfigurationError, StoreError
 from lemcal_async.models import Meeting
 from lemcal_async.sync._diff import Counts, Kind
+
+
+class LeaseLostError(StoreError):
+    """The lease of a fleet's account has ended: another worker may hold it. Nothing was written."""
 
 
 @attrs.frozen

@@ -5,7 +5,8 @@ it is in ``transport/httpx2.py``, which is only loaded for who uses it.
 """
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeAlias
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import httpx
 
@@ -31,6 +32,29 @@ def as_httpx(wire: Wire) -> httpx.AsyncBaseTransport:
     raise ConfigurationError(
         f"transport= must be of type AsyncBaseTransport, httpx's or httpx2's, not {type(wire).__name__}"
     )
+
+
+class Layer(httpx.AsyncBaseTransport):
+    """A transport above another one, of either library, which it enters and closes with itself."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = as_httpx(wire)
+
+    async def __aenter__(self) -> Self:
+        await self._wire.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self._wire.__aexit__(exc_type, exc_value, traceback)
+
+    async def aclose(self) -> None:
+        """Close the transport below."""
+        await self._wire.aclose()
 
 
 async def answer_httpx2(transport: httpx.AsyncBaseTransport, request: Any) -> Any:

@@ -3,9 +3,6 @@
 The request says whose budget it draws on, so one stack serves every account.
 """
 
-from types import TracebackType
-from typing import Self
-
 import anyio
 import httpx
 
@@ -15,10 +12,10 @@ from lemcal_async.ratelimit import Key, Permit, RateLimiter, WouldWait, default_
 from lemcal_async.ratelimit._base import key_of
 from lemcal_async.transport._call import CallState, SendTracer, call_of
 from lemcal_async.transport._errors import deadline_error, guard
-from lemcal_async.transport._interop import Wire, answer_httpx2, as_httpx
+from lemcal_async.transport._interop import Layer, Wire, answer_httpx2
 
 
-class RateLimitTransport(httpx.AsyncBaseTransport):
+class RateLimitTransport(Layer):
     """Limits the requests through any other transport, in any ``httpx.AsyncClient``.
 
     ``limiter`` is the process-wide one unless given. The layer never retries: below a
@@ -30,7 +27,7 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
     """
 
     def __init__(self, wire: Wire, limiter: RateLimiter | None = None) -> None:
-        self._wire = as_httpx(wire)
+        super().__init__(wire)
         self._limiter = limiter
 
     @property
@@ -47,22 +44,6 @@ class RateLimitTransport(httpx.AsyncBaseTransport):
             response = await self._attempt(call, request)
             if response is not None:
                 return response
-
-    async def __aenter__(self) -> Self:
-        await self._wire.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
-        await self._wire.__aexit__(exc_type, exc_value, traceback)
-
-    async def aclose(self) -> None:
-        """Close the transport below."""
-        await self._wire.aclose()
 
     async def _attempt(self, call: CallState, request: httpx.Request) -> httpx.Response | None:
         """Return None if the permit ran out before the request left, because this process stood still."""

@@ -9,8 +9,7 @@ import io
 import logging
 import re
 import time
-from types import TracebackType
-from typing import Self, cast
+from typing import cast
 
 import anyio
 import attrs
@@ -25,7 +24,7 @@ from lemcal_async._retry import Failure, RetryPolicy, is_refusal, wait_after_ans
 from lemcal_async.errors import ResponseDecodeError
 from lemcal_async.transport._call import CallState, SendTracer, begin_call
 from lemcal_async.transport._errors import deadline_error, guard
-from lemcal_async.transport._interop import Wire, answer_httpx2, as_httpx
+from lemcal_async.transport._interop import Layer, Wire, answer_httpx2
 from lemcal_async.transport._limit import RateLimitTransport
 
 _logger = logging.getLogger("lemcal_async.retry")
@@ -45,7 +44,7 @@ class _Attempt:
     wait: float | None
 
 
-class RetryTransport(httpx.AsyncBaseTransport):
+class RetryTransport(Layer):
     """Retries by ``policy`` around any other transport, in any ``httpx.AsyncClient``.
 
     Retried for every method are a 429, after its ``Retry-After`` (left to the rate-limit layer below,
@@ -66,7 +65,7 @@ class RetryTransport(httpx.AsyncBaseTransport):
         *,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
-        self._wire = as_httpx(wire)
+        super().__init__(wire)
         self._policy = policy or RetryPolicy()
         self._max_response_bytes = max_response_bytes
 
@@ -98,22 +97,6 @@ class RetryTransport(httpx.AsyncBaseTransport):
             # Buffered, the answer is there before a client of httpx starts its own clock.
             response.elapsed = dt.timedelta(seconds=time.perf_counter() - began)
         return response
-
-    async def __aenter__(self) -> Self:
-        await self._wire.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
-        await self._wire.__aexit__(exc_type, exc_value, traceback)
-
-    async def aclose(self) -> None:
-        """Close the transport below."""
-        await self._wire.aclose()
 
     async def _go_on(
         self, request: httpx.Request, call: CallState, policy: RetryPolicy, first: _Attempt

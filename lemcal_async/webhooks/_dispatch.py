@@ -16,8 +16,7 @@ import anyio.to_thread
 import attrs
 from anyio.lowlevel import RunVar
 
-from lemcal_async._callbacks import is_async
-from lemcal_async._concurrency import is_being_canceled
+from lemcal_async._callbacks import is_async, no_foreign_cancellation
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.models import Meeting
 from lemcal_async.webhooks._http import log_error, logger
@@ -183,13 +182,8 @@ class Dispatcher:
         """Await what the handler returns, for so long at most; whether it succeeded."""
         with anyio.move_on_after(self._handler_timeout):
             try:
-                await call()
-            except anyio.get_cancelled_exc_class() as error:
-                # The handler may have awaited something that somebody else canceled.
-                if is_being_canceled():
-                    raise
-                _log_failure(meeting, error)
-                return False
+                with no_foreign_cancellation():
+                    await call()
             except Exception as error:  # noqa: BLE001 - whatever it is, the delivery is to come again
                 _log_failure(meeting, error)
                 return False

@@ -14,7 +14,7 @@ import attrs
 
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._codec import from_wire
-from lemcal_async.errors import LemcalError, ResponseDecodeError
+from lemcal_async.errors import LemcalError
 from lemcal_async.models import Meeting
 from lemcal_async.webhooks._batch import Batch, Batches
 from lemcal_async.webhooks._http import Verify
@@ -128,9 +128,4 @@ def _id_of(row: Any) -> str | None:
 
 
 def _read(row: Any) -> Finding:
-    if row is None:
-        return Missing()
-    try:
-        return from_wire(row, Meeting)
-    except ResponseDecodeError as error:
-        return Unavailable(str(error))
+    return Missing() if row is None else from_wire(row, Meeting)  # with its id, it can be read

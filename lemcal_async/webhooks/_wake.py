@@ -3,7 +3,9 @@
 import inspect
 from typing import Protocol, runtime_checkable
 
-from lemcal_async._concurrency import is_being_canceled
+import anyio
+
+from lemcal_async._callbacks import no_foreign_cancellation
 from lemcal_async.webhooks._batch import Batches
 from lemcal_async.webhooks._http import log_error
 
@@ -31,20 +33,18 @@ class Waker:
     async def wake(self, user_id: str, until: float) -> bool:
         """Whether a wake-up that began after the call succeeded before ``until``, by the loop's clock."""
 
-        async def call(asked: list[None], seconds: float) -> list[bool]:  # noqa: ARG001 - see Batch.ask
-            return [await self._wake(user_id)] * len(asked)
+        async def call(asked: list[None], seconds: float) -> list[bool]:
+            return [await self._wake(user_id, seconds)] * len(asked)
 
         return await self._batches.of(user_id).ask(None, until, call) or False
 
-    async def _wake(self, user_id: str) -> bool:
+    async def _wake(self, user_id: str, seconds: float) -> bool:
         try:
-            outcome = self._wakes.wake(user_id)
-            if inspect.isawaitable(outcome):
-                await outcome
-        except BaseException as error:
-            # A failure, unless this very task is being canceled; see is_being_canceled.
-            if not isinstance(error, Exception) and is_being_canceled():
-                raise
+            with anyio.fail_after(seconds), no_foreign_cancellation():
+                outcome = self._wakes.wake(user_id)
+                if inspect.isawaitable(outcome):
+                    await outcome
+        except Exception as error:  # noqa: BLE001 - logged, and the delivery comes again
             log_error(error, "%s could not be woken; the delivery is to come again", user_id)
             return False
         return True

@@ -221,10 +221,11 @@ async def test_the_grace_is_over(yards: Any) -> None:
     assert (0, 1) == ((await fleet.status()).running, (await fleet.status()).due)
 
 
+@pytest.mark.parametrize("handler", ["async", "plain"])
 async def test_nothing_is_handed_over_once_the_lease_is_over(
-    yards: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    yards: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, handler: str
 ) -> None:
-    """A worker that stood still for longer wakes up and does nothing more."""
+    """A worker that stood still for longer wakes up and does nothing more; the handler is not blamed."""
     yard = yards("memory")
     frozen_for = 0.0
     monotonic = time.monotonic
@@ -237,13 +238,16 @@ async def test_nothing_is_handed_over_once_the_lease_is_over(
             )
         database.close()
 
-    async def keep(change: Change) -> None:
+    def keep_plainly(change: Change) -> None:
         nonlocal frozen_for
         frozen_for = 1000.0
-        await anyio.to_thread.run_sync(take_away)
+        take_away()
         yard.handled.append(change)
 
-    fleet = yard.fleet(on_change=keep)
+    async def keep(change: Change) -> None:
+        await anyio.to_thread.run_sync(keep_plainly, change)
+
+    fleet = yard.fleet(on_change=keep_plainly if handler == "plain" else keep)
     await fleet.add(yard.user_ids[:1])
     async with yard.working(fleet):
         await yard.until_handled(1)
@@ -252,6 +256,10 @@ async def test_nothing_is_handed_over_once_the_lease_is_over(
                 await anyio.sleep(0.01)
         await anyio.sleep(0.1)
     assert 1 == len(yard.handled)
+    assert "on_change" not in caplog.text
+    with sqlite3.connect(yard.store.removeprefix("sqlite:///")) as database:
+        assert [(0,)] == database.execute("SELECT DISTINCT attempts FROM changes").fetchall()
+    database.close()
     status = await fleet.status()
     assert (1, 5) == (status.running, status.undelivered)  # the other's to mark
 
@@ -301,7 +309,7 @@ async def test_events(yards: Any) -> None:
     finally:
         leave()
     sampled = [event for event in heard if isinstance(event, events.FleetSampled)]
-    assert 4 == sampled[0].accounts
+    assert 4 == sampled[0].status.accounts
     assert 4 == sum(isinstance(event, events.AccountSynced) for event in heard)
 
 
@@ -332,6 +340,8 @@ def wrong_uses() -> dict[str, Any]:
         "interval='5'": lambda: make(interval="5"),
         "grace=0": lambda: make(grace=0),
         "credentials= must be": lambda: make(credentials={"usr_1": "k"}),
+        r"credentials= is called as <lambda>\(user_id\)": lambda: make(credentials=lambda: None),
+        r"on_change= is called as <lambda>\(change\)": lambda: make(on_change=lambda: None),
         "database URL": lambda: make(store="nowhere"),
     }
 
@@ -349,6 +359,8 @@ async def test_wrong_calls(yards: Any) -> None:
     fleet = yards("memory").fleet()
     with pytest.raises(ConfigurationError, match=r"pass a list of user ids, such as \['usr_1'\]"):
         await fleet.add("usr_1")
+    with pytest.raises(ConfigurationError, match="interval=-1: it must be seconds above 0"):
+        await fleet.add(["usr_1"], interval=-1)
     with pytest.raises(ConfigurationError, match="5 is not a user id"):
         await fleet.pause([5])
     with pytest.raises(ConfigurationError, match="concurrency=0"):

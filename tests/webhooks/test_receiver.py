@@ -212,6 +212,20 @@ async def test_a_wake_that_fails(sandbox: Sandbox, caplog: pytest.LogCaptureFixt
     assert "OSError" in caplog.text
 
 
+async def test_a_wake_that_hangs(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """The sender hears within the deadline that it is to come again, and the log says why."""
+
+    class Waker:
+        async def wake(self, user_id: str | None = None) -> None:
+            await anyio.sleep_forever()
+
+    async with scene(sandbox, wake=Waker(), on_meeting=None, deadline=0.3) as stage:
+        with anyio.fail_after(10):
+            assert (503, "failed") == (await stage.post({"_id": "mee_1"})).brief
+    assert f"{sandbox.user_id} could not be woken" in caplog.text
+    assert "TimeoutError" in caplog.text
+
+
 # ------------------------------------------------------------------ load
 
 

@@ -27,7 +27,7 @@ _FLEET = {
     "accounts": ("{account}", "Accounts in the fleet"),
     "due": ("{account}", "Accounts that are due"),
     "oldest_due": ("s", "For how long the oldest of them has been due"),
-    "queued": ("{turn}", "Turns in the queue"),
+    "queued": ("{batch}", "Batches of turns in the queue"),
     "running": ("{turn}", "Turns under way"),
     "failing": ("{account}", "Accounts whose last turn failed"),
     "paused": ("{account}", "Paused accounts"),

@@ -27,19 +27,22 @@ class Turn:
     claimed: float | None = None
 
 
-TakeTurn: TypeAlias = Callable[[Turn], Awaitable[None]]
-"""Takes a turn to its end. It raises nothing but a cancellation."""
+Batch: TypeAlias = Sequence[Turn]
+"""Turns that go to one worker, which takes one after the other: a queue costs as much for many as for one."""
+
+TakeTurns: TypeAlias = Callable[[Batch], Awaitable[None]]
+"""Takes the turns of a batch to their end. It raises nothing but a cancellation."""
 
 
 class Queue(Protocol):
-    """A connection to the queue of turns. All methods raise EngineError."""
+    """A connection to the queue. All methods raise EngineError."""
 
-    async def put(self, turns: Sequence[Turn]) -> None:
-        """Queue turns; those of woken accounts pass the others."""
+    async def put(self, batches: Sequence[Batch]) -> None:
+        """Queue batches; those that begin with a woken account pass the others."""
         ...
 
     async def depth(self) -> int:
-        """Return how many turns are queued and not begun."""
+        """Return how many batches are queued and not begun."""
         ...
 
     async def workers(self) -> int:
@@ -54,8 +57,8 @@ class Engine(Protocol):
         """Connect to the queue for as long as the block lasts. Raises EngineError."""
         ...
 
-    async def run(self, take: TakeTurn, *, concurrency: int, stop: anyio.Event) -> None:
-        """Take turns, so many at once, until ``stop`` is set and those under way have ended.
+    async def run(self, take: TakeTurns, *, concurrency: int, stop: anyio.Event) -> None:
+        """Take batches, so many at once, until ``stop`` is set and those under way have ended.
 
         Raises EngineError.
         """
@@ -66,8 +69,8 @@ class MemoryEngine:
     """A queue in this process, for tests and for a fleet of one process."""
 
     def __init__(self) -> None:
-        self._woken: deque[Turn] = deque()
-        self._swept: deque[Turn] = deque()
+        self._woken: deque[Batch] = deque()
+        self._swept: deque[Batch] = deque()
         self._news = anyio.Event()
         self._workers = 0
 
@@ -76,10 +79,10 @@ class MemoryEngine:
         """Nothing is to be connected."""
         yield self
 
-    async def put(self, turns: Sequence[Turn]) -> None:
-        """Queue turns."""
-        for turn in turns:
-            (self._swept if turn.claimed is not None else self._woken).append(turn)
+    async def put(self, batches: Sequence[Batch]) -> None:
+        """Queue batches."""
+        for batch in batches:
+            (self._woken if batch[0].claimed is None else self._swept).append(batch)
         self._news.set()
 
     async def depth(self) -> int:
@@ -90,19 +93,19 @@ class MemoryEngine:
         """Return how many workers there are in this process."""
         return self._workers
 
-    async def run(self, take: TakeTurn, *, concurrency: int, stop: anyio.Event) -> None:
-        """Take turns."""
+    async def run(self, take: TakeTurns, *, concurrency: int, stop: anyio.Event) -> None:
+        """Take batches."""
         self._workers += 1
         try:
             async with anyio.create_task_group() as tasks:
                 for _ in range(concurrency):
-                    tasks.start_soon(self._take_turns, take, stop)
+                    tasks.start_soon(self._take_batches, take, stop)
                 await stop.wait()
                 self._news.set()
         finally:
             self._workers -= 1
 
-    async def _take_turns(self, take: TakeTurn, stop: anyio.Event) -> None:
+    async def _take_batches(self, take: TakeTurns, stop: anyio.Event) -> None:
         while not stop.is_set():
             queue = self._woken or self._swept
             if queue:

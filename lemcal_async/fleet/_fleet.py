@@ -30,10 +30,10 @@ class FleetStatus:
     """What a fleet has to do, and how far behind it is.
 
     ``accounts`` are all; ``due`` those whose time has come, for ``oldest_due`` seconds at most; ``queued``
-    the turns in the queue and ``running`` those under way; ``failing`` the accounts whose last turn failed;
-    ``paused`` those that rest. ``undelivered`` changes wait for their handler, for ``oldest_undelivered``
-    seconds at most; ``parked`` ones wait for ``retry_parked()``. ``queued`` and ``workers`` are None while
-    the queue cannot be reached.
+    the batches in the queue, of up to 8 turns each, and ``running`` the turns under way; ``failing`` the
+    accounts whose last turn failed; ``paused`` those that rest. ``undelivered`` changes wait for their
+    handler, for ``oldest_undelivered`` seconds at most; ``parked`` ones wait for ``retry_parked()``.
+    ``queued`` and ``workers`` are None while the queue cannot be reached.
     """
 
     accounts: int

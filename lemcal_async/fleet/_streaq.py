@@ -1,4 +1,4 @@
-"""The engine on streaQ: turns as tasks in the streams of a Redis (7 or later) or Valkey.
+"""The engine on streaQ: batches of turns as tasks in the streams of a Redis (7 or later) or Valkey.
 
 streaQ's own schedule is not used: its delayed queue is emptied by one script, however long. Task data is
 JSON. A worker that a Redis error has ended is started again by the fleet.
@@ -20,11 +20,12 @@ except ModuleNotFoundError as error:
     raise ImportError("a fleet's queue needs the extra fleet: pip install 'lemcal-async[fleet]'") from None
 
 from lemcal_async._auth import Secret
-from lemcal_async.fleet._engine import EngineError, Queue, TakeTurn, Turn
+from lemcal_async.fleet._engine import Batch, EngineError, Queue, TakeTurns, Turn
 
-_TASK: Final = "turn"
+_TASK: Final = "turns"
 _WOKEN, _SWEPT = "woken", "swept"
-_UNRESPONSIVE: Final = 60.0  # seconds until the turn of a worker that died is handed to another
+_UNRESPONSIVE: Final = 60.0  # seconds until the batch of a worker that died is handed to another
+_TRIES: Final = 3  # of a batch whose workers die; the schedule goes on with its accounts
 
 
 class StreaqEngine:
@@ -60,16 +61,16 @@ class StreaqEngine:
             idle_timeout=_UNRESPONSIVE,
         )
 
-    async def run(self, take: TakeTurn, *, concurrency: int, stop: anyio.Event) -> None:
-        """Take turns."""
+    async def run(self, take: TakeTurns, *, concurrency: int, stop: anyio.Event) -> None:
+        """Take batches."""
         worker = self._make(concurrency)
         worker.stop = stop
 
-        async def turn(user_id: str, claimed: float | None) -> None:
-            await take(Turn(user_id, claimed))
+        async def turns(batch: list[tuple[str, float | None]]) -> None:
+            await take([Turn(user_id, claimed) for user_id, claimed in batch])
 
         # Results are for nobody; what cannot be taken, the database brings up again.
-        worker.task(name=_TASK, max_tries=1, silent=True, ttl=0)(turn)
+        worker.task(name=_TASK, max_tries=_TRIES, silent=True, ttl=0)(turns)
         with _translated():
             await worker.run_async()
 
@@ -78,20 +79,20 @@ class _StreaqQueue:
     def __init__(self, worker: "_Worker") -> None:
         self._worker = worker
 
-    async def put(self, turns: Sequence[Turn]) -> None:
-        """Queue turns."""
+    async def put(self, batches: Sequence[Batch]) -> None:
+        """Queue batches."""
         worker = self._worker
         tasks = [
-            worker.enqueue_unsafe(_TASK, turn.user_id, turn.claimed).start(
-                priority=_WOKEN if turn.claimed is None else _SWEPT
+            worker.enqueue_unsafe(_TASK, [(turn.user_id, turn.claimed) for turn in batch]).start(
+                priority=_WOKEN if batch[0].claimed is None else _SWEPT
             )
-            for turn in turns
+            for batch in batches
         ]
         with _translated():
             await worker.enqueue_many(tasks)
 
     async def depth(self) -> int:
-        """Return how many turns are queued and not begun."""
+        """Return how many batches are queued and not begun."""
         worker = self._worker
         with _translated():
             queued = await worker.queue_size(include_scheduled=False)

@@ -32,7 +32,7 @@ class FleetWaker:
         known = await self._schedule.wake(user_ids)
         if known and self._queue is not None:
             try:
-                await self._queue.put([Turn(user_id) for user_id in user_ids])
+                await self._queue.put([[Turn(user_id)] for user_id in user_ids])
             except EngineError as error:
                 # It is in the database, and a worker that looks there finds it.
                 logger.warning("wake-ups reach the workers half a second later: %s", error)

@@ -12,7 +12,7 @@ from lemcal_async import events
 from lemcal_async.errors import StoreError
 from lemcal_async.fleet._engine import Engine, EngineError, Queue, Turn
 from lemcal_async.fleet._turns import Turns
-from lemcal_async.sync._schedule import Schedule
+from lemcal_async.sync._schedule import Due, Schedule
 
 logger = logging.getLogger("lemcal_async.fleet")
 
@@ -20,6 +20,8 @@ _LOOK_EVERY: Final = 0.5  # seconds between two looks for what is due, if no tur
 _LOOK_AT_LEAST: Final = 0.02  # seconds between two looks in any case
 _FIRST_PAUSE: Final = 0.5  # seconds before a queue that has failed is tried again, then twice as long
 _LONGEST_PAUSE: Final = 30.0
+_LARGEST_BATCH: Final = 8  # turns
+_BATCH_SECONDS: Final = 1.0  # that the turns of a batch may take, about
 _REPORT_EVERY: Final = 15.0  # seconds between two FleetSampled events of a worker
 
 
@@ -46,8 +48,8 @@ class FleetWorker:
         self._ended = anyio.Event()
         self._look = anyio.Event()
         self._sample_at = 0.0
-        self._turns_ended = 0  # since the last look
-        turns.on_ended = self._turn_ended
+        self._batches_ended = 0  # since the last look
+        turns.on_ended = self._batch_ended
 
     async def live(self) -> None:
         """Work until it is to end."""
@@ -82,6 +84,7 @@ class FleetWorker:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._dispatch)
                     tasks.start_soon(self._end_in_time)
+                    tasks.start_soon(self._turns.renew_leases)
                     await self._take_turns()
                     tasks.cancel_scope.cancel()
         finally:
@@ -103,14 +106,15 @@ class FleetWorker:
 
     async def _end_in_time(self) -> None:
         await self._stop.wait()
+        self._turns.stop()
         await anyio.sleep(self._grace)
         self._turns.cancel()
 
-    def _turn_ended(self) -> None:
-        """Look for more when as many turns have ended as go at once: as many again are in the queue."""
-        self._turns_ended += 1
-        if self._turns_ended >= self._concurrency or not len(self._turns):
-            self._turns_ended = 0
+    def _batch_ended(self) -> None:
+        """Look for more when as many batches have ended as go at once: as many again are in the queue."""
+        self._batches_ended += 1
+        if self._batches_ended >= self._concurrency or not len(self._turns):
+            self._batches_ended = 0
             self._look.set()
 
     async def _dispatch(self) -> None:
@@ -136,16 +140,16 @@ class FleetWorker:
             room = 2 * self._concurrency - await queue.depth()
             if room <= 0:
                 return
-            due = await self._schedule.claim(limit=room)
+            # A queue costs more than a short turn: so long as turns are short, several go together.
+            size = min(_LARGEST_BATCH, max(1, int(_BATCH_SECONDS / self._turns.seconds_each)))
+            due = await self._schedule.claim(limit=room * size)
             if due:
                 try:
-                    await queue.put(
-                        [Turn(each.user_id, None if each.wanted else each.due_at) for each in due]
-                    )
+                    await queue.put(_batches(due, room))
                 except EngineError:
                     await self._schedule.unclaim(due)
                     raise
-            if len(due) < room:
+            if len(due) < room * size:
                 return
 
     async def _wait_for_news(self) -> None:
@@ -160,3 +164,11 @@ class FleetWorker:
         if events.wanted() and anyio.current_time() >= self._sample_at:
             self._sample_at = anyio.current_time() + _REPORT_EVERY
             events.emit(await self._take_sample(queue))
+
+
+def _batches(due: list[Due], count: int) -> list[list[Turn]]:
+    """Divide what is due into so many batches at most; who was woken waits for nobody."""
+    woken = [[Turn(each.user_id)] for each in due if each.wanted]
+    swept = [Turn(each.user_id, each.due_at) for each in due if not each.wanted]
+    size = -(-len(swept) // count)
+    return woken + [swept[start : start + size] for start in range(0, len(swept), size or 1)]

@@ -28,31 +28,30 @@ import attrs
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    String,
     Update,
     and_,
     case,
-    cast,
     false,
     func,
     null,
-    or_,
     select,
     true,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from lemcal_async.sync import _leases
 from lemcal_async.sync._clock import clock
+from lemcal_async.sync._drivers import Driver, driver_of
 from lemcal_async.sync._outbox import is_parked, is_pending, slices
-from lemcal_async.sync._store import LeaseLostError
+from lemcal_async.sync._store import Lease, LeaseLostError
 from lemcal_async.sync._tables import accounts, changes
 from lemcal_async.sync._transactions import Transactions
 
 MAX_BACK_OFF: Final = 3600.0
 """How long a failing account is left alone at most, unless its interval or the service says longer."""
 
-_SPREAD: Final = 0.1  # of the interval, either way: so that accounts do not come in herds
+_SPREAD: Final = 0.1  # of the interval, either way
 _AT_ONCE: Final = 0.0  # as a due time: before all others
 
 
@@ -63,16 +62,6 @@ class Due:
     user_id: str
     wanted: bool
     due_at: float = attrs.field(default=0.0, eq=False)
-
-
-@attrs.frozen
-class Lease:
-    """The right to synchronize an account, until it ends. ``failures`` are the last turns' in a row."""
-
-    user_id: str
-    token: str = attrs.field(repr=False)
-    interval: float
-    failures: int
 
 
 @attrs.frozen
@@ -160,32 +149,21 @@ class Schedule:
         from now on; a wake that comes later makes it due when it is released.
         """
         token = secrets.token_hex(16)
-        return await self._transactions.run(
-            lambda connection: _acquire(connection, user_id, token, seconds, claimed)
+        return await self._transactions.run_raw(
+            lambda: lambda raw: _leases.acquire(raw, user_id, token, seconds, claimed)
         )
 
     async def renew(self, lease: Lease, seconds: float) -> bool:
         """Hold an account for some seconds from now; False if the lease has ended."""
-
-        def renew(connection: Connection) -> bool:
-            until = clock(connection) + seconds
-            due_at = case((accounts.c.due_at.is_(None), null()), else_=until)
-            statement = update(accounts).where(_holds(connection, lease))
-            return _executed(connection, statement.values(lease_until=until, due_at=due_at)) == 1
-
-        return await self._transactions.run(renew)
+        return await self._transactions.run_raw(lambda: lambda raw: _leases.renew(raw, lease, seconds))
 
     async def release(self, lease: Lease) -> bool:
         """End a turn that succeeded; False if the lease had ended.
 
         Due again after the interval, or at once if somebody has woken the account meanwhile.
         """
-        spread = random.uniform(1 - _SPREAD, 1 + _SPREAD)  # noqa: S311  # nobody gains by guessing it
-
-        def due_at(now: ColumnElement[float]) -> ColumnElement[Any]:
-            return case((accounts.c.wanted, _AT_ONCE), else_=now + accounts.c.interval * spread)
-
-        return await self._end(lease, due_at, failures=0)
+        factor = spread()
+        return await self._end(lease, lambda driver: _leases.next_time(driver, factor))
 
     async def back_off(self, lease: Lease, retry_after: float | None = None) -> bool:
         """End a turn that failed; False if the lease had ended.
@@ -194,12 +172,12 @@ class Schedule:
         """
         doubled = lease.interval * 2.0 ** min(lease.failures + 1, 64)
         rest = max(min(doubled, MAX_BACK_OFF), lease.interval)
-        seconds = max(rest * random.uniform(1 - _SPREAD, 1 + _SPREAD), retry_after or 0.0)  # noqa: S311
-        return await self._end(lease, lambda now: now + seconds, failures=accounts.c.failures + 1)
+        seconds = max(rest * spread(), retry_after or 0.0)
+        return await self._end(lease, lambda driver: (f"{driver.clock} + ?", (seconds,)), "failures + 1")
 
     async def give_back(self, lease: Lease) -> bool:
         """End a turn that was not finished; False if the lease had ended. Due at once."""
-        return await self._end(lease, lambda now: now)
+        return await self._end(lease, lambda driver: (driver.clock, ()), "failures")
 
     async def status(self) -> ScheduleStatus:
         """Return what there is to do."""
@@ -228,17 +206,15 @@ class Schedule:
 
         return await self._transactions.run(change)
 
-    async def _end(
-        self, lease: Lease, due_at: Callable[[ColumnElement[float]], ColumnElement[Any]], **values: Any
-    ) -> bool:
-        def end(connection: Connection) -> bool:
-            rests = or_(accounts.c.paused, accounts.c.interval.is_(None))
-            when = case((rests, null()), else_=due_at(clock(connection)))
-            statement = update(accounts).where(_holds(connection, lease))
-            ended = statement.values(lease_token=None, lease_until=None, due_at=when, **values)
-            return _executed(connection, ended) == 1
+    async def _end(self, lease: Lease, due_at: Callable[[Driver], _leases.SQL], failures: str = "0") -> bool:
+        return await self._transactions.run_raw(
+            lambda: lambda raw: _leases.end(raw, lease, due_at(driver_of(raw)), failures)
+        )
 
-        return await self._transactions.run(end)
+
+def spread() -> float:
+    """Return a factor for an interval, about 1: so that accounts do not come in herds."""
+    return random.uniform(1 - _SPREAD, 1 + _SPREAD)  # noqa: S311  # nobody gains by guessing it
 
 
 def hold(connection: Connection, lease: Lease) -> None:
@@ -306,34 +282,6 @@ def _claim(connection: Connection, limit: int) -> list[Due]:
     statement = later.where(accounts.c.user_id == due.c.user_id)
     claimed = connection.execute(statement.returning(*columns, due.c.due_at.label("was_due_at")))
     return [Due(*row[:3]) for row in sorted(claimed, key=lambda row: row.was_due_at)]
-
-
-def _acquire(
-    connection: Connection, user_id: str, token: str, seconds: float, claimed: float | None
-) -> Lease | None:
-    now = clock(connection)
-    is_held, until = _is_held(now), now + seconds
-    is_its_turn = true() if claimed is None else or_(accounts.c.wanted, accounts.c.due_at == claimed)
-    statement = (
-        update(accounts)
-        .where(
-            accounts.c.user_id == user_id,
-            accounts.c.interval.is_not(None),
-            accounts.c.paused.is_(false()),
-            is_its_turn,
-        )
-        .values(
-            wanted=case((is_held, accounts.c.wanted), else_=false()),
-            lease_token=case((is_held, accounts.c.lease_token), else_=cast(token, String)),
-            lease_until=case((is_held, accounts.c.lease_until), else_=until),
-            due_at=case((is_held, accounts.c.due_at), else_=until),
-        )
-        .returning(accounts.c.lease_token, accounts.c.interval, accounts.c.failures)
-    )
-    row = connection.execute(statement).first()
-    if row is None or row.lease_token != token:
-        return None
-    return Lease(user_id, token, row.interval, row.failures)
 
 
 def _status(connection: Connection) -> ScheduleStatus:

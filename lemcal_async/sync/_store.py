@@ -21,6 +21,22 @@ class LeaseLostError(StoreError):
 
 
 @attrs.frozen
+class Lease:
+    """The right to synchronize an account, until it ends.
+
+    ``failures`` are the last turns' in a row. ``revision`` is the account's, and ``has_pending`` whether it
+    had changes to deliver, when the lease was taken: nobody but its holder adds any.
+    """
+
+    user_id: str
+    token: str = attrs.field(repr=False)
+    interval: float
+    failures: int
+    revision: int
+    has_pending: bool
+
+
+@attrs.frozen
 class Change:
     """A change in the outbox.
 

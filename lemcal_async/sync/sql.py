@@ -19,8 +19,8 @@ from lemcal_async.sync import _inbox, _lists, _outbox, _statements
 from lemcal_async.sync._connections import log_problem
 from lemcal_async.sync._database import address_of
 from lemcal_async.sync._diff import snapshot
-from lemcal_async.sync._schedule import Lease, Schedule, hold
-from lemcal_async.sync._store import Applied, Change, Forgotten, check_aware, check_part
+from lemcal_async.sync._schedule import Schedule, hold, spread
+from lemcal_async.sync._store import Applied, Change, Forgotten, Lease, check_aware, check_part
 from lemcal_async.sync._transactions import Mode, Transactions
 
 T = TypeVar("T")
@@ -125,8 +125,20 @@ class SQLStore:
 
     async def unchanged(self, user_id: str, body_hash: str) -> int | None:
         """See ``Store``."""
+        return await self._unchanged(user_id, body_hash)
+
+    async def unchanged_and_released(self, body_hash: str) -> int | None:
+        """Do the same for the holder of an account, and give it back in the same statement."""
+        assert self._lease is not None  # noqa: S101  # see ``with_lease``
+        return await self._unchanged(self._lease.user_id, body_hash, spread())
+
+    async def _unchanged(self, user_id: str, body_hash: str, factor: float | None = None) -> int | None:
         listed = await self._transactions.run_raw(
-            lambda: lambda raw: _lists.unchanged(raw, user_id, body_hash, _now(), self._lease)
+            lambda: (
+                lambda raw: _lists.unchanged(
+                    raw, user_id, body_hash, _now(), lease=self._lease, spread=factor
+                )
+            )
         )
         if listed is None:
             await self._check_lease()

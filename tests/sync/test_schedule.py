@@ -6,8 +6,8 @@ import anyio
 import pytest
 
 from lemcal_async.sync import SQLStore
-from lemcal_async.sync._schedule import Due, Lease, Schedule, ScheduleStatus
-from lemcal_async.sync._store import LeaseLostError
+from lemcal_async.sync._schedule import Due, Schedule, ScheduleStatus
+from lemcal_async.sync._store import Lease, LeaseLostError
 
 from .conftest import Database, outbox
 from .test_store import rows, take

@@ -1,0 +1,252 @@
+"""The statements of the hot path on each driver: what is sent together, and how rows are written in bulk.
+
+Through SQLAlchemy, they took twice as long as everything else about an account (``benchmarks/sync.py``). SQL
+is given with a ``?`` for each parameter.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from time import time
+from typing import Any, Final, Protocol
+
+from lemcal_async.sync._diff import Difference
+from lemcal_async.sync._outbox import WRITERS
+
+MEETING_COLUMNS: Final = [
+    "user_id",
+    "meeting_id",
+    "meeting_type_id",
+    "meeting_type_name",
+    "start_at",
+    "end_at",
+    "guest_email",
+    "guest_name",
+    "host_email",
+    "status",
+    "canceled_at",
+    "created_at",
+    "first_seen_at",
+    "last_seen_at",
+    "changed_at",
+    "problem",
+    "digest",
+    "wire",
+]
+_REPLACED: Final = [
+    name for name in MEETING_COLUMNS if name not in ("user_id", "meeting_id", "first_seen_at")
+]
+# A change has the row as it has just been written, or as it last was.
+_CHANGES: Final = "INSERT INTO changes (user_id, meeting_id, kind, fields, found_at, wire)"
+
+
+class Driver(Protocol):
+    """How a driver does what these transactions consist of."""
+
+    clock: str
+    """The seconds since 1970, as SQL."""
+
+    for_update: str
+    """What ends a query whose rows are to stay as they are until the transaction ends."""
+
+    def begin_and_read(
+        self, statements: Sequence[tuple[str, tuple[Any, ...]]]
+    ) -> list[list[tuple[Any, ...]]]: ...
+
+    def rows(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]: ...
+
+    def update_account(
+        self, user_id: str, sql: str, values: tuple[Any, ...], columns: str
+    ) -> tuple[Any, ...] | None:
+        """Run an UPDATE of an account as a transaction of its own; return columns of it if it applied.
+
+        A server that crashes may lose it, so it is for what the next run or the end of a lease repairs.
+        """
+        ...
+
+    def time(self, value: datetime | None) -> str | None: ...
+
+    def wires(self, user_id: str, ids: list[str]) -> Iterable[tuple[str, str]]: ...
+
+    def insert(self, rows: list[tuple[Any, ...]]) -> None: ...
+
+    def replace(self, rows: list[dict[str, Any]]) -> None: ...
+
+    def of_each(self, sql: str, values: tuple[Any, ...], ids: list[str]) -> None: ...
+
+    def announce(self, user_id: str, at: str | None, found: list[Difference]) -> None: ...
+
+    def commit(self, sql: str, values: tuple[Any, ...]) -> None: ...
+
+    def rollback(self) -> None: ...
+
+
+def driver_of(raw: Any) -> Driver:
+    return _SQLite(raw) if isinstance(raw, sqlite3.Connection) else _PostgreSQL(raw)
+
+
+class _SQLite:
+    """On ``sqlite3``: a call costs little, so each statement is one."""
+
+    for_update = ""  # it has one writer
+
+    def __init__(self, raw: sqlite3.Connection) -> None:
+        self._raw = raw
+        self.clock = repr(time())
+
+    def begin_and_read(
+        self, statements: Sequence[tuple[str, tuple[Any, ...]]]
+    ) -> list[list[tuple[Any, ...]]]:
+        self._raw.execute("BEGIN IMMEDIATE")
+        return [self.rows(*statement) for statement in statements]
+
+    def rows(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        return self._raw.execute(sql, values).fetchall()
+
+    def update_account(
+        self, user_id: str, sql: str, values: tuple[Any, ...], columns: str
+    ) -> tuple[Any, ...] | None:
+        self._raw.execute("BEGIN IMMEDIATE")
+        query = f"SELECT {columns} FROM accounts WHERE user_id = ?"  # noqa: S608  # our names
+        found = self.rows(query, (user_id,)) if self._raw.execute(sql, values).rowcount else []
+        self._raw.execute("COMMIT")
+        return found[0] if found else None
+
+    def time(self, value: datetime | None) -> str | None:
+        if value is None:
+            return None
+        return _in_utc(value)[:26]  # without the zone
+
+    def wires(self, user_id: str, ids: list[str]) -> Iterable[tuple[str, str]]:
+        query = (
+            "SELECT meeting_id, wire FROM meetings WHERE user_id = ? AND meeting_id = ? AND wire IS NOT NULL"
+        )
+        return [row for meeting_id in ids for row in self._raw.execute(query, (user_id, meeting_id))]
+
+    def insert(self, rows: list[tuple[Any, ...]]) -> None:
+        marks = ", ".join("?" * len(MEETING_COLUMNS))
+        self._raw.executemany(f"INSERT INTO meetings ({', '.join(MEETING_COLUMNS)}) VALUES ({marks})", rows)  # noqa: S608  # our names
+
+    def replace(self, rows: list[dict[str, Any]]) -> None:
+        settings = ", ".join(f"{name} = :{name}" for name in _REPLACED)
+        where = "user_id = :user_id AND meeting_id = :meeting_id"
+        self._raw.executemany(f"UPDATE meetings SET {settings} WHERE {where}", rows)  # noqa: S608  # our names
+
+    def of_each(self, sql: str, values: tuple[Any, ...], ids: list[str]) -> None:
+        self._raw.executemany(f"{sql} AND meeting_id = ?", [(*values, meeting_id) for meeting_id in ids])
+
+    def announce(self, user_id: str, at: str | None, found: list[Difference]) -> None:
+        sql = "SELECT user_id, meeting_id, ?, ?, ?, wire FROM meetings WHERE user_id = ? AND meeting_id = ?"
+        self._raw.executemany(
+            f"{_CHANGES} {sql}",
+            [(each.kind, _fields(each), at, user_id, each.meeting_id) for each in found],
+        )
+
+    def commit(self, sql: str, values: tuple[Any, ...]) -> None:
+        self._raw.execute(sql, values)
+        self._raw.execute("COMMIT")
+
+    def rollback(self) -> None:
+        self._raw.execute("ROLLBACK")
+
+
+class _PostgreSQL:
+    """On psycopg: a round trip costs most, so what can be sent together is, by the simple protocol."""
+
+    clock = "extract(epoch FROM statement_timestamp())"
+    for_update = " FOR UPDATE"
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+
+    def begin_and_read(
+        self, statements: Sequence[tuple[str, tuple[Any, ...]]]
+    ) -> list[list[tuple[Any, ...]]]:
+        return self._together([(self._raw.begin_sql, ()), (_ANNOUNCE, ()), *statements])
+
+    def rows(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        return self._together([(sql, values)])[0]
+
+    def update_account(
+        self,
+        user_id: str,  # noqa: ARG002  # the statement has it
+        sql: str,
+        values: tuple[Any, ...],
+        columns: str,  # the SQL has it
+    ) -> tuple[Any, ...] | None:
+        # What is sent at once is one transaction. It is not worth waiting for the disk.
+        settings = f"{self._raw.settings_sql}; SET LOCAL synchronous_commit = off"
+        found = self._together([(settings, ()), (f"{sql} RETURNING {columns}", values)])[-1]
+        return found[0] if found else None
+
+    def _together(self, statements: Sequence[tuple[str, tuple[Any, ...]]]) -> list[list[tuple[Any, ...]]]:
+        sql = "; ".join(sql for sql, _ in statements).replace("?", "%s")
+        cursor = self._raw.client_cursor()
+        cursor.execute(sql, [value for _, values in statements for value in values])
+        results: list[list[tuple[Any, ...]]] = []
+        while True:
+            results.append(cursor.fetchall() if cursor.description else [])
+            if not cursor.nextset():
+                return results
+
+    def time(self, value: datetime | None) -> str | None:
+        if value is None:
+            return None
+        return _in_utc(value)
+
+    def wires(self, user_id: str, ids: list[str]) -> Iterable[tuple[str, str]]:
+        if not ids:
+            return []
+        query = "SELECT meeting_id, wire FROM meetings WHERE user_id = %s AND meeting_id = ANY(%s)"
+        found: list[tuple[str, str]] = self._raw.execute(
+            f"{query} AND wire IS NOT NULL", (user_id, ids)
+        ).fetchall()
+        return found
+
+    def insert(self, rows: list[tuple[Any, ...]]) -> None:
+        with self._raw.cursor().copy(f"COPY meetings ({', '.join(MEETING_COLUMNS)}) FROM STDIN") as copy:
+            for row in rows:
+                copy.write_row(row)
+
+    def replace(self, rows: list[dict[str, Any]]) -> None:
+        settings = ", ".join(f"{name} = new.{name}" for name in _REPLACED)
+        self._raw.execute(
+            f"UPDATE meetings SET {settings} FROM json_populate_recordset(NULL::meetings, %s) AS new "  # noqa: S608  # our names
+            "WHERE meetings.user_id = new.user_id AND meetings.meeting_id = new.meeting_id",
+            (json.dumps(rows),),
+        )
+
+    def of_each(self, sql: str, values: tuple[Any, ...], ids: list[str]) -> None:
+        if ids:
+            self._raw.execute(f"{sql.replace('?', '%s')} AND meeting_id = ANY(%s)", (*values, ids))
+
+    def announce(self, user_id: str, at: str | None, found: list[Difference]) -> None:
+        columns = ([e.meeting_id for e in found], [e.kind for e in found], [_fields(e) for e in found])
+        sql = (
+            "SELECT user_id, meeting_id, new.kind, new.fields, %s, wire "
+            "FROM unnest(%s::text[], %s::text[], %s::text[]) WITH ORDINALITY AS new (id, kind, fields, at) "
+            "JOIN meetings ON user_id = %s AND meeting_id = new.id ORDER BY new.at"
+        )
+        self._raw.execute(f"{_CHANGES} {sql}", (at, *columns, user_id))
+
+    def commit(self, sql: str, values: tuple[Any, ...]) -> None:
+        self._together([(sql, values), ("COMMIT", ())])
+
+    def rollback(self) -> None:
+        self._raw.execute("ROLLBACK")
+
+
+def _fields(found: Difference) -> str:
+    return json.dumps(found.fields) if found.fields else "[]"
+
+
+def _in_utc(value: datetime) -> str:
+    return (value if value.tzinfo is UTC else value.astimezone(UTC)).isoformat(" ", "microseconds")
+
+
+# The numbers of changes that are written from here on are not settled yet: see ``_outbox.follow``.
+_ANNOUNCE: Final = (
+    f"SELECT pg_advisory_xact_lock_shared({WRITERS}, least(2147483647, coalesce("
+    "pg_sequence_last_value(pg_get_serial_sequence('changes', 'seq')::regclass), 0))::integer)"
+)

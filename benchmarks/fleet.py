@@ -34,7 +34,7 @@ from lemcal_async.sync import Change, SQLStore, sync_meetings
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from postgres_server import postgres_server
+from postgres_server import crash_and_restart, postgres_server
 from redis_server import RedisServer
 
 PARTS = ("claim", "turn", "scaling", "wake", "chaos")
@@ -242,6 +242,9 @@ class Bench:
             fleet = fleet_of(place)
             ids = [account.user_id for account in sandbox.accounts]
             await fleet.add(ids, interval=30)
+            with psycopg.connect(self.postgres, autocommit=True) as connection:  # as a server has it
+                connection.execute("ALTER SYSTEM RESET synchronous_commit")
+                connection.execute("SELECT pg_reload_conf()")
             workers = [place.worker(concurrency) for _ in range(4)]
             began, booked, kills = time.monotonic(), 0, 0
             done = {"wiped": False, "restarted": False, "postgres": False}
@@ -266,11 +269,7 @@ class Bench:
                     self.redis.restart()
                 if share > 0.7 and not done["postgres"]:
                     done["postgres"] = True
-                    with psycopg.connect(self.postgres, autocommit=True) as connection:
-                        connection.execute(
-                            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                            "WHERE pid <> pg_backend_pid() AND datname LIKE 'fleet%'"
-                        )
+                    await anyio.to_thread.run_sync(crash_and_restart, self.postgres)
                 await anyio.sleep(0.05)
             expected = options.accounts * options.meetings + booked
             with anyio.move_on_after(600):

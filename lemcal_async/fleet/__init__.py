@@ -11,6 +11,6 @@ except ImportError as error:  # of the store, which names the extra sql
     if isinstance(error, ModuleNotFoundError):
         raise
     raise ImportError("a fleet needs its extra: pip install 'lemcal-async[fleet]'") from None
-from lemcal_async.fleet._waker import FleetWaker
+from lemcal_async.fleet._fleet import FleetWaker
 
 __all__ = ["Fleet", "FleetStatus", "FleetWaker"]

@@ -14,7 +14,7 @@ import attrs
 
 from lemcal_async._codec import MOST_BAD_ROWS
 from lemcal_async.errors import BadRow, EmptyListError
-from lemcal_async.sync._wire_text import encoder
+from lemcal_async.sync._columns import encoder
 
 Kind: TypeAlias = Literal["created", "changed", "canceled", "disappeared", "restored"]
 """``restored``: it had disappeared or was canceled, and is booked again. A meeting that comes back as a

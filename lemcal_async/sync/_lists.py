@@ -13,7 +13,7 @@ import attrs
 
 from lemcal_async.errors import EmptyListError
 from lemcal_async.sync import _leases
-from lemcal_async.sync._columns import columns_of
+from lemcal_async.sync._columns import columns_of, load, storable_json
 from lemcal_async.sync._diff import (
     ListedMeeting,
     Snapshot,
@@ -25,7 +25,6 @@ from lemcal_async.sync._diff import (
 )
 from lemcal_async.sync._drivers import MEETING_COLUMNS, driver_of
 from lemcal_async.sync._store import Applied, Lease
-from lemcal_async.sync._wire_text import load, storable_json
 
 _NEW_ACCOUNT: Final = (
     "INSERT INTO accounts (user_id, revision, empty_lists, first_run_at, last_run_at) VALUES (?, 0, 0, ?, ?) "

@@ -26,10 +26,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, BIT, REGCLASS
 
-from lemcal_async.sync._columns import storable
+from lemcal_async.sync._columns import load, storable
 from lemcal_async.sync._store import Change
 from lemcal_async.sync._tables import changes
-from lemcal_async.sync._wire_text import load
 
 T = TypeVar("T")
 

@@ -41,11 +41,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from lemcal_async.sync import _leases
-from lemcal_async.sync._clock import clock
 from lemcal_async.sync._drivers import Driver, driver_of
 from lemcal_async.sync._outbox import is_parked, is_pending, slices
 from lemcal_async.sync._store import Lease, LeaseLostError
-from lemcal_async.sync._tables import accounts, changes
+from lemcal_async.sync._tables import accounts, changes, clock
 from lemcal_async.sync._transactions import Transactions
 
 MAX_BACK_OFF: Final = 3600.0

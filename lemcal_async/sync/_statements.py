@@ -1,10 +1,10 @@
-"""The statements that note failures, and erase what is old.
+"""The statements that note failures, erase what is old, and deduplicate webhook deliveries.
 
 Each function runs in the transaction of an open connection, on SQLite and PostgreSQL alike.
 """
 
 from datetime import datetime
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 from sqlalchemy import (
     Connection,
@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from lemcal_async.sync._columns import storable
 from lemcal_async.sync._store import Forgotten
-from lemcal_async.sync._tables import accounts, changes, deliveries, meetings
+from lemcal_async.sync._tables import accounts, changes, clock, deliveries, meetings
 
 ACCOUNTS_IN_A_SLICE: Final = 50
 CHANGES_IN_A_SLICE: Final = 5_000
@@ -106,3 +106,41 @@ def prune_deliveries(connection: Connection, before: datetime) -> None:
 def rowcount(result: Any) -> int:
     """Return how many rows a statement has changed."""
     return cast("CursorResult[Any]", result).rowcount
+
+
+def claim(
+    connection: Connection, user_id: str, meeting_id: str, lease: float
+) -> Literal["new", "busy", "done"]:
+    """Claim a delivery for so many seconds."""
+    now = clock(connection)
+    if insert_new(connection, deliveries, {**_key(user_id, meeting_id), "lease_until": now + lease}):
+        return "new"
+    expired = (
+        update(deliveries)
+        .where(*_is(user_id, meeting_id), deliveries.c.done_at.is_(None), deliveries.c.lease_until <= now)
+        .values(lease_until=now + lease)
+    )
+    if connection.execute(expired).rowcount == 1:
+        return "new"
+    done_at = connection.execute(select(deliveries.c.done_at).where(*_is(user_id, meeting_id))).scalar()
+    return "busy" if done_at is None else "done"
+
+
+def done(connection: Connection, user_id: str, meeting_id: str, at: datetime) -> None:
+    """Remember that a delivery was handled."""
+    # It may have been pruned or forgotten meanwhile.
+    insert_new(connection, deliveries, {**_key(user_id, meeting_id), "lease_until": 0.0})
+    connection.execute(update(deliveries).where(*_is(user_id, meeting_id)).values(done_at=at))
+
+
+def release(connection: Connection, user_id: str, meeting_id: str) -> None:
+    """Give a claim back, unless its delivery was handled."""
+    connection.execute(delete(deliveries).where(*_is(user_id, meeting_id), deliveries.c.done_at.is_(None)))
+
+
+def _key(user_id: str, meeting_id: str) -> dict[str, Any]:
+    return {"user_id": user_id, "meeting_id": meeting_id}
+
+
+def _is(user_id: str, meeting_id: str) -> tuple[Any, Any]:
+    return deliveries.c.user_id == user_id, deliveries.c.meeting_id == meeting_id

@@ -18,9 +18,8 @@ from anyio.lowlevel import RunVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from lemcal_async.sync._connections import BUSY_SECONDS, engine_of, keep_log
-from lemcal_async.sync._database import Address, Problem, problem_of
-from lemcal_async.sync._migrations import is_current, prepare
+from lemcal_async.sync._database import BUSY_SECONDS, Address, Problem, engine_of, keep_log, problem_of
+from lemcal_async.sync._tables import is_current, prepare
 
 T = TypeVar("T")
 Mode: TypeAlias = Literal["read", "write"]

@@ -15,9 +15,8 @@ except ModuleNotFoundError as error:
     raise ImportError("SQLStore needs its extra: pip install 'lemcal-async[sql]'") from None
 from lemcal_async._auth import Secret
 from lemcal_async.errors import EmptyListError, StoreError
-from lemcal_async.sync import _inbox, _lists, _outbox, _statements
-from lemcal_async.sync._connections import log_problem
-from lemcal_async.sync._database import address_of
+from lemcal_async.sync import _lists, _outbox, _statements
+from lemcal_async.sync._database import address_of, log_problem
 from lemcal_async.sync._diff import snapshot
 from lemcal_async.sync._schedule import Schedule, hold, spread
 from lemcal_async.sync._store import Applied, Change, Forgotten, Lease, check_aware, check_part
@@ -237,15 +236,15 @@ class SQLStore:
         "new": it is the caller's to handle; "busy": another one's, whose lease has not ended; "done": it
         was handled.
         """
-        return await self._run(lambda connection: _inbox.claim(connection, user_id, meeting_id, lease))
+        return await self._run(lambda connection: _statements.claim(connection, user_id, meeting_id, lease))
 
     async def done(self, user_id: str, meeting_id: str) -> None:
         """Remember that a claimed delivery was handled."""
-        await self._run(lambda connection: _inbox.done(connection, user_id, meeting_id, _now()))
+        await self._run(lambda connection: _statements.done(connection, user_id, meeting_id, _now()))
 
     async def release(self, user_id: str, meeting_id: str) -> None:
         """Give a claimed delivery back: its handler failed, and the next delivery may try."""
-        await self._run(lambda connection: _inbox.release(connection, user_id, meeting_id))
+        await self._run(lambda connection: _statements.release(connection, user_id, meeting_id))
 
     async def _run(self, work: Callable[[Connection], T], mode: Mode = "write") -> T:
         return await self._transactions.run(self._guarded(work), mode)

@@ -19,14 +19,14 @@ ODD = {"_id": "mee_nul", "start": "never", "note": "a\0b"}
 # Stops in the middle of the migration, and says so.
 MIGRATE = """
 import sys, time, anyio
-from lemcal_async.sync import SQLStore, _migrations
+from lemcal_async.sync import SQLStore, _tables
 
-def rewrite(connection, table, original=_migrations._rewrite_wire):
+def rewrite(connection, table, original=_tables._rewrite_wire):
     original(connection, table)
     print("half-way", flush=True)
     time.sleep(600)
 
-_migrations._rewrite_wire = rewrite
+_tables._rewrite_wire = rewrite
 anyio.run(SQLStore(sys.argv[1]).open)
 """
 

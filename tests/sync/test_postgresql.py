@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import make_url
 
 from lemcal_async.errors import ConfigurationError, StoreError
-from lemcal_async.sync import SQLStore, _connections, _transactions
+from lemcal_async.sync import SQLStore, _database, _transactions
 from lemcal_async.sync._psycopg import BoundedConnection
 
 from .conftest import Database, kinds
@@ -111,7 +111,7 @@ async def test_a_transaction_that_is_canceled_still_ends(
 
 async def test_silence_has_a_bound(proxied: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody has to cancel: a server that is silent for longer than its own timeout is given up."""
-    monkeypatch.setattr(_connections, "_LONGER_THAN_ITS_TIMEOUT", 0.1)
+    monkeypatch.setattr(_database, "_LONGER_THAN_ITS_TIMEOUT", 0.1)
     async with SQLStore(with_query(proxied, statement_timeout="10s")) as store:
         await take(store, rows(1))
         monkeypatch.setattr(BoundedConnection, "patience", property(lambda _: 0.2, lambda *_: None))

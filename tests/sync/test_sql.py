@@ -16,8 +16,8 @@ import psycopg
 import pytest
 
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.sync import SQLStore, StoreError, _connections as database
-from lemcal_async.sync._connections import _set_up_sqlite
+from lemcal_async.sync import SQLStore, StoreError, _database as database
+from lemcal_async.sync._database import _set_up_sqlite
 from lemcal_async.sync._tables import metadata
 from lemcal_async.sync._transactions import Transactions
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import example, given, strategies as st
 
-from lemcal_async.sync._wire_text import load, storable_json
+from lemcal_async.sync._columns import load, storable_json
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # halves of surrogate pairs as well
 VALUES = st.recursive(

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import psutil  # type: ignore[import-untyped]
 import psycopg
 from sqlalchemy import make_url
 
@@ -122,6 +123,19 @@ class Bench:
             (Path(folder) / "keys.json").write_text(json.dumps(keys))
             yield Place(Path(folder), store, self.redis.tcp_url, sandbox.base_url)
 
+    def servers_cpu(self) -> dict[str, float]:
+        """Return the CPU seconds that each server has taken so far."""
+        with psycopg.connect(self.postgres) as connection:
+            ((file,),) = connection.execute("SHOW data_directory").fetchall()
+        postgres = psutil.Process(int((Path(file) / "postmaster.pid").read_text().split()[0]))
+        own, backends = postgres.cpu_times(), [child.cpu_times() for child in postgres.children()]
+        ended = own.children_user + own.children_system
+        said = dict(line.split(":") for line in self.redis.command("INFO", "cpu").split() if ":" in line)
+        return {
+            "PostgreSQL": ended + sum(times.user + times.system for times in [own, *backends]),
+            "Valkey": float(said["used_cpu_user"]) + float(said["used_cpu_sys"]),
+        }
+
     async def claim(self) -> list[Measurement]:
         """Measure what it costs to claim an account, with more and more of them."""
         found = []
@@ -156,12 +170,21 @@ class Bench:
             lemcal = AsyncLemcal.for_accounts(base_url=sandbox.base_url)
             async with SQLStore(other.store) as store, lemcal:
                 clients = [lemcal.for_account(a.user_id, a.api_key) for a in sandbox.accounts]
-                for what in ("first run", "nothing new"):
-                    before = place.cpu()
-                    await (fleet.add(ids) if what == "first run" else fleet.wake(ids))
+                for what in ("first run", "nothing new", "nothing new, each woken"):
+                    before, servers = place.cpu(), self.servers_cpu()
+                    if what == "first run":
+                        await fleet.add(ids)
+                    elif what == "nothing new":
+                        with psycopg.connect(place.store) as connection:
+                            connection.execute("UPDATE accounts SET due_at = 1")
+                    else:
+                        await fleet.wake(ids)
                     with place.workers(1, 16):
                         await until(fleet, is_at_rest, 300)
                     turns = place.cpu() - before
+                    for name, seconds in self.servers_cpu().items():
+                        each = (seconds - servers[name]) / count * 1e3
+                        found.append(Measurement(f"CPU of {name} per turn, {what}", each, "ms"))
                     began = time.process_time()
                     handled: list[int] = []
 

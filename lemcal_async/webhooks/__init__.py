@@ -6,9 +6,8 @@ calls a handler or wakes the synchronization. It is an ASGI app that needs no we
 
 from lemcal_async.webhooks._dispatch import Claim, Dedup, InMemoryDedup
 from lemcal_async.webhooks._http import MAX_BODY_BYTES, hook_url
-from lemcal_async.webhooks._receiver import WebhookReceiver
+from lemcal_async.webhooks._receiver import Wakes, WebhookReceiver
 from lemcal_async.webhooks._tenants import Tenant
-from lemcal_async.webhooks._wake import Wakes
 
 __all__ = [
     "MAX_BODY_BYTES",

@@ -1,20 +1,21 @@
 """``WebhookReceiver``: from the first byte of a delivery to its answer, under one deadline.
 
 What a delivery must look like is known to ``_http``, whose it is to ``_tenants``, whether it is true to
-``_lookup``, and what happens then to ``_dispatch`` and ``_wake``. Here they are put in order.
+``_lookup``, and what happens then to ``_dispatch``. Here they are put in order.
 """
 
 import contextlib
+import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, TypeAlias, overload
+from typing import Any, Protocol, TypeAlias, overload, runtime_checkable
 
 import anyio
 import attrs
 
 from lemcal_async import events
 from lemcal_async._auth import Secret
-from lemcal_async._callbacks import problem_with_callback
+from lemcal_async._callbacks import no_foreign_cancellation, problem_with_callback
 from lemcal_async._client import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.models import Meeting
@@ -42,15 +43,28 @@ from lemcal_async.webhooks._http import (
     serve_lifespan,
     tokens_in,
 )
-from lemcal_async.webhooks._lookup import Lookups, Missing, Unavailable
+from lemcal_async.webhooks._lookup import Batches, Lookups, Missing, Unavailable
 from lemcal_async.webhooks._tenants import Accounts, Directory, Token, directory_of, name_in
-from lemcal_async.webhooks._wake import Waker, Wakes
 
 Handler: TypeAlias = Callable[[Meeting], object]
 """Called with each new meeting; async, or a plain function that is run in a thread."""
 
 TenantHandler: TypeAlias = Callable[[Meeting, AsyncLemcal], object]
 """The same, with the client of the account that the meeting belongs to."""
+
+
+@runtime_checkable
+class Wakes(Protocol):
+    """What a delivery wakes: ``lemcal_async.sync.Wake``, or a fleet's waker."""
+
+    def wake(self, user_id: str | None = None) -> object:
+        """Have this account synchronized now. What it returns is awaited, if it can be.
+
+        Called in the event loop: a plain function must return at once. What it raises counts as a
+        failure: the delivery is to come again.
+        """
+        ...
+
 
 _Body: TypeAlias = bytes | Reject | None
 
@@ -143,7 +157,7 @@ class WebhookReceiver:
             handler_timeout=handler_timeout,
             list_lag=list_lag,
         )
-        self._waker = None if wake is None else Waker(wake)
+        self._waker = None if wake is None else _Waker(wake)
         self._dispatcher = (
             Dispatcher(function, dedup or InMemoryDedup(), handler_timeout)
             if (function := handler.reveal())
@@ -265,6 +279,33 @@ class WebhookReceiver:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} for {'many accounts' if self._many else 'one account'}>"
+
+
+class _Waker:
+    """Wakes one account at most once in 0.75 s, however many deliveries ask for it."""
+
+    def __init__(self, wakes: Wakes) -> None:
+        self._wakes = wakes
+        self._batches = Batches[None, bool]()
+
+    async def wake(self, user_id: str, until: float) -> bool:
+        """Whether a wake-up that began after the call succeeded before ``until``, by the loop's clock."""
+
+        async def call(asked: list[None], seconds: float) -> list[bool]:
+            return [await self._wake(user_id, seconds)] * len(asked)
+
+        return await self._batches.of(user_id).ask(None, until, call) or False
+
+    async def _wake(self, user_id: str, seconds: float) -> bool:
+        try:
+            with anyio.fail_after(seconds), no_foreign_cancellation():
+                outcome = self._wakes.wake(user_id)
+                if inspect.isawaitable(outcome):
+                    await outcome
+        except Exception as error:  # noqa: BLE001 - logged, and the delivery comes again
+            log_error(error, "%s could not be woken; the delivery is to come again", user_id)
+            return False
+        return True
 
 
 def _emit_handled(reply: Reply | None, began: float) -> None:

@@ -12,7 +12,7 @@ from serving import Server, serving
 
 from lemcal_async import AsyncLemcal, Meeting, RetryPolicy
 from lemcal_async.sandbox import Sandbox
-from lemcal_async.webhooks import WebhookReceiver, _batch
+from lemcal_async.webhooks import WebhookReceiver, _lookup
 
 from .posting import Answer, post
 
@@ -108,4 +108,4 @@ def lemcal(sandbox: Sandbox) -> AsyncLemcal:
 @pytest.fixture(autouse=True)
 def small_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let list calls follow each other closely."""
-    monkeypatch.setattr(_batch, "GAP", 0.01)
+    monkeypatch.setattr(_lookup, "GAP", 0.01)

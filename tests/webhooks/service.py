@@ -18,11 +18,11 @@ from starlette.routing import Route
 from lemcal_async import AsyncLemcal, Meeting
 from lemcal_async.ratelimit import RedisRateLimiter
 from lemcal_async.sync import SQLStore
-from lemcal_async.webhooks import WebhookReceiver, _batch, _dispatch
+from lemcal_async.webhooks import WebhookReceiver, _dispatch, _lookup
 
 # The claims of a process that was killed are to lapse within the test,
 _dispatch.DEDUP_TIMEOUT = 1.0
-vars(_batch)["GAP"] = 0.02  # and many repeats to be verified
+vars(_lookup)["GAP"] = 0.02  # and many repeats to be verified
 
 limiter = RedisRateLimiter(os.environ["REDIS"]) if "REDIS" in os.environ else None
 lemcal = AsyncLemcal(base_url=os.environ["BASE_URL"], limiter=limiter)

@@ -8,7 +8,7 @@ import pytest
 
 from lemcal_async import AsyncLemcal, Meeting
 from lemcal_async.ratelimit import Unlimited
-from lemcal_async.webhooks import _batch, _lookup
+from lemcal_async.webhooks import _lookup
 from lemcal_async.webhooks._http import Verify
 from lemcal_async.webhooks._lookup import Finding, Lookups, Missing, Unavailable
 
@@ -63,7 +63,7 @@ class Asker:
 @pytest.fixture(autouse=True)
 def no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let list calls follow each other at once."""
-    monkeypatch.setattr(_batch, "GAP", 0.0)
+    monkeypatch.setattr(_lookup, "GAP", 0.0)
 
 
 async def released(wire: Gated) -> None:
@@ -192,7 +192,7 @@ async def test_time_runs_out() -> None:
 
 async def test_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     """However fast lemcal answers, the next list call waits; who comes meanwhile shares it."""
-    monkeypatch.setattr(_batch, "GAP", 0.2)
+    monkeypatch.setattr(_lookup, "GAP", 0.2)
     wire = Gated()
     wire.open = True
     began = anyio.current_time()
@@ -207,7 +207,7 @@ async def test_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_the_gap_is_longer_than_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then nobody can say; the list is not asked for in vain."""
-    monkeypatch.setattr(_batch, "GAP", 30)
+    monkeypatch.setattr(_lookup, "GAP", 30)
     wire = Gated()
     wire.open = True
     async with anyio.create_task_group() as tasks:
@@ -237,8 +237,8 @@ async def test_a_key_function_that_fails(failure: Exception) -> None:
 
 async def test_many_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that are idle are forgotten, those in use are kept."""
-    monkeypatch.setattr(_batch, "GAP", 0.0)
-    batches = _batch.Batches[int, int]()
+    monkeypatch.setattr(_lookup, "GAP", 0.0)
+    batches = _lookup.Batches[int, int]()
     first = batches.of("usr_1")
     assert batches.of("usr_1") is first
 

@@ -20,7 +20,7 @@ from lemcal_async import AsyncLemcal, Meeting, events
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Unlimited
 from lemcal_async.sandbox import Sandbox, faults
-from lemcal_async.webhooks import Tenant, WebhookReceiver, _batch, hook_url
+from lemcal_async.webhooks import Tenant, WebhookReceiver, _lookup, hook_url
 
 from .conftest import ONCE, TOKEN, scene
 from .posting import post
@@ -237,7 +237,7 @@ async def test_two_hundred_at_once(sandbox: Sandbox, monkeypatch: pytest.MonkeyP
         booked = [stage.book(meeting_type_id=types[number % len(types)]) for number in range(200)]
         began = anyio.current_time()
         answers = await stage.post_at_once(booked)
-        gaps = (anyio.current_time() - began) / _batch.GAP
+        gaps = (anyio.current_time() - began) / _lookup.GAP
         assert {(200, "handled")} == {answer.brief for answer in answers}
         assert {meeting["_id"] for meeting in booked} == set(stage.handled_ids)
         assert 200 == len(stage.handled)

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from lemcal_async import AsyncLemcal, Meeting
 from lemcal_async.ratelimit import Unlimited
-from lemcal_async.webhooks import _batch
+from lemcal_async.webhooks import _lookup
 from lemcal_async.webhooks._http import Verify
 from lemcal_async.webhooks._lookup import Finding, Lookups, Missing
 
@@ -94,7 +94,7 @@ class _Wire(httpx.AsyncBaseTransport):
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_invariant(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One call at a time; each question is answered, truly, by a call that began after it was asked."""
-    monkeypatch.setattr(_batch, "GAP", 0.0)
+    monkeypatch.setattr(_lookup, "GAP", 0.0)
 
     @given(st.lists(STEP, max_size=30))
     def play(steps: list[tuple[str, int]]) -> None:

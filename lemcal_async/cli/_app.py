@@ -10,15 +10,13 @@ from typing import Annotated, cast
 import typer
 
 from lemcal_async._version import __version__
-from lemcal_async.cli._calls import me, meetings, types
-from lemcal_async.cli._changes import changes, forget, retry
+from lemcal_async.cli._calls import hooks_app, me, meetings, types
 from lemcal_async.cli._fleet import fleet_app, worker
-from lemcal_async.cli._hooks import hooks_app
 from lemcal_async.cli._listen import listen
 from lemcal_async.cli._output import HELP, ExitStatus, OutputError, emit, status_of, tell, writing
 from lemcal_async.cli._report import report
 from lemcal_async.cli._sandbox import sandbox
-from lemcal_async.cli._sync import sync
+from lemcal_async.cli._sync import changes, forget, retry, sync
 from lemcal_async.cli._trigger import trigger
 from lemcal_async.errors import LemcalError
 

@@ -15,7 +15,7 @@ from lemcal_async._auth import Secret
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._urls import without_secrets
 from lemcal_async._version import __version__
-from lemcal_async.cli._hooks import target_url_of
+from lemcal_async.cli._calls import target_url_of
 from lemcal_async.cli._options import (
     AccountName,
     AccountsFile,

@@ -1,4 +1,4 @@
-"""From the options that commands share to a client: which service, and whose account.
+"""From the options that commands share to a client or a store: which service, whose account, which database.
 
 Credentials come from the environment or from a file, never from an argument, which other users of the
 machine could see in the process list.
@@ -8,7 +8,7 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, Generic, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
@@ -19,12 +19,13 @@ from lemcal_async._auth import API_KEY_VARIABLE, USER_ID_VARIABLE, Secret
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._urls import BASE_URL_VARIABLE, DEFAULT_BASE_URL, check_base_url, is_loopback
 from lemcal_async.cli._accounts import Account, read_accounts
-from lemcal_async.cli._output import waiting
+from lemcal_async.cli._output import tell, waiting
 from lemcal_async.errors import BadRow, ConfigurationError, ResponseDecodeError
 from lemcal_async.transport import PooledTransport
 
 if TYPE_CHECKING:
     from lemcal_async.sandbox import Sandbox
+    from lemcal_async.sync import SQLStore
 
 T = TypeVar("T")
 
@@ -47,6 +48,21 @@ AccountName: TypeAlias = Annotated[
     typer.Option("--account", metavar="NAME", help="Which account of the file, if there are several."),
 ]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, as the service writes it.")]
+
+DATABASE_VARIABLE: Final = "LEMCAL_DB"
+
+Database: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--db",
+        metavar="URL",
+        help=f"The database: sqlite:///FILE or postgresql://HOST/NAME; the default is {DATABASE_VARIABLE}, "
+        "else sqlite:///lemcal.db (with --sandbox, sqlite:///lemcal-sandbox.db).",
+    ),
+]
+OfSandbox: TypeAlias = Annotated[
+    bool, typer.Option("--sandbox", help="Use the database that 'lemcal sync --sandbox' has filled.")
+]
 
 
 @attrs.frozen
@@ -180,3 +196,41 @@ async def all_rows(listing: Awaitable[list[T]]) -> Rows[T]:
         if not error.bad_rows:
             raise
         return Rows(error.rows, error.bad_rows)
+
+
+def open_store(argument: str | None, *, sandbox: bool = False, create: bool = True) -> "SQLStore":
+    """Return the store; ConfigurationError if the URL cannot be used, or the extra ``sql`` is missing."""
+    if argument and _has_password(argument):
+        tell(
+            "warning: other users of this machine can see command-line arguments, and the database URL "
+            f"contains a password; put it in {DATABASE_VARIABLE}"
+        )
+    try:
+        from lemcal_async.sync import SQLStore  # noqa: PLC0415  # another extra, and slow to import
+    except ModuleNotFoundError:
+        raise
+    except ImportError as error:  # names the extra
+        problem = str(error)
+    else:
+        default = "sqlite:///lemcal-sandbox.db" if sandbox else "sqlite:///lemcal.db"
+        url = os.environ.get(DATABASE_VARIABLE) or default if argument is None else argument
+        return SQLStore(url, create=create)
+    raise ConfigurationError(problem)
+
+
+def _has_password(url: str) -> bool:
+    try:
+        return bool(urlsplit(url).password)
+    except ValueError:
+        return False
+
+
+def with_store(store: "SQLStore", text: str, function: Callable[["SQLStore"], Awaitable[T]]) -> T:
+    """Run an async function with the store open; ``text`` is shown if it takes long."""
+
+    async def main() -> T:
+        async with store:
+            return await function(store)
+
+    with waiting(text):
+        return anyio.run(main)

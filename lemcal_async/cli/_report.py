@@ -12,9 +12,9 @@ from zoneinfo import ZoneInfo
 import attrs
 import typer
 
-from lemcal_async.cli._database import Database, OfSandbox, open_store, with_store
+from lemcal_async.cli._options import Database, OfSandbox, open_store, with_store
 from lemcal_async.cli._output import emit, print_facts, short_time, tell
-from lemcal_async.cli._report_page import render
+from lemcal_async.cli._report_page import age, render
 from lemcal_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -310,15 +310,3 @@ def _print_counts(title: str, counts: Sequence[tuple[str, int]]) -> None:
     for name, count in counts:
         bar = "#" * round(30 * count / most)
         emit(f"  {name.ljust(width)}  {count:>6}  {bar}".rstrip() + "\n")
-
-
-def age(account: AccountFacts, now: datetime) -> str:
-    """Return in words how old an account's data are."""
-    if account.synced_at is None:
-        return "never synchronized"
-    minutes = max(int((now - account.synced_at).total_seconds() // 60), 0)
-    if minutes < 120:
-        ago = f"{minutes} min ago"
-    else:
-        ago = f"{minutes // 60} h ago" if minutes < 48 * 60 else f"{minutes // 1440} days ago"
-    return f"synchronized {ago}{', failing now' if account.failing else ''}"

@@ -9,7 +9,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from lemcal_async.cli._report import Report
+    from datetime import datetime
+
+    from lemcal_async.cli._report import AccountFacts, Report
 
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
@@ -156,8 +158,6 @@ def _people(title: str, people: Sequence[tuple[str, int]], note: str) -> str:
 
 
 def _accounts(facts: "Report") -> str:
-    from lemcal_async.cli._report import age  # noqa: PLC0415  # it imports this module
-
     rows = "".join(
         f"<tr><td>{escape(account.user_id)}</td><td>{account.meetings:,}</td>"
         f"<td{' class=bad' if account.failing else ''}>{age(account, facts.made_at)}</td></tr>"
@@ -165,6 +165,18 @@ def _accounts(facts: "Report") -> str:
     )
     head = "<tr><th>Account</th><th>Meetings</th><th>Last synchronization</th></tr>"
     return _section("Accounts", f'<div class="scroll"><table>{head}{rows}</table></div>', wide=True)
+
+
+def age(account: "AccountFacts", now: "datetime") -> str:
+    """Return in words how old an account's data are."""
+    if account.synced_at is None:
+        return "never synchronized"
+    minutes = max(int((now - account.synced_at).total_seconds() // 60), 0)
+    if minutes < 120:
+        ago = f"{minutes} min ago"
+    else:
+        ago = f"{minutes // 60} h ago" if minutes < 48 * 60 else f"{minutes // 1440} days ago"
+    return f"synchronized {ago}{', failing now' if account.failing else ''}"
 
 
 def _bars(counts: Sequence[tuple[str, int]], title: str) -> str:

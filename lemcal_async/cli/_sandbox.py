@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lemcal_async.cli._hooks import target_url_of
+from lemcal_async.cli._calls import target_url_of
 from lemcal_async.cli._options import load_sandbox
 from lemcal_async.cli._output import ExitStatus, emit, printable
 from lemcal_async.errors import ConfigurationError

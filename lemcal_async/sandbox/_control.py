@@ -21,17 +21,20 @@ They do what the methods of ``Sandbox`` do, and nothing else::
 
 Every field but ``fault`` is optional; other fields of a booking go into the meeting. Lists have up to 1,000
 entries, oldest first. The controls ask for no credentials, because the sandbox and its made-up accounts
-are for this machine only; ``_guard.py`` keeps other web sites from using them.
+are for this machine only; ``Guard`` keeps other web sites from using them.
 """
 
+import ipaddress
 import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from urllib.parse import urlsplit
 
 import attrs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lemcal_async.sandbox import faults
 
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 _Options: TypeAlias = dict[str, Any]
 
 _PAGE: Final = 1_000
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Controls:
@@ -196,3 +200,56 @@ def _endpoint(handle: Callable[[Request, _Options], Response]) -> Callable[[Requ
             return PlainTextResponse(str(error), 400)
 
     return endpoint
+
+
+class Guard:
+    """An ASGI app around the page and the controls, which keeps other web sites away from them.
+
+    The sandbox asks for no credentials, so a web site in the same browser could drive it: by a form or a
+    script that sends requests across sites, or by a name that it points at this machine (DNS rebinding).
+    Browsers say who is asking, in Origin, Sec-Fetch-Site and Host; programs send none of the first two.
+    ``own_host`` returns the name that the sandbox is served under.
+    """
+
+    def __init__(self, app: ASGIApp, own_host: Callable[[], str | None]) -> None:
+        self._app = app
+        self._own_host = own_host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse what comes from another site, and pass on the rest."""
+        if scope["type"] == "http" and (problem := _problem_of(Request(scope), self._own_host())):
+            await PlainTextResponse(problem, 403)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _problem_of(request: Request, own_host: str | None) -> str | None:
+    """Return why a request is refused, None if it is not."""
+    host = request.headers.get("host", "")
+    name = _hostname(f"//{host}")
+    if name != own_host and not _is_local_name(name):
+        return f"the sandbox is not at {host[:100]!r}; use localhost or an IP address"
+    if request.method in _SAFE_METHODS:  # other sites cannot read the response
+        return None
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        return "the request comes from another web site"
+    if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        return "the request comes from another web site"
+    return None
+
+
+def _hostname(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_local_name(host: str) -> bool:
+    """Whether no stranger can point this name at this machine: an IP address, localhost, or no domain."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host.endswith(".localhost") or (bool(host) and "." not in host)
+    return True

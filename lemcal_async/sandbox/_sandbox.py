@@ -1,15 +1,16 @@
 """The sandbox as its users see it: an ASGI app, the controls over it, and the ways to serve it.
 
-It only puts the modules beside this one together.
+It puts the modules beside this one together, and checks what callers pass to the controls.
 """
 
 import contextlib
 import json
 import random
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from email.utils import parseaddr
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -17,10 +18,8 @@ from starlette.routing import Mount, Router, request_response
 from starlette.types import Receive, Scope, Send
 
 from lemcal_async.sandbox._app import Api, is_web_url, seen_request, send_response
-from lemcal_async.sandbox._arguments import guest_of, meeting_id_of, start_of, wire_fields
-from lemcal_async.sandbox._control import Controls
-from lemcal_async.sandbox._demo import SandboxAccount
-from lemcal_async.sandbox._guard import Guard
+from lemcal_async.sandbox._control import Controls, Guard
+from lemcal_async.sandbox._demo import Guest, SandboxAccount, wire_time
 from lemcal_async.sandbox._hooks import Delivery, HookSender
 from lemcal_async.sandbox._log import Follower, RequestLog, SeenRequest
 from lemcal_async.sandbox._page import Page
@@ -239,9 +238,9 @@ class Sandbox:
             account,
             meeting_type_id=meeting_type_id,
             public=public,
-            guest=guest_of(guest),
-            start=start_of(start),
-            changes=wire_fields(changes),
+            guest=_guest_of(guest),
+            start=_start_of(start),
+            changes=_wire_fields(changes),
         )
         for hook in fired:
             self._sender.send(hook, meeting["_id"], dumps(meeting))
@@ -252,11 +251,11 @@ class Sandbox:
 
         A meeting is an id, a row as ``book()`` returns it, or a ``Meeting``, here and below.
         """
-        return self._state.cancel(meeting_id_of(meeting))
+        return self._state.cancel(_meeting_id_of(meeting))
 
     def remove(self, meeting: "str | dict[str, Any] | Meeting") -> None:
         """Remove a meeting from the list. LookupError if there is none."""
-        self._state.remove(meeting_id_of(meeting))
+        self._state.remove(_meeting_id_of(meeting))
 
     def edit(self, meeting: "str | dict[str, Any] | Meeting", **wire_changes: Any) -> dict[str, Any]:
         """Replace wire fields of a meeting and return it. LookupError if there is none.
@@ -264,7 +263,7 @@ class Sandbox:
         Datetimes are written as the service writes them. No hook fires: the service announces new bookings
         only (observed).
         """
-        return self._state.edit(meeting_id_of(meeting), wire_fields(wire_changes))
+        return self._state.edit(_meeting_id_of(meeting), _wire_fields(wire_changes))
 
     def inject(
         self, fault: Fault, *, times: int = 1, method: str | None = None, path: str | None = None
@@ -305,6 +304,74 @@ class Sandbox:
     def repeat_delivery(self, number: int) -> None:
         """Deliver once more what that delivery has sent, to the same target. LookupError if unknown."""
         self._sender.send_again(number)
+
+
+def _meeting_id_of(meeting: object) -> str:
+    """Return the id of a meeting: of an id, a row as ``book`` returns it, or a model."""
+    found, kind = meeting, type(meeting).__name__
+    if isinstance(meeting, Mapping):
+        found = cast("Mapping[str, object]", meeting).get("_id")
+    elif not isinstance(meeting, str):
+        found = getattr(meeting, "id", None)
+    if not isinstance(found, str):
+        raise TypeError(f"pass the id of a meeting, a row as book() returns it, or a Meeting, not {kind}")
+    return found
+
+
+def _guest_of(guest: object) -> Guest | None:
+    """Return the guest of ``ada@example.org`` or ``Ada Lovelace <ada@example.org>``; None stays None."""
+    if guest is None:
+        return None
+    name, email = parseaddr(guest) if isinstance(guest, str) else ("", "")
+    if not all(email.partition("@")):
+        raise ValueError(
+            f"guest={guest!r}: pass an e-mail address, such as 'ada@example.org' or 'Ada <ada@example.org>'"
+        )
+    return Guest(name or email.partition("@")[0].replace(".", " ").title(), email)
+
+
+def _start_of(start: object) -> datetime | None:
+    """Return the moment: of an aware datetime, or of ISO 8601 with an offset; None stays None."""
+    if start is None:
+        return None
+    moment = start
+    if isinstance(start, str):
+        try:
+            moment = datetime.fromisoformat(start)
+        except ValueError:
+            moment = None
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        raise ValueError(f"start={start!r}: pass an aware datetime, or '2026-03-02T09:00:00.000Z'")
+    return moment
+
+
+def _wire_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields for a meeting in the wire format; datetimes become the service's text.
+
+    TypeError for names of the models in place of the wire's, and for values that JSON does not have.
+    """
+    for name in fields:
+        if "_" in name.strip("_"):
+            first, *others = name.split("_")
+            wire_name = first + "".join(map(str.capitalize, others))
+            raise TypeError(f"{name}= is not a field of the wire format; did you mean {wire_name}=?")
+        if name in ("id", "email"):
+            raise TypeError(
+                f"{name}= is not a field of a meeting; did you mean {'_id' if name == 'id' else 'guest'}=?"
+            )
+    try:
+        converted: dict[str, Any] = json.loads(json.dumps(fields, default=_wire_time))
+    except ValueError as error:  # a cycle
+        raise TypeError(str(error)) from None
+    return converted
+
+
+def _wire_time(value: object) -> str:
+    if not isinstance(value, datetime):
+        raise TypeError(f"a field of a meeting must be JSON or a datetime, not {type(value).__name__}")
+    if value.tzinfo is None:
+        raise TypeError(f"{value!r} is not an aware datetime; add tzinfo=UTC, or another zone")
+    return wire_time(value)
 
 
 def run(

@@ -43,7 +43,7 @@ def test_a_spinner_beside_a_file(tmp_path: Path, sandbox: Sandbox, lemcal: Run) 
     assert 0 == lemcal("sync", "--json", "--db", database, "--base-url", sandbox.base_url).status
     terminal, stderr = os.openpty()
     slowly = (
-        "import sys, time; from lemcal_async.cli import _changes as changes, _output as progress, main\n"
+        "import sys, time; from lemcal_async.cli import _output as progress, _sync as changes, main\n"
         "progress.DELAY = 0\n"
         "line = changes.json_line; changes.json_line = lambda data: time.sleep(0.05) or line(data)\n"
         "sys.exit(main())"

@@ -9,8 +9,8 @@ from zoneinfo import ZoneInfo
 import pytest
 from browser import chromium, resize, use_colors
 
-from lemcal_async.cli._report import AccountFacts, MeetingFacts, Report, age, summarize
-from lemcal_async.cli._report_page import render
+from lemcal_async.cli._report import AccountFacts, MeetingFacts, Report, summarize
+from lemcal_async.cli._report_page import age, render
 from lemcal_async.sandbox import Sandbox, faults
 
 from .conftest import Run

@@ -5,9 +5,13 @@ A page's test is named after it. Where a page defines functions, its test calls 
 
 import gc
 import logging
+import sqlite3
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -323,6 +327,45 @@ async def test_data_analysis(read: Read, service: Sandbox, tmp_path: Path) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+def test_dlt_pipelines(service: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Both pipelines merge: what was moved or canceled is there once, as it is now."""
+    pytest.importorskip("dlt", reason="there is no dlt for this Python yet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LEMCAL_BASE_URL", service.base_url)
+    monkeypatch.setenv("DLT_DATA_DIR", str(tmp_path / "dlt"))
+    monkeypatch.setenv("RUNTIME__DLTHUB_TELEMETRY", "false")
+    programs = ("pipeline.py", "incremental.py")
+    for name in programs:
+        (block,) = blocks(ROOT / "docs" / "data-analysis.md", f'python title="{name}"')
+        Path(name).write_text(block.parsed)
+
+    async def synchronize() -> None:
+        async with service.client() as lemcal, SQLStore("sqlite:///lemcal.db") as store:
+            await sync_meetings([lemcal], store)
+
+    def load() -> None:
+        anyio.run(synchronize)
+        both = "import runpy, sys; [runpy.run_path(name) for name in sys.argv[1:]]"
+        # In a process of its own: dlt leaves threads and connections behind, and has warnings of its own.
+        command = [sys.executable, "-W", "ignore", "-c", both, *programs]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=100)
+
+    load()
+    canceled = service.cancel(service.meetings()[0])["_id"]
+    service.book()
+    load()
+    with closing(sqlite3.connect("warehouse.db")) as warehouse:
+        loaded = dict(warehouse.execute("SELECT _id, canceled_at FROM meetings").fetchall())
+        statuses = dict(warehouse.execute("SELECT meeting_id, status FROM synced_meetings").fetchall())
+        (attendees,) = warehouse.execute("SELECT count(*) FROM meetings__attendees").fetchone()
+    expected = {meeting["_id"] for meeting in service.meetings()}
+    assert 13 == len(expected)
+    assert expected == set(loaded) == set(statuses)
+    assert loaded[canceled] is not None
+    assert "canceled" == statuses[canceled]
+    assert sum(len(meeting["attendees"]) for meeting in service.meetings()) == attendees
 
 
 async def test_fleet(

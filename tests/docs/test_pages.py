@@ -101,7 +101,7 @@ async def test_rate_limiter(read: Read, capsys: Output) -> None:
     assert "queued=0" in capsys.readouterr().out
     for waited in (1.0, 7.25):
         names["listen"](events.Granted("a key", "bulk", waited))
-    assert "a bulk call waited 7.2 s for the rate limit\n" == capsys.readouterr().out
+    assert "a bulk call waited 7.2 s for its slot\n" == capsys.readouterr().out
 
 
 async def test_many_accounts(read: Read, service: Sandbox, capsys: Output) -> None:
@@ -276,7 +276,7 @@ async def test_sync(read: Read, service: Sandbox, capsys: Output) -> None:
     with pytest.raises(ExceptionGroup, match=r"1 of 2 accounts failed: account usr_unknown: .*401"):
         await names["run"]({service.user_id: service.api_key, "usr_unknown": "x"})
     *changes, numbers = capsys.readouterr().out.splitlines()
-    assert (12, "12 0 0 0 0") == (len(changes), numbers)
+    assert (12, "12 0 0 0") == (len(changes), numbers)
 
     async def stop(change: Change) -> None:
         await names["apply"](change)

@@ -43,7 +43,10 @@ class RedisRateLimiter(LocalRateLimiter):
     It behaves as ``LocalRateLimiter`` does, and processes that wait are served in turn. Enter it once,
     at the top of a task, with ``async with``; it belongs to that event loop::
 
-        async with RedisRateLimiter("redis://localhost") as limiter, AsyncLemcal(limiter=limiter) as lemcal:
+        async with (
+            RedisRateLimiter("redis://localhost") as limiter,
+            AsyncLemcal(limiter=limiter) as lemcal,
+        ):
             ...
 
     Redis has ``timeout`` seconds for each answer. ``when_down`` says what holds without it: each process

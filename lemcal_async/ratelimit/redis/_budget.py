@@ -7,10 +7,9 @@ process's own clock.
 import math
 
 from lemcal_async._headers import Quota
-from lemcal_async.ratelimit._cooldown import MARGIN, Cooldown, pause_after_429
 from lemcal_async.ratelimit._log import SlidingWindowLog
 from lemcal_async.ratelimit._server import ROUNDING
-from lemcal_async.ratelimit._slots import LOST_AFTER, Slot
+from lemcal_async.ratelimit._slots import LOST_AFTER, MARGIN, Cooldown, Slot, pause_after_429
 from lemcal_async.ratelimit.redis._script import ScriptReply, ScriptRequest
 
 LAPSE = 0.5  # seconds for which a slot may be used without news from Redis; after that it is given back

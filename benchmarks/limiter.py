@@ -39,8 +39,10 @@ def jobs(options: argparse.Namespace, world: World, scenarios: Sequence[str], se
     """Yield the runs in the order of the table."""
     limiters: list[tuple[str, Backend]] = [(OURS, backend) for backend in options.backend]
     limiters += [] if options.ours else [(peer, "asyncio") for peer in PEERS]
-    for name, (limiter, backend), seed in product(scenarios, limiters, range(seeds)):
-        yield Job(SCENARIOS[name], limiter, backend, world, seed)
+    for name, (limiter, backend) in product(scenarios, limiters):
+        scenario = SCENARIOS[name]
+        for seed in range(max(seeds, scenario.runs) if limiter == OURS else seeds):
+            yield Job(scenario, limiter, backend, world, seed)
 
 
 def pooled(
@@ -134,7 +136,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--scenario", action="append", choices=list(SCENARIOS), help="only this one; repeatable"
     )
-    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each on sockets")
+    parser.add_argument(
+        "--repeat", type=int, default=1, metavar="N", help="runs of each on sockets, at least"
+    )
     parser.add_argument("--backend", choices=BACKENDS, help="run ours on this one only")
     parser.add_argument("--check", action="store_true", help="exit with 1 if ours misses a figure")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")

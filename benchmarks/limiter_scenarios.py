@@ -39,7 +39,8 @@ class Scenario:
     ``latency`` is the least and the greatest round trip, half of it before the request is counted.
     The share ``late`` of the requests is held up by ``LATE`` before they are counted, the share ``slow``
     by ``SLOW`` after that; ``connect`` is what a new connection takes; ``others`` send so many requests
-    a second with the same key. The ideal is computed with ``rate`` calls per period.
+    a second with the same key. The ideal is computed with ``rate`` calls per period. Ours takes ``runs``
+    at least, where chance decides too much for fewer.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Scenario:
     connect: float = 0.0
     others: float = 0.0
     rate: int = LIMIT
+    runs: int = 1
 
     @property
     def ideal(self) -> float:
@@ -86,6 +88,9 @@ SCENARIOS = {
             window="sliding",
             latency=FAR,
             late=0.05,
+            # 60 seeds in virtual time: from 1.076 to 1.158, in the median 1.104. The median of 9 is off by
+            # 0.01 in the mean.
+            runs=9,
         ),
         # At 18 per 2 s and with the last answer 2.5 s late.
         Scenario(

@@ -5,6 +5,7 @@ On asyncio and trio alike. Knows nothing of what is waited for; an account is an
 
 import asyncio
 import math
+import sys
 from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any
@@ -19,8 +20,12 @@ class Wakeup:
     __slots__ = ("event", "loop")
 
     def __init__(self) -> None:
-        self.event = anyio.Event()
         self.loop: Any = current_token().native_token  # the same for tasks of one event loop only
+        self.event = self._new_event()
+
+    def _new_event(self) -> Any:
+        # None of anyio's: each garbage collection visits all the objects of ten thousand calls that wait.
+        return asyncio.Event() if _is_asyncio(self.loop) else _TrioEvent()
 
     def stands_still(self) -> bool:
         """Whether its event loop is not running: stopped for a while, or for good, or closed."""
@@ -39,14 +44,14 @@ class Wakeup:
     def rearm(self) -> None:
         """Prepare for the next wait."""
         if self.event.is_set():
-            self.event = anyio.Event()
+            self.event = self._new_event()
 
     def wake(self) -> bool:
         """Wake the task; return False if its event loop is gone."""
         try:
             if self.loop is _running_loop():
                 self.event.set()
-            elif hasattr(self.loop, "call_soon_threadsafe"):  # asyncio
+            elif _is_asyncio(self.loop):
                 self.loop.call_soon_threadsafe(self._fire)
             else:  # a trio token
                 self.loop.run_sync_soon(self._fire)
@@ -56,6 +61,41 @@ class Wakeup:
 
     def _fire(self) -> None:
         self.event.set()  # looked up late: it may have been replaced since
+
+
+class _TrioEvent:
+    """What ``trio.Event`` is, for one task, in a third of the objects."""
+
+    __slots__ = ("_is_set", "_task", "_trio")
+
+    def __init__(self) -> None:
+        self._trio = sys.modules["trio"].lowlevel
+        self._is_set = False
+        self._task: Any = None  # the one that waits
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        task, self._task = self._task, None
+        if task is not None:
+            self._trio.reschedule(task)
+
+    async def wait(self) -> None:
+        if self._is_set:
+            await self._trio.checkpoint()
+        else:
+            self._task = self._trio.current_task()
+            await self._trio.wait_task_rescheduled(self._abort)
+
+    def _abort(self, _: object) -> Any:
+        self._task = None
+        return self._trio.Abort.SUCCEEDED
+
+
+def _is_asyncio(native_token: object) -> bool:
+    return hasattr(native_token, "call_soon_threadsafe")
 
 
 def _running_loop() -> object:
@@ -192,7 +232,7 @@ def is_being_canceled() -> bool:
     """
     if anyio.current_effective_deadline() == -math.inf:
         return True
-    if not hasattr(current_token().native_token, "call_soon_threadsafe"):
+    if not _is_asyncio(current_token().native_token):
         return False  # trio, where nobody cancels but scopes
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -1,5 +1,6 @@
 """The calls of the API, by resource: the route of each, and what becomes of its answer."""
 
+import functools
 from collections.abc import Coroutine
 from datetime import datetime
 from typing import Any, Literal, TypeVar, overload
@@ -29,7 +30,7 @@ def _model(into: type[T]) -> Decode[T]:
 def _models(session: AccountSession, name: str, into: type[T]) -> Decode[list[T]]:
     """Return what decodes an answer that is a list; ``name`` is that of its envelope."""
     skip = session.options.skip_bad_rows
-    return lambda answer: read_models(answer, name, into, skip_bad_rows=skip)
+    return functools.partial(read_models, name=name, into=into, skip_bad_rows=skip)
 
 
 async def me(session: AccountSession) -> User:

@@ -24,6 +24,8 @@ def selection(
     _check_time("starts_before", starts_before)
     _check("guest_email", guest_email, str, "an e-mail address")
     _check("canceled", canceled, bool, "True, False or None")
+    if all(each is None for each in (starts_after, starts_before, guest_email, canceled)):
+        return _leave_alone  # no closure: ten thousand calls may wait, each with its own
 
     def is_selected(meeting: Meeting) -> bool:
         if starts_after is not None and not (meeting.start and meeting.start >= starts_after):
@@ -35,11 +37,13 @@ def selection(
         return canceled is None or meeting.is_canceled == canceled
 
     def select(meetings: list[Meeting]) -> list[Meeting]:
-        if all(each is None for each in (starts_after, starts_before, guest_email, canceled)):
-            return meetings
         return sorted(filter(is_selected, meetings), key=lambda meeting: meeting.start or _AT_THE_END)
 
     return select
+
+
+def _leave_alone(meetings: list[Meeting]) -> list[Meeting]:
+    return meetings
 
 
 def tell_account(meetings: list[Meeting], account: tuple[str, str] | None) -> None:

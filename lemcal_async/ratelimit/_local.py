@@ -16,11 +16,9 @@ from contextlib import contextmanager
 from lemcal_async import events
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit._base import Key, Permit, Priority, RateLimit, WouldWait
-from lemcal_async.ratelimit._inbox import Inbox
 from lemcal_async.ratelimit._log import SlidingWindowLog
-from lemcal_async.ratelimit._queue import Queue
 from lemcal_async.ratelimit._server import ServerModel
-from lemcal_async.ratelimit._waiters import KeyState, Waiter
+from lemcal_async.ratelimit._waiters import Inbox, KeyState, Queue, Waiter
 
 LONG_WAIT = 30.0  # seconds; a call without a deadline that faces more is warned of, once per key
 PATIENCE = 0.1  # seconds for a task to pick up its grant, before another event loop's task gets it
@@ -210,7 +208,7 @@ class LocalRateLimiter:
             waiter.passed_over = True
             state.queue.stalled[waiter.loop] = None
 
-    def _set_alarms(self, queue: Queue[Waiter], when: float) -> None:
+    def _set_alarms(self, queue: Queue, when: float) -> None:
         """Have one waiting task per event loop look again at ``when``; drop those of dead loops."""
         while dead := [waiter for waiter in queue.alarms() if not waiter.set_alarm(when)]:
             for waiter in dead:

@@ -11,11 +11,24 @@ from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
 from lemcal_async._headers import Quota
-from lemcal_async.ratelimit._cooldown import MARGIN, Cooldown, pause_after_429
-from lemcal_async.ratelimit._forecast import turn_in_log, turn_in_windows
-from lemcal_async.ratelimit._server import ROUNDING, ServerModel, Window, Windows
-from lemcal_async.ratelimit._sharing import ProbeScheduler, SharedKeyEstimate
-from lemcal_async.ratelimit._slots import LOST_AFTER, OccupiedSlots, RequestRecord, Slot, refutes_sliding
+from lemcal_async.ratelimit._server import (
+    ROUNDING,
+    ProbeScheduler,
+    ServerModel,
+    SharedKeyEstimate,
+    Window,
+    Windows,
+)
+from lemcal_async.ratelimit._slots import (
+    LOST_AFTER,
+    MARGIN,
+    Cooldown,
+    OccupiedSlots,
+    RequestRecord,
+    Slot,
+    pause_after_429,
+    refutes_sliding,
+)
 
 MOST = 10  # times the configured limit; larger numbers from a server are cut to that
 SLACK = 2  # requests left to others who may come between an answer and our next request
@@ -196,18 +209,18 @@ class SlidingWindowLog:
     def estimate(self, now: float, ahead: int) -> float:
         """Return the seconds that a request with ``ahead`` others before it will wait at least.
 
-        Within a period: see ``turn_in_windows``.
+        Within a period: see ``_turn_in_windows``.
         """
         self._slots.forget(now)
         period, limit = self.period, self._own
         ends = self._slots.soonest_ends(now)
-        wait = turn_in_log(ends, limit, period, ahead)
+        wait = _turn_in_log(ends, limit, period, ahead)
         if not self._server.is_sliding:
             window = self._windows.newest
             pinned = self._server.is_fixed or self._shared_key.shared
             if pinned and window is not None and now < window.earliest:
                 ends = [min(end, window.earliest - now) for end in ends]
-            wait = min(wait, turn_in_windows(ends, limit, period, ahead))
+            wait = min(wait, _turn_in_windows(ends, limit, period, ahead))
         if pause := self.cooldown.left(now):
             wait = max(wait, pause + ahead // limit * period)
         return wait
@@ -326,3 +339,35 @@ class SlidingWindowLog:
     def _over_at(self, window: Window) -> float:
         """Return when the foreign requests in a window are forgotten."""
         return self._server.over_at(window) if self._server.is_fixed else window.latest + MARGIN
+
+
+# A call is refused for its deadline only if the deadline surely cannot be met. So these say how fast the
+# queue can move under either way of counting: what the answers will teach can only be guessed. All times
+# are seconds from now; ``ends`` has one for each occupied slot.
+
+
+def _turn_in_log(ends: list[float], limit: int, period: float, ahead: int) -> float:
+    """Return when a call with ``ahead`` others before it may go, if each slot comes free by itself."""
+    free = limit - len(ends)
+    if ahead < free:
+        return 0.0
+    turn = ahead - free
+    ends = sorted(ends)
+    if turn < len(ends):
+        return ends[turn]
+    rounds, place = divmod(turn - len(ends), limit)
+    last_round = ends[-limit:] if free <= 0 else ends
+    again = last_round[place - max(free, 0)] if place >= free else 0.0
+    return again + (rounds + 1) * period
+
+
+def _turn_in_windows(ends: list[float], limit: int, period: float, ahead: int) -> float:
+    """Return when a call with ``ahead`` others before it may go, if all slots come free with the first.
+
+    Should some come free by themselves before the current window is over, of which nothing is known yet,
+    it is one period less.
+    """
+    free = max(0, limit - len(ends))
+    if ahead < free:
+        return 0.0
+    return min(ends, default=period) + (ahead - free) // limit * period

@@ -1,4 +1,4 @@
-"""The occupied slots of one key: requests in flight, and those that the server still counts. Pure.
+"""What keeps one key from sending: a pause, requests in flight, and those that still count. Pure.
 
 The client never sees the moment at which the server counts a request. It is bounded by when the request
 left, by when its answer came, and by what this and other answers said; never by how long requests usually
@@ -11,14 +11,52 @@ from collections.abc import Iterable
 
 import attrs
 
-from lemcal_async.ratelimit._cooldown import MARGIN
+from lemcal_async._headers import Quota
 from lemcal_async.ratelimit._server import PINNED, ServerModel, Window
 
+MARGIN = 0.003  # seconds between a computed moment and what happens then: scheduling, clock steps
+PAUSE_CAP = 60.0  # seconds; a longer Retry-After is an error for the caller, not a sleep
 # A request that was cut off gets no answer, so it must be given up at some point. Seconds after it left:
 LOST_AFTER = 5.0  # it no longer occupies a slot, even if no answer to another request shows it was counted,
 LOOKED_FOR = 60.0  # and it no longer explains requests that the server has counted
 MOST_LOST = 100  # requests that are remembered as cut off
 BOUNDS = 8  # bounds that are kept per key; each costs time whenever slots are counted
+
+
+class Cooldown:
+    """The pause of one key; ``until`` lies in the past while there is none.
+
+    A Retry-After above ``PAUSE_CAP`` pauses the key for that long only. After that, a request may find
+    out whether the refusal still stands, and its answer replaces what was known. Until then, callers
+    are refused.
+    """
+
+    __slots__ = ("refused_until", "until")
+
+    def __init__(self) -> None:
+        self.until = -math.inf
+        self.refused_until = -math.inf
+
+    def extend(self, now: float, seconds: float) -> None:
+        """Take in a 429. One with a shorter wait never shortens the pause."""
+        if self.until <= now:
+            self.refused_until = -math.inf
+        self.until = max(self.until, now + min(seconds, PAUSE_CAP) + MARGIN)
+        if seconds > PAUSE_CAP:
+            self.refused_until = max(self.refused_until, now + seconds)
+
+    def left(self, now: float) -> float:
+        """Return how many seconds of the pause are left."""
+        return max(0.0, self.until - now)
+
+    def refused_for(self, now: float) -> float:
+        """Return how long the server refuses the key if that is too long to wait for, else 0."""
+        return max(0.0, self.refused_until - now) if self.until > now else 0.0
+
+
+def pause_after_429(quota: Quota, period: float) -> float:
+    """Return the seconds to pause a key after a 429: a whole period if no header tells."""
+    return period if quota.retry_after is None else quota.retry_after
 
 
 class Slot:

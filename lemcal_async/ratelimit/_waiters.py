@@ -1,23 +1,28 @@
-"""One call of one key: its place in the queue, what its task waits on, and then its permit.
+"""What waits, for both limiters: a call of a key, the key's queue, and the inbox that moves them.
 
 Nothing is decided in here. Whatever happens to a waiter, and whatever it reports, is an event in the
 limiter's inbox.
 """
 
 import logging
-from collections.abc import Callable
-from typing import Any, Literal, Protocol
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterator
+from itertools import takewhile
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from lemcal_async import events
 from lemcal_async._concurrency import Wakeup
 from lemcal_async._headers import Quota
 from lemcal_async.ratelimit._base import Key, Priority
-from lemcal_async.ratelimit._cooldown import Cooldown, pause_after_429
-from lemcal_async.ratelimit._inbox import Inbox
 from lemcal_async.ratelimit._log import Observation
-from lemcal_async.ratelimit._queue import Queue
+from lemcal_async.ratelimit._slots import Cooldown, pause_after_429
+
+BULK_SHARE = 5  # while both lanes wait, one turn in this many is a bulk one
 
 _logger = logging.getLogger("lemcal_async.ratelimit")
+
+T = TypeVar("T")
 
 
 class SlotLog(Protocol):
@@ -87,7 +92,7 @@ class KeyState:
 
     def __init__(self, key: Key, log: SlotLog) -> None:
         self.key = key
-        self.queue: Queue[Waiter] = Queue()
+        self.queue = Queue()
         self.log = log
         self.offers: dict[Waiter, float] = {}  # what was granted, and when, and not picked up yet
         self.warned = False
@@ -115,7 +120,7 @@ class Waiter(Wakeup):
 
     def __init__(
         self,
-        inbox: Inbox[KeyState],
+        inbox: "Inbox[KeyState]",
         clock: Callable[[], float],
         key: Key,
         priority: Priority,
@@ -235,3 +240,180 @@ def announce(key: Key, observation: Observation, foreign: int) -> None:
         _logger.info("key %s: %s", key, reason)
         event = events.FellBack(key.short, reason)
     events.emit(event)
+
+
+class Queue:
+    """The waiters of one key: a first-in-first-out queue with two lanes.
+
+    Interactive calls pass bulk ones, which still get every fifth turn. A request that the server refused
+    comes back with the number it had, and so goes before all that came after it.
+    """
+
+    __slots__ = ("_bulk", "_interactive", "_passed", "_refused", "stalled")
+
+    def __init__(self) -> None:
+        self._refused: _Lane = _Lane()
+        self._interactive: _Lane = _Lane()
+        self._bulk: _Lane = _Lane()
+        self._passed = 0  # interactive turns since the last bulk one, while bulk waited
+        self.stalled: dict[Hashable, None] = {}  # event loops that are blocked, whose waiters are passed over
+
+    def __len__(self) -> int:
+        return self._refused.size + self._interactive.size + self._bulk.size
+
+    def add(self, waiter: Waiter) -> None:
+        """Put a waiter where it belongs: at the end of its lane, or before all if it was refused."""
+        self._lane(waiter).add(waiter)
+
+    def discard(self, waiter: Waiter) -> bool:
+        """Take a waiter out; return False if it was not in."""
+        return self._lane(waiter).discard(waiter)
+
+    def ahead_of(self, priority: Priority) -> int:
+        """Return how many waiters at least will be served before a new one of ``priority``."""
+        if priority == "interactive":
+            return self._refused.size + self._interactive.size
+        between = (BULK_SHARE - 1) * (self._bulk.size + 1) - self._passed
+        return self._refused.size + self._bulk.size + min(self._interactive.size, between)
+
+    def head(self) -> Waiter | None:
+        """Return whose turn it is."""
+        head = self._refused.head(self.stalled)
+        if head is not None:
+            return head
+        interactive, bulk = self._interactive.head(self.stalled), self._bulk.head(self.stalled)
+        if interactive is None or (bulk is not None and self._passed >= BULK_SHARE - 1):
+            return bulk
+        return interactive
+
+    def pop(self, head: Waiter) -> None:
+        """Serve the head."""
+        self.discard(head)
+        if not head.refused:
+            bulk_waits = head.priority == "interactive" and self._bulk.size > 0
+            self._passed = self._passed + 1 if bulk_waits else 0
+
+    def alarms(self) -> list[Waiter]:
+        """Return one waiter per event loop: those that are to watch the clock for the others."""
+        found: dict[Hashable, Waiter] = {}
+        for lane in (self._refused, self._interactive, self._bulk):
+            for waiter in lane.heads():
+                found.setdefault(waiter.loop, waiter)
+        return list(found.values())
+
+    def loops(self) -> set[Hashable]:
+        """Return the event loops that have waiters, but for the blocked ones."""
+        lanes = (self._refused, self._interactive, self._bulk)
+        return {waiter.loop for lane in lanes for waiter in lane.heads()} - self.stalled.keys()
+
+    def is_first(self, waiter: Waiter) -> bool:
+        """Whether a waiter is the first of its lane and event loop."""
+        return self._lane(waiter).is_first(waiter)
+
+    def clear(self) -> None:
+        """Drop all waiters."""
+        self._refused, self._interactive, self._bulk = _Lane(), _Lane(), _Lane()
+        self.stalled.clear()
+
+    def _lane(self, waiter: Waiter) -> "_Lane":
+        if waiter.refused:
+            return self._refused
+        return self._interactive if waiter.priority == "interactive" else self._bulk
+
+
+class _Lane:
+    """Waiters by number, kept apart by event loop, because each loop needs an alarm clock of its own."""
+
+    __slots__ = ("_by_loop", "size")
+
+    def __init__(self) -> None:
+        self._by_loop: dict[Hashable, OrderedDict[Waiter, None]] = {}
+        self.size = 0
+
+    def add(self, waiter: Waiter) -> None:
+        waiters = self._by_loop.setdefault(waiter.loop, OrderedDict())
+        later = list(takewhile(lambda other: other.number > waiter.number, reversed(waiters)))
+        waiters[waiter] = None
+        self.size += 1
+        for other in reversed(later):
+            waiters.move_to_end(other)
+
+    def discard(self, waiter: Waiter) -> bool:
+        waiters = self._by_loop.get(waiter.loop)
+        if waiters is None or waiter not in waiters:
+            return False
+        del waiters[waiter]
+        self.size -= 1
+        if not waiters:
+            del self._by_loop[waiter.loop]
+        return True
+
+    def is_first(self, waiter: Waiter) -> bool:
+        return next(iter(self._by_loop[waiter.loop])) is waiter
+
+    def head(self, stalled: dict[Hashable, None]) -> Waiter | None:
+        if not self.size:  # as two of three lanes are, most of the time
+            return None
+        heads = self.heads()
+        if stalled:
+            heads = (waiter for waiter in heads if waiter.loop not in stalled)
+        return min(heads, key=lambda waiter: waiter.number, default=None)
+
+    def heads(self) -> Iterator[Waiter]:
+        return (next(iter(waiters)) for waiters in self._by_loop.values())
+
+
+class Inbox(Generic[T]):
+    """Everything that happens to a limiter, processed by one thread at a time.
+
+    An event may be posted by any thread at any moment: in a finalizer, in a signal handler, or while its
+    own thread is processing the inbox. Nobody ever waits for a lock: whoever posts an event processes the
+    inbox, unless somebody is doing so already. ``handle`` is called after each event with its subject.
+    """
+
+    def __init__(self, handle: Callable[[T], None]) -> None:
+        self._handle = handle
+        self._events: deque[tuple[T | None, Callable[..., T | None], tuple[Any, ...]]] = deque()
+        self._deferred: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._lock = threading.Lock()
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody is processing it."""
+        return self._lock.locked()
+
+    def post(self, subject: T | None, event: Callable[..., T | None], *details: Any) -> None:
+        """Have ``event(*details)`` called by whoever processes the inbox.
+
+        ``event`` may return its subject if that is not known before.
+        """
+        self._events.append((subject, event, details))
+        # After releasing the lock, look once more, so that nothing is left behind.
+        while self._events and self._lock.acquire(blocking=False):
+            try:
+                while self._events:
+                    subject, event, details = self._events.popleft()
+                    subject = event(*details) or subject
+                    if subject is not None:
+                        self._handle(subject)
+            finally:
+                self._lock.release()
+            self._run_deferred()
+
+    def defer(self, function: Callable[..., None], *details: Any) -> None:
+        """Have ``function(*details)`` called when no lock is held, because a log handler may do anything."""
+        self._deferred.append((function, details))
+
+    def reset(self) -> None:
+        """Start over after a fork: nobody holds the lock, and all events are the parent's."""
+        self._lock = threading.Lock()
+        self._events.clear()
+        self._deferred.clear()
+
+    def _run_deferred(self) -> None:
+        while self._deferred:
+            try:
+                function, details = self._deferred.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            function(*details)

@@ -135,7 +135,10 @@ class RetryTransport(Layer):
         call.tracer = SendTracer(request)
         call.tracer.enter(self._wire)
         try:
-            response = await self._fetch(request, call)
+            sending = self._wire.handle_async_request(request)
+            # The layer below guards itself; what else it raises is a fault of ours, to be seen as it is.
+            response = await (sending if isinstance(self._wire, RateLimitTransport) else guard(call, sending))
+            await self._take_in(response, request, call)
         except httpx.RequestError as error:
             call.sent = not call.tracer.proves_unsent()
             call.last = error
@@ -159,18 +162,14 @@ class RetryTransport(Layer):
             wait = max(0.0, wait - call.held)  # the limiter sees to the rest
         return _Attempt(response, wait)
 
-    async def _fetch(self, request: httpx.Request, call: CallState) -> httpx.Response:
-        """Send the request, and return the response with its body read."""
-        sending = self._wire.handle_async_request(request)
-        # The layer below guards itself; what else it raises is a fault of ours, to be seen as it is.
-        response = await (sending if isinstance(self._wire, RateLimitTransport) else guard(call, sending))
+    async def _take_in(self, response: httpx.Response, request: httpx.Request, call: CallState) -> None:
+        """Read the body of a response."""
         if response.is_closed:  # read already: a transport that answers from memory
             call.body = response.content
             self._check_size(len(call.body), call)
         else:
             await guard(call, self._buffer(response, request, call))
         response.request = request
-        return response
 
     async def _buffer(self, response: httpx.Response, request: httpx.Request, call: CallState) -> None:
         """Read the body, and decompress it."""

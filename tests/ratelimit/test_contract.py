@@ -23,8 +23,7 @@ import pytest
 
 from lemcal_async._headers import Quota, parse_quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, WouldWait
-from lemcal_async.ratelimit._cooldown import MARGIN
-from lemcal_async.ratelimit._slots import LOST_AFTER
+from lemcal_async.ratelimit._slots import LOST_AFTER, MARGIN
 
 if TYPE_CHECKING:
     from _typeshed import TraceFunction

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lemcal_async.ratelimit._inbox import Inbox
+from lemcal_async.ratelimit._waiters import Inbox
 
 
 class Recorder:

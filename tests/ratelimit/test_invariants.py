@@ -16,10 +16,9 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lemcal_async._headers import Quota, parse_quota
-from lemcal_async.ratelimit._cooldown import PAUSE_CAP
 from lemcal_async.ratelimit._log import SlidingWindowLog
 from lemcal_async.ratelimit._server import ServerModel
-from lemcal_async.ratelimit._slots import LOST_AFTER, Slot
+from lemcal_async.ratelimit._slots import LOST_AFTER, PAUSE_CAP, Slot
 from lemcal_async.sandbox._ratelimit import COUNTERS, Count, WindowKind, rate_limit_headers
 
 PERIOD = 2.0

@@ -16,8 +16,7 @@ from lemcal_async._concurrency import Wakeup
 from lemcal_async._headers import Quota
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, Priority, RateLimit, Unlimited, WouldWait
-from lemcal_async.ratelimit._cooldown import MARGIN, PAUSE_CAP
-from lemcal_async.ratelimit._slots import LOOKED_FOR, LOST_AFTER
+from lemcal_async.ratelimit._slots import LOOKED_FOR, LOST_AFTER, MARGIN, PAUSE_CAP
 
 from .conftest import JumpingLoop
 

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from lemcal_async._headers import Quota
-from lemcal_async.ratelimit._cooldown import MARGIN, PAUSE_CAP, pause_after_429
 from lemcal_async.ratelimit._log import MOST, SLACK, SlidingWindowLog
 from lemcal_async.ratelimit._server import ROUNDING, SKEW, ServerModel
-from lemcal_async.ratelimit._slots import LOOKED_FOR, LOST_AFTER, Slot
+from lemcal_async.ratelimit._slots import LOOKED_FOR, LOST_AFTER, MARGIN, PAUSE_CAP, Slot, pause_after_429
 
 LIMIT = 20
 PERIOD = 2.0

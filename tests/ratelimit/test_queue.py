@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Hashable, Iterable
 from typing import Literal
 
-import attrs
 import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import (
@@ -21,31 +20,38 @@ from hypothesis.stateful import (
 )
 
 from lemcal_async.ratelimit import Priority
-from lemcal_async.ratelimit._queue import BULK_SHARE, Queue
+from lemcal_async.ratelimit._waiters import BULK_SHARE, Queue, Waiter
 
 priorities = st.sampled_from(["interactive", "bulk"])
 LOOPS = ["asyncio", "trio", "thread"]
 
 
-@attrs.define(eq=False)
-class Waiter:
-    """As much of a waiter as the queue looks at."""
+class Call(Waiter):
+    """As much of a waiter as the queue looks at, without an event loop."""
 
-    number: int
-    priority: Priority = "interactive"
-    refused: bool = False
-    loop: Hashable = "asyncio"
+    def __init__(
+        self,
+        number: int,
+        priority: Priority = "interactive",
+        *,
+        refused: bool = False,
+        loop: Hashable = "asyncio",
+    ) -> None:
+        self.number = number
+        self.priority = priority
+        self.refused = refused
+        self.loop = loop
 
 
-def queue_of(waiters: Iterable[Waiter]) -> Queue[Waiter]:
+def queue_of(waiters: Iterable[Waiter]) -> Queue:
     """Return a queue to which the waiters were added in this order."""
-    queue: Queue[Waiter] = Queue()
+    queue = Queue()
     for waiter in waiters:
         queue.add(waiter)
     return queue
 
 
-def served(queue: Queue[Waiter]) -> list[Waiter]:
+def served(queue: Queue) -> list[Waiter]:
     """Serve all that wait; return them in their order."""
     order = []
     while (head := queue.head()) is not None:
@@ -61,16 +67,16 @@ def numbers(waiters: Iterable[Waiter]) -> list[int]:
 
 def test_an_empty_queue() -> None:
     """Nobody is next, nobody is to watch the clock, and a newcomer waits for nobody."""
-    queue: Queue[Waiter] = Queue()
+    queue = Queue()
     assert (0, None, []) == (len(queue), queue.head(), queue.alarms())
     assert (0, 0) == (queue.ahead_of("interactive"), queue.ahead_of("bulk"))
-    assert queue.discard(Waiter(1)) is False
+    assert queue.discard(Call(1)) is False
 
 
 @pytest.mark.parametrize("priority", ["interactive", "bulk"])
 def test_one_lane_is_first_in_first_out(priority: Priority) -> None:
     """Who asked first is served first."""
-    queue = queue_of(Waiter(number, priority) for number in range(10))
+    queue = queue_of(Call(number, priority) for number in range(10))
     assert 10 == len(queue)
     assert list(range(10)) == numbers(served(queue))
     assert 0 == len(queue)
@@ -79,31 +85,31 @@ def test_one_lane_is_first_in_first_out(priority: Priority) -> None:
 @pytest.mark.parametrize("priority", ["interactive", "bulk"])
 def test_order_holds_across_event_loops(priority: Priority) -> None:
     """Waiters of several event loops are served as if they were of one."""
-    queue = queue_of(Waiter(number, priority, loop=LOOPS[number % 3]) for number in range(30))
+    queue = queue_of(Call(number, priority, loop=LOOPS[number % 3]) for number in range(30))
     assert list(range(30)) == numbers(served(queue))
 
 
 def test_bulk_gets_every_fifth_turn() -> None:
     """While both lanes wait, four interactive waiters pass each bulk one."""
-    queue = queue_of([Waiter(number, "bulk") for number in range(3)])
+    queue = queue_of([Call(number, "bulk") for number in range(3)])
     for number in range(10, 22):
-        queue.add(Waiter(number))
+        queue.add(Call(number))
     expected = [10, 11, 12, 13, 0, 14, 15, 16, 17, 1, 18, 19, 20, 21, 2]
     assert expected == numbers(served(queue))
 
 
 def test_bulk_alone_has_all_turns() -> None:
     """Bulk waiters wait for interactive ones only, not for a turn."""
-    queue = queue_of([Waiter(0, "bulk"), Waiter(1, "bulk"), Waiter(2)])
+    queue = queue_of([Call(0, "bulk"), Call(1, "bulk"), Call(2)])
     assert [2, 0, 1] == numbers(served(queue))
 
 
 def test_turns_are_counted_while_bulk_waits_only() -> None:
     """Interactive waiters that passed nobody do not hasten the first bulk one."""
-    queue = queue_of(Waiter(number) for number in range(30))
+    queue = queue_of(Call(number) for number in range(30))
     for _ in range(9):
         queue.pop(queue.head() or pytest.fail("nobody waits"))
-    queue.add(Waiter(99, "bulk"))
+    queue.add(Call(99, "bulk"))
     assert [*range(9, 13), 99, 13] == numbers(served(queue))[:6]
 
 
@@ -111,13 +117,13 @@ def test_the_refused_go_first_in_number_order() -> None:
     """Whoever the server refused goes before all others, in the order of the first asking."""
     queue = queue_of(
         [
-            Waiter(50),
-            Waiter(51, "bulk"),
-            Waiter(7, refused=True),
-            Waiter(3, "bulk", refused=True),
-            Waiter(9, refused=True, loop="trio"),
-            Waiter(5, refused=True, loop="trio"),
-            Waiter(8, refused=True),
+            Call(50),
+            Call(51, "bulk"),
+            Call(7, refused=True),
+            Call(3, "bulk", refused=True),
+            Call(9, refused=True, loop="trio"),
+            Call(5, refused=True, loop="trio"),
+            Call(8, refused=True),
         ]
     )
     assert [3, 5, 7, 8, 9, 50, 51] == numbers(served(queue))
@@ -126,15 +132,15 @@ def test_the_refused_go_first_in_number_order() -> None:
 @pytest.mark.parametrize("order", [*itertools.permutations([3, 5, 7, 9])])
 def test_the_refused_come_back_in_any_order(order: tuple[int, ...]) -> None:
     """Each takes its place among those that are back already."""
-    assert [3, 5, 7, 9] == numbers(served(queue_of(Waiter(number, refused=True) for number in order)))
+    assert [3, 5, 7, 9] == numbers(served(queue_of(Call(number, refused=True) for number in order)))
 
 
 def test_the_refused_take_no_turn_from_bulk() -> None:
     """A refused waiter that is served again counts neither for nor against the bulk lane's share."""
-    queue = queue_of([Waiter(0, "bulk"), *(Waiter(number) for number in range(10, 16))])
+    queue = queue_of([Call(0, "bulk"), *(Call(number) for number in range(10, 16))])
     for _ in range(3):
         queue.pop(queue.head() or pytest.fail("nobody waits"))
-    queue.add(Waiter(10, refused=True))
+    queue.add(Call(10, refused=True))
     assert [10, 13, 0, 14, 15] == numbers(served(queue))
 
 
@@ -145,7 +151,7 @@ def test_the_refused_take_no_turn_from_bulk() -> None:
 )
 def test_who_leaves_costs_nobody_anything(place: int, left: list[int]) -> None:
     """A waiter is taken out wherever it stands, once; the others keep their order."""
-    waiters = [Waiter(number) for number in range(5)]
+    waiters = [Call(number) for number in range(5)]
     queue = queue_of(waiters)
     assert queue.discard(waiters[place]) is True
     assert queue.discard(waiters[place]) is False
@@ -155,31 +161,31 @@ def test_who_leaves_costs_nobody_anything(place: int, left: list[int]) -> None:
 
 def test_a_waiter_is_known_by_itself() -> None:
     """Another waiter of the same number, loop and lane is not the one that waits."""
-    queue = queue_of([Waiter(1)])
-    assert queue.discard(Waiter(1)) is False
+    queue = queue_of([Call(1)])
+    assert queue.discard(Call(1)) is False
     assert 1 == len(queue)
 
 
 def test_clear_forgets_all() -> None:
     """After a fork, those who wait are the parent's; the queue can be used again."""
-    waiters = [Waiter(1), Waiter(2, "bulk"), Waiter(3, refused=True), Waiter(4, loop="trio")]
+    waiters = [Call(1), Call(2, "bulk"), Call(3, refused=True), Call(4, loop="trio")]
     queue = queue_of(waiters)
     queue.clear()
     assert (0, None, []) == (len(queue), queue.head(), queue.alarms())
     assert not any(queue.discard(waiter) for waiter in waiters)
-    queue.add(Waiter(5))
+    queue.add(Call(5))
     assert [5] == numbers(served(queue))
 
 
 def test_one_per_event_loop_watches_the_clock() -> None:
     """Each loop with waiting waiters has one that is to wake for all, the refused before the others."""
     waiters = [
-        Waiter(1, loop="asyncio"),
-        Waiter(2, loop="asyncio"),
-        Waiter(3, "bulk", loop="trio"),
-        Waiter(4, loop="trio"),
-        Waiter(5, "bulk", loop="thread"),
-        Waiter(0, refused=True, loop="asyncio"),
+        Call(1, loop="asyncio"),
+        Call(2, loop="asyncio"),
+        Call(3, "bulk", loop="trio"),
+        Call(4, loop="trio"),
+        Call(5, "bulk", loop="thread"),
+        Call(0, refused=True, loop="asyncio"),
     ]
     queue = queue_of(waiters)
     assert {("asyncio", 0), ("trio", 4), ("thread", 5)} == {(t.loop, t.number) for t in queue.alarms()}
@@ -191,11 +197,11 @@ def test_one_per_event_loop_watches_the_clock() -> None:
 def test_who_is_first_of_lane_and_loop() -> None:
     """One waiter of each lane and loop is its first; with it gone, the next one is."""
     first, second, bulk, refused, other = waiters = [
-        Waiter(1),
-        Waiter(2),
-        Waiter(3, "bulk"),
-        Waiter(4, refused=True),
-        Waiter(5, loop="trio"),
+        Call(1),
+        Call(2),
+        Call(3, "bulk"),
+        Call(4, refused=True),
+        Call(5, loop="trio"),
     ]
     queue = queue_of(waiters)
     assert [first, bulk, refused, other] == [waiter for waiter in waiters if queue.is_first(waiter)]
@@ -221,9 +227,9 @@ def test_how_many_are_ahead(
     """Interactive newcomers wait for their lane, bulk ones also for four interactive ones a turn."""
     queue = queue_of(
         [
-            *(Waiter(number, refused=True) for number in range(refused)),
-            *(Waiter(100 + number) for number in range(interactive)),
-            *(Waiter(300 + number, "bulk") for number in range(bulk)),
+            *(Call(number, refused=True) for number in range(refused)),
+            *(Call(100 + number) for number in range(interactive)),
+            *(Call(300 + number, "bulk") for number in range(bulk)),
         ]
     )
     assert (ahead_of_interactive, ahead_of_bulk) == (queue.ahead_of("interactive"), queue.ahead_of("bulk"))
@@ -231,7 +237,7 @@ def test_how_many_are_ahead(
 
 def test_turns_taken_bring_the_bulk_turn_nearer() -> None:
     """Three interactive waiters have passed the bulk lane: one more does before its next turn."""
-    queue = queue_of([*(Waiter(number) for number in range(20)), Waiter(50, "bulk")])
+    queue = queue_of([*(Call(number) for number in range(20)), Call(50, "bulk")])
     assert 9 == queue.ahead_of("bulk")
     for _ in range(3):
         queue.pop(queue.head() or pytest.fail("nobody waits"))
@@ -246,7 +252,7 @@ class QueueMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         """Begin with nobody."""
-        self.queue: Queue[Waiter] = Queue()
+        self.queue = Queue()
         self.waiting: list[Waiter] = []
         self.served: list[Waiter] = []
         self.counter = itertools.count()
@@ -255,7 +261,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(target=waiters, priority=priorities, loop=st.sampled_from(LOOPS), count=st.integers(1, 6))
     def ask(self, priority: Priority, loop: str, count: int) -> MultipleResults[Waiter]:
         """Add newcomers."""
-        waiters = [Waiter(next(self.counter), priority, loop=loop) for _ in range(count)]
+        waiters = [Call(next(self.counter), priority, loop=loop) for _ in range(count)]
         for waiter in waiters:
             self.queue.add(waiter)
         self.waiting += waiters
@@ -266,7 +272,7 @@ class QueueMachine(RuleBasedStateMachine):
     def refuse(self, data: st.DataObject, loop: str) -> Waiter:
         """Have one that was served come back, refused, with the number that it had."""
         first = self.served.pop(data.draw(st.integers(0, len(self.served) - 1)))
-        waiter = Waiter(first.number, first.priority, refused=True, loop=loop)
+        waiter = Call(first.number, first.priority, refused=True, loop=loop)
         self.queue.add(waiter)
         self.waiting.append(waiter)
         return waiter
@@ -298,8 +304,8 @@ class QueueMachine(RuleBasedStateMachine):
     def count_ahead(self, priority: Priority) -> None:
         """Compare the number of those ahead with how it turns out if nobody else comes."""
         ahead = self.queue.ahead_of(priority)
-        queue: Queue[Waiter] = copy.deepcopy(self.queue)
-        newcomer = Waiter(next(self.counter), priority, loop="another")
+        queue: Queue = copy.deepcopy(self.queue)
+        newcomer = Call(next(self.counter), priority, loop="another")
         queue.add(newcomer)
         turn = served(queue).index(newcomer)
         if priority == "bulk":

@@ -18,7 +18,7 @@ from lemcal_async import events
 from lemcal_async._headers import Quota
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Key, LocalRateLimiter, RateLimit, RateLimiter, RedisRateLimiter, WouldWait
-from lemcal_async.ratelimit._cooldown import MARGIN
+from lemcal_async.ratelimit._slots import MARGIN
 
 KEY = Key("https://api.example.com", "0f" * 16)
 SILENT = Quota()

@@ -14,9 +14,9 @@ from lemcal_async import events
 from lemcal_async._headers import Quota
 from lemcal_async.errors import LemcalError
 from lemcal_async.ratelimit import Key, Permit, RedisRateLimiter, WouldWait
-from lemcal_async.ratelimit.redis import _fallback
-from lemcal_async.ratelimit.redis._fallback import FIRST_DELAY, LAST_DELAY, CircuitBreaker, WhenDown
-from lemcal_async.ratelimit.redis._script import ScriptReply, ScriptRequest
+from lemcal_async.ratelimit.redis import _connection
+from lemcal_async.ratelimit.redis._budget import ScriptReply, ScriptRequest
+from lemcal_async.ratelimit.redis._connection import FIRST_DELAY, LAST_DELAY, CircuitBreaker, WhenDown
 
 from .test_redis import LAPSE, Calls, limiter_of, most_in, refusal
 
@@ -34,8 +34,8 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 def mortal(lapse: Callable[[float], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
     """Return a server that may be killed; leases are short, and whether it is back is asked often."""
     lapse(LAPSE)
-    monkeypatch.setattr(_fallback, "FIRST_DELAY", 0.1)
-    monkeypatch.setattr(_fallback, "LAST_DELAY", 0.1)
+    monkeypatch.setattr(_connection, "FIRST_DELAY", 0.1)
+    monkeypatch.setattr(_connection, "LAST_DELAY", 0.1)
     with RedisServer() as server:
         yield server
 

@@ -18,9 +18,8 @@ from redis_server import RedisServer
 from valkey.connection import UnixDomainSocketConnection
 
 from lemcal_async._headers import Quota
-from lemcal_async.ratelimit.redis._budget import LAPSE, Budget
+from lemcal_async.ratelimit.redis._budget import LAPSE, Budget, ScriptReply, ScriptRequest
 from lemcal_async.ratelimit.redis._connection import SCRIPT
-from lemcal_async.ratelimit.redis._script import ScriptReply, ScriptRequest
 
 LIMIT = 20
 PERIOD = 2.0

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from lemcal_async.ratelimit._sharing import SharedKeyEstimate
+from lemcal_async.ratelimit._server import SharedKeyEstimate
 
 PERIOD = 2.0
 

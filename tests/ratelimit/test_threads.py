@@ -20,9 +20,8 @@ import pytest
 
 from lemcal_async._headers import Quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, RateLimit
-from lemcal_async.ratelimit._cooldown import MARGIN
 from lemcal_async.ratelimit._local import _after_fork_in_child
-from lemcal_async.ratelimit._slots import LOST_AFTER
+from lemcal_async.ratelimit._slots import LOST_AFTER, MARGIN
 
 KEY = Key("https://api.example.com", "0f" * 16)
 SILENT = Quota()

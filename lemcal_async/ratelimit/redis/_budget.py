@@ -1,18 +1,24 @@
 """What one process knows of one key's budget: what to ask Redis, and what follows from the reply. Pure.
 
 To the queue of the local limiter it is what ``SlidingWindowLog`` is there. Times are seconds on this
-process's own clock.
+process's own clock here, and whole microseconds in ``script.lua``. What goes there and comes back are
+durations, so no two machines' clocks are compared; only ``now`` is a moment, on the clock of Redis, which
+the script alone reads again.
 """
 
+import json
 import math
+from collections.abc import Iterable
+from typing import Any, cast
+
+import attrs
 
 from lemcal_async._headers import Quota
-from lemcal_async.ratelimit._cooldown import MARGIN, Cooldown, pause_after_429
 from lemcal_async.ratelimit._log import SlidingWindowLog
 from lemcal_async.ratelimit._server import ROUNDING
-from lemcal_async.ratelimit._slots import LOST_AFTER, Slot
-from lemcal_async.ratelimit.redis._script import ScriptReply, ScriptRequest
+from lemcal_async.ratelimit._slots import LOST_AFTER, MARGIN, Cooldown, Slot, pause_after_429
 
+LONGEST = 1e9  # seconds, 30 years; more would overflow in Redis
 LAPSE = 0.5  # seconds for which a slot may be used without news from Redis; after that it is given back
 TOGETHER = 0.01  # seconds; slots that come free so soon after the first are fetched along with it
 GRACE = 0.25  # seconds; a process that comes later than that for its slots leaves them to others
@@ -134,7 +140,7 @@ class Budget:
         # Twice the limit in flight at most: requests that hang must not fill the shared connection pool.
         return 2 * self.configured - len(self._open)
 
-    def request(self, now: float) -> ScriptRequest:
+    def request(self, now: float) -> "ScriptRequest":
         """Return what to ask Redis. All is restated, so a request that is lost or late does no harm."""
         self._forget(now)
         self._stock, self._report_by, self._asking = [], math.inf, True
@@ -168,7 +174,7 @@ class Budget:
             )
         return request
 
-    def apply(self, request: ScriptRequest, reply: ScriptReply, asked_at: float, now: float) -> None:
+    def apply(self, request: "ScriptRequest", reply: "ScriptReply", asked_at: float, now: float) -> None:
         """Take in the reply to a request of ``asked_at``."""
         self.reply, self._heard_at, self._restated_at, self._asking = reply, now, asked_at, False
         self._stock = [reply.now] * reply.granted
@@ -245,3 +251,53 @@ class Budget:
         self._forget(now)
         held = self._open or self._ended or self._asking or self.cooldown.until > now
         return not held and self.due() == math.inf
+
+
+class ScriptRequest(dict[str, Any]):
+    """What one process holds, knows and wants of one budget. ``Budget.request`` says what is in it."""
+
+    def encoded(self) -> str:
+        """Return the script's argument: JSON."""
+        return json.dumps(_microseconds(self))
+
+
+def _microseconds(value: Any) -> Any:
+    """Convert all times; they alone are floats."""
+    if isinstance(value, dict):
+        return {name: _microseconds(item) for name, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_microseconds(item) for item in cast("list[object]", value)]
+    return round(min(value, LONGEST) * 1e6) if isinstance(value, float) else value
+
+
+def _seconds(microseconds: float) -> float:
+    return microseconds / 1e6
+
+
+def _all_seconds(values: Iterable[float]) -> list[float]:
+    return [value / 1e6 for value in values]
+
+
+@attrs.frozen(kw_only=True)
+class ScriptReply:
+    """What the script said.
+
+    ``granted`` slots are this process's; it is to ask again in ``wait``. Nobody sends for ``paused``, and
+    the server refuses the key for ``refused``. ``frees`` has when each slot in use comes free at the
+    earliest, ``others`` how many requests each other process wants to send, ``processes`` how many there
+    are. The server can know of ``expected`` requests; ``foreign`` more were somebody else's. The script had
+    run ``count`` times.
+    """
+
+    count: int = 0
+    now: int = attrs.field(default=0, converter=int)
+    granted: int = 0
+    wait: float = attrs.field(default=0, converter=_seconds)
+    paused: float = attrs.field(default=0, converter=_seconds)
+    refused: float = attrs.field(default=0, converter=_seconds)
+    limit: int = 0
+    frees: list[float] = attrs.field(factory=list[float], converter=_all_seconds)
+    others: Iterable[int] = ()  # Lua's empty list is {}
+    processes: int = 0
+    expected: int = 0
+    foreign: int = 0

@@ -1,13 +1,14 @@
-"""The connection to Redis: coredis, which runs on asyncio and trio, and all that is to know of it.
+"""The connection to Redis, and what holds while it is away.
 
-It runs the script, and says in one way that Redis did not. When to try again is for others.
+coredis, which runs on asyncio and trio, stays in here: others learn in one way that the script did not run.
 """
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -27,6 +28,18 @@ from lemcal_async.errors import ConfigurationError
 # Read when this module is imported, so that no call waits for the disk.
 SCRIPT = Path(__file__).with_name("script.lua").read_text(encoding="utf-8")
 SHA1 = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()  # its name in Redis
+
+WhenDown = Literal["share", "raise", "open"]
+
+FALLBACK_POLICIES: dict[WhenDown, str] = {
+    "share": "this process keeps to its share of the limit",
+    "raise": "calls fail",
+    "open": "nothing is limited",
+}
+FIRST_DELAY = 0.25  # seconds until the first new attempt
+LAST_DELAY = 1.0  # all processes notice within so many seconds that Redis is back
+UNKNOWN_SHARE = 0.25  # of the limit, for a process that does not know how many there are
+REMEMBERED = 60.0  # seconds for which another process counts as running
 
 _CONNECTIONS = 8  # commands share them; more are open only while several keys wait for a new one
 _RIGHTS = "let its user run EVAL, EVALSHA, GET, SET and TIME on names that begin with the prefix in braces"
@@ -155,3 +168,42 @@ def _problem_of(url: Secret[str]) -> str | None:
         "the URL of Redis is redis://host:6379/0, rediss://... or unix:///path/to/socket; percent-encode its "
         "user and password (%40 for @, %2F for /)"
     )
+
+
+class CircuitBreaker:
+    """Closed while Redis answers. Open ``since`` then, only one task tries again, every ``delay`` seconds."""
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self.delay = FIRST_DELAY
+        self.since = -math.inf
+        self.reason = ""
+
+    def failed(self, reason: str, now: float) -> bool:
+        """Note a failure; return whether it is the first."""
+        if self.is_open:
+            self.delay = min(2 * self.delay, LAST_DELAY)
+            return False
+        self.is_open, self.delay, self.since, self.reason = True, FIRST_DELAY, now, reason
+        return True
+
+
+class FallbackPolicy:
+    """What to send without Redis. A ``share`` of None divides the limit by the processes seen lately."""
+
+    def __init__(self, limit: int, share: float | None) -> None:
+        self._limit = limit
+        self._share = share
+        self._processes = 0
+        self._seen_at = -math.inf
+
+    def see(self, processes: int, now: float) -> None:
+        """Note how many processes there are."""
+        if processes >= self._processes or now - self._seen_at > REMEMBERED:
+            self._processes, self._seen_at = processes, now
+
+    @property
+    def own_limit(self) -> int:
+        """How many requests of a period this process may send alone."""
+        share = self._share or (1 / self._processes if self._processes else UNKNOWN_SHARE)
+        return max(1, int(self._limit * share + 1e-9))

@@ -24,11 +24,16 @@ from lemcal_async.ratelimit._base import Key, Permit, Priority, RateLimit
 from lemcal_async.ratelimit._local import LocalRateLimiter
 from lemcal_async.ratelimit._log import SlidingWindowLog
 from lemcal_async.ratelimit._waiters import KeyState, Waiter, announce
-from lemcal_async.ratelimit.redis._budget import Budget
-from lemcal_async.ratelimit.redis._connection import RedisConnection, Unreachable
-from lemcal_async.ratelimit.redis._fallback import FALLBACK_POLICIES, CircuitBreaker, FallbackPolicy, WhenDown
+from lemcal_async.ratelimit.redis._budget import Budget, ScriptReply, ScriptRequest
+from lemcal_async.ratelimit.redis._connection import (
+    FALLBACK_POLICIES,
+    CircuitBreaker,
+    FallbackPolicy,
+    RedisConnection,
+    Unreachable,
+    WhenDown,
+)
 from lemcal_async.ratelimit.redis._key import KeyWorker
-from lemcal_async.ratelimit.redis._script import ScriptReply, ScriptRequest
 
 logger = logging.getLogger("lemcal_async.ratelimit")
 
@@ -77,7 +82,7 @@ class RedisRateLimiter(LocalRateLimiter):
                 "timeout= is in seconds, above 0; prefix= must not be empty or have braces"
             )
         self._when_down: WhenDown = when_down
-        self._policy = FallbackPolicy(when_down, limit, share)
+        self._policy = FallbackPolicy(limit, share)
         self._connection = RedisConnection(address, timeout, lambda: self._breaker.is_open)
         self._prefix = prefix
         self._timeout = timeout

@@ -11,9 +11,11 @@ anyio's does. On trio it is the one of httpcore, which reads no further than it 
 import asyncio
 import ipaddress
 import itertools
+import math
 import select
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -39,16 +41,13 @@ class NetworkBackend:
         host: str,
         port: int,
         timeout: float | None = None,  # noqa: ASYNC109 - httpcore's interface
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
+        local_address: str | None = None,  # noqa: ARG002 - never given
+        socket_options: Iterable[Any] | None = None,  # noqa: ARG002 - never given
     ) -> Any:
         """Return a stream to ``host``."""
         core = self._core
         if not isinstance(current_token().native_token, asyncio.AbstractEventLoop):
-            backend = core.TrioBackend()
-            return TrioStream(
-                await backend.connect_tcp(host, port, timeout, local_address, socket_options or []), core
-            )
+            return await self._connect_on_trio(host, port, timeout)
         try:
             with anyio.fail_after(timeout):
                 opened = await _open_socket(host, port)
@@ -59,6 +58,20 @@ class NetworkBackend:
         except OSError as error:
             raise core.ConnectError(str(error)) from error
         return AsyncioStream(protocol, core)
+
+    async def _connect_on_trio(self, host: str, port: int, timeout: float | None) -> "TrioStream":  # noqa: ASYNC109
+        import trio  # noqa: PLC0415 - whoever gets here runs it
+
+        try:
+            with anyio.fail_after(timeout):
+                stream = await trio.open_tcp_stream(host, port)
+        except TimeoutError as error:
+            raise self._core.ConnectTimeout(str(error)) from error
+        except OSError as error:
+            raise self._core.ConnectError(str(error)) from error
+        opened = socket.socket(fileno=stream.socket.detach())
+        opened.setblocking(False)  # noqa: FBT003 - its only argument
+        return TrioStream(opened, self._core)
 
     async def sleep(self, seconds: float) -> None:
         """Wait; part of httpcore's interface."""
@@ -271,7 +284,11 @@ class AsyncioStream:
         """Return what httpcore asks for, None where that is unknown."""
         protocol = self._protocol
         if info == "is_readable":
-            return bool(protocol.received) or protocol.ended or is_readable(protocol.transport)
+            return (
+                bool(protocol.received)
+                or protocol.ended
+                or is_readable(protocol.transport.get_extra_info("socket"))
+            )
         if info == "server_addr":
             info = "peername"
         elif info == "client_addr":
@@ -279,9 +296,8 @@ class AsyncioStream:
         return protocol.transport.get_extra_info(info)
 
 
-def is_readable(transport: asyncio.BaseTransport) -> bool:
-    """Whether the socket has something that the event loop has not seen yet."""
-    opened = transport.get_extra_info("socket")
+def is_readable(opened: Any) -> bool:
+    """Whether a socket has something that the event loop has not seen yet."""
     if not hasattr(select, "poll"):  # Windows
         return bool(select.select([opened], [], [], 0)[0])
     poll = select.poll()
@@ -290,32 +306,77 @@ def is_readable(transport: asyncio.BaseTransport) -> bool:
 
 
 class TrioStream:
-    """The stream that httpcore has for trio, with the check before each request."""
+    """A stream on a socket, or on trio's TLS over it, as httpcore's connections expect it.
 
-    def __init__(self, stream: Any, core: ModuleType) -> None:
-        self._stream = stream
+    It waits for the socket itself: trio's own stream goes through the scheduler twice more for each request.
+    """
+
+    def __init__(self, opened: socket.socket, core: ModuleType, tls: Any = None) -> None:
+        import trio  # noqa: PLC0415 - whoever gets here runs it
+
+        self._trio = trio
+        # A socket that is closed, by another task perhaps, raises ValueError.
+        self._failures = (OSError, ValueError, trio.BrokenResourceError, trio.ClosedResourceError)
+        self._socket = opened
         self._core = core
-        self._sending = False
+        self._tls = tls
+        self._sending = False  # whether a request is on its way out
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - as above
-        """Return what arrives next."""
+        """Return what arrives next, nothing at the end; raise ReadTimeout or ReadError."""
         self._sending = False
-        data: bytes = await self._stream.read(max_bytes, timeout)
-        return data
+        try:
+            with self._trio.move_on_after(math.inf if timeout is None else timeout):
+                return await self._receive(max_bytes)
+        except self._failures as error:
+            raise self._core.ReadError(str(error)) from error
+        raise self._core.ReadTimeout
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as above
-        """Send; raise RemoteProtocolError if an answer is there already."""
+        """Send; raise WriteTimeout or WriteError, or RemoteProtocolError if an answer is there already."""
         if not self._sending:
             # A TLS server may have sent session tickets, which are no answer.
-            tls = self._stream.get_extra_info("ssl_object")
-            if _has_unread(tls) if tls is not None else self._stream.get_extra_info("is_readable"):
+            if is_readable(self._socket) if self._tls is None else _has_unread(self._ssl_object):
                 raise self._core.RemoteProtocolError(UNASKED)
             self._sending = True
-        await self._stream.write(buffer, timeout)
+        try:
+            rest = memoryview(buffer) if self._tls is not None else self._send(memoryview(buffer))
+            if not rest:
+                return
+            with self._trio.move_on_after(math.inf if timeout is None else timeout) as scope:
+                await (self._send_all(rest) if self._tls is None else self._tls.send_all(rest))
+        except self._failures as error:
+            raise self._core.WriteError(str(error)) from error
+        if scope.cancelled_caught:
+            raise self._core.WriteTimeout
+
+    async def _receive(self, max_bytes: int) -> bytes:
+        if self._tls is not None:
+            return bytes(await self._tls.receive_some(max_bytes))
+        while True:
+            await self._trio.lowlevel.wait_readable(self._socket)
+            with suppress(BlockingIOError):
+                return self._socket.recv(max_bytes)
+
+    async def _send_all(self, rest: memoryview) -> None:
+        while rest:
+            await self._trio.lowlevel.wait_writable(self._socket)
+            rest = self._send(rest)
+
+    def _send(self, data: memoryview) -> memoryview:
+        """Send what the socket takes now; return the rest."""
+        try:
+            return data[self._socket.send(data) :]
+        except BlockingIOError:
+            return data
 
     async def aclose(self) -> None:
         """Close."""
-        await self._stream.aclose()
+        if self._tls is not None:
+            await self._tls.aclose()
+        elif self._socket.fileno() >= 0:
+            self._trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
 
     async def start_tls(
         self,
@@ -323,14 +384,37 @@ class TrioStream:
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - httpcore's interface
     ) -> "TrioStream":
-        """Return the stream that speaks TLS over this one."""
-        return TrioStream(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._core)
+        """Return the stream that speaks TLS over this one; raise ConnectTimeout or ConnectError."""
+        trio = self._trio
+        below = self._tls or trio.SocketStream(trio.socket.from_stdlib_socket(self._socket))
+        tls = trio.SSLStream(below, ssl_context, server_hostname=server_hostname, https_compatible=True)
+        try:
+            with trio.fail_after(math.inf if timeout is None else timeout):
+                await tls.do_handshake()
+        except BaseException as error:
+            await trio.aclose_forcefully(tls)
+            if isinstance(error, trio.TooSlowError):
+                raise self._core.ConnectTimeout(str(error)) from error
+            if isinstance(error, trio.BrokenResourceError | OSError):
+                raise self._core.ConnectError(str(error)) from error
+            raise
+        return TrioStream(self._socket, self._core, tls)
 
     def get_extra_info(self, info: str) -> Any:
-        """Return what httpcore asks for."""
-        if info == "is_readable" and _has_unread(self._stream.get_extra_info("ssl_object")):
-            return True
-        return self._stream.get_extra_info(info)
+        """Return what httpcore asks for, None where that is unknown."""
+        if info == "is_readable":
+            return _has_unread(self._ssl_object) or is_readable(self._socket)
+        if info == "ssl_object":
+            return self._ssl_object
+        if info == "socket":
+            return self._socket
+        if info == "server_addr":
+            return self._socket.getpeername()
+        return self._socket.getsockname() if info == "client_addr" else None
+
+    @property
+    def _ssl_object(self) -> "ssl.SSLObject | None":
+        return None if self._tls is None else self._tls._ssl_object  # noqa: SLF001 - no public way
 
 
 def _has_unread(tls: "ssl.SSLObject | None") -> bool:

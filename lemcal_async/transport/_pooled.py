@@ -10,6 +10,7 @@ import httpx
 
 from lemcal_async._backends import is_in_event_loop
 from lemcal_async.transport._environment import MakeContext
+from lemcal_async.transport._http11 import HTTP11Connection
 from lemcal_async.transport._pool import Answer, BasePooledTransport, Target
 
 if TYPE_CHECKING:
@@ -68,9 +69,9 @@ class HTTPCoreTransport(BasePooledTransport):
 
     async def _open(self, target: Target) -> Any:
         core: Any = self._core or await anyio.to_thread.run_sync(self._load)
-        where = core.URL(scheme=target.scheme, host=target.host, port=target.port, target="/").origin
         if target.proxy is None:
-            return core.AsyncHTTPConnection(where, ssl_context=target.tls, network_backend=self._backend)
+            return HTTP11Connection(target, core, self._backend)
+        where = core.URL(scheme=target.scheme, host=target.host, port=target.port, target="/").origin
         return self._proxy(core, target).create_connection(where)
 
     def _proxy(self, core: ModuleType, target: Target) -> Any:
@@ -90,6 +91,10 @@ class HTTPCoreTransport(BasePooledTransport):
 
     async def _send(self, connection: Any, request: httpx.Request) -> Answer:
         core: Any = self._core
+        if isinstance(connection, HTTP11Connection):
+            if not _is_mocked(core):
+                return await connection.send(request)
+            connection = connection.as_httpcore()
         url = request.url
         answer: Answer = await connection.handle_async_request(
             core.Request(
@@ -103,6 +108,8 @@ class HTTPCoreTransport(BasePooledTransport):
         return answer
 
     def _is_clean(self, connection: Any) -> bool:
+        if isinstance(connection, HTTP11Connection):
+            return connection.make_ready()
         # httpcore does not look at what h11 holds beyond the end of an answer. If a version of it keeps
         # that elsewhere, its connections are used once.
         while hasattr(connection, "_connection"):
@@ -111,12 +118,17 @@ class HTTPCoreTransport(BasePooledTransport):
         return state is not None and state.trailing_data == (b"", False)
 
     def _translate(self, error: BaseException) -> httpx.RequestError | None:
-        """Return httpx's own error for one of httpcore's or its fork's, which have the same names."""
+        """Return httpx's own error for one of h11's, httpcore's or its fork's, which have the same names."""
         for kind in type(error).__mro__:
-            if kind.__name__ in _ERRORS and kind.__module__.startswith("httpcore"):
+            if kind.__name__ in _ERRORS and kind.__module__.startswith(("httpcore", "h11")):
                 known: httpx.RequestError = getattr(httpx, kind.__name__)(str(error))
                 return known
         return None
+
+
+def _is_mocked(core: Any) -> bool:
+    """Whether a test has put itself in the place of httpcore's connections, as respx does."""
+    return not core.AsyncHTTPConnection.handle_async_request.__module__.startswith(core.__name__)
 
 
 def _content_of(request: httpx.Request) -> Any:

@@ -136,7 +136,7 @@ class _Connection:
 
     def has_expired(self) -> bool:
         """Whether something has arrived that answers no request, or the other side has gone."""
-        return self.protocol.should_close or is_readable(self.protocol.transport)
+        return self.protocol.should_close or is_readable(self.protocol.transport.get_extra_info("socket"))
 
     async def aclose(self) -> None:
         """Close, without waiting for the other side."""

@@ -364,8 +364,8 @@ async def test_a_stream_read_in_part(make_wire: MakeWire, server: Loopback) -> N
 
 
 STREAMS: dict[MakeWire, str] = {
-    PooledTransport: "httpcore._async.http11.HTTP11ConnectionByteStream.aclose",
-    HTTPX2Transport: "httpcore2._async.http11.HTTP11ConnectionByteStream.aclose",
+    PooledTransport: "lemcal_async.transport._http11.HTTP11Answer.aclose",
+    HTTPX2Transport: "lemcal_async.transport._http11.HTTP11Answer.aclose",
     AiohttpTransport: "lemcal_async.transport.aiohttp._Stream.aclose",
 }
 

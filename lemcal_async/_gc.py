@@ -36,10 +36,11 @@ def paused_and_spared() -> Generator[None]:
     """
     with paused():
         yield
-        _spare()
+        spare()
 
 
-def _spare() -> None:
+def spare() -> None:
+    """Spare the collector the objects that there are now, if they will live long."""
     global _spared, _full_collections  # noqa: PLW0603 - there is only one collector, too
     collections = gc.get_stats()[-1]["collections"]
     if collections != _full_collections:

@@ -18,6 +18,7 @@ from anyio.lowlevel import RunVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from lemcal_async._gc import spare
 from lemcal_async.sync._database import BUSY_SECONDS, Address, Problem, engine_of, keep_log, problem_of
 from lemcal_async.sync._tables import is_current, prepare
 
@@ -153,6 +154,9 @@ class Transactions:
     def _connected(self) -> Engine:
         with self._connecting:
             if self._engine is None:
+                # What has been imported, SQLAlchemy above all, would be walked by the collector about now:
+                # for 50 ms, in which the event loop stands still too.
+                spare()
                 engine = engine_of(self.address.url, create=self._create)
                 try:
                     with engine.connect() as connection:

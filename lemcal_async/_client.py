@@ -1,5 +1,7 @@
 """``AsyncLemcal``, the client. It checks arguments; ``_session`` sends the calls."""
 
+import functools
+import logging
 import math
 import os
 import re
@@ -14,16 +16,13 @@ from lemcal_async import _resources
 from lemcal_async._auth import ApiKey, CredentialSource, Secret
 from lemcal_async._codec import check_into
 from lemcal_async._decoding import data_of, json_kind
-from lemcal_async._log import set_up_logging
 from lemcal_async._retry import RetryPolicy
-from lemcal_async._session import USER_AGENT, AccountSession, JSONBody, Options, RawResponse
-from lemcal_async._stack import TransportStack
+from lemcal_async._session import USER_AGENT, AccountSession, JSONBody, Options, RawResponse, TransportStack
 from lemcal_async._urls import BASE_URL_VARIABLE, DEFAULT_BASE_URL, check_base_url, check_path, with_query
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.models import User
 from lemcal_async.ratelimit import Key, Priority, RateLimit, RateLimiter
-from lemcal_async.transport._interop import Wire
-from lemcal_async.transport._retry import MAX_RESPONSE_BYTES
+from lemcal_async.transport._layers import MAX_RESPONSE_BYTES, Wire
 
 OnBadRow = Literal["raise", "skip"]
 Timeout = float | httpx.Timeout | None
@@ -344,3 +343,20 @@ def _is_method(value: object) -> bool:
 
 def _is_above_0(value: object) -> bool:
     return isinstance(value, int | float) and value > 0
+
+
+LOG_VARIABLE = "LEMCAL_LOG"
+
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+@functools.cache
+def set_up_logging() -> None:
+    """Log from the level on that the environment names, once. Handlers that there are already are kept."""
+    level = os.environ.get(LOG_VARIABLE, "").strip().upper()
+    if not level:
+        return
+    if level not in _LEVELS:
+        raise ConfigurationError(f"{LOG_VARIABLE} must be one of {', '.join(_LEVELS).lower()}")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("lemcal_async").setLevel(level)

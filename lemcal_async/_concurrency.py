@@ -1,6 +1,7 @@
-"""What tasks wait on: a wake-up that any thread may send, and a semaphore that accounts share fairly.
+"""What tasks wait on, and anyio's backends, loaded ahead of the first call. On asyncio and trio alike.
 
-On asyncio and trio alike. Knows nothing of what is waited for; an account is anything hashable.
+A wake-up that any thread may send, and a semaphore that accounts, which are anything hashable, share fairly.
+Knows nothing of what is waited for.
 """
 
 import asyncio
@@ -8,6 +9,8 @@ import math
 import sys
 from collections import OrderedDict
 from collections.abc import Hashable
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import anyio
@@ -236,3 +239,23 @@ def is_being_canceled() -> bool:
         return False  # trio, where nobody cancels but scopes
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def preload() -> None:
+    """Load anyio's backend for asyncio, and that for trio if the program uses trio, once.
+
+    Within the first call, they would hold up the event loop for 40 ms.
+    """
+    for library, backend in (("asyncio", "anyio._backends._asyncio"), ("trio", "anyio._backends._trio")):
+        if library in sys.modules and backend not in sys.modules:
+            with suppress(ModuleNotFoundError):  # another version of anyio loads what it needs by itself
+                import_module(backend)
+
+
+def is_in_event_loop() -> bool:
+    """Whether an event loop runs in this thread, and would stand still."""
+    try:
+        current_token()
+    except RuntimeError:
+        return False
+    return True

@@ -1,12 +1,14 @@
 """The calls of one account: from method and path to the bytes of a success, or to an error.
 
 Requests get their credentials here, calls their deadline, and failures of the transport become errors
-of this package. What the bytes mean is left to the resources.
+of this package. What the bytes mean is left to the resources. Below are the transport layers that a client
+and its siblings share.
 """
 
 import functools
 import json
 import logging
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeAlias, TypeVar
 
@@ -16,15 +18,16 @@ import httpx
 
 from lemcal_async import events
 from lemcal_async._auth import Credentials, CredentialSource, Secret
+from lemcal_async._concurrency import preload
 from lemcal_async._headers import Quota
 from lemcal_async._responses import error_from_response
 from lemcal_async._retry import RetryPolicy
-from lemcal_async._stack import TransportStack
 from lemcal_async._version import __version__
 from lemcal_async.errors import CallInfo, ConfigurationError, LemcalError
-from lemcal_async.ratelimit import Key, Priority, RateLimit
-from lemcal_async.transport._call import CallState, extension
-from lemcal_async.transport._errors import deadline_error, no_answer_error
+from lemcal_async.ratelimit import Key, Priority, RateLimit, RateLimiter
+from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport
+from lemcal_async.transport._call import CallState, deadline_error, extension, no_answer_error
+from lemcal_async.transport._layers import Wire
 
 _logger = logging.getLogger("lemcal_async")
 
@@ -115,7 +118,7 @@ class AccountSession:
     __slots__ = ("_authorization", "_base_url", "_host", "_source", "options", "stack")
 
     def __init__(
-        self, stack: TransportStack, base_url: str, source: CredentialSource, options: Options
+        self, stack: "TransportStack", base_url: str, source: CredentialSource, options: Options
     ) -> None:
         self.stack = stack
         self.options = options
@@ -308,3 +311,63 @@ def _url(text: str) -> httpx.URL:
     except httpx.InvalidURL as error:
         problem = str(error)
     raise ConfigurationError(f"nothing was sent: the URL cannot be used: {problem}")
+
+
+class TransportStack:
+    """Retries around the rate limit around a wire. Closes the default wire, but not one passed in."""
+
+    def __init__(
+        self,
+        wire: Wire | None,
+        limiter: RateLimiter | None,
+        max_response_bytes: int,
+    ) -> None:
+        preload()
+        self._owned: PooledTransport | None = None
+        self._limiter = limiter
+        self._max_response_bytes = max_response_bytes
+        self._used = False
+        self._closed = False
+        if wire is None:
+            wire = self._owned = PooledTransport()
+        self._build(wire)
+
+    def _build(self, wire: Wire) -> None:
+        self._limit = RateLimitTransport(wire, self._limiter)
+        self.entry = RetryTransport(self._limit, max_response_bytes=self._max_response_bytes)
+
+    @property
+    def limiter(self) -> RateLimiter:
+        """The limiter in use."""
+        return self._limit.limiter
+
+    def check_open(self) -> None:
+        """Raise ConfigurationError after ``aclose``; call this before each use of ``entry``."""
+        if self._closed:
+            raise ConfigurationError(
+                "nothing was sent: this client, or the one it was made from, is closed; make a new one"
+            )
+        self._used = True
+
+    def reopen(self) -> None:
+        """Make it usable again after ``aclose``, on a new default wire if it had one."""
+        if self._closed and self._owned is not None:
+            self._owned = PooledTransport()
+            self._build(self._owned)
+        self._closed = False
+
+    async def aclose(self) -> None:
+        """Close the default wire. Idempotent."""
+        self._closed = True
+        if self._owned is not None:
+            await self._owned.aclose()
+
+    def __del__(self) -> None:
+        # No I/O here: there may be no event loop any more.
+        if self._owned is not None and self._used and not self._closed:
+            warnings.warn(
+                "an AsyncLemcal was not closed; use `async with`, or await its aclose()",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )

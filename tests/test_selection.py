@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lemcal_async._selection import selection, tell_account
+from lemcal_async._resources import selection, tell_account
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.models import Attendee, Lead, Meeting
 

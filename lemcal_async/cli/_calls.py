@@ -16,7 +16,7 @@ import typer
 from lemcal_async._auth import Secret
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._codec import to_wire, write_minutes, write_time
-from lemcal_async._selection import selection
+from lemcal_async._resources import selection
 from lemcal_async._urls import check_target_url, is_loopback, without_secrets
 from lemcal_async.cli._options import (
     AccountName,

@@ -4,8 +4,7 @@ A request goes through ``RetryTransport``, then ``RateLimitTransport``, then the
 ``PooledTransport``, unless another was passed in. Each layer fits any ``httpx.AsyncClient``.
 """
 
-from lemcal_async.transport._limit import RateLimitTransport
+from lemcal_async.transport._layers import RateLimitTransport, RetryTransport
 from lemcal_async.transport._pooled import PooledTransport
-from lemcal_async.transport._retry import RetryTransport
 
 __all__ = ["PooledTransport", "RateLimitTransport", "RetryTransport"]

@@ -16,7 +16,7 @@ import httpx
 
 if TYPE_CHECKING:
     from lemcal_async.transport._network import NetworkBackend
-    from lemcal_async.transport._pool import Target
+    from lemcal_async.transport._pooled import Target
 
 _PORTS = {"http": 80, "https": 443}
 _AT_ONCE = 2**16  # bytes to read at once

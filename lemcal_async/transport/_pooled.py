@@ -1,22 +1,333 @@
-"""The default wire: httpcore's connections in the package's own pool, and the certificates of httpx."""
+"""The package's own wires: a fair semaphore, and behind it connections used one at a time.
 
+The pools of httpcore can be left with dead slots by cancellation, and scan every queued request and every
+idle connection on each call. Here a connection belongs to one request at a time, the one used last is
+used next, and one that saw an exception, or bytes that nobody asked for, is closed and thrown away. How
+a connection is opened and spoken to is left to each wire; the default one speaks HTTP/1.1 by itself, and has
+httpcore for proxies and the certificates of httpx.
+"""
+
+import sys
 import threading
+import time
+import weakref
 from abc import abstractmethod
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
+import anyio
 import anyio.to_thread
+import attrs
 import httpx
+from anyio.lowlevel import current_token
 
-from lemcal_async._backends import is_in_event_loop
-from lemcal_async.transport._environment import MakeContext
+from lemcal_async import events
+from lemcal_async._auth import Secret
+from lemcal_async._concurrency import FairSemaphore, is_in_event_loop, preload
+from lemcal_async.errors import ConfigurationError
+from lemcal_async.ratelimit import Key
+from lemcal_async.transport._call import account_of, answer_httpx2, drop_frames
 from lemcal_async.transport._http11 import HTTP11Connection
-from lemcal_async.transport._pool import Answer, BasePooledTransport, Target
+from lemcal_async.transport._network import MakeContext, NetworkBackend, Proxies, tls_context
 
 if TYPE_CHECKING:
     import ssl
 
-    from lemcal_async.transport._network import NetworkBackend
+preload()  # with the import, which programs expect to take its time
+
+Origin: TypeAlias = tuple[str, bytes, int | None]  # scheme, host as it is sent, port
+
+
+class Connection(Protocol):
+    """What a pool asks of a connection; those of httpcore fit."""
+
+    def is_closed(self) -> bool: ...
+    def has_expired(self) -> bool: ...
+    async def aclose(self) -> None: ...
+
+
+class Answer(Protocol):
+    """What comes back over a connection; the responses of httpcore fit."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def headers(self) -> Any: ...
+    @property
+    def stream(self) -> Any: ...
+    @property
+    def extensions(self) -> Mapping[str, Any]: ...
+
+
+C = TypeVar("C", bound=Connection)
+
+
+class Pool(Generic[C]):
+    """The idle connections of one event loop, kept for ``keepalive`` seconds, and the slots for all.
+
+    Nothing is closed in here: what is to be closed is handed back.
+    """
+
+    def __init__(self, max_connections: int, keepalive: float) -> None:
+        self.slots = FairSemaphore(max_connections)
+        self.closed = False
+        self._keepalive = keepalive
+        self._idle: dict[Origin, deque[tuple[float, C]]] = {}
+
+    def take(self, origin: Origin) -> tuple[C | None, list[C]]:
+        """Return the idle connection that was used last, and those that turned out to be dead.
+
+        A stale one is left for ``put`` to sweep.
+        """
+        dead: list[C] = []
+        idle = self._idle.get(origin)
+        while idle and idle[-1][0] >= time.monotonic() - self._keepalive:
+            connection = idle.pop()[1]
+            if not (connection.is_closed() or connection.has_expired()):
+                return connection, dead
+            dead.append(connection)
+        return None, dead
+
+    def put(self, origin: Origin, connection: C) -> list[C]:
+        """Keep a connection for the next request; return those that are to be closed instead."""
+        if self.closed or connection.is_closed():
+            return [connection]
+        now = time.monotonic()
+        self._idle.setdefault(origin, deque()).append((now, connection))
+        stale: list[C] = []
+        for idle in self._idle.values():
+            while idle and idle[0][0] < now - self._keepalive:
+                stale.append(idle.popleft()[1])
+        return stale
+
+    def drain(self) -> list[C]:
+        """Take out all idle connections."""
+        drained = [connection for idle in self._idle.values() for _, connection in idle]
+        self._idle.clear()
+        return drained
+
+
+@attrs.frozen
+class Target:
+    """Where a new connection leads, and how: what there is to know to open it."""
+
+    scheme: str
+    host: str
+    port: int | None
+    proxy: Secret[str] | None
+    tls: "ssl.SSLContext | None"  # to the target
+    proxy_tls: "ssl.SSLContext | None"
+
+
+class BasePooledTransport(httpx.AsyncBaseTransport):
+    """A transport on connections that a subclass opens; see ``PooledTransport`` for what it promises."""
+
+    # The event ``send_request_headers.started`` of httpcore's trace extension comes before the first byte
+    # of a request leaves: without it, nothing was sent.
+    reports_sending = True
+
+    def __init__(
+        self,
+        *,
+        max_connections: int = 100,
+        keepalive: float = 60.0,
+        ssl_context: "ssl.SSLContext | None" = None,
+        trust_env: bool = True,
+    ) -> None:
+        preload()
+        if max_connections < 1:
+            raise ConfigurationError(f"max_connections={max_connections!r}: it must be at least 1")
+        self._max_connections = max_connections
+        self._keepalive = keepalive
+        self._ssl_context = ssl_context
+        self._trust_env = trust_env
+        self._proxies = Proxies(trust_env=trust_env)
+        self._pools: weakref.WeakKeyDictionary[Any, Pool[Any]] = weakref.WeakKeyDictionary()
+        self._changing = threading.Lock()  # which pools there are
+        self._closed = False
+
+    @property
+    @abstractmethod
+    def _make_context(self) -> MakeContext:
+        """What makes the TLS context that the library below would make for itself."""
+
+    @abstractmethod
+    async def _open(self, target: Target) -> Any:
+        """Return a connection; it may open when it is first used. Raise ValueError for a bad proxy."""
+
+    @abstractmethod
+    async def _send(self, connection: Any, request: httpx.Request) -> Answer:
+        """Send a request over a connection; return when the head of its answer is there."""
+
+    @abstractmethod
+    def _is_clean(self, connection: Any) -> bool:
+        """Whether nothing is left of the answer that was read: no second one, no stray bytes."""
+
+    @abstractmethod
+    def _translate(self, error: BaseException) -> httpx.RequestError | None:
+        """Return httpx's own error for one of the library below, None for any other."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send the request; the response holds its connection until it is closed."""
+        if not isinstance(request, httpx.Request):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return await answer_httpx2(self, request)
+        pool = self._pool()
+        account = account_of(request)
+        await self._acquire(pool, account, request)
+        handled = sys.exception()  # what the caller is handling, if anything: its frames are not ours to cut
+        connection = None
+        try:
+            url = request.url
+            origin = (url.scheme, url.raw_host, url.port)
+            connection, dead = pool.take(origin)
+            if dead:
+                await _close(dead)
+            if connection is None:
+                connection = await self._connect(origin)
+            answer = await self._send(connection, request)
+        except BaseException as error:
+            drop_frames(error, handled)
+            known = self._translate(error)
+            pool.slots.release(account)
+            if connection is not None:
+                await _close([connection])
+            if known is None:
+                raise
+            raise known from error
+        return httpx.Response(
+            answer.status,
+            headers=answer.headers,
+            stream=_Body(self, pool, origin, connection, account, answer.stream),
+            extensions=answer.extensions,
+        )
+
+    async def aclose(self) -> None:
+        """Close the idle connections of this event loop; those in use close when they come free."""
+        with self._changing:
+            self._closed = True
+            for pool in self._pools.values():
+                pool.closed = True
+        here = self._pools.get(current_token().native_token)
+        if here is not None:
+            await _close(here.drain())
+
+    def _pool(self) -> Pool[Any]:
+        loop = current_token().native_token
+        pool = self._pools.get(loop)
+        if self._closed:
+            raise ConfigurationError("this transport is closed; make a new one")
+        if pool is None:
+            pool = Pool[Any](self._max_connections, self._keepalive)
+            with self._changing:
+                # An idle connection keeps asyncio's loop alive, and so itself.
+                for ended in [other for other in self._pools if _is_closed(other)]:
+                    del self._pools[ended]
+                self._pools[loop] = pool
+        return pool
+
+    async def _acquire(self, pool: Pool[Any], account: Key | None, request: httpx.Request) -> None:
+        """Take a slot. A request that belongs to no account waits as long as its client's pool timeout."""
+        began = anyio.current_time() if events.wanted() else None
+        if not pool.slots.acquire_nowait(account):
+            timeouts = request.extensions.get("timeout", {})
+            timeout = timeouts.get("pool") if account is None else None
+            acquired = False
+            with anyio.move_on_after(timeout):
+                await pool.slots.acquire(account)
+                acquired = True
+            if not acquired:
+                raise httpx.PoolTimeout(f"no connection came free within {timeout:.3g} s")
+        if began is not None:
+            in_use = self._max_connections - pool.slots.free
+            events.emit(events.PoolEntered(in_use, self._max_connections, anyio.current_time() - began))
+
+    async def _connect(self, origin: Origin) -> Any:
+        scheme, raw_host, port = origin
+        if scheme not in ("http", "https"):
+            raise httpx.UnsupportedProtocol(f"the URL must begin with http:// or https://, not {scheme!r}")
+        host = raw_host.decode("ascii")
+        proxy = self._proxies.get(scheme, host, port)
+        tls = await self._context() if scheme == "https" else None
+        # The proxy is trusted if those say so whom the service is trusted by.
+        is_secure = proxy is not None and proxy.reveal().lower().startswith("https:")
+        proxy_tls = await self._context() if is_secure else None
+        target = Target(scheme, host, port, proxy, tls, proxy_tls)
+        try:
+            return await self._open(target)
+        except (RuntimeError, ValueError, httpx.InvalidURL):
+            if proxy is None:
+                raise
+        # Outside of the except block, because the cause could show the proxy's password.
+        raise ConfigurationError(
+            f"the proxy that the environment sets for {scheme} cannot be used: {self._proxy_hint}"
+        )
+
+    _proxy_hint = "it must be an http://, https:// or socks5:// URL, and the last needs the package socksio"
+
+    async def _context(self) -> "ssl.SSLContext":
+        if self._ssl_context is not None:
+            return self._ssl_context
+        return await tls_context(self._make_context, trust_env=self._trust_env)
+
+
+@attrs.define(eq=False)
+class _Body(httpx.AsyncByteStream):
+    """The body of a response, which gives the connection back when it is closed."""
+
+    _transport: BasePooledTransport
+    _pool: Pool[Any]
+    _origin: Origin
+    _connection: Any  # None once it is given back
+    _account: Key | None
+    _stream: Any
+    _whole: bool = False  # whether it was read to its end
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        handled = sys.exception()
+        try:
+            async for part in self._stream:
+                yield part
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            drop_frames(error, handled)
+            known = self._transport._translate(error)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            if known is None:
+                raise
+            raise known from error
+        self._whole = True
+
+    async def aclose(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        to_close = [connection]
+        try:
+            if self._whole:
+                await self._stream.aclose()  # makes the connection ready for the next request
+                # Its other half.
+                if self._transport._is_clean(connection):  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+                    to_close = self._pool.put(self._origin, connection)
+        finally:
+            self._pool.slots.release(self._account)
+            await _close(to_close)
+
+
+async def _close(connections: list[Any]) -> None:
+    # Shielded, but what makes them harmless (out of the pool, slot given back) has been done before:
+    # a second native cancellation gets through a shield.
+    if connections:
+        with anyio.CancelScope(shield=True):
+            for connection in connections:
+                await connection.aclose()
+
+
+def _is_closed(loop: Any) -> bool:
+    """Whether ``loop`` is one of asyncio that is closed; trio's are forgotten by themselves."""
+    return hasattr(loop, "is_closed") and bool(loop.is_closed())
+
 
 _ERRORS = frozenset(
     {"ConnectError", "ConnectTimeout", "LocalProtocolError", "NetworkError", "PoolTimeout", "ProtocolError"}
@@ -32,7 +343,7 @@ class HTTPCoreTransport(BasePooledTransport):
     # Loaded with the first instance, or in a thread if that is made in an event loop: httpcore looks for
     # trio and h2, and loads them if they are there.
     _core: ModuleType | None = None
-    _backend: "NetworkBackend"
+    _backend: NetworkBackend
 
     def __init__(
         self,
@@ -61,8 +372,6 @@ class HTTPCoreTransport(BasePooledTransport):
         with _loading:
             core = cls._core
             if core is None:
-                from lemcal_async.transport._network import NetworkBackend  # noqa: PLC0415 - it brings asyncio
-
                 core = cls._import_core()
                 cls._backend, cls._core = NetworkBackend(core), core
         return core
@@ -133,10 +442,10 @@ def _is_mocked(core: Any) -> bool:
 
 def _content_of(request: httpx.Request) -> Any:
     stream = request.stream
-    return _Body(b"".join(stream)) if isinstance(stream, httpx.ByteStream) else stream
+    return _OnePiece(b"".join(stream)) if isinstance(stream, httpx.ByteStream) else stream
 
 
-class _Body:
+class _OnePiece:
     """A body in one piece. httpx has a generator for it, which is garbage if its sending breaks off."""
 
     def __init__(self, body: bytes) -> None:

@@ -27,10 +27,8 @@ import httpx
 from anyio.lowlevel import current_token
 
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.transport._environment import MakeContext
-from lemcal_async.transport._network import UNASKED, is_readable
-from lemcal_async.transport._pool import Answer, BasePooledTransport, Pool, Target
-from lemcal_async.transport._pooled import httpx_context
+from lemcal_async.transport._network import UNASKED, MakeContext, is_readable
+from lemcal_async.transport._pooled import Answer, BasePooledTransport, Pool, Target, httpx_context
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 _LONGEST_LINE = 2**16  # bytes of one header that a server may send

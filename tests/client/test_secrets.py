@@ -327,7 +327,7 @@ async def test_canceled_on_a_wire_that_holds_everything() -> None:
         group.cancel_scope.cancel()
     rendered = traceback.format_tb(ended[0].__traceback__)
     assert "in hold" not in "".join(rendered)
-    assert "_limit.py" in rendered[-1]
+    assert "_layers.py" in rendered[-1]
     check_quiet(frames_of(ended[0]))
 
 
@@ -341,7 +341,7 @@ async def test_a_timeout_of_asyncio(lemcal_sandbox: Sandbox) -> None:
     assert isinstance(caught.value.__cause__, asyncio.CancelledError)
     frames = frames_of(caught.value)
     check_quiet(frames, lemcal_sandbox.api_key, basic_of(lemcal_sandbox.user_id, lemcal_sandbox.api_key))
-    assert "/transport/_limit.py:" in frames
+    assert "/transport/_layers.py:" in frames
     assert not [library for library in ("/h11/", "/httpcore/", "/anyio/") if library in frames]
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from lemcal_async.ratelimit import LocalRateLimiter
 from lemcal_async.sandbox import Sandbox
-from lemcal_async.transport._pool import BasePooledTransport
+from lemcal_async.transport._pooled import BasePooledTransport
 
 from .conftest import MakeWire
 from .loopback import Loopback

@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.transport._pool import BasePooledTransport
+from lemcal_async.transport._pooled import BasePooledTransport
 
 from .conftest import MakeWire
 from .loopback import Loopback, Seen, first_of

@@ -23,7 +23,7 @@ from lemcal_async.errors import DeadlineExceededError, ResponseDecodeError
 from lemcal_async.ratelimit import LocalRateLimiter, Unlimited
 from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.sandbox.faults import Fault
-from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport, _retry
+from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport, _layers
 from lemcal_async.transport._call import CallState, call_of, extension
 
 from .conftest import MakeWire
@@ -824,7 +824,7 @@ def test_there_is_no_wait_before_an_attempt() -> None:
     """Should tenacity ever ask for it, that is an error, and no wait of 0 s."""
     state = tenacity.RetryCallState(tenacity.AsyncRetrying(), None, (), {})
     with pytest.raises(RuntimeError, match="no attempt"):
-        _retry._attempt_of(state)
+        _layers._attempt_of(state)
 
 
 @pytest.mark.anyio

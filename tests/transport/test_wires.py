@@ -19,7 +19,7 @@ import trustme
 from lemcal_async import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.sandbox import Sandbox, faults
-from lemcal_async.transport import PooledTransport, _environment, _pool
+from lemcal_async.transport import PooledTransport, _network, _pooled
 from lemcal_async.transport.aiohttp import AiohttpTransport
 from lemcal_async.transport.httpx2 import HTTPX2Transport
 
@@ -210,7 +210,7 @@ async def test_idle_connections_are_closed(
 ) -> None:
     """After ``keepalive`` seconds, at the next use; younger ones stay."""
     now = 1000.0
-    monkeypatch.setattr(_pool, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(_pooled, "time", SimpleNamespace(monotonic=lambda: now))
     async with make_wire(keepalive=60) as transport:
         await together(*[lambda: get(transport, f"{server.url}/sleep/0.05")] * 3)
         assert 3 == server.open
@@ -228,7 +228,7 @@ async def test_an_old_connection_is_not_used(
 ) -> None:
     """Something between may have forgotten it."""
     now = 1000.0
-    monkeypatch.setattr(_pool, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(_pooled, "time", SimpleNamespace(monotonic=lambda: now))
     async with make_wire(keepalive=60) as transport:
         await get(transport, server.url)
         now += 61
@@ -242,7 +242,7 @@ async def test_old_connections_to_elsewhere_are_closed(
 ) -> None:
     """Any use of the transport will do."""
     now = 1000.0
-    monkeypatch.setattr(_pool, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(_pooled, "time", SimpleNamespace(monotonic=lambda: now))
     with Loopback() as one, Loopback() as other:
         async with make_wire(keepalive=60) as transport:
             await get(transport, one.url)
@@ -491,7 +491,7 @@ def authority() -> trustme.CA:
 def fresh_contexts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Start without TLS contexts; return the names of the threads in which httpx and httpx2 make some."""
     made: list[str] = []
-    monkeypatch.setattr(_environment, "_contexts", {})
+    monkeypatch.setattr(_network, "_contexts", {})
     for library in (httpx, httpx2):
 
         def counting(
@@ -560,8 +560,8 @@ def test_a_context_that_two_threads_want() -> None:
         return made[-1]
 
     for _ in range(2):
-        assert "" == _environment._make_once(make, trust_env=True)
-    assert made == [_environment._contexts.pop((make, True))]
+        assert "" == _network._make_once(make, trust_env=True)
+    assert made == [_network._contexts.pop((make, True))]
 
 
 async def read(transport: httpx.AsyncBaseTransport, request: httpx.Request) -> None:

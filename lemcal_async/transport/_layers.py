@@ -1,15 +1,22 @@
-"""The retry layer: tries a request again where ``RetryPolicy`` says so, with tenacity.
+"""The layers above a wire: retries where ``RetryPolicy`` says so, with tenacity, below them the rate limit.
 
-It reads each answer to its end, because a body that breaks off is a failure to be retried too; streaming
-is out of scope. It knows nothing of the rate limit, and makes no errors of answers.
+The retry layer reads each answer to its end, because a body that breaks off is a failure to be retried too;
+streaming is out of scope. It knows nothing of the rate limit, and makes no errors of answers. The rate-limit
+layer asks the limiter before each request, and reports how the request ended. The request says whose budget
+it draws on, so one stack serves every account.
+
+A wire is a transport of httpx or of httpx2, its maintained fork, which has the same classes, and they are not
+those of httpx. What knows that is in ``transport/httpx2.py``, which is only loaded for who uses it.
 """
 
 import datetime as dt
 import io
 import logging
 import re
+import sys
 import time
-from typing import cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeAlias, cast
 
 import anyio
 import attrs
@@ -21,11 +28,25 @@ from lemcal_async._compression import KNOWN, CompressionError, decompress
 from lemcal_async._headers import parse_raw_quota
 from lemcal_async._responses import is_missing_hook
 from lemcal_async._retry import Failure, RetryPolicy, is_refusal, wait_after_answer, wait_after_failure
-from lemcal_async.errors import ResponseDecodeError
-from lemcal_async.transport._call import CallState, SendTracer, begin_call
-from lemcal_async.transport._errors import deadline_error, guard
-from lemcal_async.transport._interop import Layer, Wire, answer_httpx2
-from lemcal_async.transport._limit import RateLimitTransport
+from lemcal_async.errors import ConfigurationError, LemcalError, RateLimitError, ResponseDecodeError
+from lemcal_async.ratelimit import Key, Permit, RateLimiter, WouldWait, default_limiter
+from lemcal_async.ratelimit._base import key_of
+from lemcal_async.transport._call import (
+    CallState,
+    SendTracer,
+    answer_httpx2,
+    begin_call,
+    call_of,
+    deadline_error,
+    guard,
+)
+
+if TYPE_CHECKING:
+    import httpx2
+
+    Wire: TypeAlias = httpx.AsyncBaseTransport | httpx2.AsyncBaseTransport
+else:
+    Wire = httpx.AsyncBaseTransport  # which annotations show while the program runs
 
 _logger = logging.getLogger("lemcal_async.retry")
 
@@ -34,6 +55,43 @@ MAX_RESPONSE_BYTES = 64 * 2**20
 _OF_THE_ENCODING = {b"content-encoding", b"content-length"}  # not true of the decompressed body
 _RUN_OUT = 2**20  # bytes that may still come out of a body after it was closed
 _FATAL = (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.DecodingError)
+
+
+def as_httpx(wire: Wire) -> httpx.AsyncBaseTransport:
+    """Return a transport of either library as one of httpx; raise ConfigurationError for anything else."""
+    if isinstance(wire, httpx.AsyncBaseTransport):
+        return wire
+    fork = sys.modules.get("httpx2")
+    if fork is not None and isinstance(wire, fork.AsyncBaseTransport):
+        from lemcal_async.transport.httpx2 import HTTPX2Bridge  # noqa: PLC0415 - it is there for sure
+
+        return HTTPX2Bridge(wire)
+    raise ConfigurationError(
+        f"transport= must be of type AsyncBaseTransport, httpx's or httpx2's, not {type(wire).__name__}"
+    )
+
+
+class Layer(httpx.AsyncBaseTransport):
+    """A transport above another one, of either library, which it enters and closes with itself."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = as_httpx(wire)
+
+    async def __aenter__(self) -> Self:
+        await self._wire.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self._wire.__aexit__(exc_type, exc_value, traceback)
+
+    async def aclose(self) -> None:
+        """Close the transport below."""
+        await self._wire.aclose()
 
 
 @attrs.frozen
@@ -264,3 +322,95 @@ def _report_retry(call: CallState, policy: RetryPolicy, ended: _Attempt) -> None
     )
     if events.wanted():
         events.emit(events.Retried(call.method, call.route, call.attempts, what, wait))
+
+
+class RateLimitTransport(Layer):
+    """Limits the requests through any other transport, in any ``httpx.AsyncClient``.
+
+    ``limiter`` is the process-wide one unless given. The layer never retries: below a
+    ``RetryTransport``, a refused request keeps its place in the queue.
+
+    Raises DeadlineExceededError if the wait is known to be longer than the call's deadline, and
+    RateLimitError while the server refuses the key for longer than a minute. Canceled before the
+    request has left, it gives its slot back; canceled later, the slot counts as used.
+    """
+
+    def __init__(self, wire: Wire, limiter: RateLimiter | None = None) -> None:
+        super().__init__(wire)
+        self._limiter = limiter
+
+    @property
+    def limiter(self) -> RateLimiter:
+        """The limiter in use."""
+        return self._limiter or default_limiter()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Wait for the request's turn, send it, and report how it ended."""
+        if not isinstance(request, httpx.Request):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return await answer_httpx2(self, request)
+        call = call_of(request)
+        while True:
+            response = await self._attempt(call, request)
+            if response is not None:
+                return response
+
+    async def _attempt(self, call: CallState, request: httpx.Request) -> httpx.Response | None:
+        """Return None if the permit ran out before the request left, because this process stood still."""
+        tracer = call.tracer or SendTracer(request)
+        tracer.entered = tracer.lapsed = False
+        permit = await self._acquire(call, request)
+        tracer.permit = permit
+        tracer.enter(self._wire)
+        call.refused = None
+        try:
+            response = await guard(call, self._wire.handle_async_request(request))
+        except BaseException as error:
+            # Nothing in here waits, so it holds under cancellation too.
+            if tracer.proves_unsent():
+                permit.unsent()
+            else:
+                permit.unknown()
+            if tracer.lapsed and isinstance(error, Exception):
+                call.refused = permit  # the next attempt goes first
+                return None
+            raise
+        finally:
+            if call.tracer is None:
+                tracer.remove()
+        call.quota = parse_raw_quota(response.headers.raw)
+        call.held = permit.answered(response.status_code, call.quota)
+        if response.status_code == 429:
+            call.refused = permit
+        return response
+
+    async def _acquire(self, call: CallState, request: httpx.Request) -> Permit:
+        key = call.key or key_of(str(request.url), request.headers.get("authorization", ""))
+        asked = anyio.current_time()
+        try:
+            return await self.limiter.acquire(
+                key, priority=call.priority, timeout=call.time_left(), again=call.refused
+            )
+        except WouldWait as reason:
+            wait = reason
+        finally:
+            call.waited += anyio.current_time() - asked
+        raise self._refusal(call, key, wait)
+
+    def _refusal(self, call: CallState, key: Key, wait: WouldWait) -> LemcalError:
+        if not wait.refused:
+            left = max(0.0, call.time_left() or 0.0)
+            return deadline_error(
+                call,
+                f"the rate limit's queue is {wait.seconds:.3g} s long, and only {left:.3g} s are left "
+                "of the deadline",
+                "allow more, or send fewer calls at once",
+                retry_after=wait.seconds,
+            )
+        return RateLimitError(
+            f"{call}: the server refuses this key for another {wait.seconds:.0f} s (429); "
+            "do not call before that, and find out who else uses the key",
+            call=call.info(),
+            retry_after=wait.seconds,
+            limit=self.limiter.snapshot(key).limit,
+            remaining=0,
+        )

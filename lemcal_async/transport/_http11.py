@@ -97,9 +97,10 @@ class HTTP11Connection:
         stream = request.stream
         head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
         data = self._h11.send(head)
-        in_one_piece = isinstance(stream, httpx.ByteStream)
-        if in_one_piece:
-            parts = [self._h11.send(h11.Data(part)) for part in cast("httpx.ByteStream", stream) if part]
+        in_one_piece = False
+        if isinstance(stream, httpx.ByteStream):
+            in_one_piece = True
+            parts = [self._h11.send(h11.Data(part)) for part in stream if part]
             data = b"".join([data, *parts, self._h11.send(h11.EndOfMessage())])
         await _trace(request, "http11.send_request_headers.started")
         await self._stream.write(data, timeout)
@@ -150,7 +151,11 @@ class HTTP11Answer:
     """An answer whose body is still to be read: an iterator, of which nothing is left when it breaks off."""
 
     def __init__(
-        self, connection: HTTP11Connection, request: httpx.Request, head: h11.Response, network_stream: Any
+        self,
+        connection: HTTP11Connection,
+        request: httpx.Request,
+        head: h11.Response | h11.InformationalResponse,
+        network_stream: Any,
     ) -> None:
         self.status = head.status_code
         self.headers = head.headers.raw_items()

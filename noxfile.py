@@ -162,7 +162,6 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure against peers in the same run; ``-- NAME ARGUMENTS`` for one of them (``run --out DIR``)."""
-    install(session, "bench")
     default = {
         "run": [],
         "limiter": ["--quick"],
@@ -172,8 +171,11 @@ def bench(session: nox.Session) -> None:
         "fleet": [],
     }
     chosen, *arguments = session.posargs or [""]
+    if chosen and not Path(f"benchmarks/{chosen}.py").exists():
+        session.error(f"there is no benchmark {chosen!r}: {', '.join(default)}")
+    install(session, "bench")
     missed: list[str] = []
-    for name in [chosen] if chosen in default else default:
+    for name in [chosen] if chosen else default:
         try:
             session.run("python", "-m", f"benchmarks.{name}", *(arguments if chosen else default[name]))
         except CommandFailed:  # the others are worth knowing all the same

@@ -7,8 +7,9 @@ machine could see in the process list.
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
@@ -145,14 +146,18 @@ async def connect(target: Target) -> AsyncGenerator[AsyncLemcal]:
 
 def load_sandbox() -> "type[Sandbox]":
     """Return the class; ConfigurationError if the extra ``sandbox`` is missing."""
+    sandbox: type[Sandbox] = _from_extra("lemcal_async.sandbox", "Sandbox")
+    return sandbox
+
+
+def _from_extra(module: str, name: str) -> Any:
+    """Import what needs another extra, and is slow to import; ConfigurationError names the extra."""
     try:
-        from lemcal_async.sandbox import Sandbox  # noqa: PLC0415  # another extra, and slow to import
+        return getattr(import_module(module), name)
     except ModuleNotFoundError:
         raise
-    except ImportError as error:  # names the extra
+    except ImportError as error:
         problem = str(error)
-    else:
-        return Sandbox
     raise ConfigurationError(problem)
 
 
@@ -205,17 +210,10 @@ def open_store(argument: str | None, *, sandbox: bool = False, create: bool = Tr
             "warning: other users of this machine can see command-line arguments, and the database URL "
             f"contains a password; put it in {DATABASE_VARIABLE}"
         )
-    try:
-        from lemcal_async.sync import SQLStore  # noqa: PLC0415  # another extra, and slow to import
-    except ModuleNotFoundError:
-        raise
-    except ImportError as error:  # names the extra
-        problem = str(error)
-    else:
-        default = "sqlite:///lemcal-sandbox.db" if sandbox else "sqlite:///lemcal.db"
-        url = os.environ.get(DATABASE_VARIABLE) or default if argument is None else argument
-        return SQLStore(url, create=create)
-    raise ConfigurationError(problem)
+    default = "sqlite:///lemcal-sandbox.db" if sandbox else "sqlite:///lemcal.db"
+    url = os.environ.get(DATABASE_VARIABLE) or default if argument is None else argument
+    store: SQLStore = _from_extra("lemcal_async.sync", "SQLStore")(url, create=create)
+    return store
 
 
 def _has_password(url: str) -> bool:

@@ -70,7 +70,7 @@ class Turns:
         self._credentials = credentials
         self._held: dict[str, _Held] = {}
         self._is_stopping = self._is_cut_short = False
-        self._seconds = 1.0  # that a turn takes, about; at first, so that batches are small
+        self.seconds_each = 1.0  # that a turn takes, about; at first, so that batches are small
         self.on_ended: Callable[[], None] = _nothing
         if options.on_change is not None:
             checked = self._checked(options.on_change, lambda change: change.user_id)
@@ -84,11 +84,6 @@ class Turns:
     def __len__(self) -> int:
         """Return how many turns are under way."""
         return len(self._held)
-
-    @property
-    def seconds_each(self) -> float:
-        """How long a turn takes, about."""
-        return self._seconds
 
     def stop(self) -> None:
         """Begin no other turn; those under way end as usual."""
@@ -133,7 +128,7 @@ class Turns:
                 lease = await self._schedule.acquire(turn.user_id, LEASE, claimed=turn.claimed or 0.0)
                 if lease is not None:
                     await self._hold(lease, began)
-                    self._seconds += _WEIGHT * (monotonic() - began - self._seconds)
+                    self.seconds_each += _WEIGHT * (monotonic() - began - self.seconds_each)
         except Exception as error:  # the database: the account comes up again when its lease ends
             message = str(error) if isinstance(error, LemcalError) else None
             logger.error("account %s: the turn failed: %s", turn.user_id, message, exc_info=not message)  # noqa: TRY400

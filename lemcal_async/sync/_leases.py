@@ -56,7 +56,7 @@ def end(raw: Any, lease: Lease, due_at: SQL, failures: str) -> bool:
     driver = driver_of(raw)
     settings, values = ended(due_at, failures)
     condition, token = held(driver, lease)
-    statement = f"UPDATE accounts SET {settings[2:]} WHERE user_id = ?{condition}"  # noqa: S608  # our names
+    statement = f"UPDATE accounts SET {settings} WHERE user_id = ?{condition}"  # noqa: S608  # our names
     values = (*values, lease.user_id, *token)
     return driver.update_account(lease.user_id, statement, values, "user_id") is not None
 
@@ -72,7 +72,7 @@ def ended(due_at: SQL, failures: str = "0") -> SQL:
     """Return the settings of an account that is given back."""
     when = f'CASE WHEN paused OR "interval" IS NULL THEN NULL ELSE {due_at[0]} END'
     return (
-        f", lease_token = NULL, lease_until = NULL, failures = {failures}, due_at = {when}",
+        f"lease_token = NULL, lease_until = NULL, failures = {failures}, due_at = {when}",
         due_at[1],
     )
 

@@ -60,12 +60,15 @@ def unchanged(
     """
     driver = driver_of(raw)
     suffix, now = f":{body_hash}", driver.time(at)
-    ended, values = ("", ()) if spread is None else _leases.ended(_leases.next_time(driver, spread))
+    settings, values = _UNCHANGED, (suffix, now, now)
+    if spread is not None:
+        ended, more = _leases.ended(_leases.next_time(driver, spread))
+        settings, values = f"{settings}, {ended}", (*values, *more)
     held, token = _leases.held(driver, lease)
     found = driver.update_account(
         user_id,
-        f"{_UNCHANGED}{ended} WHERE user_id = ? AND body_hash = revision || ?{held}",
-        (suffix, now, now, *values, user_id, suffix, *token),
+        f"{settings} WHERE user_id = ? AND body_hash = revision || ?{held}",
+        (*values, user_id, suffix, *token),
         "listed",
     )
     return None if found is None else int(found[0])

@@ -147,6 +147,10 @@ class BasePooledTransport(httpx.AsyncBaseTransport):
         self._pools: weakref.WeakKeyDictionary[Any, Pool[Any]] = weakref.WeakKeyDictionary()
         self._changing = threading.Lock()  # which pools there are
         self._closed = False
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Load what connections are made of, if no event loop would stand still meanwhile."""
 
     @property
     @abstractmethod
@@ -345,20 +349,7 @@ class HTTPCoreTransport(BasePooledTransport):
     _core: ModuleType | None = None
     _backend: NetworkBackend
 
-    def __init__(
-        self,
-        *,
-        max_connections: int = 100,
-        keepalive: float = 60.0,
-        ssl_context: "ssl.SSLContext | None" = None,
-        trust_env: bool = True,
-    ) -> None:
-        super().__init__(
-            max_connections=max_connections,
-            keepalive=keepalive,
-            ssl_context=ssl_context,
-            trust_env=trust_env,
-        )
+    def _prepare(self) -> None:
         if self._core is None and not is_in_event_loop():
             self._load()
 

@@ -413,6 +413,7 @@ class TestLooking:
                 log.unsent(scout)
             else:
                 log.unknown(scout, 1.1)
+        assert 1 == len(granted(log, 1.1))
 
     def test_what_left_before_the_pause_does_not_look(self) -> None:
         """Its answer is of before."""

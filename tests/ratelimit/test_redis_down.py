@@ -238,7 +238,7 @@ async def test_a_server_that_hangs(mortal: RedisServer) -> None:
 
 
 @pytest.mark.anyio
-async def test_cancelled_while_redis_is_away(mortal: RedisServer) -> None:
+async def test_canceled_while_redis_is_away(mortal: RedisServer) -> None:
     """A share that was waited for goes to the next, or back."""
     async with limiter_of(mortal, 1, 0.2, timeout=0.5) as limiter:
         mortal.kill()
@@ -251,6 +251,7 @@ async def test_cancelled_while_redis_is_away(mortal: RedisServer) -> None:
             calls.permits["first"].unsent()
             await calls.queue("next", answer=False)
             await calls.served(2)
+            assert ["first", "next"] == calls.order
             calls.permits["next"].unknown()
         mortal.start()
         await until_back(limiter)

@@ -113,6 +113,8 @@ async def test_woken_from_threads(worlds: Any) -> None:
         tasks.cancel_scope.cancel()
     for thread in threads:
         thread.join()
+    assert [4] == [report.accounts for report in reports.all][:1]
+    assert 0 == sum(len(report.failures) for report in reports.all)
 
 
 async def test_woken_during_a_run(worlds: Any) -> None:

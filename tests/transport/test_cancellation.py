@@ -166,7 +166,7 @@ async def every_moment(
     """Cancel ``me()`` after 0, 1, 2 … steps, until that is late; all over one connection."""
     limiter = LocalRateLimiter(limit=100_000)
     steps = completed = 0
-    while completed < 3:  # how many steps a call takes depends on the network too
+    while completed < 4:  # how many steps a call takes depends on the network too
         transport = make_wire(max_connections=1)
         lemcal = sandbox.client(transport=transport, limiter=limiter)
         with anyio.fail_after(10):
@@ -178,7 +178,7 @@ async def every_moment(
         assert (1, 0) == (pool.slots.free, lemcal.rate_limit.queued)
         await transport.aclose()
         steps += 1
-    assert steps >= 5
+    assert steps > 5
     gc.collect()  # a socket that nobody closed would be found here
 
 

@@ -1,27 +1,27 @@
 """What one process knows of one key's budget: what to ask Redis, and what follows from the reply. Pure.
 
 To the queue of the local limiter it is what ``SlidingWindowLog`` is there. Times are seconds on this
-process's own clock here, and whole microseconds in ``script.lua``. What goes there and comes back are
-durations, so no two machines' clocks are compared; only ``now`` is a moment, on the clock of Redis, which
-the script alone reads again.
+process's own clock. What goes to ``script.lua`` and comes back are durations, so no two machines' clocks are
+compared; only the moment of a grant is one on the clock of Redis, which the script alone reads again.
 """
 
-import json
 import math
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any, TypeAlias
 
 import attrs
 
 from lemcal_async._headers import Quota
 from lemcal_async.ratelimit._log import SlidingWindowLog
-from lemcal_async.ratelimit._server import ROUNDING
+from lemcal_async.ratelimit._server import ROUNDING, ServerModel
 from lemcal_async.ratelimit._slots import LOST_AFTER, MARGIN, Cooldown, Slot, pause_after_429
 
-LONGEST = 1e9  # seconds, 30 years; more would overflow in Redis
 LAPSE = 0.5  # seconds for which a slot may be used without news from Redis; after that it is given back
 TOGETHER = 0.01  # seconds; slots that come free so soon after the first are fetched along with it
 GRACE = 0.25  # seconds; a process that comes later than that for its slots leaves them to others
+
+ScriptRequest: TypeAlias = dict[str, Any]
+"""What one process holds, knows and wants of one budget, as JSON has it: see ``Budget.request``."""
 
 
 class Budget:
@@ -31,9 +31,10 @@ class Budget:
     keeps an open slot for ``lifetime``, so the process restates what it holds before that is over.
     """
 
-    def __init__(self, limit: int, period: float) -> None:
+    def __init__(self, limit: int, period: float, server: ServerModel | None = None) -> None:
         self.configured = limit
         self.period = period
+        self._server = server or ServerModel(period)
         self.turnover = period + MARGIN  # from when a request was counted until its slot is used again
         self.lifetime = LAPSE + self.turnover
         self.cooldown = Cooldown()
@@ -44,14 +45,14 @@ class Budget:
         self._report_by = math.inf  # when it must hear what has changed since
         self._ask_at = -math.inf  # when it said to ask for slots again
         self._in_line = self._asking = False  # whether it keeps slots for this process, and is being asked
-        self._stock: list[int] = []  # the slots that it has granted, and nobody has taken yet
+        self._stock: list[float] = []  # the slots that it has granted, and nobody has taken yet
         # Slots in flight, and when those that are answered come free, by the moment of the grant on its clock
         # (0: without it).
-        self._open: dict[Slot, int] = {}
-        self._ended: list[tuple[int, float]] = []
-        # What it has not heard yet: a 429, a new limit, the highest count that an answer told.
+        self._open: dict[Slot, float] = {}
+        self._ended: list[tuple[float, float]] = []
+        # What it has not heard yet: a 429, a new limit, how many requests the server had counted.
         self._was_refused, self._header_limit, self._read_at = False, 0, -math.inf
-        self._told: tuple[int, float, int, float] | None = None
+        self._told: list[Told] = []
 
     # ----------------------------------------------------------------------------------------- grants
     def next_at(self, now: float, waiting: int = 1) -> float:  # noqa: ARG002 - what ``request`` asks for
@@ -78,7 +79,8 @@ class Budget:
 
     def answered(self, slot: Slot, now: float, status_code: int, quota: Quota) -> None:
         """Take in an answer: the server counted the request before it."""
-        granted = self._end(slot, now + self.turnover)
+        counted_by = self._counted_by(slot, now, quota)
+        granted = self._end(slot, counted_by + self.turnover)
         if granted is None:
             return
         if status_code == 429:
@@ -89,12 +91,26 @@ class Budget:
             self._header_limit, self._report_by, self._read_at = quota.limit, now, now
         if quota.remaining is None or quota.retry_after is None:
             return
-        count = limit - quota.remaining
-        if self._told is None or count > self._told[0] or self._told[1] + self.period < now:
-            rest = min(quota.retry_after, self.period)
-            self._told, self._read_at = (count, now, granted, rest), now
+        count, rest = limit - quota.remaining, min(quota.retry_after, self.period)
+        # One per burst is enough: the one that says most.
+        others = [told for told in self._told if abs(told.at - counted_by) > self.period / 20]
+        if all(count > told.count for told in self._told if told not in others):
+            self._told, self._read_at = [*others, Told(count, counted_by, granted, rest)], now
             if count > self.reply.expected:  # somebody else's requests, of which all must hear
                 self._report_by = now
+
+    def _counted_by(self, slot: Slot, now: float, quota: Quota) -> float:
+        """Return when the server must have counted a request whose answer has come now."""
+        rest, reset_at, clock = quota.retry_after, quota.reset_at, self._server.clock
+        if rest is None:
+            return now
+        self._server.heard(rest)
+        if reset_at is None or not self._server.is_precise:
+            return now
+        if now - slot.left_at <= self.period / 2:  # it came quickly
+            clock.add(slot.left_at + rest - ROUNDING, now + rest, reset_at, now)
+            return now
+        return max(slot.left_at, min(now, clock.latest(reset_at) - rest + ROUNDING))
 
     def unsent(self, slot: Slot) -> None:
         """Give the slot back: the request never reached the server."""
@@ -112,7 +128,7 @@ class Budget:
         for slot in list(self._open):
             self.unknown(slot, now)
 
-    def _end(self, slot: Slot, end: float) -> int | None:
+    def _end(self, slot: Slot, end: float) -> float | None:
         """Note when a slot comes free; return when it was granted, None if it was not open."""
         slot.ended = True
         granted = self._open.pop(slot, None)
@@ -140,48 +156,51 @@ class Budget:
         # Twice the limit in flight at most: requests that hang must not fill the shared connection pool.
         return 2 * self.configured - len(self._open)
 
-    def request(self, now: float) -> "ScriptRequest":
+    def request(self, now: float) -> ScriptRequest:
         """Return what to ask Redis. All is restated, so a request that is lost or late does no harm."""
         self._forget(now)
         self._stock, self._report_by, self._asking = [], math.inf, True
         waiting = max(0, min(self.waiting, self._may_have))
-        request = ScriptRequest(
-            limit=self.configured,
-            turnover=self.turnover,
-            lifetime=self.lifetime,
-            hold=self.lifetime + LAPSE,  # how long nobody sends after an outage, while all restate
-            together=TOGETHER,
-            grace=GRACE,
+        return {
+            "limit": self.configured,
+            "turnover": self.turnover,
+            "lifetime": self.lifetime,
+            "hold": self.lifetime + LAPSE,  # how long nobody sends after an outage, while all restate
+            "together": TOGETHER,
+            "grace": GRACE,
             # Whether the budget must exist: Redis keeps it for longer than this.
-            known=now - self._heard_at < self.lifetime,
+            "known": now - self._heard_at < self.lifetime,
             # Each slot, with the seconds until it comes free, or False while it is open.
-            slots=[
+            "slots": [
                 *([granted, False] for granted in self._open.values()),
                 *([granted, end - now] for granted, end in self._ended),
             ],
-            waiting=waiting,
-            refused=int(self.refused and waiting > 0),
-            pause=self.cooldown.left(now) if self._was_refused else 0.0,
-            refuse=self.cooldown.refused_for(now) if self._was_refused else 0.0,
-            header_limit=self._header_limit,
-        )
-        if self._told is not None and now - self._told[1] < self.period:
-            count, at, granted, rest = self._told
-            window = at + rest + MARGIN - now  # for which they still count
-            rest = 0.0 if rest.is_integer() else max(0.0, rest - ROUNDING)  # whole seconds are too coarse
-            request["told"] = ScriptRequest(
-                count=count, age=now - at, granted=granted, rest=rest, window=window
-            )
-        return request
+            "waiting": waiting,
+            "refused": int(self.refused and waiting > 0),
+            "pause": self.cooldown.left(now) if self._was_refused else 0.0,
+            "refuse": self.cooldown.refused_for(now) if self._was_refused else 0.0,
+            "header_limit": self._header_limit,
+            "told": [
+                {
+                    "count": told.count,
+                    "age": now - told.at,
+                    "granted": told.granted,
+                    "rest": max(0.0, told.rest - ROUNDING) if self._server.is_precise else 0.0,
+                    "window": told.at + told.rest + MARGIN - now,  # for which they still count
+                }
+                for told in self._told
+                if now - told.at < self.period + self.lifetime
+            ],
+        }
 
-    def apply(self, request: "ScriptRequest", reply: "ScriptReply", asked_at: float, now: float) -> None:
+    def apply(self, request: ScriptRequest, reply: "ScriptReply", asked_at: float, now: float) -> None:
         """Take in the reply to a request of ``asked_at``."""
         self.reply, self._heard_at, self._restated_at, self._asking = reply, now, asked_at, False
         self._stock = [reply.now] * reply.granted
         self._in_line = request["waiting"] > reply.granted
         self._ask_at = now + reply.wait if self._in_line else -math.inf
         if self._read_at <= asked_at:  # nothing is news any more
-            self._was_refused, self._header_limit, self._told = False, 0, None
+            self._was_refused, self._header_limit, self._told = False, 0, []
         if not self._was_refused:
             self.cooldown.until, self.cooldown.refused_until = now + reply.paused, now + reply.refused
 
@@ -200,8 +219,8 @@ class Budget:
     def take_back(self, log: SlidingWindowLog, now: float, *, was_refused: bool) -> None:
         """Go back to Redis with what ``log`` holds by now."""
         slots, ends = log.occupied(now)
-        self._open = {slot: self._open.get(slot, 0) for slot in slots}
-        self._ended += [(0, end) for end in ends]
+        self._open = {slot: self._open.get(slot, 0.0) for slot in slots}
+        self._ended += [(0.0, end) for end in ends]
         self._report_by, self._ask_at, self._was_refused = now, -math.inf, was_refused
         if was_refused:
             self.cooldown, self._read_at = log.cooldown, now
@@ -253,29 +272,17 @@ class Budget:
         return not held and self.due() == math.inf
 
 
-class ScriptRequest(dict[str, Any]):
-    """What one process holds, knows and wants of one budget. ``Budget.request`` says what is in it."""
+@attrs.frozen
+class Told:
+    """What an answer said: the server had counted ``count`` requests by ``at``.
 
-    def encoded(self) -> str:
-        """Return the script's argument: JSON."""
-        return json.dumps(_microseconds(self))
+    It forgets the first of them ``rest`` seconds after it counted the one that was ``granted`` then.
+    """
 
-
-def _microseconds(value: Any) -> Any:
-    """Convert all times; they alone are floats."""
-    if isinstance(value, dict):
-        return {name: _microseconds(item) for name, item in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list):
-        return [_microseconds(item) for item in cast("list[object]", value)]
-    return round(min(value, LONGEST) * 1e6) if isinstance(value, float) else value
-
-
-def _seconds(microseconds: float) -> float:
-    return microseconds / 1e6
-
-
-def _all_seconds(values: Iterable[float]) -> list[float]:
-    return [value / 1e6 for value in values]
+    count: int
+    at: float
+    granted: float
+    rest: float
 
 
 @attrs.frozen(kw_only=True)
@@ -290,14 +297,14 @@ class ScriptReply:
     """
 
     count: int = 0
-    now: int = attrs.field(default=0, converter=int)
+    now: float = 0.0
     granted: int = 0
-    wait: float = attrs.field(default=0, converter=_seconds)
-    paused: float = attrs.field(default=0, converter=_seconds)
-    refused: float = attrs.field(default=0, converter=_seconds)
+    wait: float = 0.0
+    paused: float = 0.0
+    refused: float = 0.0
     limit: int = 0
-    frees: list[float] = attrs.field(factory=list[float], converter=_all_seconds)
-    others: Iterable[int] = ()  # Lua's empty list is {}
+    frees: Iterable[float] = ()  # Lua's empty list is {}
+    others: Iterable[int] = ()
     processes: int = 0
     expected: int = 0
     foreign: int = 0

@@ -181,7 +181,8 @@ class RedisRateLimiter(LocalRateLimiter):
 
     # ------------------------------------------------------------------------------------- the queue
     def _new_state(self, key: Key) -> KeyWorker:
-        worker = KeyWorker(key, Budget(self.limit, self.period), self.clock, self._exchange)
+        budget = Budget(self.limit, self.period, self._server(key.base_url))
+        worker = KeyWorker(key, budget, self.clock, self._exchange)
         worker.budget.cooldown.until = self._held_until
         if self._breaker.is_open:
             self._fall_back(worker)
@@ -246,7 +247,7 @@ class RedisRateLimiter(LocalRateLimiter):
         )
         # One hash tag for all, so that a cluster of one shard will do.
         names = [f"{{{self._prefix}}}{part}" for part in (name, "marker")]
-        reply = ScriptReply(**json.loads(await self._connection.run(names, request.encoded())))
+        reply = ScriptReply(**json.loads(await self._connection.run(names, json.dumps(request))))
         self._count, self._heard_at = max(self._count, reply.count), self.clock()
         self._policy.see(reply.processes, self._heard_at)
         return reply

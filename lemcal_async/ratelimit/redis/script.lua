@@ -1,6 +1,6 @@
 -- The budget of one key, shared by all processes. A process restates what it holds and tells what it knows,
--- and gets slots. KEYS: the budget, and the marker of all budgets. ARGV[1] and the reply: JSON. Times are whole
--- microseconds; only durations come in and go out, so no two machines' clocks are compared.
+-- and gets slots. KEYS: the budget, and the marker of all budgets. ARGV[1] and the reply: JSON, times in seconds.
+-- No two machines' clocks are compared: what comes in and goes out are durations, and moments of this clock.
 local request = cjson.decode(ARGV[1])
 
 local function load(key)
@@ -19,13 +19,13 @@ end
 local marker, budget = load(KEYS[2]), load(KEYS[1])
 local lost = request.count > (marker and marker.count or 0) or (budget and not marker)
 if not marker then
-  marker, budget = {count = 0, seen = 0, offset = 0, held = 0}, nil
+  marker, budget = {count = 0, seen = 1, offset = 0, held = 0}, nil -- seen: no moment is 0
 end
 
 -- The clock. When the server's steps back, time goes on from where it was: no slot comes free early, and
 -- nobody waits for the clock to catch up.
 local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2] + marker.offset
+local now = time[1] - 1.79e9 + time[2] / 1e6 + marker.offset -- so small that JSON has digits for microseconds
 if now < marker.seen then
   marker.offset = marker.offset + marker.seen - now
   now = marker.seen
@@ -71,42 +71,46 @@ for name, other in pairs(budget.processes) do
   end
 end
 
--- A cap: of the requests granted before `at`, at most `late` had not been counted then. So a period later
--- only so many of them can take a slot, however late their own answers are.
-local caps = {}
-local function apply(cap)
-  local members, busy = {}, 0
+-- What answers said: of the requests granted before `at`, the server had counted `count` by then, and forgets
+-- the first of them at `ends`. More than can be ours is somebody else's use of the key. What is missing was not
+-- counted: at most `late` requests, nobody knows which. So a period later only so many of them can take a slot,
+-- however late their own answers are. Those answers tell when they were counted, which may lower that.
+-- One after the other in the order of `at`: what is known of the first ones holds for the later ones, too.
+local said, caps, foreign = budget.caps, {}, 0
+for _, told in ipairs(request.told) do
+  said[#said + 1] = {
+    at = now - told.age, ends = told.granted + told.rest, count = told.count, counts_until = now + told.window,
+  }
+end
+table.sort(said, function(a, b) return a.at < b.at end)
+for _, cap in ipairs(said) do
+  local members, busy, late = {}, 0, -cap.count
   for _, slot in ipairs(slots) do
     if slot.granted < cap.at then
-      members[#members + 1] = slot
+      local unknown = slot.open and slot.free == slot.surely
+      late = late + ((unknown or slot.free > cap.ends) and 1 or 0)
       busy = busy + (slot.surely > now and 1 or 0)
+      members[#members + 1] = slot.granted > 0 and slot or nil -- 0: without Redis, nobody knows when
     end
   end
-  table.sort(members, function(a, b) return a.free > b.free end)
-  for i = cap.late + 1, #members do
-    members[i].free = math.min(members[i].free, cap.at + request.turnover)
-  end
-  caps[#caps + 1] = busy > cap.late and cap or nil -- else it matters no more
-end
-for _, cap in ipairs(budget.caps) do
-  apply(cap)
-end
-
--- What a header said: how many requests the server had counted when an answer left, and that it forgets the
--- first of them after `rest`. Ours can be those that it has not forgotten by then. More than that is somebody
--- else's use of the key; what is missing from it is late.
-local foreign, told = 0, request.told
-if told then
-  local came, possible = now - told.age, 0
-  for _, slot in ipairs(slots) do
-    possible = possible + (slot.granted < came and slot.free > told.granted + told.rest and 1 or 0)
-  end
   local known = budget.foreign_until > now and budget.foreign or 0
-  if told.count > possible + known and told.window > 0 then
-    foreign = told.count - possible - known
-    budget.foreign, budget.foreign_until = known + foreign, now + told.window
-  elseif known == 0 and told.count <= possible then
-    apply({at = came, late = possible - told.count})
+  if now >= cap.ends + request.lifetime then -- not all of them are restated any more
+    late = cap.late or -1
+  elseif cap.late then
+    late = math.max(0, math.min(cap.late, late))
+  elseif late + known < 0 and cap.counts_until > now then
+    foreign = foreign - late - known
+    budget.foreign, budget.foreign_until = -late, cap.counts_until
+  elseif known > 0 then
+    late = -1
+  end
+  if late >= 0 and busy > late then -- else it matters no more
+    cap.late = late
+    caps[#caps + 1] = cap
+    table.sort(members, function(a, b) return a.free > b.free end)
+    for i = late + 1, #members do
+      members[i].free = math.min(members[i].free, cap.at + request.turnover)
+    end
   end
 end
 budget.caps = caps
@@ -147,7 +151,7 @@ for name, other in pairs(budget.processes) do
   end
 end
 local function rank(one)
-  return string.format('%05d %.0f %s', one.had, one.of.served, one.name)
+  return string.format('%05d %017.6f %s', one.had, one.of.served, one.name)
 end
 local free, blocked = limit - #frees, math.max(budget.paused, marker.held, now) - now
 local granted, kept = 0, 0
@@ -177,14 +181,14 @@ if blocked == 0 then
   for _, left in ipairs(frees) do
     wait = left <= first + request.together and left or wait
   end
-  wait = math.max(math.min(wait, kept > 0 and overdue or wait), 1000)
+  wait = math.max(math.min(wait, kept > 0 and overdue or wait), 0.001)
 end
 process.want, process.due = request.waiting - granted, now + wait + request.grace
 
 local lasts = math.max(request.lifetime, wait, budget.foreign_until - now)
-save(KEYS[1], budget, lasts / 1000000 + 1)
+save(KEYS[1], budget, lasts + 1)
 return cjson.encode({
-  count = marker.count, now = string.format('%.0f', now), -- as a number it would be rounded
+  count = marker.count, now = now,
   granted = granted, wait = wait, paused = blocked,
   refused = budget.paused > now and math.max(0, budget.refused - now) or 0, limit = limit, frees = frees,
   others = wants, processes = processes, expected = #frees + kept, foreign = foreign,

@@ -301,7 +301,9 @@ class OccupiedSlots:
         window = evidence.window if self._server.is_fixed else None
         possible = [r for r in self.records if r.number <= number and not _in_earlier_window(r, window)]
         in_flight = [slot.number for slot in self.in_flight if slot.number <= number]
-        return self._ends(possible, in_flight, bounds, evidence.left_at + evidence.rest)
+        # No later than the evidence itself is forgotten: on its way it may have been quicker than any before.
+        since = min(evidence.left_at + evidence.rest, self.end_of(evidence) - MARGIN)
+        return self._ends(possible, in_flight, bounds, since)
 
     def _ends(
         self,

@@ -179,7 +179,7 @@ def test_however_late_on_either_way(
 
 
 def test_an_answer_from_a_window_that_seemed_over() -> None:
-    """One request is quicker than any before, and the last of its window: that says nothing of the next one."""
+    """A request is quicker than any before, and the last of its window: it says nothing of the next one."""
     world = attrs.evolve(FAR, asymmetry=None, late_there=(0.3, 0.0, 4.0), late_back=(0.05, 0.0, 2.5))
     assert 0 == Simulation(world, 598911735).run().refused
 

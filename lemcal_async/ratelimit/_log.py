@@ -142,10 +142,11 @@ class SlidingWindowLog:
         if refused:
             self.cooldown.extend(now, pause_after_429(quota, self.period))
             self._scout, self._look_until = None, self.cooldown.until + self.period
+        counted_by = self._server.counted_by(slot.left_at, now, quota, came_quickly=window is not None)
         record = RequestRecord(
             number=slot.number,
             left_at=slot.left_at,
-            counted_by=self._counted_by(slot, now, window, quota),
+            counted_by=counted_by,
             surely=not refused,
             window=window,
             before_end=quota.retry_after if pins and self._server.is_precise else None,
@@ -282,16 +283,6 @@ class SlidingWindowLog:
         if quota.remaining is None:
             return None
         return max(0, self._quota - quota.remaining)
-
-    def _counted_by(self, slot: Slot, now: float, window: Window | None, quota: Quota) -> float:
-        """Return when the server must have counted a request whose answer has come now."""
-        rest, reset_at, clock = quota.retry_after, quota.reset_at, self._server.clock
-        if rest is None or reset_at is None or not self._server.is_precise:
-            return now
-        if window is not None:  # it came quickly
-            clock.add(slot.left_at + rest - ROUNDING, now + rest, reset_at, now)
-            return now
-        return max(slot.left_at, min(now, clock.latest(reset_at) - rest + ROUNDING))
 
     def _learn(self, record: RequestRecord) -> None:
         """Compare what the server counted with what it would have counted in either way."""

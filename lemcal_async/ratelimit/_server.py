@@ -10,6 +10,8 @@ import math
 
 import attrs
 
+from lemcal_async._headers import Quota
+
 ROUNDING = 0.001  # seconds by which a Retry-After may be off: the service sends whole milliseconds (inferred)
 SKEW = 0.1  # seconds by which the clocks of one service's servers may differ
 NEEDED = 2  # answers that must have refuted a sliding log before windows are relied on
@@ -155,6 +157,16 @@ class ServerModel:
     def heard(self, retry_after: float) -> None:
         """Learn from what an answer said of the time left."""
         self._fractional += not retry_after.is_integer()
+
+    def counted_by(self, left_at: float, now: float, quota: Quota, *, came_quickly: bool) -> float:
+        """Return when it must have counted a request whose answer has come now."""
+        rest, reset_at = quota.retry_after, quota.reset_at
+        if rest is None or reset_at is None or not self.is_precise:
+            return now
+        if came_quickly:
+            self.clock.add(left_at + rest - ROUNDING, now + rest, reset_at, now)
+            return now
+        return max(left_at, min(now, self.clock.latest(reset_at) - rest + ROUNDING))
 
     def ended(self, before: Window) -> None:
         """Learn from a window that is over."""

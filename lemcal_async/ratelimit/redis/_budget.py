@@ -79,7 +79,10 @@ class Budget:
 
     def answered(self, slot: Slot, now: float, status_code: int, quota: Quota) -> None:
         """Take in an answer: the server counted the request before it."""
-        counted_by = self._counted_by(slot, now, quota)
+        if quota.retry_after is not None:
+            self._server.heard(quota.retry_after)
+        came_quickly = now - slot.left_at <= self.period / 2
+        counted_by = self._server.counted_by(slot.left_at, now, quota, came_quickly=came_quickly)
         granted = self._end(slot, counted_by + self.turnover)
         if granted is None:
             return
@@ -98,19 +101,6 @@ class Budget:
             self._told, self._read_at = [*others, Told(count, counted_by, granted, rest)], now
             if count > self.reply.expected:  # somebody else's requests, of which all must hear
                 self._report_by = now
-
-    def _counted_by(self, slot: Slot, now: float, quota: Quota) -> float:
-        """Return when the server must have counted a request whose answer has come now."""
-        rest, reset_at, clock = quota.retry_after, quota.reset_at, self._server.clock
-        if rest is None:
-            return now
-        self._server.heard(rest)
-        if reset_at is None or not self._server.is_precise:
-            return now
-        if now - slot.left_at <= self.period / 2:  # it came quickly
-            clock.add(slot.left_at + rest - ROUNDING, now + rest, reset_at, now)
-            return now
-        return max(slot.left_at, min(now, clock.latest(reset_at) - rest + ROUNDING))
 
     def unsent(self, slot: Slot) -> None:
         """Give the slot back: the request never reached the server."""

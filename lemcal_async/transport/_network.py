@@ -65,7 +65,7 @@ class NetworkBackend:
                 await asyncio.get_running_loop().create_connection(lambda: protocol, sock=opened)
         except TimeoutError as error:
             raise core.ConnectTimeout(str(error)) from error
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # of a host name that cannot be
             raise core.ConnectError(str(error)) from error
         return AsyncioStream(protocol, core)
 
@@ -77,7 +77,7 @@ class NetworkBackend:
                 stream = await trio.open_tcp_stream(host, port)
         except TimeoutError as error:
             raise self._core.ConnectTimeout(str(error)) from error
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # of a host name that cannot be
             raise self._core.ConnectError(str(error)) from error
         opened = socket.socket(fileno=stream.socket.detach())
         opened.setblocking(False)  # noqa: FBT003 - its only argument
@@ -99,15 +99,16 @@ async def _open_socket(host: str, port: int) -> socket.socket:
     errors: list[OSError] = []
 
     async def attempt(family: int, address: Any, ended: anyio.Event) -> None:
-        opened = socket.socket(family, socket.SOCK_STREAM)
+        opened: socket.socket | None = None
         try:
+            opened = socket.socket(family, socket.SOCK_STREAM)  # fails where there is no IPv6
             opened.setblocking(False)  # noqa: FBT003 - its only argument
             await asyncio.get_running_loop().sock_connect(opened, address)
             connected.append(opened)
         except OSError as error:
             errors.append(error)
         finally:
-            if opened not in connected[:1]:
+            if opened is not None and opened not in connected[:1]:
                 opened.close()
             ended.set()
             if connected:

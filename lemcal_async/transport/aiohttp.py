@@ -156,6 +156,8 @@ class _Connection:
                 self.handle = await connector.connect(self._origin, [], _NO_TIMEOUT)
         except TimeoutError as error:
             raise httpx.ConnectTimeout(str(error)) from error
+        except UnicodeError as error:  # of a host name that cannot be
+            raise httpx.ConnectError(str(error)) from error
 
     async def send(self, request: httpx.Request, timeouts: dict[str, float | None]) -> Answer:
         """Send a request, and return its answer when the head is there."""

@@ -1,7 +1,10 @@
 """What the environment may get wrong, and host names that are not ASCII."""
 
+import errno
+import os
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,25 +122,14 @@ async def test_plain_http_needs_none(
         assert 200 == (await client.get(server.url)).status_code
 
 
-HOSTS = [
-    ("bücher.example", "xn--bcher-kva.example"),
-    ("xn--bcher-kva.example", "xn--bcher-kva.example"),
-    ("BÜCHER.example", "xn--bcher-kva.example"),
-    ("例え.テスト", "xn--r8jz45g.xn--zckzah"),
-]
-
-
-@pytest.mark.parametrize(("host", "sent"), HOSTS)
-@pytest.mark.anyio
-async def test_a_host_that_is_not_ascii(
-    make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch, host: str, sent: str
-) -> None:
-    """It is looked up, and sent, in its ASCII form."""
+@contextmanager
+def resolver(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[int, Any]) -> Iterator[list[str]]:
+    """Have every host name mean these addresses; provide the names that were asked for."""
     asked: list[str] = []
 
     def getaddrinfo(name: str | bytes, *_: object, **__: object) -> list[tuple[Any, ...]]:
         asked.append(name if isinstance(name, str) else name.decode())
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", server.port))]
+        return [(family, socket.SOCK_STREAM, 6, "", address) for family, address in addresses]
 
     class Resolver(trio.abc.HostnameResolver):
         async def getaddrinfo(
@@ -154,6 +146,24 @@ async def test_a_host_that_is_not_ascii(
             trio.socket.set_custom_hostname_resolver(Resolver())
         except RuntimeError:  # on asyncio
             patch.setattr(socket, "getaddrinfo", getaddrinfo)
+        yield asked
+
+
+HOSTS = [
+    ("bücher.example", "xn--bcher-kva.example"),
+    ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+    ("BÜCHER.example", "xn--bcher-kva.example"),
+    ("例え.テスト", "xn--r8jz45g.xn--zckzah"),
+]
+
+
+@pytest.mark.parametrize(("host", "sent"), HOSTS)
+@pytest.mark.anyio
+async def test_a_host_that_is_not_ascii(
+    make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch, host: str, sent: str
+) -> None:
+    """It is looked up, and sent, in its ASCII form."""
+    with resolver(monkeypatch, (socket.AF_INET, ("127.0.0.1", server.port))) as asked:
         async with make_wire() as transport:
             lemcal = AsyncLemcal(
                 "usr_x",
@@ -165,6 +175,38 @@ async def test_a_host_that_is_not_ascii(
             assert {} == (await lemcal.request("GET", "/")).data
     assert [sent] == asked
     assert [f"{sent}:{server.port}"] == [seen.headers["host"] for seen in server.seen]
+
+
+@pytest.mark.parametrize("host", ["a..example", f"{'a' * 64}.example"])
+@pytest.mark.anyio
+async def test_a_host_that_cannot_be(make_wire: MakeWire, host: str) -> None:
+    """It is not found, as any other that does not exist."""
+    async with httpx.AsyncClient(transport=make_wire()) as client:
+        with pytest.raises(httpx.ConnectError, match="label"):
+            await client.get(f"http://{host}/")
+
+
+@pytest.mark.anyio
+async def test_a_machine_without_ipv6(
+    make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its resolver may name IPv6 addresses all the same, and they are passed over."""
+
+    class NoIPv6(socket.socket):
+        def __init__(self, family: int = -1, *arguments: Any, **options: Any) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+            super().__init__(family, *arguments, **options)
+
+    addresses = (
+        (socket.AF_INET6, ("::1", server.port, 0, 0)),
+        (socket.AF_INET, ("127.0.0.1", server.port)),
+    )
+    with resolver(monkeypatch, *addresses):
+        async with httpx.AsyncClient(transport=make_wire()) as client:
+            monkeypatch.setattr(socket, "socket", NoIPv6)
+            assert 200 == (await client.get(f"http://lemcal.example:{server.port}/")).status_code
+            monkeypatch.undo()
 
 
 @pytest.mark.parametrize(("host", "sent"), HOSTS[:2])

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 import h11
 import httpx
 
+from lemcal_async.transport._network import DEFAULT_PORTS
+
 if TYPE_CHECKING:
     from lemcal_async.transport._network import NetworkBackend
     from lemcal_async.transport._pooled import Target
 
-_PORTS = {"http": 80, "https": 443}
 _AT_ONCE = 2**16  # bytes to read at once
 _LONGEST_HEAD = 100 * 1024  # bytes
 
@@ -81,7 +82,7 @@ class HTTP11Connection:
 
     async def _connect(self, request: httpx.Request, timeout: float | None) -> None:  # noqa: ASYNC109 - of each step
         target = self._target
-        port = _PORTS[target.scheme] if target.port is None else target.port
+        port = DEFAULT_PORTS[target.scheme] if target.port is None else target.port
         await _trace(request, "connection.connect_tcp.started")
         self._stream = await self._backend.connect_tcp(target.host, port, timeout)
         await _trace(request, "connection.connect_tcp.complete")

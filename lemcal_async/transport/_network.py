@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+DEFAULT_PORTS = {"http": 80, "https": 443}
 UNASKED = "the server sent something before it was asked"
 _NEXT_ADDRESS_AFTER = 0.25  # seconds
 _HIGH_WATER = 2**18  # bytes received and not yet read at which the server has to wait
@@ -520,7 +521,9 @@ class Proxies:
         by_scheme = self._by_scheme.reveal()
         if not (by_scheme.get(scheme) or by_scheme.get("all")):
             return None
-        if any(map(urllib.request.proxy_bypass, (host, f"{host}:{port}"))):
+        name = f"[{host}]" if ":" in host else host
+        with_port = f"{name}:{DEFAULT_PORTS[scheme] if port is None else port}"
+        if any(map(urllib.request.proxy_bypass, (host, name, with_port))):
             return None
         proxy = Secret(by_scheme.get(scheme) or by_scheme["all"])
         # HTTP_PROXY=host:port is common

@@ -12,6 +12,7 @@ import pytest
 import trustme
 
 from lemcal_async.errors import ConfigurationError
+from lemcal_async.transport import _network
 from lemcal_async.transport._pooled import BasePooledTransport
 
 from .conftest import MakeWire
@@ -218,6 +219,27 @@ async def test_no_proxy_for_others(
     monkeypatch.setenv("NO_PROXY", value)
     assert 200 == await get(make_wire(), server.url)
     assert 1 == len(proxy.seen)
+
+
+@pytest.mark.parametrize(
+    ("value", "url"),
+    [
+        ("api.lemcal.com:443", "https://api.lemcal.com"),
+        ("lemcal.com:80", "http://api.lemcal.com"),
+        ("::1", "http://[::1]:8000"),
+        ("[::1]", "http://[::1]:8000"),
+        ("[::1]:8000", "http://[::1]:8000"),
+        ("[::1]:80", "http://[::1]"),
+    ],
+)
+def test_no_proxy_for_a_port(monkeypatch: pytest.MonkeyPatch, value: str, url: str) -> None:
+    """It may be the scheme's own, which the URL does not say; IPv6 addresses are in brackets or not."""
+    monkeypatch.setenv("ALL_PROXY", "http://proxy.example")
+    target = httpx.URL(url)
+    asked = target.scheme, target.host, target.port
+    assert _network.Proxies(trust_env=True).get(*asked) is not None
+    monkeypatch.setenv("NO_PROXY", value)
+    assert _network.Proxies(trust_env=True).get(*asked) is None
 
 
 @pytest.mark.anyio

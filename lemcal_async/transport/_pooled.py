@@ -14,6 +14,7 @@ import weakref
 from abc import abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
@@ -324,8 +325,9 @@ async def _close(connections: list[Any]) -> None:
     # a second native cancellation gets through a shield.
     if connections:
         with anyio.CancelScope(shield=True):
-            for connection in connections:
-                await connection.aclose()
+            async with AsyncExitStack() as stack:  # one that is broken off does not keep the others open
+                for connection in connections:
+                    stack.push_async_callback(connection.aclose)
 
 
 def _is_closed(loop: Any) -> bool:

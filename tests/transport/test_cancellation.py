@@ -200,6 +200,21 @@ async def test_every_moment_by_task(
     await every_moment(make_wire, sandbox, functools.partial(task_after, times=times), connected=connected)
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.anyio
+async def test_closing_by_task(make_wire: MakeWire, server: Loopback, steps: int) -> None:
+    """Canceled while it closes one connection, it closes the others too: nobody else could."""
+    transport = make_wire()
+    client = httpx.AsyncClient(transport=transport, timeout=10)
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(client.get, f"{server.url}/sleep/0.05")
+    assert 4 == server.open
+    assert not await task_after(steps, transport.aclose)
+    assert 0 == await anyio.to_thread.run_sync(lambda: server.settled(most=0))
+
+
 SECRET = "Basic dXNyX3g6c2VjcmV0"  # usr_x:secret
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 2**16  # bytes to read at once
 _LONGEST_HEAD = 100 * 1024  # bytes
+MOST_INTERIM = 100  # answers of status 1xx before the one to a request
 
 
 class HTTP11Connection:
@@ -124,10 +125,11 @@ class HTTP11Connection:
         await self._stream.write(self._h11.send(h11.EndOfMessage()), timeout)
 
     async def _receive_head(self, request: httpx.Request, timeout: float | None) -> "HTTP11Answer":  # noqa: ASYNC109
-        event = await self._event(timeout)
-        while isinstance(event, h11.InformationalResponse) and event.status_code != 101:
+        for _ in range(MOST_INTERIM + 1):
             event = await self._event(timeout)
-        return HTTP11Answer(self, request, event, self._stream)
+            if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
+                return HTTP11Answer(self, request, event, self._stream)
+        raise httpx.RemoteProtocolError(f"the server sent over {MOST_INTERIM} interim answers (1xx)")
 
     async def receive_body(self, timeout: float | None) -> bytes:  # noqa: ASYNC109 - of each read
         """Return what arrives next of the body, nothing at its end."""

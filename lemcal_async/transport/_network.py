@@ -235,6 +235,8 @@ class AsyncioStream:
         """Return what arrives next, nothing at the end; raise ReadTimeout or ReadError."""
         protocol = self._protocol
         self._sending = False
+        if protocol.received:
+            await asyncio.sleep(0)  # other tasks run too, however fast the server is
         while not protocol.received:
             if protocol.error is not None:
                 raise self._core.ReadError(str(protocol.error))

@@ -423,7 +423,9 @@ class HTTPCoreTransport(BasePooledTransport):
         """Return httpx's own error for one of h11's, httpcore's or its fork's, which have the same names."""
         for kind in type(error).__mro__:
             if kind.__name__ in _ERRORS and kind.__module__.startswith(("httpcore", "h11")):
-                known: httpx.RequestError = getattr(httpx, kind.__name__)(str(error))
+                # h11 quotes what it cannot read, which may be personal data.
+                text = str(error).partition(": bytearray(")[0]
+                known: httpx.RequestError = getattr(httpx, kind.__name__)(text)
                 return known
         return None
 

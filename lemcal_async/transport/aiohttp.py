@@ -27,6 +27,7 @@ import httpx
 from anyio.lowlevel import current_token
 
 from lemcal_async.errors import ConfigurationError
+from lemcal_async.transport._http11 import MOST_INTERIM
 from lemcal_async.transport._network import UNASKED, MakeContext, is_readable
 from lemcal_async.transport._pooled import Answer, BasePooledTransport, Pool, Target, httpx_context
 
@@ -190,7 +191,11 @@ class _Connection:
                 await self._write(b"0\r\n\r\n", write_timeout)
         protocol.start_timeout()
         message, self._payload = await protocol.read()
+        interim = 0
         while message.code < 200 and message.code != 101:
+            interim += 1
+            if interim > MOST_INTERIM:
+                raise httpx.RemoteProtocolError(f"the server sent over {MOST_INTERIM} interim answers (1xx)")
             message, self._payload = await protocol.read()
         extensions = {
             "http_version": b"HTTP/%d.%d" % message.version,

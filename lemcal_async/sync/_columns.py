@@ -16,6 +16,9 @@ import attrs
 from lemcal_async._codec import from_wire
 from lemcal_async.models import Meeting
 
+# Characters; no address is longer (RFC 5321), and PostgreSQL's indexes take up to 2704 bytes.
+_LONGEST_EMAIL: Final = 320
+
 
 @attrs.frozen
 class Columns:
@@ -37,17 +40,21 @@ def columns_of(wire: Mapping[str, Any]) -> Columns:
     """Return the columns of a row with a usable ``_id``."""
     meeting = from_wire(wire, Meeting)
     guest, host = meeting.guest, meeting.host
+    guest_email, problems = guest.email if guest else None, list(meeting.problems)
+    if guest_email is not None and len(guest_email) > _LONGEST_EMAIL:
+        guest_email = None
+        problems.append(f"the guest's e-mail address has over {_LONGEST_EMAIL} characters")
     return Columns(
         meeting_type_id=storable(meeting.meeting_type_id),
         meeting_type_name=storable(meeting.meeting_type_name),
         start_at=meeting.start,
         end_at=meeting.end,
-        guest_email=storable(guest.email if guest else None),
+        guest_email=storable(guest_email),
         guest_name=storable(guest.name if guest else None),
         host_email=storable(host.email if host else None),
         canceled_at=meeting.canceled_at,
         created_at=meeting.created_at,
-        problem=storable("; ".join(meeting.problems)) or None,
+        problem=storable("; ".join(problems)) or None,
     )
 
 

@@ -28,6 +28,8 @@ KINDS: Final[tuple[Kind, ...]] = ("created", "changed", "canceled", "disappeared
 EMPTY_LIST_GRACE: Final = 3
 """An account with up to this many meetings may lose them all at once: its list is always believed."""
 
+_LONGEST_ID: Final = 255  # characters; those of the service have 20
+
 _UNORDERED: Final = "attendees"  # the service lists them in any order
 # In compact JSON, also where it is a string in other JSON: a null or a fraction as the value of a field, or a
 # fraction in a list. Three patterns with literal prefixes take half the time of one.
@@ -293,5 +295,5 @@ def _is_object(value: object) -> TypeGuard[dict[str, Any]]:
 
 
 def _is_id(value: str) -> bool:
-    """Whether every database can keep it: no NUL, no half of a surrogate pair."""
-    return bool(value) and value.isprintable()
+    """Whether every database can keep it: no NUL, no half of a surrogate pair, short enough for an index."""
+    return 0 < len(value) <= _LONGEST_ID and value.isprintable()

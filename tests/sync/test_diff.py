@@ -145,7 +145,9 @@ def test_another_canonical_form_is_no_change() -> None:
     assert [] == compare(before, snapshot([row("a", x=1)]))
 
 
-@pytest.mark.parametrize("bad", [None, 1, "a", [], {}, row(""), {"_id": None}, {"_id": 5}, row("a\0")])
+@pytest.mark.parametrize(
+    "bad", [None, 1, "a", [], {}, row(""), {"_id": None}, {"_id": 5}, row("a\0"), row("a" * 256)]
+)
 def test_a_row_without_an_id(bad: Any) -> None:
     """It is reported. While there is one, nothing disappears: it may be the missing meeting."""
     now = snapshot([row("b", x=1), bad])

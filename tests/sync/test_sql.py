@@ -1,6 +1,7 @@
 """The database: what an analyst finds in it, and what happens when it cannot be used."""
 
 import pickle
+import random
 import socket
 import sqlite3
 import subprocess
@@ -120,6 +121,18 @@ async def test_text_that_databases_refuse(sql_store: SQLStore) -> None:
     await take(sql_store, odd)
     await sql_store.record_failure(USER, "\0\ud800")
     assert [odd[0]] == [change.wire for change in await outbox(sql_store)]
+
+
+@pytest.mark.anyio
+async def test_text_that_is_too_long_for_an_index(database: Database, sql_store: SQLStore) -> None:
+    """Nor does the length of an address; the row has all of it, and says why its column is empty."""
+    email = "".join(chr(97 + byte % 26) for byte in random.Random(0).randbytes(9000))  # not to be compressed
+    odd = [{"_id": "mee_1", "lead": {"email": email, "firstName": "Guest"}}]
+    await take(sql_store, odd)
+    assert [odd[0]] == [change.wire for change in await outbox(sql_store)]
+    ((stored, name, problem),) = database.query("SELECT guest_email, guest_name, problem FROM meetings")
+    assert (None, "Guest") == (stored, name)
+    assert "320" in problem
 
 
 @pytest.mark.anyio

@@ -137,8 +137,13 @@ class Transactions:
     def _transaction(self, work: Callable[[Connection], T], mode: Mode, call: "_Call") -> T:
         connection = self._begun(mode, call)
         with connection, call.using(*_handles(connection)):
-            outcome = work(connection)
-            connection.commit()
+            try:
+                outcome = work(connection)
+                connection.commit()
+            except DBAPIError as error:
+                if _is_read_only(error.orig):
+                    connection.invalidate()
+                raise
             return outcome
 
     def _begun(self, mode: Mode, call: "_Call") -> Connection:
@@ -233,7 +238,7 @@ def _with_raw(engine: Engine, work: Callable[[Any], T], call: "_Call", *, may_be
             return work(raw)
     except Exception as error:
         is_broken = getattr(raw, "closed", False)
-        if is_broken:
+        if is_broken or _is_read_only(error):
             pooled.invalidate()
         if is_broken and may_be_stale and not _is_silence(error):
             raise _StaleError from None
@@ -244,6 +249,11 @@ def _with_raw(engine: Engine, work: Callable[[Any], T], call: "_Call", *, may_be
 
 def _is_silence(error: BaseException | None) -> bool:
     return type(error).__name__ == "SilenceError"  # by name, because psycopg may be missing
+
+
+def _is_read_only(error: BaseException | None) -> bool:
+    """Whether PostgreSQL takes no writes on this connection; on a new one it may, as after a failover."""
+    return getattr(error, "sqlstate", None) == "25006"
 
 
 class _Call:

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +212,29 @@ async def test_another_encoding(postgres: str, encoding: str) -> None:
     assert_plain(caught.value)
     with psycopg.connect(url) as connection:
         assert [] == connection.execute("SELECT relname FROM pg_class WHERE relname = 'meetings'").fetchall()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda store: take(store, rows(1)), lambda store: store.record_failure(USER, "no")],
+    ids=["raw", "transaction"],
+)
+async def test_a_server_that_takes_no_writes_for_a_while(
+    postgres: str, write: Callable[[SQLStore], Awaitable[object]]
+) -> None:
+    """As around a failover. A connection that stays read-only is not used again."""
+    url = postgres.replace("/postgres?", "/failover?")
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute("DROP DATABASE IF EXISTS failover WITH (FORCE)")
+        admin.execute("CREATE DATABASE failover")
+        async with SQLStore(url) as store:
+            await store.open()
+            admin.execute("ALTER DATABASE failover SET default_transaction_read_only = on")
+            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'failover'")
+            with pytest.raises(StoreError, match="read-only"):
+                await write(store)
+            admin.execute("ALTER DATABASE failover RESET default_transaction_read_only")
+            await write(store)
 
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])

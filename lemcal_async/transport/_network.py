@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 UNASKED = "the server sent something before it was asked"
+_NO_TLS = "the connection was closed before TLS began"
 _NEXT_ADDRESS_AFTER = 0.25  # seconds
 _HIGH_WATER = 2**18  # bytes received and not yet read at which the server has to wait
 
@@ -287,10 +288,10 @@ class AsyncioStream:
             if isinstance(error, TimeoutError):
                 raise self._core.ConnectTimeout(str(error)) from error
             if isinstance(error, OSError):  # which those of TLS are
-                raise self._core.ConnectError(str(error)) from error
+                raise self._core.ConnectError(str(error) or _NO_TLS) from error
             raise
         if transport is None:
-            raise self._core.ConnectError("the connection was closed before TLS began")
+            raise self._core.ConnectError(_NO_TLS)
         protocol.connection_made(transport)
         return AsyncioStream(protocol, self._core)
 
@@ -410,7 +411,8 @@ class TrioStream:
             if isinstance(error, trio.TooSlowError):
                 raise self._core.ConnectTimeout(str(error)) from error
             if isinstance(error, trio.BrokenResourceError | OSError):
-                raise self._core.ConnectError(str(error)) from error
+                reason = str(error) or str(error.__cause__ or "") or _NO_TLS  # trio's own says nothing
+                raise self._core.ConnectError(reason) from error
             raise
         return TrioStream(self._socket, self._core, tls)
 

@@ -518,13 +518,31 @@ async def test_tls(
 
 @pytest.mark.anyio
 async def test_a_certificate_that_is_not_trusted(make_wire: MakeWire, tls: Loopback) -> None:
-    """Nothing is sent; it counts as a failure to connect."""
+    """Nothing is sent; it counts as a failure to connect, and says why."""
     async with make_wire(max_connections=1) as transport:
         for _ in range(2):
-            with anyio.fail_after(5), pytest.raises(httpx.ConnectError):
+            with anyio.fail_after(5), pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
                 await get(transport, tls.url)
         assert 0 == await settled(tls, most=0)
     assert [] == tls.seen
+
+
+class HangsUp(Loopback):
+    """Reads what arrives first, and closes the connection."""
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+
+@pytest.mark.parametrize("make_wire", [PooledTransport, HTTPX2Transport])
+@pytest.mark.anyio
+async def test_a_handshake_that_breaks_off(make_wire: MakeWire) -> None:
+    """It says so."""
+    with HangsUp() as server:
+        async with make_wire() as transport:
+            with anyio.fail_after(5), pytest.raises(httpx.ConnectError, match=r"\w"):
+                await get(transport, server.url.replace("http:", "https:"))
 
 
 @pytest.mark.anyio

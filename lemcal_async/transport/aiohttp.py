@@ -83,7 +83,9 @@ class AiohttpTransport(BasePooledTransport):
     def _translate(self, error: BaseException) -> httpx.RequestError | None:
         for theirs, ours in _KINDS:
             if isinstance(error, theirs):
-                # aiohttp quotes what it cannot read, which may be personal data.
+                # aiohttp quotes what it could read or not, which may be personal data.
+                if isinstance(error, aiohttp.ServerDisconnectedError):
+                    return ours("the server closed the connection without sending an answer")
                 return ours("the answer is not valid HTTP" if isinstance(error, _BROKEN) else str(error))
         return None
 
@@ -196,6 +198,7 @@ class _Connection:
             interim += 1
             if interim > MOST_INTERIM:
                 raise httpx.RemoteProtocolError(f"the server sent over {MOST_INTERIM} interim answers (1xx)")
+            protocol.start_timeout()  # which ends with each answer
             message, self._payload = await protocol.read()
         extensions = {
             "http_version": b"HTTP/%d.%d" % message.version,

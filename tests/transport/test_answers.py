@@ -19,13 +19,24 @@ PERSONAL = "guest@example.com"
 
 
 class Odd(Loopback):
-    """Sends what the path asks for: ``/interim/3`` three interim answers before the real one."""
+    """Sends what the path asks for: ``/interim/3`` three interim answers before the real one.
+
+    ``/waiting`` sends one, and nothing more; ``/broken`` half of a head.
+    """
 
     async def answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Write the answer."""
         match seen.target.split("/")[1:]:
             case ["interim", number]:
                 writer.write(b"HTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\n" * int(number))
+            case ["waiting"]:
+                writer.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+                await reader.read(1)  # until the client goes
+                return
+            case ["broken"]:
+                writer.write(b"HTTP/1.1 200 OK\r\nX-Guest: %s\r\n" % PERSONAL.encode())
+                await writer.drain()
+                raise ConnectionAbortedError
             case ["unchunked"]:
                 writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
                 writer.write(b'[{"email":"%s"}]\r\n' % PERSONAL.encode())
@@ -56,11 +67,20 @@ async def test_interim_answers(make_wire: MakeWire, server: Odd) -> None:
 
 
 @pytest.mark.anyio
-async def test_no_error_quotes_an_answer(make_wire: MakeWire, server: Odd) -> None:
+async def test_silence_after_an_interim_answer(make_wire: MakeWire, server: Odd) -> None:
+    """It is not waited out for longer than any other."""
+    async with httpx.AsyncClient(transport=make_wire(), timeout=0.2) as client:
+        with anyio.fail_after(5), pytest.raises(httpx.ReadTimeout):
+            await client.get(f"{server.url}/waiting")
+
+
+@pytest.mark.parametrize("path", ["unchunked", "broken"])
+@pytest.mark.anyio
+async def test_no_error_quotes_an_answer(make_wire: MakeWire, server: Odd, path: str) -> None:
     """The list of meetings may be what could not be read."""
     async with httpx.AsyncClient(transport=make_wire(), timeout=5) as client:
         with pytest.raises(httpx.RemoteProtocolError) as caught:
-            await client.get(f"{server.url}/unchunked")
+            await client.get(f"{server.url}/{path}")
     assert PERSONAL not in str(caught.value)
     assert str(caught.value)
 

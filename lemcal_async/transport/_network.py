@@ -127,9 +127,11 @@ async def _open_socket(host: str, port: int) -> socket.socket:
         for each in connected:
             each.close()
         raise
-    if not connected:
+    if connected:
+        return connected[0]
+    if len(errors) == 1:
         raise errors[0]
-    return connected[0]
+    raise OSError("; ".join(dict.fromkeys(map(str, errors))))  # that of IPv6 alone would often mislead
 
 
 async def _addresses(host: str, port: int) -> list[tuple[int, Any]]:

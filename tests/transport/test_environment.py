@@ -209,6 +209,21 @@ async def test_a_machine_without_ipv6(
             monkeypatch.undo()
 
 
+@pytest.mark.anyio
+async def test_several_addresses_that_refuse(make_wire: MakeWire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error does not speak of the first one alone."""
+    with Loopback() as gone:
+        pass
+    addresses = (
+        (socket.AF_INET6, ("::1", gone.port, 0, 0)),
+        (socket.AF_INET, ("127.0.0.1", gone.port)),
+    )
+    with resolver(monkeypatch, *addresses):
+        async with httpx.AsyncClient(transport=make_wire()) as client:
+            with pytest.raises(httpx.ConnectError, match=r"127\.0\.0\.1|all attempts"):
+                await client.get(f"http://lemcal.example:{gone.port}/")
+
+
 @pytest.mark.parametrize(("host", "sent"), HOSTS[:2])
 @pytest.mark.anyio
 async def test_such_a_host_behind_a_proxy(

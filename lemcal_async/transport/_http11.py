@@ -5,6 +5,9 @@ connection, which the pool never lets happen, and each lets other tasks run. The
 proxies.
 """
 
+import math
+import re
+import time
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 2**16  # bytes to read at once
 _LONGEST_HEAD = 100 * 1024  # bytes
+# A request that meets the server's close may have been carried out or not, and a POST is lost to its caller.
+_BEFORE_IT_CLOSES = 1.0  # seconds
+_KEEP_ALIVE = re.compile(rb"\btimeout\s*=\s*\"?(\d{1,9})\b", re.IGNORECASE)
 MOST_INTERIM = 100  # answers of status 1xx before the one to a request
 
 
@@ -33,14 +39,16 @@ class HTTP11Connection:
         self._is_closed = False
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LONGEST_HEAD)
         self._has_failed = False  # to write a whole request
+        self._idle_seconds = math.inf  # for which the server leaves it open
+        self._usable_until = math.inf
 
     def is_closed(self) -> bool:
         """Whether it cannot be used any more."""
         return self._is_closed
 
     def has_expired(self) -> bool:
-        """Whether something has arrived that answers no request, or the other side has gone."""
-        return bool(self._stream.get_extra_info("is_readable"))
+        """Whether something has arrived that answers no request, or the other side has gone, or soon will."""
+        return time.monotonic() >= self._usable_until or bool(self._stream.get_extra_info("is_readable"))
 
     async def aclose(self) -> None:
         """Close, without waiting for the other side."""
@@ -61,6 +69,7 @@ class HTTP11Connection:
         if self._has_failed or not are_done or self._h11.trailing_data != (b"", False):
             return False
         self._h11.start_next_cycle()
+        self._usable_until = time.monotonic() + self._idle_seconds - _BEFORE_IT_CLOSES
         return True
 
     async def send(self, request: httpx.Request) -> "HTTP11Answer":
@@ -128,6 +137,7 @@ class HTTP11Connection:
         for _ in range(MOST_INTERIM + 1):
             event = await self._event(timeout)
             if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
+                self._idle_seconds = _idle_seconds(event)
                 return HTTP11Answer(self, request, event, self._stream)
         raise httpx.RemoteProtocolError(f"the server sent over {MOST_INTERIM} interim answers (1xx)")
 
@@ -192,6 +202,14 @@ class HTTP11Answer:
     async def aclose(self) -> None:
         """Report that the answer is done with; the connection is the pool's business."""
         await _trace(self._request, "http11.response_closed.complete")
+
+
+def _idle_seconds(head: h11.Response | h11.InformationalResponse) -> float:
+    """Return for how long the server leaves the connection open between two requests, if it says so."""
+    for name, value in head.headers:
+        if name == b"keep-alive" and (found := _KEEP_ALIVE.search(value)):
+            return int(found[1])
+    return math.inf
 
 
 async def _trace(request: httpx.Request, event: str) -> None:

@@ -19,12 +19,12 @@ import trustme
 from lemcal_async import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.sandbox import Sandbox, faults
-from lemcal_async.transport import PooledTransport, _network, _pooled
+from lemcal_async.transport import PooledTransport, _http11, _network, _pooled
 from lemcal_async.transport.aiohttp import AiohttpTransport
 from lemcal_async.transport.httpx2 import HTTPX2Transport
 
 from .conftest import MakeWire
-from .loopback import Loopback
+from .loopback import Loopback, Seen
 
 
 @pytest.fixture
@@ -234,6 +234,37 @@ async def test_an_old_connection_is_not_used(
         now += 61
         assert 2 == await get(transport, server.url)
         assert 1 == await settled(server, most=1)
+
+
+class ClosesSoon(Loopback):
+    """Says for how long it leaves an idle connection open: ``/5`` five seconds."""
+
+    async def answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Write the answer."""
+        seconds = seen.target.strip("/").encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nKeep-Alive: max=100, timeout=%b\r\n" % seconds)
+        writer.write(b"X-Connection: %d\r\nContent-Length: 0\r\n\r\n" % seen.connection)
+
+
+@pytest.mark.parametrize("make_wire", [PooledTransport, HTTPX2Transport])
+@pytest.mark.anyio
+async def test_a_connection_that_the_server_is_about_to_close(
+    make_wire: MakeWire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not used: of a POST that met the close, nobody could say whether it was carried out."""
+    now = 1000.0
+    monkeypatch.setattr(_http11, "time", SimpleNamespace(monotonic=lambda: now))
+    with ClosesSoon() as server:
+        async with make_wire() as transport:
+            assert 1 == await get(transport, f"{server.url}/5")
+            now += 3
+            assert 1 == await get(transport, f"{server.url}/5")
+            now += 4.5
+            assert 2 == await get(transport, f"{server.url}/never")
+            now += 50
+            assert 2 == await get(transport, f"{server.url}/1")
+            assert 3 == await get(transport, f"{server.url}/5")
+            assert 1 == await settled(server, most=1)
 
 
 @pytest.mark.anyio

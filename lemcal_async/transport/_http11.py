@@ -137,8 +137,9 @@ class HTTP11Connection:
         for _ in range(MOST_INTERIM + 1):
             event = await self._event(timeout)
             if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
-                self._idle_seconds = _idle_seconds(event)
-                return HTTP11Answer(self, request, event, self._stream)
+                answer = HTTP11Answer(self, request, event, self._stream)
+                self._idle_seconds = _idle_seconds(answer.headers)
+                return answer
         raise httpx.RemoteProtocolError(f"the server sent over {MOST_INTERIM} interim answers (1xx)")
 
     async def receive_body(self, timeout: float | None) -> bytes:  # noqa: ASYNC109 - of each read
@@ -204,10 +205,11 @@ class HTTP11Answer:
         await _trace(self._request, "http11.response_closed.complete")
 
 
-def _idle_seconds(head: h11.Response | h11.InformationalResponse) -> float:
+def _idle_seconds(headers: list[tuple[bytes, bytes]]) -> float:
     """Return for how long the server leaves the connection open between two requests, if it says so."""
-    for name, value in head.headers:
-        if name == b"keep-alive" and (found := _KEEP_ALIVE.search(value)):
+    for name, value in headers:
+        is_it = len(name) == len("keep-alive") and name.lower() == b"keep-alive"  # of most, a look will do
+        if is_it and (found := _KEEP_ALIVE.search(value)):
             return int(found[1])
     return math.inf
 

@@ -322,7 +322,7 @@ class _Body(httpx.AsyncByteStream):
 
 async def _close(connections: list[Any]) -> None:
     # Shielded, but what makes them harmless (out of the pool, slot given back) has been done before:
-    # a second native cancellation gets through a shield.
+    # a native cancellation gets through a shield.
     if connections:
         with anyio.CancelScope(shield=True):
             async with AsyncExitStack() as stack:  # one that is broken off does not keep the others open

@@ -25,25 +25,34 @@ from lemcal_async.ratelimit import Key, Priority, RateLimit, RateLimiter
 from lemcal_async.transport._layers import MAX_RESPONSE_BYTES, Wire
 
 OnBadRow = Literal["raise", "skip"]
+"""What happens to the rows of a list that cannot be read."""
+
 Timeout = float | httpx.Timeout | None
+"""Seconds for each network operation, or several numbers of them; None for no bound."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
-class _Unset:
-    """The default of parameters for which None has a meaning of its own."""
+class Unchanged:
+    """The default of options that stay as they are: for those, None has a meaning of its own."""
 
     def __repr__(self) -> str:
-        return "<as before>"
+        return "UNCHANGED"
 
 
-_UNSET: Final = _Unset()
+UNCHANGED: Final = Unchanged()
 
 
 @attrs.frozen
 class APIResponse(Generic[T_co]):
-    """What ``request`` returns. ``headers`` has lower-case names; ``data`` is the JSON, or its model."""
+    """What ``request`` returns.
+
+    Attributes:
+        status_code: The status of the answer.
+        headers: Its headers, with names in lower case.
+        data: The JSON of its body, or the model asked for.
+    """
 
     status_code: int
     headers: dict[str, str]
@@ -68,22 +77,29 @@ class ClientOptions(TypedDict, total=False):
 class AsyncLemcal:
     """A client for the lemcal API, on asyncio and trio.
 
-    ``user_id`` and ``api_key`` default to ``LEMCAL_USER_ID`` and ``LEMCAL_API_KEY``. ``api_key`` may
-    hold both (``usr_x:secret``, or its base64), and may be a function that returns the current one.
-    ``timeout`` is the seconds for each network operation, ``deadline`` the seconds for a whole call,
-    waits and retries included. ``transport``, one of httpx or of httpx2, replaces the connections and
-    ``limiter`` the process-wide rate limiter; you close what you pass in. ``retry`` says how often a
-    call is tried.
+    Making one sends nothing, and can be done at import time, before any event loop runs. Its calls raise the
+    errors of ``lemcal_async.errors``. Canceled at any moment, a call leaves nothing behind, but what it had
+    sent may have been processed. ``aclose()`` lets calls finish that are under way.
 
-    ``base_url`` defaults to ``LEMCAL_BASE_URL``, or else the service itself. It must be https, unless
-    it is on this machine or ``allow_insecure_http`` is True. ``on_bad_row="skip"`` leaves unreadable
-    rows out of a list and logs that, instead of raising. An answer of more than ``max_response_bytes``
-    (64 MiB), decompressed, raises. ``user_agent`` (such as ``"myapp/2.1"``) is appended to ours.
+    Args:
+        user_id: The account's user id; if left out, ``LEMCAL_USER_ID`` of the environment.
+        api_key: The account's API key, or a function that returns the current one; if left out,
+            ``LEMCAL_API_KEY`` of the environment. It may hold both (``usr_x:secret``, or its base64).
+        base_url: Where the API is; if left out, ``LEMCAL_BASE_URL`` of the environment, or else the service
+            itself. It must be https, unless it is on this machine or ``allow_insecure_http`` is True.
+        transport: One of httpx or of httpx2, in place of the connections. You close what you pass in.
+        limiter: A rate limiter in place of the process-wide one. You close what you pass in.
+        retry: How often a call is tried.
+        timeout: Seconds for each network operation; None for no bound.
+        deadline: Seconds for a whole call, waits and retries included; None for no bound.
+        on_bad_row: ``"skip"`` leaves unreadable rows out of a list and logs that, instead of raising.
+        max_response_bytes: The most that an answer may hold, decompressed (64 MiB); more raises
+            ResponseDecodeError.
+        allow_insecure_http: Whether ``base_url`` may be http on another machine.
+        user_agent: What to append to the SDK's own, such as ``"myapp/2.1"``.
 
-    Raises ConfigurationError for arguments that cannot work, credentials included; making a client
-    sends nothing, and can be done at import time, before any event loop runs. Its calls raise the
-    errors of ``lemcal_async.errors``. Canceled at any moment, a call leaves nothing behind, but what it
-    had sent may have been processed. ``aclose()`` lets calls finish that are under way.
+    Raises:
+        ConfigurationError: For arguments that cannot work, credentials included.
     """
 
     __slots__ = ("__weakref__", "_owner", "_session")
@@ -130,16 +146,29 @@ class AsyncLemcal:
     def for_accounts(cls, **options: Unpack[ClientOptions]) -> Self:
         """Return a client without an account of its own, for those who only hold other people's keys.
 
-        It makes no calls: ``for_account`` returns clients that do, on its transport and limiter. Close
-        it in the end. The environment's credentials are not used.
+        It makes no calls: ``for_account`` returns clients that do, on its transport and limiter. Close it in
+        the end. The environment's credentials are not used.
+
+        Args:
+            **options: Those of ``AsyncLemcal``, without its credentials.
+
+        Raises:
+            ConfigurationError: For options that cannot work.
         """
         return cls(None, _no_account, **options)
 
     def for_account(self, user_id: str | None, api_key: ApiKey) -> Self:
         """Return a client for another account on the same transport, limiter and options.
 
-        It costs microseconds and needs no closing; it works as long as this one is open. The
-        environment is not consulted. Raises ConfigurationError for credentials that cannot be right.
+        It costs microseconds and needs no closing; it works as long as this one is open. The environment is
+        not consulted.
+
+        Args:
+            user_id: The account's user id; None if ``api_key`` holds it.
+            api_key: The account's API key, as for ``AsyncLemcal``.
+
+        Raises:
+            ConfigurationError: For credentials that cannot be right.
         """
         given, user_id, api_key = Secret((user_id, api_key)), None, ""
         return self._view(self._session.for_account(CredentialSource(given)))
@@ -147,24 +176,31 @@ class AsyncLemcal:
     def with_options(
         self,
         *,
-        timeout: Timeout | _Unset = _UNSET,
-        deadline: float | _Unset | None = _UNSET,
-        retry: RetryPolicy | _Unset | None = _UNSET,
-        priority: Priority | _Unset = _UNSET,
+        timeout: Timeout | Unchanged = UNCHANGED,
+        deadline: float | Unchanged | None = UNCHANGED,
+        retry: RetryPolicy | Unchanged | None = UNCHANGED,
+        priority: Priority | Unchanged = UNCHANGED,
     ) -> Self:
         """Return a view of this client with other options; those not given stay as they are.
 
-        ``timeout`` and ``deadline`` are in seconds, None for no bound. With ``priority="bulk"``,
-        interactive calls with the same key go first, but bulk ones keep one turn in five.
+        Args:
+            timeout: Seconds for each network operation; None for no bound.
+            deadline: Seconds for a whole call, waits and retries included; None for no bound.
+            retry: How often a call is tried; None for ``RetryPolicy()``.
+            priority: With ``"bulk"``, interactive calls with the same key go first, but bulk ones keep one
+                turn in five.
+
+        Raises:
+            ConfigurationError: For options that cannot work.
         """
         options = self._session.options
-        if not isinstance(timeout, _Unset):
+        if not isinstance(timeout, Unchanged):
             options = attrs.evolve(options, timeout=_timeout(timeout))
-        if not isinstance(deadline, _Unset):
+        if not isinstance(deadline, Unchanged):
             options = attrs.evolve(options, deadline=_deadline(deadline))
-        if not isinstance(retry, _Unset):
+        if not isinstance(retry, Unchanged):
             options = attrs.evolve(options, retry=_retry(retry))
-        if not isinstance(priority, _Unset):
+        if not isinstance(priority, Unchanged):
             if priority not in ("interactive", "bulk"):
                 raise ConfigurationError(f"priority={priority!r}: it must be 'interactive' or 'bulk'")
             options = attrs.evolve(options, priority=priority)
@@ -241,10 +277,18 @@ class AsyncLemcal:
     ) -> APIResponse[Any]:
         """Call a path below the base URL that has no method here, through the same layers.
 
-        A None in ``params`` is left out. ``into`` is what to make of the answer: a model (``Meeting``,
-        ``list[Meeting]``), or ``dict`` or ``list`` for JSON of that kind; anything else raises
-        TypeError. A body that is not that, or not JSON at all, raises ResponseDecodeError; ``data`` is
-        None for a 204 without ``into``.
+        Args:
+            method: The HTTP method, such as ``"GET"``.
+            path: The path below the base URL, without a query: ``/meetings``.
+            params: The query. A None is left out.
+            json: The body, as data that has a JSON form.
+            into: What to make of the answer: a model (``Meeting``, ``list[Meeting]``), or ``dict`` or
+                ``list`` for JSON of that kind. Without it, ``data`` is any JSON, and None for a 204.
+
+        Raises:
+            ConfigurationError: For a method, path, query or body that cannot be sent.
+            TypeError: If ``into`` is anything else.
+            ResponseDecodeError: If the body is not what ``into`` says, or not JSON at all.
         """
         body, json = None if json is None else JSONBody(Secret(json)), None  # it may hold a token
         if not _is_method(method):

@@ -354,8 +354,14 @@ def to_wire(obj: Any) -> Any:
     """Turn a model, or a list or tuple of them however nested, into data that is ready for JSON.
 
     What came from the wire goes back with the same meaning: unknown and unreadable fields to the letter,
-    alternative spellings as they were, instants to the microsecond, nothing where there was null.
-    Free-form JSON is not copied: the result shares it with the model. Raises TypeError for anything else.
+    alternative spellings as they were, instants to the microsecond, nothing where there was null. Free-form
+    JSON is not copied: the result shares it with the model.
+
+    Args:
+        obj: The model, or the list or tuple.
+
+    Raises:
+        TypeError: For anything else.
     """
     if isinstance(obj, list | tuple):
         return [to_wire(item) for item in cast("list[Any]", obj)]
@@ -367,10 +373,17 @@ def to_wire(obj: Any) -> Any:
 def from_wire(data: Any, into: type[T]) -> T:
     """Turn JSON data into a model, or into a list of them: ``from_wire(data, list[Meeting])``.
 
-    An optional field that cannot be read is left in ``extra`` and named in ``problems``. Raises
-    ResponseDecodeError for data that is no object or has no usable ``_id``; for a list with such rows, the
-    error carries the models of the others in ``rows``. Raises TypeError if ``into`` is neither a model nor
-    a list of models. The data is left alone; free-form JSON is not copied.
+    An optional field that cannot be read is left in ``extra`` and named in ``problems``. The data is left
+    alone; free-form JSON is not copied.
+
+    Args:
+        data: The data, as ``json.loads`` returns it.
+        into: The model, or a list of it.
+
+    Raises:
+        ResponseDecodeError: For data that is no object or has no usable ``_id``; for a list with such rows,
+            the error carries the models of the others in ``rows``.
+        TypeError: If ``into`` is neither a model nor a list of models.
     """
     if not _is_model(into) and (_is_model(data) or get_origin(data) is list):
         raise TypeError("from_wire() takes the data first and the model second: from_wire(data, Meeting)")

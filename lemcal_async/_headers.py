@@ -29,9 +29,13 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 class Quota:
     """What one answer says about its key's window; None where it says nothing usable.
 
-    ``retry_after`` and ``resets_in`` are seconds from the moment of the answer. On a success,
-    ``retry_after`` is the rest of the window, not an order to wait (documented). ``reset_at`` is the end
-    of the window on the server's clock: Unix time, truncated to seconds.
+    Attributes:
+        limit: How many requests the window allows.
+        remaining: How many of them are left.
+        retry_after: Seconds from the moment of the answer. On a success, the rest of the window, not an order
+            to wait (documented).
+        resets_in: Seconds from the moment of the answer until the window ends.
+        reset_at: The end of the window on the server's clock: Unix time, truncated to seconds.
     """
 
     limit: int | None = None

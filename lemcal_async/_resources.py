@@ -62,7 +62,11 @@ class Meetings:
     async def rows(self, meeting_type_id: str | None = None) -> list[Any]:
         """Fetch the list as ``list`` does, and return its rows as plain JSON, whatever they hold.
 
-        Raises ResponseDecodeError if the answer is not a list.
+        Args:
+            meeting_type_id: The only meeting type to list; None for all.
+
+        Raises:
+            ResponseDecodeError: If the answer is not a list.
         """
         return await self._fetch(meeting_type_id, lambda answer: read_rows(answer, "meetings"))
 
@@ -86,11 +90,18 @@ class Meetings:
         """Fetch the booked meetings: all of them, or those of one meeting type.
 
         The service has no pages and no other filter (documented), so each call fetches the whole list, and
-        the keyword arguments choose from it: meetings that start at ``starts_after`` or later, and before
-        ``starts_before`` (aware datetimes), the meetings of one guest, and only the canceled ones (True) or
-        the others (False). With any of them, the result is sorted by start.
+        the keyword arguments choose from it. With any of them, the result is sorted by start.
 
-        Raises ResponseDecodeError if rows have no usable id; all others are in its ``rows``.
+        Args:
+            meeting_type_id: The only meeting type to list; None for all.
+            starts_after: Only meetings that start then or later (an aware datetime).
+            starts_before: Only meetings that start before then (an aware datetime).
+            guest_email: Only the meetings of this guest.
+            canceled: Only the canceled meetings (True), or the others (False).
+
+        Raises:
+            ConfigurationError: For arguments that cannot be meant, such as a time without a time zone.
+            ResponseDecodeError: If rows have no usable id; all others are in its ``rows``.
         """
         select = selection(starts_after, starts_before, guest_email, canceled=canceled)
         found = await self._fetch(meeting_type_id, _models(self._session, "meetings", Meeting))
@@ -100,7 +111,12 @@ class Meetings:
     async def get(self, meeting_id: str, meeting_type_id: str | None = None) -> Meeting:
         """Fetch one meeting. The service has no call for that, so this fetches the list and looks for it.
 
-        ``meeting_type_id`` makes the list shorter. Raises MeetingNotFoundError if the meeting is not in it.
+        Args:
+            meeting_id: The meeting's id (``mee_…``).
+            meeting_type_id: The meeting's type, if you know it: makes the list shorter.
+
+        Raises:
+            MeetingNotFoundError: If the meeting is not in the list.
         """
         quote_id(meeting_id, "meeting_id")
 
@@ -134,12 +150,23 @@ class MeetingTypes:
         self._session = session
 
     async def list(self) -> list[MeetingType]:
-        """Fetch all meeting types. Raises ResponseDecodeError as ``meetings.list`` does."""
+        """Fetch all meeting types.
+
+        Raises:
+            ResponseDecodeError: As ``meetings.list`` does.
+        """
         decode_types = _models(self._session, "meetingTypes", MeetingType)
         return await self._session.send("GET", "/meetingTypes", "/meetingTypes", decode_types)
 
     async def get(self, meeting_type_id: str) -> MeetingType:
-        """Fetch one meeting type. Raises MeetingTypeNotFoundError."""
+        """Fetch one meeting type.
+
+        Args:
+            meeting_type_id: The meeting type's id (``met_…``).
+
+        Raises:
+            MeetingTypeNotFoundError: If there is none with that id.
+        """
         target = f"/meetingTypes/{quote_id(meeting_type_id, 'meeting_type_id')}"
         return await self._session.send("GET", "/meetingTypes/{id}", target, _model(MeetingType))
 
@@ -179,9 +206,19 @@ class Hooks:
         """Have new bookings of one meeting type, or of any, posted to ``target_url``.
 
         Keep the id: no call lists hooks (documented by absence), so a hook whose id is lost cannot be
-        deleted. Raises DuplicateHookError if the target has a hook already, or returns None with
-        ``exist_ok``. A POST that may have been processed is never repeated: APIConnectionError says so,
-        and calling again with ``exist_ok=True`` is safe.
+        deleted. A POST that may have been processed is never repeated; calling again with ``exist_ok=True``
+        is safe.
+
+        Args:
+            target_url: Where bookings are posted to, with a secret token in it: see ``webhooks.hook_url``.
+            meeting_type_id: The meeting type whose bookings are posted.
+            any_meeting_type: True for the bookings of every meeting type, in place of ``meeting_type_id``.
+            exist_ok: Whether to return None if the target has a hook already, instead of raising.
+
+        Raises:
+            ConfigurationError: For arguments that cannot work.
+            DuplicateHookError: If the target has a hook already.
+            APIConnectionError: If no answer came; ``maybe_processed`` says whether there may be a hook now.
         """
         selector = {"anyMeetingType": True} if meeting_type_id is None else {"meetingTypeId": meeting_type_id}
         target, target_url = Secret(target_url), ""  # it often carries a token
@@ -199,7 +236,14 @@ class Hooks:
             raise
 
     async def delete(self, hook_id: str) -> None:
-        """Delete a hook. Raises HookNotFoundError, unless an earlier attempt may have deleted it."""
+        """Delete a hook.
+
+        Args:
+            hook_id: The hook's id (``hoo_…``).
+
+        Raises:
+            HookNotFoundError: If there is none with that id, unless an earlier attempt may have deleted it.
+        """
         target = f"/hooks/{quote_id(hook_id, 'hook_id')}"
         await self._session.send("DELETE", "/hooks/{id}", target, _nothing)
 

@@ -23,9 +23,15 @@ REPEATABLE = frozenset({"GET", "DELETE"})
 class RetryPolicy:
     """How often and how patiently a call is tried. All times are in seconds.
 
-    ``attempts`` counts the first one too, so 1 means no retries. A ``Retry-After`` above ``max_wait``
-    is not waited for: the call raises at once, with the value on the error. Without one, waits double
-    from ``backoff`` up to ``backoff_max``, half of each at random.
+    Attributes:
+        attempts: How often a request is sent at most, counting the first time: 1 means no retries.
+        max_wait: The longest ``Retry-After`` that is waited for. For a longer one the call raises at once,
+            with the value on the error.
+        backoff: The first wait where the server names none; waits double from there, half of each at random.
+        backoff_max: The longest of those waits.
+
+    Raises:
+        ConfigurationError: For values that cannot work.
     """
 
     attempts: int = 5

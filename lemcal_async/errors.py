@@ -24,8 +24,10 @@
         └── EmptyListError            a list too short to be believed yet
 
 Each is a plain value: it pickles, crosses processes, and holds neither an object of an HTTP library
-nor a secret. Which error an answer becomes is decided in ``_responses``.
+nor a secret.
 """
+
+# Which error an answer becomes is decided in _responses.py.
 
 from typing import Any, ClassVar, cast
 
@@ -36,8 +38,11 @@ import attrs
 class CallInfo:
     """The call that an error is about.
 
-    ``route`` is the path without its ids (``/meetingTypes/{id}``), so it can serve as a label.
-    ``waited`` is the seconds spent waiting for the rate limit and between attempts.
+    Attributes:
+        method: The HTTP method.
+        route: The path without its ids (``/meetingTypes/{id}``), so it can serve as a label.
+        attempts: How many times the request was tried; 0 if it never was.
+        waited: Seconds spent waiting for the rate limit and between attempts.
     """
 
     method: str | None = None
@@ -54,7 +59,13 @@ _NO_CALL = CallInfo()
 
 @attrs.frozen
 class BadRow:
-    """A row of a list that could not be read: its index in the list, the row itself, and why."""
+    """A row of a list that could not be read.
+
+    Attributes:
+        index: Its index in the list.
+        row: The row itself.
+        reason: What is wrong with it.
+    """
 
     index: int
     row: Any = attrs.field(repr=False)  # personal data, or a hook's token
@@ -64,7 +75,9 @@ class BadRow:
 class LemcalError(Exception):
     """The base of everything this package raises on purpose.
 
-    ``server_message`` is the server's own words, None if it did not answer or said nothing of use.
+    Attributes:
+        call: The call that it is about.
+        server_message: The server's own words, None if it did not answer or said nothing of use.
     """
 
     def __init__(
@@ -113,7 +126,8 @@ class ConfigurationError(LemcalError):
 class APIConnectionError(LemcalError):
     """No answer came: the connection failed, or broke before the answer was complete.
 
-    ``maybe_processed`` is True if the server may have carried out the request anyway.
+    Attributes:
+        maybe_processed: True if the server may have carried out the request anyway.
     """
 
     def __init__(
@@ -131,7 +145,9 @@ class DeadlineExceededError(LemcalError, TimeoutError):
     """The call's ``deadline=`` has passed, or is known to pass before the call could be made.
 
     ``status_code`` and ``server_message`` are those of the last attempt, if it was answered.
-    ``retry_after`` is the seconds after which another call has a chance, None if unknown.
+
+    Attributes:
+        retry_after: The seconds after which another call has a chance, None if unknown.
     """
 
     def __init__(
@@ -150,8 +166,9 @@ class DeadlineExceededError(LemcalError, TimeoutError):
 class APIStatusError(LemcalError):
     """The server answered, but not with a success. A redirect counts as that too.
 
-    ``retry_after`` is the server's ``Retry-After`` in seconds, None if it sent none. This service
-    sends it with every answer (documented); only with a 429 or 503 is it an order to wait.
+    Attributes:
+        retry_after: The server's ``Retry-After`` in seconds, None if it sent none. This service sends it with
+            every answer (documented); only with a 429 or 503 is it an order to wait.
     """
 
     _usual_status: ClassVar[int] = 0
@@ -237,7 +254,12 @@ class DuplicateHookError(ConflictError):
 
 
 class RateLimitError(APIStatusError):
-    """429, and no further attempt was allowed; ``limit`` and ``remaining`` as the server gave them."""
+    """429, and no further attempt was allowed.
+
+    Attributes:
+        limit: How many requests the window allows, as the server gave it.
+        remaining: How many of them were left, as the server gave it.
+    """
 
     _usual_status = 429
 
@@ -272,8 +294,10 @@ class ServerError(APIStatusError):
 class ResponseDecodeError(LemcalError):
     """A success that is not the JSON asked for: an HTML page, an empty body, another shape, bad rows.
 
-    If only some rows of a list could not be read, ``rows`` has the models of the others, in order.
-    ``bad_rows`` says which rows are missing and why: the first 1,000 of ``bad_row_count``.
+    Attributes:
+        rows: If only some rows of a list could not be read, the models of the others, in order.
+        bad_rows: Which rows are missing and why; the first 1,000 of them.
+        bad_row_count: How many rows are missing.
     """
 
     def __init__(

@@ -36,7 +36,13 @@ logger = logging.getLogger("lemcal_async")
 
 @attrs.frozen
 class Queued:
-    """A call has to wait for the rate limit; ``ahead`` others go before it. ``key`` is a digest's start."""
+    """A call has to wait for the rate limit.
+
+    Attributes:
+        key: The start of the key's digest.
+        priority: The call's priority, ``interactive`` or ``bulk``.
+        ahead: How many others go before it.
+    """
 
     key: str
     priority: str
@@ -45,7 +51,13 @@ class Queued:
 
 @attrs.frozen
 class Granted:
-    """A call may send now, after so many seconds in the queue."""
+    """A call may send now.
+
+    Attributes:
+        key: The start of the key's digest.
+        priority: The call's priority, ``interactive`` or ``bulk``.
+        waited: How long it was in the queue.
+    """
 
     key: str
     priority: str
@@ -54,7 +66,12 @@ class Granted:
 
 @attrs.frozen
 class Paused:
-    """A 429 paused the key: sending is paused for so many seconds."""
+    """A 429 paused the key.
+
+    Attributes:
+        key: The start of the key's digest.
+        seconds: For how long nothing is sent.
+    """
 
     key: str
     seconds: float
@@ -62,7 +79,12 @@ class Paused:
 
 @attrs.frozen
 class ForeignUse:
-    """Somebody else is using the key: ``requests`` of theirs in the window that the last answer reported."""
+    """Somebody else is using the key.
+
+    Attributes:
+        key: The start of the key's digest.
+        requests: How many of theirs were in the window that the last answer reported.
+    """
 
     key: str
     requests: int
@@ -70,7 +92,12 @@ class ForeignUse:
 
 @attrs.frozen
 class FellBack:
-    """The shared limiter fell back to a local one; ``reason`` says why, in words."""
+    """The shared limiter fell back to a local one.
+
+    Attributes:
+        key: The start of the key's digest.
+        reason: Why, in words.
+    """
 
     key: str
     reason: str
@@ -78,7 +105,19 @@ class FellBack:
 
 @attrs.frozen
 class AccountSynced:
-    """A synchronization has finished an account; the counts are of its meetings, 0 if it failed."""
+    """A synchronization has finished an account. The counts are of its meetings, 0 if it failed.
+
+    Attributes:
+        user_id: The account.
+        seconds: How long it took.
+        failed: Whether it failed.
+        created: Meetings that are new.
+        changed: Meetings that differ from what they were.
+        canceled: Meetings that were canceled.
+        disappeared: Meetings that are no longer in the list.
+        restored: Meetings that are back.
+        unchanged: Meetings that are as they were.
+    """
 
     user_id: str
     seconds: float
@@ -95,10 +134,17 @@ class AccountSynced:
 class CallEnded:
     """A call has ended.
 
-    ``route`` is the path with its ids left out; that of ``request()`` is the path as it was given.
-    ``status_code`` is the last answer's, None if there was none, and ``error`` the name of what was
-    raised: one of ``lemcal_async.errors``, ``"Cancelled"``, or None for a success. ``waited`` is the time
-    spent on the rate limit and between attempts, ``seconds`` that of the whole call.
+    Attributes:
+        method: The HTTP method.
+        route: The path with its ids left out; that of ``request()`` is the path as it was given.
+        server_address: The host of the base URL.
+        server_port: The port of the base URL.
+        status_code: The last answer's, None if there was none.
+        error: The name of what was raised: one of ``lemcal_async.errors``, ``"Cancelled"``, or None for a
+            success.
+        attempts: How many times the request was tried.
+        waited: The time spent on the rate limit and between attempts.
+        seconds: The time of the whole call.
     """
 
     method: str
@@ -114,9 +160,14 @@ class CallEnded:
 
 @attrs.frozen
 class Retried:
-    """An attempt failed and will be repeated after ``wait`` seconds.
+    """An attempt failed and will be repeated.
 
-    ``reason`` is the answer's status code, or the name of httpx's error if there was no answer.
+    Attributes:
+        method: The HTTP method.
+        route: As in ``CallEnded``.
+        attempt: The number of the attempt that failed, from 1.
+        reason: The answer's status code, or the name of httpx's error if there was no answer.
+        wait: After how long the next one follows.
     """
 
     method: str
@@ -128,7 +179,13 @@ class Retried:
 
 @attrs.frozen
 class PoolEntered:
-    """A request got a connection after ``waited`` seconds; ``in_use`` of ``limit`` are in use with it."""
+    """A request got a connection.
+
+    Attributes:
+        in_use: How many connections are in use with it.
+        limit: How many there can be.
+        waited: How long it waited for one.
+    """
 
     in_use: int
     limit: int
@@ -137,9 +194,12 @@ class PoolEntered:
 
 @attrs.frozen
 class WebhookHandled:
-    """A delivery was answered with ``status_code``, ``seconds`` after its headers had come in.
+    """A delivery was answered.
 
-    ``outcome`` is handled, repeated, ignored, unavailable, failed, busy or rejected.
+    Attributes:
+        outcome: One of handled, repeated, ignored, unavailable, failed, busy and rejected.
+        status_code: The status of the answer.
+        seconds: How long after its headers had come in.
     """
 
     outcome: str
@@ -149,7 +209,11 @@ class WebhookHandled:
 
 @attrs.frozen
 class FleetSampled:
-    """How a fleet was doing, as one of its workers saw it."""
+    """How a fleet was doing.
+
+    Attributes:
+        status: What one of its workers saw.
+    """
 
     status: "FleetStatus"
 
@@ -170,12 +234,17 @@ Event: TypeAlias = (
 """Any of them. More may be added, so a listener ignores what it does not know."""
 
 Listener: TypeAlias = Callable[[Event], object]
+"""What ``subscribe`` takes. What it returns is ignored."""
 
 _listeners: tuple[Listener, ...] = ()
 
 
 def subscribe(listener: Listener) -> Callable[[], None]:
-    """Call ``listener`` with every event of this process; return a function that unsubscribes it."""
+    """Call ``listener`` with every event of this process; return a function that unsubscribes it.
+
+    Args:
+        listener: What to call, where the event happens; it must return at once.
+    """
     global _listeners  # noqa: PLW0603 - replaced whole, so that emit needs no lock
     _listeners = (*_listeners, listener)
 

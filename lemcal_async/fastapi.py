@@ -37,6 +37,7 @@ __all__ = ["Lemcal", "add_exception_handlers", "get_lemcal", "lifespan", "webhoo
 logger = logging.getLogger("lemcal_async.fastapi")
 
 Lifespan: TypeAlias = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+"""What ``FastAPI(lifespan=…)`` takes."""
 
 
 def lifespan(lemcal: AsyncLemcal, *, hook_url: str | None = None) -> Lifespan:
@@ -44,13 +45,19 @@ def lifespan(lemcal: AsyncLemcal, *, hook_url: str | None = None) -> Lifespan:
 
     An app may be started again, as by a second ``TestClient`` or invocation: the client is opened anew.
 
-    ``hook_url`` is the service's own address for webhooks, token and all (``webhooks.hook_url`` quotes it):
-    new bookings of any meeting type are posted to it. That there is a hook for it already is fine. Whether
-    lemcal can be reached does not decide whether the service starts: after 5 s the start goes on, and the
-    hook is registered in the background, again and again until that succeeds or lemcal refuses it for good.
-    What happens is logged.
+    Whether lemcal can be reached does not decide whether the service starts: after 5 s the start goes on, and
+    the hook is registered in the background, again and again until that succeeds or lemcal refuses it for
+    good. That there is a hook already is fine. What happens is logged.
 
     Within a lifespan of one's own: ``async with lifespan(lemcal)(app): …``.
+
+    Args:
+        lemcal: The client.
+        hook_url: The service's own address for webhooks, token and all (``webhooks.hook_url`` quotes it), to
+            which new bookings of any meeting type are posted. None for no webhooks.
+
+    Raises:
+        ConfigurationError: For an address that lemcal would not take.
     """
     url, hook_url = Secret(hook_url), None
     hook = None if url.reveal() is None else _Hook(lemcal, url)
@@ -152,7 +159,14 @@ _PASSING = (
 
 
 async def get_lemcal(connection: HTTPConnection) -> AsyncLemcal:
-    """Return the client of the app; to be overridden in tests by ``app.dependency_overrides``."""
+    """Return the client of the app; to be overridden in tests by ``app.dependency_overrides``.
+
+    Args:
+        connection: The request, which FastAPI passes.
+
+    Raises:
+        ConfigurationError: If the app has no client, because it was made without ``lifespan``.
+    """
     lemcal: AsyncLemcal | None = getattr(connection.app.state, "lemcal", None)
     if lemcal is None:
         raise errors.ConfigurationError("this app has no client: make it FastAPI(lifespan=lifespan(lemcal))")
@@ -169,9 +183,13 @@ Lemcal: TypeAlias = Annotated[AsyncLemcal, Depends(get_lemcal)]
 def webhook_router(receiver: WebhookReceiver, path: str = "/webhooks/lemcal") -> APIRouter:
     """Return a router with one route, the receiver's, described in OpenAPI.
 
-    ``path`` may hold a parameter that says which account a delivery is for: ``/webhooks/{tenant}``. The
-    receiver also answers other methods, a trailing slash and WebSockets there, so that a token in the query
-    is hidden before the server logs it, whatever the request was.
+    The receiver also answers other methods, a trailing slash and WebSockets there, so that a token in the
+    query is hidden before the server logs it, whatever the request was.
+
+    Args:
+        receiver: What answers the deliveries.
+        path: The route. It may hold a parameter that says which account a delivery is for:
+            ``/webhooks/{tenant}``.
     """
     router = APIRouter()
 
@@ -276,8 +294,11 @@ def add_exception_handlers(app: FastAPI) -> None:
     """Have the errors of lemcal, raised in any route, answered for what they are.
 
     What is wrong between this service and lemcal is no fault of who asks: 502, 503 or 504, with
-    ``Retry-After`` where a time is known. What is not there is a 404, what exists a 409. The answer
-    says no more than that; the log does.
+    ``Retry-After`` where a time is known. What is not there is a 404, what exists a 409. The answer says no
+    more than that; the log does.
+
+    Args:
+        app: The app whose errors they are.
     """
     app.exception_handler(errors.LemcalError)(_answer)
 

@@ -377,9 +377,15 @@ class MeetingType(_Model):
     def booking_url(self, user: "User", *, name: str | None = None, email: str | None = None) -> str:
         """Return the address of the booking page, with the guest's name and e-mail filled in if given.
 
-        ``user`` is the account that offers the meeting type, as ``lemcal.me()`` returns it. Addresses of
-        this form were observed, not documented. Raises ValueError if the account has no public
-        identifier or the type no link.
+        Addresses of this form were observed, not documented.
+
+        Args:
+            user: The account that offers the meeting type, as ``lemcal.me()`` returns it.
+            name: The guest's name.
+            email: The guest's e-mail address.
+
+        Raises:
+            ValueError: If the account has no public identifier or the type no link.
         """
         if not user.public_identifier:
             raise ValueError(f"the user {user.id} has no public_identifier, so there is no booking page")

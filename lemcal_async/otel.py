@@ -47,8 +47,12 @@ def instrument(
 ) -> Callable[[], None]:
     """Trace and measure all clients and receivers of this process; return a function that ends it.
 
-    A span per call, with its attempts and waits, is a child of whatever span is current where the call
-    is made. The metrics are listed in ``docs/observability.md``. Calling it twice counts twice.
+    A span per call, with its attempts and waits, is a child of whatever span is current where the call is
+    made. The metrics are listed in ``docs/observability.md``. Calling it twice counts twice.
+
+    Args:
+        tracer_provider: Where the spans go; if left out, to the program's provider.
+        meter_provider: Where the measurements go; if left out, to the program's provider.
     """
     return events.subscribe(_Listener(tracer_provider, meter_provider))
 

@@ -29,11 +29,18 @@ logger = logging.getLogger("lemcal_async.fleet")
 class FleetStatus:
     """What a fleet has to do, and how far behind it is.
 
-    ``accounts`` are all; ``due`` those whose time has come, for ``oldest_due`` seconds at most; ``queued``
-    the batches in the queue, of up to 8 turns each, and ``running`` the turns under way; ``failing`` the
-    accounts whose last turn failed; ``paused`` those that rest. ``undelivered`` changes wait for their
-    handler, for ``oldest_undelivered`` seconds at most; ``parked`` ones wait for ``retry_parked()``.
-    ``queued`` and ``workers`` are None while the queue cannot be reached.
+    Attributes:
+        accounts: All accounts.
+        due: Accounts whose time has come.
+        oldest_due: For how many seconds the first of them has been due; None if none is.
+        queued: Batches in the queue, of up to 8 turns each; None while the queue cannot be reached.
+        running: Turns under way.
+        failing: Accounts whose last turn failed.
+        paused: Accounts that rest.
+        undelivered: Changes that wait for their handler.
+        oldest_undelivered: For how many seconds the first of them has been waiting; None if none is.
+        parked: Changes that wait for ``retry_parked()``.
+        workers: The workers; None while the queue cannot be reached.
     """
 
     accounts: int
@@ -59,7 +66,12 @@ class FleetWaker:
     async def wake(self, user_id: str | None = None) -> None:
         """Return when the wake-up is stored in the database: from then on it is not lost.
 
-        Raises ConfigurationError if the account is not in the fleet, StoreError if the database fails.
+        Args:
+            user_id: The account.
+
+        Raises:
+            ConfigurationError: If the account is not in the fleet, or None.
+            StoreError: If the database fails.
         """
         if user_id is None:
             raise ConfigurationError("a fleet is woken account by account: wake(user_id)")
@@ -67,7 +79,14 @@ class FleetWaker:
             raise ConfigurationError(f"{user_id} is not in the fleet; fleet.add([{user_id!r}]) adds it")
 
     async def wake_many(self, user_ids: Sequence[str]) -> int:
-        """Wake several; return how many are in the fleet."""
+        """Wake several accounts; return how many are in the fleet.
+
+        Args:
+            user_ids: The accounts.
+
+        Raises:
+            StoreError: If the database fails.
+        """
         known = await self._schedule.wake(user_ids)
         if known and self._queue is not None:
             try:
@@ -81,18 +100,27 @@ class FleetWaker:
 class Fleet:
     """Accounts that are synchronized by any number of workers, on any number of machines.
 
-    ``store`` is the URL of the database (PostgreSQL for several machines), ``queue`` that of a Redis (7 or
-    later) or Valkey; ``memory://`` is for a fleet of one process, as in tests. Every account is synchronized
-    each ``interval`` seconds, unless it was added with another one. ``credentials`` is an async function
-    from a user id to the account's API key: keys are neither stored nor queued.
+    Made before any event loop runs; everything but ``waker()`` connects for itself.
 
-    ``on_change`` is called with each change, ``on_changes`` with lists of an account's changes: in order per
-    account, at least once, and without doubles unless a worker dies. What it raises backs the account off,
-    and after ``max_attempts`` the change is parked. ``lemcal`` is the client whose transport, limiter and
-    options the accounts share (closed by the caller), else one of the fleet's own.
+    Args:
+        store: The URL of the database, PostgreSQL for several machines.
+        queue: The URL of a Redis (7 or later) or Valkey; ``memory://`` is for a fleet of one process, as in
+            tests.
+        credentials: An async function from a user id to the account's API key: keys are neither stored nor
+            queued.
+        interval: Seconds between two synchronizations of an account, unless it was added with another
+            interval.
+        on_change: Called with each change: in order per account, at least once, and without doubles unless a
+            worker dies. What it raises backs the account off.
+        on_changes: Called with lists of an account's changes, in place of ``on_change``.
+        max_attempts: How often the handler may raise for a change; then the change is parked.
+        lemcal: The client whose transport, limiter and options the accounts share (closed by the caller),
+            else one of the fleet's own.
+        grace: Seconds that the turns under way have to end when a worker is stopped by a signal.
 
-    Made before any event loop runs; everything but ``waker()`` connects for itself. Its methods raise
-    StoreError if the database fails, ConfigurationError for arguments that cannot work.
+    Raises:
+        ConfigurationError: For arguments that cannot work, also by its methods.
+        StoreError: By its methods, if the database fails.
     """
 
     def __init__(
@@ -138,9 +166,13 @@ class Fleet:
         return f"<Fleet on {self._store!r}>"
 
     async def add(self, user_ids: Iterable[str], *, interval: float | None = None) -> int:
-        """Add accounts, due at once, or give those that are there another interval (seconds).
+        """Add accounts, due at once, or give those that are there another interval.
 
         Idempotent. Returns how many are new.
+
+        Args:
+            user_ids: The accounts.
+            interval: Seconds between two synchronizations; None for the fleet's.
         """
         if interval is not None and not _is_seconds(interval):
             raise ConfigurationError(f"interval={interval!r}: it must be seconds above 0")
@@ -148,22 +180,38 @@ class Fleet:
             return await self._schedule.add(_ids(user_ids), interval or self._interval)
 
     async def remove(self, user_ids: Iterable[str]) -> int:
-        """Take accounts out of the fleet; their data stays. Returns how many were in it."""
+        """Take accounts out of the fleet; their data stays. Returns how many were in it.
+
+        Args:
+            user_ids: The accounts.
+        """
         async with self._opened():
             return await self._schedule.remove(_ids(user_ids))
 
     async def pause(self, user_ids: Iterable[str]) -> int:
-        """Let accounts rest. A turn under way ends as usual. Returns how many are in the fleet."""
+        """Let accounts rest. A turn under way ends as usual. Returns how many are in the fleet.
+
+        Args:
+            user_ids: The accounts.
+        """
         async with self._opened():
             return await self._schedule.pause(_ids(user_ids))
 
     async def resume(self, user_ids: Iterable[str]) -> int:
-        """Let paused accounts go on, due at once. Returns how many were paused."""
+        """Let paused accounts go on, due at once. Returns how many were paused.
+
+        Args:
+            user_ids: The accounts.
+        """
         async with self._opened():
             return await self._schedule.resume(_ids(user_ids))
 
     async def wake(self, user_ids: Iterable[str]) -> int:
-        """Have accounts synchronized now, before all that are only due. Returns how many are in the fleet."""
+        """Have accounts synchronized now, before all that are only due. Returns how many are in the fleet.
+
+        Args:
+            user_ids: The accounts.
+        """
         async with self.waker() as waker:
             return await waker.wake_many(_ids(user_ids))
 
@@ -217,11 +265,14 @@ class Fleet:
     # ----------------------------------------------------------------------- a worker
 
     async def run(self, concurrency: int = 16) -> None:
-        """Be a worker, with so many turns at once, until SIGTERM, SIGINT or a cancellation.
+        """Be a worker, until SIGTERM, SIGINT or a cancellation.
 
         At a signal the turns under way have ``grace`` seconds to end; then their accounts are given back, due
-        at once. Canceled, that happens immediately. A queue or a database that is away is tried again, with
-        a growing pause, and logged. Signals are seen in the main thread only.
+        at once. Canceled, that happens immediately. A queue or a database that is away is tried again, with a
+        growing pause, and logged. Signals are seen in the main thread only.
+
+        Args:
+            concurrency: How many turns at once.
         """
         if not _is_count(concurrency):
             raise ConfigurationError(f"concurrency={concurrency!r}: it must be a whole number, at least 1")

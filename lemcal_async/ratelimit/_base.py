@@ -16,7 +16,12 @@ from lemcal_async._urls import DEFAULT_BASE_URL
 
 @attrs.frozen
 class Key:
-    """The name of one budget: a base URL and a hash of the credential, which cannot be had from it."""
+    """The name of one budget.
+
+    Attributes:
+        base_url: The API that it is for.
+        digest: A hash of the credential, which cannot be had from it.
+    """
 
     base_url: str
     digest: str
@@ -52,14 +57,19 @@ def key_of(url: str, authorization: str) -> Key:
 
 
 Priority = Literal["interactive", "bulk"]
+"""Which calls go first: interactive ones, but bulk ones keep one turn in five."""
 
 
 @attrs.frozen
 class RateLimit:
     """A snapshot of one key's budget, as far as this process knows.
 
-    ``remaining`` requests could leave now; the budget is whole again in ``resets_in`` seconds.
-    ``queued`` calls are waiting; after a 429 the key pauses for another ``paused_for`` seconds.
+    Attributes:
+        limit: How many requests the window allows; None for no limit.
+        remaining: How many requests could leave now; None for no limit.
+        resets_in: Seconds until the budget is whole again.
+        queued: How many calls are waiting.
+        paused_for: For how many seconds the key still pauses after a 429.
     """
 
     limit: int | None
@@ -70,9 +80,11 @@ class RateLimit:
 
 
 class WouldWait(Exception):  # noqa: N818 - an answer to a question, which the transport turns into an error
-    """Waiting is pointless: it would take ``seconds``, longer than the caller can or should wait.
+    """Waiting is pointless: it would take longer than the caller can or should wait.
 
-    ``refused`` is True if the server itself refuses the key for that long (a 429).
+    Attributes:
+        seconds: How long it would take.
+        refused: True if the server itself refuses the key for that long (a 429).
     """
 
     def __init__(self, seconds: float, *, refused: bool) -> None:
@@ -94,7 +106,12 @@ class Permit(Protocol):
         """
 
     def answered(self, status_code: int, quota: Quota) -> float:
-        """Note the answer; return for how many seconds the limiter itself now pauses the key."""
+        """Note the answer; return for how many seconds the limiter itself now pauses the key.
+
+        Args:
+            status_code: The status of the answer.
+            quota: What its headers say.
+        """
         ...
 
     def unsent(self) -> None:
@@ -116,16 +133,26 @@ class RateLimiter(Protocol):
         timeout: float | None = None,  # noqa: ASYNC109 - a bound to refuse by, not a timer
         again: Permit | None = None,
     ) -> Permit:
-        """Wait for this request's turn.
+        """Wait for this request's turn. Canceling the wait costs nobody anything.
 
-        ``timeout`` is how many seconds the caller has: raises WouldWait at once if the wait is known
-        to be longer. ``again`` is the permit of the same request's refused attempt, whose place in the
-        queue it keeps. Canceling the wait costs nobody anything.
+        Args:
+            key: The budget that the request draws on.
+            priority: ``"interactive"`` passes ``"bulk"``.
+            timeout: How many seconds the caller has; None for any number.
+            again: The permit of the same request's refused attempt, whose place in the queue it keeps.
+
+        Raises:
+            WouldWait: At once, if the wait is known to be longer than ``timeout``, or the server refuses the
+                key for long.
         """
         ...
 
     def snapshot(self, key: Key) -> RateLimit:
-        """Return what is known of ``key`` now."""
+        """Return what is known of a key now.
+
+        Args:
+            key: The key.
+        """
         ...
 
 

@@ -27,10 +27,18 @@ PATIENCE = 0.1  # seconds for a task to pick up its grant, before another event 
 class LocalRateLimiter:
     """At most ``limit`` requests per ``period`` seconds for each key, in this process.
 
-    Requests of one key leave in the order in which they asked; interactive calls pass bulk ones, which
-    still get one turn in five. A 429 pauses the whole key for as long as the server says, and the
-    refused request goes first. Canceling a wait costs nobody anything. Keys do not delay each other,
-    and idle ones are forgotten. ``clock`` returns seconds.
+    Requests of one key leave in the order in which they asked; interactive calls pass bulk ones, which still
+    get one turn in five. A 429 pauses the whole key for as long as the server says, and the refused request
+    goes first. Canceling a wait costs nobody anything. Keys do not delay each other, and idle ones are
+    forgotten.
+
+    Args:
+        limit: How many requests a key has in a period.
+        period: The length of a period in seconds.
+        clock: What tells the time, in seconds.
+
+    Raises:
+        ConfigurationError: For values that cannot work.
     """
 
     def __init__(
@@ -60,8 +68,11 @@ class LocalRateLimiter:
     ) -> Permit:
         """Wait for this request's turn; see ``RateLimiter.acquire``.
 
-        Raises WouldWait. Canceled at any moment (by anyio or natively), it leaves no trace: a grant
-        that was under way goes to the next in the queue.
+        Canceled at any moment (by anyio or natively), it leaves no trace: a grant that was under way goes to
+        the next in the queue.
+
+        Raises:
+            WouldWait: See ``RateLimiter.acquire``.
         """
         waiter = Waiter(self._inbox, self.clock, key, priority, timeout)
         asked = self.clock()
@@ -99,9 +110,12 @@ class LocalRateLimiter:
         return waiter
 
     def snapshot(self, key: Key) -> RateLimit:
-        """Return what is known of ``key`` now; a key never used has its whole limit.
+        """Return what is known of a key now; one that was never used has its whole limit.
 
         Takes no lock, so it may be called anywhere, in a signal handler too.
+
+        Args:
+            key: The key, such as ``lemcal.rate_limit_key``.
         """
         state = self._keys.get(key)
         if state is None:

@@ -61,7 +61,14 @@ _TYPES: Final = (
 
 @attrs.frozen
 class SandboxAccount:
-    """An account of the sandbox. Its ``api_key`` works nowhere else, and is not in the repr."""
+    """An account of the sandbox.
+
+    Attributes:
+        user_id: Id of the account (``usr_…``).
+        api_key: Its API key. It works nowhere else, and is not in the repr.
+        email: E-mail address of the account.
+        public_identifier: Name of the account in the addresses of its booking pages.
+    """
 
     user_id: str
     api_key: str = attrs.field(repr=False)

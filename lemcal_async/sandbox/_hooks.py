@@ -34,11 +34,18 @@ _RESPONSE_BYTES: Final = 65_536  # of a receiver's answer that are read
 class Delivery:
     """A finished delivery.
 
-    ``number`` counts deliveries from 1. ``at`` is the sandbox's clock at the end, ``time`` the time of day,
-    and ``seconds`` how long the delivery took. ``status`` and ``response`` are the receiver's answer; the
-    status is None if there was none, and ``error`` is then the kind of failure. ``target`` has no query, no
-    fragment and no user info: those may hold a token. ``repeats`` is the number of the delivery that this
-    one repeats, if any.
+    Attributes:
+        at: The sandbox's clock at the end.
+        hook_id: Id of the hook (``hoo_…``).
+        meeting_id: Id of the meeting (``mee_…``).
+        status: The status of the receiver's answer; None if there was none.
+        error: The kind of failure, if there was no answer.
+        target: Where it went, without query, fragment and user info: those may hold a token.
+        response: The body of the receiver's answer.
+        seconds: How long the delivery took.
+        repeats: The number of the delivery that this one repeats, if any.
+        time: The time of day at the end.
+        number: Counts deliveries from 1.
     """
 
     at: float

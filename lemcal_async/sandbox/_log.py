@@ -29,18 +29,27 @@ _SECRET: Final = frozenset({"authorization", "proxy-authorization"})
 class SeenRequest:
     """A request as it arrived, and what became of it.
 
-    ``number`` counts requests from 1. ``at`` is the sandbox's clock when the request was counted, and
-    ``time`` the time of day. ``path`` is relative to the API's prefix (``/meetings``) for API calls, and
-    the whole path for others. ``user_id`` is the presented one if the sandbox knows it, whether or not the
-    key is right. ``status`` is None until there is a response, and stays None if there is none.
-    ``processed`` says whether the route did its work; it did not if the request was refused or a fault
-    replaced the response. ``fault`` names the fault. ``seconds`` is the time until the request was finished,
-    None before. ``limit``, ``remaining`` and ``resets_in`` (seconds) are the rate limit's verdict, None if
-    the request was not counted.
+    Bodies are cut after 16,384 characters, and None for all but the newest 1,000 requests.
 
-    Header names are in lower case. Headers that carry credentials are left out, and so is what may be a
-    token in a hook's target. Bodies are cut after 16,384 characters, and None for all but the newest 1,000
-    requests.
+    Attributes:
+        at: The sandbox's clock when the request was counted.
+        method: The HTTP method.
+        path: Relative to the API's prefix (``/meetings``) for API calls, the whole path for others.
+        query: The query string.
+        user_id: The presented one if the sandbox knows it, whether or not the key is right.
+        headers: The headers, with names in lower case and without those that carry credentials.
+        status: None until there is a response, and it stays None if there is none.
+        processed: Whether the route did its work; it did not if the request was refused or a fault replaced
+            the response.
+        fault: The fault that it met, in words.
+        seconds: The time until the request was finished, None before.
+        limit: The rate limit, None if the request was not counted.
+        remaining: How many requests were left then, None if the request was not counted.
+        resets_in: Seconds until the window ended then, None if the request was not counted.
+        time: The time of day when it was counted.
+        number: Counts requests from 1.
+        request_body: The request's body, without what may be a token in a hook's target.
+        response_body: The response's body, without what may be a token in a hook's target.
     """
 
     at: float

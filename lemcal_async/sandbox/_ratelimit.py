@@ -16,6 +16,7 @@ from typing import Final, Literal, TypeVar
 import attrs
 
 WindowKind = Literal["fixed", "sliding"]
+"""How the sandbox counts requests."""
 
 _T = TypeVar("_T")
 

@@ -40,16 +40,26 @@ _POLL: Final = 0.1  # seconds between looks for what has finished
 
 
 class Sandbox:
-    """A lemcal of your own, with made-up accounts and meetings that are the same for the same ``seed``.
-
-    ``limit`` requests per ``period`` seconds and credential are let through, as at the real service; None
-    removes the limit and its headers. ``window="sliding"`` counts in a strict sliding log instead of a
-    window that starts at a key's first request. ``latency`` is the shortest and the longest round trip, in
-    seconds; half of it passes before a request is counted, half after. ``clock`` drives the rate limit and
-    the logs.
+    """A lemcal of your own, with made-up accounts and meetings.
 
     An instance is an ASGI app, and ``serve()`` puts it on a real socket. All methods may be called from any
     thread; none needs an event loop.
+
+    Args:
+        accounts: How many accounts there are.
+        meetings: How many meetings each has.
+        limit: How many requests are let through in a period, per credential, as at the real service; None
+            removes the limit and its headers.
+        period: The length of a period in seconds.
+        window: ``"fixed"``, a window that starts at a key's first request, or ``"sliding"``, a strict sliding
+            log.
+        latency: The shortest and the longest round trip, in seconds; half of it passes before a request is
+            counted, half after.
+        seed: The same seed makes the same accounts and meetings.
+        clock: What drives the rate limit and the logs, in seconds.
+
+    Raises:
+        ValueError: For arguments that cannot work.
     """
 
     def __init__(
@@ -133,11 +143,18 @@ class Sandbox:
 
     @contextlib.contextmanager
     def serve(self, host: str = "127.0.0.1", port: int = 0) -> Generator["Sandbox"]:
-        """Serve on a real socket, in a thread, while the context is open; port 0 picks a free one.
+        """Serve on a real socket, in a thread, while the context is open.
 
         It ends at once, whatever is still open, and leaves no thread and no socket behind; deliveries under
-        way are aborted. OSError if the address is taken. It may be entered in an event loop, which it blocks
-        for a few milliseconds.
+        way are aborted. It may be entered in an event loop, which it blocks for a few milliseconds.
+
+        Args:
+            host: The address to serve at.
+            port: The port to serve at; 0 picks a free one.
+
+        Raises:
+            RuntimeError: If it is being served already.
+            OSError: If the address is taken.
         """
         if self._base_url is not None:
             raise RuntimeError(f"the sandbox is already being served, at {self._base_url}")
@@ -162,7 +179,15 @@ class Sandbox:
         return self.base_url.removesuffix(PREFIX)
 
     def client(self, account: int = 0, **options: Any) -> "AsyncLemcal":
-        """Return a client for an account; ``options`` are those of ``AsyncLemcal``, and win."""
+        """Return a client for an account.
+
+        Args:
+            account: The account's index in ``accounts``.
+            **options: Those of ``AsyncLemcal``. They win.
+
+        Raises:
+            RuntimeError: If the sandbox is not being served, and ``options`` have no ``base_url``.
+        """
         from lemcal_async._client import AsyncLemcal  # noqa: PLC0415  # only this method needs the client
 
         known = self.accounts[account]
@@ -187,22 +212,39 @@ class Sandbox:
         return self.accounts[0].api_key
 
     def meetings(self, account: int = 0) -> list[dict[str, Any]]:
-        """Return the account's meetings in the wire format."""
+        """Return the account's meetings in the wire format.
+
+        Args:
+            account: The account's index in ``accounts``.
+        """
         meetings: list[dict[str, Any]] = json.loads(self._state.meetings(account))
         return meetings
 
     def meeting_types(self, account: int = 0) -> list[dict[str, Any]]:
-        """Return the account's meeting types in the wire format."""
+        """Return the account's meeting types in the wire format.
+
+        Args:
+            account: The account's index in ``accounts``.
+        """
         return self._state.meeting_types(account)
 
     def hooks(self, account: int = 0) -> list[dict[str, Any]]:
-        """Return the account's hooks in the wire format."""
+        """Return the account's hooks in the wire format.
+
+        Args:
+            account: The account's index in ``accounts``.
+        """
         return self._state.hooks(account)
 
     def add_hook(self, target_url: str, account: int = 0) -> dict[str, Any]:
         """Register a hook for any meeting type, without a request, and return it in the wire format.
 
-        ValueError if the service would not take the URL, or if there is such a hook already.
+        Args:
+            target_url: Where new bookings are posted to.
+            account: The account's index in ``accounts``.
+
+        Raises:
+            ValueError: If the service would not take the URL, or if there is such a hook already.
         """
         if not is_web_url(target_url):
             raise ValueError("a hook's target must be an absolute http:// or https:// URL")
@@ -212,7 +254,14 @@ class Sandbox:
             raise ValueError("there is already a hook for that target") from None
 
     def delete_hook(self, hook_id: str) -> None:
-        """Delete a hook, without a request. LookupError if there is none."""
+        """Delete a hook, without a request.
+
+        Args:
+            hook_id: The hook's id.
+
+        Raises:
+            LookupError: If there is none.
+        """
         if not any(self._state.delete_hook(account, hook_id) for account in range(len(self.accounts))):
             raise LookupError(f"there is no hook {hook_id}")
 
@@ -228,11 +277,19 @@ class Sandbox:
     ) -> dict[str, Any]:
         """Book a meeting, fire its hooks, and return it in the wire format.
 
-        The meeting type defaults to the account's first; ``public=False`` adds a lead. ``guest`` is an
-        e-mail address, with a name if you like (``"Ada <ada@example.org>"``), and ``start`` an aware
-        datetime or ISO 8601; both are made up otherwise. ``changes`` are fields of the wire format:
-        ``book(attendeeTimezone="Europe/Paris")``. LookupError if there is no such account or meeting type;
-        ValueError if the ``_id`` is taken; ValueError or TypeError for arguments that cannot be right.
+        Args:
+            account: The account's index in ``accounts``.
+            meeting_type_id: The meeting type; if left out, the account's first.
+            public: False adds a lead.
+            guest: An e-mail address, with a name if you like (``"Ada <ada@example.org>"``); made up if left
+                out.
+            start: An aware datetime or ISO 8601; made up if left out.
+            **changes: Fields of the wire format: ``book(attendeeTimezone="Europe/Paris")``.
+
+        Raises:
+            LookupError: If there is no such account or meeting type.
+            ValueError: If the ``_id`` is taken, or for values that cannot be right.
+            TypeError: For names or values that cannot be right.
         """
         meeting, fired = self._state.book(
             account,
@@ -247,32 +304,61 @@ class Sandbox:
         return meeting
 
     def cancel(self, meeting: "str | dict[str, Any] | Meeting") -> dict[str, Any]:
-        """Cancel a meeting: it stays in the list, with ``canceledAt``. LookupError if there is none.
+        """Cancel a meeting: it stays in the list, with ``canceledAt``.
 
-        A meeting is an id, a row as ``book()`` returns it, or a ``Meeting``, here and below.
+        Args:
+            meeting: An id, a row as ``book()`` returns it, or a ``Meeting``.
+
+        Raises:
+            LookupError: If there is none.
         """
         return self._state.cancel(_meeting_id_of(meeting))
 
     def remove(self, meeting: "str | dict[str, Any] | Meeting") -> None:
-        """Remove a meeting from the list. LookupError if there is none."""
+        """Remove a meeting from the list.
+
+        Args:
+            meeting: An id, a row as ``book()`` returns it, or a ``Meeting``.
+
+        Raises:
+            LookupError: If there is none.
+        """
         self._state.remove(_meeting_id_of(meeting))
 
     def edit(self, meeting: "str | dict[str, Any] | Meeting", **wire_changes: Any) -> dict[str, Any]:
-        """Replace wire fields of a meeting and return it. LookupError if there is none.
+        """Replace wire fields of a meeting and return it.
 
-        Datetimes are written as the service writes them. No hook fires: the service announces new bookings
-        only (observed).
+        No hook fires: the service announces new bookings only (observed).
+
+        Args:
+            meeting: An id, a row as ``book()`` returns it, or a ``Meeting``.
+            **wire_changes: The fields. Datetimes are written as the service writes them.
+
+        Raises:
+            LookupError: If there is none.
+            TypeError: For names or values that cannot be right.
+            ValueError: For another ``_id``.
         """
         return self._state.edit(_meeting_id_of(meeting), _wire_fields(wire_changes))
 
     def inject(
         self, fault: Fault, *, times: int = 1, method: str | None = None, path: str | None = None
     ) -> None:
-        """Apply a fault, one of ``lemcal_async.sandbox.faults``, to the next ``times`` requests.
+        """Apply a fault to the next requests.
 
-        ``method`` and ``path`` select the requests, None any; the path is relative to the prefix and may
-        have wildcards: ``/meetings``, ``/hooks/*``. Faults apply in the order of injection. A request that
-        meets one counts like any other, except with ``reset_before_processing``.
+        Faults apply in the order of injection. A request that meets one counts like any other, except with
+        ``reset_before_processing``.
+
+        Args:
+            fault: One of ``lemcal_async.sandbox.faults``.
+            times: How many requests meet it.
+            method: The only HTTP method that it is for; None for any.
+            path: The only path that it is for, relative to the prefix and with wildcards if you like
+                (``/meetings``, ``/hooks/*``); None for any.
+
+        Raises:
+            TypeError: If ``fault`` is none, such as a function that was not called.
+            ValueError: If ``times`` is below 1.
         """
         self._faults.add(fault, times, method, path)
 
@@ -295,14 +381,28 @@ class Sandbox:
         return Follower(self._log, self._sender.deliveries)
 
     def wait_for_deliveries(self, count: int, timeout: float = 5.0) -> list[Delivery]:
-        """Block until ``count`` deliveries in all have finished, and return them.
+        """Block until so many deliveries in all have finished, and return them.
 
-        TimeoutError after ``timeout`` seconds. Do not call it in the event loop that runs the receiver.
+        Do not call it in the event loop that runs the receiver.
+
+        Args:
+            count: How many deliveries.
+            timeout: For how many seconds.
+
+        Raises:
+            TimeoutError: If fewer have finished by then.
         """
         return self._sender.wait_for(count, timeout)
 
     def repeat_delivery(self, number: int) -> None:
-        """Deliver once more what that delivery has sent, to the same target. LookupError if unknown."""
+        """Deliver once more what a delivery has sent, to the same target.
+
+        Args:
+            number: The number of the delivery.
+
+        Raises:
+            LookupError: If there was none.
+        """
         self._sender.send_again(number)
 
 
@@ -383,8 +483,12 @@ def run(
 ) -> None:
     """Serve in the foreground until Ctrl-C.
 
-    ``on_ready`` is called once connections are accepted, and ``on_event`` with every request and every hook
-    delivery that has finished.
+    Args:
+        sandbox: What to serve.
+        host: The address to serve at.
+        port: The port to serve at; 0 picks a free one.
+        on_ready: Called once connections are accepted.
+        on_event: Called with every request and every hook delivery that has finished.
     """
     with contextlib.suppress(KeyboardInterrupt), sandbox.serve(host, port):
         follower = sandbox.follow()

@@ -1,7 +1,5 @@
 """What can go wrong on this platform, as values for ``Sandbox.inject``.
 
-::
-
     sandbox.inject(faults.too_many_requests(retry_after="1.283"))
     sandbox.inject(faults.status(503), times=3, method="GET", path="/meetings")
 
@@ -60,6 +58,7 @@ class Truncated:
 
 
 Fault: TypeAlias = SandboxResponse | Slow | Reset | Truncated
+"""What ``Sandbox.inject`` takes; the functions below make it."""
 
 
 def describe(fault: Fault) -> str:
@@ -77,7 +76,11 @@ def describe(fault: Fault) -> str:
 
 
 def too_many_requests(retry_after: str | None = "0.2") -> Fault:
-    """429. ``retry_after`` is sent verbatim, whatever its form; None leaves the header out."""
+    """Respond with 429.
+
+    Args:
+        retry_after: The header, sent verbatim, whatever its form; None leaves it out.
+    """
     headers = {"Retry-After": retry_after, "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": None}
     return _responses.text(429, "Too Many Requests", headers)
 
@@ -89,9 +92,13 @@ def status(
     content_type: str | None = _responses.PLAIN,
     headers: Mapping[str, str | None] | None = None,
 ) -> Fault:
-    """Respond with ``code``; the body defaults to the status phrase.
+    """Respond with a status.
 
-    ``headers`` override those that every response carries; None leaves a header out.
+    Args:
+        code: The status.
+        body: The body; if left out, the status phrase.
+        content_type: The header; None leaves it out.
+        headers: Headers in place of those that every response carries; None leaves one out.
     """
     if body is None:
         body = "" if code in _responses.BODYLESS else HTTPStatus(code).phrase
@@ -99,58 +106,92 @@ def status(
 
 
 def json_error(code: int, error: str, *, error_code: str | None = None) -> Fault:
-    """``{"error": …}``, and with ``error_code`` ``{"error": …, "code": …}``."""
+    """Respond with ``{"error": …}``, and with ``error_code`` ``{"error": …, "code": …}``.
+
+    Args:
+        code: The status.
+        error: The error, in words.
+        error_code: The error, as a code.
+    """
     more = {} if error_code is None else {"code": error_code}
     return _responses.json_data(code, {"error": error} | more)
 
 
 def unsuccessful(code: int, error: str, *, error_code: str | None = None) -> Fault:
-    """``{"success": false, "error": …}``; with ``error_code`` the error is ``{"code", "message"}``."""
+    """Respond with ``{"success": false, "error": …}``.
+
+    Args:
+        code: The status.
+        error: The error, in words.
+        error_code: The error, as a code; with it, ``"error"`` is ``{"code": …, "message": …}``.
+    """
     detail = error if error_code is None else {"code": error_code, "message": error}
     return _responses.json_data(code, {"success": False, "error": detail})
 
 
 def not_ok(code: int, message: str) -> Fault:
-    """``{"ok": false, "message": …}``."""
+    """Respond with ``{"ok": false, "message": …}``.
+
+    Args:
+        code: The status.
+        message: The error, in words.
+    """
     return _responses.json_data(code, {"ok": False, "message": message})
 
 
 def html_error(code: int) -> Fault:
-    """Respond with an HTML error page, as the CDN in front of the platform does."""
+    """Respond with an HTML error page, as the CDN in front of the platform does.
+
+    Args:
+        code: The status.
+    """
     title = f"{code} {HTTPStatus(code).phrase}"
     page = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>\n"
     return _responses.html(code, page)
 
 
 def html_200() -> Fault:
-    """200 with an HTML page, as for a wrong path or base URL."""
+    """Respond with 200 and an HTML page, as for a wrong path or base URL."""
     return _responses.html(200)
 
 
 def empty_200() -> Fault:
-    """200 with an empty body."""
+    """Respond with 200 and an empty body."""
     return SandboxResponse(200)
 
 
 def empty_string_200() -> Fault:
-    """200 with ``""`` as JSON."""
+    """Respond with 200 and ``""`` as JSON."""
     return _responses.json_data(200, "")
 
 
 def json(data: Any) -> Fault:
-    """200 with this JSON: bad rows, or an envelope such as ``{"meetings": []}``."""
+    """Respond with 200 and JSON: bad rows, or an envelope such as ``{"meetings": []}``.
+
+    Args:
+        data: The JSON.
+    """
     return _responses.json_data(200, data)
 
 
 def redirect(location: str, code: int = 302) -> Fault:
-    """Redirect to ``location``, a path or a URL."""
+    """Respond with a redirect.
+
+    Args:
+        location: Where to, a path or a URL.
+        code: The status.
+    """
     return _responses.text(
         code, f"{HTTPStatus(code).phrase}. Redirecting to {location}", {"Location": location}
     )
 
 
 def slow(seconds: float) -> Fault:
-    """Process the request, then delay the response by that many seconds."""
+    """Process the request, then delay the response.
+
+    Args:
+        seconds: By how much.
+    """
     return Slow(seconds)
 
 

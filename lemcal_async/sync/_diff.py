@@ -91,7 +91,16 @@ class Difference:
 
 @attrs.frozen
 class Counts:
-    """How many meetings were created, changed and so on, of one account or of all."""
+    """How many meetings of one account, or of all, were what.
+
+    Attributes:
+        created: Meetings that are new.
+        changed: Meetings that differ from what they were.
+        canceled: Meetings that were canceled.
+        disappeared: Meetings that are no longer in the list.
+        restored: Meetings that are back.
+        unchanged: Meetings that are as they were.
+    """
 
     created: int = 0
     changed: int = 0

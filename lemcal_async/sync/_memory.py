@@ -175,7 +175,11 @@ class MemoryStore:
         return len(erased)
 
     def meetings(self, user_id: str) -> dict[str, dict[str, Any]]:
-        """Return the wire rows of an account's listed meetings, by id; for tests to look at."""
+        """Return the wire rows of an account's listed meetings, by id; for tests to look at.
+
+        Args:
+            user_id: The account.
+        """
         account = self._accounts.get(user_id, _Account())
         return {
             meeting_id: known.wire or {}

@@ -11,6 +11,7 @@ from lemcal_async.sync._diff import Counts
 logger = logging.getLogger("lemcal_async.sync")
 
 Stage: TypeAlias = Literal["fetch", "store", "delivery"]
+"""Where an account failed: at the service, in the store, or in a handler."""
 
 _STAGES: Final[dict[Stage, str]] = {
     "fetch": "its meetings could not be fetched",
@@ -21,10 +22,13 @@ _STAGES: Final[dict[Stage, str]] = {
 
 @attrs.frozen
 class Failure:
-    """An account that failed, where, and why. ``user_id`` is None if the client itself cannot tell.
+    """An account that failed.
 
-    At ``"delivery"`` a handler raised: the account's meetings are up to date, and what the handler did not
-    take stays pending, or is parked.
+    Attributes:
+        user_id: The account; None if the client itself cannot tell.
+        stage: Where it failed. At ``"delivery"`` a handler raised: the account's meetings are up to date, and
+            what the handler did not take stays pending, or is parked.
+        error: Why it failed.
     """
 
     user_id: str | None
@@ -38,7 +42,12 @@ class Failure:
 
 @attrs.frozen
 class UnreadableRow:
-    """A row of an account's list that was not stored. At most 1,000 of an account are reported."""
+    """A row of an account's list that was not stored. At most 1,000 of an account are reported.
+
+    Attributes:
+        user_id: The account.
+        row: The row, and what is wrong with it.
+    """
 
     user_id: str
     row: BadRow
@@ -46,10 +55,22 @@ class UnreadableRow:
 
 @attrs.frozen
 class SyncReport:
-    """The outcome of a run: accounts, meetings by what became of them, changes delivered, seconds.
+    """The outcome of a run.
 
-    ``parked`` counts the changes that were set aside in this run, because the handler raised for them too
-    often.
+    Attributes:
+        accounts: How many accounts there were.
+        failed: How many of them failed.
+        created: Meetings that are new.
+        changed: Meetings that differ from what they were.
+        canceled: Meetings that were canceled.
+        disappeared: Meetings that are no longer in the list.
+        restored: Meetings that are back.
+        unchanged: Meetings that are as they were.
+        delivered: Changes that a handler took.
+        seconds: How long the run took.
+        parked: Changes that were set aside in this run, because the handler raised for them too often.
+        failures: What failed, and why.
+        unreadable_rows: Rows that were not stored, and why.
     """
 
     accounts: int
@@ -67,9 +88,10 @@ class SyncReport:
     unreadable_rows: tuple[UnreadableRow, ...] = ()
 
     def raise_for_failures(self) -> None:
-        """Raise an ExceptionGroup with the error of each failure, if any account failed.
+        """Raise the error of each failure, if any account failed.
 
-        A note on each error names its account.
+        Raises:
+            ExceptionGroup: Of those errors; a note on each names its account.
         """
         if len(self.failures) == 0:
             return

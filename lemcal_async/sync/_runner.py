@@ -69,24 +69,30 @@ async def sync_meetings(
 ) -> SyncReport:
     """Bring the store up to date with the accounts' meetings, and deliver what changed.
 
-    ``accounts`` are clients, such as ``for_account`` returns. They are taken one by one, up to
-    ``max_concurrency`` at a time, so a generator need not make them all at once. Their calls have bulk
-    priority.
+    Where a handler raises, that account's changes wait for the next run. Without a handler, changes stay in
+    the outbox.
 
-    ``on_change`` is called with each change in the outbox, also from earlier runs: in order per account and
-    at least once. ``on_changes`` is called with lists of changes instead. Both may be async, or plain
-    functions, which run in a worker thread. Where one raises, that account's changes wait for the next run;
-    a change for which it raised ``max_attempts`` times is parked, and the others go on. Without a handler,
-    changes stay in the outbox.
+    A failure ends its account's part only. It is logged as a warning, a handler's with its traceback, and it
+    is in the report, whose ``raise_for_failures()`` raises. Canceled at any await, each account is updated
+    completely or not at all. What iterating over ``accounts`` raises passes through, after the accounts under
+    way are done.
 
-    With ``baseline``, the meetings that an account has in its first run are not reported as changes. An
-    account whose list is suddenly empty, or less than half of what it was, fails until
-    ``confirm_empty_after`` such lists came in a row.
+    Args:
+        accounts: Clients, such as ``for_account`` returns. They are taken one by one, so a generator need not
+            make them all at once. Their calls have bulk priority.
+        store: Where the meetings are kept.
+        max_concurrency: How many accounts are synchronized at a time.
+        on_change: Called with each change in the outbox, also from earlier runs: in order per account and at
+            least once. Async, or a plain function, which runs in a worker thread.
+        on_changes: Called with lists of an account's changes, in place of ``on_change``.
+        max_attempts: How often the handler may raise for a change; then the change is parked, and the others
+            go on.
+        baseline: Whether the meetings that an account has in its first run are not reported as changes.
+        confirm_empty_after: An account whose list is suddenly empty, or less than half of what it was, fails
+            until so many such lists came in a row.
 
-    A failure ends its account's part only. It is logged as a warning, a handler's with its traceback, and
-    it is in the report, whose ``raise_for_failures()`` raises. Canceled at any await, each account is
-    updated completely or not at all. What iterating over ``accounts`` raises passes through, after the
-    accounts under way are done. Raises ConfigurationError for arguments that cannot work.
+    Raises:
+        ConfigurationError: For arguments that cannot work.
     """
     options = SyncOptions(max_concurrency, on_change, on_changes, max_attempts, baseline, confirm_empty_after)
     check_accounts(accounts)

@@ -40,13 +40,19 @@ class Lease:
 class Change:
     """A change in the outbox.
 
-    ``fields`` are the wire fields that differ. ``wire`` is the meeting as the service sent it or, if it
-    disappeared, as it last was. ``found_at`` is when the change was seen here. ``seq`` grows with time
-    within an account and identifies the change within its store, so that a handler can recognize a change
-    that it gets twice.
-
-    ``attempts`` counts how often a handler raised for it, and ``error`` is what it raised last. A change
-    with ``parked_at`` is no longer delivered, until it is retried on demand.
+    Attributes:
+        seq: Grows with time within an account and identifies the change within its store, so that a handler
+            can recognize a change that it gets twice.
+        user_id: The account.
+        meeting_id: The meeting's id.
+        kind: What happened to the meeting.
+        fields: The wire fields that differ.
+        found_at: When the change was seen here.
+        wire: The meeting as the service sent it or, if it disappeared, as it last was.
+        delivered_at: When a handler took it.
+        attempts: How often a handler raised for it.
+        error: What a handler raised for it last.
+        parked_at: Since when it is no longer delivered, until it is retried on demand.
     """
 
     seq: int
@@ -69,7 +75,12 @@ class Change:
 
 @attrs.frozen
 class Applied:
-    """What came of a list. ``bad_rows`` were not stored."""
+    """What came of a list.
+
+    Attributes:
+        counts: How many meetings were created, changed and so on.
+        bad_rows: The rows that were not stored.
+    """
 
     counts: Counts
     bad_rows: tuple[BadRow, ...] = ()
@@ -77,7 +88,12 @@ class Applied:
 
 @attrs.frozen
 class Forgotten:
-    """How many rows were erased."""
+    """How many rows were erased.
+
+    Attributes:
+        meetings: Meetings.
+        changes: Changes in the outbox.
+    """
 
     meetings: int
     changes: int
@@ -87,12 +103,18 @@ class Forgotten:
 class Store(Protocol):
     """Where the meetings of all accounts are kept. Every method is one transaction.
 
-    Canceled at any moment, a method has done all of its work or none. All raise StoreError, and none
-    leaves a transaction open.
+    Canceled at any moment, a method has done all of its work or none. None leaves a transaction open.
+
+    Raises:
+        StoreError: By any method, if the store fails.
     """
 
     async def revision(self, user_id: str) -> int:
-        """Return how many lists were applied to the account. Ask before you fetch its list."""
+        """Return how many lists were applied to the account. Ask before you fetch its list.
+
+        Args:
+            user_id: The account.
+        """
         ...
 
     async def apply(
@@ -108,11 +130,20 @@ class Store(Protocol):
         """Store a list, and put what changed into the outbox.
 
         Returns None if the account has another revision by now: somebody else was faster, and this list may
-        be older than theirs. With ``baseline``, an account that is new here puts nothing into the outbox.
-        Raises EmptyListError for a list that is not believed yet (see ``doubt``), and counts it.
+        be older than theirs.
 
-        ``body_hash`` identifies the list for ``unchanged``. A list with bad rows is stored without it, so
-        that they are reported each time.
+        Args:
+            user_id: The account.
+            revision: What ``revision`` returned before the list was fetched.
+            rows: The list, as it came over the wire.
+            baseline: Whether an account that is new here puts nothing into the outbox.
+            confirm_empty_after: How many lists in a row must be empty, or less than half of what is stored,
+                before one is believed.
+            body_hash: Identifies the list for ``unchanged``. A list with bad rows is stored without it, so
+                that they are reported each time.
+
+        Raises:
+            EmptyListError: For a list that is not believed yet. It is counted, and nothing else is changed.
         """
         ...
 
@@ -120,33 +151,60 @@ class Store(Protocol):
         """Note that the account's list is still the one that was applied last.
 
         Returns how many meetings are listed, or None if the last list applied had another hash; then nothing
-        is noted. Counts as an applied list: it raises the revision, and clears errors and doubts.
+        is noted. It counts as an applied list: it raises the revision, and clears the account's last error
+        and its count of lists that were not believed.
+
+        Args:
+            user_id: The account.
+            body_hash: The list's, as it would be given to ``apply``.
         """
         ...
 
     async def record_failure(self, user_id: str, message: str) -> None:
-        """Note that the account could not be synchronized; nothing else changes."""
+        """Note that the account could not be synchronized; nothing else changes.
+
+        Args:
+            user_id: The account.
+            message: Why not, in words.
+        """
         ...
 
     async def pending(self, user_id: str, limit: int) -> list[Change]:
-        """Return the account's first changes that are neither delivered nor parked, oldest first."""
+        """Return the account's first changes that are neither delivered nor parked, oldest first.
+
+        Args:
+            user_id: The account.
+            limit: How many changes at most.
+        """
         ...
 
     async def mark_delivered(self, changes: Sequence[Change]) -> int:
-        """Mark changes as delivered, and return how many were not marked before (and still exist)."""
+        """Mark changes as delivered, and return how many were not marked before (and still exist).
+
+        Args:
+            changes: The changes that a handler took.
+        """
         ...
 
     async def record_attempt(self, changes: Sequence[Change], error: str, *, park: bool) -> None:
-        """Note that a handler raised for these changes, and park them if asked to.
+        """Note that a handler raised for these changes.
 
         Counts an attempt for each that is not delivered.
+
+        Args:
+            changes: The changes that the handler got.
+            error: What it raised, in words.
+            park: Whether to park them.
         """
         ...
 
     async def retry_parked(self, user_id: str | None = None) -> int:
-        """Make parked changes pending again, of one account or of all, with their attempts back at 0.
+        """Make parked changes pending again, with their attempts back at 0; return how many.
 
-        Returns how many. They are delivered in their old place: before the account's later changes.
+        They are delivered in their old place: before the account's later changes.
+
+        Args:
+            user_id: The only account whose changes are meant; None for all.
         """
         ...
 
@@ -158,23 +216,42 @@ class Store(Protocol):
         after: int = 0,
         of: tuple[int, int] | None = None,
     ) -> AsyncIterator[Change]:
-        """Iterate over the outbox, oldest first; ``pending`` or ``parked`` select those changes only.
+        """Iterate over the outbox, oldest first.
 
-        With both, all that are not delivered. To follow the outbox, call it again with the last ``seq`` as
-        ``after``: no change appears later that has a lower one. With ``of=(i, n)``, only the changes of one
-        ``n``-th of the accounts, the ``i``-th counted from 0; an account is always in the same part.
+        To follow the outbox, call it again with the last ``seq`` as ``after``: no change appears later that
+        has a lower one.
+
+        Args:
+            pending: Only changes that are to be delivered; with ``parked``, all that are not delivered.
+            parked: Only changes that are parked; with ``pending``, all that are not delivered.
+            after: Only changes with a higher ``seq``.
+            of: ``(i, n)`` for the changes of one ``n``-th of the accounts only, the ``i``-th counted from 0;
+                an account is always in the same part.
+
+        Raises:
+            ConfigurationError: If ``of`` is no such part.
         """
         ...
 
     async def forget(self, user_id: str) -> Forgotten:
-        """Erase all data of an account."""
+        """Erase all data of an account.
+
+        Args:
+            user_id: The account.
+        """
         ...
 
     async def prune(self, *, before: datetime) -> Forgotten:
-        """Erase the meetings that ended before a time (aware), and delivered changes found before it.
+        """Erase the meetings that ended before a time, and delivered changes found before it.
 
-        Of a meeting that is still listed, the id and a digest stay, so that it is not taken for new;
-        if it changes, it comes back as ``changed``, whole.
+        Of a meeting that is still listed, the id and a digest stay, so that it is not taken for new; if it
+        changes, it comes back as ``changed``, whole.
+
+        Args:
+            before: The time, an aware datetime.
+
+        Raises:
+            ConfigurationError: For anything else.
         """
         ...
 

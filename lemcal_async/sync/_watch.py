@@ -39,7 +39,11 @@ class Wake:
         self._listeners: dict[int, WakeListener] = {}
 
     def wake(self, user_id: str | None = None) -> None:
-        """Have this account synchronized now, or all of them."""
+        """Have an account synchronized now.
+
+        Args:
+            user_id: The account; None for all of them.
+        """
         for listener in list(self._listeners.values()):
             listener.add(user_id)
 
@@ -79,6 +83,7 @@ class WakeListener:
 
 
 Accounts: TypeAlias = Iterable[AsyncLemcal] | Callable[[], Iterable[AsyncLemcal]]
+"""Clients, or a function that returns the current ones."""
 
 OnReport: TypeAlias = Callable[[SyncReport], Awaitable[Any] | Any]
 """Called with the report of every run: an async function, or a plain one, which runs in a worker thread."""
@@ -103,17 +108,32 @@ async def watch(
     baseline: bool = False,
     confirm_empty_after: int = 2,
 ) -> NoReturn:
-    """Run ``sync_meetings`` now and every ``interval`` seconds (10 % more or less), until canceled.
+    """Run ``sync_meetings`` now and every ``interval`` seconds, until canceled.
 
-    ``accounts`` is iterated over again in every run: a list, or a function that returns the current accounts.
     An account that fails is left out of the next runs, for twice as long each time, up to an hour, and for as
     long as the service asks. If only a handler fails, the account is tried again in the next run. Failures
     are logged: the first of an account, and whenever the cause changes.
 
-    ``wake`` has an account, or all, synchronized at once, beside a run that is under way; failing accounts,
-    too. ``on_report`` is called with the report of every run. All else is as in ``sync_meetings``.
-
     What ``accounts`` and ``on_report`` raise passes through.
+
+    Args:
+        accounts: Clients, iterated over again in every run: a list, or a function that returns the current
+            ones.
+        store: As for ``sync_meetings``.
+        interval: Seconds between two runs, 10 % more or less.
+        on_change: As for ``sync_meetings``.
+        on_changes: As for ``sync_meetings``.
+        wake: Has an account, or all, synchronized at once, beside a run that is under way; failing accounts,
+            too.
+        on_report: Called with the report of every run. Async, or a plain function, which runs in a worker
+            thread.
+        max_concurrency: As for ``sync_meetings``.
+        max_attempts: As for ``sync_meetings``.
+        baseline: As for ``sync_meetings``.
+        confirm_empty_after: As for ``sync_meetings``.
+
+    Raises:
+        ConfigurationError: For arguments that cannot work.
     """
     options = SyncOptions(max_concurrency, on_change, on_changes, max_attempts, baseline, confirm_empty_after)
     _check(accounts, interval, wake, on_report)

@@ -30,17 +30,20 @@ _PAGE: Final = 500  # changes that are read at once
 class SQLStore:
     """Meetings, changes and accounts in a database, with webhook deliveries beside them.
 
-    ``url`` is ``sqlite:///file.db`` or ``postgresql://user:password@host/database`` (by psycopg). The
-    tables are created at the first use; with ``create=False`` they must be there. Every method is one
-    transaction in a worker thread, but ``prune``, which is several. Canceled, a method still ends its
-    transaction: committed or rolled back, never in between. It waits a second for that at most; a server
-    that does not answer by then is left.
+    Every method is one transaction in a worker thread, but ``prune``, which is several, so that others get
+    their turn in between. Canceled, a method still ends its transaction: committed or rolled back, never in
+    between. It waits a second for that at most; a server that does not answer by then is left.
 
     A transaction waits 10 s for another program's lock (``?timeout=`` in the URL for SQLite,
     ``?lock_timeout=`` for PostgreSQL). On PostgreSQL, a statement may take 30 s (``?statement_timeout=``).
 
-    Raises ConfigurationError if the URL or the tables cannot be used, and StoreError, with the database's
-    message, if the database fails.
+    Args:
+        url: ``sqlite:///file.db`` or ``postgresql://user:password@host/database`` (by psycopg).
+        create: Whether the tables are created at the first use; otherwise they must be there.
+
+    Raises:
+        ConfigurationError: If the URL or the tables cannot be used.
+        StoreError: By any method, with the database's message, if the database fails.
     """
 
     def __init__(self, url: str, *, create: bool = True) -> None:
@@ -194,7 +197,11 @@ class SQLStore:
         )
 
     async def query(self, statement: "Select[*tuple[Any, ...]]") -> list[tuple[Any, ...]]:
-        """Run a SELECT on the tables that ``docs/sync.md`` describes, in a transaction that only reads."""
+        """Run a SELECT on the tables that ``docs/sync.md`` describes, in a transaction that only reads.
+
+        Args:
+            statement: The SELECT, of SQLAlchemy.
+        """
         return await self._run(
             lambda connection: [tuple(row) for row in connection.execute(statement)], "read"
         )

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     import httpx2
 
     Wire: TypeAlias = httpx.AsyncBaseTransport | httpx2.AsyncBaseTransport
+    """What sends requests: a transport of httpx, or of its maintained fork."""
 else:
     Wire = httpx.AsyncBaseTransport  # which annotations show while the program runs
 
@@ -103,17 +104,24 @@ class _Attempt:
 
 
 class RetryTransport(Layer):
-    """Retries by ``policy`` around any other transport, in any ``httpx.AsyncClient``.
+    """Retries around any other transport, in any ``httpx.AsyncClient``.
 
-    Retried for every method are a 429, after its ``Retry-After`` (left to the rate-limit layer below,
-    if there is one), a 503 with the service's rate-limit headers, after the longer of ``Retry-After``
-    and the backoff, and failures of which the wire proves that nothing was sent. Any other failure or
-    5xx is retried for GET and DELETE only. What the last attempt gave is returned or raised. A DELETE
-    has succeeded, and returns a 204, if an earlier attempt may have been processed and a later one
-    finds no such hook.
+    Retried for every method are a 429, after its ``Retry-After`` (left to the rate-limit layer below, if
+    there is one), a 503 with the service's rate-limit headers, after the longer of ``Retry-After`` and the
+    backoff, and failures of which the wire proves that nothing was sent. Any other failure or 5xx is retried
+    for GET and DELETE only. What the last attempt gave is returned or raised. A DELETE has succeeded, and
+    returns a 204, if an earlier attempt may have been processed and a later one finds no such hook.
 
-    An answer of more than ``max_response_bytes`` (decompressed) raises ResponseDecodeError. Canceled at any
-    moment, it leaves the connection of the attempt closed and no wait behind.
+    Canceled at any moment, it leaves the connection of the attempt closed and no wait behind.
+
+    Args:
+        wire: The transport below, of httpx or of httpx2.
+        policy: How often a request is tried; if left out, ``RetryPolicy()``.
+        max_response_bytes: The most that an answer may hold, decompressed (64 MiB).
+
+    Raises:
+        ConfigurationError: If ``wire`` is no transport.
+        ResponseDecodeError: By its requests, for an answer of more than ``max_response_bytes``.
     """
 
     def __init__(
@@ -327,12 +335,17 @@ def _report_retry(call: CallState, policy: RetryPolicy, ended: _Attempt) -> None
 class RateLimitTransport(Layer):
     """Limits the requests through any other transport, in any ``httpx.AsyncClient``.
 
-    ``limiter`` is the process-wide one unless given. The layer never retries: below a
-    ``RetryTransport``, a refused request keeps its place in the queue.
+    The layer never retries: below a ``RetryTransport``, a refused request keeps its place in the queue.
+    Canceled before the request has left, it gives its slot back; canceled later, the slot counts as used.
 
-    Raises DeadlineExceededError if the wait is known to be longer than the call's deadline, and
-    RateLimitError while the server refuses the key for longer than a minute. Canceled before the
-    request has left, it gives its slot back; canceled later, the slot counts as used.
+    Args:
+        wire: The transport below, of httpx or of httpx2.
+        limiter: The rate limiter; if left out, the process-wide one.
+
+    Raises:
+        ConfigurationError: If ``wire`` is no transport.
+        DeadlineExceededError: By its requests, if the wait is known to be longer than the call's deadline.
+        RateLimitError: By its requests, while the server refuses the key for longer than a minute.
     """
 
     def __init__(self, wire: Wire, limiter: RateLimiter | None = None) -> None:

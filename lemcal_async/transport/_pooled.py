@@ -457,18 +457,24 @@ class _OnePiece:
 
 
 class PooledTransport(HTTPCoreTransport):
-    """The default wire: at most ``max_connections`` connections at once per event loop, shared fairly.
+    """The default wire: a bounded number of connections per event loop, shared fairly.
 
-    An account that is busy or hangs does not keep the others waiting. Connections idle for ``keepalive``
-    seconds are closed at the next use of the transport. ``ssl_context`` is one for the whole process
-    unless given. With ``trust_env`` the system's proxies (``HTTPS_PROXY``, ``NO_PROXY`` …) and
-    certificates (``SSL_CERT_FILE``, ``SSL_CERT_DIR``) are used.
+    An account that is busy or hangs does not keep the others waiting. It may be made before any event loop
+    runs, and serves several of them. Calls of an ``AsyncLemcal`` wait for a connection as long as their
+    deadline allows; in a plain ``httpx.AsyncClient`` its pool timeout holds. ``aclose`` lets requests under
+    way finish. Canceled at any moment, a request closes its connection and gives its slot to the next. A
+    connection that carries anything but the answers to its requests is closed, so that no answer is paired
+    with another request.
 
-    It may be made before any event loop runs, and serves several of them. Calls of an ``AsyncLemcal`` wait
-    for a connection as long as their deadline allows; in a plain ``httpx.AsyncClient`` its pool timeout
-    holds. ``aclose`` lets requests under way finish. Canceled at any moment, a request closes its
-    connection and gives its slot to the next. A connection that carries anything but the answers to its
-    requests is closed, so that no answer is paired with another request.
+    Args:
+        max_connections: How many connections there can be at once, per event loop.
+        keepalive: Seconds after which an idle connection is closed, at the next use of the transport.
+        ssl_context: What TLS is set up with; if left out, one for the whole process.
+        trust_env: Whether the system's proxies (``HTTPS_PROXY``, ``NO_PROXY`` …) and certificates
+            (``SSL_CERT_FILE``, ``SSL_CERT_DIR``) are used.
+
+    Raises:
+        ConfigurationError: For arguments that cannot work.
     """
 
     @staticmethod

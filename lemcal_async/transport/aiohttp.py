@@ -51,8 +51,17 @@ class AiohttpTransport(BasePooledTransport):
     """Does what ``PooledTransport`` does, with the same options, on aiohttp; on asyncio only.
 
     Requests, responses and errors stay those of httpx. Proxies are ``http://`` or ``https://`` ones. Like
-    every transport that is passed to a client, it is the caller's to close. On trio, its requests raise
-    ConfigurationError.
+    every transport that is passed to a client, it is the caller's to close.
+
+    Args:
+        max_connections: How many connections there can be at once, per event loop.
+        keepalive: Seconds after which an idle connection is closed, at the next use of the transport.
+        ssl_context: What TLS is set up with; if left out, one for the whole process.
+        trust_env: Whether the system's proxies (``HTTPS_PROXY``, ``NO_PROXY`` …) and certificates
+            (``SSL_CERT_FILE``, ``SSL_CERT_DIR``) are used.
+
+    Raises:
+        ConfigurationError: For arguments that cannot work, and by its requests on trio.
     """
 
     _proxy_hint = "it must be an http:// or https:// URL"

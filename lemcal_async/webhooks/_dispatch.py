@@ -37,23 +37,48 @@ class Dedup(Protocol):
     """
 
     async def claim(self, user_id: str, meeting_id: str, lease: float) -> Claim:
-        """Take a meeting to handle it, for ``lease`` seconds at most; or say who has it."""
+        """Take a meeting to handle it, or say who has it.
+
+        Returns ``"new"`` if it is the caller's to handle, ``"busy"`` if it is another one's, whose lease has
+        not ended, and ``"done"`` if it was handled.
+
+        Args:
+            user_id: The account.
+            meeting_id: The meeting's id.
+            lease: For how many seconds it is the caller's at most.
+        """
         ...
 
     async def done(self, user_id: str, meeting_id: str) -> None:
-        """Record that it was handled, for good."""
+        """Record that it was handled, for good.
+
+        Args:
+            user_id: The account.
+            meeting_id: The meeting's id.
+        """
         ...
 
     async def release(self, user_id: str, meeting_id: str) -> None:
-        """Give it back: it was not handled."""
+        """Give it back: it was not handled.
+
+        Args:
+            user_id: The account.
+            meeting_id: The meeting's id.
+        """
         ...
 
 
 class InMemoryDedup:
-    """The deduplication of one process: the last ``size`` meetings that were handled, and those under way.
+    """The deduplication of one process: the meetings that were handled last, and those under way.
 
-    A restart forgets them, so a delivery that comes again after it is handled again. About 300 bytes
-    each. ``clock`` returns seconds.
+    A restart forgets them, so a delivery that comes again after it is handled again. About 300 bytes each.
+
+    Args:
+        size: How many handled meetings are remembered.
+        clock: What tells the time, in seconds.
+
+    Raises:
+        ConfigurationError: For a size below 1.
     """
 
     def __init__(self, size: int = 10_000, *, clock: Callable[[], float] = monotonic) -> None:

@@ -82,11 +82,17 @@ def digest_of(token: str | bytes) -> bytes:
 
 
 def hook_url(url: str, token: str) -> str:
-    """Return the URL to register as a hook: ``url`` with ``token`` in its query, quoted as it must be.
+    """Return the URL to register as a hook, with the token in its query, quoted as it must be.
 
-    ``await lemcal.hooks.create(hook_url("https://you.example/hooks/lemcal", token), …)``. A token that is
-    put into an f-string instead loses its ``& % #`` on the way. Raises ConfigurationError if the token is
-    empty, or if the URL has a token or a fragment already.
+    ``await lemcal.hooks.create(hook_url("https://you.example/hooks/lemcal", token), …)``. A token that is put
+    into an f-string instead loses its ``& % #`` on the way.
+
+    Args:
+        url: The service's own address for webhooks.
+        token: The token.
+
+    Raises:
+        ConfigurationError: If the token is empty, or if the URL has a token or a fragment already.
     """
     if not token:
         raise ConfigurationError("hook_url(): the token must not be empty")

@@ -58,10 +58,13 @@ class Wakes(Protocol):
     """What a delivery wakes: ``lemcal_async.sync.Wake``, or a fleet's waker."""
 
     def wake(self, user_id: str | None = None) -> object:
-        """Have this account synchronized now. What it returns is awaited, if it can be.
+        """Have an account synchronized now. What it returns is awaited, if it can be.
 
-        Called in the event loop: a plain function must return at once. What it raises counts as a
-        failure: the delivery is to come again.
+        Called in the event loop: a plain function must return at once. What it raises counts as a failure:
+        the delivery is to come again.
+
+        Args:
+            user_id: The account; None for all.
         """
         ...
 
@@ -84,25 +87,33 @@ class _Request:
 class WebhookReceiver:
     """Receives the webhooks of an account, as an ASGI app (``POST …?token=…``) or by ``handle``.
 
-    Deliveries are unsigned, so nothing in one is believed: the meeting is looked up in the account's
-    list by its id, and what is found there is handled. There are three outcomes. *Found*: 200, once
-    ``on_meeting`` has returned (and ``wake`` was woken). *Not in the list*, although it was looked at
-    again for ``list_lag`` seconds: 200 and ``{"status": "ignored"}``. *Nobody can say*, because lemcal
-    cannot be reached, or the handler failed: 503 with ``Retry-After``, so that it comes again. With
-    ``wake`` alone nothing is looked up: a synchronization sees for itself what is new.
+    Deliveries are unsigned, so nothing in one is believed: the meeting is looked up in the account's list by
+    its id, and what is found there is handled. There are three outcomes. *Found*: 200, once ``on_meeting``
+    has returned (and ``wake`` was woken). *Not in the list*, although it was looked at again for ``list_lag``
+    seconds: 200 and ``{"status": "ignored"}``. *Nobody can say*, because lemcal cannot be reached, or the
+    handler failed: 503 with ``Retry-After``, so that it comes again. With ``wake`` alone nothing is looked
+    up: a synchronization sees for itself what is new.
 
-    ``token`` is the secret in the URL, or several while one is replaced; ``hook_url`` builds that URL.
-    ``on_meeting`` is an async or a plain function; it has ``handler_timeout`` seconds. A delivery has
-    ``deadline`` seconds to come in and be verified. A meeting is handled once, however often it is
-    delivered: ``dedup`` remembers (in this process, unless it is one that lasts); across a crash, at
-    least once.
+    A meeting is handled once, however often it is delivered; across a crash, at least once.
 
-    ``accounts`` in place of ``lemcal`` and ``token`` serves many accounts: a mapping from tokens to
-    clients, or an async function from the name in the path to a ``Tenant``. The handler then gets the
-    client, too: ``on_meeting(meeting, lemcal)``.
+    It may be made before any event loop runs, and serves one at a time. The clients stay the caller's to
+    close. Canceled, as by a server that shuts down, it answers 503 and gives the meeting back.
 
-    It may be made before any event loop runs, and serves one at a time. The clients stay the caller's
-    to close. Canceled, as by a server that shuts down, it answers 503 and gives the meeting back.
+    Args:
+        lemcal: The account's client.
+        token: The secret in the URL, or several while one is replaced; ``hook_url`` builds that URL.
+        accounts: For many accounts, in place of ``lemcal`` and ``token``: a mapping from tokens to clients,
+            or an async function from the name in the path to a ``Tenant``.
+        on_meeting: Handles a meeting: an async or a plain function, which runs in a thread. With ``accounts``
+            it gets the client, too: ``on_meeting(meeting, lemcal)``.
+        wake: What is woken by each delivery.
+        dedup: What remembers which meetings were handled; if left out, this process does.
+        deadline: Seconds that a delivery has to come in and be verified.
+        handler_timeout: Seconds that ``on_meeting`` has.
+        list_lag: For how many seconds a meeting is looked for that is not in the list.
+
+    Raises:
+        ConfigurationError: For arguments that cannot work.
     """
 
     @overload
@@ -210,9 +221,15 @@ class WebhookReceiver:
     ) -> tuple[int, dict[str, str], bytes]:
         """Answer a delivery without ASGI (on Lambda, aiohttp.web, Django): return status, headers, body.
 
-        ``query`` is the query string as it came, without the ``?``; ``headers`` are a mapping or pairs;
-        ``body`` is the whole of it; ``tenant`` is the name that ``accounts`` finds a tenant by. A plain
-        handler that runs out of time is left behind in its thread. Raises nothing but its cancellation.
+        A plain handler that runs out of time is left behind in its thread. Raises nothing but its
+        cancellation.
+
+        Args:
+            method: The HTTP method.
+            query: The query string as it came, without the ``?``.
+            headers: The headers, as a mapping or as pairs.
+            body: The whole body.
+            tenant: The name that ``accounts`` finds a tenant by.
         """
         secret, query = Secret(query), ""
         pairs = headers_of(headers)

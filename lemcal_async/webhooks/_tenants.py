@@ -51,7 +51,15 @@ def _tokens_of(secret: Secret[Any]) -> Secret[list[str]]:
 
 @attrs.frozen
 class Tenant:
-    """An account of a service with many: its client, and the token or tokens of its deliveries."""
+    """An account of a service with many.
+
+    Args:
+        lemcal (AsyncLemcal): Its client.
+        token (str | Iterable[str]): The token of its deliveries, or several.
+
+    Raises:
+        ConfigurationError: If there is no token, or an empty one.
+    """
 
     lemcal: AsyncLemcal
     tokens: frozenset[bytes] = attrs.field(converter=digests_of, alias="token", repr=False)

@@ -397,7 +397,7 @@ async def test_what_is_not_given_stays(lemcal_sandbox: Sandbox) -> None:
 
 def test_the_signature_says_so() -> None:
     """Where None has a meaning of its own, the default is not None."""
-    assert "deadline: float | lemcal_async._client._Unset | None = <as before>" in str(
+    assert "deadline: float | lemcal_async._client.Unchanged | None = UNCHANGED" in str(
         inspect.signature(AsyncLemcal.with_options)
     )
 

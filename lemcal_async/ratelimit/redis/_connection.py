@@ -30,6 +30,7 @@ SCRIPT = Path(__file__).with_name("script.lua").read_text(encoding="utf-8")
 SHA1 = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()  # its name in Redis
 
 WhenDown = Literal["share", "raise", "open"]
+"""What holds while Redis is away."""
 
 FALLBACK_POLICIES: dict[WhenDown, str] = {
     "share": "this process keeps to its share of the limit",

@@ -44,9 +44,8 @@ REMEMBERED = 80_000.0  # seconds without a word after which Redis may have dropp
 class RedisRateLimiter(LocalRateLimiter):
     """At most ``limit`` requests in any ``period`` seconds for each key, over all that use one Redis.
 
-    ``url`` is ``redis://``, ``rediss://`` or ``unix://``, with user, password and database as usual.
-    It behaves as ``LocalRateLimiter`` does, and processes that wait are served in turn. Enter it once,
-    at the top of a task, with ``async with``; it belongs to that event loop::
+    It behaves as ``LocalRateLimiter`` does, and processes that wait are served in turn. Enter it once, at the
+    top of a task, with ``async with``; it belongs to that event loop:
 
         async with (
             RedisRateLimiter("redis://localhost") as limiter,
@@ -54,12 +53,22 @@ class RedisRateLimiter(LocalRateLimiter):
         ):
             ...
 
-    Redis has ``timeout`` seconds for each answer. ``when_down`` says what holds without it: each process
-    keeps to a ``share`` of the limit (default: divided by the processes seen lately), or calls ``"raise"``
-    a LemcalError, or nothing is limited (``"open"``). It is tried again every second. Names in Redis begin
-    with ``prefix`` in braces. They hold no secret, and expire by themselves.
+    A Redis that is away is tried again every second. Names in Redis hold no secret, and expire by themselves.
 
-    Raises ConfigurationError for a URL or a Redis that cannot be used, and when it is used elsewhere.
+    Args:
+        url: ``redis://``, ``rediss://`` or ``unix://``, with user, password and database as usual.
+        limit: How many requests a key has in a period.
+        period: The length of a period in seconds.
+        when_down: What holds without Redis: ``"share"``, each process keeps to a share of the limit;
+            ``"raise"``, calls raise LemcalError; ``"open"``, nothing is limited.
+        share: That share, above 0 and 1 at most; if left out, the limit is divided by the processes seen
+            lately.
+        timeout: Seconds that Redis has for each answer.
+        prefix: What names in Redis begin with, in braces.
+
+    Raises:
+        ConfigurationError: For arguments that cannot work, for a Redis that cannot be used, and when it is
+            used elsewhere.
     """
 
     def __init__(
@@ -150,9 +159,12 @@ class RedisRateLimiter(LocalRateLimiter):
     ) -> Permit:
         """Wait for this request's turn; see ``RateLimiter.acquire``.
 
-        Raises WouldWait, and LemcalError without Redis if so configured. Canceled (by anyio or natively)
-        at any moment, it leaves no trace: a slot that it had goes to the next in the queue, or back to
-        the other processes.
+        Canceled (by anyio or natively) at any moment, it leaves no trace: a slot that it had goes to the next
+        in the queue, or back to the other processes.
+
+        Raises:
+            WouldWait: See ``RateLimiter.acquire``.
+            LemcalError: Without Redis, if so configured.
         """
         if self._group is None or Wakeup().loop is not self._loop:
             raise ConfigurationError(
@@ -166,7 +178,11 @@ class RedisRateLimiter(LocalRateLimiter):
             again = permit
 
     def snapshot(self, key: Key) -> RateLimit:
-        """Return what this process knows of ``key``, while Redis is away too."""
+        """Return what this process knows of a key, while Redis is away too.
+
+        Args:
+            key: The key, such as ``lemcal.rate_limit_key``.
+        """
         found, limit, until = super().snapshot(key), self.limit, self._held_until
         if self._breaker.is_open:
             if self._when_down == "open":

@@ -5,12 +5,14 @@ import socket
 from collections.abc import Callable
 from typing import Any, Self
 
+import anyio
 import httpcore
 import httpx
 
 from lemcal_async import AsyncLemcal, RetryPolicy
 from lemcal_async.errors import LemcalError
 from lemcal_async.ratelimit import Unlimited
+from lemcal_async.sandbox import Sandbox
 
 USER_ID = "usr_BuDuyx4chjoNfcmzM"
 KEY = "hush-4f9Zq-hush-Wm27"
@@ -102,3 +104,10 @@ def nobody_listens() -> str:
     """Return a base URL where connections are refused."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+async def seen(sandbox: Sandbox, count: int) -> None:
+    """Wait until so many requests have arrived."""
+    with anyio.fail_after(30):
+        while len(sandbox.requests) < count:  # noqa: ASYNC110 - nothing tells
+            await anyio.sleep(0.005)

@@ -10,11 +10,11 @@ import httpx
 import pytest
 
 from lemcal_async import RetryPolicy, _compression, _decoding
-from lemcal_async.errors import DeadlineExceededError, LemcalError
+from lemcal_async.errors import AuthenticationError, DeadlineExceededError, LemcalError
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, Priority, Unlimited
 from lemcal_async.sandbox import Sandbox, faults
 
-from .conftest import AT_ONCE, KEY, TARGET, Wire, answering, check_plain, failing
+from .conftest import AT_ONCE, KEY, TARGET, Wire, answering, check_plain, failing, seen
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +42,7 @@ async def test_a_slow_answer(lemcal_sandbox: Sandbox) -> None:
             TimeoutError, match=r"^GET /me: no answer within the deadline of 0\.2 s$"
         ) as caught:
             await lemcal.me()
-        assert 0.19 <= watch.seconds < 2
+        assert 0.19 <= watch.seconds < 20
     error = caught.value
     assert isinstance(error, DeadlineExceededError)
     assert (None, 1, "GET", "/me", None) == (
@@ -64,7 +64,7 @@ async def test_many_attempts_share_it(lemcal_sandbox: Sandbox) -> None:
             DeadlineExceededError, match=r"the deadline of 0\.3 s \([23] attempts, "
         ) as caught:
             await lemcal.me()
-        assert 0.29 <= watch.seconds < 2
+        assert 0.29 <= watch.seconds < 20
     assert caught.value.attempts > 1
     check_plain(caught.value)
 
@@ -85,10 +85,10 @@ async def test_a_queue_known_to_be_longer(lemcal_sandbox: Sandbox) -> None:
         await lemcal.me()
         watch = Stopwatch()
         with pytest.raises(
-            DeadlineExceededError, match=r"queue is [23]\d(\.\d)? s long, and only (10|9\.\d+) s"
+            DeadlineExceededError, match=r"queue is [23]\d(\.\d)? s long, and only (10|\d\.\d+) s"
         ) as caught:
             await lemcal.with_options(deadline=10).meetings.list()
-        assert watch.seconds < 2
+        assert watch.seconds < 9
     error = caught.value
     assert error.retry_after == pytest.approx(30, abs=2)
     assert ("GET", "/meetings", 0) == (error.method, error.route, lemcal.rate_limit.queued)
@@ -161,7 +161,7 @@ async def test_a_wait_for_a_retry_known_to_be_longer(lemcal_sandbox: Sandbox) ->
             DeadlineExceededError, match="a retry would have to wait 20 s, and only"
         ) as caught:
             await lemcal.me()
-        assert watch.seconds < 2
+        assert watch.seconds < 9
     assert (20, 1) == (caught.value.retry_after, caught.value.attempts)
     check_plain(caught.value)
 
@@ -175,7 +175,7 @@ async def test_a_refusal_known_to_last_longer(lemcal_sandbox: Sandbox, limited: 
         watch = Stopwatch()
         with pytest.raises(DeadlineExceededError) as caught:
             await lemcal.hooks.create(TARGET, any_meeting_type=True)
-        assert watch.seconds < 2
+        assert watch.seconds < 9
     assert caught.value.retry_after == pytest.approx(20, abs=1)
     assert "processed" not in str(caught.value)
     check_plain(caught.value)
@@ -259,7 +259,7 @@ async def test_a_cancelled_call_leaves_nothing_behind(lemcal_sandbox: Sandbox) -
         async with anyio.create_task_group() as group:
             for _ in range(3):
                 group.start_soon(lemcal.me)
-            await anyio.sleep(0.1)
+            await seen(lemcal_sandbox, 3)
             group.cancel_scope.cancel()
         assert 0 == lemcal.rate_limit.queued
         assert lemcal_sandbox.user_id == (await lemcal.me()).id
@@ -287,10 +287,17 @@ async def test_each_call_has_its_own(lemcal_sandbox: Sandbox) -> None:
 @pytest.mark.parametrize("module", [_compression, _decoding])
 async def test_decoding_counts(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that is there in time, and takes long to decompress or to read, comes too late."""
+    scopes: list[anyio.CancelScope] = []
+
+    def bounded(seconds: float) -> anyio.CancelScope:
+        scopes.append(anyio.CancelScope(deadline=anyio.current_time() + seconds))
+        return scopes[-1]
 
     async def long_turn() -> None:
-        await anyio.sleep(30)
+        scopes[0].deadline = anyio.current_time()  # now it is over, however fast the machine is
+        await anyio.sleep_forever()
 
+    monkeypatch.setattr(anyio, "move_on_after", bounded)
     monkeypatch.setattr(module, "checkpoint", long_turn)
     monkeypatch.setattr(_decoding, "_TURN", 0.0)
     body = gzip.compress(json.dumps([{"_id": f"mee_{number}"} for number in range(200_000)]).encode())
@@ -301,8 +308,8 @@ async def test_decoding_counts(module: ModuleType, monkeypatch: pytest.MonkeyPat
 
     headers = {"Content-Encoding": "gzip"}
     wire = Wire(lambda _: httpx.Response(200, headers=headers, stream=Parts()))
-    with pytest.raises(DeadlineExceededError, match=r"within the deadline of 0\.2 s") as caught:
-        await wire.client(deadline=0.2).meetings.list()
+    with pytest.raises(DeadlineExceededError, match="within the deadline of 60 s") as caught:
+        await wire.client(deadline=60).meetings.list()
     check_plain(caught.value)
     if module is _decoding:
         assert 200 == caught.value.status_code
@@ -312,11 +319,14 @@ async def test_decoding_counts(module: ModuleType, monkeypatch: pytest.MonkeyPat
 async def test_rotation_does_not_extend_it() -> None:
     """A call that starts over with a new key has the time that is left."""
     keys = iter(["old", "new"])
+    deadlines: list[float] = []
 
-    async def slowly(request: httpx.Request) -> httpx.Response:
-        await anyio.sleep(0.2)
+    async def refuse(request: httpx.Request) -> httpx.Response:
+        deadlines.append(anyio.current_effective_deadline())
         return httpx.Response(401)
 
-    lemcal = Wire().client(api_key=lambda: next(keys), deadline=0.3, transport=httpx.MockTransport(slowly))
-    with pytest.raises(DeadlineExceededError):  # with a deadline of its own, the second attempt gets its 401
+    lemcal = Wire().client(api_key=lambda: next(keys), deadline=30, transport=httpx.MockTransport(refuse))
+    with pytest.raises(AuthenticationError):
         await lemcal.me()
+    first, second = deadlines
+    assert first == second < anyio.current_time() + 30

@@ -15,7 +15,7 @@ from lemcal_async.errors import APIConnectionError, AuthenticationError, Configu
 from lemcal_async.ratelimit import Unlimited
 from lemcal_async.sandbox import Sandbox, faults
 
-from .conftest import KEY, ONCE, USER_ID, Wire, nobody_listens
+from .conftest import KEY, ONCE, USER_ID, Wire, nobody_listens, seen
 
 BACKENDS = ["asyncio", "trio"]
 
@@ -74,7 +74,7 @@ async def test_an_error_in_the_block_closes_and_passes(lemcal_sandbox: Sandbox) 
 @pytest.mark.anyio
 async def test_aclose_lets_calls_finish(lemcal_sandbox: Sandbox) -> None:
     """Those that are under way; new ones are refused."""
-    lemcal_sandbox.inject(faults.slow(0.3))
+    lemcal_sandbox.inject(faults.slow(0.3))  # the answer is under way while the client is closed
     lemcal = lemcal_sandbox.client()
     users: list[str] = []
 
@@ -83,7 +83,7 @@ async def test_aclose_lets_calls_finish(lemcal_sandbox: Sandbox) -> None:
 
     async with anyio.create_task_group() as group:
         group.start_soon(call)
-        await anyio.sleep(0.1)
+        await seen(lemcal_sandbox, 1)
         await lemcal.aclose()
         with pytest.raises(ConfigurationError, match="is closed"):
             await lemcal.me()
@@ -157,8 +157,8 @@ def test_never_closed(backend: str) -> None:
 
 def test_never_used() -> None:
     """Nothing was opened, so there is nothing to warn of; nor on the caller's own transport."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         lemcal = AsyncLemcal(USER_ID, KEY)
         _ = (
             lemcal.rate_limit,
@@ -169,6 +169,7 @@ def test_never_used() -> None:
         del lemcal, _
         anyio.run(Wire().client().me)
         gc.collect()
+    assert [] == caught
 
 
 def test_a_program_that_ends_without_closing() -> None:

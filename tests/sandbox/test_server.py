@@ -175,7 +175,8 @@ def test_booked_until_the_end() -> None:
                 url = f"{sandbox.base_url.removesuffix(PREFIX)}/_sandbox/bookings"
                 booker = threading.Thread(target=book, args=[url])
                 booker.start()
-                time.sleep(0.05)
+                while len(sandbox.meetings()) < 20:  # it is under way
+                    time.sleep(0.001)
             left = [thread for thread in threading.enumerate() if thread.name == "lemcal-sandbox-hooks"]
             booker.join(5)
             assert [] == left

@@ -68,7 +68,7 @@ async def by_task(get: Get, rng: random.Random) -> None:
 
 
 async def storm(server: Loopback, transport: BasePooledTransport, disturb: Disturb, seconds: float) -> None:
-    """Cancel calls at random for some seconds, then look what is left."""
+    """Cancel calls at random for some seconds, and until enough happened; then look what is left."""
     rng = random.Random(0)
     until = time.monotonic() + seconds
     completed = 0
@@ -81,9 +81,10 @@ async def storm(server: Loopback, transport: BasePooledTransport, disturb: Distu
             completed += 1
 
         def is_over() -> bool:
-            # A slow machine gets more time for it, but not less to do.
-            now = time.monotonic()
-            return now > until and (max(server.connections) > 2 * CONNECTIONS or now > until + 20)
+            # Some must have got through, and some have broken their connections, or this shows nothing. A
+            # slow machine gets more time for it, not less to do.
+            shows_something = completed > 20 and max(server.connections) > 2 * CONNECTIONS
+            return shows_something and time.monotonic() > until
 
         async def worker() -> None:
             while not is_over():
@@ -92,9 +93,6 @@ async def storm(server: Loopback, transport: BasePooledTransport, disturb: Distu
         async with anyio.create_task_group() as group:
             for _ in range(WORKERS):
                 group.start_soon(worker)
-        # Some must have got through, and some have broken their connections, or this shows nothing.
-        assert completed > 20
-        assert max(server.connections) > 2 * CONNECTIONS
         (pool,) = transport._pools.values()
         assert (CONNECTIONS, 0) == (pool.slots.free, pool.slots.waiting)
 

@@ -293,11 +293,14 @@ async def test_closing_closes_what_is_idle(make_wire: MakeWire, server: Loopback
 
 
 @pytest.mark.anyio
-async def test_closing_what_was_never_used(make_wire: MakeWire) -> None:
-    """Costs nothing."""
+async def test_closing_what_was_never_used(make_wire: MakeWire, server: Loopback) -> None:
+    """Is for good, too."""
     transport = make_wire()
     await transport.aclose()
     await transport.aclose()
+    with pytest.raises(ConfigurationError, match="this transport is closed"):
+        await get(transport, f"{server.url}/")
+    assert not server.connections
 
 
 @pytest.mark.anyio

@@ -14,6 +14,7 @@ from serving import serving
 from lemcal_async import AsyncLemcal, Meeting
 from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.webhooks import InMemoryDedup, WebhookReceiver
+from lemcal_async.webhooks._http import Receive, Scope, Send
 
 from .conftest import TOKEN, scene
 from .posting import Answer, post
@@ -75,10 +76,23 @@ async def test_restart_in_a_burst(sandbox: Sandbox, lemcal: AsyncLemcal, grace: 
     assert {1} == set(handled.values())
 
 
-async def test_a_graceful_stop(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_graceful_stop(
+    sandbox: Sandbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Deliveries that are under way, at whatever stage, end as ever; nobody has anything to complain of."""
     sandbox.inject(faults.slow(0.2), times=1, path="/meetings")
     answers: list[Answer] = []
+    both = anyio.Event()
+    receive_one, arrived = WebhookReceiver.__call__, 0
+
+    async def noted(self: WebhookReceiver, scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal arrived
+        arrived += scope["type"] == "http"
+        if arrived == 2:
+            both.set()
+        await receive_one(self, scope, receive, send)
+
+    monkeypatch.setattr(WebhookReceiver, "__call__", noted)
     with caplog.at_level(logging.WARNING):
         async with scene(sandbox) as stage, anyio.create_task_group() as tasks:
 
@@ -87,7 +101,7 @@ async def test_a_graceful_stop(sandbox: Sandbox, caplog: pytest.LogCaptureFixtur
 
             tasks.start_soon(deliver, stage.book())
             tasks.start_soon(deliver, {"_id": "mee_forged"})
-            await anyio.sleep(0.1)
+            await both.wait()
             stage.server.stop()
         assert {(200, "handled"), (200, "ignored")} == {answer.brief for answer in answers}
     assert [] == [record for record in caplog.records if record.name != "lemcal_async.webhooks"]

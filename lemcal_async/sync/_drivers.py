@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from time import time
 from typing import Any, Final, Protocol
 
+import attrs
+
 from lemcal_async.sync._diff import Difference
 from lemcal_async.sync._outbox import WRITERS
 
@@ -39,6 +41,15 @@ _REPLACED: Final = [
 ]
 # A change has the row as it has just been written, or as it last was.
 _CHANGES: Final = "INSERT INTO changes (user_id, meeting_id, kind, fields, found_at, wire)"
+
+
+@attrs.frozen
+class Announced:
+    """The changes of an account that were found at some time."""
+
+    user_id: str
+    at: str | None
+    changes: list[Difference]
 
 
 class Driver(Protocol):
@@ -75,9 +86,9 @@ class Driver(Protocol):
 
     def of_each(self, sql: str, values: tuple[Any, ...], ids: list[str]) -> None: ...
 
-    def announce(self, user_id: str, at: str | None, found: list[Difference]) -> None: ...
-
-    def commit(self, sql: str, values: tuple[Any, ...]) -> None: ...
+    def commit(self, sql: str, values: tuple[Any, ...], announced: Announced | None = None) -> None:
+        """Put changes into the outbox, in order; run an UPDATE of the account; end the transaction."""
+        ...
 
     def rollback(self) -> None: ...
 
@@ -114,9 +125,7 @@ class _SQLite:
         return found[0] if found else None
 
     def time(self, value: datetime | None) -> str | None:
-        if value is None:
-            return None
-        return _in_utc(value)[:26]  # without the zone
+        return None if value is None else _in_utc(value)[:26]  # without the zone
 
     def wires(self, user_id: str, ids: list[str]) -> Iterable[tuple[str, str]]:
         query = (
@@ -136,14 +145,16 @@ class _SQLite:
     def of_each(self, sql: str, values: tuple[Any, ...], ids: list[str]) -> None:
         self._raw.executemany(f"{sql} AND meeting_id = ?", [(*values, meeting_id) for meeting_id in ids])
 
-    def announce(self, user_id: str, at: str | None, found: list[Difference]) -> None:
-        sql = "SELECT user_id, meeting_id, ?, ?, ?, wire FROM meetings WHERE user_id = ? AND meeting_id = ?"
-        self._raw.executemany(
-            f"{_CHANGES} {sql}",
-            [(each.kind, _fields(each), at, user_id, each.meeting_id) for each in found],
-        )
-
-    def commit(self, sql: str, values: tuple[Any, ...]) -> None:
+    def commit(self, sql: str, values: tuple[Any, ...], announced: Announced | None = None) -> None:
+        if announced is not None:
+            user_id, at = announced.user_id, announced.at
+            change = (
+                "SELECT user_id, meeting_id, ?, ?, ?, wire FROM meetings WHERE user_id = ? AND meeting_id = ?"
+            )
+            self._raw.executemany(
+                f"{_CHANGES} {change}",
+                [(each.kind, _fields(each), at, user_id, each.meeting_id) for each in announced.changes],
+            )
         self._raw.execute(sql, values)
         self._raw.execute("COMMIT")
 
@@ -191,9 +202,7 @@ class _PostgreSQL:
                 return results
 
     def time(self, value: datetime | None) -> str | None:
-        if value is None:
-            return None
-        return _in_utc(value)
+        return None if value is None else _in_utc(value)
 
     def wires(self, user_id: str, ids: list[str]) -> Iterable[tuple[str, str]]:
         if not ids:
@@ -221,17 +230,18 @@ class _PostgreSQL:
         if ids:
             self._raw.execute(f"{sql.replace('?', '%s')} AND meeting_id = ANY(%s)", (*values, ids))
 
-    def announce(self, user_id: str, at: str | None, found: list[Difference]) -> None:
-        columns = ([e.meeting_id for e in found], [e.kind for e in found], [_fields(e) for e in found])
-        sql = (
-            "SELECT user_id, meeting_id, new.kind, new.fields, %s, wire "
-            "FROM unnest(%s::text[], %s::text[], %s::text[]) WITH ORDINALITY AS new (id, kind, fields, at) "
-            "JOIN meetings ON user_id = %s AND meeting_id = new.id ORDER BY new.at"
-        )
-        self._raw.execute(f"{_CHANGES} {sql}", (at, *columns, user_id))
-
-    def commit(self, sql: str, values: tuple[Any, ...]) -> None:
-        self._together([(sql, values), ("COMMIT", ())])
+    def commit(self, sql: str, values: tuple[Any, ...], announced: Announced | None = None) -> None:
+        statements: list[tuple[str, tuple[Any, ...]]] = [(sql, values), ("COMMIT", ())]
+        if announced is not None:
+            # As one text, which the driver has little to do with; each is an array of three texts.
+            changes = json.dumps([(each.meeting_id, each.kind, _fields(each)) for each in announced.changes])
+            found = (
+                "SELECT user_id, meeting_id, change->>1, change->>2, ?, wire "
+                "FROM json_array_elements(?) WITH ORDINALITY AS new (change, place) "
+                "JOIN meetings ON user_id = ? AND meeting_id = change->>0 ORDER BY place"
+            )
+            statements.insert(0, (f"{_CHANGES} {found}", (announced.at, changes, announced.user_id)))
+        self._together(statements)
 
     def rollback(self) -> None:
         self._raw.execute("ROLLBACK")

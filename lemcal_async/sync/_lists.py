@@ -23,7 +23,7 @@ from lemcal_async.sync._diff import (
     plan,
     status_of,
 )
-from lemcal_async.sync._drivers import MEETING_COLUMNS, driver_of
+from lemcal_async.sync._drivers import MEETING_COLUMNS, Announced, driver_of
 from lemcal_async.sync._store import Applied, Lease
 
 _NEW_ACCOUNT: Final = (
@@ -125,10 +125,12 @@ def apply(
         todo.disappeared,
     )
     driver.of_each("DELETE FROM meetings WHERE user_id = ?", (user_id,), todo.dropped)
-    if todo.outbox:
-        driver.announce(user_id, at_text, todo.outbox)
     known_by = f"{expected + 1}:{body_hash}" if body_hash is not None and not now.bad_rows else None
-    driver.commit(_APPLIED, (expected + 1, at_text, at_text, known_by, len(now.rows), user_id))
+    driver.commit(
+        _APPLIED,
+        (expected + 1, at_text, at_text, known_by, len(now.rows), user_id),
+        Announced(user_id, at_text, todo.outbox) if todo.outbox else None,
+    )
     return Applied(todo.counts, now.bad_rows)
 
 

@@ -41,6 +41,16 @@ async def take(
     )
 
 
+async def test_changed_fields_of_any_name(store: Store) -> None:
+    """Whatever the service may call a field, or a guest a question: as stored, and in order."""
+    names = ("\0", '"', "'", "?", "%s", "\\u0000", "{}", "\ud800", "é")
+    await take(store, rows(3))
+    await take(store, [{**row, **dict.fromkeys(names, 1)} for row in reversed(rows(3))])
+    changes = (await outbox(store))[3:]
+    assert ["mee_2", "mee_1", "mee_0"] == [change.meeting_id for change in changes]
+    assert {tuple(sorted(names))} == {change.fields for change in changes}
+
+
 async def test_a_list_again(store: Store) -> None:
     """A list is all new the first time, and unchanged the second time."""
     assert 0 == await store.revision(USER)

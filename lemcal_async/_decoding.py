@@ -159,6 +159,11 @@ async def read_models(answer: Body, name: str, into: type[T], *, skip_bad_rows: 
     raise _list_error(answer, f"{problem}; {advice}", reader)
 
 
+def is_long(answer: Body) -> bool:
+    """Whether the event loop must get its turn while the answer is read."""
+    return len(answer.body) > _LONG
+
+
 async def read_rows(answer: Body, name: str) -> list[Any]:
     """Return the rows of an answer that is a list, as plain JSON."""
     rows: list[Any] = []
@@ -260,7 +265,7 @@ def _error(
 
 async def _in_slices(answer: Body, add: Callable[[list[Any]], object]) -> bool:
     """Hand a long list to ``add`` in slices. False if that cannot be done: discard what was added."""
-    if len(answer.body) <= _LONG:
+    if not is_long(answer):
         return False
     await checkpoint()  # receiving and decompressing the body was a turn of its own
     try:

@@ -8,7 +8,7 @@ still in between.
 import functools
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from time import monotonic
 from typing import Any, Final, TypeAlias
@@ -253,7 +253,7 @@ class _LeasedStores:
         revision, held.revision = held.revision, None
         return await held.store.revision(user_id) if revision is None else revision
 
-    async def apply(self, user_id: str, revision: int, rows: list[Any], **options: Any) -> Applied | None:
+    async def apply(self, user_id: str, revision: int, rows: Iterable[Any], **options: Any) -> Applied | None:
         held = self._of(user_id)
         held.has_pending = True
         return await held.store.apply(user_id, revision, rows, **options)

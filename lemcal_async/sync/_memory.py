@@ -1,6 +1,6 @@
 """``MemoryStore``: a store for tests, with the same rules as ``SQLStore``."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -49,7 +49,7 @@ class MemoryStore:
         self,
         user_id: str,
         revision: int,
-        rows: list[Any],
+        rows: Iterable[Any],
         *,
         baseline: bool,
         confirm_empty_after: int,

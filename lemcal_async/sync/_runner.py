@@ -8,7 +8,7 @@ import hashlib
 import logging
 from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import attrs
@@ -21,7 +21,7 @@ from lemcal_async._callbacks import (
     was_canceled_alone,
 )
 from lemcal_async._client import AsyncLemcal
-from lemcal_async._decoding import read_rows
+from lemcal_async._decoding import Body, is_long, parse_rows, read_rows
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.sync._delivery import Delivery, OnChange, OnChanges
 from lemcal_async.sync._diff import Counts
@@ -195,9 +195,11 @@ class Runner:
             if listed is not None:
                 own.counts = Counts(unchanged=listed)
                 return
-            step.stage = "fetch"
-            rows = await read_rows(fetched, "meetings")
-            step.stage = "store"
+            rows: Iterable[Any] = _rows(fetched, step)
+            if is_long(fetched):
+                step.stage = "fetch"
+                rows = await read_rows(fetched, "meetings")
+                step.stage = "store"
             applied = await self._store.apply(
                 user_id,
                 revision,
@@ -253,6 +255,14 @@ class _Step:
     """What is under way for an account, so that a failure can tell."""
 
     stage: Stage = "store"
+
+
+def _rows(fetched: Body, step: _Step) -> Iterator[Any]:
+    """Parse a short list when the store asks for it: in its thread, and not before its turn has come."""
+    step.stage = "fetch"
+    rows = parse_rows(fetched, "meetings")
+    step.stage = "store"
+    yield from rows
 
 
 def check_function(name: str, function: object, parameter: str) -> None:

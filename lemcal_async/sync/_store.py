@@ -4,7 +4,7 @@ A store keeps, per account, the last snapshot and an outbox of changes; it write
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
 
@@ -121,13 +121,16 @@ class Store(Protocol):
         self,
         user_id: str,
         revision: int,
-        rows: list[Any],
+        rows: Iterable[Any],
         *,
         baseline: bool,
         confirm_empty_after: int,
         body_hash: str | None = None,
     ) -> Applied | None:
         """Store a list, and put what changed into the outbox.
+
+        ``rows`` may be parsed while they are iterated over, once and before anything is written; if they turn
+        out to be no list, that raises ResponseDecodeError. Do it where that may take a few milliseconds.
 
         Returns None if the account has another revision by now: somebody else was faster, and this list may
         be older than theirs.

@@ -1,7 +1,7 @@
 """``SQLStore``: the store on SQLite and PostgreSQL. It needs the extra ``sql``."""
 
 import copy
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
@@ -96,7 +96,7 @@ class SQLStore:
         self,
         user_id: str,
         revision: int,
-        rows: list[Any],
+        rows: Iterable[Any],
         *,
         baseline: bool,
         confirm_empty_after: int,

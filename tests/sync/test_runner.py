@@ -275,8 +275,10 @@ async def test_the_same_list_again(worlds: Any) -> None:
 
     class Counting(MemoryStore):
         async def apply(self, *arguments: Any, **options: Any) -> Any:
-            lists.append(len(arguments[2]))
-            return await super().apply(*arguments, **options)
+            user_id, revision, rows = arguments
+            rows = list(rows)
+            lists.append(len(rows))
+            return await super().apply(user_id, revision, rows, **options)
 
     world, store = worlds(1, 5), Counting()
     user_id = world.sandbox.user_id

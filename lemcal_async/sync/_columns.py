@@ -9,9 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, Final
-
-import attrs
+from typing import Any, Final, NamedTuple
 
 from lemcal_async._codec import from_wire
 from lemcal_async.models import Meeting
@@ -20,41 +18,40 @@ from lemcal_async.models import Meeting
 _LONGEST_EMAIL: Final = 320
 
 
-@attrs.frozen
-class Columns:
+class Columns(NamedTuple):
     """What is kept of a meeting beside its wire row; ``problem`` names what of it cannot be read."""
 
-    meeting_type_id: str | None = None
-    meeting_type_name: str | None = None
-    start_at: datetime | None = None
-    end_at: datetime | None = None
-    guest_email: str | None = None
-    guest_name: str | None = None
-    host_email: str | None = None
-    canceled_at: datetime | None = None
-    created_at: datetime | None = None
-    problem: str | None = None
+    meeting_type_id: str | None
+    meeting_type_name: str | None
+    start_at: datetime | None
+    end_at: datetime | None
+    guest_email: str | None
+    guest_name: str | None
+    host_email: str | None
+    canceled_at: datetime | None
+    created_at: datetime | None
+    problem: str | None
 
 
 def columns_of(wire: Mapping[str, Any]) -> Columns:
     """Return the columns of a row with a usable ``_id``."""
     meeting = from_wire(wire, Meeting)
     guest, host = meeting.guest, meeting.host
-    guest_email, problems = guest.email if guest else None, list(meeting.problems)
+    guest_email, problems = guest.email if guest else None, meeting.problems
     if guest_email is not None and len(guest_email) > _LONGEST_EMAIL:
         guest_email = None
-        problems.append(f"the guest's e-mail address has over {_LONGEST_EMAIL} characters")
+        problems += (f"the guest's e-mail address has over {_LONGEST_EMAIL} characters",)
     return Columns(
-        meeting_type_id=storable(meeting.meeting_type_id),
-        meeting_type_name=storable(meeting.meeting_type_name),
-        start_at=meeting.start,
-        end_at=meeting.end,
-        guest_email=storable(guest_email),
-        guest_name=storable(guest.name if guest else None),
-        host_email=storable(host.email if host else None),
-        canceled_at=meeting.canceled_at,
-        created_at=meeting.created_at,
-        problem=storable("; ".join(problems)) or None,
+        storable(meeting.meeting_type_id),
+        storable(meeting.meeting_type_name),
+        meeting.start,
+        meeting.end,
+        storable(guest_email),
+        storable(guest.name) if guest else None,
+        storable(host.email) if host else None,
+        meeting.canceled_at,
+        meeting.created_at,
+        storable("; ".join(problems)) if problems else None,
     )
 
 

@@ -138,7 +138,7 @@ def snapshot(rows: Iterable[Any]) -> Snapshot:
     complete = True
     for index, wire in enumerate(rows):
         meeting_id: object = wire.get("_id") if _is_object(wire) else None
-        if not _is_object(wire) or not isinstance(meeting_id, str) or not _is_id(meeting_id):
+        if not isinstance(meeting_id, str) or not _is_id(meeting_id):
             complete = False
             reject("it has no usable _id")
             continue

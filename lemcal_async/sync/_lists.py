@@ -138,24 +138,27 @@ def _row(
     listed: ListedMeeting, user_id: str, time_of: Callable[[datetime | None], str | None], at: str | None
 ) -> tuple[Any, ...]:
     """Return a meeting's columns, in the order of ``MEETING_COLUMNS``."""
-    columns = columns_of(listed.wire)
+    (
+        type_id, type_name, start_at, end_at, guest_email, guest_name, host_email, canceled_at, created_at,
+        problem,
+    ) = columns_of(listed.wire)  # fmt: skip
     return (
         user_id,
         listed.id,
-        columns.meeting_type_id,
-        columns.meeting_type_name,
-        time_of(columns.start_at),
-        time_of(columns.end_at),
-        columns.guest_email,
-        columns.guest_name,
-        columns.host_email,
+        type_id,
+        type_name,
+        time_of(start_at),
+        time_of(end_at),
+        guest_email,
+        guest_name,
+        host_email,
         status_of(listed.wire),
-        time_of(columns.canceled_at),
-        time_of(columns.created_at),
+        time_of(canceled_at),
+        time_of(created_at),
         at,
         None,
         at,
-        columns.problem,
+        problem,
         listed.digest,
         storable_json(listed.text),
     )

@@ -45,10 +45,11 @@ _APPLIED: Final = (
 )
 
 
-def revision(raw: Any, user_id: str) -> int:
-    """Return the account's revision, 0 if it is new."""
-    found = driver_of(raw).rows("SELECT revision FROM accounts WHERE user_id = ?", (user_id,))
-    return int(found[0][0]) if found else 0
+def revisions(raw: Any, user_ids: list[str]) -> dict[str, int]:
+    """Return the accounts' revisions, without those of new ones."""
+    marks = ", ".join("?" * len(user_ids))
+    sql = f"SELECT user_id, revision FROM accounts WHERE user_id IN ({marks})"  # noqa: S608  # marks only
+    return dict(driver_of(raw).rows(sql, tuple(user_ids)))
 
 
 def unchanged(

@@ -1,11 +1,15 @@
 """``SQLStore``: the store on SQLite and PostgreSQL. It needs the extra ``sql``."""
 
 import copy
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar
+
+import anyio
+from anyio.lowlevel import RunVar
 
 try:
     from sqlalchemy import Connection, Select
@@ -49,6 +53,7 @@ class SQLStore:
     def __init__(self, url: str, *, create: bool = True) -> None:
         secret, url = Secret[object](url), ""  # it may hold a password
         self._transactions = Transactions(address_of(secret), create=create)
+        self._revisions = _Revisions(self._transactions)
         self._lease: Lease | None = None
 
     def __repr__(self) -> str:
@@ -90,7 +95,7 @@ class SQLStore:
 
     async def revision(self, user_id: str) -> int:
         """See ``Store``."""
-        return await self._transactions.run_raw(lambda: lambda raw: _lists.revision(raw, user_id))
+        return await self._revisions.of(user_id)
 
     async def apply(
         self,
@@ -266,6 +271,61 @@ class SQLStore:
             return work(connection)
 
         return guarded
+
+
+class _Revisions:
+    """Reads revisions, and those that are asked for while all threads are busy with one query.
+
+    That takes a trip to a thread from most accounts.
+    """
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+        self._next: RunVar[_Question] = RunVar("lemcal_async.sync.sql._Revisions")
+
+    async def of(self, user_id: str) -> int:
+        """Return an account's revision, 0 if it is new."""
+        question = self._next.get(None)
+        if question is not None and question.add(user_id):
+            await question.has_ended.wait()
+            if question.found is not None:
+                return question.found.get(user_id, 0)
+        # It is the first to ask. Or who was has failed or was canceled: then each asks for itself.
+        question = _Question(user_id)
+        self._next.set(question)
+        try:
+            question.found = await self._transactions.run_raw(
+                lambda: partial(_lists.revisions, user_ids=question.close())
+            )
+        finally:
+            question.close()
+            question.has_ended.set()
+        return question.found.get(user_id, 0)
+
+
+class _Question:
+    """Accounts whose revisions are asked for at once, until a thread has taken the question."""
+
+    def __init__(self, user_id: str) -> None:
+        self.has_ended = anyio.Event()
+        self.found: dict[str, int] | None = None
+        self._user_ids = [user_id]
+        self._is_open = True
+        self._lock = threading.Lock()
+
+    def add(self, user_id: str) -> bool:
+        """Add an account; False if it is too late, or there are too many."""
+        with self._lock:
+            is_in_time = self._is_open and len(self._user_ids) < _outbox.IN_ONE_STATEMENT
+            if is_in_time:
+                self._user_ids.append(user_id)
+            return is_in_time
+
+    def close(self) -> list[str]:
+        """Return the accounts, from now on no more."""
+        with self._lock:
+            self._is_open = False
+            return self._user_ids
 
 
 def _now() -> datetime:

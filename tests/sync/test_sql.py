@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.sync import SQLStore, StoreError, _database as database
+from lemcal_async.sync import SQLStore, StoreError, _database as database, _lists, _transactions
 from lemcal_async.sync._database import _set_up_sqlite
 from lemcal_async.sync._tables import metadata
 from lemcal_async.sync._transactions import Transactions
@@ -212,6 +212,54 @@ async def test_one_thread_per_write(sqlite_database: Database, monkeypatch: pyte
         for number in range(10):
             tasks.start_soon(store.record_failure, f"usr_{number}", "no")
     assert threading.get_ident() not in seen
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("end", ["answered", "canceled"])
+async def test_revisions_that_are_asked_for_at_once(
+    sql_store: SQLStore, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """One query reads them, once a thread is free; the others get theirs if who asked first is canceled."""
+    go, begun, found, read = threading.Event(), threading.Semaphore(0), dict[str, int](), _lists.revisions
+    asked: list[list[str]] = []
+
+    def revisions(raw: Any, user_ids: list[str]) -> dict[str, int]:
+        asked.append(list(user_ids))
+        begun.release()
+        go.wait(10)
+        return read(raw, user_ids)
+
+    async def ask(user_id: str) -> None:
+        found[user_id] = await sql_store.revision(user_id)
+
+    user_ids = [f"usr_{number}" for number in range(6)]
+    await take(sql_store, rows(1), user_id="usr_4")
+    monkeypatch.setattr(_lists, "revisions", revisions)
+    threads = _transactions._THREADS[sql_store._transactions.address.backend]
+    async with anyio.create_task_group() as tasks:
+        for number in range(threads):
+            tasks.start_soon(ask, f"busy_{number}")
+            await anyio.to_thread.run_sync(begun.acquire)
+        first = anyio.CancelScope()
+
+        async def ask_first() -> None:
+            with first:
+                await ask("first")
+
+        tasks.start_soon(ask_first)
+        await anyio.wait_all_tasks_blocked()
+        for user_id in user_ids:
+            tasks.start_soon(ask, user_id)
+        await anyio.wait_all_tasks_blocked()
+        if end == "canceled":
+            first.cancel()
+            await anyio.wait_all_tasks_blocked()
+        go.set()
+    assert [0, 0, 0, 0, 1, 0] == [found[user_id] for user_id in user_ids]
+    if end == "answered":
+        assert ["first", *user_ids] == sorted(asked[threads])
+        assert threads + 1 == len(asked)
+    assert (end == "canceled") == ("first" not in found)
 
 
 def test_one_store_in_several_loops(sqlite_database: Database) -> None:

@@ -83,14 +83,14 @@ async def _queue() -> list[Measure]:
             for number, scope in enumerate(scopes):
                 if (number + 1) % (len(scopes) // SURVIVORS):
                     scope.cancel()
-            cancelled_at = time.monotonic()
+            canceled_at = time.monotonic()
             await _until(lambda: ended >= len(scopes) - SURVIVORS)
-            cancelled = time.process_time()
-        waited = time.monotonic() - cancelled_at
+            canceled = time.process_time()
+        waited = time.monotonic() - canceled_at
         assert 2 * LIMIT + SURVIVORS <= served <= 4 * LIMIT
     return [
         Measure(f"CPU to queue {CALLS:,} calls and serve two windows", queued - started, "s", 1.0),
-        Measure(f"CPU to cancel all but {SURVIVORS} of them", cancelled - queued, "s", 1.0),
+        Measure(f"CPU to cancel all but {SURVIVORS} of them", canceled - queued, "s", 1.0),
         Measure("time until those are done", waited, "s", 2 * (PERIOD + 0.1)),
     ]
 

@@ -92,8 +92,8 @@ ACCOUNT_1 = "account 1 ('sales'): "
             "'account' must be written as [[account]] tables, with",
         ),
         (
-            SALES + "colour = 1",
-            ACCOUNT_1 + "unknown key 'colour'; the keys are name, user_id, api_key, api_key",
+            SALES + "color = 1",
+            ACCOUNT_1 + "unknown key 'color'; the keys are name, user_id, api_key, api_key",
         ),
         (SALES.replace('"usr_a"', "5"), ACCOUNT_1 + "user_id must be a string in quotes, not int"),
         (SALES.replace('"sales"', "5"), "account 1: name must be a string in quotes, not int"),

@@ -135,7 +135,7 @@ def test_the_redis_limiter_names_its_extra() -> None:
     assert "lemcal_async" in loaded_by(program)
 
 
-def test_the_synchronisation() -> None:
+def test_the_synchronization() -> None:
     """A database is loaded only by who uses one."""
     loaded = loaded_by("from lemcal_async.sync import MemoryStore, sync_meetings, watch")
     assert set() == loaded & NEVER

@@ -178,7 +178,7 @@ def test_no_other_errors() -> None:
     assert set(ERRORS) == found
 
 
-def test_the_names_of_the_synchronisation() -> None:
+def test_the_names_of_the_synchronization() -> None:
     """All resolve, the one that needs a database as well; others are an AttributeError."""
     sync = importlib.import_module("lemcal_async.sync")
     assert sorted(sync.__all__) == sync.__all__ == dir(sync)

@@ -128,7 +128,7 @@ def test_answers_that_stand(method: str) -> None:
     ("failure", "repeatable"), [("unsent", METHODS), ("broken", REPEATABLE), ("fatal", [])]
 )
 def test_failures(method: str, failure: Failure, repeatable: list[str]) -> None:
-    """What never left is safe to repeat; what broke afterwards only where twice is once; the rest never."""
+    """What never left is safe to repeat; what broke afterward only where twice is once; the rest never."""
     for attempt in BACKOFF:
         wait = wait_after_failure(RetryPolicy(), method, failure, attempt)
         assert is_backoff(wait, attempt) if method in repeatable else wait is None

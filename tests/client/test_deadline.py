@@ -252,7 +252,7 @@ async def test_within_an_outer_timeout_that_is_shorter(lemcal_sandbox: Sandbox) 
         assert lemcal_sandbox.user_id == (await lemcal.me()).id
 
 
-async def test_a_cancelled_call_leaves_nothing_behind(lemcal_sandbox: Sandbox) -> None:
+async def test_a_canceled_call_leaves_nothing_behind(lemcal_sandbox: Sandbox) -> None:
     """Neither a place in the queue nor a connection: the next calls work."""
     lemcal_sandbox.inject(faults.slow(30), times=3)
     async with lemcal_sandbox.client() as lemcal:

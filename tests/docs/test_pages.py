@@ -59,7 +59,7 @@ def test_every_page_has_a_test() -> None:
 
 
 def booked(sandbox: Sandbox) -> list[dict[str, Any]]:
-    """Return the meetings that are not cancelled."""
+    """Return the meetings that are not canceled."""
     return [meeting for meeting in sandbox.meetings() if not meeting.get("canceledAt")]
 
 
@@ -163,7 +163,7 @@ async def service_meetings(service: Sandbox) -> list[Any]:
 
 
 async def test_webhooks(read: Read, service: Sandbox, capsys: Output) -> None:
-    """The receiver prints what was booked, wakes the synchronisation, and serves several accounts."""
+    """The receiver prints what was booked, wakes the synchronization, and serves several accounts."""
     acme = SimpleNamespace(user_id=service.user_id, api_key=service.api_key, token=TOKEN)
     started: list[tuple[Any, ...]] = []
     changes: list[str] = []

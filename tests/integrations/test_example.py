@@ -71,7 +71,7 @@ def test_a_booking_arrives(example: Example) -> None:
     gone = httpx.post(f"{example.meetings}/{before[0]['_id']}/cancel").raise_for_status().json()
     booked = httpx.post(example.bookings, json={}).raise_for_status().json()
     assert [booked] == example.get("/bookings", until=1)
-    # The delivery woke the synchronisation, which found the cancellation as well: no hook tells of those.
+    # The delivery woke the synchronization, which found the cancellation as well: no hook tells of those.
     changes = {change["kind"]: change["meeting"] for change in example.get("/changes", until=2)}
     assert {"created": booked, "canceled": gone} == changes
     assert len(before) == len(example.get("/meetings", until=len(before)))

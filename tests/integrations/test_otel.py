@@ -123,7 +123,7 @@ async def test_a_call_that_fails(
     assert (error, 1) == (labels["error.type"], count)
 
 
-async def test_a_call_that_is_cancelled(kept: Kept, lemcal_sandbox: Sandbox) -> None:
+async def test_a_call_that_is_canceled(kept: Kept, lemcal_sandbox: Sandbox) -> None:
     """It has a span, too."""
     lemcal_sandbox.inject(faults.slow(5))
     async with lemcal_sandbox.client() as lemcal:
@@ -168,7 +168,7 @@ async def test_deliveries(kept: Kept, lemcal_sandbox: Sandbox) -> None:
     assert {("handled", 200), ("rejected", 401)} == found
 
 
-async def test_synchronisation(kept: Kept, lemcal_sandbox: Sandbox) -> None:
+async def test_synchronization(kept: Kept, lemcal_sandbox: Sandbox) -> None:
     """How long an account took, and what was found."""
     async with lemcal_sandbox.client() as lemcal:
         report = await sync_meetings([lemcal], MemoryStore())
@@ -177,7 +177,7 @@ async def test_synchronisation(kept: Kept, lemcal_sandbox: Sandbox) -> None:
 
 
 def test_events_of_the_other_parts(kept: Kept) -> None:
-    """The limiter's and the synchronisation's have metrics of their own; a new one is left alone."""
+    """The limiter's and the synchronization's have metrics of their own; a new one is left alone."""
     for event in (
         events.Queued("0123abcd", "bulk", 3),
         events.Granted("0123abcd", "bulk", 0.5),

@@ -1,6 +1,6 @@
 """What must hold of the limiter of one process, by number.
 
-Point 1 is the state machine in ``test_law.py``, point 3 is in ``test_simulator.py``; the headers of
+Point 1 is the state machine in ``test_invariants.py``, point 3 is in ``test_simulator.py``; the headers of
 point 6 have a table of their own in ``tests/test_headers.py``. What needs Redis is tested with that.
 """
 
@@ -262,7 +262,7 @@ async def test_08_canceling_nearly_all(many: int) -> None:
     scopes: dict[int, anyio.CancelScope] = {}
     granted: list[int] = []
     served: dict[int, float] = {}
-    cancelled = anyio.Event()
+    canceled = anyio.Event()
 
     async def one(number: int) -> None:
         with anyio.CancelScope() as scopes[number]:
@@ -271,7 +271,7 @@ async def test_08_canceling_nearly_all(many: int) -> None:
             if number % 2:
                 permit.sent()
             try:
-                await cancelled.wait()
+                await canceled.wait()
             except BaseException:
                 (permit.unknown if number % 2 else permit.unsent)()
                 raise
@@ -289,11 +289,11 @@ async def test_08_canceling_nearly_all(many: int) -> None:
                 if number not in survivors:
                     scope.cancel()
             await settle()
-        cancelled.set()
-        cancelled_at = limiter.clock()
+        canceled.set()
+        canceled_at = limiter.clock()
     assert many < count[0] < many * MOST_LINES
     assert survivors == sorted(served)
-    next_slot = cancelled_at + 0.5 + LOST_AFTER
+    next_slot = canceled_at + 0.5 + LOST_AFTER
     assert max(served.values()) < next_slot + 0.1
 
 

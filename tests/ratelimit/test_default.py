@@ -31,7 +31,7 @@ def test_the_default_keeps_to_the_documented_limit() -> None:
 
 
 def test_tests_get_a_limiter_of_their_own() -> None:
-    """Inside fresh_default another limiter is the default; afterwards it is the old one again."""
+    """Inside fresh_default another limiter is the default; afterward it is the old one again."""
     before = default_limiter()
     with fresh_default() as outer:
         assert outer is default_limiter()

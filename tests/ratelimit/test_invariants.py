@@ -1,6 +1,6 @@
 """The law of the limiter: one key's slots against a server that really counts, under any order of events.
 
-Hypothesis decides what is asked, sent, answered, lost and cancelled, and how long every way takes,
+Hypothesis decides what is asked, sent, answered, lost and canceled, and how long every way takes,
 within what the limiter relies on: no way there or back is faster than the first answers have shown, and
 what is cut off is counted within ``LOST_AFTER`` of its departure or never.
 """
@@ -200,7 +200,7 @@ class LogMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.world.departed())
     @rule(data=st.data())
     def break_off(self, data: st.DataObject) -> None:
-        """Lose a request that has left: cancelled, timed out, disconnected. It arrives all the same."""
+        """Lose a request that has left: canceled, timed out, disconnected. It arrives all the same."""
         request = data.draw(st.sampled_from(self.world.departed()))
         self.world.requests.remove(request)
         self.world.log.unknown(request.slot, self.world.now)

@@ -538,7 +538,7 @@ async def test_a_report_while_its_own_thread_is_at_work() -> None:
 
 @pytest.mark.anyio
 async def test_what_happens_while_another_is_at_work(narrow: LocalRateLimiter) -> None:
-    """It is left in the inbox, and nobody waits; who comes next sees to it, cancelled calls included."""
+    """It is left in the inbox, and nobody waits; who comes next sees to it, canceled calls included."""
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
         await callers.call(0, answer=False)
@@ -556,7 +556,7 @@ async def test_what_happens_while_another_is_at_work(narrow: LocalRateLimiter) -
 # ----------------------------------------------------------------------------------- cancellation
 @pytest.mark.anyio
 @pytest.mark.parametrize("place", [1, 3, 5])
-async def test_cancelled_in_the_queue(narrow: LocalRateLimiter, place: int) -> None:
+async def test_canceled_in_the_queue(narrow: LocalRateLimiter, place: int) -> None:
     """Head, middle or tail: the others are served as if it had never asked."""
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
@@ -570,7 +570,7 @@ async def test_cancelled_in_the_queue(narrow: LocalRateLimiter, place: int) -> N
 
 
 @pytest.mark.anyio
-async def test_granted_while_it_is_cancelled(narrow: LocalRateLimiter) -> None:
+async def test_granted_while_it_is_canceled(narrow: LocalRateLimiter) -> None:
     """A grant that meets a call on its way out goes to the next one, at the same moment."""
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
@@ -584,7 +584,7 @@ async def test_granted_while_it_is_cancelled(narrow: LocalRateLimiter) -> None:
 
 
 @pytest.mark.anyio
-async def test_cancelled_while_it_is_granted(narrow: LocalRateLimiter) -> None:
+async def test_canceled_while_it_is_granted(narrow: LocalRateLimiter) -> None:
     """A grant that came before the cancellation is kept or passed on, and lost in neither case."""
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
@@ -600,7 +600,7 @@ async def test_cancelled_while_it_is_granted(narrow: LocalRateLimiter) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": JumpingLoop})], ids=["asyncio"])
 @pytest.mark.parametrize("granted_first", [True, False])
-async def test_natively_cancelled_around_the_grant(narrow: LocalRateLimiter, granted_first: bool) -> None:  # noqa: FBT001  # a column
+async def test_natively_canceled_around_the_grant(narrow: LocalRateLimiter, granted_first: bool) -> None:  # noqa: FBT001  # a column
     """``task.cancel()`` at the same moment as the grant, in either order: the next one has it."""
     first = await narrow.acquire(KEY)
     tasks = [asyncio.ensure_future(narrow.acquire(KEY)) for _ in range(3)]
@@ -622,7 +622,7 @@ async def test_natively_cancelled_around_the_grant(narrow: LocalRateLimiter, gra
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": JumpingLoop})], ids=["asyncio"])
 @pytest.mark.parametrize("place", [0, 2, 4])
-async def test_natively_cancelled_in_the_queue(narrow: LocalRateLimiter, place: int) -> None:
+async def test_natively_canceled_in_the_queue(narrow: LocalRateLimiter, place: int) -> None:
     """The head, which watches the clock for all, or another: the others are served as if it had not asked."""
     (await narrow.acquire(KEY)).answered(200, SILENT)
     started = anyio.current_time()
@@ -635,8 +635,8 @@ async def test_natively_cancelled_in_the_queue(narrow: LocalRateLimiter, place: 
 
 
 @pytest.mark.anyio
-async def test_cancelled_just_when_it_is_due(narrow: LocalRateLimiter) -> None:
-    """Cancelled at the very moment at which it wakes up, in either order, it leaves no gap."""
+async def test_canceled_just_when_it_is_due(narrow: LocalRateLimiter) -> None:
+    """Canceled at the very moment at which it wakes up, in either order, it leaves no gap."""
     for _ in range(10):
         async with anyio.create_task_group() as group:
             callers = Callers(narrow, group)
@@ -655,8 +655,8 @@ async def _cancel_later(callers: Callers, name: object, seconds: float) -> None:
 
 
 @pytest.mark.anyio
-async def test_cancelled_before_it_asks(limiter: LocalRateLimiter) -> None:
-    """A call in a cancelled scope gets its permit if that takes no wait, and else leaves no trace."""
+async def test_canceled_before_it_asks(limiter: LocalRateLimiter) -> None:
+    """A call in a canceled scope gets its permit if that takes no wait, and else leaves no trace."""
     with anyio.CancelScope() as scope:
         scope.cancel()
         for _ in range(20):
@@ -729,7 +729,7 @@ async def test_a_wait_that_is_garbage(narrow: LocalRateLimiter) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("seed", range(8))
 async def test_whatever_happens_nobody_is_forgotten(seed: int) -> None:
-    """300 calls over 3 keys, some cancelled, refused or lost: all others go, and never too many at once."""
+    """300 calls over 3 keys, some canceled, refused or lost: all others go, and never too many at once."""
     dice = random.Random(seed)
     limiter = LocalRateLimiter(3, 2.0, clock=anyio.current_time)
     departures: dict[Key, list[float]] = {Key("https://api.example.com", name): [] for name in "abc"}
@@ -747,7 +747,7 @@ async def test_whatever_happens_nobody_is_forgotten(seed: int) -> None:
                 with anyio.CancelScope(shield=True):
                     await use(permit, end, departures[key])
             ends[end] += 1
-        ends["cancelled"] += scope.cancelled_caught
+        ends["canceled"] += scope.cancelled_caught
 
     async def use(permit: Permit, end: str, departures: list[float]) -> None:
         await anyio.sleep(dice.choice([0.0, dice.random(), dice.random() * 5]))
@@ -769,7 +769,7 @@ async def test_whatever_happens_nobody_is_forgotten(seed: int) -> None:
             for number in range(300):
                 group.start_soon(one, number)
     assert 300 == sum(ends.values())
-    assert {"answered", "unsent", "unknown", "cancelled"} == ends.keys()
+    assert {"answered", "unsent", "unknown", "canceled"} == ends.keys()
     for moments in departures.values():
         moments.sort()
         assert all(late - early >= 2.0 for early, late in zip(moments, moments[3:], strict=False))

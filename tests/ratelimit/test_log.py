@@ -1,6 +1,6 @@
 """The arithmetic of one key's budget, on a clock that is a plain number.
 
-Tables and single steps; whatever else may happen is for ``test_law.py``.
+Tables and single steps; whatever else may happen is for ``test_invariants.py``.
 """
 
 import math

@@ -398,7 +398,7 @@ async def test_one_warning_of_a_long_wait(redis: RedisServer, caplog: pytest.Log
 
 
 @pytest.mark.anyio
-async def test_8_cancelling_almost_all(redis: RedisServer) -> None:
+async def test_8_canceling_almost_all(redis: RedisServer) -> None:
     """The head, granted ones and some in flight among them: the survivors are next."""
     async with limiter_of(redis, 20, 0.4) as limiter, anyio.create_task_group() as group:
         served: list[int] = []
@@ -424,17 +424,17 @@ async def test_8_cancelling_almost_all(redis: RedisServer) -> None:
             await anyio.lowlevel.checkpoint()
         for number in range(990):
             scopes[number].cancel()
-        cancelled = time.monotonic()
+        canceled = time.monotonic()
         with anyio.fail_after(20):
             while not {*range(990, 1_000)} <= set(served):  # noqa: ASYNC110
                 await anyio.sleep(0.01)
-        assert time.monotonic() - cancelled < LAPSE + 0.4 + 3.0
+        assert time.monotonic() - canceled < LAPSE + 0.4 + 3.0
         assert 0 == limiter.snapshot(KEY).queued
 
 
 @pytest.mark.anyio
-async def test_cancelled_at_any_moment(redis: RedisServer) -> None:
-    """Nothing is lost or stuck: afterwards the whole limit is there again."""
+async def test_canceled_at_any_moment(redis: RedisServer) -> None:
+    """Nothing is lost or stuck: afterward the whole limit is there again."""
     dice = random.Random(7)
     async with limiter_of(redis, 5, 0.05) as limiter:
 
@@ -457,7 +457,7 @@ async def test_cancelled_at_any_moment(redis: RedisServer) -> None:
         assert 0 == limiter.snapshot(KEY).queued
 
 
-def test_cancelled_natively(redis: RedisServer) -> None:
+def test_canceled_natively(redis: RedisServer) -> None:
     """By asyncio itself, without a cancel scope: the head, one that was just granted, all others."""
 
     async def main() -> None:

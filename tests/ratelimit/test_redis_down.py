@@ -336,7 +336,7 @@ async def test_13_34_the_snapshot_while_redis_is_away(mortal: RedisServer, when_
 
 @pytest.mark.anyio
 async def test_13_34_coredis_says_it_once(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """That Redis hangs, which it would say at each of our attempts; afterwards it speaks again."""
+    """That Redis hangs, which it would say at each of our attempts; afterward it speaks again."""
     async with limiter_of(mortal, 5, 0.2, timeout=0.1) as limiter:
         (await limiter.acquire(KEY)).answered(200, SILENT)
         mortal.freeze(frozen=True)

@@ -72,7 +72,7 @@ def test_a_way_that_is_longer_than_the_other(counting: WindowKind, asymmetry: fl
 
 
 @pytest.mark.parametrize("world", [World(), FAR, attrs.evolve(FAR, asymmetry=0.8)])
-def test_fixed_windows_are_recognised(world: World) -> None:
+def test_fixed_windows_are_recognized(world: World) -> None:
     """Within the first windows of a burst, and never where a log slides or headers are missing."""
     assert all(result.proven for result in runs(world))
     for other in (attrs.evolve(world, counting="sliding"), attrs.evolve(world, headers=False)):

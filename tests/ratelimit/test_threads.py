@@ -116,7 +116,7 @@ def bury(tasks: list[asyncio.Task[Permit]]) -> None:
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_loop_that_dies_at_the_head(backend: str) -> None:
-    """Its waiting calls cannot be cancelled any more; the calls of other loops pass them."""
+    """Its waiting calls cannot be canceled any more; the calls of other loops pass them."""
     limiter = LocalRateLimiter(1, 0.1)
     moments: list[float] = []
 
@@ -265,7 +265,7 @@ def test_a_blocked_loop_that_goes_away() -> None:
 
 
 def test_a_loop_that_stood_still_and_ends() -> None:
-    """A call that was passed over can still be cancelled."""
+    """A call that was passed over can still be canceled."""
     limiter = LocalRateLimiter(1, 0.05)
 
     async def hold() -> tuple[Permit, list[asyncio.Task[Permit]]]:
@@ -445,7 +445,7 @@ def test_fork_while_another_thread_is_at_work() -> None:
 
 @pytest.mark.anyio
 async def test_a_question_that_was_lost_in_a_fork() -> None:
-    """A task of the parent that was about to queue is cancelled in the child without a trace."""
+    """A task of the parent that was about to queue is canceled in the child without a trace."""
     limiter = LocalRateLimiter()
     async with anyio.create_task_group() as group:
         with limiter._inbox._lock:

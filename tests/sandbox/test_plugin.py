@@ -35,7 +35,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Py
 
 
 def test_every_test_has_a_fresh_limiter_once_it_is_used(run: pytest.Pytester) -> None:
-    """Before the limiter is imported nothing happens; afterwards each test gets a fresh one."""
+    """Before the limiter is imported nothing happens; afterward each test gets a fresh one."""
     run.makepyfile("""
         from limiter import entered, imported
 

@@ -1,4 +1,4 @@
-"""Synchronizations in processes that are killed after random steps, and what must hold afterwards."""
+"""Synchronizations in processes that are killed after random steps, and what must hold afterward."""
 
 import contextlib
 import json

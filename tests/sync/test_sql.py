@@ -278,7 +278,7 @@ def test_one_store_in_several_loops(sqlite_database: Database) -> None:
 
 @pytest.mark.anyio
 async def test_native_cancellation(sqlite_database: Database, anyio_backend: str) -> None:
-    """A task that is cancelled by asyncio itself leaves a whole transaction, and nothing open."""
+    """A task that is canceled by asyncio itself leaves a whole transaction, and nothing open."""
     if anyio_backend != "asyncio":
         pytest.skip("trio has no other cancellation")
     import asyncio

@@ -305,7 +305,7 @@ async def test_forget(store: Store) -> None:
 
 
 async def test_prune(store: Store) -> None:
-    """Old data are erased; meetings that are still listed are not reported as new afterwards."""
+    """Old data are erased; meetings that are still listed are not reported as new afterward."""
     old, new = rows(3), [{"_id": "mee_new", "end": "2026-02-05T08:30:00.000Z"}]
     await take(store, [*old, *new])
     await take(store, [*old[:2], *new])

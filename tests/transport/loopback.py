@@ -175,7 +175,7 @@ async def _unless_gone(wait: Coroutine[Any, Any, object], reader: asyncio.Stream
 
 
 async def first_of(*waits: Coroutine[Any, Any, object]) -> int:
-    """Return which of them ended first, by its place; the others are cancelled."""
+    """Return which of them ended first, by its place; the others are canceled."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

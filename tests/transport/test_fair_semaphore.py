@@ -124,7 +124,7 @@ async def test_several_hang() -> None:
 
 @pytest.mark.parametrize("granted", [False, True])
 @pytest.mark.anyio
-async def test_cancelled_by_scope(*, granted: bool) -> None:
+async def test_canceled_by_scope(*, granted: bool) -> None:
     """While it waits, and when it has just been given a slot."""
     slots = FairSemaphore(1)
     await slots.acquire("held")
@@ -157,7 +157,7 @@ async def test_cancelled_by_scope(*, granted: bool) -> None:
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("granted", [False, True])
 @pytest.mark.anyio
-async def test_cancelled_by_task(*, granted: bool) -> None:
+async def test_canceled_by_task(*, granted: bool) -> None:
     """The same by ``Task.cancel()``, and more than once."""
     slots = FairSemaphore(1)
     await slots.acquire("held")

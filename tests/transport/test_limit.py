@@ -327,7 +327,7 @@ CANCELLATIONS = [
     ],
 )
 @pytest.mark.anyio
-async def test_cancelled_on_the_wire(
+async def test_canceled_on_the_wire(
     cancel: Cancel, *, tells: bool, leaves: bool, expected: list[str]
 ) -> None:
     """Before the request left the slot goes back; later, or if nobody can tell, it counts as used."""
@@ -352,7 +352,7 @@ async def test_cancelled_on_the_wire(
 
 @pytest.mark.parametrize(("anyio_backend", "cancel"), CANCELLATIONS)
 @pytest.mark.anyio
-async def test_cancelled_in_the_queue(cancel: Cancel) -> None:
+async def test_canceled_in_the_queue(cancel: Cancel) -> None:
     """Nothing was granted, so there is nothing to report; the wait counts all the same."""
     recorder, request, stuck = Recorder(delay=60.0), request_of(), anyio.Event()
 
@@ -405,7 +405,7 @@ async def test_a_request_used_twice_begins_a_new_call() -> None:
 
 @pytest.mark.anyio
 async def test_a_connect_is_not_the_request() -> None:
-    """The CONNECT to a proxy leaves first; cancelled or failed after that, the request itself has not."""
+    """The CONNECT to a proxy leaves first; canceled or failed after that, the request itself has not."""
     recorder = Recorder()
 
     async def tunnel(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""The proxies that the environment sets, as the default wire honours them."""
+"""The proxies that the environment sets, as the default wire honors them."""
 
 import asyncio
 import contextlib

@@ -545,7 +545,7 @@ async def test_a_deadline_that_allows_the_retry(slept: list[float]) -> None:
 
 @pytest.mark.anyio
 async def test_no_wait_is_left_behind() -> None:
-    """Cancelled while it waits, it ends at once and does not try again."""
+    """Canceled while it waits, it ends at once and does not try again."""
     wire = Script(httpx.Response(429, headers={"Retry-After": "30"}))
     with anyio.move_on_after(0.05) as scope:
         await send(wire)
@@ -622,7 +622,7 @@ class Stream(httpx.AsyncByteStream):
 
 @pytest.mark.anyio
 async def test_compressed_on_the_wire(make_wire: MakeWire, server: Loopback) -> None:
-    """The connection is used again afterwards."""
+    """The connection is used again afterward."""
     async with httpx.AsyncClient(transport=RetryTransport(make_wire())) as client:
         answers = [await client.get(f"{server.url}/gzip/5000") for _ in range(2)]
     assert [bytes(5000)] * 2 == [answer.content for answer in answers]

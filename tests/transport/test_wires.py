@@ -1,4 +1,4 @@
-"""The wires: which connection a request gets, and what becomes of it afterwards."""
+"""The wires: which connection a request gets, and what becomes of it afterward."""
 
 import asyncio
 import gc

@@ -113,7 +113,7 @@ async def removed_again(scene: Scene) -> Answer:
 
 
 async def canceled_again(scene: Scene) -> Answer:
-    """Deliver a meeting that was cancelled already."""
+    """Deliver a meeting that was canceled already."""
     booked = scene.book()
     scene.sandbox.cancel(booked["_id"])
     return await scene.post(booked)
@@ -218,7 +218,7 @@ TABLE = [
     Row("with an odd value", with_an_odd_value, HANDLED, 1),
     Row("beside an unreadable row", beside_an_unreadable_one, HANDLED, 1),
     Row("from an envelope", in_an_envelope, HANDLED, 1),
-    Row("cancelled meanwhile", canceled_again, HANDLED, 1),
+    Row("canceled meanwhile", canceled_again, HANDLED, 1),
     Row(
         "with a byte order mark",
         lambda s: s.post(b"\xef\xbb\xbf" + json.dumps(s.book()).encode()),

@@ -110,7 +110,7 @@ async def test_narrowed_when_that_answers_all() -> None:
     assert ["meetingTypeId=met_1", "meetingTypeId=met_2", "", ""] == wire.queries
 
 
-async def test_the_caller_is_cancelled() -> None:
+async def test_the_caller_is_canceled() -> None:
     """Who made the call for all goes away: somebody else makes it, for the same questions."""
     wire = Gated()
     wire.meetings = [{"_id": "mee_2"}, {"_id": "mee_3"}]
@@ -133,7 +133,7 @@ async def test_the_caller_is_cancelled() -> None:
     }
 
 
-async def test_the_caller_is_cancelled_with_others_aboard() -> None:
+async def test_the_caller_is_canceled_with_others_aboard() -> None:
     """The call that is cut short was to answer them too: they are asked for once more."""
     wire = Gated()
     wire.meetings = [{"_id": "mee_2"}]
@@ -155,7 +155,7 @@ async def test_the_caller_is_cancelled_with_others_aboard() -> None:
     assert ({}, Meeting("mee_2")) == (caller.findings, others.findings["mee_2"])
 
 
-async def test_one_who_waits_is_cancelled() -> None:
+async def test_one_who_waits_is_canceled() -> None:
     """It costs nobody anything, even if it was the one to make the next call."""
     wire = Gated()
     async with anyio.create_task_group() as tasks:

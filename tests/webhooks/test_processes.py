@@ -66,7 +66,7 @@ class Service:
 
 @contextmanager
 def running(sandbox: Sandbox, folder: Path, *, workers: int = 1, **more: str) -> Iterator[Service]:
-    """Run the service until it listens, and afterwards until it has ended."""
+    """Run the service until it listens, and afterward until it has ended."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {

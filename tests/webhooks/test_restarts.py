@@ -128,7 +128,7 @@ async def test_a_plain_handler_that_takes_too_long(sandbox: Sandbox) -> None:
         assert [booked["_id"]] == calls
 
 
-async def test_cancelled_at_any_moment(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
+async def test_canceled_at_any_moment(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
     """Wherever the server cuts it off, it is answered 503 and can come again."""
     body = b'{"_id": "%b"}' % sandbox.book()["_id"].encode()
     handled: list[str] = []

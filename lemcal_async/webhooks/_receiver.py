@@ -221,8 +221,7 @@ class WebhookReceiver:
     ) -> tuple[int, dict[str, str], bytes]:
         """Answer a delivery without ASGI (on Lambda, aiohttp.web, Django): return status, headers, body.
 
-        A plain handler that runs out of time is left behind in its thread. Raises nothing but its
-        cancellation.
+        A plain handler that runs out of time is left behind in its thread.
 
         Args:
             method: The HTTP method.
@@ -230,9 +229,15 @@ class WebhookReceiver:
             headers: The headers, as a mapping or as pairs.
             body: The whole body.
             tenant: The name that ``accounts`` finds a tenant by.
+
+        Raises:
+            ConfigurationError: An argument is of another type. Nothing else but a cancellation is raised.
         """
         secret, query = Secret(query), ""
-        pairs = headers_of(headers)
+        given, headers = Secret(headers), ()  # a token can be in either
+        if problem := _problem_with_arguments(secret, given, body):
+            raise ConfigurationError(problem)
+        pairs = headers_of(given.reveal())
 
         async def read(until: float) -> _Body:  # noqa: ARG001 - it is here already
             return body
@@ -329,6 +334,17 @@ def _emit_handled(reply: Reply | None, began: float) -> None:
     if events.wanted() and reply is not None:
         seconds = anyio.current_time() - began
         events.emit(events.WebhookHandled(reply.outcome, reply.status_code, seconds))
+
+
+def _problem_with_arguments(query: Secret[Any], headers: Secret[Any], body: object) -> str | None:
+    """Return what is wrong with what ``handle`` is given, None if nothing is."""
+    if not isinstance(query.reveal(), str | bytes):
+        return f"query= must be the query string as it came, not {type(query.reveal()).__name__}"
+    if not isinstance(headers.reveal(), Iterable):
+        return f"headers= must be a mapping or pairs, not {type(headers.reveal()).__name__}"
+    if not isinstance(body, bytes):
+        return f"body= must be bytes, not {type(body).__name__}"
+    return None
 
 
 def _check_options(

@@ -481,6 +481,29 @@ async def test_handled_without_asgi(sandbox: Sandbox, lemcal: AsyncLemcal) -> No
         assert (503, True) == (status, int(headers["retry-after"]) >= 1)
 
 
+@pytest.mark.parametrize(
+    ("query", "headers", "body", "message"),
+    [
+        ({"token": TOKEN}, {}, b"{}", r"^query= must be the query string as it came, not dict$"),
+        (f"token={TOKEN}", None, b"{}", r"^headers= must be a mapping or pairs, not NoneType$"),
+        (f"token={TOKEN}", {"Authorization": "Basic eDp5"}, "{}", r"^body= must be bytes, not str$"),
+    ],
+)
+async def test_wrong_types_without_asgi(
+    lemcal: AsyncLemcal, query: Any, headers: Any, body: Any, message: str
+) -> None:
+    """What Lambda and its like hand over as text or as a mapping is refused, and the error holds no token."""
+    receiver = WebhookReceiver(lemcal, token=TOKEN, on_meeting=ignore)
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        await receiver.handle("POST", query, headers, body)
+    # The first frame is this test's own, which holds the token.
+    rendered = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    shown = repr([frame.locals for frame in rendered.stack if "/lemcal_async/" in frame.filename])
+    assert "Secret" in shown
+    assert TOKEN not in shown
+    assert "eDp5" not in shown
+
+
 async def test_a_tenant_without_asgi(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
     """The caller says which name the path has."""
 

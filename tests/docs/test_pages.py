@@ -3,6 +3,7 @@
 A page's test is named after it. Where a page defines functions, its test calls them.
 """
 
+import base64
 import gc
 import logging
 import sqlite3
@@ -12,12 +13,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime, tzinfo
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import httpx
 import pytest
 from redis_server import RedisServer
@@ -30,7 +33,7 @@ from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.sync import Change, MemoryStore, SQLStore, Wake, sync_meetings, watch
 from lemcal_async.webhooks import Tenant
 
-from .conftest import PAGES, ROOT, Read, blocks
+from .conftest import PAGES, ROOT, Names, Read, blocks
 
 pytestmark = pytest.mark.anyio
 
@@ -199,6 +202,17 @@ async def test_webhooks(read: Read, service: Sandbox, capsys: Output) -> None:
         names["status"],
         names["content"],
     )
+    event = {
+        "body": base64.b64encode(b"{}").decode(),
+        "headers": {"content-type": "application/json"},
+        "isBase64Encoded": True,
+        "rawQueryString": "token=guessed",
+        "requestContext": {"http": {"method": "POST"}},
+    }
+    answer = await anyio.to_thread.run_sync(names["handler"], event, None)  # Lambda's loop is its own
+    assert (401, names["content"].decode()) == (answer["statusCode"], answer["body"])
+    assert 400 == await anyio.to_thread.run_sync(status_on_lambda, names, event, f"token={TOKEN}")
+    await anyio.to_thread.run_sync(names["runner"].close)
     booked = service.book()
     async with visitor(names["receiver"]) as sender, anyio.create_task_group() as tasks:
         tasks.start_soon(*started[0])
@@ -214,6 +228,12 @@ async def test_webhooks(read: Read, service: Sandbox, capsys: Output) -> None:
         assert {"status": "handled"} == (await sender.post(f"/hooks/acme?token={TOKEN}", json=booked)).json()
         assert 401 == (await sender.post(f"/hooks/nobody?token={TOKEN}", json=booked)).status_code
     assert capsys.readouterr().out.startswith(f"{service.user_id} 20")
+
+
+def status_on_lambda(names: Names, event: dict[str, Any], query: str) -> int:
+    """Return how the function that Lambda calls answers to a body that is text."""
+    text = {"rawQueryString": query, "isBase64Encoded": False, "body": "[]"}
+    return int(names["handler"]({**event, **text}, None)["statusCode"])
 
 
 class Tenants(dict[str, SimpleNamespace]):
@@ -310,6 +330,15 @@ async def test_models(read: Read, service: Sandbox) -> None:
     assert {"meeting": service.meetings()[0], "notes": ""} == answer.json()
 
 
+class LateOnMonday(datetime):
+    """A clock that stands at half past eleven in London, where it is Monday, and Tuesday in Paris."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> "LateOnMonday":
+        """Return that moment."""
+        return cls(2026, 1, 5, 23, 30, tzinfo=UTC).astimezone(tz)
+
+
 async def test_data_analysis(read: Read, service: Sandbox, tmp_path: Path) -> None:
     """The questions have the sandbox's answers."""
     async with service.client() as lemcal, SQLStore(f"sqlite:///{tmp_path}/lemcal.db") as store:
@@ -319,6 +348,9 @@ async def test_data_analysis(read: Read, service: Sandbox, tmp_path: Path) -> No
     assert {0.0, 1 / 3} == set(names["lost"])
     assert [1 / 3, 1 / 3, 0.0, 0.0] == names["lost_by_type"]["lost"].to_list()
     assert 12 == len(names["frame"])
+    names["datetime"] = LateOnMonday
+    assert [11, 13, 15, 17] == [start.hour for start in await names["today"](names["lemcal"])]
+    assert {9: 3, 11: 3, 13: 2, 15: 2, 17: 2} == names["by_hour"].to_dict()
     asked = [meeting.get("surveyAnswers") or meeting.get("questions") or [] for meeting in service.meetings()]
     assert sum(map(len, asked)) == len(names["answers"]) > 0
     # pandas leaves its connection to the collector, and so does the engine beside polars: Python 3.13 would

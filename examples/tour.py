@@ -77,7 +77,7 @@ Where to go next:
   docs/index.md           what there is, and the first lines of your own
   docs/sync.md            keep a database in sync, and act on each change
   docs/webhooks.md        receive bookings within a second
-  lemcal sandbox          the sandbox with a page: watch the requests, book, cancel, break things
+  docs/try-it.md          the sandbox's page: watch the requests, book, cancel, break things
 """
 
 

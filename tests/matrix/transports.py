@@ -220,7 +220,7 @@ TRANSPORTS = [
         "httpx-aiohttp",
         made_by(httpx_aiohttp.AiohttpTransport),
         "asyncio only. It cannot prove that nothing was sent, so a POST that could not connect is not "
-        "retried. `AiohttpTransport` does what it does, and can.",
+        "retried. `AiohttpTransport` can.",
         has_trio=False,
     ),
     Transport(

@@ -279,12 +279,12 @@ def test_without_a_limit(connect: Connect) -> None:
 
 def test_latency_is_a_round_trip(connect: Connect) -> None:
     """Half of it passes before a request is counted, half after."""
-    with Sandbox(latency=(0.1, 0.1)).serve() as sandbox:
+    with Sandbox(latency=(0.1, 0.1), clock=time.monotonic).serve() as sandbox:
         client = connect(sandbox)
         client.get("/me")
-        started = sandbox._clock()
+        started = time.monotonic()
         answer = client.get("/me")
-        ended = sandbox._clock()
+        ended = time.monotonic()
         counted = sandbox.requests[-1].at
     assert 200 == answer.status_code
     assert 0.049 <= counted - started

@@ -128,9 +128,14 @@ def problem_of(error: Exception) -> Problem | None:
 
 
 def _sqlite_text(error: sqlite3.Error) -> str:
-    if getattr(error, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_TRIGGER":
+    name, text = getattr(error, "sqlite_errorname", ""), str(error)
+    if name == "SQLITE_CONSTRAINT_TRIGGER":
         return "a trigger of the database refused the data"  # its message may quote the row
-    return str(error)
+    if name == "SQLITE_ERROR" and not text.startswith("no such "):  # a function's, which may quote it, too
+        return "a statement or a trigger of the database failed"
+    if text.startswith("Could not decode to UTF-8"):
+        return "a text in it is not UTF-8: another program has written it"
+    return text
 
 
 def _postgresql_text(error: Any) -> str:

@@ -219,18 +219,31 @@ class SQLStore:
     async def prune(self, *, before: datetime) -> Forgotten:
         """See ``Store``. It erases in slices, so that others get their turn in between."""
         check_aware(before)
-        meetings = await self._in_slices(_statements.prune_accounts, before, "")
-        erased_changes = await self._in_slices(_statements.prune_changes, before, 0)
-        await self._run(lambda connection: _statements.prune_deliveries(connection, before))
-        return await self._erased_for_good(Forgotten(meetings, erased_changes))
+        counts = [0, 0]  # of meetings and changes, also if it fails half-way
+        try:
+            await self._in_slices(_statements.prune_accounts, before, "", counts, 0)
+            await self._in_slices(_statements.prune_changes, before, 0, counts, 1)
+            await self._run(lambda connection: _statements.prune_deliveries(connection, before))
+        except StoreError as error:
+            if not any(counts):
+                raise
+            problem, kind = str(error), type(error)
+        else:
+            return await self._erased_for_good(Forgotten(*counts))
+        raise kind(f"{problem}; erased before that: {counts[0]} meetings and {counts[1]} changes")
 
-    async def _in_slices(self, erase: Callable[..., tuple[int, T | None]], before: datetime, start: T) -> int:
-        total = 0
+    async def _in_slices(
+        self,
+        erase: Callable[..., tuple[int, T | None]],
+        before: datetime,
+        start: T,
+        counts: list[int],
+        at: int,
+    ) -> None:
         after: T | None = start
         while after is not None:
             count, after = await self._run(partial(erase, before=before, after=after))
-            total += count
-        return total
+            counts[at] += count
 
     async def _erased_for_good(self, erased: Forgotten) -> Forgotten:
         """Return what was erased once it is in no file; StoreError if it still is."""

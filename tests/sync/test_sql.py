@@ -17,8 +17,9 @@ import psycopg
 import pytest
 
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.sync import SQLStore, StoreError, _database as database, _lists, _transactions
+from lemcal_async.sync import SQLStore, StoreError, _database as database, _lists, _statements, _transactions
 from lemcal_async.sync._database import _set_up_sqlite
+from lemcal_async.sync._store import Forgotten
 from lemcal_async.sync._tables import metadata
 from lemcal_async.sync._transactions import Transactions
 
@@ -519,6 +520,31 @@ async def test_a_full_disk(sqlite_database: Database, monkeypatch: pytest.Monkey
     assert [("ok",)] == sqlite_database.query("PRAGMA integrity_check")
     async with SQLStore(sqlite_database.url) as store:
         await take(store, rows(3000))
+
+
+@pytest.mark.anyio
+async def test_a_prune_that_fails_half_way(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is one line, which says what was erased before."""
+    monkeypatch.setattr(_statements, "ACCOUNTS_IN_A_SLICE", 1)
+    sqlite = database.url.startswith("sqlite")
+    refuse = "BEGIN SELECT RAISE(ABORT, ''); END" if sqlite else "EXECUTE FUNCTION refuse()"
+    async with SQLStore(database.url) as store:
+        for user_id in ("usr_1", "usr_2", "usr_3"):
+            await take(store, rows(3), user_id=user_id)
+        if not sqlite:
+            database.query(
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE ''; END$$"
+            )
+        for user_id, done in (("usr_1", ""), ("usr_3", "; erased before that: 6 meetings and 0 changes")):
+            database.query(
+                "CREATE TRIGGER refuse BEFORE UPDATE ON meetings FOR EACH ROW "
+                f"WHEN (NEW.user_id = '{user_id}') {refuse}"
+            )
+            with pytest.raises(StoreError, match=f"(refused the data|P0001\\)){done}$") as caught:
+                await store.prune(before=datetime(2999, 1, 1, tzinfo=UTC))
+            assert_plain(caught.value)
+            database.query("DROP TRIGGER refuse" + ("" if sqlite else " ON meetings"))
+        assert Forgotten(3, 0) == await store.prune(before=datetime(2999, 1, 1, tzinfo=UTC))
 
 
 @pytest.mark.anyio

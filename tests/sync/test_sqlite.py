@@ -110,16 +110,30 @@ def test_a_full_disk_after_erasing(sqlite_database: Database, tmp_path: Path) ->
     assert not holds(tmp_path, b"guest@example.com")
 
 
+@pytest.mark.parametrize(
+    "body", ["RAISE(ABORT, 'guest@example.com is not welcome')", "json_extract(NEW.wire, NEW.guest_email)"]
+)
 @pytest.mark.anyio
-async def test_a_trigger_that_quotes_a_row(sqlite_database: Database) -> None:
-    """Its message does not reach the error."""
+async def test_a_trigger_that_quotes_a_row(sqlite_database: Database, body: str) -> None:
+    """Its message does not reach the error, nor that of a function in it."""
     async with SQLStore(sqlite_database.url) as store:
-        sqlite_database.query(
-            "CREATE TRIGGER refuse BEFORE INSERT ON meetings "
-            "BEGIN SELECT RAISE(ABORT, 'guest@example.com is not welcome'); END"
-        )
-        with pytest.raises(StoreError, match="a trigger of the database refused the data") as caught:
+        sqlite_database.query(f"CREATE TRIGGER refuse BEFORE INSERT ON meetings BEGIN SELECT {body}; END")
+        with pytest.raises(
+            StoreError, match=r"a trigger of the database (refused the data|failed)"
+        ) as caught:
             await take(store, [PUBLIC])
+        assert "guest" not in str(caught.value)
+        assert_plain(caught.value)
+
+
+@pytest.mark.anyio
+async def test_a_text_that_is_not_utf_8(sqlite_database: Database) -> None:
+    """Another program has put it there; the error does not quote it."""
+    async with SQLStore(sqlite_database.url) as store:
+        await take(store, [PUBLIC])
+        sqlite_database.query("UPDATE changes SET wire = CAST('guest@example.com' || x'fc' AS TEXT)")
+        with pytest.raises(StoreError, match="a text in it is not UTF-8") as caught:
+            await store.pending(USER, 10)
         assert "guest" not in str(caught.value)
         assert_plain(caught.value)
 

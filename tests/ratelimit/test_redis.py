@@ -290,6 +290,35 @@ async def test_5_a_429_pauses_the_key_for_all(redis: RedisServer) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("passes", [False, True])
+async def test_7_after_a_429_one_request_looks(redis: RedisServer, *, passes: bool) -> None:
+    """Of all processes; the others follow when it is let through, and wait again when it is not."""
+    async with (
+        limiter_of(redis, 3, 0.5) as limiter,
+        limiter_of(redis, 3, 0.5) as other,
+        anyio.create_task_group() as group,
+    ):
+        calls, others = Calls(limiter, group), Calls(other, group)
+        await calls.one("a", answer=False)
+        calls.permits["a"].answered(429, refusal(0.6))
+        await calls.queue(*range(3), answer=False)
+        await others.queue(*range(3), answer=False)
+        with anyio.fail_after(20):
+            while not calls.order[1:] + others.order:  # noqa: ASYNC110 - nothing tells
+                await anyio.sleep(0.005)
+        await anyio.sleep(0.1)  # for more than one, if that were so
+        (scout,) = [*list(calls.permits.values())[1:], *others.permits.values()]
+        scout.sent()
+        again = time.monotonic()
+        scout.answered(*((200, SILENT) if passes else (429, refusal(0.6))))
+        with anyio.fail_after(20):
+            while len(calls.order) + len(others.order) < (4 if passes else 3):  # noqa: ASYNC110
+                await anyio.sleep(0.005)
+        assert passes or min(sorted(calls.times[1:] + others.times)[1:]) - again >= 0.6
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
 async def test_6_an_order_to_wait_for_a_day(redis: RedisServer) -> None:
     """All who wait and all who come are told at once, in every process; nobody sleeps through it."""
     async with limiter_of(redis) as limiter, limiter_of(redis) as other:

@@ -48,16 +48,23 @@ def run(redis: RedisServer) -> Iterator[Run]:
 
 
 class Server:
-    """Counts requests in a strict sliding log, or in windows that the first request opens."""
+    """Counts requests in a strict sliding log, or in windows that the first request opens.
 
-    def __init__(self, *, fixed: bool) -> None:
+    Until ``closed_until`` it refuses all of them, each time for half a second.
+    """
+
+    def __init__(self, *, fixed: bool, closed_until: float = -math.inf) -> None:
         self.fixed = fixed
+        self._closed_until = closed_until
         self.counted: list[float] = []
         self.refused = 0
         self._opened = -math.inf
 
     def count(self, now: float) -> tuple[int, Quota]:
         """Count a request; return the status and what the headers say."""
+        if now < self._closed_until:
+            self.refused += 1
+            return 429, self._quota(0, 0.5, now)
         if self.fixed:
             self._opened = now if now >= self._opened + PERIOD else self._opened
             mine = [at for at in self.counted if at >= self._opened]
@@ -270,6 +277,48 @@ def test_14_13_a_process_that_stands_still_sends_nothing_late(run: Run, seconds:
         simulation.at(moment, stop)
     simulation.until(lambda: len(server.counted) == 200)
     assert 0 == server.refused
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["sliding", "fixed"])
+@pytest.mark.parametrize("there", [quick, jitter], ids=["near", "far"])
+def test_14_07_during_a_long_429_one_request_looks(run: Run, there: Way, *, fixed: bool) -> None:
+    """After the first burst, one request of all processes at a time is refused; let through, all follow."""
+    server = Server(fixed=fixed, closed_until=10.0)
+    simulation = Simulation(run, server, there=there)
+    four(simulation)
+    simulation.until(lambda: len(server.counted) == 200)
+    assert server.refused <= LIMIT + (10.0 - PERIOD) / 0.5
+    assert server.counted[LIMIT - 5] <= server.counted[0] + 1.0  # four have just been refused
+    assert server.counted[-1] <= 10.0 + 1.0 + 1.1 * (200 / LIMIT - 1) * PERIOD
+
+
+@pytest.mark.parametrize("end", ["dies", "unsent", "unknown"])
+def test_14_07_one_that_looked_and_does_not_come_back(run: Run, end: str) -> None:
+    """The next one looks at once if its process says so; else all follow a period later."""
+    server = Server(fixed=False, closed_until=10.0)
+    simulation = Simulation(run, server)
+    simulation.calls("a", 40)
+
+    def lose() -> None:
+        budget = simulation.processes["a"]
+        (slot,) = budget._open
+        if end == "dies":
+            del simulation.processes["a"]
+        elif end == "unsent":
+            budget.unsent(slot)
+        else:
+            budget.unknown(slot, simulation.now)
+
+    simulation.until(lambda: server.refused == LIMIT + 1)
+    simulation.until(lambda: server.refused == LIMIT + 2)  # one is refused by itself, as it should be
+    simulation.until(lambda: len(simulation.processes["a"]._open) == 1)
+    lost_at = simulation.now
+    lose()
+    refused = server.refused
+    simulation.calls("b", 40)
+    simulation.until(lambda: len(server.counted) == 40)
+    assert server.refused - refused <= (10.0 - lost_at) / 0.5 + (LIMIT if end == "dies" else 1)
+    assert server.counted[0] <= 11.0 + PERIOD
 
 
 LOSS = {

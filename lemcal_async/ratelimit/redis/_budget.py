@@ -53,6 +53,7 @@ class Budget:
         # What it has not heard yet: a 429, a new limit, how many requests the server had counted.
         self._was_refused, self._header_limit, self._read_at = False, 0, -math.inf
         self._told: list[Told] = []
+        self._passed = 0.0  # when the last request was granted that was let through after a 429
 
     # ----------------------------------------------------------------------------------------- grants
     def next_at(self, now: float, waiting: int = 1) -> float:  # noqa: ARG002 - what ``request`` asks for
@@ -89,6 +90,8 @@ class Budget:
         if status_code == 429:
             self.cooldown.extend(now, pause_after_429(quota, self.period))
             self._was_refused, self._report_by, self._read_at = True, now, now
+        elif self.reply.looking:  # the others follow
+            self._passed, self._report_by = max(self._passed, granted), now
         limit = min(quota.limit or self.configured, self.configured)
         if quota.limit and limit != self.limit:
             self._header_limit, self._report_by, self._read_at = quota.limit, now, now
@@ -169,6 +172,7 @@ class Budget:
             "refused": int(self.refused and waiting > 0),
             "pause": self.cooldown.left(now) if self._was_refused else 0.0,
             "refuse": self.cooldown.refused_for(now) if self._was_refused else 0.0,
+            "passed": self._passed,
             "header_limit": self._header_limit,
             "told": [
                 {
@@ -280,10 +284,10 @@ class ScriptReply:
     """What the script said.
 
     ``granted`` slots are this process's; it is to ask again in ``wait``. Nobody sends for ``paused``, and
-    the server refuses the key for ``refused``. ``frees`` has when each slot in use comes free at the
-    earliest, ``others`` how many requests each other process wants to send, ``processes`` how many there
-    are. The server can know of ``expected`` requests; ``foreign`` more were somebody else's. The script had
-    run ``count`` times.
+    the server refuses the key for ``refused``. While ``looking``, one request goes before the others.
+    ``frees`` has when each slot in use comes free at the earliest, ``others`` how many requests each
+    other process wants to send, ``processes`` how many there are. The server can know of ``expected``
+    requests; ``foreign`` more were somebody else's. The script had run ``count`` times.
     """
 
     count: int = 0
@@ -292,6 +296,7 @@ class ScriptReply:
     wait: float = 0.0
     paused: float = 0.0
     refused: float = 0.0
+    looking: bool = False
     limit: int = 0
     frees: Iterable[float] = ()  # Lua's empty list is {}
     others: Iterable[int] = ()

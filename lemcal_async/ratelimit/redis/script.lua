@@ -118,6 +118,18 @@ if request.pause > 0 then
   local refused = budget.paused > now and budget.refused or 0
   budget.paused = math.max(budget.paused, now + request.pause)
   budget.refused = math.max(refused, request.refuse > 0 and now + request.refuse or 0)
+  budget.look_until, budget.scout = budget.paused + request.turnover, nil
+end
+
+-- After a 429, one request looks whether the server lets it pass before the others follow; for a period at most.
+-- Nothing else is granted while it is out. It is told by the moment of its grant, which JSON has rounded.
+local scout = budget.scout and budget.scout - 1e-5
+if scout and request.passed >= scout then
+  budget.look_until, budget.scout, scout = 0, nil, nil
+end
+local looking, is_out = (budget.look_until or 0) > now, false
+for _, slot in ipairs(slots) do
+  is_out = is_out or (looking and scout and slot.open and slot.granted >= scout)
 end
 budget.limit = request.header_limit > 0 and request.header_limit or budget.limit
 local limit = budget.limit > 0 and math.min(budget.limit, request.limit) or request.limit
@@ -154,6 +166,7 @@ local function rank(one)
   return string.format('%05d %017.6f %s', one.had, one.of.served, one.name)
 end
 local free, blocked = limit - #frees, math.max(budget.paused, marker.held, now) - now
+free = looking and math.min(free, is_out and 0 or 1) or free
 local granted, kept = 0, 0
 for _ = 1, blocked == 0 and request.waiting > 0 and free or 0 do
   local first
@@ -167,6 +180,9 @@ for _ = 1, blocked == 0 and request.waiting > 0 and free or 0 do
 end
 granted = math.max(granted, blocked == 0 and math.min(request.refused, free) or 0) -- refused ones go first
 process.served = granted > 0 and now or process.served
+if looking and granted > 0 then
+  budget.scout, is_out = now, true
+end
 for _ = 1, granted do
   process.slots[#process.slots + 1] = {now, false}
   frees[#frees + 1] = request.turnover
@@ -181,15 +197,15 @@ if blocked == 0 then
   for _, left in ipairs(frees) do
     wait = left <= first + request.together and left or wait
   end
-  wait = math.max(math.min(wait, kept > 0 and overdue or wait), 0.001)
+  wait = math.max(math.min(wait, kept > 0 and overdue or wait, is_out and request.turnover / 8 or wait), 0.001)
 end
 process.want, process.due = request.waiting - granted, now + wait + request.grace
 
-local lasts = math.max(request.lifetime, wait, budget.foreign_until - now)
+local lasts = math.max(request.lifetime, wait, budget.foreign_until - now, (budget.look_until or 0) - now)
 save(KEYS[1], budget, lasts + 1)
 return cjson.encode({
   count = marker.count, now = now,
-  granted = granted, wait = wait, paused = blocked,
+  granted = granted, wait = wait, paused = blocked, looking = looking,
   refused = budget.paused > now and math.max(0, budget.refused - now) or 0, limit = limit, frees = frees,
   others = wants, processes = processes, expected = #frees + kept, foreign = foreign,
 })

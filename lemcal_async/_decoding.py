@@ -30,9 +30,11 @@ SLICE: Final = 128 * 1024  # bytes: about 2 ms, including the models made of it
 
 _SPACE = rb"[ \t\r\n]*"
 _BEGINNING = rb"(?:\xef\xbb\xbf)?" + _SPACE + rb"\[" + _SPACE + rb"(?=[^\] \t\r\n])"
+_ENVELOPE = rb'(?:\xef\xbb\xbf)?[ \t\r\n]*\{[ \t\r\n]*"(?:%b)"[ \t\r\n]*:[ \t\r\n]*(?=\[)'
 # From the end of one object to the first name in the next: few objects inside rows begin the same way.
 _BETWEEN_OBJECTS = rb"\}" + _SPACE + rb"," + _SPACE + rb"\{(?:" + _SPACE + rb'"[^"\\]*"' + _SPACE + rb":)?"
 _BETWEEN_OTHERS = _SPACE + rb"," + _SPACE
+_ENVELOPES = ("data",)  # beside the name of what is listed
 _TRIES = 16  # ends of a slice to try, one after the other
 
 # What is parsed in one go may hold this many values: `[[],[],…` takes 24 times its size in memory.
@@ -89,6 +91,18 @@ def slices_of(body: bytes, decoder: JSONDecoder, size: int = SLICE) -> Iterator[
         yield rows
 
 
+def unwrapped(body: bytes, names: tuple[str, ...]) -> bytes:
+    """Return what may be the array in an envelope, to be sliced, or else the body as it is.
+
+    If there is more in the envelope than that, slicing it fails.
+    """
+    beginning = re.match(_ENVELOPE % b"|".join(re.escape(name.encode()) for name in names), body)
+    end = re.search(rb"\]" + _SPACE + rb"\}" + _SPACE + rb"\Z", body[-100:])
+    if beginning is None or end is None:
+        return body
+    return body[beginning.end() : len(body) - (min(100, len(body)) - end.start()) + 1]
+
+
 def _mark_of(body: bytes, start: int, decoder: JSONDecoder) -> bytes:
     """Return what stands between the first two rows, and so between all that one program wrote."""
     head = body[start : start + SLICE].decode("utf-8", "replace")
@@ -141,7 +155,7 @@ def _holds_too_much(text: bytes) -> bool:
 async def read_models(answer: Body, name: str, into: type[T], *, skip_bad_rows: bool) -> list[T]:
     """Make models of an answer that is a list; bad rows are reported, not lost."""
     reader = RowReader(into)
-    if not await _in_slices(answer, reader.add):
+    if not await _in_slices(answer, reader.add, name):
         reader = RowReader(into)
         rows = parse_rows(answer, name)
         if len(rows) <= _ROWS:
@@ -167,7 +181,7 @@ def is_long(answer: Body) -> bool:
 async def read_rows(answer: Body, name: str) -> list[Any]:
     """Return the rows of an answer that is a list, as plain JSON."""
     rows: list[Any] = []
-    return rows if await _in_slices(answer, rows.extend) else parse_rows(answer, name)
+    return rows if await _in_slices(answer, rows.extend, name) else parse_rows(answer, name)
 
 
 async def find_row(answer: Body, name: str, row_id: str) -> tuple[dict[str, Any] | None, int]:
@@ -180,7 +194,7 @@ async def find_row(answer: Body, name: str, row_id: str) -> tuple[dict[str, Any]
         count += len(rows)
         found.extend(row for row in rows if isinstance(row, dict) and row.get("_id") == row_id)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
-    if not await _in_slices(answer, look):
+    if not await _in_slices(answer, look, name):
         found, count = [], 0
         look(parse_rows(answer, name))
     return (found[0] if found else None), count
@@ -224,7 +238,7 @@ def json_of(answer: Body) -> Any:
 
 def parse_rows(answer: Body, name: str) -> list[Any]:
     """Return the rows of an answer that is a list, parsed in one go; ``name`` is that of its envelope."""
-    return rows_of(Secret(json_of(answer)), (name, "data"), answer.call, status_code=answer.status_code)
+    return rows_of(Secret(json_of(answer)), (name, *_ENVELOPES), answer.call, status_code=answer.status_code)
 
 
 def read_model(answer: Body, into: type[T]) -> T:
@@ -263,13 +277,17 @@ def _error(
     )
 
 
-async def _in_slices(answer: Body, add: Callable[[list[Any]], object]) -> bool:
-    """Hand a long list to ``add`` in slices. False if that cannot be done: discard what was added."""
+async def _in_slices(answer: Body, add: Callable[[list[Any]], object], envelope: str = "") -> bool:
+    """Hand a long list to ``add`` in slices. False if that cannot be done: discard what was added.
+
+    With the name of an ``envelope``, it may be in one.
+    """
     if not is_long(answer):
         return False
     await checkpoint()  # receiving and decompressing the body was a turn of its own
     try:
-        await _by_turns(slices_of(answer.body, DECODER), add)
+        body = unwrapped(answer.body, (envelope, *_ENVELOPES)) if envelope else answer.body
+        await _by_turns(slices_of(body, DECODER), add)
     except NotSlicedError:
         return False
     return True

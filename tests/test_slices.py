@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from lemcal_async import _decoding
-from lemcal_async._decoding import NotSlicedError, slices_of
+from lemcal_async._decoding import NotSlicedError, slices_of, unwrapped
 from lemcal_async._responses import DECODER
 
 ROWS: list[Any] = [
@@ -44,6 +44,27 @@ def test_what_may_stand_around_it(around: tuple[str, str]) -> None:
     """A byte order mark and white space are accepted."""
     body = (around[0] + json.dumps(ROWS) + around[1]).encode()
     assert ROWS == whole(sliced(body, 300))
+
+
+@pytest.mark.parametrize("name", ["meetings", "data"])
+@pytest.mark.parametrize("style", [{}, {"separators": (",", ":")}, {"indent": 2}])
+@pytest.mark.parametrize("around", [("", ""), ("\ufeff\n", " \n")])
+def test_an_envelope(name: str, style: dict[str, Any], around: tuple[str, str]) -> None:
+    """The array in it is sliced like any other."""
+    body = (around[0] + json.dumps({name: ROWS}, **style) + around[1]).encode()
+    assert ROWS == whole(sliced(unwrapped(body, ("meetings", "data")), 300))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"more": 1}, {"more": [1]}, {"more": [{"_id": "mee_x"}, {"_id": "mee_y"}]}, {"more": {"data": [1]}}],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_an_envelope_that_holds_more(other: dict[str, Any], *, first: bool) -> None:
+    """Nothing of it is taken for the list: it is not sliced."""
+    data = {**other, "data": ROWS} if first else {"data": ROWS, **other}
+    with pytest.raises(NotSlicedError):
+        sliced(unwrapped(json.dumps(data).encode(), ("meetings", "data")), 300)
 
 
 def test_rows_that_look_like_cuts() -> None:

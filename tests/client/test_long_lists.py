@@ -279,7 +279,7 @@ async def test_a_body_that_holds_too_much(monkeypatch: pytest.MonkeyPatch) -> No
     """A body that cannot be sliced is refused before it takes all the memory."""
     monkeypatch.setattr(_decoding, "_MOST_VALUES", 100_000)
     monkeypatch.setattr(_decoding, "_SURELY_FEWER", 100_000)
-    body = f'{{"data": [{",".join(["{}"] * 200_000)}]}}'.encode()
+    body = f'{{"data": [{",".join(["{}"] * 200_000)}], "page": 1}}'.encode()
     lemcal = answering(content=body).client()
     for call in (lemcal.meetings.list, lemcal.meetings.rows, lambda: lemcal.request("GET", "/x")):
         with pytest.raises(ResponseDecodeError, match="holds more than 100,000 values") as caught:
@@ -294,8 +294,7 @@ async def test_raw_rows(how: str) -> None:
     wire = answering(json=rows if how == "array" else {"data": rows})
     async with others() as turns:
         assert rows == await wire.client().meetings.rows("met_1")
-        if how == "array":
-            assert len(turns) >= 10
+        assert len(turns) >= 10
     assert "meetingTypeId=met_1" == wire.requests[0].url.query.decode()
 
 

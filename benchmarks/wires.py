@@ -2,9 +2,15 @@
 
 Under real conditions: 200 accounts, the limit that lemcal has, a server that counts as lemcal does. Every
 round has new accounts, and none of them more calls than its limit allows, so that nobody waits.
+
+What is compared is measured one after the other, in either order by turns, and each starts with no garbage
+of the others. The ratio of two is the median of the ratios of all rounds: what slows the machine down for a
+while hits both.
 """
 
+import gc
 import itertools
+import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -26,8 +32,9 @@ from lemcal_async.transport.httpx2 import HTTPX2Transport
 CONCURRENT = 25
 CALLS = 2_000
 ACCOUNTS = 200
-ROUNDS = 7
-IDLE = 400
+ROUNDS = 9
+IDLE = (1, 25, 100, 400)
+KEEPALIVE = 600.0  # seconds, longer than it takes: all of them are there to the end
 ROUTES = {"me()": "/me", "meetings.list()": "/meetings"}
 
 Call = Callable[[], Awaitable[object]]
@@ -45,6 +52,7 @@ async def cpu_per_call(calls: list[Call], times: int = CALLS, concurrent: int = 
         for call in remaining:
             await call()
 
+    gc.collect()
     before = time.process_time()
     async with anyio.create_task_group() as workers:
         for _ in range(concurrent):
@@ -113,12 +121,12 @@ def with_lemcal(wire: Callable[[], Any]) -> Bare:
 
 
 CLIENTS: dict[str, Bare] = {
-    "bare httpx": with_httpx,
-    "bare httpx2": with_httpx2,
-    "bare aiohttp": with_aiohttp,
     "on httpx": with_lemcal(PooledTransport),
-    "on httpx2": with_lemcal(HTTPX2Transport),
+    "bare httpx": with_httpx,
     "on aiohttp": with_lemcal(AiohttpTransport),
+    "bare aiohttp": with_aiohttp,
+    "on httpx2": with_lemcal(HTTPX2Transport),
+    "bare httpx2": with_httpx2,
 }
 # Each wire, what it is beside, and how much of that it may cost.
 RATIOS = [
@@ -128,42 +136,63 @@ RATIOS = [
 ]
 
 
-async def clients(base_url: str, backend: str) -> dict[tuple[str, str], float]:
-    """Return the CPU of one call in seconds, by client and call: the median of rounds that take turns."""
+Taken = dict[tuple[str, str], list[float]]  # by client and call, the CPU of one call in seconds in each round
+
+
+async def clients(base_url: str, backend: str) -> Taken:
+    """Measure each call of each client, in rounds that take turns."""
     async with AsyncExitStack() as stack:
-        makers = {
-            name: await open_client(stack, base_url)
+        makers = [
+            (name, await open_client(stack, base_url))
             for name, open_client in CLIENTS.items()
             if backend == "asyncio" or "aiohttp" not in name
-        }
-        taken: dict[tuple[str, str], list[float]] = {}
+        ]
+        taken: Taken = {}
         for _ in range(ROUNDS):
-            for (name, make), route in itertools.product(makers.items(), ROUTES):
+            makers.reverse()
+            for route, (name, make) in itertools.product(ROUTES, makers):
                 number = next(_rounds)
                 calls = [make(f"usr_{number}_{account}", route) for account in range(ACCOUNTS)]
                 taken.setdefault((name, route), []).append(await cpu_per_call(calls))
-        return {kind: sorted(seconds)[ROUNDS // 2] for kind, seconds in taken.items()}
+        return taken
 
 
-async def with_idle(base_url: str, kind: str, idle: int) -> float:
-    """Return the CPU of one call after another, while so many connections are idle."""
-    limits = httpx.Limits(max_connections=IDLE, max_keepalive_connections=IDLE)
+def median_ratio(ours: list[float], theirs: list[float]) -> float:
+    """Return the median of the ratios of rounds that were measured one after the other."""
+    return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+
+
+async def with_idle(base_url: str, kind: str) -> dict[int, list[float]]:
+    """Return the CPU of one call after another, by how many connections are idle, in rounds by turns."""
     async with AsyncExitStack() as stack:
-        wire: httpx.AsyncBaseTransport
-        if kind == "httpx":
-            wire = httpx.AsyncHTTPTransport(limits=limits)
-        else:
-            wire = PooledTransport(max_connections=IDLE, trust_env=False)
-        client = await stack.enter_async_context(httpx.AsyncClient(transport=wire, timeout=60))
-        async with anyio.create_task_group() as tasks:
-            for _ in range(idle):
-                tasks.start_soon(client.get, f"{base_url}/slow")
-        call = plain(client, base_url)("usr_x", "me()")
-        if kind != "httpx":
-            limiter = LocalRateLimiter(limit=1_000_000)
-            call = AsyncLemcal("usr_x", "secret", base_url=base_url, transport=wire, limiter=limiter).me
-        calls = 50 if kind == "httpx" and idle > 100 else 500
-        return sorted([await cpu_per_call([call], calls, 1) for _ in range(5)])[2]
+        calls = {count: await call_beside_idle(stack, base_url, kind, count) for count in IDLE}
+        taken: dict[int, list[float]] = {count: [] for count in IDLE}
+        for _ in range(ROUNDS):
+            for count, call in calls.items():
+                times = 50 if kind == "httpx" and count > 100 else 500
+                taken[count].append(await cpu_per_call([call], times, 1))
+        return taken
+
+
+async def call_beside_idle(stack: AsyncExitStack, base_url: str, kind: str, idle: int) -> Call:
+    """Return a call of a client that has so many idle connections."""
+    most = max(IDLE)
+    wire: httpx.AsyncBaseTransport
+    if kind == "httpx":
+        limits = httpx.Limits(
+            max_connections=most, max_keepalive_connections=most, keepalive_expiry=KEEPALIVE
+        )
+        wire = httpx.AsyncHTTPTransport(limits=limits)
+    else:
+        wire = PooledTransport(max_connections=most, keepalive=KEEPALIVE, trust_env=False)
+    client = await stack.enter_async_context(httpx.AsyncClient(transport=wire, timeout=60))
+    async with anyio.create_task_group() as tasks:
+        for _ in range(idle):
+            tasks.start_soon(client.get, f"{base_url}/slow")
+    if kind == "httpx":
+        return plain(client, base_url)("usr_x", "me()")
+    limiter = LocalRateLimiter(limit=1_000_000)
+    return AsyncLemcal("usr_x", "secret", base_url=base_url, transport=wire, limiter=limiter).me
 
 
 def measure() -> Iterator[Measurement]:
@@ -172,20 +201,22 @@ def measure() -> Iterator[Measurement]:
         for backend in ("asyncio", "trio"):
             taken = anyio.run(clients, base_url, backend, backend=backend)
             for (name, route), seconds in taken.items():
-                yield Measurement(f"call, {backend}: {route}, {name}", seconds * 1e6, "µs")
+                middle = statistics.median(seconds) * 1e6
+                yield Measurement(f"call, {backend}: {route}, {name}", middle, "µs")
             for (ours, theirs, bound), route in itertools.product(RATIOS, ROUTES):
                 if (ours, route) in taken:
-                    ratio = taken[ours, route] / taken[theirs, route]
+                    ratio = median_ratio(taken[ours, route], taken[theirs, route])
                     yield Measurement(f"call, {backend}: {route}, {ours} / {theirs}", ratio, "x", bound)
     with fixed_server() as base_url:
-        idle: dict[tuple[str, int], float] = {}
-        for kind in ("httpx", "me()"):
-            for count in (1, 25, 100, IDLE):
-                idle[kind, count] = anyio.run(with_idle, base_url, kind, count)
-                what = "bare httpx" if kind == "httpx" else kind
-                yield Measurement(f"call, {count} idle connections: {what}", idle[kind, count] * 1e6, "µs")
-        growth = idle["me()", IDLE] / idle["me()", 1]
-        yield Measurement(f"call: me() with {IDLE} idle connections / with 1", growth, "x", 1.1)
+        for kind, what in (("httpx", "bare httpx"), ("me()", "me()")):
+            idle = anyio.run(with_idle, base_url, kind)
+            for count, seconds in idle.items():
+                middle = statistics.median(seconds) * 1e6
+                yield Measurement(f"call, {count} idle connections: {what}", middle, "µs")
+            if kind == "me()":
+                most = max(IDLE)
+                growth = median_ratio(idle[most], idle[1])
+                yield Measurement(f"call: me() with {most} idle connections / with 1", growth, "x", 1.1)
 
 
 if __name__ == "__main__":

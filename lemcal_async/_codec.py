@@ -441,8 +441,8 @@ class RowReader(Generic[T]):
         self.bad: list[BadRow] = []
         self.bad_count = 0
         self.count = 0
+        self._into = into
         self._read = _reader(into)
-        self._needs_id = "id" in attrs.fields_dict(cast("Any", into))
 
     def add(self, rows: list[Any]) -> None:
         """Read the rows that come next."""
@@ -462,7 +462,7 @@ class RowReader(Generic[T]):
     def _add_usable(self, rows: list[Any]) -> None:
         """Count the bad rows, of which there may be millions, without an exception for each."""
         usable: list[dict[str, Any]] = [row for row in rows if isinstance(row, dict)]
-        if self._needs_id:
+        if "id" in attrs.fields_dict(cast("Any", self._into)):
             usable = [row for row in usable if row and isinstance(row_id := row.get("_id"), str) and row_id]
         self.good += [self._read(row, None) for row in usable]
         self.bad_count += len(rows) - len(usable)

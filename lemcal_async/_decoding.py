@@ -156,7 +156,8 @@ async def read_models(answer: Body, name: str, into: type[T], *, skip_bad_rows: 
     """Make models of an answer that is a list; bad rows are reported, not lost."""
     reader = RowReader(into)
     if not await _in_slices(answer, reader.add, name):
-        reader = RowReader(into)
+        if reader.count:
+            reader = RowReader(into)
         rows = parse_rows(answer, name)
         if len(rows) <= _ROWS:
             reader.add(rows)  # shorter than a turn

@@ -139,6 +139,7 @@ def _timestamp(value: str | None) -> float | None:
     return None if date is None else date.timestamp()
 
 
+@functools.lru_cache(maxsize=256)
 def _count(value: str | None) -> int | None:
     # No quota has more than ten digits, and int() is slow for a great many.
     text = "" if value is None else value.strip()

@@ -267,12 +267,12 @@ def selection(
 
     Raises ConfigurationError for arguments that cannot be meant.
     """
+    if starts_after is None and starts_before is None and guest_email is None and canceled is None:
+        return _leave_alone  # no closure: ten thousand calls may wait, each with its own
     _check_time("starts_after", starts_after)
     _check_time("starts_before", starts_before)
     _check("guest_email", guest_email, str, "an e-mail address")
     _check("canceled", canceled, bool, "True, False or None")
-    if all(each is None for each in (starts_after, starts_before, guest_email, canceled)):
-        return _leave_alone  # no closure: ten thousand calls may wait, each with its own
 
     def is_selected(meeting: Meeting) -> bool:
         if starts_after is not None and not (meeting.start and meeting.start >= starts_after):

@@ -5,7 +5,9 @@ in ``_headers`` and come in as numbers; models are the business of ``_codec``. A
 call, the status, the server's own words (cleaned, shortened and redacted), and what to do.
 """
 
-# Else loaded by the first body that is read.
+import codecs
+
+# Else loaded by the first error that is read.
 import encodings.utf_8_sig  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import html
 import json
@@ -301,7 +303,7 @@ def _parsed(body: bytes) -> tuple[Any, str]:
     data: Any = None
     text = problem = ""
     try:
-        text = body.decode("utf-8-sig").strip()
+        text = body.removeprefix(codecs.BOM_UTF8).decode().strip()
         data = DECODER.decode(text) if text else ""
     except UnicodeDecodeError:
         problem = "the body is not UTF-8 text."

@@ -166,12 +166,12 @@ class FairSemaphore:
         """Give a slot back."""
         self.free += 1
         if account is not None:
-            self._held[account] -= 1
-            if not self._held[account]:
-                del self._held[account]
-                if account in self._with:
-                    del self._with[account]
-                    self._queue(account)
+            held = self._held.pop(account) - 1
+            if held:
+                self._held[account] = held
+            elif account in self._with:
+                del self._with[account]
+                self._queue(account)
         while (following := self._next()) is not None:
             self._admit(following[0])
 

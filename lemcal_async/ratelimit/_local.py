@@ -132,13 +132,13 @@ class LocalRateLimiter:
     # Everything below is called by the inbox, one at a time.
 
     def _enqueue(self, waiter: Waiter) -> KeyState | None:
-        self._drop_idle()
+        now = self.clock()
+        self._drop_idle(now)
         state = self._keys.get(waiter.key)
         if state is None:
             state = self._keys[waiter.key] = self._new_state(waiter.key)
         waiter.state = state
         state.queue.stalled.pop(waiter.loop, None)
-        now = self.clock()
         if refused_for := state.log.cooldown.refused_for(now):
             waiter.decide(WouldWait(refused_for, refused=True))
             return None
@@ -228,14 +228,17 @@ class LocalRateLimiter:
             for waiter in dead:
                 queue.discard(waiter)
 
-    def _drop_idle(self) -> None:
+    def _drop_idle(self, now: float) -> None:
         # Starting with the one not looked at for longest, so that however many keys come and go, each is
         # looked at again; at most a thousand at once, which takes a millisecond.
         for _ in range(min(1000, len(self._keys))):
             key, state = next(iter(self._keys.items()))
-            if not len(state.queue) and state.log.idle(self.clock()):
+            if 0 <= now - state.looked_at < self.period:
+                return
+            if not len(state.queue) and state.log.idle(now):
                 del self._keys[key]
                 continue
+            state.looked_at = now
             self._keys.move_to_end(key)
             return
 

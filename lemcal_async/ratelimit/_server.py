@@ -47,7 +47,7 @@ class MinimumRoundTrip:
     def __init__(self) -> None:
         self._last = -math.inf
         self._moments = 0
-        self._samples = [_Sample()]
+        self._before, self._recent = _Sample(), _Sample()
         self._seconds: float | None = 0.0  # None: to be computed anew
 
     def add(self, seconds: float, now: float) -> None:
@@ -55,9 +55,9 @@ class MinimumRoundTrip:
         if now - self._last > 0.5:
             self._last = now
             self._moments += 1
-            if self._samples[-1].count >= 200:
-                self._samples = [self._samples[-1], _Sample()]
-        sample = self._samples[-1]
+            if self._recent.count >= 200:
+                self._before, self._recent = self._recent, _Sample()
+        sample = self._recent
         sample.least = min(sample.least, seconds)
         sample.count += 1
         sample.total += seconds
@@ -71,9 +71,10 @@ class MinimumRoundTrip:
         return self._seconds
 
     def _computed(self) -> float:
-        count = sum(sample.count for sample in self._samples)
-        mean = sum(sample.total for sample in self._samples) / count
-        least = min(sample.least for sample in self._samples)
+        before, recent = self._before, self._recent
+        count = before.count + recent.count
+        mean = (before.total + recent.total) / count
+        least = min(before.least, recent.least)
         # The next one may be faster than any so far. A mean of floats may be less than the least of them.
         return min(least, max(0.0, least - 4 * (mean - least) / count))
 

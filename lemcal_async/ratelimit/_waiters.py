@@ -5,11 +5,14 @@ limiter's inbox.
 """
 
 import logging
+import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
 from itertools import takewhile
 from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from anyio.lowlevel import current_token
 
 from lemcal_async import events
 from lemcal_async._concurrency import Wakeup
@@ -88,7 +91,7 @@ class SlotLog(Protocol):
 class KeyState:
     """What is known of one key."""
 
-    __slots__ = ("key", "log", "offers", "queue", "warned")
+    __slots__ = ("key", "log", "looked_at", "offers", "queue", "warned")
 
     def __init__(self, key: Key, log: SlotLog) -> None:
         self.key = key
@@ -96,6 +99,7 @@ class KeyState:
         self.log = log
         self.offers: dict[Waiter, float] = {}  # what was granted, and when, and not picked up yet
         self.warned = False
+        self.looked_at = -math.inf  # when it was last looked at whether there is anything to remember
 
 
 class Waiter(Wakeup):
@@ -126,7 +130,8 @@ class Waiter(Wakeup):
         priority: Priority,
         timeout: float | None,
     ) -> None:
-        super().__init__()
+        self.loop = current_token().native_token
+        self.event: Any = None  # until it has to wait
         self.inbox = inbox
         self.clock = clock
         self.key = key
@@ -142,8 +147,14 @@ class Waiter(Wakeup):
         self.long_wait: tuple[float, int] | None = None  # seconds and calls ahead, if worth a warning
         self.passed_over = False  # whether it lost its place, because its event loop stood still
 
+    def wake(self) -> bool:
+        """Wake the task if it waits already; return False if its event loop is gone."""
+        return self.event is None or super().wake()
+
     def is_decided(self) -> bool:
         """Whether the wait is over; picks up the grant, unless it has been taken back."""
+        if self.event is None and self.outcome is None:
+            self.event = self._new_event()  # first: whatever is decided from here on wakes it
         if self.outcome is None:
             return False
         # Whoever takes it out first has it: this task, or another thread that found it overdue.

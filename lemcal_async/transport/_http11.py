@@ -5,11 +5,13 @@ connection, which the pool never lets happen, and each lets other tasks run. The
 proxies.
 """
 
+import functools
 import math
 import re
 import time
+from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import h11
 import httpx
@@ -26,13 +28,32 @@ _LONGEST_HEAD = 100 * 1024  # bytes
 _BEFORE_IT_CLOSES = 1.0  # seconds
 _KEEP_ALIVE = re.compile(rb"\btimeout\s*=\s*\"?(\d{1,9})\b", re.IGNORECASE)
 MOST_INTERIM = 100  # answers of status 1xx before the one to a request
+_END = h11.EndOfMessage()
+
+
+CheckHeaders: TypeAlias = Callable[[tuple[tuple[bytes, bytes], ...]], Any]
+
+
+def check_headers() -> CheckHeaders:
+    """Return what checks the headers of a request for h11, and remembers those that it has checked.
+
+    An account's are the same in each request, and to check them takes longer than all the rest of it.
+    """
+
+    def check(raw: tuple[tuple[bytes, bytes], ...]) -> Any:
+        return h11.Request(method="GET", target="/", headers=list(raw)).headers
+
+    return functools.lru_cache(maxsize=1024)(check)
 
 
 class HTTP11Connection:
     """A connection to one origin, for one request at a time. It opens with its first request."""
 
-    def __init__(self, target: "Target", core: ModuleType, backend: "NetworkBackend") -> None:
+    def __init__(
+        self, target: "Target", core: ModuleType, backend: "NetworkBackend", check: "CheckHeaders"
+    ) -> None:
         self._target = target
+        self._check = check
         self._core = core  # httpcore or its fork, whose errors the streams raise
         self._backend = backend
         self._stream: Any = None  # until it is open
@@ -106,13 +127,14 @@ class HTTP11Connection:
 
     async def _write(self, request: httpx.Request, timeout: float | None) -> None:  # noqa: ASYNC109 - of each step
         stream = request.stream
-        head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
+        headers: Any = self._check(tuple(request.headers.raw))
+        head = h11.Request(method=request.method, target=request.url.raw_path, headers=headers)
         data = self._h11.send(head)
         in_one_piece = False
         if isinstance(stream, httpx.ByteStream):
             in_one_piece = True
             parts = [self._h11.send(h11.Data(part)) for part in stream if part]
-            data = b"".join([data, *parts, self._h11.send(h11.EndOfMessage())])
+            data = b"".join([data, *parts, self._h11.send(_END)])
         await _trace(request, "http11.send_request_headers.started")
         await self._stream.write(data, timeout)
         await _trace(request, "http11.send_request_headers.complete")
@@ -131,23 +153,19 @@ class HTTP11Connection:
             # A generator that was left half way would be garbage.
             if close := getattr(parts, "aclose", None):
                 await close()
-        await self._stream.write(self._h11.send(h11.EndOfMessage()), timeout)
+        await self._stream.write(self._h11.send(_END), timeout)
 
     async def _receive_head(self, request: httpx.Request, timeout: float | None) -> "HTTP11Answer":  # noqa: ASYNC109
+        self._take_in(await self._stream.read(_AT_ONCE, timeout))  # h11 has nothing yet
         for _ in range(MOST_INTERIM + 1):
-            event = await self._event(timeout)
+            event = await self.event(timeout)
             if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
                 answer = HTTP11Answer(self, request, event, self._stream)
                 self._idle_seconds = _idle_seconds(answer.headers)
                 return answer
         raise httpx.RemoteProtocolError(f"the server sent over {MOST_INTERIM} interim answers (1xx)")
 
-    async def receive_body(self, timeout: float | None) -> bytes:  # noqa: ASYNC109 - of each read
-        """Return what arrives next of the body, nothing at its end."""
-        event = await self._event(timeout)
-        return bytes(event.data) if isinstance(event, h11.Data) else b""
-
-    async def _event(self, timeout: float | None) -> Any:  # noqa: ASYNC109 - of each read
+    async def event(self, timeout: float | None) -> Any:  # noqa: ASYNC109 - of each read
         """Return what h11 makes of what arrives next."""
         event = self._h11.next_event()
         while event is h11.NEED_DATA:
@@ -195,8 +213,9 @@ class HTTP11Answer:
         if not self._has_begun:
             self._has_begun = True
             await _trace(self._request, "http11.receive_response_body.started")
-        if part := await self._connection.receive_body(self._timeout):
-            return part
+        event = await self._connection.event(self._timeout)
+        if isinstance(event, h11.Data):
+            return bytes(event.data)
         await _trace(self._request, "http11.receive_response_body.complete")
         raise StopAsyncIteration
 

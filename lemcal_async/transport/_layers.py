@@ -240,8 +240,9 @@ class RetryTransport(Layer):
     async def _buffer(self, response: httpx.Response, request: httpx.Request, call: CallState) -> None:
         """Read the body, and decompress it."""
         content = await self._read(response, call)
-        encoding = response.headers.get("content-encoding")
-        if encoding is not None:
+        # Looked for in the raw headers first: httpx tries to decode them all before it looks for one.
+        if b"content-encoding" in {name.lower() for name, _ in response.headers.raw}:
+            encoding = response.headers["content-encoding"]
             asked_for = re.split(r"[\s,;]+", request.headers.get("accept-encoding", ""))
             if encoding not in KNOWN and encoding in asked_for:
                 response.stream = httpx.ByteStream(content)  # the client asked for it, and can read it

@@ -19,7 +19,6 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Iterable
-from contextlib import suppress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -232,6 +231,7 @@ class AsyncioStream:
     def __init__(self, protocol: _Protocol, core: ModuleType) -> None:
         self._protocol = protocol
         self._core = core
+        self._is_readable = readable_check(protocol.transport.get_extra_info("socket"))
         self._sending = False  # whether a request is on its way out
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - as above
@@ -301,11 +301,7 @@ class AsyncioStream:
         """Return what httpcore asks for, None where that is unknown."""
         protocol = self._protocol
         if info == "is_readable":
-            return (
-                bool(protocol.received)
-                or protocol.ended
-                or is_readable(protocol.transport.get_extra_info("socket"))
-            )
+            return bool(protocol.received) or protocol.ended or self._is_readable()
         if info == "server_addr":
             info = "peername"
         elif info == "client_addr":
@@ -313,13 +309,13 @@ class AsyncioStream:
         return protocol.transport.get_extra_info(info)
 
 
-def is_readable(opened: Any) -> bool:
-    """Whether a socket has something that the event loop has not seen yet."""
+def readable_check(opened: Any) -> "Callable[[], bool]":
+    """Return what tells whether a socket has something that the event loop has not seen yet."""
     if not hasattr(select, "poll"):  # Windows
-        return bool(select.select([opened], [], [], 0)[0])
+        return lambda: bool(select.select([opened], [], [], 0)[0])
     poll = select.poll()
     poll.register(opened, select.POLLIN)
-    return bool(poll.poll(0))
+    return lambda: bool(poll.poll(0))
 
 
 class TrioStream:
@@ -335,6 +331,7 @@ class TrioStream:
         # A socket that is closed, by another task perhaps, raises ValueError.
         self._failures = (OSError, ValueError, trio.BrokenResourceError, trio.ClosedResourceError)
         self._socket = opened
+        self._is_readable = readable_check(opened)
         self._core = core
         self._tls = tls
         self._sending = False  # whether a request is on its way out
@@ -353,7 +350,7 @@ class TrioStream:
         """Send; raise WriteTimeout or WriteError, or RemoteProtocolError if an answer is there already."""
         if not self._sending:
             # A TLS server may have sent session tickets, which are no answer.
-            if is_readable(self._socket) if self._tls is None else _has_unread(self._ssl_object):
+            if self._is_readable() if self._tls is None else _has_unread(self._ssl_object):
                 raise self._core.RemoteProtocolError(UNASKED)
             self._sending = True
         try:
@@ -372,8 +369,10 @@ class TrioStream:
             return bytes(await self._tls.receive_some(max_bytes))
         while True:
             await self._trio.lowlevel.wait_readable(self._socket)
-            with suppress(BlockingIOError):
+            try:
                 return self._socket.recv(max_bytes)
+            except BlockingIOError:
+                continue
 
     async def _send_all(self, rest: memoryview) -> None:
         while rest:
@@ -421,7 +420,7 @@ class TrioStream:
     def get_extra_info(self, info: str) -> Any:
         """Return what httpcore asks for, None where that is unknown."""
         if info == "is_readable":
-            return _has_unread(self._ssl_object) or is_readable(self._socket)
+            return _has_unread(self._ssl_object) or self._is_readable()
         if info == "ssl_object":
             return self._ssl_object
         if info == "socket":

@@ -13,10 +13,10 @@ import time
 import weakref
 from abc import abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeAlias, TypeVar, cast
 
 import anyio
 import anyio.to_thread
@@ -30,7 +30,7 @@ from lemcal_async._concurrency import FairSemaphore, is_in_event_loop, preload
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Key
 from lemcal_async.transport._call import account_of, answer_httpx2, drop_frames
-from lemcal_async.transport._http11 import HTTP11Connection
+from lemcal_async.transport._http11 import HTTP11Connection, check_headers
 from lemcal_async.transport._network import MakeContext, NetworkBackend, Proxies, tls_context
 
 if TYPE_CHECKING:
@@ -287,14 +287,19 @@ class _Body(httpx.AsyncByteStream):
     _connection: Any  # None once it is given back
     _account: Key | None
     _stream: Any
+    _parts: Any = None  # what is left of it
     _whole: bool = False  # whether it was read to its end
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> Self:
+        self._parts = aiter(self._stream)
+        return self
+
+    async def __anext__(self) -> bytes:
         handled = sys.exception()
         try:
-            async for part in self._stream:
-                yield part
-        except GeneratorExit:
+            return cast("bytes", await anext(self._parts))
+        except StopAsyncIteration:
+            self._whole = True
             raise
         except BaseException as error:
             drop_frames(error, handled)
@@ -302,7 +307,6 @@ class _Body(httpx.AsyncByteStream):
             if known is None:
                 raise
             raise known from error
-        self._whole = True
 
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
@@ -352,6 +356,7 @@ class HTTPCoreTransport(BasePooledTransport):
     _backend: NetworkBackend
 
     def _prepare(self) -> None:
+        self._check_headers = check_headers()
         if self._core is None and not is_in_event_loop():
             self._load()
 
@@ -372,7 +377,7 @@ class HTTPCoreTransport(BasePooledTransport):
     async def _open(self, target: Target) -> Any:
         core: Any = self._core or await anyio.to_thread.run_sync(self._load)
         if target.proxy is None:
-            return HTTP11Connection(target, core, self._backend)
+            return HTTP11Connection(target, core, self._backend, self._check_headers)
         where = core.URL(scheme=target.scheme, host=target.host, port=target.port, target="/").origin
         return self._proxy(core, target).create_connection(where)
 

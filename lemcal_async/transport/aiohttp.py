@@ -10,7 +10,6 @@ there are no cookies, redirects, retries or decompression of aiohttp's own.
 import asyncio
 import functools
 import re
-from collections.abc import AsyncIterator
 from typing import Any
 
 try:
@@ -28,7 +27,7 @@ from anyio.lowlevel import current_token
 
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.transport._http11 import MOST_INTERIM
-from lemcal_async.transport._network import UNASKED, MakeContext, is_readable
+from lemcal_async.transport._network import UNASKED, MakeContext, readable_check
 from lemcal_async.transport._pooled import Answer, BasePooledTransport, Pool, Target, httpx_context
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
@@ -146,7 +145,7 @@ class _Connection:
 
     def has_expired(self) -> bool:
         """Whether something has arrived that answers no request, or the other side has gone."""
-        return self.protocol.should_close or is_readable(self.protocol.transport.get_extra_info("socket"))
+        return self.protocol.should_close or self._is_readable()
 
     async def aclose(self) -> None:
         """Close, without waiting for the other side."""
@@ -170,6 +169,7 @@ class _Connection:
             raise httpx.ConnectTimeout(str(error)) from error
         except UnicodeError as error:  # of a host name that cannot be
             raise httpx.ConnectError(str(error)) from error
+        self._is_readable = readable_check(self.protocol.transport.get_extra_info("socket"))
 
     async def send(self, request: httpx.Request, timeouts: dict[str, float | None]) -> Answer:
         """Send a request, and return its answer when the head is there."""
@@ -271,14 +271,19 @@ class _Answer:
 
 @attrs.frozen
 class _Stream:
-    """The body, as it was sent."""
+    """The body, as it was sent: an iterator, of which nothing is left when it breaks off."""
 
     _payload: Any
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> "_Stream":
+        return self
+
+    async def __anext__(self) -> bytes:
         while not self._payload.at_eof():
-            if part := await self._payload.readany():
-                yield part
+            part: bytes = await self._payload.readany()
+            if part:
+                return part
+        raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """Do nothing: the connection knows by itself that the body has been read."""

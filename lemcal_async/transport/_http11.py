@@ -50,7 +50,7 @@ class HTTP11Connection:
     """A connection to one origin, for one request at a time. It opens with its first request."""
 
     def __init__(
-        self, target: "Target", core: ModuleType, backend: "NetworkBackend", check: "CheckHeaders"
+        self, target: "Target", core: ModuleType, backend: "NetworkBackend", check: CheckHeaders
     ) -> None:
         self._target = target
         self._check = check

@@ -30,8 +30,9 @@ from lemcal_async._concurrency import FairSemaphore, is_in_event_loop, preload
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Key
 from lemcal_async.transport._call import account_of, answer_httpx2, drop_frames
+from lemcal_async.transport._environment import MakeContext, Proxies, tls_context
 from lemcal_async.transport._http11 import HTTP11Connection, check_headers
-from lemcal_async.transport._network import MakeContext, NetworkBackend, Proxies, tls_context
+from lemcal_async.transport._network import NetworkBackend
 
 if TYPE_CHECKING:
     import ssl

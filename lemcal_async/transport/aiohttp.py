@@ -26,8 +26,9 @@ import httpx
 from anyio.lowlevel import current_token
 
 from lemcal_async.errors import ConfigurationError
+from lemcal_async.transport._environment import MakeContext
 from lemcal_async.transport._http11 import MOST_INTERIM
-from lemcal_async.transport._network import UNASKED, MakeContext, readable_check
+from lemcal_async.transport._network import UNASKED, readable_check
 from lemcal_async.transport._pooled import Answer, BasePooledTransport, Pool, Target, httpx_context
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)

@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
 
 import httpx
 
-from lemcal_async.transport._network import MakeContext
+from lemcal_async.transport._environment import MakeContext
 from lemcal_async.transport._pooled import HTTPCoreTransport
 
 if TYPE_CHECKING:

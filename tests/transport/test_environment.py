@@ -14,7 +14,7 @@ import trio
 
 from lemcal_async import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.transport import _network
+from lemcal_async.transport import _environment
 
 from .conftest import MakeWire
 from .loopback import Loopback
@@ -37,7 +37,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setattr(_network, "_contexts", {})
+    monkeypatch.setattr(_environment, "_contexts", {})
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.transport import _network
+from lemcal_async.transport import _environment
 from lemcal_async.transport._pooled import BasePooledTransport
 
 from .conftest import MakeWire
@@ -237,9 +237,9 @@ def test_no_proxy_for_a_port(monkeypatch: pytest.MonkeyPatch, value: str, url: s
     monkeypatch.setenv("ALL_PROXY", "http://proxy.example")
     target = httpx.URL(url)
     asked = target.scheme, target.host, target.port
-    assert _network.Proxies(trust_env=True).get(*asked) is not None
+    assert _environment.Proxies(trust_env=True).get(*asked) is not None
     monkeypatch.setenv("NO_PROXY", value)
-    assert _network.Proxies(trust_env=True).get(*asked) is None
+    assert _environment.Proxies(trust_env=True).get(*asked) is None
 
 
 @pytest.mark.anyio

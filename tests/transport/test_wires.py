@@ -19,7 +19,7 @@ import trustme
 from lemcal_async import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.sandbox import Sandbox, faults
-from lemcal_async.transport import PooledTransport, _http11, _network, _pooled
+from lemcal_async.transport import PooledTransport, _environment, _http11, _pooled
 from lemcal_async.transport.aiohttp import AiohttpTransport
 from lemcal_async.transport.httpx2 import HTTPX2Transport
 
@@ -525,7 +525,7 @@ def authority() -> trustme.CA:
 def fresh_contexts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Start without TLS contexts; return the names of the threads in which httpx and httpx2 make some."""
     made: list[str] = []
-    monkeypatch.setattr(_network, "_contexts", {})
+    monkeypatch.setattr(_environment, "_contexts", {})
     for library in (httpx, httpx2):
 
         def counting(
@@ -612,8 +612,8 @@ def test_a_context_that_two_threads_want() -> None:
         return made[-1]
 
     for _ in range(2):
-        assert "" == _network._make_once(make, trust_env=True)
-    assert made == [_network._contexts.pop((make, True))]
+        assert "" == _environment._make_once(make, trust_env=True)
+    assert made == [_environment._contexts.pop((make, True))]
 
 
 async def read(transport: httpx.AsyncBaseTransport, request: httpx.Request) -> None:

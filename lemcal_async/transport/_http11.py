@@ -5,13 +5,11 @@ connection, which the pool never lets happen, and each lets other tasks run. The
 proxies.
 """
 
-import functools
 import math
 import re
 import time
-from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import h11
 import httpx
@@ -31,29 +29,11 @@ MOST_INTERIM = 100  # answers of status 1xx before the one to a request
 _END = h11.EndOfMessage()
 
 
-CheckHeaders: TypeAlias = Callable[[tuple[tuple[bytes, bytes], ...]], Any]
-
-
-def check_headers() -> CheckHeaders:
-    """Return what checks the headers of a request for h11, and remembers those that it has checked.
-
-    An account's are the same in each request, and to check them takes longer than all the rest of it.
-    """
-
-    def check(raw: tuple[tuple[bytes, bytes], ...]) -> Any:
-        return h11.Request(method="GET", target="/", headers=list(raw)).headers
-
-    return functools.lru_cache(maxsize=1024)(check)
-
-
 class HTTP11Connection:
     """A connection to one origin, for one request at a time. It opens with its first request."""
 
-    def __init__(
-        self, target: "Target", core: ModuleType, backend: "NetworkBackend", check: CheckHeaders
-    ) -> None:
+    def __init__(self, target: "Target", core: ModuleType, backend: "NetworkBackend") -> None:
         self._target = target
-        self._check = check
         self._core = core  # httpcore or its fork, whose errors the streams raise
         self._backend = backend
         self._stream: Any = None  # until it is open
@@ -127,8 +107,7 @@ class HTTP11Connection:
 
     async def _write(self, request: httpx.Request, timeout: float | None) -> None:  # noqa: ASYNC109 - of each step
         stream = request.stream
-        headers: Any = self._check(tuple(request.headers.raw))
-        head = h11.Request(method=request.method, target=request.url.raw_path, headers=headers)
+        head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
         data = self._h11.send(head)
         in_one_piece = False
         if isinstance(stream, httpx.ByteStream):

@@ -31,7 +31,7 @@ from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Key
 from lemcal_async.transport._call import account_of, answer_httpx2, drop_frames
 from lemcal_async.transport._environment import MakeContext, Proxies, tls_context
-from lemcal_async.transport._http11 import HTTP11Connection, check_headers
+from lemcal_async.transport._http11 import HTTP11Connection
 from lemcal_async.transport._network import NetworkBackend
 
 if TYPE_CHECKING:
@@ -357,7 +357,6 @@ class HTTPCoreTransport(BasePooledTransport):
     _backend: NetworkBackend
 
     def _prepare(self) -> None:
-        self._check_headers = check_headers()
         if self._core is None and not is_in_event_loop():
             self._load()
 
@@ -378,7 +377,7 @@ class HTTPCoreTransport(BasePooledTransport):
     async def _open(self, target: Target) -> Any:
         core: Any = self._core or await anyio.to_thread.run_sync(self._load)
         if target.proxy is None:
-            return HTTP11Connection(target, core, self._backend, self._check_headers)
+            return HTTP11Connection(target, core, self._backend)
         where = core.URL(scheme=target.scheme, host=target.host, port=target.port, target="/").origin
         return self._proxy(core, target).create_connection(where)
 

@@ -129,16 +129,14 @@ class Store(Protocol):
     ) -> Applied | None:
         """Store a list, and put what changed into the outbox.
 
-        ``rows`` may be parsed while they are iterated over, once and before anything is written; if they turn
-        out to be no list, that raises ResponseDecodeError. Do it where that may take a few milliseconds.
-
         Returns None if the account has another revision by now: somebody else was faster, and this list may
         be older than theirs.
 
         Args:
             user_id: The account.
             revision: What ``revision`` returned before the list was fetched.
-            rows: The list, as it came over the wire.
+            rows: The list, as it came over the wire. It may be parsed while it is iterated over: do so once,
+                before anything is written, and where that may take a few milliseconds.
             baseline: Whether an account that is new here puts nothing into the outbox.
             confirm_empty_after: How many lists in a row must be empty, or less than half of what is stored,
                 before one is believed.
@@ -147,6 +145,7 @@ class Store(Protocol):
 
         Raises:
             EmptyListError: For a list that is not believed yet. It is counted, and nothing else is changed.
+            ResponseDecodeError: For ``rows`` that turn out to be no list.
         """
         ...
 

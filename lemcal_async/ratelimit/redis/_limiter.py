@@ -216,7 +216,11 @@ class RedisRateLimiter(LocalRateLimiter):
 
     async def _run(self, worker: KeyWorker) -> None:
         await worker.run()
-        self._inbox.post(None, self._drop_idle)
+        self._inbox.post(None, self._forget, worker)
+
+    def _forget(self, worker: KeyWorker) -> None:
+        if not worker.runs and not worker.look() and self._keys.get(worker.key) is worker:
+            del self._keys[worker.key]
 
     def _refusal(self) -> LemcalError | None:
         """Return what a call gets that must not go on."""

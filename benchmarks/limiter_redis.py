@@ -54,7 +54,7 @@ def measure(backend: str, latency: tuple[float, float]) -> tuple[tuple[str, ...]
         last = max(max(one["waited"]) for one in said)
         assert time.monotonic() - started >= last
         arrivals = sorted(request.at for request in sandbox.requests)
-        refused = sum(request.status == 429 for request in sandbox.requests)
+        refused = sum(request.status_code == 429 for request in sandbox.requests)
         closest = min(late - early for early, late in zip(arrivals, arrivals[20:], strict=False))
         means = [statistics.mean(one["waited"]) for one in said]
         within = not refused and closest >= 2.0 and (latency[1] > 0 or last <= BOUND * IDEAL)

@@ -85,12 +85,14 @@ def _serve(pipe: Connection) -> None:
                     pipe.send(target)
                     started = pipe.recv()
                 # CLOCK_MONOTONIC is the same in all processes.
-                pipe.send([_arrival(seen.at - started, seen.query, seen.status) for seen in sandbox.requests])
+                pipe.send(
+                    [_arrival(seen.at - started, seen.query, seen.status_code) for seen in sandbox.requests]
+                )
 
 
-def _arrival(at: float, query: str, status: int | None) -> Arrival:
+def _arrival(at: float, query: str, status_code: int | None) -> Arrival:
     number = httpx.QueryParams(query).get("call")
-    return Arrival(at, None if number is None else int(number), accepted=status != 429)
+    return Arrival(at, None if number is None else int(number), accepted=status_code != 429)
 
 
 class SandboxProcess:

@@ -131,7 +131,7 @@ async def burst(make: Make, *, types: int, meetings: int, latency: tuple[float, 
         statuses,
         len(handled),
         len(seen),
-        sum(request.status == 429 for request in seen),
+        sum(request.status_code == 429 for request in seen),
     )
 
 

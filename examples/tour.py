@@ -39,7 +39,7 @@ async def burst(lemcal: AsyncLemcal, sandbox: Sandbox, calls: int) -> None:
         for _ in range(calls):
             tasks.start_soon(lemcal.me)
     seconds = time.monotonic() - started
-    refused = sum(request.status == 429 for request in sandbox.requests[before:])
+    refused = sum(request.status_code == 429 for request in sandbox.requests[before:])
     say(f"   They took {seconds:.1f} s, and {refused} of them were refused (429).")
     budget = lemcal.rate_limit
     say(f"   Left now: {budget.remaining} of {budget.limit} requests, all again in {budget.resets_in:.1f} s.")

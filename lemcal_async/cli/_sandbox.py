@@ -119,12 +119,12 @@ class Lines:
         left = "" if entry.limit is None else f"{entry.remaining} of {entry.limit} left"
         fault = f"fault: {entry.fault}" if entry.fault else ""
         facts = [who, left, fault]
-        status = entry.status or "no response"
+        status = entry.status_code or "no response"
         head = f"{_clock(entry.time)} {entry.method:<6} {entry.path}{query} {status} {_ms(entry.seconds)}"
         return "  ".join([head, *filter(None, facts)])
 
     def _delivery(self, entry: "Delivery") -> str:
-        outcome = entry.status or entry.error
+        outcome = entry.status_code or entry.error
         again = f"  repeats delivery {entry.repeats}" if entry.repeats else ""
         head = f"{_clock(entry.time)} HOOK   {entry.target} {outcome} {_ms(entry.seconds)}"
         return f"{head}  {entry.meeting_id}{again}"

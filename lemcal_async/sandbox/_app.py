@@ -198,7 +198,9 @@ class Api:
             await _break_off(request, reset=True)
             return
         await anyio.sleep(travel + (fault.seconds if isinstance(fault, Slow) else 0))
-        self._log.update(arrival.number, status=response.status, response_body=logged(response.body))
+        self._log.update(
+            arrival.number, status_code=response.status_code, response_body=logged(response.body)
+        )
         if isinstance(fault, Truncated):
             await _send_part(response, send, arrival.common_headers)
             await _break_off(request, reset=False)
@@ -252,16 +254,16 @@ def _hook_text(body: bytes) -> str:
 async def send_response(response: SandboxResponse, send: Send, common_headers: Mapping[str, str]) -> None:
     """Send a response; ``common_headers`` are those that every response carries."""
     headers = wire_headers(response, common_headers)
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
     await send({"type": "http.response.body", "body": response.body})
 
 
 async def _send_part(response: SandboxResponse, send: Send, common_headers: Mapping[str, str]) -> None:
     """Announce the whole body and send half of it. A status without a body becomes 200 for the purpose."""
-    status = 200 if response.status in BODYLESS else response.status
+    status_code = 200 if response.status_code in BODYLESS else response.status_code
     promised = {**common_headers, "Content-Length": str(max(len(response.body), 1))}
-    headers = wire_headers(attrs.evolve(response, status=status), promised)
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    headers = wire_headers(attrs.evolve(response, status_code=status_code), promised)
+    await send({"type": "http.response.start", "status": status_code, "headers": headers})
     body = response.body[: len(response.body) // 2]
     await send({"type": "http.response.body", "body": body, "more_body": True})
 

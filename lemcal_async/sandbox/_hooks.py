@@ -38,7 +38,7 @@ class Delivery:
         at: The sandbox's clock at the end.
         hook_id: Id of the hook (``hoo_…``).
         meeting_id: Id of the meeting (``mee_…``).
-        status: The status of the receiver's answer; None if there was none.
+        status_code: The status of the receiver's answer; None if there was none.
         error: The kind of failure, if there was no answer.
         target: Where it went, without query, fragment and user info: those may hold a token.
         response: The body of the receiver's answer.
@@ -51,7 +51,7 @@ class Delivery:
     at: float
     hook_id: str
     meeting_id: str
-    status: int | None
+    status_code: int | None
     error: str | None
     target: str = ""
     response: str = attrs.field(default="", repr=False)
@@ -72,7 +72,7 @@ class _Job:
 
 @attrs.frozen
 class _Outcome:
-    status: int | None
+    status_code: int | None
     error: str | None
     response: str = ""
 
@@ -159,7 +159,7 @@ class HookSender:
             ended,
             job.hook_id,
             job.meeting_id,
-            outcome.status,
+            outcome.status_code,
             outcome.error,
             target=without_secrets(job.target_url),
             response=outcome.response,

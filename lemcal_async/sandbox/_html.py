@@ -143,9 +143,9 @@ lemcal meetings --base-url {escape(view.base_url)}</pre>
 def request_row(entry: SeenRequest, emails: Mapping[str, str]) -> str:
     """Return a request's line in the log. Its details are loaded when it is opened."""
     query = f"?{entry.query}" if entry.query else ""
-    refused = entry.status == 429 or entry.status is None
-    if entry.status is not None:
-        status = str(entry.status)
+    refused = entry.status_code == 429 or entry.status_code is None
+    if entry.status_code is not None:
+        status = str(entry.status_code)
     else:
         status = "no response" if entry.seconds is not None else "\u2026"
     who = emails.get(entry.user_id or "", "unknown key" if entry.limit is not None else "")
@@ -154,7 +154,7 @@ def request_row(entry: SeenRequest, emails: Mapping[str, str]) -> str:
         f"<time>{_clock(entry.time)}</time>",
         f'<b class="method">{escape(entry.method)}</b>',
         f'<span class="path">{escape(entry.path + query)}</span>',
-        f'<span class="status s{(entry.status or 0) // 100}">{status}</span>',
+        f'<span class="status s{(entry.status_code or 0) // 100}">{status}</span>',
         f'<span class="ms">{_milliseconds(entry.seconds)}</span>',
         f'<span class="who">{escape(who)}</span>',
         f'<span class="left">{left}</span>',
@@ -197,13 +197,13 @@ def _deliveries_section(view: View) -> str:
 
 def delivery_row(entry: Delivery) -> str:
     """Return a delivery's line."""
-    outcome = str(entry.status) if entry.status is not None else escape(entry.error or "")
+    outcome = str(entry.status_code) if entry.status_code is not None else escape(entry.error or "")
     again = f" \u00b7 repeats {entry.repeats}" if entry.repeats else ""
     title = escape(entry.response[:500])
     return (
         f'<li id="d{entry.number}"><div class="line"><time>{_clock(entry.time)}</time> '
         f'<span class="path">{escape(entry.target)}</span> '
-        f'<span class="status s{(entry.status or 0) // 100}" title="{title}">{outcome}</span> '
+        f'<span class="status s{(entry.status_code or 0) // 100}" title="{title}">{outcome}</span> '
         f'<span class="ms">{_milliseconds(entry.seconds)}</span> '
         f'<span class="who">{escape(entry.meeting_id)}{again}</span> '
         f'<form data-method="POST" data-url="deliveries/{entry.number}/repeat" data-done="Queued again.">'

@@ -38,7 +38,7 @@ class SeenRequest:
         query: The query string.
         user_id: The presented one if the sandbox knows it, whether or not the key is right.
         headers: The headers, with names in lower case and without those that carry credentials.
-        status: None until there is a response, and it stays None if there is none.
+        status_code: None until there is a response, and it stays None if there is none.
         processed: Whether the route did its work; it did not if the request was refused or a fault replaced
             the response.
         fault: The fault that it met, in words.
@@ -58,7 +58,7 @@ class SeenRequest:
     query: str
     user_id: str | None
     headers: Mapping[str, str]
-    status: int | None = None
+    status_code: int | None = None
     processed: bool = False
     fault: str | None = None
     seconds: float | None = None

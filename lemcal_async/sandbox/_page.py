@@ -172,7 +172,7 @@ class Page:
             "html": _html.request_row(entry, self._emails),
             "at": entry.at,
             "key": self._emails.get(entry.user_id or "", "unknown key"),
-            "refused": entry.status == 429,
+            "refused": entry.status_code == 429,
             "limit": entry.limit,
             "remaining": entry.remaining,
             "resetsIn": entry.resets_in,

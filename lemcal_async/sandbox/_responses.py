@@ -25,38 +25,38 @@ PAGE: Final = (
 
 
 def _allow_no_body_without_content(response: "SandboxResponse", _attribute: object, body: bytes) -> None:
-    if body and response.status in BODYLESS:
-        raise ValueError(f"a response with status {response.status} has no body")
+    if body and response.status_code in BODYLESS:
+        raise ValueError(f"a response with status {response.status_code} has no body")
 
 
 @attrs.frozen
 class SandboxResponse:
     """A response. Its ``headers`` override the common ones; None leaves a header out."""
 
-    status: int = attrs.field(validator=[attrs.validators.ge(200), attrs.validators.lt(600)])
+    status_code: int = attrs.field(validator=[attrs.validators.ge(200), attrs.validators.lt(600)])
     body: bytes = attrs.field(default=b"", validator=_allow_no_body_without_content)
     content_type: str | None = None
     headers: Mapping[str, str | None] = attrs.field(factory=dict[str, str | None])
 
 
-def text(status: int, body: str, headers: Mapping[str, str | None] | None = None) -> SandboxResponse:
+def text(status_code: int, body: str, headers: Mapping[str, str | None] | None = None) -> SandboxResponse:
     """Return a plain-text response, the form of most of the service's errors (documented)."""
-    return SandboxResponse(status, body.encode(), PLAIN, headers or {})
+    return SandboxResponse(status_code, body.encode(), PLAIN, headers or {})
 
 
-def json_text(status: int, body: bytes) -> SandboxResponse:
+def json_text(status_code: int, body: bytes) -> SandboxResponse:
     """Return a response whose body is already encoded as JSON."""
-    return SandboxResponse(status, body, JSON)
+    return SandboxResponse(status_code, body, JSON)
 
 
-def json_data(status: int, data: Any) -> SandboxResponse:
+def json_data(status_code: int, data: Any) -> SandboxResponse:
     """Return a JSON response."""
-    return json_text(status, dumps(data))
+    return json_text(status_code, dumps(data))
 
 
-def html(status: int, body: str = PAGE) -> SandboxResponse:
+def html(status_code: int, body: str = PAGE) -> SandboxResponse:
     """Return an HTML page."""
-    return SandboxResponse(status, body.encode(), HTML)
+    return SandboxResponse(status_code, body.encode(), HTML)
 
 
 def dumps(data: Any) -> bytes:
@@ -67,7 +67,7 @@ def dumps(data: Any) -> bytes:
 def wire_headers(response: SandboxResponse, common_headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     """Return the response's headers for ASGI, merged with those that every response carries."""
     merged: dict[str, str | None] = {"content-type": response.content_type}
-    if response.status not in BODYLESS:
+    if response.status_code not in BODYLESS:
         merged["content-length"] = str(len(response.body))
     for name, value in (*common_headers.items(), *response.headers.items()):
         merged[name.lower()] = value

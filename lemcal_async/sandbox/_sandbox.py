@@ -138,7 +138,7 @@ class Sandbox:
         request = Request(scope, receive)
         user_id, _ = self._state.identify(request.headers.get("authorization", ""))
         number = self._log.add_request(seen_request(request, scope["path"], self._clock(), user_id))
-        self._log.update(number, status=200, seconds=0.0)
+        self._log.update(number, status_code=200, seconds=0.0)
         await send_response(html(200), send, {})
 
     @contextlib.contextmanager

@@ -72,7 +72,7 @@ def describe(fault: Fault) -> str:
             return "truncated body"
         case _:
             kind = (fault.content_type or "no content type").partition(";")[0] if fault.body else "empty"
-            return f"{fault.status}, {kind}"
+            return f"{fault.status_code}, {kind}"
 
 
 def too_many_requests(retry_after: str | None = "0.2") -> Fault:

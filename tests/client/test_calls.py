@@ -176,7 +176,7 @@ async def test_delete_is_done_if_its_repetition_finds_nothing(lemcal_sandbox: Sa
         lemcal_sandbox.inject(faults.reset_after_processing())
         await lemcal.hooks.delete(hook.id)
     assert [] == lemcal_sandbox.hooks()
-    assert [None, 404] == [seen.status for seen in lemcal_sandbox.requests[1:]]
+    assert [None, 404] == [seen.status_code for seen in lemcal_sandbox.requests[1:]]
 
 
 @pytest.mark.parametrize("fault", [faults.html_200(), faults.empty_string_200(), faults.status(200, "OK")])

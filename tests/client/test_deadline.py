@@ -75,7 +75,7 @@ async def test_an_answer_in_time(lemcal_sandbox: Sandbox) -> None:
     lemcal_sandbox.inject(faults.too_many_requests("0.05"))
     async with lemcal_sandbox.client(deadline=10, retry=AT_ONCE) as lemcal:
         assert 12 == len(await lemcal.meetings.list())
-    assert [500, 429, 200] == [seen.status for seen in lemcal_sandbox.requests]
+    assert [500, 429, 200] == [seen.status_code for seen in lemcal_sandbox.requests]
 
 
 async def test_a_queue_known_to_be_longer(lemcal_sandbox: Sandbox) -> None:
@@ -281,7 +281,7 @@ async def test_each_call_has_its_own(lemcal_sandbox: Sandbox) -> None:
             for _ in range(5):
                 group.start_soon(lemcal.meetings.list)
     assert ["/me"] == [error.route for error in late]
-    assert 5 == sum(seen.status == 200 for seen in lemcal_sandbox.requests)
+    assert 5 == sum(seen.status_code == 200 for seen in lemcal_sandbox.requests)
 
 
 @pytest.mark.parametrize("module", [_compression, _decoding])

@@ -450,7 +450,7 @@ async def test_nothing_but_the_answer_makes_an_error(lemcal_sandbox: Sandbox) ->
             await lemcal.me()
         answer: Any = (await lemcal.request("GET", "/me")).data
     assert json.dumps(lemcal_sandbox.user_id) == json.dumps(answer["_id"])
-    assert [500, 200] == [seen.status for seen in lemcal_sandbox.requests]
+    assert [500, 200] == [seen.status_code for seen in lemcal_sandbox.requests]
 
 
 async def test_the_reason_may_lie_deeper() -> None:

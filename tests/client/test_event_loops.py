@@ -70,7 +70,7 @@ async def test_calls(lemcal_sandbox: Sandbox, wire: type[Any]) -> None:
                     await anyio.sleep(0.01)
                 scope.cancel()
         assert 12 == len(await lemcal.meetings.list())
-    assert {200} == {request.status for request in lemcal_sandbox.requests}
+    assert {200} == {request.status_code for request in lemcal_sandbox.requests}
     assert 21 <= len(lemcal_sandbox.requests) < 30
 
 

@@ -162,7 +162,7 @@ async def test_rotation_under_way(lemcal_sandbox: Sandbox) -> None:
     keys = iter(["outdated", lemcal_sandbox.api_key])
     async with lemcal_sandbox.client(api_key=lambda: next(keys)) as lemcal:
         await lemcal.hooks.create(TARGET, any_meeting_type=True)
-    assert [401, 200] == [seen.status for seen in lemcal_sandbox.requests]
+    assert [401, 200] == [seen.status_code for seen in lemcal_sandbox.requests]
     assert 1 == len(lemcal_sandbox.hooks())
 
 
@@ -361,7 +361,7 @@ async def test_with_retry(lemcal_sandbox: Sandbox) -> None:
         await lemcal.with_options(retry=RetryPolicy(attempts=3, backoff=0.0)).me()
         lemcal_sandbox.inject(faults.reset_before_processing())
         await lemcal.with_options(retry=None).me()
-    assert [500, 500, 500, 200, None, 200] == [seen.status for seen in lemcal_sandbox.requests]
+    assert [500, 500, 500, 200, None, 200] == [seen.status_code for seen in lemcal_sandbox.requests]
 
 
 async def test_with_priority(lemcal_sandbox: Sandbox) -> None:

@@ -162,7 +162,7 @@ async def _within_the_limit(transport: Transport, window: str) -> None:
         async with anyio.create_task_group() as tasks:
             for _ in range(30):
                 tasks.start_soon(here.client(limiter=limiter).me)
-        assert [] == [seen for seen in here.sandbox.requests if seen.status == 429]
+        assert [] == [seen for seen in here.sandbox.requests if seen.status_code == 429]
         assert 31 == len(here.sandbox.requests)
 
 

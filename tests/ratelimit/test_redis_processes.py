@@ -62,7 +62,7 @@ def outcome(worker: Worker) -> dict[str, Any]:
 
 def times(sandbox: Sandbox) -> list[float]:
     """Return when each request was counted; none was refused."""
-    assert {200} == {request.status for request in sandbox.requests}
+    assert {200} == {request.status_code for request in sandbox.requests}
     return sorted(request.at for request in sandbox.requests)
 
 

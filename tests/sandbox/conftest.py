@@ -55,13 +55,13 @@ def client(sandbox: Sandbox, connect: Connect) -> httpx.Client:
 
 
 class Receiver(http.server.ThreadingHTTPServer):
-    """Takes hook deliveries on a real socket; answers ``status``, or nothing until released."""
+    """Takes hook deliveries on a real socket; answers ``status_code``, or nothing until released."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.status = 200
+        self.status_code = 200
         self.seen: list[tuple[str, dict[str, str], bytes]] = []
         self.arrived = threading.Semaphore(0)
         self.answers = threading.Event()
@@ -81,7 +81,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.server.arrived.release()
         self.server.answers.wait(60)
         with contextlib.suppress(OSError):  # the sender may be gone
-            self.send_response(self.server.status)
+            self.send_response(self.server.status_code)
             self.send_header("content-length", "0")
             self.end_headers()
 

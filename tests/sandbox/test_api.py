@@ -175,7 +175,7 @@ def test_a_path_outside_of_the_api(sandbox: Sandbox, client: httpx.Client, metho
     assert answer.text.startswith("<!doctype html>")
     assert "retry-after" not in answer.headers
     (seen,) = sandbox.requests
-    assert (method, path, 200, False) == (seen.method, seen.path, seen.status, seen.processed)
+    assert (method, path, 200, False) == (seen.method, seen.path, seen.status_code, seen.processed)
 
 
 def basic(text: str) -> str:
@@ -314,12 +314,12 @@ def test_the_log_of_requests(sandbox: Sandbox, client: httpx.Client) -> None:
         listed.path,
         listed.query,
         listed.user_id,
-        listed.status,
+        listed.status_code,
         listed.processed,
     )
     assert ("me/1", "a=b") == (listed.headers["user-agent"], listed.headers["cookie"])
-    assert (sandbox.user_id, 401, False) == (wrong.user_id, wrong.status, wrong.processed)
-    assert (None, 401) == (unknown.user_id, unknown.status)
+    assert (sandbox.user_id, 401, False) == (wrong.user_id, wrong.status_code, wrong.processed)
+    assert (None, 401) == (unknown.user_id, unknown.status_code)
     text = repr(sandbox.requests) + repr(sandbox.accounts)
     assert sandbox.api_key not in text
     assert base64.b64encode(f"{sandbox.user_id}:{sandbox.api_key}".encode()).decode() not in text
@@ -362,7 +362,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_request(sandbox: Sandbox, cli
         while not sandbox.requests:
             time.sleep(0.001)
     assert 200 == client.get("/me").status_code
-    assert (None, False) == (sandbox.requests[0].status, sandbox.requests[0].processed)
+    assert (None, False) == (sandbox.requests[0].status_code, sandbox.requests[0].processed)
 
 
 def test_demo_data_is_valid_json_all_the_way(client: httpx.Client) -> None:

@@ -249,7 +249,7 @@ def test_a_log_of_ten_thousand(browser: Any) -> None:
     """The newest rows load at once, others on demand; the log scrolls, and is bounded."""
     with Sandbox().serve() as sandbox:
         for number in range(10_200):
-            entry = SeenRequest(0, "GET", "/me", f"n={number}", None, {}, status=200, seconds=0)
+            entry = SeenRequest(0, "GET", "/me", f"n={number}", None, {}, status_code=200, seconds=0)
             sandbox._log.add_request(entry)
         browser.get(f"{sandbox.url}/")
         until(lambda: text(browser, "#live") == "live")

@@ -175,9 +175,11 @@ def test_the_log_keeps_the_newest() -> None:
     log = RequestLog(kept=2)
     numbers = [log.add_request(SeenRequest(at, "GET", "/me", "", None, {})) for at in (1.0, 2.0, 3.0)]
     for number in numbers:
-        log.update(number, status=200)
+        log.update(number, status_code=200)
     assert [1, 2, 3] == numbers
-    assert [(2, 2.0, 200), (3, 3.0, 200)] == [(seen.number, seen.at, seen.status) for seen in log.snapshot()]
+    assert [(2, 2.0, 200), (3, 3.0, 200)] == [
+        (seen.number, seen.at, seen.status_code) for seen in log.snapshot()
+    ]
 
 
 def test_only_the_newest_keep_their_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,9 +199,9 @@ def test_following_a_journal() -> None:
     known, changed = journal.changed_since(0)
     assert [2, 3, 4] == [entry.number for entry in changed]
     assert (known, []) == journal.changed_since(known)
-    journal.update(2, status=200)
-    journal.update(1, status=200)  # dropped meanwhile
-    assert [(2, 200)] == [(entry.number, entry.status) for entry in journal.changed_since(known)[1]]
+    journal.update(2, status_code=200)
+    journal.update(1, status_code=200)  # dropped meanwhile
+    assert [(2, 200)] == [(entry.number, entry.status_code) for entry in journal.changed_since(known)[1]]
     assert [2, 3] == [entry.number for entry in journal.after(0, 2)]
     assert [4] == [entry.number for entry in journal.after(3, 10)]
     assert [] == journal.after(4, 10)

@@ -46,7 +46,7 @@ def test_answers_in_place_of_the_route(
     assert expected == (answer.status_code, answer.headers.get("content-type"), answer.text)
     assert "19" == answer.headers["x-ratelimit-remaining"]
     assert [] == sandbox.hooks()
-    assert [(expected[0], False)] == [(seen.status, seen.processed) for seen in sandbox.requests]
+    assert [(expected[0], False)] == [(seen.status_code, seen.processed) for seen in sandbox.requests]
     assert 200 == client.post("/hooks", json=HOOK).status_code
 
 
@@ -78,7 +78,7 @@ def test_too_many_requests(sandbox: Sandbox, client: httpx.Client, retry_after: 
     assert retry_after == answer.headers["retry-after"]
     assert "0" == answer.headers["x-ratelimit-remaining"]
     assert "x-ratelimit-reset" not in answer.headers
-    assert [429] == [seen.status for seen in sandbox.requests]
+    assert [429] == [seen.status_code for seen in sandbox.requests]
 
 
 def test_too_many_requests_without_the_header(sandbox: Sandbox, client: httpx.Client) -> None:
@@ -121,7 +121,7 @@ def test_slow(sandbox: Sandbox, client: httpx.Client) -> None:
     with pytest.raises(httpx.ReadTimeout):
         client.post("/hooks", json=HOOK | {"targetUrl": "https://example.org"}, timeout=0.1)
     assert 2 == len(sandbox.hooks())
-    assert [(200, True), (None, True)] == [(seen.status, seen.processed) for seen in sandbox.requests]
+    assert [(200, True), (None, True)] == [(seen.status_code, seen.processed) for seen in sandbox.requests]
 
 
 def test_truncated(sandbox: Sandbox, client: httpx.Client) -> None:
@@ -133,7 +133,7 @@ def test_truncated(sandbox: Sandbox, client: httpx.Client) -> None:
     with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
         client.delete(f"/hooks/{hook['_id']}")
     assert [] == sandbox.hooks()
-    assert [(200, True), (204, True)] == [(seen.status, seen.processed) for seen in sandbox.requests]
+    assert [(200, True), (204, True)] == [(seen.status_code, seen.processed) for seen in sandbox.requests]
 
 
 def test_reset_before_processing(sandbox: Sandbox, client: httpx.Client) -> None:
@@ -142,7 +142,7 @@ def test_reset_before_processing(sandbox: Sandbox, client: httpx.Client) -> None
     with pytest.raises(httpx.ReadError):
         client.post("/hooks", json=HOOK)
     assert [] == sandbox.hooks()
-    assert [(None, False)] == [(seen.status, seen.processed) for seen in sandbox.requests]
+    assert [(None, False)] == [(seen.status_code, seen.processed) for seen in sandbox.requests]
     assert "19" == client.get("/me").headers["x-ratelimit-remaining"]
 
 
@@ -152,7 +152,7 @@ def test_reset_after_processing(sandbox: Sandbox, client: httpx.Client) -> None:
     with pytest.raises(httpx.ReadError):
         client.post("/hooks", json=HOOK)
     assert 1 == len(sandbox.hooks())
-    assert [(None, True)] == [(seen.status, seen.processed) for seen in sandbox.requests]
+    assert [(None, True)] == [(seen.status_code, seen.processed) for seen in sandbox.requests]
     assert "18" == client.get("/me").headers["x-ratelimit-remaining"]
 
 

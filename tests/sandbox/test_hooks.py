@@ -41,7 +41,7 @@ def test_a_booking_is_posted(idle: Sandbox, receiver: Receiver) -> None:
     assert (hook_id, meeting["_id"], 200, None) == (
         delivery.hook_id,
         delivery.meeting_id,
-        delivery.status,
+        delivery.status_code,
         delivery.error,
     )
     assert idle.deliveries == [delivery]
@@ -77,10 +77,10 @@ def test_nothing_but_a_booking_fires(idle: Sandbox, receiver: Receiver) -> None:
 
 def test_a_refusal_is_not_tried_again(idle: Sandbox, receiver: Receiver) -> None:
     """The status is recorded, and nothing is retried."""
-    receiver.status = 503
+    receiver.status_code = 503
     hook(idle, receiver.url())
     idle.book()
-    assert [503] == [delivery.status for delivery in idle.wait_for_deliveries(1)]
+    assert [503] == [delivery.status_code for delivery in idle.wait_for_deliveries(1)]
     assert 1 == len(receiver.seen)
 
 
@@ -91,7 +91,7 @@ def test_a_receiver_that_is_not_there(idle: Sandbox) -> None:
     hook(idle, f"http://127.0.0.1:{port}/?token=s3cret")
     idle.book()
     (delivery,) = idle.wait_for_deliveries(1)
-    assert (None, "ConnectError") == (delivery.status, delivery.error)
+    assert (None, "ConnectError") == (delivery.status_code, delivery.error)
     assert "s3cret" not in repr(delivery)
 
 
@@ -104,7 +104,7 @@ def test_a_receiver_that_is_too_slow(
     hook(idle, receiver.url())
     idle.book()
     (delivery,) = idle.wait_for_deliveries(1)
-    assert None is delivery.status
+    assert None is delivery.status_code
     assert delivery.error in {"TimeoutError", "ReadTimeout"}
 
 
@@ -148,7 +148,7 @@ def test_slow_receivers_do_not_hold_up_others(idle: Sandbox, receiver: Receiver)
         thread.start()
         hook(idle, quick.url(), account=1)
         idle.book(1)
-        assert [200] == [delivery.status for delivery in idle.wait_for_deliveries(1)]
+        assert [200] == [delivery.status_code for delivery in idle.wait_for_deliveries(1)]
         quick.shutdown()
         thread.join()
 

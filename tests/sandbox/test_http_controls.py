@@ -117,7 +117,7 @@ def test_requests(sandbox: Sandbox, control: httpx.Client, client: httpx.Client)
     assert [1, 2, 3] == [row["number"] for row in rows]
     assert set(attrs.asdict(sandbox.requests[0])) == set(rows[0])
     expected = ("GET", "/meetings", "meetingTypeId=met_x", sandbox.user_id, 200, True, 20, 19, "", "[]")
-    names = ("method", "path", "query", "user_id", "status", "processed", "limit", "remaining")
+    names = ("method", "path", "query", "user_id", "status_code", "processed", "limit", "remaining")
     assert expected == (*(rows[0][name] for name in names), rows[0]["request_body"], rows[0]["response_body"])
     assert 0 <= rows[0]["seconds"] < 30
     assert datetime.fromisoformat(rows[0]["time"]).tzinfo is not None
@@ -136,8 +136,8 @@ def test_a_request_that_met_a_fault(sandbox: Sandbox, control: httpx.Client, cli
     with pytest.raises(httpx.TransportError):
         client.get("/me")
     slow, broken = control.get("/requests").json()
-    assert ("slow by 0.01 s", 200) == (slow["fault"], slow["status"])
-    assert ("connection reset after processing", None) == (broken["fault"], broken["status"])
+    assert ("slow by 0.01 s", 200) == (slow["fault"], slow["status_code"])
+    assert ("connection reset after processing", None) == (broken["fault"], broken["status_code"])
     assert slow["seconds"] >= 0.01
     assert broken["seconds"] is not None
 
@@ -153,7 +153,7 @@ def test_deliveries(sandbox: Sandbox, control: httpx.Client, receiver: Receiver)
         row["number"],
         row["hook_id"],
         row["meeting_id"],
-        row["status"],
+        row["status_code"],
         row["repeats"],
     )
     assert receiver.url("/hook?...") == row["target"]

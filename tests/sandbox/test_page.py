@@ -133,7 +133,7 @@ def test_details(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) 
 def test_older_rows(sandbox: Sandbox, browser: httpx.Client) -> None:
     """The page begins with the newest requests; the others come by the thousand."""
     for _ in range(1_500):
-        sandbox._log.add_request(SeenRequest(0, "GET", "/me", "", None, {}, status=200, seconds=0))
+        sandbox._log.add_request(SeenRequest(0, "GET", "/me", "", None, {}, status_code=200, seconds=0))
     first = [int(number) for number in re.findall(r'<li id="r(\d+)"', browser.get("/").text)]
     assert list(range(1500, 1200, -1)) == first
     text = browser.get("/_sandbox/page/requests", params={"before": 1201}).text

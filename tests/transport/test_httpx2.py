@@ -49,7 +49,7 @@ async def test_its_transport(sandbox: Sandbox) -> None:
         await lemcal.hooks.delete(hook.id)
         sandbox.inject(faults.status(500))
         assert 12 == len(await lemcal.meetings.list())
-        assert [200, 200, 204, 500, 200] == [seen.status for seen in sandbox.requests]
+        assert [200, 200, 204, 500, 200] == [seen.status_code for seen in sandbox.requests]
 
 
 @pytest.mark.parametrize("fault", [faults.reset_after_processing(), faults.truncated()])
@@ -126,7 +126,7 @@ async def test_its_client(make_wire: MakeWire, sandbox: Sandbox) -> None:
         assert answer.elapsed.total_seconds() > 0
         created = await client.post("/hooks", content=parts())
         assert "https://example.com/parts" == created.json()["targetUrl"]
-    assert [429, 200, 200] == [seen.status for seen in sandbox.requests]
+    assert [429, 200, 200] == [seen.status_code for seen in sandbox.requests]
 
 
 @pytest.mark.anyio

@@ -636,7 +636,7 @@ async def test_no_429_from_a_server_that_counts(window: WindowKind) -> None:
                 async with anyio.create_task_group() as group:
                     for _ in range(25):
                         group.start_soon(lemcal.me)
-        assert [200] * 25 == [request.status for request in sandbox.requests]
+        assert [200] * 25 == [request.status_code for request in sandbox.requests]
         # A server that counts in windows lets the end of one and the beginning of the next go together.
         at_most = 5 if window == "sliding" else 10
         assert 5 <= most_in(0.2, [request.at for request in sandbox.requests]) <= at_most

@@ -177,7 +177,7 @@ async def test_what_is_repeated(
                 await client.post("/hooks", json=HOOK)
         else:
             assert expected[-1] == (await client.post("/hooks", json=HOOK)).status_code
-    assert expected == [seen.status for seen in sandbox.requests]
+    assert expected == [seen.status_code for seen in sandbox.requests]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ async def test_a_delete_is_repeated_until_it_is_done(
         sandbox.inject(fault)
         answer = await client.delete(f"/hooks/{hook['_id']}")
     assert (204, b"") == (answer.status_code, answer.content)
-    assert statuses == [seen.status for seen in sandbox.requests[1:]]
+    assert statuses == [seen.status_code for seen in sandbox.requests[1:]]
     assert [] == sandbox.hooks()
 
 
@@ -574,7 +574,7 @@ async def test_the_body_is_sent_again(
         answer = await client.post("/hooks", **body)
     assert 200 == answer.status_code
     assert [target] == [hook["targetUrl"] for hook in sandbox.hooks()]
-    assert [429, 429, 200] == [seen.status for seen in sandbox.requests]
+    assert [429, 429, 200] == [seen.status_code for seen in sandbox.requests]
 
 
 @pytest.mark.anyio

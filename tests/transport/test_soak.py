@@ -116,7 +116,7 @@ async def soaked(make_wire: MakeWire, seconds: float, seed: int) -> tuple[Soak, 
             while open_files() > before + 5 and time.monotonic() < until:  # noqa: ASYNC110
                 await anyio.sleep(0.1)
             left = max(0, open_files() - before - 5)
-        refused = sum(seen.status == 429 for seen in list(sandbox.requests))
+        refused = sum(seen.status_code == 429 for seen in list(sandbox.requests))
     return soak, proxy, refused, left
 
 

@@ -11,16 +11,16 @@ import attrs
 
 @attrs.frozen
 class Answer:
-    """What a receiver answered; a status of None is no answer at all."""
+    """What a receiver answered; a status code of None is no answer at all."""
 
-    status: int | None
+    status_code: int | None
     outcome: str | None
     headers: Mapping[str, str]
 
     @property
     def brief(self) -> tuple[int | None, str | None]:
         """Status and outcome."""
-        return self.status, self.outcome
+        return self.status_code, self.outcome
 
 
 NONE = Answer(None, None, {})

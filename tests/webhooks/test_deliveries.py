@@ -327,8 +327,8 @@ async def test_delivery(row: Row, sandbox: Sandbox) -> None:
         for meeting in stage.handled:
             assert meeting in listed
     for answer in answers:
-        assert ("retry-after" in answer.headers) == (answer.status == 503)
-        assert ("POST" if answer.status == 405 else None) == answer.headers.get("allow")
+        assert ("retry-after" in answer.headers) == (answer.status_code == 503)
+        assert ("POST" if answer.status_code == 405 else None) == answer.headers.get("allow")
 
 
 def test_the_table_is_long() -> None:

@@ -145,9 +145,9 @@ def test_two_workers_share_the_limit(tmp_path: Path, redis: str) -> None:
             processes |= set() if len(processes) == 2 else {call(number)}
         assert 2 == len(processes)
         assert dict.fromkeys(booked, 1) == service.counts()
-    seen = [request for request in sandbox.requests if request.status is not None]
+    seen = [request for request in sandbox.requests if request.status_code is not None]
     assert len(seen) > 50
-    assert [] == [request.path for request in seen if request.status == 429]
+    assert [] == [request.path for request in seen if request.status_code == 429]
 
 
 @pytest.mark.storm

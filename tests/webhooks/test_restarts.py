@@ -30,7 +30,7 @@ async def deliver_until_answered(port: Any, body: bytes, answers: list[Answer]) 
         except OSError:
             pass  # nobody listens: the service is being restarted
         else:
-            if answers[-1].status == 200:
+            if answers[-1].status_code == 200:
                 return
         await anyio.sleep(0.05)
 
@@ -56,7 +56,7 @@ async def test_restart_in_a_burst(sandbox: Sandbox, lemcal: AsyncLemcal, grace: 
     async def sender(meeting_id: str) -> None:
         body = f'{{"_id": "{meeting_id}"}}'.encode()
         await deliver_until_answered(lambda: ports[-1], body, answers[meeting_id])
-        if all(each and each[-1].status == 200 for each in answers.values()):
+        if all(each and each[-1].status_code == 200 for each in answers.values()):
             all_answered.set()
 
     async with lemcal, anyio.create_task_group() as tasks:
@@ -122,7 +122,7 @@ async def test_a_plain_handler_that_takes_too_long(sandbox: Sandbox) -> None:
         assert (503, "failed") == (await stage.post(booked)).brief
         proceed.set()
         answer = await stage.post(booked)
-        while answer.status == 503:
+        while answer.status_code == 503:
             answer = await stage.post(booked)
         assert (200, "repeated") == answer.brief
         assert [booked["_id"]] == calls

@@ -211,6 +211,8 @@ class CredentialSource:
 
     def __str__(self) -> str:
         """Return the user id, if it is known."""
+        if self._function is no_account:
+            return "without an account"
         known = self._last[1] if self._last is not None else self._credentials
         return "an account" if known is None else known.user_id
 
@@ -219,6 +221,13 @@ class CredentialSource:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a CredentialSource cannot be pickled: the API key would be written out with it")
+
+
+def no_account() -> str:
+    """Stand in for the API key of a client that only makes clients for accounts."""
+    raise ConfigurationError(
+        "this client has no account of its own: call for_account(user_id, api_key), and use what it returns"
+    )
 
 
 def _text_of(value: object) -> Secret[str] | None:

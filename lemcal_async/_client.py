@@ -13,7 +13,7 @@ import attrs
 import httpx
 
 from lemcal_async import _resources
-from lemcal_async._auth import ApiKey, CredentialSource, Secret
+from lemcal_async._auth import ApiKey, CredentialSource, Secret, no_account
 from lemcal_async._codec import check_into
 from lemcal_async._decoding import data_of, json_kind
 from lemcal_async._retry import RetryPolicy
@@ -155,7 +155,7 @@ class AsyncLemcal:
         Raises:
             ConfigurationError: For options that cannot work.
         """
-        return cls(None, _no_account, **options)
+        return cls(None, no_account, **options)
 
     def for_account(self, user_id: str | None, api_key: ApiKey) -> Self:
         """Return a client for another account on the same transport, limiter and options.
@@ -339,12 +339,6 @@ def _check_type(name: str, value: object, kind: type[Any]) -> None:
     # A class has the methods of its instances, so for a protocol it would pass as one.
     if value is not None and (isinstance(value, type) or not isinstance(value, kind)):
         raise ConfigurationError(f"{name}= must be of type {kind.__name__}, not {type(value).__name__}")
-
-
-def _no_account() -> str:
-    raise ConfigurationError(
-        "this client has no account of its own: call for_account(user_id, api_key), and use what it returns"
-    )
 
 
 def _base_url(url: Secret[str | None], *, allow_insecure_http: bool) -> str:

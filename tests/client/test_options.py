@@ -74,6 +74,7 @@ async def test_a_root_without_credentials(monkeypatch: pytest.MonkeyPatch) -> No
     async with AsyncLemcal.for_accounts(transport=wire, limiter=limiter, user_agent="agency/1") as root:
         with pytest.raises(ConfigurationError, match=r"no account of its own: call for_account\("):
             await root.me()
+        assert "<AsyncLemcal without an account at https://api.lemcal.com/api/lemcal>" == repr(root)
         assert [] == wire.requests
         client = root.for_account(OTHER_USER, OTHER_KEY)
         await client.me()

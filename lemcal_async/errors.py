@@ -33,6 +33,33 @@ from typing import Any, ClassVar, cast
 
 import attrs
 
+__all__ = [
+    "APIConnectionError",
+    "APIStatusError",
+    "APITimeoutError",
+    "AuthenticationError",
+    "BadRequestError",
+    "BadRow",
+    "CallInfo",
+    "ConfigurationError",
+    "ConflictError",
+    "DeadlineExceededError",
+    "DuplicateHookError",
+    "EmptyListError",
+    "HookNotFoundError",
+    "LemcalError",
+    "MeetingNotFoundError",
+    "MeetingTypeNotFoundError",
+    "MethodNotAllowedError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "PlanRequiredError",
+    "RateLimitError",
+    "ResponseDecodeError",
+    "ServerError",
+    "StoreError",
+]
+
 
 @attrs.frozen
 class CallInfo:

@@ -176,6 +176,7 @@ def test_no_other_errors() -> None:
         if isinstance(value, type) and issubclass(value, Exception)
     }
     assert set(ERRORS) == found
+    assert sorted({*ERRORS, "BadRow", "CallInfo"}) == errors.__all__
 
 
 def test_the_names_of_the_synchronization() -> None:

@@ -72,6 +72,7 @@ def documented(kind: type) -> list[str]:
     "module",
     [
         "lemcal_async",
+        "lemcal_async.errors",
         "lemcal_async.events",
         "lemcal_async.fastapi",
         "lemcal_async.fleet",

@@ -468,8 +468,9 @@ class PooledTransport(HTTPCoreTransport):
     runs, and serves several of them. Calls of an ``AsyncLemcal`` wait for a connection as long as their
     deadline allows; in a plain ``httpx.AsyncClient`` its pool timeout holds. ``aclose`` lets requests under
     way finish. Canceled at any moment, a request closes its connection and gives its slot to the next. A
-    connection that carries anything but the answers to its requests is closed, so that no answer is paired
-    with another request.
+    connection that carries anything but the answers to its requests is closed before its next request, so
+    that an answer too many is not paired with that. One that arrives only after the next request has been
+    sent cannot be told from its answer in HTTP/1.1.
 
     Args:
         max_connections: How many connections there can be at once, per event loop.

@@ -1,4 +1,4 @@
-"""No answer is ever given to another request, whatever a gateway between does with a connection."""
+"""No answer that can be told from the right one is given to another request, whatever a gateway does."""
 
 import asyncio
 import ssl

@@ -171,6 +171,15 @@ class _Connection:
         except UnicodeError as error:  # of a host name that cannot be
             raise httpx.ConnectError(str(error)) from error
         self._is_readable = readable_check(self.protocol.transport.get_extra_info("socket"))
+        closed = self.protocol.closed
+        if closed is not None:  # it is not gone already
+            closed.add_done_callback(self._end_payload)
+
+    def _end_payload(self, closed: "asyncio.Future[None]") -> None:
+        """End a body that broke off: where aiohttp cannot read on, it leaves its reader waiting for ever."""
+        closed.exception()  # or it would be logged
+        if self._payload is not None and not self._payload.is_eof() and self._payload.exception() is None:
+            self._payload.set_exception(aiohttp.ClientPayloadError())
 
     async def send(self, request: httpx.Request, timeouts: dict[str, float | None]) -> Answer:
         """Send a request, and return its answer when the head is there."""

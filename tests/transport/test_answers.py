@@ -37,8 +37,11 @@ class Odd(Loopback):
                 writer.write(b"HTTP/1.1 200 OK\r\nX-Guest: %s\r\n" % PERSONAL.encode())
                 await writer.drain()
                 raise ConnectionAbortedError
-            case ["unchunked"]:
+            case ["unchunked" | "unchunked-later" as when]:
                 writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                if when == "unchunked-later":  # when somebody waits for the body
+                    await writer.drain()
+                    await asyncio.sleep(0.05)
                 writer.write(b'[{"email":"%s"}]\r\n' % PERSONAL.encode())
                 return
             case ["large"]:
@@ -74,7 +77,7 @@ async def test_silence_after_an_interim_answer(make_wire: MakeWire, server: Odd)
             await client.get(f"{server.url}/waiting")
 
 
-@pytest.mark.parametrize("path", ["unchunked", "broken"])
+@pytest.mark.parametrize("path", ["unchunked", "unchunked-later", "broken"])
 @pytest.mark.anyio
 async def test_no_error_quotes_an_answer(make_wire: MakeWire, server: Odd, path: str) -> None:
     """The list of meetings may be what could not be read."""

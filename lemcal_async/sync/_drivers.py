@@ -76,7 +76,9 @@ class Driver(Protocol):
         """
         ...
 
-    def time(self, value: datetime | None) -> str | None: ...
+    def time(self, value: datetime | None, sent: Any = None) -> str | None:
+        """Return a time as it is written; ``sent`` is what it was read from."""
+        ...
 
     def wires(self, user_id: str, ids: list[str]) -> Iterable[tuple[str, str]]: ...
 
@@ -124,8 +126,8 @@ class _SQLite:
         self._raw.execute("COMMIT")
         return found[0] if found else None
 
-    def time(self, value: datetime | None) -> str | None:
-        return None if value is None else _in_utc(value)[:26]  # without the zone
+    def time(self, value: datetime | None, sent: Any = None) -> str | None:
+        return None if value is None else _in_utc(value, sent)[:26]  # without the zone
 
     def wires(self, user_id: str, ids: list[str]) -> Iterable[tuple[str, str]]:
         query = (
@@ -201,8 +203,8 @@ class _PostgreSQL:
             if not cursor.nextset():
                 return results
 
-    def time(self, value: datetime | None) -> str | None:
-        return None if value is None else _in_utc(value)
+    def time(self, value: datetime | None, sent: Any = None) -> str | None:
+        return None if value is None else _in_utc(value, sent)
 
     def wires(self, user_id: str, ids: list[str]) -> Iterable[tuple[str, str]]:
         if not ids:
@@ -251,7 +253,11 @@ def _fields(found: Difference) -> str:
     return json.dumps(found.fields) if found.fields else "[]"
 
 
-def _in_utc(value: datetime) -> str:
+def _in_utc(value: datetime, sent: Any) -> str:
+    # Most were sent as 2021-02-16T08:02:42.000Z, which takes a third of the time. 24:00 is on the next day.
+    is_usual = type(sent) is str and len(sent) == 24 and sent[4:20:3] == "--T::." and sent[23] == "Z"
+    if is_usual and sent[11:13] != "24":
+        return f"{sent[:10]} {sent[11:23]}000+00:00"
     return (value if value.tzinfo is UTC else value.astimezone(UTC)).isoformat(" ", "microseconds")
 
 

@@ -5,7 +5,6 @@ first process that raises its revision stores its list. Others wait for that tra
 they are late.
 """
 
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
 
@@ -23,7 +22,7 @@ from lemcal_async.sync._diff import (
     plan,
     status_of,
 )
-from lemcal_async.sync._drivers import MEETING_COLUMNS, Announced, driver_of
+from lemcal_async.sync._drivers import MEETING_COLUMNS, Announced, Driver, driver_of
 from lemcal_async.sync._store import Applied, Lease
 
 _NEW_ACCOUNT: Final = (
@@ -107,7 +106,7 @@ def apply(
         stored[meeting_id] = attrs.evolve(stored[meeting_id], wire=load(wire))
     todo = plan(stored, now, announce=not (baseline and expected == 0))
     rows = {
-        found.meeting_id: _row(now.rows[found.meeting_id], user_id, driver.time, at_text)
+        found.meeting_id: _row(now.rows[found.meeting_id], user_id, driver, at_text)
         for found in todo.listed
     }
     new = [row for meeting_id, row in rows.items() if meeting_id not in stored]
@@ -135,27 +134,26 @@ def apply(
     return Applied(todo.counts, now.bad_rows)
 
 
-def _row(
-    listed: ListedMeeting, user_id: str, time_of: Callable[[datetime | None], str | None], at: str | None
-) -> tuple[Any, ...]:
+def _row(listed: ListedMeeting, user_id: str, driver: Driver, at: str | None) -> tuple[Any, ...]:
     """Return a meeting's columns, in the order of ``MEETING_COLUMNS``."""
+    wire, time_of = listed.wire, driver.time
     (
         type_id, type_name, start_at, end_at, guest_email, guest_name, host_email, canceled_at, created_at,
         problem,
-    ) = columns_of(listed.wire)  # fmt: skip
+    ) = columns_of(wire)  # fmt: skip
     return (
         user_id,
         listed.id,
         type_id,
         type_name,
-        time_of(start_at),
-        time_of(end_at),
+        time_of(start_at, wire.get("start")),
+        time_of(end_at, wire.get("end")),
         guest_email,
         guest_name,
         host_email,
-        status_of(listed.wire),
-        time_of(canceled_at),
-        time_of(created_at),
+        status_of(wire),
+        time_of(canceled_at, wire.get("canceledAt")),
+        time_of(created_at, wire.get("createdAt")),
         at,
         None,
         at,

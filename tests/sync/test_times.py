@@ -1,0 +1,42 @@
+"""How times are written into a database."""
+
+import sqlite3
+from collections.abc import Iterator
+
+import pytest
+
+from lemcal_async import from_wire
+from lemcal_async.models import Meeting
+from lemcal_async.sync._drivers import Driver, driver_of
+
+
+@pytest.fixture(params=["SQLite", "PostgreSQL"])
+def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
+    """Yield a driver whose database is not asked."""
+    raw = sqlite3.connect(":memory:")
+    yield driver_of(raw if request.param == "SQLite" else None)
+    raw.close()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "2021-02-16T08:02:42.000Z",  # as the service writes them
+        "2021-02-16T08:02:42.042Z",
+        "0001-01-01T00:00:00.000Z",
+        "2021-12-31T24:00:00.000Z",  # some versions of Python can read it
+        "2021-02-16T08:02:42,042Z",  # others of its length
+        "20210216T080242.0421234Z",
+        "2021-02-16T08:02+01:00:30",
+        "2021-02-16T08:02:42.123456Z",  # more digits
+        "2021-02-16T23:02:42.000-05:00",
+        "2021-02-16T08:02Z",
+        "2021-02-30T08:02:42.000Z",  # no such day
+        None,
+        24,
+    ],
+)
+def test_it_does_not_matter_how_it_was_sent(sent: object, driver: Driver) -> None:
+    """The text that was sent is only used where it says the same."""
+    time = from_wire({"_id": "mee_1", "start": sent}, Meeting).start
+    assert driver.time(time) == driver.time(time, sent)

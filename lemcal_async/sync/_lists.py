@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import attrs
 
+from lemcal_async._gc import paused
 from lemcal_async.errors import EmptyListError
 from lemcal_async.sync import _leases
 from lemcal_async.sync._columns import columns_of, load, storable_json
@@ -104,11 +105,12 @@ def apply(
         return error
     for meeting_id, wire in driver.wires(user_id, needed_rows(stored, now)):
         stored[meeting_id] = attrs.evolve(stored[meeting_id], wire=load(wire))
-    todo = plan(stored, now, announce=not (baseline and expected == 0))
-    rows = {
-        found.meeting_id: _row(now.rows[found.meeting_id], user_id, driver, at_text)
-        for found in todo.listed
-    }
+    with paused():
+        todo = plan(stored, now, announce=not (baseline and expected == 0))
+        rows = {
+            found.meeting_id: _row(now.rows[found.meeting_id], user_id, driver, at_text)
+            for found in todo.listed
+        }
     new = [row for meeting_id, row in rows.items() if meeting_id not in stored]
     old = [
         dict(zip(MEETING_COLUMNS, row, strict=True))

@@ -18,6 +18,7 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("SQLStore needs its extra: pip install 'lemcal-async[sql]'") from None
 from lemcal_async._auth import Secret
+from lemcal_async._gc import paused
 from lemcal_async.errors import EmptyListError, StoreError
 from lemcal_async.sync import _lists, _outbox, _statements
 from lemcal_async.sync._database import address_of, log_problem
@@ -110,7 +111,8 @@ class SQLStore:
         """See ``Store``."""
 
         def prepared() -> Callable[[Any], Applied | EmptyListError | None]:
-            now = snapshot(rows)  # takes longest, so before the transaction, which others wait for
+            with paused():
+                now = snapshot(rows)  # takes longest, so before the transaction, which others wait for
             return lambda raw: _lists.apply(
                 raw,
                 user_id,

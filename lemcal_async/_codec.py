@@ -385,10 +385,14 @@ def from_wire(data: Any, into: type[T]) -> T:
             the error carries the models of the others in ``rows``.
         TypeError: If ``into`` is neither a model nor a list of models.
     """
-    if not _is_model(into) and (_is_model(data) or get_origin(data) is list):
+    answer: T
+    if _is_model(into):  # looked at first, because a store does this for every row
+        answer = _model_from_wire(data, into)
+        return answer
+    if _is_model(data) or get_origin(data) is list:
         raise TypeError("from_wire() takes the data first and the model second: from_wire(data, Meeting)")
     is_list = get_origin(into) is list
-    answer: T = _list_from_wire(data, get_args(into)[0]) if is_list else _model_from_wire(data, into)
+    answer = _list_from_wire(data, get_args(into)[0]) if is_list else _model_from_wire(data, into)
     return answer
 
 

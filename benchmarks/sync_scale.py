@@ -1,4 +1,4 @@
-"""What a synchronization costs at scale: accounts per second, memory, time in the database, stalls.
+"""What a synchronization costs at scale: accounts per second, memory, stalls.
 
 The sandbox is another process, without its rate limit. Each figure is of a process of its own: a first run,
 which writes everything, a second, which finds nothing, and a third, in which some meetings have changed.
@@ -13,7 +13,6 @@ import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +24,6 @@ import anyio
 from lemcal_async import AsyncLemcal
 from lemcal_async.ratelimit import Unlimited
 from lemcal_async.sync import SQLStore, sync_meetings
-from lemcal_async.sync._database import Address
-from lemcal_async.sync._transactions import Transactions
 
 MEETINGS = 200
 CONCURRENT = 16
@@ -41,38 +38,11 @@ COLUMNS = {
     "accounts/s": 0,
     "seconds": 2,
     "CPU s": 2,
-    "database s": 2,
-    "calls": 0,
-    "threads": 0,
     "peak MiB": 1,
     "loop's CPU ms": 1,
     "stall ms": 1,
     "idle ms": 1,
 }
-
-
-class Timed(Transactions):
-    """Transactions that are counted, with the threads they are in, and the seconds they take."""
-
-    def __init__(self, address: Address) -> None:
-        super().__init__(address, create=True)
-        self.seconds = 0.0
-        self.transactions = 0
-        self.at_once = self.most_at_once = 0
-        self._counting = threading.Lock()
-
-    def _transaction(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        started = time.perf_counter()
-        with self._counting:
-            self.at_once += 1
-            self.most_at_once = max(self.most_at_once, self.at_once)
-        try:
-            return super()._transaction(work, *arguments)
-        finally:
-            with self._counting:
-                self.at_once -= 1
-                self.transactions += 1
-                self.seconds += time.perf_counter() - started
 
 
 async def look(stalls: list[tuple[float, float]]) -> None:
@@ -107,7 +77,6 @@ async def measure(base_url: str, url: str, accounts: list[tuple[str, str]]) -> d
         SQLStore(url) as store,
         anyio.create_task_group() as tasks,
     ):
-        timed = store._transactions = Timed(store._transactions.address)  # noqa: SLF001  # measured from within
         await lemcal.me()
         tasks.start_soon(look, stalls)
         cpu = time.process_time()
@@ -121,9 +90,6 @@ async def measure(base_url: str, url: str, accounts: list[tuple[str, str]]) -> d
         "accounts/s": report.accounts / report.seconds,
         "seconds": report.seconds,
         "CPU s": cpu,
-        "database s": timed.seconds,
-        "calls": timed.transactions,
-        "threads": timed.most_at_once,
         "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "loop's CPU ms": max(cpu for _, cpu in stalls) * 1e3,
         "stall ms": max(late for late, _ in stalls) * 1e3,

@@ -53,13 +53,15 @@ class MeetingRows:
         return parse_rows(self, "meetings")
 
 
+# What returns a list is annotated in quotes: since Python 3.14, the bare name is looked up in the class, where
+# it is a method, and inspect.signature fails.
 class Meetings:
     """The booked meetings of an account."""
 
     def __init__(self, session: AccountSession) -> None:
         self._session = session
 
-    async def rows(self, meeting_type_id: str | None = None) -> list[Any]:
+    async def rows(self, meeting_type_id: str | None = None) -> "list[Any]":
         """Fetch the list as ``list`` does, and return its rows as plain JSON, whatever they hold.
 
         Args:
@@ -86,7 +88,7 @@ class Meetings:
         starts_before: datetime | None = None,
         guest_email: str | None = None,
         canceled: bool | None = None,
-    ) -> list[Meeting]:
+    ) -> "list[Meeting]":
         """Fetch the booked meetings: all of them, or those of one meeting type.
 
         The service has no pages and no other filter (documented), so each call fetches the whole list, and
@@ -149,7 +151,7 @@ class MeetingTypes:
     def __init__(self, session: AccountSession) -> None:
         self._session = session
 
-    async def list(self) -> list[MeetingType]:
+    async def list(self) -> "list[MeetingType]":
         """Fetch all meeting types.
 
         Raises:

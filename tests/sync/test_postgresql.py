@@ -90,11 +90,11 @@ async def test_a_transaction_that_is_canceled_still_ends(
     postgresql_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that is getting on is committed: a moment is enough for it."""
-    entered = threading.Event()
+    entered = threading.Semaphore(0)
     original = _transactions._with_raw
 
     def slow(*arguments: Any, **options: Any) -> Any:
-        entered.set()
+        entered.release()
         return original(*arguments, **options)
 
     monkeypatch.setattr(_transactions, "_GRACE", 30.0)
@@ -102,9 +102,8 @@ async def test_a_transaction_that_is_canceled_still_ends(
         monkeypatch.setattr(_transactions, "_with_raw", slow)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(take, store, rows(3))
-            await anyio.to_thread.run_sync(entered.wait)  # the revision is being read
-            entered.clear()
-            await anyio.to_thread.run_sync(entered.wait)
+            for _ in "read the revision", "store":
+                await anyio.to_thread.run_sync(entered.acquire)
             tasks.cancel_scope.cancel()
         assert ["created"] * 3 == await kinds(store)
 

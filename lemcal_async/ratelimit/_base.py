@@ -14,7 +14,7 @@ from lemcal_async._headers import Quota
 from lemcal_async._urls import DEFAULT_BASE_URL
 
 
-@attrs.frozen(cache_hash=True)  # each call looks it up ten times
+@attrs.frozen
 class Key:
     """The name of one budget.
 

@@ -53,8 +53,8 @@ class MeetingRows:
         return parse_rows(self, "meetings")
 
 
-# What returns a list is annotated in quotes: since Python 3.14, the bare name is looked up in the class, where
-# it is a method, and inspect.signature fails.
+# What returns a list is annotated in quotes: since Python 3.14, the bare name is looked up in the class,
+# where it is a method, and inspect.signature fails.
 class Meetings:
     """The booked meetings of an account."""
 

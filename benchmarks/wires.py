@@ -30,7 +30,7 @@ from lemcal_async.transport.aiohttp import AiohttpTransport
 from lemcal_async.transport.httpx2 import HTTPX2Transport
 
 CONCURRENT = 25
-CALLS = 1_500
+CALLS = 1_000
 ACCOUNTS = 200
 ROUNDS = 5
 IDLE = (1, 25, 100, 400)

@@ -29,9 +29,7 @@ class Proxy(Loopback):
         """Connect to the target, and pass everything between it and the client."""
         url = httpx.URL(f"//{seen.target}" if seen.method == "CONNECT" else seen.target)
         try:
-            if url.host.endswith(".example"):
-                raise OSError  # as a name server would say, which may take its time
-            from_target, to_target = await asyncio.open_connection(url.host, url.port)
+            from_target, to_target = await _connect(url)
         except OSError:
             writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
             return
@@ -46,6 +44,12 @@ class Proxy(Loopback):
             to_target.close()
             with contextlib.suppress(OSError):
                 await to_target.wait_closed()
+
+
+async def _connect(url: httpx.URL) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if url.host.endswith(".example"):
+        raise OSError("there is no such host")  # without asking a name server, which may take its time
+    return await asyncio.open_connection(url.host, url.port)
 
 
 async def _pipe(incoming: asyncio.StreamReader, outgoing: asyncio.StreamWriter) -> None:

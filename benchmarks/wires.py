@@ -30,9 +30,9 @@ from lemcal_async.transport.aiohttp import AiohttpTransport
 from lemcal_async.transport.httpx2 import HTTPX2Transport
 
 CONCURRENT = 25
-CALLS = 1_000
+CALLS = 1_500
 ACCOUNTS = 200
-ROUNDS = 5
+ROUNDS = 4
 IDLE = (1, 25, 100, 400)
 KEEPALIVE = 600.0  # seconds, longer than it takes: all of them are there to the end
 ROUTES = {"me()": "/me", "meetings.list()": "/meetings"}

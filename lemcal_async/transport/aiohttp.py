@@ -29,7 +29,7 @@ from lemcal_async.errors import ConfigurationError
 from lemcal_async.transport._environment import MakeContext
 from lemcal_async.transport._http11 import MOST_INTERIM
 from lemcal_async.transport._network import UNASKED, readable_check
-from lemcal_async.transport._pooled import Answer, BasePooledTransport, Pool, Target, httpx_context
+from lemcal_async.transport._pooled import Answer, BasePooledTransport, Target, httpx_context
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 _LONGEST_LINE = 2**16  # bytes of one header that a server may send
@@ -70,14 +70,11 @@ class AiohttpTransport(BasePooledTransport):
     def _make_context(self) -> MakeContext:
         return httpx_context
 
-    def _pool(self) -> Pool[Any]:
+    async def _open(self, target: Target) -> "_Connection":
         if not isinstance(current_token().native_token, asyncio.AbstractEventLoop):
             raise ConfigurationError(
                 "AiohttpTransport runs on asyncio only; on trio use PooledTransport or HTTPX2Transport"
             )
-        return super()._pool()
-
-    async def _open(self, target: Target) -> "_Connection":
         return _Connection(target)
 
     async def _send(self, connection: "_Connection", request: httpx.Request) -> Answer:

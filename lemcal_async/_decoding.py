@@ -97,10 +97,10 @@ def unwrapped(body: bytes, names: tuple[str, ...]) -> bytes:
     If there is more in the envelope than that, slicing it fails.
     """
     beginning = re.match(_ENVELOPE % b"|".join(re.escape(name.encode()) for name in names), body)
-    end = re.search(rb"\]" + _SPACE + rb"\}" + _SPACE + rb"\Z", body[-100:])
+    end = re.compile(rb"\]" + _SPACE + rb"\}" + _SPACE + rb"\Z").search(body, max(0, len(body) - 100))
     if beginning is None or end is None:
         return body
-    return body[beginning.end() : len(body) - (min(100, len(body)) - end.start()) + 1]
+    return body[beginning.end() : end.start() + 1]
 
 
 def _mark_of(body: bytes, start: int, decoder: JSONDecoder) -> bytes:

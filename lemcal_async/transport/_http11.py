@@ -26,6 +26,7 @@ _LONGEST_HEAD = 100 * 1024  # bytes
 _BEFORE_IT_CLOSES = 1.0  # seconds
 _KEEP_ALIVE = re.compile(rb"\btimeout\s*=\s*\"?(\d{1,9})\b", re.IGNORECASE)
 MOST_INTERIM = 100  # answers of status 1xx before the one to a request
+TOO_MANY_INTERIM = f"the server sent over {MOST_INTERIM} interim answers (1xx)"
 _END = h11.EndOfMessage()
 
 
@@ -142,7 +143,7 @@ class HTTP11Connection:
                 answer = HTTP11Answer(self, request, event, self._stream)
                 self._idle_seconds = _idle_seconds(answer.headers)
                 return answer
-        raise httpx.RemoteProtocolError(f"the server sent over {MOST_INTERIM} interim answers (1xx)")
+        raise httpx.RemoteProtocolError(TOO_MANY_INTERIM)
 
     async def event(self, timeout: float | None) -> Any:  # noqa: ASYNC109 - of each read
         """Return what h11 makes of what arrives next."""

@@ -27,7 +27,7 @@ from anyio.lowlevel import current_token
 
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.transport._environment import MakeContext
-from lemcal_async.transport._http11 import MOST_INTERIM
+from lemcal_async.transport._http11 import MOST_INTERIM, TOO_MANY_INTERIM
 from lemcal_async.transport._network import UNASKED, readable_check
 from lemcal_async.transport._pooled import Answer, BasePooledTransport, Target, httpx_context
 
@@ -213,7 +213,7 @@ class _Connection:
         while message.code < 200 and message.code != 101:
             interim += 1
             if interim > MOST_INTERIM:
-                raise httpx.RemoteProtocolError(f"the server sent over {MOST_INTERIM} interim answers (1xx)")
+                raise httpx.RemoteProtocolError(TOO_MANY_INTERIM)
             protocol.start_timeout()  # which ends with each answer
             message, self._payload = await protocol.read()
         extensions = {

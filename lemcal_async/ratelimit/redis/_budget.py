@@ -183,7 +183,6 @@ class Budget:
                     "window": told.at + told.rest + MARGIN - now,  # for which they still count
                 }
                 for told in self._told
-                if now - told.at < self.period + self.lifetime
             ],
         }
 

@@ -37,7 +37,7 @@ marker.seen, marker.count = now, math.max(marker.count, request.count) + 1
 save(KEYS[2], marker, 86400)
 if not budget then -- a first use, unless this process knows better
   budget = {processes = {}, caps = {}, refused = 0, limit = 0, foreign = 0, foreign_until = 0}
-  budget.paused = request.known and now + request.hold or 0
+  budget.paused, budget.look_until = request.known and now + request.hold or 0, 0
 end
 
 -- What this process holds: when each slot was granted, and in how long it comes free, false while it is open:
@@ -127,7 +127,7 @@ local scout = budget.scout and budget.scout - 1e-5
 if scout and request.passed >= scout then
   budget.look_until, budget.scout, scout = 0, nil, nil
 end
-local looking, is_out = (budget.look_until or 0) > now, false
+local looking, is_out = budget.look_until > now, false
 for _, slot in ipairs(slots) do
   is_out = is_out or (looking and scout and slot.open and slot.granted >= scout)
 end
@@ -201,7 +201,7 @@ if blocked == 0 then
 end
 process.want, process.due = request.waiting - granted, now + wait + request.grace
 
-local lasts = math.max(request.lifetime, wait, budget.foreign_until - now, (budget.look_until or 0) - now)
+local lasts = math.max(request.lifetime, wait, budget.foreign_until - now, budget.look_until - now)
 save(KEYS[1], budget, lasts + 1)
 return cjson.encode({
   count = marker.count, now = now,

@@ -47,25 +47,25 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
-    """Run a real Redis for the tests, on a socket of its own."""
+    """Run a real Redis for the tests, on its own socket."""
     with RedisServer() as server:
         yield server
 
 
 @pytest.fixture
-def lapse(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Return what sets for how long a slot lasts without news from Redis, or without an answer."""
+def lease_ttl(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Return a function that sets how many seconds a slot lasts without a reply of Redis, or a response."""
 
-    def put(seconds: float) -> None:
-        monkeypatch.setattr(_budget, "LAPSE", seconds)
+    def set_ttl(seconds: float) -> None:
+        monkeypatch.setattr(_budget, "GRANT_TTL", seconds)
         monkeypatch.setattr(_budget, "LOST_AFTER", seconds)
 
-    return put
+    return set_ttl
 
 
 @pytest.fixture
 def redis(redis_server: RedisServer) -> RedisServer:
-    """Return it, empty and its counters at zero."""
+    """Return the server, empty and with its counters reset."""
     redis_server.command("FLUSHALL")
     redis_server.command("CONFIG", "RESETSTAT")
     return redis_server

@@ -1,6 +1,6 @@
-"""One of several processes that share a key through Redis. Ready, it says so; told to go, it calls.
+"""One of several processes that share a key through Redis.
 
-It prints what became of its calls when the last one is over.
+It prints a line when it is ready, makes its calls when it receives a line, and finally prints a report.
 """
 
 import json
@@ -17,13 +17,13 @@ from lemcal_async.ratelimit import RedisRateLimiter
 
 
 def say(line: str) -> None:
-    """Write a line for whoever started this process."""
+    """Write a line for the parent process."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
 async def work(job: dict[str, Any]) -> dict[str, object]:
-    """Make ``job["calls"]`` calls at once, none of which is retried."""
+    """Make ``job["calls"]`` calls at once, without retries."""
     errors: list[str] = []
     waited: list[float] = []
     options = {"base_url": job["base_url"], "retry": RetryPolicy(attempts=1)}

@@ -1,4 +1,4 @@
-"""The limiter of several processes, each of which is here one more limiter on the same Redis."""
+"""The Redis limiter. Several limiters on the same Redis stand in for several processes."""
 
 import asyncio
 import random
@@ -23,42 +23,42 @@ from lemcal_async.ratelimit._slots import MARGIN
 KEY = Key("https://api.example.com", "0f" * 16)
 SILENT = Quota()
 PERIOD = 0.3
-LAPSE = 0.15  # seconds, so that a slot's lease is a little longer than a period
-# What Redis holds was written by a clock that was ten seconds ahead of what it is now.
+GRANT_TTL = 0.15  # seconds; a slot's lease is a little longer than a period
+# Rewrites a value as if the clock had been ten seconds ahead. Moments are the only numbers above a million.
 STEP_BACK = """
-local function later(value)
+local function shift(value)
   for name, field in pairs(value) do
     if type(field) == 'table' then
-      later(field)
-    elseif type(field) == 'number' and field > 1000000000000 then
-      value[name] = field + 10000000
+      shift(field)
+    elseif type(field) == 'number' and field > 1e6 then
+      value[name] = field + 10
     end
   end
   return value
 end
-return redis.call('SET', KEYS[1], cmsgpack.pack(later(cmsgpack.unpack(redis.call('GET', KEYS[1])))))
+return redis.call('SET', KEYS[1], cmsgpack.pack(shift(cmsgpack.unpack(redis.call('GET', KEYS[1])))))
 """
 
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """Run on both event loops, in real time: Redis has a clock of its own."""
+    """Run on both event loops, in real time: Redis has its own clock."""
     return str(request.param)
 
 
 @pytest.fixture(autouse=True)
-def quick(lapse: Callable[[float], None]) -> None:
-    """Have short leases: how long they are is not the point."""
-    lapse(LAPSE)
+def quick(lease_ttl: Callable[[float], None]) -> None:
+    """Shorten the leases, so that tests are fast."""
+    lease_ttl(GRANT_TTL)
 
 
 def refusal(retry_after: float) -> Quota:
-    """Return what the headers of a 429 say."""
+    """Return the headers of a 429."""
     return Quota(limit=None, remaining=0, retry_after=retry_after, resets_in=retry_after)
 
 
 class Calls:
-    """Calls through one limiter, each answered at once; ``order`` and ``times`` say who was served when."""
+    """Calls through one limiter, each answered at once; ``order`` and ``times`` record the grants."""
 
     def __init__(self, limiter: RateLimiter, group: anyio.abc.TaskGroup) -> None:
         self.limiter = limiter
@@ -82,23 +82,23 @@ class Calls:
             permit.answered(200, SILENT)
 
     async def queue(self, *names: object, **options: Any) -> None:
-        """Have these ask, one after the other."""
+        """Start calls one after the other."""
         for name in names:
             self.group.start_soon(partial(self.one, name, **options))
             for _ in range(2):  # trio runs tasks in any order
                 await anyio.lowlevel.checkpoint()
 
     async def served(self, count: int) -> None:
-        """Wait until so many were."""
+        """Wait until ``count`` calls were granted."""
         with anyio.fail_after(20):
-            while len(self.order) < count:  # noqa: ASYNC110 - nothing tells
+            while len(self.order) < count:  # noqa: ASYNC110 - no event for it
                 await anyio.sleep(0.005)
 
 
 def limiter_of(
     redis: RedisServer, limit: int = 5, period: float = PERIOD, **options: Any
 ) -> RedisRateLimiter:
-    """Return a limiter for short tests; Redis may be slow on a busy machine."""
+    """Return a limiter for fast tests, with a long timeout, as Redis may be slow on a busy machine."""
     return RedisRateLimiter(redis.url, limit=limit, period=period, **{"timeout": 5.0, **options})
 
 
@@ -111,7 +111,7 @@ def most_in(period: float, times: list[float]) -> int:
 # ------------------------------------------------------------------------------------------ serving
 @pytest.mark.anyio
 async def test_an_idle_key_grants_its_limit_at_once(redis: RedisServer) -> None:
-    """The next ones wait for a whole period, in the order in which they asked."""
+    """Later calls wait for a whole period, first in first out."""
     async with limiter_of(redis) as limiter, anyio.create_task_group() as group:
         calls = Calls(limiter, group)
         await calls.queue(*range(10))
@@ -124,19 +124,19 @@ async def test_an_idle_key_grants_its_limit_at_once(redis: RedisServer) -> None:
 
 
 @pytest.mark.anyio
-async def test_one_call_of_the_script_for_a_batch(redis: RedisServer) -> None:
-    """It brings the reports along; what is reported meanwhile is one more at most."""
+async def test_one_script_call_per_batch(redis: RedisServer) -> None:
+    """Reports travel with it; reports that arrive in between cost at most one more call."""
     async with limiter_of(redis, 20, 0.3) as limiter, anyio.create_task_group() as group:
         calls = Calls(limiter, group)
         for number in range(60):
             group.start_soon(calls.one, number)
         await calls.served(60)
-        assert redis.script_calls() <= 2 * 3 + 2  # two more where a machine was slow
+        assert redis.script_calls() <= 2 * 3 + 2  # two more on a slow machine
 
 
 @pytest.mark.anyio
 async def test_interactive_calls_pass_bulk_ones(redis: RedisServer) -> None:
-    """While both wait, one turn in five is a bulk one: the queue is that of the local limiter."""
+    """While both wait, bulk calls get one turn in five, as with the local limiter."""
     async with limiter_of(redis, 1, 0.05) as limiter, anyio.create_task_group() as group:
         calls = Calls(limiter, group)
         await calls.one("first")
@@ -147,8 +147,8 @@ async def test_interactive_calls_pass_bulk_ones(redis: RedisServer) -> None:
 
 
 @pytest.mark.anyio
-async def test_two_processes_share_a_budget_in_turn(redis: RedisServer) -> None:
-    """Together they keep the limit, and whoever queued more does not starve the other."""
+async def test_two_processes_are_served_round_robin(redis: RedisServer) -> None:
+    """Together they stay within the limit, and the longer queue does not starve the shorter one."""
     async with limiter_of(redis, 4) as one, limiter_of(redis, 4) as two, anyio.create_task_group() as group:
         first, second = Calls(one, group), Calls(two, group)
         await first.queue(*range(30))
@@ -162,8 +162,8 @@ async def test_two_processes_share_a_budget_in_turn(redis: RedisServer) -> None:
 
 
 @pytest.mark.anyio
-async def test_four_processes_are_served_alike(redis: RedisServer) -> None:
-    """However unequal their queues are: none has more than one turn more than another."""
+async def test_four_processes_get_equal_shares(redis: RedisServer) -> None:
+    """Despite unequal queues, the number of grants differs by at most one period."""
     async with AsyncExitStack() as stack:
         limiters = [await stack.enter_async_context(limiter_of(redis, 8, 0.4)) for _ in range(4)]
         group = await stack.enter_async_context(anyio.create_task_group())
@@ -174,7 +174,7 @@ async def test_four_processes_are_served_alike(redis: RedisServer) -> None:
         with anyio.fail_after(30):
             while not all(calls.order for calls in processes):  # noqa: ASYNC110
                 await anyio.sleep(0.01)
-            # From here on Redis knows of all of them.
+            # Redis knows all of them from here on.
             before = [len(calls.order) for calls in processes]
             while sum(len(calls.order) for calls in processes) < sum(before) + 32:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
@@ -184,9 +184,11 @@ async def test_four_processes_are_served_alike(redis: RedisServer) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_slot_given_back_goes_to_the_next(redis: RedisServer, lapse: Callable[[float], None]) -> None:
-    """Here at once, and to another process if nobody waits here."""
-    lapse(3.0)
+async def test_an_unused_slot_goes_to_the_next_call(
+    redis: RedisServer, lease_ttl: Callable[[float], None]
+) -> None:
+    """In the same process at once, or in another process if no call waits here."""
+    lease_ttl(3.0)
     async with (
         limiter_of(redis, 1, 0.2) as limiter,
         limiter_of(redis, 1, 0.2) as other,
@@ -200,18 +202,18 @@ async def test_a_slot_given_back_goes_to_the_next(redis: RedisServer, lapse: Cal
         await others.queue(0)
         await anyio.sleep(0.05)
         calls.permits[1].unsent()
-        calls.permits[1].answered(429, refusal(90.0))  # ended: no report counts any more
+        calls.permits[1].answered(429, refusal(90.0))  # the permit has ended: later reports are ignored
         await others.served(1)
-        assert others.times[0] - calls.times[0] < 0.2 + 3.0  # it does not wait for the lease to end
+        assert others.times[0] - calls.times[0] < 0.2 + 3.0  # without waiting for the lease to end
 
 
 @pytest.mark.anyio
-async def test_a_request_that_has_not_left_keeps_its_slot(redis: RedisServer) -> None:
-    """However long connecting takes; of one who dies it is free after its lease."""
+async def test_an_unsent_request_keeps_its_slot(redis: RedisServer) -> None:
+    """However long connecting takes. If the process dies, the slot is free after its lease."""
     async with limiter_of(redis, 1, 0.1) as limiter:
         async with limiter_of(redis, 1, 0.1) as other:
             permit = await other.acquire(KEY)
-            with anyio.move_on_after(1.5 * (LAPSE + 0.1)) as patience:
+            with anyio.move_on_after(1.5 * (GRANT_TTL + 0.1)) as patience:
                 await limiter.acquire(KEY)
             assert patience.cancelled_caught
             permit.sent()
@@ -222,23 +224,23 @@ async def test_a_request_that_has_not_left_keeps_its_slot(redis: RedisServer) ->
 
 
 @pytest.mark.anyio
-async def test_a_request_without_an_answer(redis: RedisServer) -> None:
-    """Its slot is free again a period after it must have been counted."""
+async def test_a_request_without_a_response(redis: RedisServer) -> None:
+    """Its slot is free a period after the server must have counted it."""
     async with limiter_of(redis, 1, 0.2) as limiter:
         permit = await limiter.acquire(KEY)
         permit.sent()
         permit.unknown()
         asked = time.monotonic()
         await limiter.acquire(KEY)
-        assert LAPSE + 0.2 <= time.monotonic() - asked < 3.0
+        assert GRANT_TTL + 0.2 <= time.monotonic() - asked < 3.0
 
 
 @pytest.mark.anyio
-async def test_18_a_slot_is_busy_until_its_request_is_known_to_be_counted(
-    redis: RedisServer, lapse: Callable[[float], None]
+async def test_a_slot_is_occupied_until_its_request_is_known_to_be_counted(
+    redis: RedisServer, lease_ttl: Callable[[float], None]
 ) -> None:
-    """However late that is: by its own answer, or by what the answer to another one says."""
-    lapse(0.6)
+    """However late that is: from its own response, or from the count in another response."""
+    lease_ttl(0.6)
     async with limiter_of(redis, 3, 0.1) as limiter, anyio.create_task_group() as group:
         calls = Calls(limiter, group)
         await calls.queue(*range(8), answer=False)
@@ -260,8 +262,8 @@ async def test_18_a_slot_is_busy_until_its_request_is_known_to_be_counted(
 
 # ------------------------------------------------------------------------------------------ refusals
 @pytest.mark.anyio
-async def test_5_a_429_pauses_the_key_for_all(redis: RedisServer) -> None:
-    """Nobody sends for that long, in no process; the refused one goes first; order is kept.
+async def test_a_429_pauses_the_key_in_all_processes(redis: RedisServer) -> None:
+    """No process sends until it is over; the refused request goes first, and the order is kept.
 
     A second 429 with a shorter wait does not shorten the pause.
     """
@@ -291,8 +293,8 @@ async def test_5_a_429_pauses_the_key_for_all(redis: RedisServer) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("passes", [False, True])
-async def test_7_after_a_429_one_request_looks(redis: RedisServer, *, passes: bool) -> None:
-    """Of all processes; the others follow when it is let through, and wait again when it is not."""
+async def test_a_trial_request_after_a_429(redis: RedisServer, *, passes: bool) -> None:
+    """One of all processes; the others follow if the server lets it pass, and wait again if not."""
     async with (
         limiter_of(redis, 3, 0.5) as limiter,
         limiter_of(redis, 3, 0.5) as other,
@@ -304,13 +306,13 @@ async def test_7_after_a_429_one_request_looks(redis: RedisServer, *, passes: bo
         await calls.queue(*range(3), answer=False)
         await others.queue(*range(3), answer=False)
         with anyio.fail_after(20):
-            while not calls.order[1:] + others.order:  # noqa: ASYNC110 - nothing tells
+            while not calls.order[1:] + others.order:  # noqa: ASYNC110 - no event for it
                 await anyio.sleep(0.005)
-        await anyio.sleep(0.1)  # for more than one, if that were so
-        (scout,) = [*list(calls.permits.values())[1:], *others.permits.values()]
-        scout.sent()
+        await anyio.sleep(0.1)  # time for a second one to show
+        (trial,) = [*list(calls.permits.values())[1:], *others.permits.values()]
+        trial.sent()
         again = time.monotonic()
-        scout.answered(*((200, SILENT) if passes else (429, refusal(0.6))))
+        trial.answered(*((200, SILENT) if passes else (429, refusal(0.6))))
         with anyio.fail_after(20):
             while len(calls.order) + len(others.order) < (4 if passes else 3):  # noqa: ASYNC110
                 await anyio.sleep(0.005)
@@ -319,8 +321,8 @@ async def test_7_after_a_429_one_request_looks(redis: RedisServer, *, passes: bo
 
 
 @pytest.mark.anyio
-async def test_6_an_order_to_wait_for_a_day(redis: RedisServer) -> None:
-    """All who wait and all who come are told at once, in every process; nobody sleeps through it."""
+async def test_a_retry_after_of_a_day(redis: RedisServer) -> None:
+    """Waiting and new calls fail at once in every process, instead of sleeping."""
     async with limiter_of(redis) as limiter, limiter_of(redis) as other:
         async with anyio.create_task_group() as group:
             calls, others = Calls(limiter, group), Calls(other, group)
@@ -339,8 +341,8 @@ async def test_6_an_order_to_wait_for_a_day(redis: RedisServer) -> None:
 
 
 @pytest.mark.anyio
-async def test_foreign_use_reaches_all(redis: RedisServer) -> None:
-    """What one process reads in its headers, no other sends over."""
+async def test_foreign_use_reaches_all_processes(redis: RedisServer) -> None:
+    """What one process learns from its headers holds for the others."""
     heard: list[events.Event] = []
     leave = events.subscribe(heard.append)
     try:
@@ -361,8 +363,8 @@ async def test_foreign_use_reaches_all(redis: RedisServer) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_header_lowers_the_limit_for_all(redis: RedisServer) -> None:
-    """And never raises it."""
+async def test_a_header_lowers_the_limit_in_all_processes(redis: RedisServer) -> None:
+    """A header never raises it."""
     async with limiter_of(redis, 4) as limiter, limiter_of(redis, 4) as other:
         (await limiter.acquire(KEY)).answered(200, Quota(limit=2))
         with anyio.fail_after(20):
@@ -371,7 +373,7 @@ async def test_a_header_lowers_the_limit_for_all(redis: RedisServer) -> None:
         assert 2 == limiter.snapshot(KEY).limit
         (await other.acquire(KEY)).answered(200, Quota(limit=90))
         with anyio.fail_after(20):
-            while other.snapshot(KEY).limit == 2:  # noqa: ASYNC110 - nothing tells
+            while other.snapshot(KEY).limit == 2:  # noqa: ASYNC110 - no event for it
                 await anyio.sleep(0.01)
         assert 4 == other.snapshot(KEY).limit
 
@@ -379,7 +381,7 @@ async def test_a_header_lowers_the_limit_for_all(redis: RedisServer) -> None:
 # --------------------------------------------------------------------------------------- long queues
 @pytest.mark.anyio
 async def test_deadlines(redis: RedisServer) -> None:
-    """Who cannot be served in time hears it at once, also while the first answer is on its way."""
+    """Calls that cannot be served in time fail at once, even while the first reply is pending."""
     async with limiter_of(redis, 5, 0.5) as limiter, anyio.create_task_group() as group:
         calls = Calls(limiter, group)
         await calls.queue(*range(300), timeout=1.25)
@@ -393,8 +395,8 @@ async def test_deadlines(redis: RedisServer) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_queues_of_others_count(redis: RedisServer) -> None:
-    """They take turns, so a deadline is measured by what goes before a call in all processes."""
+async def test_deadlines_include_the_queues_of_other_processes(redis: RedisServer) -> None:
+    """Processes are served round-robin, so calls of other processes go first as well."""
     async with (
         limiter_of(redis, 2, 1.0) as limiter,
         limiter_of(redis, 2, 1.0) as other,
@@ -404,18 +406,18 @@ async def test_the_queues_of_others_count(redis: RedisServer) -> None:
         await others.queue(*range(20))
         await others.served(2)
         await calls.queue("first")
-        await anyio.sleep(0.1)  # by now it has heard of the others
+        await anyio.sleep(0.1)  # by now a reply has reported the other process
         await calls.queue(0, 1, 2, 3, timeout=2.5)
         with anyio.fail_after(2):
-            while 3 not in calls.refused:  # noqa: ASYNC110 - nothing tells
+            while 3 not in calls.refused:  # noqa: ASYNC110 - no event for it
                 await anyio.sleep(0.01)
         assert set(calls.refused) <= {1, 2, 3}
         group.cancel_scope.cancel()
 
 
 @pytest.mark.anyio
-async def test_one_warning_of_a_long_wait(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """For each key, in the words of the local limiter."""
+async def test_one_warning_about_a_long_wait(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Per key, with the message of the local limiter."""
     async with limiter_of(redis, 1, 10.0) as limiter, anyio.create_task_group() as group:
         calls = Calls(limiter, group)
         await calls.queue(*range(10))
@@ -427,8 +429,8 @@ async def test_one_warning_of_a_long_wait(redis: RedisServer, caplog: pytest.Log
 
 
 @pytest.mark.anyio
-async def test_8_canceling_almost_all(redis: RedisServer) -> None:
-    """The head, granted ones and some in flight among them: the survivors are next."""
+async def test_canceling_almost_all_calls(redis: RedisServer) -> None:
+    """Including the head, granted calls and some in flight: the remaining calls are next."""
     async with limiter_of(redis, 20, 0.4) as limiter, anyio.create_task_group() as group:
         served: list[int] = []
         scopes: dict[int, anyio.CancelScope] = {}
@@ -457,13 +459,13 @@ async def test_8_canceling_almost_all(redis: RedisServer) -> None:
         with anyio.fail_after(20):
             while not {*range(990, 1_000)} <= set(served):  # noqa: ASYNC110
                 await anyio.sleep(0.01)
-        assert time.monotonic() - canceled < LAPSE + 0.4 + 3.0
+        assert time.monotonic() - canceled < GRANT_TTL + 0.4 + 3.0
         assert 0 == limiter.snapshot(KEY).queued
 
 
 @pytest.mark.anyio
 async def test_canceled_at_any_moment(redis: RedisServer) -> None:
-    """Nothing is lost or stuck: afterward the whole limit is there again."""
+    """Nothing is lost or stuck: afterward the whole limit is available."""
     dice = random.Random(7)
     async with limiter_of(redis, 5, 0.05) as limiter:
 
@@ -487,7 +489,7 @@ async def test_canceled_at_any_moment(redis: RedisServer) -> None:
 
 
 def test_canceled_natively(redis: RedisServer) -> None:
-    """By asyncio itself, without a cancel scope: the head, one that was just granted, all others."""
+    """With asyncio's own cancellation: the head, a call that was just granted, and all others."""
 
     async def main() -> None:
         async with limiter_of(redis, 2, 0.3) as limiter:
@@ -511,13 +513,12 @@ def test_canceled_natively(redis: RedisServer) -> None:
 
 # -------------------------------------------------------------------------------------- Redis itself
 @pytest.mark.anyio
-async def test_10_the_clock_of_redis_steps_back(redis: RedisServer) -> None:
-    """Ten seconds: no slot comes free early, and nobody waits for the clock to catch up."""
+async def test_the_clock_of_redis_steps_back(redis: RedisServer) -> None:
+    """By ten seconds: no slot frees up early, and no call waits for the clock to catch up."""
     async with limiter_of(redis, 2, 0.3) as limiter:
         for _ in range(2):
             (await limiter.acquire(KEY)).answered(200, SILENT)
         sent = time.monotonic()
-        # What Redis holds was written by a clock that was ten seconds ahead of what it is now.
         budget = f"{{lemcal:}}{KEY.digest}-"
         for name in redis.names():
             if name.startswith(budget) or name.endswith("marker"):
@@ -538,8 +539,8 @@ async def test_script_flush_goes_unnoticed(redis: RedisServer, caplog: pytest.Lo
 
 
 @pytest.mark.anyio
-async def test_lost_data_does_not_make_a_burst(redis: RedisServer) -> None:
-    """Flushed while requests are out, Redis does not know of them: nobody sends before they are over."""
+async def test_lost_data_causes_no_burst(redis: RedisServer) -> None:
+    """Redis is flushed while requests are in flight: no process sends until they no longer count."""
     async with limiter_of(redis, 2, 0.1, share=1.0) as limiter, limiter_of(redis, 2, 0.1, share=0.5) as other:
         times = []
         for _ in range(2):
@@ -555,8 +556,8 @@ async def test_lost_data_does_not_make_a_burst(redis: RedisServer) -> None:
 
 
 @pytest.mark.anyio
-async def test_no_secret_in_redis_and_nothing_stays(redis: RedisServer) -> None:
-    """Names share one hash tag per budget, values are numbers and invented names; all expires."""
+async def test_redis_holds_no_secrets_and_everything_expires(redis: RedisServer) -> None:
+    """Keys share a hash tag, and values are numbers and random IDs."""
     key = Key("https://api.example.com/secret-path", "ab" * 16)
     async with limiter_of(redis, 1, 0.1, prefix="mine:") as limiter, anyio.create_task_group() as group:
         (await limiter.acquire(key)).answered(200, Quota(limit=1, remaining=0, retry_after=0.05))
@@ -568,13 +569,13 @@ async def test_no_secret_in_redis_and_nothing_stays(redis: RedisServer) -> None:
         assert "example" not in held
         assert 1 == len({name.partition("}")[0] for name in redis.names()})
         for name in redis.names():
-            # -1 would be for ever, -2 is what went away meanwhile; nothing but the marker outlives its use.
+            # -1: never expires; -2: has just expired. Only the marker outlives its use.
             assert -1 != int(redis.command("PTTL", name)) <= (1_500 if "marker" not in name else 86_400_000)
 
 
 @pytest.mark.anyio
-async def test_idle_keys_are_forgotten(redis: RedisServer) -> None:
-    """With the tasks that served them."""
+async def test_idle_keys_are_dropped(redis: RedisServer) -> None:
+    """And their tasks with them."""
     async with limiter_of(redis, 5, 0.1) as limiter:
         for number in range(50):
             permit = await limiter.acquire(Key("https://api.example.com", f"{number:032x}"))
@@ -588,20 +589,20 @@ async def test_idle_keys_are_forgotten(redis: RedisServer) -> None:
 
 # ------------------------------------------------------------------------------------- wrong use, use
 @pytest.mark.anyio
-async def test_where_it_may_be_used(redis: RedisServer) -> None:
-    """Inside its block and in that event loop only; entered once at a time, and again later."""
+async def test_use_outside_its_block_or_event_loop(redis: RedisServer) -> None:
+    """Only inside its ``async with`` and in that event loop; it can be entered again after exiting."""
     limiter = limiter_of(redis)
-    with pytest.raises(ConfigurationError, match="works inside its `async with`"):
+    with pytest.raises(ConfigurationError, match="works only inside its `async with`"):
         await limiter.acquire(KEY)
     async with limiter:
         (await limiter.acquire(KEY)).unsent()
-        with pytest.raises(ConfigurationError, match="enter it once"):
+        with pytest.raises(ConfigurationError, match="entered already"):
             await limiter.__aenter__()
 
         refused: list[bool] = []
 
         async def elsewhere() -> None:
-            with pytest.raises(ConfigurationError, match="in that event loop only"):
+            with pytest.raises(ConfigurationError, match="in its event loop"):
                 await limiter.acquire(KEY)
             refused.append(True)
 
@@ -610,14 +611,14 @@ async def test_where_it_may_be_used(redis: RedisServer) -> None:
         thread.start()
         thread.join()
         assert [True] == refused
-    await limiter.__aexit__(None, None, None)  # nothing to leave
+    await limiter.__aexit__(None, None, None)  # not entered: does nothing
     async with limiter:
         (await limiter.acquire(KEY)).unsent()
 
 
 @pytest.mark.anyio
-async def test_leaving_while_calls_wait(redis: RedisServer) -> None:
-    """They are told; and what the body raises comes out as it is."""
+async def test_exiting_while_calls_wait(redis: RedisServer) -> None:
+    """The calls fail, and an exception of the body propagates unchanged."""
     failures: list[Exception] = []
 
     async def call(limiter: RedisRateLimiter) -> None:
@@ -636,14 +637,14 @@ async def test_leaving_while_calls_wait(redis: RedisServer) -> None:
     async with anyio.create_task_group() as group:
         with pytest.raises(ZeroDivisionError):
             await fail(group)
-    assert ["nothing was sent: the RedisRateLimiter was closed meanwhile"] == [
+    assert ["nothing was sent: the RedisRateLimiter was closed while the call waited"] == [
         str(error) for error in failures
     ]
 
 
 @pytest.mark.anyio
-async def test_leaving_reports_what_is_known(redis: RedisServer) -> None:
-    """A slot that was given back just before is free for others at once."""
+async def test_exiting_reports_unused_slots(redis: RedisServer) -> None:
+    """A slot that was just returned is free for other processes at once."""
     async with limiter_of(redis, 1, 30.0) as limiter:
         permit = await limiter.acquire(KEY)
         permit.unsent()
@@ -657,22 +658,22 @@ async def test_leaving_reports_what_is_known(redis: RedisServer) -> None:
     [
         ({"limit": 0}, "limit of at least 1"),
         ({"period": 0.0}, "limit of at least 1"),
-        ({"when_down": "panic"}, "when_down= is"),
-        ({"share": 0.0}, "share= is above 0"),
-        ({"share": 1.5}, "share= is above 0"),
-        ({"timeout": 0.0}, "timeout= is in seconds"),
+        ({"when_down": "panic"}, "when_down= must be"),
+        ({"share": 0.0}, "share= must be above 0"),
+        ({"share": 1.5}, "share= must be above 0"),
+        ({"timeout": 0.0}, "timeout= must be above 0"),
         ({"prefix": "a{b}"}, "prefix= must not be empty"),
     ],
 )
-def test_options_that_are_none(options: dict[str, Any], message: str) -> None:
-    """Refused before anything is sent."""
+def test_invalid_options(options: dict[str, Any], message: str) -> None:
+    """Raise when the limiter is created."""
     with pytest.raises(ConfigurationError, match=message):
         RedisRateLimiter("redis://localhost", **options)
 
 
 @pytest.mark.anyio
 async def test_events(redis: RedisServer) -> None:
-    """Who waits, behind how many, and for how long; which key is paused."""
+    """Report which calls wait, behind how many and for how long, and which key is paused."""
     heard: list[events.Event] = []
     leave = events.subscribe(heard.append)
     try:
@@ -699,7 +700,7 @@ async def test_events(redis: RedisServer) -> None:
 
 @pytest.mark.anyio
 async def test_the_permit_of_another_limiter(redis: RedisServer) -> None:
-    """It has no place in this queue; and the limiter is one by the protocol."""
+    """A permit of another limiter is ignored; the limiter satisfies the protocol."""
     foreign = await LocalRateLimiter().acquire(KEY)
     async with limiter_of(redis) as limiter:
         assert isinstance(limiter, RateLimiter)

@@ -1,4 +1,4 @@
-"""URLs and servers that cannot be used: an error on entering that says what to do, without a secret in it."""
+"""URLs and servers that cannot be used raise an error that says what to do, without secrets."""
 
 import logging
 import traceback
@@ -40,8 +40,8 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
         "unix://bob:hunter2/x@/tmp/redis.sock",
     ],
 )
-def test_13_16_urls_that_are_none(url: str) -> None:
-    """Refused at once, with what to do, and not repeated: a URL may hold a password."""
+def test_invalid_urls(url: str) -> None:
+    """The error says what to do and does not quote the URL, which may contain a password."""
     with pytest.raises(ConfigurationError, match="%40 for @, %2F for /") as caught:
         RedisRateLimiter(url)
     shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
@@ -50,16 +50,16 @@ def test_13_16_urls_that_are_none(url: str) -> None:
     assert caught.value.__context__ is None
 
 
-def test_13_28_a_client_in_place_of_a_url() -> None:
-    """One line that says what to pass."""
-    with pytest.raises(ConfigurationError, match="takes the URL of Redis, such as") as caught:
+def test_a_client_instead_of_a_url() -> None:
+    """The error is one line that says what to pass."""
+    with pytest.raises(ConfigurationError, match="takes a Redis URL, such as") as caught:
         RedisRateLimiter(Redis(host="localhost"))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.anyio
-async def test_the_password(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Right, it serves, percent-encoded as URLs need; wrong, it is an error without it."""
+async def test_passwords(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """A percent-encoded password works; a wrong one raises an error that does not quote it."""
     caplog.set_level(logging.DEBUG)
     redis.command("CONFIG", "SET", "requirepass", "hunter 2@/")
     try:
@@ -68,7 +68,7 @@ async def test_the_password(redis: RedisServer, caplog: pytest.LogCaptureFixture
         async with right:
             (await right.acquire(KEY)).unsent()
         wrong = RedisRateLimiter(redis.url.replace("unix://", "unix://:hunter3@"), timeout=5.0)
-        with pytest.raises(ConfigurationError, match="the right user and password") as caught:
+        with pytest.raises(ConfigurationError, match="check the user and the password") as caught:
             await wrong.__aenter__()
         assert "hunter" not in str(caught.value)
         assert caught.value.__context__ is None
@@ -77,42 +77,42 @@ async def test_the_password(redis: RedisServer, caplog: pytest.LogCaptureFixture
         redis.command("CONFIG", "SET", "requirepass", "", password="hunter 2@/")
 
 
-async def refusal_of(url: str) -> str:
-    """Return why a Redis cannot be used; entering must not leave anything behind."""
+async def entering_error(url: str) -> str:
+    """Return the error of entering a limiter, which must leave nothing behind."""
     limiter = RedisRateLimiter(url, timeout=5.0)
     with pytest.raises(ConfigurationError) as caught:
         await limiter.__aenter__()
     assert caught.value.__context__ is None
-    with pytest.raises(ConfigurationError, match="inside its `async with`"):
+    with pytest.raises(ConfigurationError, match="only inside its `async with`"):
         await limiter.acquire(KEY)
     return str(caught.value)
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("rights", ["-eval -evalsha", "-@scripting", "-set", "resetkeys ~cache:*"])
-async def test_14_14_no_rights(redis: RedisServer, rights: str) -> None:
-    """Rights do not come by themselves, so this is not taken for an outage."""
+async def test_missing_permissions(redis: RedisServer, rights: str) -> None:
+    """Missing permissions are an error, not an outage."""
     redis.command("ACL", "SETUSER", "ann", "on", ">secret", "~*", "+@all", *rights.split())
     try:
-        said = await refusal_of(redis.url.replace("unix://", "unix://ann:secret@"))
+        error = await entering_error(redis.url.replace("unix://", "unix://ann:secret@"))
     finally:
         redis.command("ACL", "DELUSER", "ann")
-    assert "let its user run EVAL, EVALSHA, GET, SET and TIME" in said
-    assert "secret" not in said
+    assert "allow its user EVAL, EVALSHA, GET, SET and TIME" in error
+    assert "secret" not in error
 
 
 @pytest.mark.anyio
-async def test_14_14_a_replica() -> None:
-    """It never takes a write."""
+async def test_a_replica() -> None:
+    """A replica does not accept writes."""
     with ExitStack() as stack:
         primary = stack.enter_context(RedisServer(tcp=True))
         replica = stack.enter_context(RedisServer("--replicaof", f"127.0.0.1 {primary.port}"))
-        assert "use the address of the primary" in await refusal_of(replica.url)
+        assert "use the address of the primary" in await entering_error(replica.url)
 
 
 @pytest.fixture
 def cluster() -> Iterator[RedisServer]:
-    """Return a node of a cluster, of which another one has all slots."""
+    """Return a cluster node that owns no hash slots."""
     with ExitStack() as stack:
         options = [("--cluster-enabled", "yes", "--cluster-port", str(free_port())) for _ in range(2)]
         nodes = [stack.enter_context(RedisServer(*each, tcp=True)) for each in options]
@@ -122,9 +122,9 @@ def cluster() -> Iterator[RedisServer]:
 
 
 @pytest.mark.anyio
-async def test_14_14_a_node_of_a_cluster(cluster: RedisServer) -> None:
-    """It sends to another node (MOVED), which this client does not follow."""
+async def test_a_node_of_a_cluster(cluster: RedisServer) -> None:
+    """It redirects to another node (MOVED), which the limiter does not follow."""
     with anyio.fail_after(20):
         while "cluster_state:ok" not in cluster.command("CLUSTER", "INFO"):  # noqa: ASYNC110
             await anyio.sleep(0.05)
-    assert "this is a node of a cluster" in await refusal_of(cluster.url)
+    assert "this is a node of a cluster" in await entering_error(cluster.url)

@@ -1,4 +1,4 @@
-"""Redis slow, gone and back: what is configured holds, it is said once, and no burst follows."""
+"""Redis is slow, down or back: the configured policy applies, is logged once, and causes no burst."""
 
 import logging
 import sys
@@ -18,7 +18,7 @@ from lemcal_async.ratelimit.redis import _connection
 from lemcal_async.ratelimit.redis._budget import ScriptReply, ScriptRequest
 from lemcal_async.ratelimit.redis._connection import FIRST_DELAY, LAST_DELAY, CircuitBreaker, WhenDown
 
-from .test_redis import LAPSE, Calls, limiter_of, most_in, refusal
+from .test_redis import GRANT_TTL, Calls, limiter_of, most_in, refusal
 
 KEY = Key("https://api.example.com", "0f" * 16)
 SILENT = Quota()
@@ -31,24 +31,24 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def mortal(lapse: Callable[[float], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
-    """Return a server that may be killed; leases are short, and whether it is back is asked often."""
-    lapse(LAPSE)
+def killable(lease_ttl: Callable[[float], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
+    """Return a server that tests may kill; leases are short, and reconnecting is frequent."""
+    lease_ttl(GRANT_TTL)
     monkeypatch.setattr(_connection, "FIRST_DELAY", 0.1)
     monkeypatch.setattr(_connection, "LAST_DELAY", 0.1)
     with RedisServer() as server:
         yield server
 
 
-async def until_back(limiter: RedisRateLimiter, *, whole: bool = False) -> None:
-    """Wait until the limiter has found Redis again, or until it has the ``whole`` limit again."""
+async def until_recovered(limiter: RedisRateLimiter, *, whole: bool = False) -> None:
+    """Wait until the limiter has reconnected, or until it has the ``whole`` limit again."""
     with anyio.fail_after(20):
         while limiter._breaker.is_open or (whole and limiter.snapshot(KEY).paused_for):  # noqa: ASYNC110
             await anyio.sleep(0.01)
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    """Return what the limiter logged, without the reason."""
+def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """Return the level and text of each log record of the limiter, without the reason."""
     return [
         (record.levelname, record.getMessage().partition(" (")[0])
         for record in caplog.records
@@ -57,53 +57,53 @@ def said(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
 
 
 def served_since(calls: Calls, moment: float) -> int:
-    """Return how many were."""
+    """Return how many calls were granted after ``moment``."""
     return sum(served > moment for served in calls.times)
 
 
-AWAY = ("WARNING", "the rate limiter's Redis does not answer")
-BACK = ("INFO", "the rate limiter's Redis answers again")
+DOWN = ("WARNING", "the rate limiter cannot reach Redis")
+UP = ("INFO", "the rate limiter can reach Redis again")
 
 
-def test_the_breaker() -> None:
-    """It says once that it opens, and is patient up to a bound."""
-    switch = CircuitBreaker()
-    assert switch.failed("why", 100.0)
-    delays = [switch.delay]
+def test_circuit_breaker() -> None:
+    """Reports only the first failure, and backs off up to a bound."""
+    breaker = CircuitBreaker()
+    assert breaker.failed("why", 100.0)
+    delays = [breaker.delay]
     for _ in range(4):
-        assert not switch.failed("why", 100.0)
-        delays.append(switch.delay)
+        assert not breaker.failed("why", 100.0)
+        delays.append(breaker.delay)
     assert [FIRST_DELAY, 0.5, LAST_DELAY, LAST_DELAY, LAST_DELAY] == delays
-    switch.is_open = False
-    assert switch.failed("why", 100.0)
-    assert FIRST_DELAY == switch.delay
+    breaker.is_open = False
+    assert breaker.failed("why", 100.0)
+    assert FIRST_DELAY == breaker.delay
 
 
 @pytest.mark.anyio
-async def test_share(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Killed in mid-run and restarted: never more than the limit in a period, in all processes together."""
+async def test_share_policy(killable: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Redis is killed and restarted: all processes together stay within the limit."""
     caplog.set_level(logging.INFO)
     heard: list[events.Event] = []
     leave = events.subscribe(heard.append)
     limit, period = 6, 0.2
     try:
         async with (
-            limiter_of(mortal, limit, period, timeout=0.5) as one,
-            limiter_of(mortal, limit, period, timeout=0.5) as two,
+            limiter_of(killable, limit, period, timeout=0.5) as one,
+            limiter_of(killable, limit, period, timeout=0.5) as two,
             anyio.create_task_group() as group,
         ):
             first, second = Calls(one, group), Calls(two, group)
             await first.queue(*range(2000))
             await second.queue(*range(2000))
-            await second.served(9)  # by now each knows of the other
-            mortal.kill()
+            await second.served(9)  # by now each process knows the other
+            killable.kill()
             killed = time.monotonic()
             with anyio.fail_after(20):
                 while min(served_since(calls, killed) for calls in (first, second)) < 4:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
-            mortal.start()
-            await until_back(one, whole=True)
-            await until_back(two, whole=True)
+            killable.start()
+            await until_recovered(one, whole=True)
+            await until_recovered(two, whole=True)
             back = time.monotonic()
             with anyio.fail_after(20):
                 while served_since(first, back) + served_since(second, back) < limit:  # noqa: ASYNC110
@@ -112,37 +112,37 @@ async def test_share(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> N
     finally:
         leave()
     assert limit >= most_in(period, first.times + second.times)
-    assert 2 == said(caplog).count(AWAY)  # once for each limiter
-    assert 2 == said(caplog).count(BACK)
+    assert 2 == logged(caplog).count(DOWN)  # once for each limiter
+    assert 2 == logged(caplog).count(UP)
     fallen = [event for event in heard if isinstance(event, events.FellBack)]
     assert 2 == len(fallen)
     assert {"0f0f0f0f"} == {event.key for event in fallen}
 
 
 @pytest.mark.anyio
-async def test_a_share_of_ones_own(mortal: RedisServer) -> None:
-    """A process that never reached Redis begins after a pause, with what it was given."""
-    mortal.kill()
+async def test_a_configured_share(killable: RedisServer) -> None:
+    """A process that never reached Redis starts after a pause, with its configured share."""
+    killable.kill()
     async with (
-        limiter_of(mortal, 10, 0.2, share=0.2, timeout=0.5) as limiter,
+        limiter_of(killable, 10, 0.2, share=0.2, timeout=0.5) as limiter,
         anyio.create_task_group() as group,
     ):
         calls = Calls(limiter, group)
         started = time.monotonic()
         await calls.queue(*range(6))
-        await calls.queue("hasty", timeout=0.1)
+        await calls.queue("impatient", timeout=0.1)
         await calls.served(6)
-    assert ["hasty"] == list(calls.refused) or len(calls.order) == 7
+    assert ["impatient"] == list(calls.refused) or len(calls.order) == 7
     assert 2 == most_in(0.2, calls.times)
-    assert calls.times[0] - started >= 0.2 + LAPSE
+    assert calls.times[0] - started >= 0.2 + GRANT_TTL
 
 
 @pytest.mark.anyio
-async def test_a_429_while_redis_is_away(mortal: RedisServer) -> None:
-    """It holds the key here, and all others hear of it when Redis is back; too long a one is refused."""
-    async with limiter_of(mortal, 4, 0.2, timeout=0.5) as limiter:
+async def test_a_429_while_redis_is_down(killable: RedisServer) -> None:
+    """It pauses the key in this process, and in the others once Redis is back; a long one fails calls."""
+    async with limiter_of(killable, 4, 0.2, timeout=0.5) as limiter:
         (await limiter.acquire(KEY)).answered(200, SILENT)
-        mortal.kill()
+        killable.kill()
         async with anyio.create_task_group() as group:
             calls = Calls(limiter, group)
             await calls.one("refused", answer=False)
@@ -158,17 +158,17 @@ async def test_a_429_while_redis_is_away(mortal: RedisServer) -> None:
             with pytest.raises(WouldWait) as caught:
                 await limiter.acquire(KEY)
             assert caught.value.refused
-            mortal.start()
-            await until_back(limiter)
+            killable.start()
+            await until_recovered(limiter)
             await anyio.sleep(0.1)
-            async with limiter_of(mortal, 4, 0.2) as other:
+            async with limiter_of(killable, 4, 0.2) as other:
                 with pytest.raises(WouldWait):
                     await other.acquire(KEY)
 
 
 @pytest.mark.anyio
-async def test_raise(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Those who wait and those who come get an error that says what to do; later ones are served again."""
+async def test_raise_policy(killable: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Waiting and new calls get an error that says what to do; calls after the recovery are served."""
     caplog.set_level(logging.INFO)
     failures: list[LemcalError] = []
     permits: list[Permit] = []
@@ -179,69 +179,69 @@ async def test_raise(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> N
         except LemcalError as error:
             failures.append(error)
 
-    async with limiter_of(mortal, 2, 0.2, when_down="raise", timeout=0.5) as limiter:
+    async with limiter_of(killable, 2, 0.2, when_down="raise", timeout=0.5) as limiter:
         async with anyio.create_task_group() as group:
             for _ in range(5):
                 group.start_soon(call, limiter)
             with anyio.fail_after(10):
                 while len(permits) < 2:  # noqa: ASYNC110
                     await anyio.sleep(0.005)
-            mortal.kill()
-            for permit in permits:  # not before: as long as they are out nobody else is served
+            killable.kill()
+            for permit in permits:  # only now: until then no other call is granted
                 permit.answered(200, SILENT)
         assert 3 == len(failures)
         assert 3 == len({id(error) for error in failures})
         await call(limiter)
-        assert "choose when_down='share'" in str(failures[-1])
+        assert "use when_down='share'" in str(failures[-1])
         assert "nothing was sent" in str(failures[-1])
-        mortal.start()
-        await until_back(limiter)
+        killable.start()
+        await until_recovered(limiter)
         with anyio.fail_after(10):
             await call(limiter)
         assert (3, 4) == (len(permits), len(failures))
-    assert [AWAY, BACK] == said(caplog)
+    assert [DOWN, UP] == logged(caplog)
 
 
 @pytest.mark.anyio
-async def test_open(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is limited while it is away."""
+async def test_open_policy(killable: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Requests are not limited while Redis is down."""
     caplog.set_level(logging.INFO)
-    async with limiter_of(mortal, 2, 5.0, when_down="open", timeout=0.5) as limiter:
-        mortal.kill()
+    async with limiter_of(killable, 2, 5.0, when_down="open", timeout=0.5) as limiter:
+        killable.kill()
         with anyio.fail_after(5):
             async with anyio.create_task_group() as group:
                 calls = Calls(limiter, group)
                 await calls.queue(*range(30))
         assert 30 == len(calls.order)
         assert limiter.snapshot(KEY).limit is None
-    assert [AWAY] == said(caplog)
+    assert [DOWN] == logged(caplog)
 
 
 @pytest.mark.anyio
-async def test_a_server_that_hangs(mortal: RedisServer) -> None:
-    """It gets its time, and no call stands behind one that waits; slots it grants late are not lost."""
-    async with limiter_of(mortal, 2, 0.2, when_down="raise", timeout=0.2) as limiter:
+async def test_redis_hangs(killable: RedisServer) -> None:
+    """Calls wait for the timeout and do not queue behind each other; late grants are not lost."""
+    async with limiter_of(killable, 2, 0.2, when_down="raise", timeout=0.2) as limiter:
         (await limiter.acquire(KEY)).answered(200, SILENT)
-        mortal.freeze(frozen=True)
+        killable.freeze(frozen=True)
         try:
             asked = time.monotonic()
-            with pytest.raises(LemcalError, match="does not answer"):
+            with pytest.raises(LemcalError, match="cannot reach Redis"):
                 await limiter.acquire(KEY)
             assert 0.15 <= time.monotonic() - asked < 3.0
             await anyio.sleep(0.5)
         finally:
-            mortal.freeze(frozen=False)
-        await until_back(limiter)
+            killable.freeze(frozen=False)
+        await until_recovered(limiter)
         with anyio.fail_after(10):
             for _ in range(4):
                 (await limiter.acquire(KEY)).answered(200, SILENT)
 
 
 @pytest.mark.anyio
-async def test_canceled_while_redis_is_away(mortal: RedisServer) -> None:
-    """A share that was waited for goes to the next, or back."""
-    async with limiter_of(mortal, 1, 0.2, timeout=0.5) as limiter:
-        mortal.kill()
+async def test_canceling_while_redis_is_down(killable: RedisServer) -> None:
+    """The slot of a canceled call goes to the next call."""
+    async with limiter_of(killable, 1, 0.2, timeout=0.5) as limiter:
+        killable.kill()
         async with anyio.create_task_group() as group:
             calls = Calls(limiter, group)
             await calls.one("first", answer=False)  # after the pause
@@ -253,47 +253,47 @@ async def test_canceled_while_redis_is_away(mortal: RedisServer) -> None:
             await calls.served(2)
             assert ["first", "next"] == calls.order
             calls.permits["next"].unknown()
-        mortal.start()
-        await until_back(limiter)
+        killable.start()
+        await until_recovered(limiter)
 
 
 @pytest.mark.anyio
-async def test_restarted_unnoticed(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Between two calls: the connection is made anew, and what is gone is not taken for free."""
+async def test_redis_restarts_between_calls(killable: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """The limiter reconnects, and does not take lost slots for free ones."""
     caplog.set_level(logging.INFO)
-    async with limiter_of(mortal, 2, 0.4, timeout=2.0) as limiter, anyio.create_task_group() as group:
+    async with limiter_of(killable, 2, 0.4, timeout=2.0) as limiter, anyio.create_task_group() as group:
         calls = Calls(limiter, group)
         await calls.queue(0, 1)
         await calls.served(2)
-        mortal.kill()
-        mortal.start()
+        killable.kill()
+        killable.start()
         await calls.queue(2, 3)
         await calls.served(4)
     assert 2 >= most_in(0.4, calls.times)
 
 
 @pytest.mark.anyio
-async def test_an_error_from_redis(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """A server that answers, but not with an answer, counts as away."""
-    async with limiter_of(mortal, 5, 2.0, when_down="raise") as limiter:
+async def test_redis_replies_with_errors(killable: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """A server that replies with errors counts as unreachable."""
+    async with limiter_of(killable, 5, 2.0, when_down="raise") as limiter:
         (await limiter.acquire(KEY)).answered(200, SILENT)
-        mortal.command("CONFIG", "SET", "maxmemory", "1")
+        killable.command("CONFIG", "SET", "maxmemory", "1")
         with pytest.raises(LemcalError, match="maxmemory"):
             await limiter.acquire(KEY)
-        mortal.command("CONFIG", "SET", "maxmemory", "0")
-        await until_back(limiter)
+        killable.command("CONFIG", "SET", "maxmemory", "0")
+        await until_recovered(limiter)
         with anyio.fail_after(10):
             (await limiter.acquire(KEY)).unsent()
 
 
 @pytest.mark.anyio
-async def test_leaving_while_redis_is_away(mortal: RedisServer) -> None:
-    """Takes no longer than it must."""
+async def test_exiting_while_redis_is_down(killable: RedisServer) -> None:
+    """Exiting does not wait for Redis."""
     started = time.monotonic()
     with anyio.fail_after(10):
-        async with limiter_of(mortal, timeout=0.5) as limiter, anyio.create_task_group() as group:
+        async with limiter_of(killable, timeout=0.5) as limiter, anyio.create_task_group() as group:
             (await limiter.acquire(KEY)).answered(429, refusal(5.0))
-            mortal.kill()
+            killable.kill()
             group.start_soon(partial(Calls(limiter, group).one, "waits"))
             await anyio.sleep(0.1)
             group.cancel_scope.cancel()
@@ -302,17 +302,17 @@ async def test_leaving_while_redis_is_away(mortal: RedisServer) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("when_down", ["share", "raise", "open"])
-async def test_13_34_the_snapshot_while_redis_is_away(mortal: RedisServer, when_down: WhenDown) -> None:
-    """It tells what can be sent now: nothing at first, then this process's share, or anything."""
+async def test_snapshot_while_redis_is_down(killable: RedisServer, when_down: WhenDown) -> None:
+    """It shows what can be sent now: nothing at first, then the share of this process, or anything."""
     other = Key("https://api.example.com", "e0" * 16)
     heard: list[events.Event] = []
     leave = events.subscribe(heard.append)
     try:
-        async with limiter_of(mortal, 8, 0.5, when_down=when_down, share=0.5, timeout=0.5) as limiter:
+        async with limiter_of(killable, 8, 0.5, when_down=when_down, share=0.5, timeout=0.5) as limiter:
             (await limiter.acquire(KEY)).answered(200, SILENT)
             assert 8 == limiter.snapshot(other).remaining
-            mortal.kill()
-            with anyio.fail_after(10):  # it notices when it reports
+            killable.kill()
+            with anyio.fail_after(10):  # its next report fails
                 while not limiter._breaker.is_open:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
             for key in KEY, other:
@@ -325,9 +325,9 @@ async def test_13_34_the_snapshot_while_redis_is_away(mortal: RedisServer, when_
             if when_down == "share":
                 await anyio.sleep(limiter.snapshot(KEY).paused_for)
                 assert [4, 4] == [limiter.snapshot(key).remaining for key in (KEY, other)]
-            mortal.start()
-            await until_back(limiter)
-            assert 0 == limiter.snapshot(other).remaining  # until all have told what they sent meanwhile
+            killable.start()
+            await until_recovered(limiter)
+            assert 0 == limiter.snapshot(other).remaining  # until every process has reported what it sent
             assert 0 < limiter.snapshot(other).paused_for < 5
     finally:
         leave()
@@ -335,35 +335,35 @@ async def test_13_34_the_snapshot_while_redis_is_away(mortal: RedisServer, when_
 
 
 @pytest.mark.anyio
-async def test_13_34_coredis_says_it_once(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """That Redis hangs, which it would say at each of our attempts; afterward it speaks again."""
-    async with limiter_of(mortal, 5, 0.2, timeout=0.1) as limiter:
+async def test_coredis_logs_an_outage_once(killable: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Not at each attempt to reconnect. After the outage, the filter is removed."""
+    async with limiter_of(killable, 5, 0.2, timeout=0.1) as limiter:
         (await limiter.acquire(KEY)).answered(200, SILENT)
-        mortal.freeze(frozen=True)
+        killable.freeze(frozen=True)
         try:
-            await anyio.sleep(1.5)  # for several attempts
+            await anyio.sleep(1.5)  # several attempts to reconnect
         finally:
-            mortal.freeze(frozen=False)
-        await until_back(limiter)
+            killable.freeze(frozen=False)
+        await until_recovered(limiter)
         assert len([record for record in caplog.records if record.name == "coredis"]) <= 1
     assert [] == logging.getLogger("coredis").filters
 
 
 @pytest.mark.anyio
-async def test_14_13_a_loop_that_stood_still(mortal: RedisServer) -> None:
-    """Others had the slot since: the request is not sent, and the call that asks again goes first."""
+async def test_a_blocked_event_loop(killable: RedisServer) -> None:
+    """Another process may have used the slot: the request is not sent, and its call goes first next time."""
     async with (
-        limiter_of(mortal, 1, 0.1) as limiter,
-        limiter_of(mortal, 1, 0.1) as other,
+        limiter_of(killable, 1, 0.1) as limiter,
+        limiter_of(killable, 1, 0.1) as other,
         anyio.create_task_group() as group,
     ):
         permit = await limiter.acquire(KEY)
         assert permit.sent() is not False
         permit.answered(200, SILENT)
         permit = await limiter.acquire(KEY)
-        time.sleep(2 * LAPSE)  # noqa: ASYNC251 - that is the point
+        time.sleep(2 * GRANT_TTL)  # noqa: ASYNC251 - blocks on purpose
         assert permit.sent() is False
-        assert permit.answered(200, SILENT) == 0.0  # it has ended
+        assert permit.answered(200, SILENT) == 0.0  # the permit has ended
         calls, others = Calls(limiter, group), Calls(other, group)
         await calls.queue(0)
         await calls.queue("again", again=permit)
@@ -373,15 +373,15 @@ async def test_14_13_a_loop_that_stood_still(mortal: RedisServer) -> None:
 
 
 @pytest.mark.anyio
-async def test_14_14_a_key_that_is_not_ours(mortal: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """It costs its own account a pause, and no other one anything; it is no outage."""
+async def test_foreign_data_under_a_key(killable: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """It pauses that key, does not affect other keys, and is not an outage."""
     other = Key("https://api.example.com", "e0" * 16)
-    async with limiter_of(mortal, 2, 0.2) as limiter:
+    async with limiter_of(killable, 2, 0.2) as limiter:
         for key in KEY, other:
             (await limiter.acquire(key)).answered(200, SILENT)
-        name = next(name for name in mortal.names() if KEY.digest in name)
-        mortal.command("DEL", name)
-        mortal.command("HSET", name, "not", "ours")
+        name = next(name for name in killable.names() if KEY.digest in name)
+        killable.command("DEL", name)
+        killable.command("HSET", name, "not", "ours")
         async with anyio.create_task_group() as group:
             calls = Calls(limiter, group)
             await calls.queue(0)
@@ -393,21 +393,21 @@ async def test_14_14_a_key_that_is_not_ours(mortal: RedisServer, caplog: pytest.
 
 
 @pytest.mark.anyio
-async def test_14_14_flushed_under_an_idle_process(mortal: RedisServer) -> None:
-    """A process that has never used the key knows that Redis had data: it sends nothing on top."""
-    async with limiter_of(mortal, 3, 0.4) as limiter, limiter_of(mortal, 3, 0.4) as idle:
+async def test_an_idle_process_notices_lost_data(killable: RedisServer) -> None:
+    """A process that never used the key knows that Redis had data, and sends nothing until it is safe."""
+    async with limiter_of(killable, 3, 0.4) as limiter, limiter_of(killable, 3, 0.4) as idle:
         for _ in range(3):
             (await limiter.acquire(KEY)).answered(200, SILENT)
         sent = time.monotonic()
-        mortal.command("FLUSHALL")
+        killable.command("FLUSHALL")
         await idle.acquire(KEY)
         assert time.monotonic() - sent >= 0.4
 
 
 @pytest.mark.anyio
-async def test_16_the_first_call_loads_nothing(mortal: RedisServer) -> None:
-    """All that a call needs has been imported and read when the limiter is entered."""
-    async with limiter_of(mortal) as limiter:
+async def test_the_first_call_imports_and_reads_nothing(killable: RedisServer) -> None:
+    """Everything that a call needs is loaded when the limiter is entered."""
+    async with limiter_of(killable) as limiter:
         opened: list[object] = []
         modules = set(sys.modules)
         watching = True
@@ -422,34 +422,34 @@ async def test_16_the_first_call_loads_nothing(mortal: RedisServer) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("when_down", ["share", "raise", "open"])
-async def test_a_key_waits_for_redis_without_asking(
-    mortal: RedisServer, when_down: WhenDown, monkeypatch: pytest.MonkeyPatch
+async def test_only_one_task_reconnects(
+    killable: RedisServer, when_down: WhenDown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only one task tries again; an idle key is forgotten meanwhile, its task included."""
-    asked: list[str] = []
-    async with limiter_of(mortal, 5, 0.1, when_down=when_down, timeout=0.5) as limiter:
-        ask = limiter._ask
+    """The tasks of keys send nothing until then; an idle key is dropped with its task."""
+    names: list[str] = []
+    async with limiter_of(killable, 5, 0.1, when_down=when_down, timeout=0.5) as limiter:
+        run_script = limiter._run_script
 
         async def record(name: str, request: ScriptRequest) -> ScriptReply:
-            asked.append(name)
-            return await ask(name, request)
+            names.append(name)
+            return await run_script(name, request)
 
-        monkeypatch.setattr(limiter, "_ask", record)
+        monkeypatch.setattr(limiter, "_run_script", record)
         (await limiter.acquire(KEY)).answered(200, SILENT)
-        unanswered = await limiter.acquire(KEY)
-        unanswered.sent()
-        mortal.kill()
-        with anyio.fail_after(10):  # it notices when it reports
+        pending = await limiter.acquire(KEY)
+        pending.sent()
+        killable.kill()
+        with anyio.fail_after(10):  # its next report fails
             while not limiter._breaker.is_open:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
-        asked.clear()
+        names.clear()
         await anyio.sleep(0.5)
-        unanswered.answered(200, SILENT)
-        assert asked
-        assert {"probe"} == set(asked)
-        assert len(asked) <= 6
-        mortal.start()
-        await until_back(limiter)
+        pending.answered(200, SILENT)
+        assert names
+        assert {"probe"} == set(names)
+        assert len(names) <= 6
+        killable.start()
+        await until_recovered(limiter)
         with anyio.fail_after(10):
             while limiter._keys:  # noqa: ASYNC110
                 await anyio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Several processes on one key through one Redis, against a server that counts: the real thing (11)."""
+"""Real processes that share a key through Redis, against a server that counts their requests."""
 
 import json
 import random
@@ -24,7 +24,7 @@ Worker = subprocess.Popen[str]
 def workers(
     sandbox: Sandbox, redis: RedisServer, count: int, calls: int, **limiter: Any
 ) -> Iterator[list[Worker]]:
-    """Start processes, on both event loops in turn, and let them go all at once."""
+    """Start processes, alternating between asyncio and trio, and release them at the same time."""
     started: list[Worker] = []
     try:
         for number in range(count):
@@ -54,27 +54,27 @@ def workers(
 
 
 def outcome(worker: Worker) -> dict[str, Any]:
-    """Wait for a process, and return what it says of its calls."""
-    said, _ = worker.communicate(timeout=60)
-    found: dict[str, Any] = json.loads(said)
+    """Wait for a process, and return its report."""
+    output, _ = worker.communicate(timeout=60)
+    found: dict[str, Any] = json.loads(output)
     return found
 
 
 def times(sandbox: Sandbox) -> list[float]:
-    """Return when each request was counted; none was refused."""
+    """Return when each request was counted, after checking that none was refused."""
     assert {200} == {request.status_code for request in sandbox.requests}
     return sorted(request.at for request in sandbox.requests)
 
 
 def least_gap(arrivals: list[float], limit: int) -> float:
-    """Return the shortest time in which one request more than the limit came."""
+    """Return the shortest time in which more requests than the limit arrived."""
     return min(late - early for early, late in zip(arrivals, arrivals[limit:], strict=False))
 
 
-def test_11_four_processes_at_the_limit(redis: RedisServer) -> None:
-    """15 calls each: at most 20 in any 2 s as the server saw them, and no less than 9.5 a second.
+def test_four_processes_use_the_whole_limit(redis: RedisServer) -> None:
+    """15 calls each: at most 20 in any 2 s at the server, and at least 9.5 per second.
 
-    Redis forgets the script all the time, and nobody notices.
+    Redis keeps losing the script, which has no effect.
     """
     with Sandbox().serve() as sandbox, workers(sandbox, redis, 4, 15) as started:
         while len(sandbox.requests) < 60 and all(worker.poll() is None for worker in started):
@@ -88,8 +88,8 @@ def test_11_four_processes_at_the_limit(redis: RedisServer) -> None:
     assert 60 / (arrivals[-1] - arrivals[0]) >= 9.5
 
 
-def test_11_one_of_them_is_killed(redis: RedisServer) -> None:
-    """The others lose what it held, one window at most, and never wait for it again."""
+def test_a_process_is_killed(redis: RedisServer) -> None:
+    """The others lose the slots of that process for one window at most, and do not wait for it again."""
     limit, period = 8, 0.4
     with (
         Sandbox(limit=limit, period=period, window="sliding").serve() as sandbox,
@@ -103,13 +103,13 @@ def test_11_one_of_them_is_killed(redis: RedisServer) -> None:
         arrivals = times(sandbox)
     assert least_gap(arrivals, limit) >= period
     ideal = (len(arrivals) / limit - 1) * period
-    window_lost = period + 0.5  # until the lease of what it held has run out
+    window_lost = period + 0.5  # until the leases of its slots expire
     assert arrivals[-1] - arrivals[0] <= 1.3 * ideal + window_lost + 1.0
 
 
 @pytest.mark.storm
-def test_11_redis_is_killed_and_restarted() -> None:
-    """In mid-run: never more than the limit in a period in all, no 429, and all are served."""
+def test_redis_is_killed_and_restarted() -> None:
+    """All processes together stay within the limit, without a 429, and every call is served."""
     limit, period = 9, 0.4
     with (
         RedisServer() as redis,
@@ -119,7 +119,7 @@ def test_11_redis_is_killed_and_restarted() -> None:
         while len(sandbox.requests) < 10:
             time.sleep(0.01)
         redis.kill()
-        while len(sandbox.requests) < 24:  # on their own: those under way were 18 at most
+        while len(sandbox.requests) < 24:  # without Redis: at most 18 were in flight
             time.sleep(0.01)
         redis.start()
         for worker in started:
@@ -130,11 +130,11 @@ def test_11_redis_is_killed_and_restarted() -> None:
 
 
 @pytest.mark.storm
-def test_14_13_processes_that_are_stopped(redis: RedisServer) -> None:
-    """Again and again, for longer than a slot lasts: what they sent on waking would be one too many.
+def test_suspended_processes(redis: RedisServer) -> None:
+    """Processes are suspended for longer than a slot lasts, and must not use that slot afterward.
 
-    The server's period is shorter by half a second. Nobody speaks for a request that a busy machine has not
-    counted yet when its process is stopped; a slot that has run out is late by far more.
+    The server's period is half a second shorter than the limiter's: a busy machine may count a request only
+    after its process was suspended. An expired slot would be later than that by far.
     """
     dice = random.Random(3)
     with (
@@ -155,8 +155,8 @@ def test_14_13_processes_that_are_stopped(redis: RedisServer) -> None:
 
 
 @pytest.mark.storm
-def test_11_killed_and_restarted_again_and_again() -> None:
-    """Redis dies and comes back, processes die: never more than the limit in a period, and no 429."""
+def test_redis_and_processes_are_killed_repeatedly() -> None:
+    """All processes together stay within the limit, without a 429."""
     dice = random.Random(5)
     with (
         RedisServer() as redis,

@@ -1,6 +1,6 @@
-"""The script and what processes make of it, in simulated time: a real Redis, on a clock of the test.
+"""The script and ``Budget`` in simulated time: a real Redis, on the clock of the test.
 
-The processes are ``Budget`` objects, and the server counts as lemcal or as a strict sliding log would.
+The processes are ``Budget`` objects. The server counts in fixed windows, like lemcal, or in a sliding log.
 """
 
 import heapq
@@ -18,12 +18,12 @@ from redis_server import RedisServer
 from valkey.connection import UnixDomainSocketConnection
 
 from lemcal_async._headers import Quota
-from lemcal_async.ratelimit.redis._budget import LAPSE, Budget, ScriptReply
+from lemcal_async.ratelimit.redis._budget import GRANT_TTL, Budget, ScriptReply
 from lemcal_async.ratelimit.redis._connection import SCRIPT
 
 LIMIT = 20
 PERIOD = 2.0
-BEGIN = 1_700_000_000.0  # what the clock of Redis shows at the time 0 of the processes
+BEGIN = 1_800_000_000.0  # the clock of Redis at time 0 of the processes
 CLOCK = SCRIPT.replace("redis.call('TIME')", "{ARGV[2], ARGV[3]}")
 
 
@@ -32,7 +32,7 @@ Run = Callable[[Any, float], ScriptReply]
 
 @pytest.fixture
 def run(redis: RedisServer) -> Iterator[Run]:
-    """Return what runs the script at a time."""
+    """Return a function that runs the script at a given time."""
     connect: Any = UnixDomainSocketConnection  # untyped
     connection = connect(str(redis.socket))
 
@@ -48,9 +48,9 @@ def run(redis: RedisServer) -> Iterator[Run]:
 
 
 class Server:
-    """Counts requests in a strict sliding log, or in windows that the first request opens.
+    """Counts requests in a strict sliding log, or in fixed windows that the first request opens.
 
-    Until ``closed_until`` it refuses all of them, each time for half a second.
+    Until ``closed_until`` it refuses every request, with a Retry-After of half a second.
     """
 
     def __init__(self, *, fixed: bool, closed_until: float = -math.inf) -> None:
@@ -61,7 +61,7 @@ class Server:
         self._opened = -math.inf
 
     def count(self, now: float) -> tuple[int, Quota]:
-        """Count a request; return the status and what the headers say."""
+        """Count a request; return the status code and the quota of the response."""
         if now < self._closed_until:
             self.refused += 1
             return 429, self._quota(0, 0.5, now)
@@ -79,24 +79,24 @@ class Server:
         return 200, self._quota(LIMIT - len(mine) - 1, rest, now)
 
     def _quota(self, remaining: int, rest: float, now: float) -> Quota:
-        reset_at = float(math.floor(BEGIN + 3600.7 + now + rest))  # a clock of its own, in whole seconds
+        reset_at = float(math.floor(BEGIN + 3600.7 + now + rest))  # its own clock, in whole seconds
         rest = math.floor(rest * 1000) / 1000
         return Quota(limit=LIMIT, remaining=remaining, retry_after=rest, resets_in=rest, reset_at=reset_at)
 
 
-Way = Callable[[random.Random], float]
+Delay = Callable[[random.Random], float]
 
 
 class Simulation:
-    """Processes that make calls; ``there`` and ``back`` are the ways of a request and of its answer."""
+    """Processes that make calls. ``there`` and ``back`` are the delays of requests and of responses."""
 
     def __init__(
         self,
         run: Run,
         server: Server,
         *,
-        there: "Way | None" = None,
-        back: "Way | None" = None,
+        there: "Delay | None" = None,
+        back: "Delay | None" = None,
         seed: int = 1,
     ) -> None:
         self._run = run
@@ -106,25 +106,25 @@ class Simulation:
         self._sequence = itertools.count(1)
         self._order = itertools.count()
         self._events: list[tuple[float, int, str, Callable[[], object]]] = []
-        self._counts: dict[str, int] = {}
-        self._stands_still: dict[str, float] = {}  # until when
+        self._runs: dict[str, int] = {}
+        self._suspended: dict[str, float] = {}  # until then
         self.processes: dict[str, Budget] = {}
         self.now = 0.0
 
     def calls(self, name: str, count: int) -> None:
-        """Have a process make so many calls."""
+        """Add ``count`` calls to a process."""
         self.processes.setdefault(name, Budget(LIMIT, PERIOD)).waiting += count
 
     def stop(self, name: str, seconds: float) -> None:
-        """Have a process stand still."""
-        self._stands_still[name] = self.now + seconds
+        """Suspend a process."""
+        self._suspended[name] = self.now + seconds
 
     def at(self, moment: float, event: Callable[[], object], process: str = "") -> None:
-        """Have something happen, in a process or outside."""
+        """Schedule an event, in a process or outside of all."""
         heapq.heappush(self._events, (moment, next(self._order), process, event))
 
     def until(self, over: Callable[[], bool]) -> None:
-        """Run until then."""
+        """Run until ``over()`` is true."""
         while not over():
             due = {name: self._next_at(name, budget.due()) for name, budget in self.processes.items()}
             name = min(due, key=due.__getitem__)
@@ -142,16 +142,16 @@ class Simulation:
                 self._grant(name, budget)
 
     def _next_at(self, name: str, moment: float) -> float:
-        return max(self.now, moment, self._stands_still.get(name, 0.0))
+        return max(self.now, moment, self._suspended.get(name, 0.0))
 
     def _exchange(self, name: str, budget: Budget) -> None:
         asked_at = self.now
         request = budget.request(asked_at)
-        request.update(process=name, sequence=next(self._sequence), count=self._counts.get(name, 0))
-        self.now += 0.0005  # there,
+        request.update(process=name, sequence=next(self._sequence), runs=self._runs.get(name, 0))
+        self.now += 0.0005  # to Redis,
         reply = self._run(request, self.now)
         self.now += 0.0005  # and back
-        self._counts[name] = reply.count
+        self._runs[name] = reply.runs
         budget.apply(request, reply, asked_at, self.now)
 
     def _grant(self, name: str, budget: Budget) -> None:
@@ -160,7 +160,7 @@ class Simulation:
         ):
             budget.waiting -= 1
             slot = budget.take(self.now)
-            # It leaves a moment later, if the process does not stand still.
+            # It leaves a moment later, unless the process is suspended.
             self.at(self.now + 0.001, partial(self._send, name, budget, slot), name)
 
     def _send(self, name: str, budget: Budget, slot: Any) -> None:
@@ -173,8 +173,8 @@ class Simulation:
 
     def _count(self, name: str, budget: Budget, slot: Any) -> None:
         status, quota = self._server.count(self.now)
-        answer = partial(self._answer, budget, slot, status, quota)
-        self.at(self.now + self._back(self._dice), answer, name)
+        response = partial(self._answer, budget, slot, status, quota)
+        self.at(self.now + self._back(self._dice), response, name)
 
     def _answer(self, budget: Budget, slot: Any, status: int, quota: Quota) -> None:
         budget.answered(slot, self.now, status, quota)
@@ -182,22 +182,22 @@ class Simulation:
 
 
 def quick(dice: random.Random) -> float:
-    """Return the seconds of a way on loopback."""
+    """Return a delay as on loopback, in seconds."""
     return 0.0005 + 0.0005 * dice.random()
 
 
 def jitter(dice: random.Random) -> float:
-    """Return the seconds of half a round trip of 40 to 200 ms."""
+    """Return half a round trip of 40 to 200 ms, in seconds."""
     return 0.02 + 0.08 * dice.random()
 
 
-def sometimes(share: float, least: float, most: float) -> Way:
-    """Return a way that takes that much longer at times."""
+def sometimes(share: float, least: float, most: float) -> Delay:
+    """Return a delay that is longer by ``least`` to ``most`` seconds in a ``share`` of cases."""
     return lambda dice: quick(dice) + (dice.uniform(least, most) if dice.random() < share else 0.0)
 
 
 def four(simulation: Simulation, calls: int = 50) -> None:
-    """Have four processes make their calls."""
+    """Add ``calls`` calls to each of four processes."""
     for name in "abcd":
         simulation.calls(name, calls)
 
@@ -214,10 +214,10 @@ def four(simulation: Simulation, calls: int = 50) -> None:
     ],
 )
 @pytest.mark.parametrize("seed", [1, 2])
-def test_14_18_no_429_however_late(
-    run: Run, there: Way, back: Way, bound: float, seed: int, *, fixed: bool
+def test_late_requests_and_responses_cause_no_429(
+    run: Run, there: Delay, back: Delay, bound: float, seed: int, *, fixed: bool
 ) -> None:
-    """Four processes, 50 calls each: lateness before the server counts costs time, never a 429."""
+    """Four processes, 50 calls each: a request that is counted late costs time, but never causes a 429."""
     server = Server(fixed=fixed)
     simulation = Simulation(run, server, there=there, back=back, seed=seed)
     four(simulation)
@@ -228,8 +228,8 @@ def test_14_18_no_429_however_late(
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["sliding", "fixed"])
 @pytest.mark.parametrize(("way", "least"), [(quick, 18.0), (jitter, 17.2)], ids=["near", "far"])
-def test_14_18_slow_handlers_do_not_hold_the_limit(run: Run, way: Way, least: float, *, fixed: bool) -> None:
-    """With 30 % of the answers 2.5 s late, 18 requests pass in 2 s all the same."""
+def test_slow_handlers_do_not_occupy_slots(run: Run, way: Delay, least: float, *, fixed: bool) -> None:
+    """With 30 % of the responses 2.5 s late, about 18 requests still pass in 2 s."""
     server = Server(fixed=fixed)
     slow = sometimes(0.3, 2.5, 2.5)
     simulation = Simulation(run, server, there=way, back=lambda dice: way(dice) + slow(dice))
@@ -239,8 +239,8 @@ def test_14_18_slow_handlers_do_not_hold_the_limit(run: Run, way: Way, least: fl
     assert least <= (400 - LIMIT) / (server.counted[-1] - server.counted[0]) * PERIOD
 
 
-def test_processes_are_served_alike(run: Run) -> None:
-    """However unequal their queues are; the first burst goes to who asks first."""
+def test_processes_get_equal_shares(run: Run) -> None:
+    """Despite unequal queues. Only the first burst goes to the first process that asks."""
     server = Server(fixed=False)
     simulation = Simulation(run, server)
     for number, name in enumerate("abcd"):
@@ -250,8 +250,8 @@ def test_processes_are_served_alike(run: Run) -> None:
     assert max(left) - min(left) <= LIMIT + 2
 
 
-def test_11_a_process_that_dies_costs_a_window(run: Run) -> None:
-    """The others lose what it held, and do not wait for it again."""
+def test_a_dead_process_costs_one_window(run: Run) -> None:
+    """The others lose its slots, and do not wait for it again."""
     server = Server(fixed=False)
     simulation = Simulation(run, server)
     four(simulation)
@@ -259,12 +259,12 @@ def test_11_a_process_that_dies_costs_a_window(run: Run) -> None:
     simulation.until(lambda: sum(each.waiting for each in simulation.processes.values()) == 0)
     assert 0 == server.refused
     ideal = (len(server.counted) / LIMIT - 1) * PERIOD
-    assert simulation.now <= 1.05 * ideal + PERIOD + LAPSE
+    assert simulation.now <= 1.05 * ideal + PERIOD + GRANT_TTL
 
 
 @pytest.mark.parametrize("seconds", [0.6, 1.0, 3.0, 10.0])
-def test_14_13_a_process_that_stands_still_sends_nothing_late(run: Run, seconds: float) -> None:
-    """On waking, and at the moment of sending, what has run out is given back and asked for again."""
+def test_suspended_processes_do_not_use_expired_slots(run: Run, seconds: float) -> None:
+    """After waking up, and just before sending, an expired slot is returned and requested again."""
     server = Server(fixed=False)
     simulation = Simulation(run, server)
     four(simulation)
@@ -281,20 +281,20 @@ def test_14_13_a_process_that_stands_still_sends_nothing_late(run: Run, seconds:
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["sliding", "fixed"])
 @pytest.mark.parametrize("there", [quick, jitter], ids=["near", "far"])
-def test_14_07_during_a_long_429_one_request_looks(run: Run, there: Way, *, fixed: bool) -> None:
-    """After the first burst, one request of all processes at a time is refused; let through, all follow."""
+def test_trial_requests_during_a_long_429(run: Run, there: Delay, *, fixed: bool) -> None:
+    """After the first burst, all processes send one trial request at a time, until one passes."""
     server = Server(fixed=fixed, closed_until=10.0)
     simulation = Simulation(run, server, there=there)
     four(simulation)
     simulation.until(lambda: len(server.counted) == 200)
     assert server.refused <= LIMIT + (10.0 - PERIOD) / 0.5
-    assert server.counted[LIMIT - 5] <= server.counted[0] + 1.0  # four have just been refused
+    assert server.counted[LIMIT - 5] <= server.counted[0] + 1.0  # the last few had just been refused
     assert server.counted[-1] <= 10.0 + 1.0 + 1.1 * (200 / LIMIT - 1) * PERIOD
 
 
 @pytest.mark.parametrize("end", ["dies", "unsent", "unknown"])
-def test_14_07_one_that_looked_and_does_not_come_back(run: Run, end: str) -> None:
-    """The next one looks at once if its process says so; else all follow a period later."""
+def test_a_lost_trial_request(run: Run, end: str) -> None:
+    """If its process reports it, the next trial starts at once; otherwise all follow a period later."""
     server = Server(fixed=False, closed_until=10.0)
     simulation = Simulation(run, server)
     simulation.calls("a", 40)
@@ -310,7 +310,7 @@ def test_14_07_one_that_looked_and_does_not_come_back(run: Run, end: str) -> Non
             budget.unknown(slot, simulation.now)
 
     simulation.until(lambda: server.refused == LIMIT + 1)
-    simulation.until(lambda: server.refused == LIMIT + 2)  # one is refused by itself, as it should be
+    simulation.until(lambda: server.refused == LIMIT + 2)  # the first trial request is refused
     simulation.until(lambda: len(simulation.processes["a"]._open) == 1)
     lost_at = simulation.now
     lose()
@@ -325,15 +325,15 @@ LOSS = {
     "flushed": ["FLUSHALL"],
     "evicted": ["DEL", "budget"],
     "without a marker": ["DEL", "marker"],
-    "not ours": ["SET", "budget", "somebody else's"],
+    "foreign data": ["SET", "budget", "foreign"],
     "a list": ["EVAL", "redis.call('DEL', KEYS[1]) redis.call('LPUSH', KEYS[1], 1)", "1", "budget"],
 }
 
 
 @pytest.mark.parametrize("loss", LOSS)
 @pytest.mark.parametrize("moment", [0.5, 2.006, 2.0095, 3.9])
-def test_14_14_lost_data_is_not_a_first_use(run: Run, redis: RedisServer, loss: str, moment: float) -> None:
-    """Nobody sends until all have restated what they hold; a process that was idle notices as well."""
+def test_lost_data_is_not_taken_for_a_new_key(run: Run, redis: RedisServer, loss: str, moment: float) -> None:
+    """Sending is on hold until every process has reported its slots; idle processes notice it as well."""
     server = Server(fixed=False)
     simulation = Simulation(run, server)
     simulation.calls("a", 40)
@@ -341,9 +341,9 @@ def test_14_14_lost_data_is_not_a_first_use(run: Run, redis: RedisServer, loss: 
     simulation.calls("other", 1)
     simulation.at(moment, lambda: redis.command(*LOSS[loss]))
     simulation.at(moment + 0.001, partial(simulation.calls, "other", 40))
-    if loss in {"flushed", "without a marker"}:  # it has never had this key, but it knows that Redis had data
+    if loss in {"flushed", "without a marker"}:  # it never used this key, but it knows that Redis had data
         simulation.processes["idle"].apply({"waiting": 0}, run(probe(simulation), 0.0), 0.0, 0.0)
-        simulation._counts["idle"] = 1
+        simulation._runs["idle"] = 1
         simulation.at(moment + 0.001, partial(simulation.calls, "idle", 20))
     simulation.until(lambda: sum(each.waiting for each in simulation.processes.values()) == 0)
     simulation.until(lambda: not any(each._open for each in simulation.processes.values()))
@@ -351,14 +351,14 @@ def test_14_14_lost_data_is_not_a_first_use(run: Run, redis: RedisServer, loss: 
 
 
 def probe(simulation: Simulation) -> Any:
-    """Return the question of a process that has just come."""
+    """Return the request of a new process."""
     request = simulation.processes["idle"].request(0.0)
-    request.update(process="idle", sequence=0.5, count=0)
+    request.update(process="idle", sequence=0.5, runs=0)
     return request
 
 
-def test_14_14_an_old_snapshot(run: Run, redis: RedisServer) -> None:
-    """Restored, the data is older than what a process has heard: nobody sends on its word."""
+def test_an_old_snapshot_is_restored(run: Run, redis: RedisServer) -> None:
+    """The data is older than the last reply of a process, so sending is on hold."""
     server = Server(fixed=False)
     simulation = Simulation(run, server)
     simulation.calls("a", 60)
@@ -380,14 +380,14 @@ def test_14_14_an_old_snapshot(run: Run, redis: RedisServer) -> None:
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@example(seed=748948, late=0.3, most=4.25)  # what a later answer said was taken for the later state
+@example(seed=748948, late=0.3, most=4.25)  # an out-of-order count was taken for the later state
 @example(seed=3480718092, late=0.05, most=2.0)
 @given(seed=st.integers(0, 2**32), late=st.sampled_from([0.0, 0.05, 0.3]), most=st.floats(0.0, 5.0))
 @pytest.mark.parametrize("fixed", [False, True], ids=["sliding", "fixed"])
-def test_whatever_happens(
+def test_random_schedules(
     run: Run, redis: RedisServer, seed: int, late: float, most: float, *, fixed: bool
 ) -> None:
-    """Lateness on both ways, processes that come, stand still and go: never a request too many."""
+    """Late requests and responses, and processes that join or are suspended, never cause a 429."""
     redis.run("FLUSHALL")
     dice = random.Random(seed)
     server = Server(fixed=fixed)
@@ -398,7 +398,7 @@ def test_whatever_happens(
     for _ in range(dice.randrange(6)):
         name, moment = dice.choice("abc"), 10 * dice.random()
         simulation.at(moment, partial(simulation.calls, name, dice.randrange(10)))
-        if not late:  # nobody speaks for a request that is late if its process stands still, too
+        if not late:  # a late request of a suspended process is not reported by anybody
             simulation.at(moment, partial(simulation.stop, name, 5 * dice.random()))
     simulation.at(10.1, lambda: None)
     simulation.until(
@@ -407,18 +407,18 @@ def test_whatever_happens(
     assert 0 == server.refused
 
 
-def test_a_request_that_is_carried_out_late_changes_nothing(run: Run) -> None:
-    """Redis hung, the process asked again on another connection, and then the first request runs."""
+def test_a_script_call_that_runs_late_changes_nothing(run: Run) -> None:
+    """Redis hung, the process sent a new request on another connection, and then the first one runs."""
     budget = Budget(LIMIT, PERIOD)
     budget.waiting = 5
     late, asked = budget.request(0.0), budget.request(0.3)
-    late.update(process="a", sequence=1, count=0)
-    asked.update(process="a", sequence=2, count=0)
+    late.update(process="a", sequence=1, runs=0)
+    asked.update(process="a", sequence=2, runs=0)
     budget.apply(asked, run(asked, 0.3), 0.3, 0.3)
     for _ in range(5):
         budget.take(0.3)
-    with pytest.raises(TypeError):  # it has no reply
+    with pytest.raises(TypeError):  # the script returns nothing
         run(late, 0.4)
     other = Budget(LIMIT, PERIOD).request(0.5)
-    other.update(process="b", sequence=1, count=0, waiting=LIMIT)
+    other.update(process="b", sequence=1, runs=0, waiting=LIMIT)
     assert LIMIT - 5 == run(other, 0.5).granted

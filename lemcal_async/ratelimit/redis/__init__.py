@@ -1,8 +1,8 @@
-"""The rate limiter of several processes and machines, whose budgets are in Redis.
+"""The rate limiter for several processes and machines, with budgets in Redis.
 
-``_limiter`` is what users see: the queue of the local limiter, with the slots of ``_budget`` behind it.
-``_key`` is the task that gets them, ``_connection`` runs ``script.lua`` for it, and says what holds while
-Redis is away.
+``_limiter`` has the public class: the queues of the local limiter, backed by the slots of ``_budget``. The
+task in ``_key`` gets these slots from ``script.lua``, through ``_connection``, which also has the policies
+while Redis is unreachable.
 """
 
 from lemcal_async.ratelimit.redis._limiter import RedisRateLimiter

@@ -1,4 +1,4 @@
-"""One key in use: its queue, its budget, and the task that asks Redis for slots and restates what is held."""
+"""One key in use: its queue, its budget, and the task that exchanges both with Redis."""
 
 import math
 from collections.abc import Awaitable, Callable
@@ -11,9 +11,9 @@ from lemcal_async.ratelimit.redis._budget import Budget
 
 
 class KeyWorker(KeyState):
-    """``log`` is the budget, and while Redis is away the log of what this process may do alone."""
+    """The state of one key. ``log`` is the budget, or a log of this process alone while Redis is down."""
 
-    __slots__ = ("_exchange", "_wake_at", "_wakeup", "away", "budget", "clock", "runs")
+    __slots__ = ("_exchange", "_wake_at", "_wakeup", "budget", "clock", "is_running", "redis_is_down")
 
     def __init__(
         self,
@@ -25,14 +25,14 @@ class KeyWorker(KeyState):
         super().__init__(key, budget)
         self.budget = budget
         self.clock = clock
-        self.runs = False  # whether its task does
-        self.away = False  # whether it goes on without Redis
+        self.is_running = False  # whether a task executes ``run``
+        self.redis_is_down = False
         self._exchange = exchange
         self._wakeup = Wakeup()
-        self._wake_at = 0.0  # when the task looks again by itself
+        self._wake_at = 0.0  # when the task wakes up on its own
 
-    def look(self) -> bool:
-        """Have the task look in time for what is due; return whether it is needed."""
+    def schedule(self) -> bool:
+        """Wake the task up in time for the next exchange; return whether a task is needed at all."""
         head = self.queue.head()
         self.budget.waiting, self.budget.refused = len(self.queue), head is not None and head.refused
         if (due := self.budget.due()) < self._wake_at:
@@ -41,29 +41,29 @@ class KeyWorker(KeyState):
         return head is not None or not self.log.idle(self.clock())
 
     async def run(self) -> None:
-        """Talk to Redis whenever that is due, while there is something to do or to remember."""
-        while self.look():
+        """Exchange the state with Redis whenever that is due, until there is nothing left to remember."""
+        while self.schedule():
             self._wakeup.rearm()
             now = self.clock()
-            due = math.inf if self.away else self.budget.due()
+            due = math.inf if self.redis_is_down else self.budget.due()
             if due <= now:
                 await self._exchange(self)
             else:
-                self._wake_at = min(due, now + self.budget.turnover)
+                self._wake_at = min(due, now + self.budget.reuse_after)
                 await self._wakeup.wait(self._wake_at - now)
-        self.runs = False
+        self.is_running = False
 
-    def fall_back(self, log: SlidingWindowLog | None, begins: float) -> None:
-        """Go on without Redis; with a log alone from then on, without one not at all."""
-        self.away = True
+    def fall_back(self, log: SlidingWindowLog | None, starts: float) -> None:
+        """Continue without Redis: with ``log``, from ``starts`` on, or without sending if it is None."""
+        self.redis_is_down = True
         if log is not None:
-            log.cooldown.until = max(begins, self.budget.cooldown.until)
+            log.cooldown.until = max(starts, self.budget.cooldown.until)
             self.budget.hand_over(log)
             self.log = log
 
-    def come_back(self, begun: float) -> None:
-        """Go back to Redis."""
+    def recover(self, started: float) -> None:
+        """Return to Redis after a fallback that ``started`` then."""
         if isinstance(self.log, SlidingWindowLog):
-            was_refused = self.log.cooldown.until > begun
+            was_refused = self.log.cooldown.until > started
             self.budget.take_back(self.log, self.clock(), was_refused=was_refused)
-        self.log, self.away = self.budget, False
+        self.log, self.redis_is_down = self.budget, False

@@ -1,7 +1,7 @@
-"""The rate limiter that several processes and machines share through Redis.
+"""The rate limiter that processes and machines share through Redis.
 
-It is the local limiter with other slots: who waits, and how, is the same. Here is what all keys have in
-common: the options, entering and leaving, who this process is, and whether Redis is away.
+It has the queues of the local limiter, with slots from Redis. This module contains what all keys share: the
+options, entering and exiting, the identity of this process, and the fallback while Redis is unreachable.
 """
 
 import hashlib
@@ -30,22 +30,22 @@ from lemcal_async.ratelimit.redis._connection import (
     CircuitBreaker,
     FallbackPolicy,
     RedisConnection,
-    Unreachable,
+    RedisUnavailable,
     WhenDown,
 )
 from lemcal_async.ratelimit.redis._key import KeyWorker
 
 logger = logging.getLogger("lemcal_async.ratelimit")
 
-UNLIMITED = 1_000_000_000  # the limit where nothing is limited
-REMEMBERED = 80_000.0  # seconds without a word after which Redis may have dropped its marker
+UNLIMITED = 1_000_000_000  # the limit with when_down="open"
+MARKER_TTL = 80_000.0  # seconds after the last reply for which Redis must still have its marker (a day)
 
 
 class RedisRateLimiter(LocalRateLimiter):
-    """At most ``limit`` requests in any ``period`` seconds for each key, over all that use one Redis.
+    """At most ``limit`` requests in any ``period`` seconds per key, across all processes that share a Redis.
 
-    It behaves as ``LocalRateLimiter`` does, and processes that wait are served in turn. Enter it once, at the
-    top of a task, with ``async with``; it belongs to that event loop:
+    Behaves like ``LocalRateLimiter``; waiting processes are served round-robin. Enter it once with
+    ``async with``, at the top of a task. It belongs to that event loop:
 
         async with (
             RedisRateLimiter("redis://localhost") as limiter,
@@ -53,22 +53,23 @@ class RedisRateLimiter(LocalRateLimiter):
         ):
             ...
 
-    A Redis that is away is tried again every second. Names in Redis hold no secret, and expire by themselves.
+    While Redis is unreachable, the limiter retries the connection every second. Redis keys contain no secrets
+    and expire on their own.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``, with user, password and database as usual.
-        limit: How many requests a key has in a period.
+        url: ``redis://``, ``rediss://`` or ``unix://``, with the usual user, password and database.
+        limit: The number of requests per key and period.
         period: The length of a period in seconds.
-        when_down: What holds without Redis: ``"share"``, each process keeps to a share of the limit;
-            ``"raise"``, calls raise LemcalError; ``"open"``, nothing is limited.
-        share: That share, above 0 and 1 at most; if left out, the limit is divided by the processes seen
-            lately.
-        timeout: Seconds that Redis has for each answer.
-        prefix: What names in Redis begin with, in braces.
+        when_down: The policy while Redis is unreachable. ``"share"``: each process uses a share of the limit;
+            ``"raise"``: calls raise LemcalError; ``"open"``: requests are not limited.
+        share: The share of the limit for ``"share"``, above 0 and at most 1. Defaults to the limit divided by
+            the number of processes seen recently.
+        timeout: Seconds to wait for each reply of Redis.
+        prefix: The prefix of all Redis keys; it is put in braces.
 
     Raises:
-        ConfigurationError: For arguments that cannot work, for a Redis that cannot be used, and when it is
-            used elsewhere.
+        ConfigurationError: If an argument is invalid, this Redis cannot be used, or the limiter is used in
+            another event loop or outside its ``async with``.
     """
 
     def __init__(
@@ -82,13 +83,15 @@ class RedisRateLimiter(LocalRateLimiter):
         timeout: float = 0.25,
         prefix: str = "lemcal:",
     ) -> None:
-        address, url = Secret(url), ""  # it may hold a password
+        address, url = Secret(url), ""  # the URL may contain a password
         super().__init__(limit, period)
         if when_down not in FALLBACK_POLICIES or not (share is None or 0 < share <= 1):
-            raise ConfigurationError("when_down= is 'share', 'raise' or 'open'; share= is above 0, 1 at most")
+            raise ConfigurationError(
+                "when_down= must be 'share', 'raise' or 'open'; share= must be above 0 and at most 1"
+            )
         if not 0 < timeout < math.inf or not prefix or {*prefix} & {*"{}"}:
             raise ConfigurationError(
-                "timeout= is in seconds, above 0; prefix= must not be empty or have braces"
+                "timeout= must be above 0 (seconds); prefix= must not be empty or contain braces"
             )
         self._when_down: WhenDown = when_down
         self._policy = FallbackPolicy(limit, share)
@@ -96,29 +99,31 @@ class RedisRateLimiter(LocalRateLimiter):
         self._prefix = prefix
         self._timeout = timeout
         self._breaker = CircuitBreaker()
-        self._group: anyio.abc.TaskGroup | None = None  # of the keys' tasks; None: not entered
+        self._group: anyio.abc.TaskGroup | None = None  # the tasks of the keys; None: not entered
         self._loop: object = None
-        self._process = ""  # a random name, by which Redis knows this process
+        self._process = ""  # a random ID of this process in Redis
         self._sequence = itertools.count(1)
-        self._count, self._heard_at = 0, -math.inf  # how often the script had run then
-        self._held_until = -math.inf  # until when Redis has all processes hold back
+        self._script_runs, self._last_reply_at = 0, -math.inf  # runs as of the last reply
+        self._hold_until = -math.inf  # when processes may send again after Redis lost data or was down
 
     def __repr__(self) -> str:
         return f"RedisRateLimiter(limit={self.limit}, period={self.period}, when_down={self._when_down!r})"
 
     async def __aenter__(self) -> Self:
         if self._group is not None:
-            raise ConfigurationError("this RedisRateLimiter is in use already: enter it once, and share it")
+            raise ConfigurationError(
+                "this RedisRateLimiter has been entered already: enter it once and share it"
+            )
         await self._connection.__aenter__()
         self._group, self._loop = anyio.create_task_group(), Wakeup().loop
         self._breaker, self._process = CircuitBreaker(), secrets.token_hex(6)
         problem = ""
         try:
             await self._group.__aenter__()
-            await self._probe(back=False)
-        except Unreachable as error:
-            if error.advice is None:  # away, which is no error
-                self._away(str(error))
+            await self._probe(recovering=False)
+        except RedisUnavailable as error:
+            if error.advice is None:  # it may recover
+                self._redis_failed(str(error))
             else:
                 problem = f"the rate limiter cannot use this Redis ({error}); {error.advice}"
         except BaseException:
@@ -130,12 +135,12 @@ class RedisRateLimiter(LocalRateLimiter):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """End the tasks, refuse those who wait, and tell Redis what it must know."""
+        """Cancel the tasks, fail the waiting calls, and send the last reports to Redis."""
         group, self._group = self._group, None
         if group is None:
             return
         try:
-            # What the body raised is not passed on to the task group: it would come back in a group.
+            # The body's exception is not passed to the task group, which would wrap it in an exception group.
             group.cancel_scope.cancel()
             await group.__aexit__(None, None, None)
         finally:
@@ -145,7 +150,7 @@ class RedisRateLimiter(LocalRateLimiter):
             self._keys.clear()
             with anyio.CancelScope(shield=True), anyio.move_on_after(2 * self._timeout):
                 for worker in workers:
-                    if not self._breaker.is_open and worker.look():
+                    if not self._breaker.is_open and worker.schedule():
                         await self._exchange(worker)
             await self._connection.__aexit__()
 
@@ -159,37 +164,37 @@ class RedisRateLimiter(LocalRateLimiter):
     ) -> Permit:
         """Wait for this request's turn; see ``RateLimiter.acquire``.
 
-        Canceled (by anyio or natively) at any moment, it leaves no trace: a slot that it had goes to the next
-        in the queue, or back to the other processes.
+        Canceling it (with anyio or natively) leaves no trace: its slot goes to the next call in the queue, or
+        to another process.
 
         Raises:
             WouldWait: See ``RateLimiter.acquire``.
-            LemcalError: Without Redis, if so configured.
+            LemcalError: If Redis is unreachable and ``when_down="raise"``.
         """
         if self._group is None or Wakeup().loop is not self._loop:
             raise ConfigurationError(
-                "nothing was sent: a RedisRateLimiter works inside its `async with`, in that event loop only"
+                "nothing was sent: a RedisRateLimiter works only inside its `async with`, in its event loop"
             )
         while True:
             permit = await super().acquire(key, priority=priority, timeout=timeout, again=again)
             if not isinstance(permit, Waiter) or permit.is_valid():
                 return permit
-            permit.unsent()  # this process stood still, and others may have had the slot since
+            permit.unsent()  # this process was suspended; another one may have used the slot since
             again = permit
 
     def snapshot(self, key: Key) -> RateLimit:
-        """Return what this process knows of a key, while Redis is away too.
+        """Return what this process knows about a key, even while Redis is unreachable.
 
         Args:
             key: The key, such as ``lemcal.rate_limit_key``.
         """
-        found, limit, until = super().snapshot(key), self.limit, self._held_until
+        found, limit, until = super().snapshot(key), self.limit, self._hold_until
         if self._breaker.is_open:
             if self._when_down == "open":
                 return attrs.evolve(found, limit=None, remaining=None)
             if self._when_down == "raise":
                 return attrs.evolve(found, remaining=0)
-            limit, until = self._policy.own_limit, self._alone_from
+            limit, until = self._policy.own_limit, self._fallback_starts
         if key in self._keys:
             return found
         paused_for = max(0.0, until - self.clock())
@@ -199,7 +204,7 @@ class RedisRateLimiter(LocalRateLimiter):
     def _new_state(self, key: Key) -> KeyWorker:
         budget = Budget(self.limit, self.period, self._server(key.base_url))
         worker = KeyWorker(key, budget, self.clock, self._exchange)
-        worker.budget.cooldown.until = self._held_until
+        worker.budget.cooldown.until = self._hold_until
         if self._breaker.is_open:
             self._fall_back(worker)
         return worker
@@ -210,26 +215,28 @@ class RedisRateLimiter(LocalRateLimiter):
             waiter.decide(error)
         super()._serve(state)
         assert isinstance(state, KeyWorker)  # noqa: S101 - by _new_state
-        if state.look() and not state.runs and self._group is not None:
-            state.runs = True
+        if state.schedule() and not state.is_running and self._group is not None:
+            state.is_running = True
             self._group.start_soon(self._run, state)
 
     async def _run(self, worker: KeyWorker) -> None:
         await worker.run()
-        self._inbox.post(None, self._forget, worker)
+        self._inbox.post(None, self._drop, worker)
 
-    def _forget(self, worker: KeyWorker) -> None:
-        if not worker.runs and not worker.look() and self._keys.get(worker.key) is worker:
+    def _drop(self, worker: KeyWorker) -> None:
+        if not worker.is_running and not worker.schedule() and self._keys.get(worker.key) is worker:
             del self._keys[worker.key]
 
     def _refusal(self) -> LemcalError | None:
-        """Return what a call gets that must not go on."""
+        """Return the error for calls that must not wait any longer, if any."""
         if self._group is None:
-            return ConfigurationError("nothing was sent: the RedisRateLimiter was closed meanwhile")
+            return ConfigurationError(
+                "nothing was sent: the RedisRateLimiter was closed while the call waited"
+            )
         if self._breaker.is_open and self._when_down == "raise":
             return LemcalError(
-                f"nothing was sent: the rate limiter's Redis does not answer ({self._breaker.reason}); "
-                "see that it runs, or choose when_down='share'"
+                f"nothing was sent: the rate limiter cannot reach Redis ({self._breaker.reason}); "
+                "check that it is running, or use when_down='share'"
             )
         return None
 
@@ -238,74 +245,76 @@ class RedisRateLimiter(LocalRateLimiter):
 
     # ----------------------------------------------------------------------------------------- Redis
     async def _exchange(self, worker: KeyWorker) -> None:
-        """Restate what a key holds, and get slots for those who wait."""
+        """Report the state of a key, and get slots for its waiting calls."""
         asked_at, budget = self.clock(), worker.budget
-        where = hashlib.blake2b(worker.key.base_url.encode(), digest_size=4).hexdigest()
+        origin = hashlib.blake2b(worker.key.base_url.encode(), digest_size=4).hexdigest()
         request = budget.request(asked_at)
         try:
-            reply = await self._ask(f"{worker.key.digest}-{where}", request)
-        except Unreachable as error:
-            budget.unheard(self.clock())
-            self._away(str(error))
+            reply = await self._run_script(f"{worker.key.digest}-{origin}", request)
+        except RedisUnavailable as error:
+            budget.request_failed(self.clock())
+            self._redis_failed(str(error))
             return
         self._inbox.post(worker, budget.apply, request, reply, asked_at, self.clock())
         if reply.foreign:
             self._inbox.defer(announce, worker.key, "foreign use", reply.foreign)
 
-    async def _probe(self, *, back: bool) -> None:
-        """See whether Redis runs the script, and for how long it has all processes hold back."""
+    async def _probe(self, *, recovering: bool) -> None:
+        """Check that Redis runs the script, and whether sending is on hold."""
         request = Budget(self.limit, self.period).request(self.clock())
-        request["back"] = back
-        reply = await self._ask("probe", request)
-        self._held_until = self.clock() + reply.paused
+        request["recovering"] = recovering
+        reply = await self._run_script("probe", request)
+        self._hold_until = self.clock() + reply.paused
 
-    async def _ask(self, name: str, request: ScriptRequest) -> ScriptReply:
-        """Run the script. Raises Unreachable."""
-        knows = self.clock() - self._heard_at < REMEMBERED
+    async def _run_script(self, name: str, request: ScriptRequest) -> ScriptReply:
+        """Run the script for one budget. Raises RedisUnavailable."""
+        marker_exists = self.clock() - self._last_reply_at < MARKER_TTL
         request.update(
-            process=self._process, sequence=next(self._sequence), count=self._count if knows else 0
+            process=self._process,
+            sequence=next(self._sequence),
+            runs=self._script_runs if marker_exists else 0,
         )
-        # One hash tag for all, so that a cluster of one shard will do.
+        # All keys have the same hash tag, so that a cluster with a single shard works.
         names = [f"{{{self._prefix}}}{part}" for part in (name, "marker")]
         reply = ScriptReply(**json.loads(await self._connection.run(names, json.dumps(request))))
-        self._count, self._heard_at = max(self._count, reply.count), self.clock()
-        self._policy.see(reply.processes, self._heard_at)
+        self._script_runs, self._last_reply_at = max(self._script_runs, reply.runs), self.clock()
+        self._policy.record(reply.processes, self._last_reply_at)
         return reply
 
-    # ------------------------------------------------------------------------------ while it is away
+    # ------------------------------------------------------------------------------- while it is down
     @property
-    def _alone_from(self) -> float:
-        """When nothing counts any more that other processes had from Redis before."""
-        return self._breaker.since + Budget(self.limit, self.period).lifetime
+    def _fallback_starts(self) -> float:
+        """When slots that other processes got from Redis before the outage no longer count."""
+        return self._breaker.since + Budget(self.limit, self.period).slot_ttl
 
-    def _away(self, reason: str) -> None:
-        """Note that Redis failed; if that is news, go on without it, and try again until it answers."""
+    def _redis_failed(self, reason: str) -> None:
+        """Record a failure of Redis. The first one starts the fallback, and a task that reconnects."""
         if not self._breaker.failed(reason, self.clock()):
             return
-        meanwhile = FALLBACK_POLICIES[self._when_down]
-        logger.warning("the rate limiter's Redis does not answer (%s): %s meanwhile", reason, meanwhile)
+        policy = FALLBACK_POLICIES[self._when_down]
+        logger.warning("the rate limiter cannot reach Redis (%s); %s until it recovers", reason, policy)
         for worker in self._workers():
             self._inbox.post(worker, self._fall_back, worker)
         if self._group is not None:
-            self._group.start_soon(self._try_again)
+            self._group.start_soon(self._reconnect)
 
     def _fall_back(self, worker: KeyWorker) -> None:
         limits = {"share": self._policy.own_limit, "open": UNLIMITED, "raise": 0}
         limit = limits[self._when_down]
         log = SlidingWindowLog(limit, self.period) if limit else None
-        worker.fall_back(log, self._alone_from if self._when_down == "share" else -math.inf)
+        worker.fall_back(log, self._fallback_starts if self._when_down == "share" else -math.inf)
         self._inbox.defer(events.emit, events.FellBack(worker.key.short, self._breaker.reason))
 
-    async def _try_again(self) -> None:
+    async def _reconnect(self) -> None:
         while self._breaker.is_open:
             await anyio.sleep(self._breaker.delay)
-            waited = self._when_down == "share" and self.clock() <= self._alone_from
+            waited = self._when_down == "share" and self.clock() <= self._fallback_starts
             try:
-                await self._probe(back=not waited and self._when_down != "raise")
-            except Unreachable as error:
+                await self._probe(recovering=not waited and self._when_down != "raise")
+            except RedisUnavailable as error:
                 self._breaker.failed(str(error), self.clock())
             else:
                 self._breaker.is_open = False
-        logger.info("the rate limiter's Redis answers again")
+        logger.info("the rate limiter can reach Redis again")
         for worker in self._workers():
-            self._inbox.post(worker, worker.come_back, self._alone_from)
+            self._inbox.post(worker, worker.recover, self._fallback_starts)

@@ -82,9 +82,9 @@ ACCOUNT_1 = "account 1 ('sales'): "
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("", "there is no account in it; add an [[account]] table with name, user_id and api_key_env"),
-        ("account = []", "there is no account in it; add an [[account]] table with name, user_id and"),
-        ("accounts = 1", "unknown key 'accounts'; the file holds [[account]] tables and nothing else"),
+        ("", "the file contains no accounts; add an [[account]] table with name, user_id and api_key_env"),
+        ("account = []", "the file contains no accounts; add an [[account]] table with name, user_id and"),
+        ("accounts = 1", "unknown key 'accounts'; the file may contain only [[account]] tables"),
         ("account = 1", "'account' must be written as [[account]] tables, with double brackets"),
         ("account = [1]", "'account' must be written as [[account]] tables, with double brackets"),
         (
@@ -97,20 +97,20 @@ ACCOUNT_1 = "account 1 ('sales'): "
         ),
         (SALES.replace('"usr_a"', "5"), ACCOUNT_1 + "user_id must be a string in quotes, not int"),
         (SALES.replace('"sales"', "5"), "account 1: name must be a string in quotes, not int"),
-        (SALES.replace('name = "sales"', ""), "account 1: it has no name; add name"),
-        (SALES.replace('"sales"', '" "'), "account 1 (' '): it has no name; add name"),
-        (SALES.replace("api_key_env", "#"), ACCOUNT_1 + "it has no key; add api_key_env, the name of an"),
+        (SALES.replace('name = "sales"', ""), "account 1: name is missing; add it"),
+        (SALES.replace('"sales"', '" "'), "account 1 (' '): name is missing; add it"),
+        (SALES.replace("api_key_env", "#"), ACCOUNT_1 + "the key is missing; add api_key_env, the name"),
         (
             SALES + f'api_key = "{SECRET}"',
-            ACCOUNT_1 + "it has api_key and api_key_env; leave one of them out",
+            ACCOUNT_1 + "api_key and api_key_env are both present; remove one of them",
         ),
         (
             SALES.replace("SALES_KEY", SECRET),
-            ACCOUNT_1 + "the environment variable that api_key_env names is not",
+            ACCOUNT_1 + "the environment variable named by api_key_env is unset",
         ),
         (
             SALES.replace("SALES_KEY", "BLANK"),
-            ACCOUNT_1 + "the environment variable that api_key_env names is",
+            ACCOUNT_1 + "the environment variable named by api_key_env is",
         ),
         (SALES.replace('user_id = "usr_a"', ""), ACCOUNT_1 + "No user id: pass user_id=, or give the key as"),
         (
@@ -123,15 +123,15 @@ ACCOUNT_1 = "account 1 ('sales'): "
         ),
         (
             SALES + SALES.replace("usr_a", "usr_b"),
-            "account 2 ('sales') has the name of account 1 ('sales'); give",
+            "account 2 ('sales') has the same name as account 1 ('sales'); give",
         ),
         (
             SALES + SALES.replace("sales", "ops"),
-            "account 2 ('ops') has the user id of account 1 ('sales'); leave",
+            "account 2 ('ops') has the same user id as account 1 ('sales'); remove",
         ),
-        (f"[[account]]\nname = {SECRET}", "the accounts file is not TOML; look at line 2, column "),
-        (f'[[account]]\nname = "{SECRET}', "the accounts file is not TOML; look at end of document"),
-        (b"name = '\xff'", "the accounts file is not UTF-8, as TOML must be; save it as that"),
+        (f"[[account]]\nname = {SECRET}", "the accounts file is not valid TOML; check line 2, column "),
+        (f'[[account]]\nname = "{SECRET}', "the accounts file is not valid TOML; check end of document"),
+        (b"name = '\xff'", "the accounts file is not valid UTF-8; save it as UTF-8"),
     ],
 )
 def test_a_wrong_file(tmp_path: Path, content: str | bytes, problem: str) -> None:
@@ -149,7 +149,7 @@ def test_a_place_that_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(tomllib, "loads", broken)
     problem = problem_of(written(tmp_path, SECRET))
-    assert "the accounts file is not TOML; look at its quotes and brackets" == problem
+    assert "the accounts file is not valid TOML; check its quotes and brackets" == problem
 
 
 def test_no_file(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_file_that_others_can_read(tmp_path: Path, mode: int) -> None:
     assert [Account("sales", "usr_a", Secret(SECRET))] == read_accounts(path)
 
     path = written(tmp_path, SALES.replace("api_key_env", "api_key"), mode)
-    expected = f"others can read this file, and it holds API keys; run: chmod 600 {path}"
+    expected = f"other users can read the API keys in this file; run: chmod 600 {path}"
     assert expected == problem_of(path)
 
 

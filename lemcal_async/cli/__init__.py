@@ -1,8 +1,7 @@
-"""The ``lemcal`` command: the service, a sandbox of it, and synchronization, from a terminal or a script.
+"""The ``lemcal`` command: use the service, a sandbox and synchronization from a terminal or a script.
 
-It needs the extra ``cli`` (Typer and Rich), which nothing else in the package imports. ``_app.py`` registers
-the commands; here is what a command needs of its process: three open standard streams, and a way to end at
-SIGTERM.
+It requires the extra ``cli`` (Typer and Rich), which no other subpackage imports. ``_app.py`` registers the
+commands. This module prepares the process: it opens closed standard streams and handles SIGTERM.
 """
 
 import contextlib
@@ -19,16 +18,16 @@ _TERMINATED: Final = 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line with these arguments, or the process's, and return the exit status."""
+    """Run a command and return its exit status. ``argv`` defaults to the arguments of the process."""
     try:
         with _prepared(argv is None) as ended:
-            from lemcal_async.cli._app import run  # noqa: PLC0415  # so that a missing extra can be named
+            from lemcal_async.cli._app import run  # noqa: PLC0415  # a missing extra is reported below
 
             return ended(run(sys.argv[1:] if argv is None else argv))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"typer", "rich"}:
             raise
-    except KeyboardInterrupt:  # outside of any command
+    except KeyboardInterrupt:  # while no command was running
         return _INTERRUPTED
     if sys.stderr is not None:
         sys.stderr.write("lemcal: the command line needs its extra: pip install 'lemcal-async[cli]'\n")
@@ -37,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _prepared(own_process: bool) -> Generator[Callable[[int], int]]:  # noqa: FBT001  # the only argument
-    """Prepare the process for a command, if it is ours; yield what turns its exit status into the final one.
+    """Prepare the process for a command; yield a function that converts its exit status to the final one.
 
-    SIGTERM ends a command as Ctrl-C does, with its own status. Without a handler, a process with the id 1, as
-    in a container, would ignore it.
+    SIGTERM ends a command like Ctrl-C, but with its own status. Without a handler, a process with PID 1, as
+    in a container, ignores SIGTERM. In a process that is not ours, signal handlers stay as they are.
     """
     _open_closed_streams()
     if not own_process or threading.current_thread() is not threading.main_thread():
@@ -52,7 +51,7 @@ def _prepared(own_process: bool) -> Generator[Callable[[int], int]]:  # noqa: FB
         nonlocal terminated
         terminated = True
         handler = signal.getsignal(signal.SIGINT)
-        assert callable(handler)  # noqa: S101  # Python's own, or that of an event loop, which cancels its main task
+        assert callable(handler)  # noqa: S101  # Python's handler, or the event loop's, which cancels its main task
         handler(signal.SIGINT, frame)
 
     with _handled_interrupts():
@@ -69,27 +68,27 @@ def _prepared(own_process: bool) -> Generator[Callable[[int], int]]:  # noqa: FB
 
 @contextlib.contextmanager
 def _handled_interrupts() -> Generator[None]:
-    """Have a handler for SIGINT, which event loops replace by theirs, also where SIGINT is ignored.
+    """Install a SIGINT handler, for event loops to replace with theirs, even if SIGINT is ignored.
 
-    It is in the background of a script, and must stay so: there, the signal itself is blocked.
+    A background job of a script ignores SIGINT and must continue to, so the signal is blocked for it.
     """
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         yield
         return
-    block = getattr(signal, "pthread_sigmask", None)  # not on Windows, which has no background jobs either
+    block = getattr(signal, "pthread_sigmask", None)  # Windows has neither this function nor background jobs
     if block is not None:
         block(signal.SIG_BLOCK, {signal.SIGINT})
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # drops one that waits
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # discards a pending SIGINT
         if block is not None:
             block(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _open_closed_streams() -> None:
-    """Open what ``>&-`` has closed, or the next file that is opened would be taken for a standard stream."""
+    """Reopen streams closed with ``>&-``; otherwise, the next opened file would become a standard stream."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  # for the whole run
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  # open until the process exits

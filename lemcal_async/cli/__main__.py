@@ -1,4 +1,4 @@
-"""``python -m lemcal_async.cli`` is ``lemcal``."""
+"""``python -m lemcal_async.cli`` runs the ``lemcal`` command."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""The accounts file: which accounts there are, and where the key of each one is.
+"""The accounts file: the accounts and where to find their keys.
 
-Knows the TOML and everything that can be wrong with it; the forms of a key are ``_auth``'s business.
-Nothing is sent, and the file is only read. What comes out of the file is a ``Secret`` from the start.
+This module parses the TOML and validates its structure; ``_auth`` parses the keys. It sends no requests and
+never writes to the file. Everything read from the file is wrapped in a ``Secret`` at once.
 """
 
 import os
@@ -17,13 +17,13 @@ from lemcal_async._auth import CredentialSource, Secret
 from lemcal_async.errors import ConfigurationError
 
 _KEYS: Final = ("name", "user_id", "api_key", "api_key_env")
-_HAS_MODES: Final = os.name == "posix"  # elsewhere the mode bits say nothing about who can read
-_PLACE = re.compile(r"\(at ([^()]*)\)\Z")
+_HAS_MODES: Final = os.name == "posix"  # on other systems, mode bits do not show who can read a file
+_POSITION = re.compile(r"\(at ([^()]*)\)\Z")
 
 
 @attrs.frozen
 class Account:
-    """One account of the file: its label, its user id, and its key in any form that the client takes."""
+    """An account in the file: its label, its user id, and its key in any form that the client accepts."""
 
     name: str
     user_id: str
@@ -34,17 +34,17 @@ _Table: TypeAlias = Secret[dict[str, Any]]
 
 
 def read_accounts(path: Path) -> list[Account]:
-    """Return the accounts of a file, in its order; there is at least one.
+    """Return the accounts of a file, in file order. There is at least one.
 
-    The file holds a table per account. ``user_id`` may be left out when the key holds it
-    (``usr_x:secret``, or its base64)::
+    The file contains one table per account. ``user_id`` is optional if the key contains it
+    (``usr_x:secret``, or its base64 encoding)::
 
         [[account]]
         name = "sales"
         user_id = "usr_..."
         api_key_env = "SALES_LEMCAL_KEY"   # or api_key = "...", in a file that only its owner can read
 
-    Raises ConfigurationError, with the file, the table and what to do.
+    Raises ConfigurationError, which names the file and the table and says what to do.
     """
     try:
         return _accounts(_read(path))
@@ -54,7 +54,7 @@ def read_accounts(path: Path) -> list[Account]:
 
 
 def find_user_id(path: Path, name: str) -> str:
-    """Return the user id of the account with that name; its key is not needed if the file has the id."""
+    """Return the user id of the account with that name, without its key if the file contains the id."""
     try:
         tables = _read(path)
         for table in tables:
@@ -62,7 +62,7 @@ def find_user_id(path: Path, name: str) -> str:
                 user_id = table.reveal().get("user_id")
                 return user_id if isinstance(user_id, str) else _account(table).user_id
         names = ", ".join(str(table.reveal().get("name")) for table in tables)
-        problem = f"there is no account {name!r} in it; the names are: {names}"
+        problem = f"no account is named {name!r}; the names are: {names}"
     except ConfigurationError as error:
         problem = str(error)
     raise ConfigurationError(f"{path}: {problem}")
@@ -79,7 +79,7 @@ def _read(path: Path) -> list[_Table]:
         raise ConfigurationError(problem) from None
     tables = _tables(Secret(_parse(content)))
     if others_can_read and any("api_key" in table.reveal() for table in tables):
-        raise ConfigurationError(f"others can read this file, and it holds API keys; run: chmod 600 {path}")
+        raise ConfigurationError(f"other users can read the API keys in this file; run: chmod 600 {path}")
     return tables
 
 
@@ -87,31 +87,30 @@ def _parse(content: Secret[bytes]) -> dict[str, Any]:
     try:
         return tomllib.loads(content.reveal().decode("utf-8-sig"))
     except UnicodeDecodeError:
-        problem = "the accounts file is not UTF-8, as TOML must be; save it as that"
+        problem = "the accounts file is not valid UTF-8; save it as UTF-8"
     except tomllib.TOMLDecodeError as error:
-        # Only the place: the rest of the message may quote the line.
-        place = _PLACE.search(str(error))
-        problem = f"the accounts file is not TOML; look at {place[1] if place else 'its quotes and brackets'}"
+        # Only the position: the rest of the message may quote the line.
+        found = _POSITION.search(str(error))
+        position = found[1] if found else "its quotes and brackets"
+        problem = f"the accounts file is not valid TOML; check {position}"
     raise ConfigurationError(problem)
 
 
 def _tables(data: _Table) -> list[_Table]:
     if unknown := [key for key in data.reveal() if key != "account"]:
-        raise ConfigurationError(
-            f"unknown key {unknown[0]!r}; the file holds [[account]] tables and nothing else"
-        )
+        raise ConfigurationError(f"unknown key {unknown[0]!r}; the file may contain only [[account]] tables")
     tables: Secret[object] = Secret(data.reveal().get("account", []))
     if not _is_tables(tables.reveal()):
         raise ConfigurationError("'account' must be written as [[account]] tables, with double brackets")
     if not tables.reveal():
         raise ConfigurationError(
-            "there is no account in it; add an [[account]] table with name, user_id and api_key_env"
+            "the file contains no accounts; add an [[account]] table with name, user_id and api_key_env"
         )
     return [Secret(table) for table in cast("list[dict[str, Any]]", tables.reveal())]
 
 
 def _is_tables(value: object) -> TypeGuard[list[dict[str, Any]]]:
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)  # pyright: ignore[reportUnknownVariableType]  # its items are what is being found out
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)  # pyright: ignore[reportUnknownVariableType]  # this function narrows the type
 
 
 def _accounts(tables: list[_Table]) -> list[Account]:
@@ -127,11 +126,11 @@ def _accounts(tables: list[_Table]) -> list[Account]:
             raise ConfigurationError(f"{where}: {error}") from None
         if account.name in names:
             raise ConfigurationError(
-                f"{where} has the name of {names[account.name]}; give each a name of its own"
+                f"{where} has the same name as {names[account.name]}; give each account a unique name"
             )
         if account.user_id in user_ids:
             raise ConfigurationError(
-                f"{where} has the user id of {user_ids[account.user_id]}; leave one of them out"
+                f"{where} has the same user id as {user_ids[account.user_id]}; remove one of them"
             )
         names[account.name] = user_ids[account.user_id] = where
         accounts.append(account)
@@ -147,7 +146,7 @@ def _account(table: _Table) -> Account:
             raise ConfigurationError(f"{key} must be a string in quotes, not {kind}")
     name: str = table.reveal().get("name", "")
     if not name.strip():
-        raise ConfigurationError("it has no name; add name")
+        raise ConfigurationError("name is missing; add it")
     api_key = _api_key(table)
     source = CredentialSource(Secret((table.reveal().get("user_id"), api_key.reveal())))
     return Account(name, source.current().user_id, api_key)
@@ -155,17 +154,15 @@ def _account(table: _Table) -> Account:
 
 def _api_key(table: _Table) -> Secret[str]:
     if {"api_key", "api_key_env"} <= set(table.reveal()):
-        raise ConfigurationError("it has api_key and api_key_env; leave one of them out")
+        raise ConfigurationError("api_key and api_key_env are both present; remove one of them")
     if "api_key" in table.reveal():
         return Secret(table.reveal()["api_key"].strip())
     if "api_key_env" not in table.reveal():
         raise ConfigurationError(
-            "it has no key; add api_key_env, the name of an environment variable, or api_key"
+            "the key is missing; add api_key_env, the name of an environment variable, or api_key"
         )
-    # The name is not quoted: some will have put the key itself there.
+    # Do not quote the variable's name: it may be the key itself, put there by mistake.
     key = Secret(os.environ.get(table.reveal()["api_key_env"], "").strip())
     if not key.reveal():
-        raise ConfigurationError(
-            "the environment variable that api_key_env names is not set, or empty; set it"
-        )
+        raise ConfigurationError("the environment variable named by api_key_env is unset or empty; set it")
     return key

@@ -1,6 +1,6 @@
-"""The commands put together, and what becomes of the errors they raise.
+"""Registers the commands and turns their errors into messages and exit statuses.
 
-A new command is a file beside this one and a line here.
+To add a command, create a file in this folder and register it here.
 """
 
 import logging
@@ -21,17 +21,17 @@ from lemcal_async.cli._trigger import trigger
 from lemcal_async.errors import LemcalError
 
 _HELP = f"""\
-The lemcal booking calendar, from a terminal or a script.
+Use the lemcal booking calendar from a terminal or a script.
 
-Credentials come from LEMCAL_USER_ID and LEMCAL_API_KEY, or from a file given with --accounts. With
---sandbox a command uses made-up data and needs neither.
+Credentials come from LEMCAL_USER_ID and LEMCAL_API_KEY, or from a file passed with --accounts. With
+--sandbox, a command uses demo data and needs no credentials.
 
 {HELP}"""
 
-# Typer has no public name for what its parser raises: at first click's class, later its own copy of it.
+# Typer has no public name for its parser's exception: older versions raise click's class, newer ones a copy.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 
-# Plain help, usage errors in one line, and Python's own tracebacks for bugs, without local variables.
+# Plain help, one-line usage errors, and for bugs Python's own tracebacks, which show no local variables.
 app = typer.Typer(help=_HELP, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command("me")(me)
 app.command("meetings")(meetings)
@@ -49,7 +49,7 @@ app.add_typer(fleet_app, name="fleet")
 app.command("sandbox")(sandbox)
 
 
-# The commands report what the library logs; logging without a handler would print it once more.
+# Commands print what the library logs; without a handler, logging would print it a second time.
 _QUIET = logging.NullHandler()
 
 
@@ -67,11 +67,11 @@ def root(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
-    """Take the options that come before the command."""
+    """Handle the options that precede the command."""
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run a command and return its exit status. Errors that are not bugs become one line."""
+    """Run a command and return its exit status. Errors other than bugs are printed on one line."""
     logging.getLogger("lemcal_async").addHandler(_QUIET)
     try:
         return _run(argv)
@@ -81,7 +81,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     try:
-        with writing():  # help is written by Typer itself
+        with writing():  # Typer itself writes the help
             status: int | None = app(list(argv), prog_name="lemcal", standalone_mode=False)
     except LemcalError as error:
         tell(str(error))
@@ -91,14 +91,14 @@ def _run(argv: Sequence[str]) -> int:
             tell(str(error))
         return error.status
     except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):  # Typer's reaction to a reader of help that leaves
+        if isinstance(error.__context__, BrokenPipeError):  # the reader of the help closed the pipe
             return ExitStatus.NO_READER
         raise
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "lemcal"
-        message = error.format_message().replace(": Value error, ", ": ").rstrip(".")  # Typer adds it
+        message = error.format_message().replace(": Value error, ", ": ").rstrip(".")  # added by Typer
         tell(f"{message}; see: {command} --help")
         return ExitStatus.USAGE
-    except (KeyboardInterrupt, typer.Abort):  # some versions of Typer turn the one into the other
+    except (KeyboardInterrupt, typer.Abort):  # some versions of Typer convert KeyboardInterrupt to Abort
         return ExitStatus.INTERRUPTED
     return status or ExitStatus.OK

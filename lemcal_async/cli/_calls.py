@@ -1,7 +1,7 @@
-"""``lemcal me``, ``meetings``, ``types`` and ``hooks``: the calls of the service, one command for each.
+"""``lemcal me``, ``meetings``, ``types`` and ``hooks``: one command per endpoint of the service.
 
-What there is is printed as a table, JSON or CSV. The URL of a hook usually carries a token, so it can be read
-from standard input, and is never printed whole.
+Results are printed as a table, JSON or CSV. A hook's URL usually contains a token, so it can be read from
+standard input and is never printed in full.
 """
 
 import sys
@@ -53,16 +53,16 @@ AsCsv: TypeAlias = Annotated[
     typer.Option(
         "--csv",
         help="Print CSV. Text that starts with = + - @ gets a leading apostrophe, "
-        "or a spreadsheet would run it as a formula.",
+        "so that spreadsheets do not run it as a formula.",
     ),
 ]
 
 
 @attrs.frozen
 class Listing(Generic[M]):
-    """How a kind of model is listed: the columns for people, and those for spreadsheets by their names.
+    """How to print a list of models: the columns of the table, and the columns of the CSV by name.
 
-    A table is sorted by ``key``; programs get the order of the service.
+    The table is sorted by ``key``; JSON and CSV keep the service's order.
     """
 
     noun: str
@@ -72,14 +72,14 @@ class Listing(Generic[M]):
 
 
 def chosen_form(*, json: bool, csv: bool) -> Form:
-    """Return the form that the options ask for."""
+    """Return the output format that the options select."""
     if json and csv:
-        raise ConfigurationError("--json and --csv exclude each other; choose one")
+        raise ConfigurationError("--json and --csv are mutually exclusive; pass only one")
     return "json" if json else "csv" if csv else "table"
 
 
 def print_rows(rows: Rows[M], listing: Listing[M], form: Form) -> None:
-    """Print the rows that could be read, warn of the others, and exit with a status of their own for them."""
+    """Print the readable rows, warn about unreadable ones, and exit with UNREADABLE_ROWS if there are any."""
     if form == "json":
         print_json(to_wire(rows.good))
     elif form == "csv":
@@ -111,7 +111,7 @@ def _print_user(user: User, *, as_json: bool) -> None:
     if as_json:
         print_json(to_wire(user))
         return
-    # The page where guests book (observed); those of the meeting types are below it.
+    # The page where guests book (observed); the pages of the meeting types are below it.
     page = user.public_identifier and f"https://app.lemcal.com/@{user.public_identifier}"
     created = short_time(user.created_at)
     facts = [("User id", user.id), ("E-mail", user.email), ("Booking page", page), ("Since (UTC)", created)]
@@ -121,24 +121,24 @@ def _print_user(user: User, *, as_json: bool) -> None:
 def meetings(
     *,
     meeting_type: Annotated[
-        str | None, typer.Option("--type", metavar="ID", help="Only those of this meeting type (met_...).")
+        str | None, typer.Option("--type", metavar="ID", help="Only meetings of this type (met_...).")
     ] = None,
     upcoming: Annotated[
-        bool, typer.Option("--upcoming", help="Only those that are yet to start and not canceled.")
+        bool, typer.Option("--upcoming", help="Only meetings that have not started and are not canceled.")
     ] = False,
     from_: Annotated[
         str | None,
-        typer.Option("--from", metavar="TIME", help="Only those that start at this date or time or later."),
+        typer.Option("--from", metavar="TIME", help="Only meetings that start at or after this time."),
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option("--to", metavar="TIME", help="Only those that start before this date or time."),
+        typer.Option("--to", metavar="TIME", help="Only meetings that start before this time."),
     ] = None,
     guest: Annotated[
-        str | None, typer.Option("--guest", metavar="EMAIL", help="Only those with this guest.")
+        str | None, typer.Option("--guest", metavar="EMAIL", help="Only meetings with this guest.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first so many, by start.")
+        int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N meetings by start.")
     ] = None,
     json: AsJson = False,
     csv: AsCsv = False,
@@ -147,10 +147,10 @@ def meetings(
     accounts: AccountsFile = None,
     account: AccountName = None,
 ) -> None:
-    """List the booked meetings, canceled ones included.
+    """List the meetings, including canceled ones.
 
-    Times without an offset are UTC. The service lists all meetings of a type, or all; they are selected
-    here. With --upcoming, --from, --to, --guest or --limit they are sorted by start in every form.
+    TIME is a date or a time; without an offset it is UTC. The service itself filters by meeting type only.
+    With --upcoming, --from, --to, --guest or --limit, every output format is sorted by start.
     """
     form = chosen_form(json=json, csv=csv)
     start, end = _time_of("--from", from_), _time_of("--to", to)
@@ -159,7 +159,7 @@ def meetings(
     select = selection(start, end, guest and guest.strip(), canceled=False if upcoming else None)
     service = Service(base_url, sandbox, accounts, account)
     rows = call(service, "Fetching meetings", lambda lemcal: all_rows(lemcal.meetings.list(meeting_type)))
-    chosen = select(rows.good)  # here, and not by the call, which selects nothing if some rows are bad
+    chosen = select(rows.good)  # not in the call, which filters nothing if some rows are unreadable
     if limit is not None:
         chosen = sorted(chosen, key=MEETINGS.key)[:limit]
     print_rows(Rows(chosen, rows.bad), MEETINGS, form)
@@ -232,7 +232,7 @@ def types(
     accounts: AccountsFile = None,
     account: AccountName = None,
 ) -> None:
-    """List the meeting types, disabled ones included."""
+    """List the meeting types, including disabled ones."""
     form = chosen_form(json=json, csv=csv)
     service = Service(base_url, sandbox, accounts, account)
     rows = call(service, "Fetching meeting types", lambda lemcal: all_rows(lemcal.meeting_types.list()))
@@ -273,29 +273,27 @@ hooks_app = typer.Typer(help="Create and delete webhooks, which post new booking
 @hooks_app.command()
 def create(
     target_url: Annotated[
-        str, typer.Argument(metavar="TARGET_URL", help="Where to post new bookings, or - for standard input.")
+        str, typer.Argument(metavar="TARGET_URL", help="The URL to post to, or - for standard input.")
     ],
     *,
     meeting_type: Annotated[
         str | None, typer.Option("--type", metavar="ID", help="For this meeting type (met_...).")
     ] = None,
     any_type: Annotated[bool, typer.Option("--any", help="For any meeting type.")] = False,
-    exist_ok: Annotated[
-        bool, typer.Option("--exist-ok", help="Do not fail if there is already such a hook.")
-    ] = False,
+    exist_ok: Annotated[bool, typer.Option("--exist-ok", help="Succeed if the hook already exists.")] = False,
     json: AsJson = False,
     base_url: BaseUrl = None,
     sandbox: UseSandbox = False,
     accounts: AccountsFile = None,
     account: AccountName = None,
 ) -> None:
-    """Create a hook. Keep the id that it prints: hooks cannot be listed, and only the id deletes one.
+    """Create a hook. Keep the id it prints: you need it to delete the hook, and hooks cannot be listed.
 
-    With - as TARGET_URL, the URL is read from standard input. Do that if it carries a token: other users
-    of this machine can see command-line arguments. The output leaves the token out, with --json too.
+    If TARGET_URL contains a token, pass - and supply the URL on standard input: other users of this machine
+    can see command-line arguments. The token is never printed, not even with --json.
     """
     if (meeting_type is None) == (not any_type):
-        raise ConfigurationError("choose the meetings: either --type ID or --any")
+        raise ConfigurationError("pass either --type ID or --any")
     service = Service(base_url, sandbox, accounts, account)
     target = target_url_of(target_url)
 
@@ -323,45 +321,45 @@ def delete(
 
     async def deleted(lemcal: AsyncLemcal) -> str:
         await lemcal.hooks.delete(hook_id)
-        return f"Hook {hook_id} is deleted.\n"
+        return f"Deleted hook {hook_id}.\n"
 
     emit(call(service, "Deleting the hook", deleted))
 
 
 def target_url_of(argument: str, name: str = "target_url") -> Secret[str]:
-    """Return the checked target, from standard input if the argument is ``-``."""
+    """Return the validated target URL, read from standard input if the argument is ``-``."""
     if argument == "-":
         return check_target_url(Secret(_line_of_input()), name)
     target = check_target_url(Secret(argument), name)
     is_local = is_loopback(urlsplit(target.reveal()).hostname or "")
     if not is_local and any(value for _, value in parse_qsl(urlsplit(target.reveal()).query)):
         tell(
-            "warning: the URL has a query, and other users of this machine can see command-line arguments; "
-            "if that is a token, pass - and give the URL on standard input"
+            "warning: other users of this machine can see command-line arguments; if the URL's query "
+            "contains a token, pass - and supply the URL on standard input"
         )
     return target
 
 
 def _line_of_input() -> str:
     if sys.stdin.isatty():
-        tell("type the target URL, then Enter:")
+        tell("enter the target URL:")
     try:
         return sys.stdin.readline().strip()
     except UnicodeDecodeError:
-        return ""  # rejected as not a URL
+        return ""  # rejected later as an invalid URL
 
 
 def _print_hook(hook: Hook | None, *, as_json: bool) -> None:
-    """Print the hook (None: it existed before), without what may be secret in its target."""
+    """Print the hook, without the secrets in its target URL. None means that it already existed."""
     target = without_secrets((hook and hook.target_url) or "")
     if as_json:
         print_json(hook and to_wire(attrs.evolve(hook, target_url=target or None)))
     elif hook is None:
-        emit("There is already such a hook. Its id cannot be looked up.\n")
+        emit("The hook already exists. Its id cannot be looked up.\n")
     else:
         print_facts(
             [
-                ("Hook id", f"{hook.id}  (keep it: it cannot be listed)"),
+                ("Hook id", f"{hook.id}  (keep it: hooks cannot be listed)"),
                 ("Target", target),
                 ("Meetings", "of any type" if hook.any_meeting_type else hook.meeting_type_id),
                 ("Created (UTC)", short_time(hook.created_at)),

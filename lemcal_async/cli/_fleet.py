@@ -1,4 +1,4 @@
-"""``lemcal worker`` and ``lemcal fleet``: a fleet that a module of the user's makes, and its figures."""
+"""``lemcal worker`` and ``lemcal fleet``: run and manage a fleet that a module of the user creates."""
 
 import importlib
 import logging
@@ -17,10 +17,10 @@ from lemcal_async.errors import ConfigurationError
 if TYPE_CHECKING:
     from lemcal_async.fleet import Fleet
 
-fleet_app = typer.Typer(help="Manage a fleet: see what is due, and add, pause or remove accounts.")
+fleet_app = typer.Typer(help="Show a fleet's status and manage its accounts.")
 
 FleetName: TypeAlias = Annotated[
-    str, typer.Argument(metavar="MODULE:NAME", help="Where the Fleet is, as in app:fleet.")
+    str, typer.Argument(metavar="MODULE:NAME", help="The Fleet object, such as app:fleet.")
 ]
 UserIds: TypeAlias = Annotated[list[str], typer.Argument(metavar="USER_ID...", help="The accounts.")]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -30,15 +30,15 @@ def worker(
     fleet: FleetName,
     *,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", metavar="N", min=1, help="How many accounts at once.")
+        int, typer.Option("--concurrency", metavar="N", min=1, help="Accounts to synchronize at once.")
     ] = 16,
     backend: Annotated[
-        Literal["asyncio", "trio"], typer.Option("--backend", help="Which event loop to run on.")
+        Literal["asyncio", "trio"], typer.Option("--backend", help="The event loop to run on.")
     ] = "asyncio",
 ) -> None:
-    """Run a worker of a fleet until SIGTERM or Ctrl-C. It finishes the turns under way first.
+    """Run a fleet worker until SIGTERM or Ctrl-C.
 
-    What happens is logged to standard error.
+    It finishes the running turns before it exits, and logs to standard error.
     """
     made = _load(fleet)
     logging.basicConfig(
@@ -48,7 +48,7 @@ def worker(
     logging.getLogger("coredis").setLevel(logging.WARNING)
 
     async def work() -> None:
-        logging.getLogger("lemcal_async.fleet").info("working, %d accounts at once", concurrency)
+        logging.getLogger("lemcal_async.fleet").info("worker started, up to %d accounts at once", concurrency)
         await made.run(concurrency)
 
     anyio.run(work, backend=backend)
@@ -56,8 +56,8 @@ def worker(
 
 @fleet_app.command("status")
 def status(fleet: FleetName, *, json: AsJson = False) -> None:
-    """Show what is due, and how late it is."""
-    known = attrs.asdict(_run("Looking at the fleet", _load(fleet).status))
+    """Show the fleet's accounts, queue and workers."""
+    known = attrs.asdict(_run("Reading the fleet's status", _load(fleet).status))
     if json:
         print_json(known)
         return
@@ -93,11 +93,11 @@ def add(
     *,
     interval: Annotated[
         float | None,
-        typer.Option("--interval", metavar="SECONDS", min=1, help="How often; default: the fleet's own."),
+        typer.Option("--interval", metavar="SECONDS", min=1, help="Defaults to the fleet's interval."),
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Add accounts, or change how often they are synchronized."""
+    """Add accounts, or change their synchronization interval."""
     made = _load(fleet)
     _print(_run("Adding", lambda: made.add(user_ids, interval=interval)), "added", json=json)
 
@@ -118,7 +118,7 @@ def resume(fleet: FleetName, user_ids: UserIds, *, json: AsJson = False) -> None
 
 @fleet_app.command("remove")
 def remove(fleet: FleetName, user_ids: UserIds, *, json: AsJson = False) -> None:
-    """Take accounts out of the fleet; their data stays (see 'lemcal forget')."""
+    """Remove accounts from the fleet. Their data stays (see 'lemcal forget')."""
     made = _load(fleet)
     _print(_run("Removing", lambda: made.remove(user_ids)), "removed", json=json)
 
@@ -146,9 +146,9 @@ def _run(text: str, call: Callable[[], Awaitable[Any]]) -> Any:
 
 
 def _load(name: str) -> "Fleet":
-    """Return the fleet that a module of the user's makes, as uvicorn finds its apps."""
+    """Import the fleet from a module of the user, given as ``MODULE:NAME`` as for uvicorn."""
     try:
-        from lemcal_async.fleet import Fleet  # noqa: PLC0415  # it needs an extra
+        from lemcal_async.fleet import Fleet  # noqa: PLC0415  # requires an extra
     except ModuleNotFoundError:
         raise
     except ImportError as error:
@@ -156,18 +156,20 @@ def _load(name: str) -> "Fleet":
 
     module_name, _, attribute = name.partition(":")
     if not (module_name and attribute):
-        raise ConfigurationError(f"{name!r}: say which fleet, as MODULE:NAME, such as app:fleet")
-    if os.getcwd() not in sys.path:  # noqa: PTH109  # as text, for sys.path
+        raise ConfigurationError(f"{name!r} does not name a fleet; pass MODULE:NAME, such as app:fleet")
+    if os.getcwd() not in sys.path:  # noqa: PTH109  # sys.path contains strings
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        raise ConfigurationError(f"there is no module {module_name!r} here or on Python's path") from None
+        raise ConfigurationError(
+            f"there is no module {module_name!r} in the current directory or on Python's path"
+        ) from None
     if not hasattr(module, attribute):
-        raise ConfigurationError(f"{name!r}: there is no {attribute!r} in the module {module_name!r}")
+        raise ConfigurationError(f"{name!r}: the module {module_name!r} has no attribute {attribute!r}")
     made = getattr(module, attribute)
     if not isinstance(made, Fleet):
-        raise ConfigurationError(f"{name!r} is not a Fleet, but {type(made).__name__}")
+        raise ConfigurationError(f"{name!r} is of type {type(made).__name__}, not Fleet")
     return made

@@ -1,4 +1,4 @@
-"""``lemcal listen``: lemcal's webhook on your own machine, without a public URL."""
+"""``lemcal listen``: receive lemcal's webhooks on your own machine, without a public URL."""
 
 import json as json_module
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -30,13 +30,13 @@ from lemcal_async.errors import MeetingNotFoundError
 from lemcal_async.sync import Change, MemoryStore, sync_meetings
 
 EVENT_HEADER: Final = "X-Lemcal-Async-Event"
-"""Says what happened, with --all: lemcal itself announces new bookings only, and sends no such header."""
+"""The kind of change, sent with --all. lemcal itself announces new bookings only and sends no such header."""
 
 _ATTEMPTS: Final = 5
-_FIRST_WAIT: Final = 1.0  # seconds; doubled after each attempt, unless the answer has a Retry-After
+_FIRST_WAIT: Final = 1.0  # seconds; doubled after each attempt, unless the response has a Retry-After
 _LONGEST_WAIT: Final = 30.0
 _TIMEOUT: Final = 30.0
-_LONGEST_PAUSE: Final = 60.0  # seconds between looks while the service fails
+_LONGEST_PAUSE: Final = 60.0  # seconds between polls while the service fails
 
 
 def listen(
@@ -53,21 +53,21 @@ def listen(
         ),
     ] = False,
     replay: Annotated[
-        str | None, typer.Option("--replay", metavar="MEETING_ID", help="Post this meeting now, and end.")
+        str | None, typer.Option("--replay", metavar="MEETING_ID", help="Post this meeting now and exit.")
     ] = None,
     interval: Annotated[
-        float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="How often to look for bookings.")
+        float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="How often to poll for bookings.")
     ] = 5.0,
     base_url: BaseUrl = None,
     sandbox: UseSandbox = False,
     accounts: AccountsFile = None,
     account: AccountName = None,
 ) -> None:
-    """Post new bookings to a service on this machine, as lemcal's webhook would, until Ctrl-C.
+    """Forward new bookings to a local service until Ctrl-C.
 
-    It watches the account through its list of meetings, with low priority within the rate limit. It needs no
-    public URL, and registers nothing at lemcal. A delivery that gets no answer, a 429 or a 5xx is repeated,
-    up to 5 attempts in all, after the Retry-After of the answer or else 1, 2, 4 and 8 seconds.
+    The command polls the account's list of meetings with bulk priority and posts each new booking as lemcal's
+    webhook would. It needs no public URL and registers no hook. If there is no response, or a 429 or 5xx, it
+    retries, up to 5 attempts in all, after the response's Retry-After or after 1, 2, 4 and 8 seconds.
     """
     service = Service(base_url, sandbox, accounts, account)
     target = target_url_of(forward_to, "--forward-to")
@@ -81,7 +81,7 @@ def listen(
 
         if sandbox and replay is None:
             root = found.base_url.removesuffix("/api/lemcal")
-            tell(f"the sandbox is at {root}; book with: lemcal trigger booking --url {root}")
+            tell(f"the sandbox is at {root}; to book a meeting: lemcal trigger booking --url {root}")
         status = anyio.run(main)
     if status:
         raise typer.Exit(status)
@@ -89,7 +89,7 @@ def listen(
 
 async def _watch(lemcal: AsyncLemcal, forwarder: "_Forwarder", interval: float) -> NoReturn:
     store, failures = MemoryStore(), 0
-    await lemcal.me()  # wrong credentials end the command; later failures do not
+    await lemcal.me()  # exit if the credentials are wrong; later failures are only reported
     emit(f"{_clock()} watching {lemcal.user_id}, posting to {forwarder.shown}\n")
     while True:
         report = await sync_meetings([lemcal], store, on_change=forwarder.forward, baseline=True)
@@ -104,20 +104,20 @@ async def _replay(lemcal: AsyncLemcal, meeting_id: str, forwarder: "_Forwarder")
         if isinstance(row, dict) and row.get("_id") == meeting_id:  # pyright: ignore[reportUnknownMemberType]  # JSON
             delivered = await forwarder.post("replay", meeting_id, row)  # pyright: ignore[reportUnknownArgumentType]
             return ExitStatus.OK if delivered else ExitStatus.FAILED
-    problem = f"GET /meetings: there is no {meeting_id!r} in the list; check the id"
+    problem = f"GET /meetings: the list contains no meeting {meeting_id!r}; check the id"
     raise MeetingNotFoundError(problem, status_code=404)
 
 
 @asynccontextmanager
 async def _forwarder(target: Secret[str], everything: bool) -> AsyncGenerator["_Forwarder"]:  # noqa: FBT001
-    # Only the transport: a client would log the target, token included.
+    # Not a client, which would log the target URL with its token.
     async with httpx.AsyncHTTPTransport(trust_env=False) as transport:
         yield _Forwarder(transport, target, everything)
 
 
 @attrs.frozen
 class _Forwarder:
-    """Posts meetings to the target, one after the other, and prints a line for each attempt."""
+    """Posts meetings to the target, one at a time, and prints a line per attempt."""
 
     transport: httpx.AsyncBaseTransport
     target: Secret[str]
@@ -126,16 +126,16 @@ class _Forwarder:
 
     @property
     def shown(self) -> str:
-        """The target without its token."""
+        """The target URL without its token."""
         return without_secrets(self.target.reveal())
 
     async def forward(self, change: Change) -> None:
-        """Post a change, if it is one of those asked for."""
+        """Post a change if it is a new booking, or if all changes are forwarded."""
         if change.kind == "created" or self.everything:
             await self.post(change.kind, change.meeting_id, change.wire)
 
     async def post(self, kind: str, meeting_id: str, row: Mapping[str, Any]) -> bool:
-        """Post a meeting until it is accepted or there is no point in trying; return whether it was."""
+        """Post a meeting, retrying while that can help; return whether it was accepted."""
         headers = {"Content-Type": "application/json", "User-Agent": f"lemcal-listen/{__version__}"}
         if self.everything:
             headers[EVENT_HEADER] = kind
@@ -164,7 +164,7 @@ class _Forwarder:
                 response = await self.transport.handle_async_request(request)
                 await response.aclose()
         except (httpx.TransportError, TimeoutError) as error:
-            return None, f"no answer ({type(error).__name__})", None
+            return None, f"no response ({type(error).__name__})", None
         status = response.status_code
         return status, str(status), _seconds(response.headers.get("retry-after"))
 

@@ -1,4 +1,4 @@
-"""From the options that commands share to a client or a store: which service, whose account, which database.
+"""The options that commands share, and the clients and stores created from them.
 
 Credentials come from the environment or from a file, never from an argument, which other users of the
 machine could see in the process list.
@@ -35,20 +35,20 @@ BaseUrl: TypeAlias = Annotated[
     typer.Option(
         "--base-url",
         metavar="URL",
-        help=f"Where the API is; default: {BASE_URL_VARIABLE}.",
+        help=f"Base URL of the API. Defaults to {BASE_URL_VARIABLE}, then to the service.",
     ),
 ]
 UseSandbox: TypeAlias = Annotated[
-    bool, typer.Option("--sandbox", help="Use made-up data; needs no account and no network.")
+    bool, typer.Option("--sandbox", help="Use demo data; needs no account and no network.")
 ]
 AccountsFile: TypeAlias = Annotated[
     Path | None, typer.Option("--accounts", metavar="FILE", help="Read the credentials from this TOML file.")
 ]
 AccountName: TypeAlias = Annotated[
     str | None,
-    typer.Option("--account", metavar="NAME", help="Which account of the file, if there are several."),
+    typer.Option("--account", metavar="NAME", help="The account to use, if the file has several."),
 ]
-AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, as the service writes it.")]
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON in the service's format.")]
 
 DATABASE_VARIABLE: Final = "LEMCAL_DB"
 
@@ -57,18 +57,18 @@ Database: TypeAlias = Annotated[
     typer.Option(
         "--db",
         metavar="URL",
-        help=f"The database: sqlite:///FILE or postgresql://HOST/NAME; the default is {DATABASE_VARIABLE}, "
-        "else sqlite:///lemcal.db (with --sandbox, sqlite:///lemcal-sandbox.db).",
+        help=f"The database: sqlite:///FILE or postgresql://HOST/NAME. Defaults to {DATABASE_VARIABLE}, "
+        "then to sqlite:///lemcal.db (with --sandbox, sqlite:///lemcal-sandbox.db).",
     ),
 ]
 OfSandbox: TypeAlias = Annotated[
-    bool, typer.Option("--sandbox", help="Use the database that 'lemcal sync --sandbox' has filled.")
+    bool, typer.Option("--sandbox", help="Use the database of 'lemcal sync --sandbox'.")
 ]
 
 
 @attrs.frozen
 class Service:
-    """What the shared options say."""
+    """The values of the shared options."""
 
     base_url: str | None
     sandbox: bool
@@ -78,15 +78,15 @@ class Service:
     def __attrs_post_init__(self) -> None:
         if self.sandbox and not (self.base_url is None and self.accounts is None):
             raise ConfigurationError(
-                "--sandbox brings its own service and account; leave out --base-url and --accounts"
+                "--sandbox provides its own service and account; omit --base-url and --accounts"
             )
         if self.account is not None and self.accounts is None:
-            raise ConfigurationError("--account selects from the file given with --accounts; add that too")
+            raise ConfigurationError("--account requires a file; add --accounts FILE")
 
 
 @attrs.frozen
 class Target:
-    """Where the service is, and whose credentials to use: an account's, or else the environment's."""
+    """The service's base URL and the account to use. None means the credentials of the environment."""
 
     base_url: str
     account: Account | None
@@ -94,20 +94,20 @@ class Target:
 
 
 def call(service: Service, text: str, function: Callable[[AsyncLemcal], Awaitable[T]]) -> T:
-    """Run an async function with a client for the service; ``text`` is shown if it takes long."""
+    """Run an async function with a client for the service; show ``text`` if it takes long."""
 
     async def main() -> T:
         async with connect(target) as lemcal:
             return await function(lemcal)
 
-    # Files are read and the sandbox is started here, where there is no event loop to block.
+    # Reads files and starts the sandbox outside the event loop, which they would block.
     with waiting(text), find_target(service) as target:
         return anyio.run(main)
 
 
 @contextlib.contextmanager
 def find_target(service: Service) -> Generator[Target]:
-    """Provide the service and the account of a command for one; ConfigurationError if there is none."""
+    """Yield the service and the account of a single-account command; ConfigurationError if there is none."""
     if service.sandbox:
         with load_sandbox()().serve() as sandbox:
             account = Account("sandbox", sandbox.user_id, Secret(sandbox.api_key))
@@ -124,7 +124,7 @@ def find_target(service: Service) -> Generator[Target]:
 
 def _check_environment() -> None:
     if os.environ.get(API_KEY_VARIABLE, "").strip():
-        return  # whether it can be used, the client says
+        return  # the client validates it
     if os.environ.get(USER_ID_VARIABLE, "").strip():
         raise ConfigurationError(f"{USER_ID_VARIABLE} is set, but {API_KEY_VARIABLE} is missing; set it too")
     raise ConfigurationError(
@@ -135,23 +135,23 @@ def _check_environment() -> None:
 
 @contextlib.asynccontextmanager
 async def connect(target: Target) -> AsyncGenerator[AsyncLemcal]:
-    """Provide a client."""
+    """Yield a client for the target."""
     account = target.account
     user_id, api_key = (account.user_id, account.api_key.reveal) if account else (None, None)
-    # A proxy is not meant for a server within this process.
+    # Do not use a proxy for a server in this process.
     wire = PooledTransport(trust_env=not target.in_process)
     async with wire, AsyncLemcal(user_id, api_key, base_url=target.base_url, transport=wire) as lemcal:
         yield lemcal
 
 
 def load_sandbox() -> "type[Sandbox]":
-    """Return the class; ConfigurationError if the extra ``sandbox`` is missing."""
+    """Import and return the class; ConfigurationError if the extra ``sandbox`` is missing."""
     sandbox: type[Sandbox] = _from_extra("lemcal_async.sandbox", "Sandbox")
     return sandbox
 
 
 def _from_extra(module: str, name: str) -> Any:
-    """Import what needs another extra, and is slow to import; ConfigurationError names the extra."""
+    """Import a name that requires another extra and is slow to import; ConfigurationError names the extra."""
     try:
         return getattr(import_module(module), name)
     except ModuleNotFoundError:
@@ -162,7 +162,7 @@ def _from_extra(module: str, name: str) -> Any:
 
 
 def choose(accounts: Sequence[Account], name: str | None, path: Path) -> Account:
-    """Return the account with that name, or the only one; ConfigurationError lists the names otherwise."""
+    """Return the account with that name, or the only account; a ConfigurationError lists the names."""
     chosen = [account for account in accounts if name in (None, account.name)]
     if len(chosen) == 1:
         return chosen[0]
@@ -173,7 +173,7 @@ def choose(accounts: Sequence[Account], name: str | None, path: Path) -> Account
 
 
 def base_url_of(service: Service) -> str:
-    """Return the URL, checked as the client does, but with the advice for a command line."""
+    """Return the base URL, validated as by the client but with messages for command-line users."""
     given = service.base_url
     if given is None:
         given = os.environ.get(BASE_URL_VARIABLE, "").strip() or DEFAULT_BASE_URL
@@ -187,14 +187,14 @@ def base_url_of(service: Service) -> str:
 
 @attrs.frozen
 class Rows(Generic[T]):
-    """A list from the service: the rows that could be read, and the others."""
+    """A list from the service: the readable rows and the unreadable ones."""
 
     good: list[T]
     bad: list[BadRow]
 
 
 async def all_rows(listing: Awaitable[list[T]]) -> Rows[T]:
-    """Await a list; if some of its rows cannot be read, return the others with them."""
+    """Await a list; if some rows cannot be read, return them beside the readable ones."""
     try:
         return Rows(await listing, [])
     except ResponseDecodeError as error:
@@ -204,7 +204,7 @@ async def all_rows(listing: Awaitable[list[T]]) -> Rows[T]:
 
 
 def open_store(argument: str | None, *, sandbox: bool = False, create: bool = True) -> "SQLStore":
-    """Return the store; ConfigurationError if the URL cannot be used, or the extra ``sql`` is missing."""
+    """Return the store; ConfigurationError if the URL is invalid or the extra ``sql`` is missing."""
     if argument and _has_password(argument):
         tell(
             "warning: other users of this machine can see command-line arguments, and the database URL "
@@ -224,7 +224,7 @@ def _has_password(url: str) -> bool:
 
 
 def with_store(store: "SQLStore", text: str, function: Callable[["SQLStore"], Awaitable[T]]) -> T:
-    """Run an async function with the store open; ``text`` is shown if it takes long."""
+    """Run an async function with the store open; show ``text`` if it takes long."""
 
     async def main() -> T:
         async with store:

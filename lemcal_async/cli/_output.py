@@ -1,7 +1,7 @@
-"""Output: exit statuses for scripts, errors in one line, tables for people, JSON and CSV for programs.
+"""Output: exit statuses, one-line messages, tables, JSON and CSV.
 
-Rich is imported only to write to a terminal; output into a file or a pipe is plain. What the commands show
-is up to their files.
+Rich is imported only to write to a terminal; output to a file or a pipe is plain text. Each command's own
+file decides what to print.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from lemcal_async.errors import (
 
 
 class ExitStatus(enum.IntEnum):
-    """The exit statuses. Those above 128 are the ones of a process that a signal has ended."""
+    """The exit statuses. Values above 128 are those of a process ended by a signal."""
 
     OK = 0
     FAILED = 1
@@ -46,20 +46,20 @@ class ExitStatus(enum.IntEnum):
     TERMINATED = 143
 
 
-# The line with \b keeps Typer from rewrapping.
+# The line with \b keeps Typer from rewrapping the text.
 HELP = """\
 \b
-Exit status, of every command:
-  0    done
+Exit statuses of all commands:
+  0    success
   1    the service or the network failed, or the output could not be written;
-       in a synchronization: some accounts failed (if all failed for the same
-       reason, its status)
-  2    wrong usage or configuration, or the database cannot be used
+       for a synchronization, some accounts failed (if all of them failed for
+       the same reason, the status is that of the reason)
+  2    invalid usage or configuration, or an unusable database
   3    some rows could not be read; the others were processed
   4    the service rejected the credentials
   5    not found
   130  Ctrl-C (SIGINT)
-  141  the reader of the output has closed it, as `| head` does
+  141  the program reading the output closed it, as `| head` does
   143  SIGTERM
 """
 
@@ -73,7 +73,7 @@ _STATUSES: tuple[tuple[type[LemcalError], ExitStatus], ...] = (
 
 
 class OutputError(Exception):
-    """Standard output cannot be written. With NO_READER there is nobody to tell."""
+    """Standard output cannot be written. With NO_READER, no message is printed."""
 
     def __init__(self, status: ExitStatus, message: str) -> None:
         super().__init__(message)
@@ -86,10 +86,7 @@ def status_of(error: Exception) -> ExitStatus:
 
 
 def printable(text: str) -> str:
-    """Return ``text`` as one line that cannot control a terminal.
-
-    Guests write some of what is shown, and the server the rest.
-    """
+    """Return ``text`` as one line without control characters: guests and the server choose its contents."""
     if text.isprintable():
         return text
     line = " ".join(text.split())
@@ -98,7 +95,7 @@ def printable(text: str) -> str:
 
 def tell(message: str) -> None:
     """Write a line to standard error."""
-    with contextlib.suppress(OSError):  # there is nowhere else to say it
+    with contextlib.suppress(OSError):  # there is nowhere else to report it
         sys.stderr.write(f"lemcal: {without_secrets(printable(message))}\n")
         sys.stderr.flush()
 
@@ -116,7 +113,7 @@ def emit(text: str) -> None:
     """Write text to standard output and flush it; OutputError if that fails."""
     stream = sys.stdout
     if isinstance(stream, io.TextIOWrapper):
-        # A character that the encoding lacks is no reason to fail; CSV has its own line ends.
+        # Do not fail on characters that the encoding lacks; do not translate CSV's line endings.
         stream.reconfigure(errors="backslashreplace", newline="")
     with writing():
         stream.write(text)
@@ -125,7 +122,7 @@ def emit(text: str) -> None:
 
 @contextlib.contextmanager
 def writing() -> Generator[None]:
-    """Turn a failure to write to standard output into OutputError."""
+    """Convert errors of writing to standard output to OutputError."""
     try:
         yield
     except BrokenPipeError:
@@ -136,27 +133,27 @@ def writing() -> Generator[None]:
         status, problem = ExitStatus.FAILED, f"the output cannot be written: {error.strerror}"
     else:
         return
-    # Python would try to write the rest at exit, and complain.
+    # Otherwise, Python would flush the rest at exit and print another error.
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123  # os.devnull is not a path on every system
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
     raise OutputError(status, problem)
 
 
 DELAY: Final = 0.5
-"""How long a wait is before it is worth a word, in seconds."""
+"""Seconds to wait before showing the spinner."""
 
 
 @contextlib.contextmanager
 def waiting(text: str) -> Generator[None]:
-    """Show ``text`` with a spinner on standard error if the block takes a while, on a terminal only."""
+    """Show ``text`` with a spinner on standard error after a delay, if standard error is a terminal."""
     if not sys.stderr.isatty():
         yield
         return
-    from rich.console import Console  # noqa: PLC0415  # only when there is a terminal
+    from rich.console import Console  # noqa: PLC0415  # only for a terminal
     from rich.live import Live  # noqa: PLC0415  # as above
     from rich.spinner import Spinner  # noqa: PLC0415  # as above
 
-    # Not console.status(), which would send the standard output of the block to the terminal.
+    # Not console.status(), which would redirect the block's standard output to the terminal.
     live = Live(Spinner("dots", text), console=Console(stderr=True), transient=True, redirect_stdout=False)
     timer = threading.Timer(DELAY, live.start)
     timer.daemon = True
@@ -165,17 +162,17 @@ def waiting(text: str) -> Generator[None]:
         yield
     finally:
         timer.cancel()
-        timer.join()  # it may just be starting the spinner
+        timer.join()  # it may be starting the spinner right now
         live.stop()
 
 
 @contextlib.contextmanager
 def counting(text: str, accounts: int) -> Generator[None]:
-    """Show a progress bar of synchronized accounts on standard error, on a terminal only."""
+    """Show a progress bar of synchronized accounts on standard error, if it is a terminal."""
     if not sys.stderr.isatty():
         yield
         return
-    from rich.console import Console  # noqa: PLC0415  # only when there is a terminal
+    from rich.console import Console  # noqa: PLC0415  # only for a terminal
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: PLC0415  # as above
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -194,12 +191,12 @@ def counting(text: str, accounts: int) -> Generator[None]:
 
 
 def short_time(time: datetime | None) -> str | None:
-    """Return a time as people read it, in UTC."""
+    """Return a time for people, in UTC and to the minute."""
     return None if time is None else f"{time:%Y-%m-%d %H:%M}"
 
 
 def print_json(data: Any) -> None:
-    """Print JSON, in ASCII: valid in any encoding, and with broken text from the service too."""
+    """Print JSON in ASCII, which is valid in any encoding, even with invalid text from the service."""
     emit(json.dumps(data, indent=2) + "\n")
 
 
@@ -208,14 +205,14 @@ def json_line(data: dict[str, Any]) -> str:
     return json.dumps(data) + "\n"
 
 
-# What makes a spreadsheet take a field for a formula; guests choose their own names.
+# Prefixes that a spreadsheet treats as a formula. Guests choose their own names.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def print_csv(header: Sequence[str], rows: Sequence[Sequence[str | None]]) -> None:
     """Print CSV (RFC 4180) with a header.
 
-    A field that a spreadsheet would take for a formula gets a leading apostrophe.
+    A field that a spreadsheet would treat as a formula gets a leading apostrophe.
     """
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
@@ -229,7 +226,7 @@ def _inert(field: str) -> str:
 
 
 def print_facts(facts: Sequence[tuple[str, str | None]]) -> None:
-    """Print a line for each fact; unknown ones are left out."""
+    """Print a line per name and value, without those that have no value."""
     known = [(name, printable(value)) for name, value in facts if value]
     width = max(len(name) for name, _ in known)
     emit("".join(f"{name.ljust(width)}  {value}\n" for name, value in known))
@@ -238,15 +235,15 @@ def print_facts(facts: Sequence[tuple[str, str | None]]) -> None:
 T = TypeVar("T")
 
 _GAP: Final = 2  # spaces between columns
-_NARROW: Final = 14  # characters that a column needs at least if it may be wrapped
+_NARROW: Final = 14  # minimum width of a column whose cells may wrap
 
 
 @attrs.frozen
 class Column(Generic[T]):
-    """A column of a table: its heading, and what it shows of a row.
+    """A column of a table: its heading and its value for a row.
 
-    In a terminal that is too narrow, columns with a ``rank`` are dropped, the highest first. The others are
-    wrapped; a ``whole`` one only if there is no other way.
+    On a narrow terminal, columns with a ``rank`` are dropped, highest rank first. The others wrap, but a
+    ``whole`` column only as a last resort.
     """
 
     heading: str
@@ -256,10 +253,10 @@ class Column(Generic[T]):
 
 
 def print_table(columns: Sequence[Column[T]], rows: Sequence[T]) -> None:
-    """Print a table: fitted into a terminal, or one line per row into a file or pipe."""
+    """Print a table: fitted to the width of a terminal, or with one line per row to a file or a pipe."""
     cells = [[printable(column.value(row) or "") for row in rows] for column in columns]
     if sys.stdout.isatty():
-        with waiting("Laying out the table"):  # seconds for 20,000 rows
+        with waiting("Laying out the table"):  # takes seconds for 20,000 rows
             text = _fitted(columns, cells)
         emit(text)
         return
@@ -269,7 +266,7 @@ def print_table(columns: Sequence[Column[T]], rows: Sequence[T]) -> None:
 
 
 def print_line(cells: Sequence[str], widths: Sequence[int]) -> None:
-    """Print one line of a table that grows line by line."""
+    """Print one line of a table whose rows arrive one at a time."""
     emit(_line(cells, widths))
 
 
@@ -279,13 +276,13 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _fitted(columns: Sequence[Column[T]], cells: Sequence[Sequence[str]]) -> str:
-    from rich.cells import cell_len  # noqa: PLC0415  # only when there is a terminal
+    from rich.cells import cell_len  # noqa: PLC0415  # only for a terminal
     from rich.console import Console  # noqa: PLC0415  # as above
     from rich.table import Table  # noqa: PLC0415  # as above
     from rich.text import Text  # noqa: PLC0415  # as above
 
     console = Console()
-    widths: list[int] = []  # what each column needs at least
+    widths: list[int] = []  # the minimum width of each column
     for column, values in zip(columns, cells, strict=True):
         width = max(map(cell_len, [column.heading, *values]))
         widths.append(width if column.whole else min(width, _NARROW))
@@ -302,7 +299,7 @@ def _fitted(columns: Sequence[Column[T]], cells: Sequence[Sequence[str]]) -> str
     for at in shown:
         no_wrap = columns[at].whole and not wrap_all
         table.add_column(Text(columns[at].heading), no_wrap=no_wrap, overflow="fold")
-    # As Text, or brackets in a name would be taken for markup.
+    # As Text, because Rich would parse brackets in a string as markup.
     for line in zip(*(cells[at] for at in shown), strict=True):
         table.add_row(*map(Text, line))
     with console.capture() as capture:

@@ -1,4 +1,4 @@
-"""``lemcal report``: what a synchronized database says about the bookings, in numbers."""
+"""``lemcal report``: booking statistics from a synchronized database."""
 
 import contextlib
 import tempfile
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from lemcal_async.sync import SQLStore
 
 WEEKS: Final = 26
-"""How many weeks of bookings are shown, the latest."""
+"""The number of most recent weeks to show."""
 
 TYPES: Final = 6
-"""How many meeting types are told apart, the most frequent; the others are one."""
+"""The number of most frequent meeting types to show; the rest is combined."""
 
 AHEAD: Final = (("same day", 0), ("1 day", 1), ("2-3", 3), ("4-7", 7), ("8-14", 14), ("15-30", 30))
-"""How far ahead meetings are booked: labels, and the days up to which they go. What is above is "31+"."""
+"""Ranges of days between booking and start: labels and upper bounds. Larger values are "31+"."""
 
 _PEOPLE: Final = 20
 
@@ -38,18 +38,19 @@ def report(
     sandbox: OfSandbox = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Write a page with pictures (HTML) to this file."),
+        typer.Option("--out", metavar="FILE", help="Write an HTML page with charts to this file."),
     ] = None,
     timezone: Annotated[
         str, typer.Option("--tz", metavar="ZONE", help="The time zone for days and hours (Europe/Paris).")
     ] = "UTC",
     guests: Annotated[
-        bool, typer.Option("--guests", help="Show who the guests and hosts are. Without it, nobody is named.")
+        bool, typer.Option("--guests", help="Show the names of guests and hosts. They are hidden by default.")
     ] = False,
 ) -> None:
-    """Show what a synchronized database says: bookings, cancellations, hours, hosts, accounts, changes.
+    """Summarize the meetings in a synchronized database.
 
-    Without --out, a summary is printed. The page of --out is one file without scripts, and loads nothing.
+    The report covers bookings, cancellations, hours, hosts, accounts and undelivered changes. Without --out,
+    it is printed as text. The HTML page is a single file that contains no scripts and loads no resources.
     """
     zone = _zone(timezone)
     store = open_store(db, sandbox=sandbox, create=False)
@@ -62,13 +63,13 @@ def report(
 
 
 def _zone(name: str) -> ZoneInfo:
-    with contextlib.suppress(KeyError, ValueError, OSError):  # unknown, or no name at all
+    with contextlib.suppress(KeyError, ValueError, OSError):  # an unknown or malformed name
         return ZoneInfo(name)
-    raise ConfigurationError(f"--tz {name[:50]}: there is no such time zone; use a name such as Europe/Paris")
+    raise ConfigurationError(f"--tz {name[:50]}: unknown time zone; use a name such as Europe/Paris")
 
 
 def _write(path: Path, page: str) -> None:
-    """Replace the file as a whole; it is readable by its owner only."""
+    """Replace the file atomically; only its owner can read it."""
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -84,7 +85,7 @@ def _write(path: Path, page: str) -> None:
 
 @attrs.frozen
 class MeetingFacts:
-    """What the report needs of a meeting."""
+    """The columns of a meeting that the report uses."""
 
     user_id: str
     type_name: str | None
@@ -98,7 +99,7 @@ class MeetingFacts:
 
 @attrs.frozen
 class AccountFacts:
-    """How an account's synchronization fares."""
+    """The state of an account's synchronization."""
 
     user_id: str
     synced_at: datetime | None
@@ -108,7 +109,7 @@ class AccountFacts:
 
 @attrs.frozen
 class Report:
-    """The numbers of a report. People are listed with their number of meetings, the most frequent first."""
+    """The numbers of a report. Hosts and guests have their number of meetings, the most frequent first."""
 
     made_at: datetime
     zone: str
@@ -117,10 +118,10 @@ class Report:
     gone: int
     upcoming: int
     weeks: Sequence[date]  # Mondays
-    bookings: dict[str, list[int]]  # by meeting type, a number per week
-    canceled_by_type: dict[str, tuple[int, int]]  # canceled, of all
+    bookings: dict[str, list[int]]  # by meeting type: a count per week
+    canceled_by_type: dict[str, tuple[int, int]]  # canceled, total
     ahead: list[tuple[str, int]]
-    hours: list[list[int]]  # by weekday from Monday, a number per hour
+    hours: list[list[int]]  # by weekday from Monday: a count per hour
     hosts: list[tuple[str, int]]
     guests: list[tuple[str, int]] | None
     accounts: Sequence[AccountFacts]
@@ -130,12 +131,12 @@ class Report:
 
     @property
     def total(self) -> int:
-        """How many meetings there were, those that have disappeared included."""
+        """The number of meetings, including those that have disappeared."""
         return self.booked + self.canceled + self.gone
 
     @property
     def share_canceled(self) -> float:
-        """Which share of the meetings was canceled or has disappeared."""
+        """The fraction of meetings that were canceled or have disappeared."""
         return (self.canceled + self.gone) / self.total if self.total else 0.0
 
 
@@ -154,7 +155,7 @@ async def _read(store: "SQLStore", zone: ZoneInfo, *, guests: bool) -> Report:
         meetings.c.guest_email,
         meetings.c.guest_name,
     )
-    # A meeting whose details were pruned counts no more: nothing of it is known.
+    # Skip pruned meetings: none of their details are known.
     rows = await store.query(select(*columns).where(meetings.c.wire.is_not(None)))
     known = [MeetingFacts(*row) for row in rows]
     per_account = Counter(meeting.user_id for meeting in known)
@@ -192,7 +193,7 @@ def summarize(
     parked: int = 0,
     oldest_pending: datetime | None = None,
 ) -> Report:
-    """Return the numbers. What is not known of a meeting is left out of the picture that needs it."""
+    """Return the numbers. A meeting with unknown details is omitted from the charts that need them."""
     statuses = Counter(meeting.status for meeting in meetings)
     frequent = [name for name, _ in Counter(map(_type, meetings)).most_common(TYPES)]
     weeks, bookings = _bookings(meetings, frequent, zone)
@@ -219,7 +220,7 @@ def summarize(
 
 
 def _type(meeting: MeetingFacts) -> str:
-    return meeting.type_name or "without a type"
+    return meeting.type_name or "no type"
 
 
 def _bookings(
@@ -279,7 +280,7 @@ def _people(people: Iterable[str | None], *, named: bool) -> list[tuple[str, int
 
 
 def _print_summary(facts: Report) -> None:
-    emit(f"Meetings until {short_time(facts.made_at)} UTC\n\n")
+    emit(f"Meetings as of {short_time(facts.made_at)} UTC\n\n")
     busiest = max(
         ((count, day, hour) for day, row in enumerate(facts.hours) for hour, count in enumerate(row)),
         default=(0, 0, 0),
@@ -287,13 +288,13 @@ def _print_summary(facts: Report) -> None:
     days = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
     lines: list[tuple[str, str | None]] = [
         ("Booked", f"{facts.booked}, {facts.upcoming} of them upcoming"),
-        ("Canceled or gone", f"{facts.canceled + facts.gone} ({facts.share_canceled:.0%})"),
+        ("Canceled or disappeared", f"{facts.canceled + facts.gone} ({facts.share_canceled:.0%})"),
         ("Busiest hour", f"{days[busiest[1]]} {busiest[2]:02}:00 ({facts.zone})" if busiest[0] else None),
-        ("Changes waiting", f"{facts.pending} to be delivered, {facts.parked} parked"),
+        ("Undelivered changes", f"{facts.pending} pending, {facts.parked} parked"),
     ]
     print_facts(lines)
     _print_counts("Meeting types", [(name, total) for name, (_, total) in facts.canceled_by_type.items()])
-    _print_counts("Days booked ahead", facts.ahead)
+    _print_counts("Days booked in advance", facts.ahead)
     _print_counts("Hosts", facts.hosts)
     _print_counts("Guests", facts.guests or [])
     emit("\nAccounts\n")

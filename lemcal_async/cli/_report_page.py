@@ -1,6 +1,7 @@
-"""The page of ``lemcal report``: numbers in, one HTML file out, with pictures in SVG. Pure.
+"""The HTML page of ``lemcal report``: renders the numbers as one file with SVG charts, without I/O.
 
-It has no script and loads nothing, so that it can be mailed and kept. Under each picture are its numbers.
+It contains no scripts and loads no resources, so it can be sent by e-mail and archived. Below each chart, a
+table shows its numbers.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ def render(facts: "Report") -> str:
         _hours(facts),
         _ahead(facts),
         _canceled(facts),
-        _people("Hosts", facts.hosts, "Nobody is named without --guests." if facts.guests is None else ""),
+        _people("Hosts", facts.hosts, "Names are shown only with --guests." if facts.guests is None else ""),
         "" if facts.guests is None else _people("Guests", facts.guests, ""),
         _accounts(facts),
     ]
@@ -34,8 +35,8 @@ def render(facts: "Report") -> str:
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="robots" content="noindex"><title>lemcal report, {made}</title><style>{_STYLE}</style></head>
-<body><header><h1>Meetings at lemcal</h1>
-<p class="soft">As of {made}. Days and hours are those of {escape(facts.zone)}.</p></header>
+<body><header><h1>lemcal meetings</h1>
+<p class="soft">As of {made}. Days and hours are in the time zone {escape(facts.zone)}.</p></header>
 <main>{_tiles(facts)}{"".join(sections)}</main></body></html>
 """
 
@@ -44,14 +45,14 @@ def _tiles(facts: "Report") -> str:
     tiles = [
         (f"{facts.total:,}", "meetings"),
         (f"{facts.upcoming:,}", "upcoming"),
-        (f"{facts.share_canceled:.0%}", f"canceled or gone ({facts.canceled + facts.gone:,})"),
-        (f"{facts.pending:,}", "changes to be delivered"),
-        (f"{facts.parked:,}", "changes parked"),
+        (f"{facts.share_canceled:.0%}", f"canceled or disappeared ({facts.canceled + facts.gone:,})"),
+        (f"{facts.pending:,}", "pending changes"),
+        (f"{facts.parked:,}", "parked changes"),
     ]
     oldest = ""
     if facts.oldest_pending:
         found = f"{facts.oldest_pending:%Y-%m-%d %H:%M}"
-        oldest = f'<p class="soft">The oldest change that waits was found at {found} UTC.</p>'
+        oldest = f'<p class="soft">The oldest pending change was found at {found} UTC.</p>'
     boxes = "".join(f"<p><b>{number}</b>{label}</p>" for number, label in tiles)
     return f'<section class="wide" aria-label="Totals"><div class="tiles">{boxes}</div>{oldest}</section>'
 
@@ -129,7 +130,7 @@ def _hours(facts: "Report") -> str:
         x = left + (column + 0.5) * step
         y = top + 7 * size_y + 13
         parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{first + column}</text>')
-    picture = _svg(width, top + 7 * size_y + 20, "Meetings by weekday and hour of their start", parts)
+    picture = _svg(width, top + 7 * size_y + 20, "Meetings by weekday and start hour", parts)
     rows = [
         (_DAYS[day], *(str(row[first + c]) for c in range(columns))) for day, row in enumerate(facts.hours)
     ]
@@ -137,9 +138,7 @@ def _hours(facts: "Report") -> str:
 
 
 def _ahead(facts: "Report") -> str:
-    return _section(
-        "Days booked ahead", _bars(facts.ahead, "How many days before their start meetings are booked")
-    )
+    return _section("Days booked in advance", _bars(facts.ahead, "Meetings by days from booking to start"))
 
 
 def _canceled(facts: "Report") -> str:
@@ -147,9 +146,10 @@ def _canceled(facts: "Report") -> str:
         (name, canceled / total, f"{canceled / total:.0%} of {total}")
         for name, (canceled, total) in facts.canceled_by_type.items()
     ]
-    picture = _horizontal(shares, 1.0, "Share canceled or gone, by meeting type")
+    picture = _horizontal(shares, 1.0, "Share canceled or disappeared, by meeting type")
     rows = [(name, str(canceled), str(total)) for name, (canceled, total) in facts.canceled_by_type.items()]
-    return _section("Share canceled", picture + _numbers(("Meeting type", "Canceled or gone", "Of"), rows))
+    table = _numbers(("Meeting type", "Canceled or disappeared", "Total"), rows)
+    return _section("Share canceled", picture + table)
 
 
 def _people(title: str, people: Sequence[tuple[str, int]], note: str) -> str:
@@ -168,7 +168,7 @@ def _accounts(facts: "Report") -> str:
 
 
 def age(account: "AccountFacts", now: "datetime") -> str:
-    """Return in words how old an account's data are."""
+    """Return the age of an account's data in words."""
     if account.synced_at is None:
         return "never synchronized"
     minutes = max(int((now - account.synced_at).total_seconds() // 60), 0)
@@ -182,13 +182,13 @@ def age(account: "AccountFacts", now: "datetime") -> str:
 def _bars(counts: Sequence[tuple[str, int]], title: str) -> str:
     most = max((count for _, count in counts), default=0)
     if not most:
-        return '<p class="soft">Nothing yet.</p>'
+        return '<p class="soft">No meetings yet.</p>'
     picture = _horizontal([(name, count / most, f"{count:,}") for name, count in counts], 1.0, title)
     return picture + _numbers(("", "Meetings"), [(name, str(count)) for name, count in counts])
 
 
 def _horizontal(rows: Sequence[tuple[str, float, str]], most: float, title: str) -> str:
-    """Return bars with a name above each, so that names of any length fit."""
+    """Return horizontal bars, each below its name, so that long names fit."""
     width, step = 380, 34
     parts: list[str] = []
     for index, (name, share, label) in enumerate(rows):
@@ -201,7 +201,7 @@ def _horizontal(rows: Sequence[tuple[str, float, str]], most: float, title: str)
     return _svg(width, max(len(rows), 1) * step, title, parts)
 
 
-def _rect(  # noqa: PLR0917  # the order of SVG
+def _rect(  # noqa: PLR0917  # SVG's order
     color: str, x: float, y: float, width: float, height: float, label: str, opacity: float = 1
 ) -> str:
     title = f"<title>{escape(label)}</title>" if label else ""
@@ -222,7 +222,7 @@ def _numbers(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     first = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     table = f"<table><tr>{first}</tr>{body}</table>"
-    return f'<details><summary>Numbers</summary><div class="scroll">{table}</div></details>'
+    return f'<details><summary>Show data</summary><div class="scroll">{table}</div></details>'
 
 
 def _section(title: str, content: str, *, wide: bool = False) -> str:

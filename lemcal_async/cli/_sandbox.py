@@ -1,4 +1,4 @@
-"""``lemcal sandbox``: a lemcal on this machine, with made-up accounts and a page to look at."""
+"""``lemcal sandbox``: a local server that behaves like lemcal, with demo accounts and a web page."""
 
 import re
 from datetime import datetime
@@ -22,31 +22,30 @@ def sandbox(
         int, typer.Option("--port", min=0, max=65535, metavar="N", help="The port; 0 picks a free one.")
     ] = 0,
     accounts: Annotated[
-        int, typer.Option("--accounts", min=1, metavar="N", help="How many accounts there are.")
+        int, typer.Option("--accounts", min=1, metavar="N", help="The number of accounts.")
     ] = 1,
     meetings: Annotated[
-        int, typer.Option("--meetings", min=0, metavar="N", help="How many meetings each account has.")
+        int, typer.Option("--meetings", min=0, metavar="N", help="The number of meetings per account.")
     ] = 12,
     limit: Annotated[
-        int, typer.Option("--limit", min=1, metavar="N", help="How many requests a key has per 2 seconds.")
+        int, typer.Option("--limit", min=1, metavar="N", help="The requests allowed per key and 2 seconds.")
     ] = 20,
-    no_limit: Annotated[bool, typer.Option("--no-limit", help="Without a rate limit.")] = False,
+    no_limit: Annotated[bool, typer.Option("--no-limit", help="Disable the rate limit.")] = False,
     latency: Annotated[
         str,
-        typer.Option("--latency", metavar="MS", help="The round trip in milliseconds, such as 50 or 40-200."),
+        typer.Option("--latency", metavar="MS", help="The round-trip time in ms, such as 50 or 40-200."),
     ] = "0",
     hook: Annotated[
         str | None,
         typer.Option("--hook", metavar="URL", help="Post new bookings to this URL, or - for standard input."),
     ] = None,
-    seed: Annotated[
-        int, typer.Option("--seed", metavar="N", help="Another seed makes up other accounts and meetings.")
-    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="The seed of the random demo data.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not print a line per request.")] = False,
 ) -> None:
-    """Serve a sandbox that behaves like lemcal, with made-up data, until Ctrl-C.
+    """Serve a sandbox with demo data until Ctrl-C.
 
-    Open the address that it prints in a browser to see the requests and to book, cancel and break things.
+    The sandbox behaves like lemcal. Open the URL it prints in a browser to watch requests, book and cancel
+    meetings, and inject faults.
     """
     options: dict[str, Any] = {
         "accounts": accounts,
@@ -56,7 +55,7 @@ def sandbox(
         "seed": seed,
     }
     made = load_sandbox()(**options)
-    from lemcal_async.sandbox import run  # noqa: PLC0415  # another extra, which is there as it seems
+    from lemcal_async.sandbox import run  # noqa: PLC0415  # in the same extra
 
     if hook is not None:
         _add_hooks(made, hook)
@@ -84,9 +83,9 @@ def _add_hooks(sandbox: "Sandbox", argument: str) -> None:
 
 
 def _introduce(sandbox: "Sandbox") -> None:
-    """Say where it is and who can use it, in lines that can be pasted into a shell."""
+    """Print the sandbox's URLs and credentials as lines to paste into a shell."""
     lines = [
-        f"# The sandbox: lemcal me --base-url {sandbox.base_url}    (Ctrl-C ends it)",
+        f"# Sandbox running; try: lemcal me --base-url {sandbox.base_url}    (Ctrl-C stops it)",
         f"# Open {sandbox.url} in a browser",
     ]
     for account in sandbox.accounts:
@@ -95,12 +94,12 @@ def _introduce(sandbox: "Sandbox") -> None:
             f"export LEMCAL_USER_ID={account.user_id}",
             f"export LEMCAL_API_KEY={account.api_key}",
         ]
-    lines.append(f"export LEMCAL_BASE_URL={sandbox.base_url}")  # or else the key goes to lemcal
+    lines.append(f"export LEMCAL_BASE_URL={sandbox.base_url}")  # or clients would send the key to lemcal
     emit("\n".join(lines) + "\n")
 
 
 class Lines:
-    """A line on the terminal for each request and each delivery that has finished."""
+    """Prints a line for each finished request and hook delivery."""
 
     def __init__(self, sandbox: "Sandbox") -> None:
         from lemcal_async.sandbox import SeenRequest  # noqa: PLC0415  # another extra
@@ -109,7 +108,7 @@ class Lines:
         self._emails = {account.user_id: account.email for account in sandbox.accounts}
 
     def print(self, entry: "SeenRequest | Delivery") -> None:
-        """Print the line."""
+        """Print a line for the entry."""
         line = self._request(entry) if isinstance(entry, self._request_type) else self._delivery(entry)
         emit(f"{printable(line)}\n")
 

@@ -1,7 +1,4 @@
-"""``lemcal sync``, ``changes``, ``retry``, ``forget``: a database in sync with the accounts' meetings.
-
-It is synchronized once or continuously; what was found can be read, delivered again, and erased.
-"""
+"""``lemcal sync``, ``changes``, ``retry`` and ``forget``: keep a database in sync with the meetings."""
 
 import contextlib
 import gc
@@ -66,14 +63,14 @@ def sync(
     sandbox: UseSandbox = False,
     watch: Annotated[
         float | None,
-        typer.Option("--watch", metavar="SECONDS", help="Synchronize again and again, until Ctrl-C."),
+        typer.Option("--watch", metavar="SECONDS", help="Synchronize repeatedly, until Ctrl-C."),
     ] = None,
     changes: Annotated[
         Path | None,
         typer.Option(
             "--changes",
             metavar="FILE",
-            help="Append each change to this file, as a line of JSON. The file may be rotated.",
+            help="Append each change to this file as a line of JSON. The file may be rotated.",
         ),
     ] = None,
     baseline: Annotated[
@@ -82,13 +79,13 @@ def sync(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per run.")] = False,
 ) -> None:
-    """Synchronize a database with the booked meetings, and find out what changed.
+    """Synchronize a database with the meetings and record changes.
 
-    The accounts are those of the file, or else the one of the environment. The changes wait in the database
-    ('lemcal changes') until --changes or a program of yours takes them.
+    The accounts come from the file, or from the environment. Changes stay in the database (see 'lemcal
+    changes') until --changes or your own program delivers them.
 
-    The exit status is 0 only if no account failed and all rows could be read. A failed account does not keep
-    the others from being synchronized.
+    The exit status is 0 only if no account failed and all rows could be read. A failed account does not stop
+    the others.
     """
     job = _Job(
         service=Service(base_url, sandbox, accounts, None),
@@ -119,13 +116,13 @@ def _checked(interval: float | None) -> float | None:
 
 
 def _run(job: _Job) -> ExitStatus:
-    """Do the job, and return the exit status."""
+    """Run the job and return the exit status."""
     with _accounts(job.service) as (target, accounts), _change_handler(job.changes) as on_change:
         names = {account.user_id: account.name for account in accounts}
 
         async def main() -> ExitStatus:
             async with job.store, _clients(target, accounts) as clients:
-                # A file that cannot be written says nothing against a change: none is parked for it.
+                # An unwritable file is not the change's fault, so never park a change.
                 options: dict[str, Any] = {
                     "on_change": on_change,
                     "baseline": job.baseline,
@@ -149,13 +146,13 @@ def _run(job: _Job) -> ExitStatus:
                 _report(report, names, _print_report if job.json else _print_table)
                 return _status(report)
 
-        # What is imported stays: a collection that scans all of it would block the event loop for 50 ms.
+        # Keep the collector from scanning imported modules, which would block the event loop for 50 ms.
         gc.freeze()
         return anyio.run(main)
 
 
 def _status(report: SyncReport) -> ExitStatus:
-    """Return the exit status: that of the failures if no account succeeded and all failed alike."""
+    """Return the exit status: that of the failures if all accounts failed for the same reason."""
     statuses = {status_of(failure.error) for failure in report.failures}
     if not statuses:
         return ExitStatus.UNREADABLE_ROWS if report.unreadable_rows else ExitStatus.OK
@@ -165,25 +162,25 @@ def _status(report: SyncReport) -> ExitStatus:
 
 @contextlib.contextmanager
 def _accounts(service: Service) -> Generator[tuple[Target, Sequence[Account]]]:
-    """Provide the service and the accounts; none means the one of the environment."""
+    """Yield the service and the accounts. No accounts means the credentials of the environment."""
     if service.accounts is None:
         with find_target(service) as target:
             yield target, [target.account] if target.account else []
         return
-    accounts = read_accounts(service.accounts)  # once: it may be a pipe
+    accounts = read_accounts(service.accounts)  # only once: it may be a pipe
     yield Target(base_url_of(service), accounts[0]), accounts
 
 
 @contextlib.asynccontextmanager
 async def _clients(target: Target, accounts: Sequence[Account]) -> AsyncGenerator[list[AsyncLemcal]]:
-    """Provide a client for each account, all on one wire."""
+    """Yield a client for each account, all on one transport."""
     async with connect(target) as lemcal:
         yield [lemcal.for_account(a.user_id, a.api_key.reveal) for a in accounts] or [lemcal]
 
 
 @contextlib.contextmanager
 def _change_handler(path: Path | None) -> Generator[Callable[[Change], Any] | None]:
-    """Provide the handler that appends changes to the file; each is on the disk when it returns."""
+    """Yield a handler that appends changes to the file and returns once they are on disk."""
     if path is None:
         yield None
         return
@@ -199,26 +196,26 @@ def _change_handler(path: Path | None) -> Generator[Callable[[Change], Any] | No
 
 
 class _ChangesFile:
-    """The file that changes are appended to; if log rotation moves it away, a new one is created."""
+    """The file to append changes to. If log rotation moves it, a new file is created."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor = -1
-        self._lock = threading.Lock()  # several accounts deliver at a time, each in a thread
+        self._lock = threading.Lock()  # accounts deliver concurrently, each in a thread
 
     def open(self) -> None:
-        """Open the file; a new one is for its owner only, as it will hold personal data."""
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # as on Windows
+        """Open the file. Only its owner can read a new file, because it contains personal data."""
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # on Windows
         self._descriptor = os.open(self._path, flags, 0o600)
 
     def close(self) -> None:
-        """Close the file, if it is open."""
+        """Close the file if it is open."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def append(self, change: Change) -> None:
-        """Append a change, and return when it is on the disk, in a file that still exists."""
+        """Append a change, and return once it is on disk in a file that still exists."""
         line = json_line(_change_object(change)).encode()
         with self._lock:
             while True:
@@ -227,7 +224,7 @@ class _ChangesFile:
                     self.open()
                 self._write(line)
                 if os.fstat(self._descriptor).st_nlink:
-                    return  # else the file was deleted meanwhile, and the line with it
+                    return  # otherwise, the file was deleted with the line in it
 
     def _is_current(self) -> bool:
         if self._descriptor < 0:
@@ -239,8 +236,8 @@ class _ChangesFile:
         return os.path.samestat(now, os.fstat(self._descriptor))
 
     def _write(self, line: bytes) -> None:
-        regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode)  # a pipe or a device has no disk
-        # A line that a crash has cut short stays a line of its own; its change comes again.
+        regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode)  # pipes and devices cannot be synced
+        # Keep a line truncated by a crash separate; its change is delivered again.
         if regular and (size := os.lseek(self._descriptor, 0, os.SEEK_END)):
             os.lseek(self._descriptor, size - 1, os.SEEK_SET)
             if os.read(self._descriptor, 1) != b"\n":
@@ -253,7 +250,7 @@ class _ChangesFile:
 
 
 def _change_object(change: Change) -> dict[str, Any]:
-    """Return a change as programs get it; ``meeting`` is as the service writes it."""
+    """Return a change as a JSON object; ``meeting`` is in the service's format."""
     return {
         "seq": change.seq,
         "user_id": change.user_id,
@@ -270,7 +267,7 @@ def _change_object(change: Change) -> dict[str, Any]:
 
 
 def _report(report: SyncReport, names: dict[str, str], printer: Callable[[SyncReport], object]) -> None:
-    """Print a report, and a line on standard error for whatever went wrong."""
+    """Print a report, and on standard error a line per failure or unreadable row."""
     printer(report)
     for unreadable in report.unreadable_rows:
         account = _named(unreadable.user_id, names)
@@ -305,7 +302,7 @@ def _print_table(report: SyncReport) -> None:
 
 
 class _WatchTable:
-    """A line per run under one heading: when it ended, and how many failed accounts wait for a later one."""
+    """Prints a line per run below one heading: when it ended, and how many failed accounts it skipped."""
 
     def __init__(self, accounts: int) -> None:
         self._accounts = accounts
@@ -349,17 +346,18 @@ def changes(
     db: Database = None,
     sandbox: OfSandbox = False,
     pending: Annotated[
-        bool, typer.Option("--pending", help="Only those that are still to be delivered.")
+        bool, typer.Option("--pending", help="Only undelivered changes that are not parked.")
     ] = False,
     parked: Annotated[
         bool,
-        typer.Option("--parked", help="Only those that a handler has failed too often; see 'lemcal retry'."),
+        typer.Option("--parked", help="Only changes parked after too many failures; see 'lemcal retry'."),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON on a terminal, too.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON even on a terminal.")] = False,
 ) -> None:
-    """Print the changes that synchronizations have found, oldest first. It only reads.
+    """Print the recorded changes, oldest first.
 
-    On a terminal they are a table; into a file or a pipe, or with --json, one JSON object per line.
+    On a terminal, they are printed as a table; to a file or a pipe, or with --json, as one JSON object per
+    line. The database is not modified.
     """
     as_table = sys.stdout.isatty() and not json
 
@@ -381,13 +379,16 @@ def changes(
 
 def retry(
     user_id: Annotated[
-        str | None, typer.Argument(metavar="[USER_ID]", help="Only those of this account (usr_...).")
+        str | None, typer.Argument(metavar="[USER_ID]", help="Only changes of this account (usr_...).")
     ] = None,
     *,
     db: Database = None,
     sandbox: OfSandbox = False,
 ) -> None:
-    """Have parked changes delivered again by the next synchronization, in their old order."""
+    """Schedule parked changes for another delivery.
+
+    The next synchronization delivers them in their original order.
+    """
     store = open_store(db, sandbox=sandbox, create=False)
     count = with_store(store, "Retrying", lambda store: store.retry_parked(user_id))
     emit(f"{count} parked {'change' if count == 1 else 'changes'} will be delivered again.\n")
@@ -395,29 +396,29 @@ def retry(
 
 def forget(
     account: Annotated[
-        str, typer.Argument(metavar="ACCOUNT", help="The user id (usr_...), or with --accounts the name.")
+        str, typer.Argument(metavar="ACCOUNT", help="The user id (usr_...); with --accounts, the name.")
     ],
     *,
     db: Database = None,
     sandbox: OfSandbox = False,
     accounts: Annotated[
-        Path | None, typer.Option("--accounts", metavar="FILE", help="The TOML file that has the name.")
+        Path | None, typer.Option("--accounts", metavar="FILE", help="The TOML file that contains the name.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Erase all data of an account from the database: its meetings and its changes.
+    """Erase an account's meetings and changes from the database.
 
-    An account that is synchronized again comes back as a new one: remove it from the accounts first.
+    Stop synchronizing the account first: otherwise the next synchronization adds it again as a new account.
     """
     user_id = account if accounts is None else find_user_id(accounts, account)
     if accounts is None and not account.startswith("usr_"):
         raise ConfigurationError(
-            f"{account!r} is not a user id (usr_...); to give the name of an account, add --accounts FILE"
+            f"{account!r} is not a user id (usr_...); to pass an account's name, add --accounts FILE"
         )
     store = open_store(db, sandbox=sandbox, create=False)
     named = user_id if account == user_id else f"{account} ({user_id})"
     if not yes:
-        _confirm(f"erase all data of {named}? It cannot be undone. [y/N]")
+        _confirm(f"erase all data of {named}? This cannot be undone. [y/N]")
 
     async def erase(store: "SQLStore") -> tuple[int, int] | None:
         known = await store.revision(user_id)
@@ -426,13 +427,13 @@ def forget(
 
     erased = with_store(store, "Erasing the account", erase)
     if erased is None:
-        tell(f"the database has nothing about {named}")
+        tell(f"the database contains no data of {named}")
         raise typer.Exit(ExitStatus.NOT_FOUND)
-    emit(f"{named} is forgotten: {erased[0]} meetings and {erased[1]} changes were erased.\n")
+    emit(f"Erased {erased[0]} meetings and {erased[1]} changes of {named}.\n")
 
 
 def _confirm(question: str) -> None:
-    """Ask on standard error; ConfigurationError unless the answer is yes."""
+    """Ask for confirmation on standard error; ConfigurationError unless the answer is yes."""
     tell(question)
     answer = sys.stdin.readline().strip().lower()
     if answer not in ("y", "yes"):

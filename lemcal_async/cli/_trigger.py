@@ -1,4 +1,4 @@
-"""``lemcal trigger``: let something happen in a running sandbox."""
+"""``lemcal trigger``: book, cancel or move a meeting in a running sandbox."""
 
 import json as json_module
 import os
@@ -21,32 +21,34 @@ Kind = Literal["booking", "cancel", "move"]
 
 
 def trigger(
-    kind: Annotated[Kind, typer.Argument(metavar="booking|cancel|move", help="What to do.")],
+    kind: Annotated[Kind, typer.Argument(metavar="booking|cancel|move", help="The action.")],
     meeting_id: Annotated[
-        str | None, typer.Argument(metavar="[MEETING_ID]", help="Which meeting; else the one booked last.")
+        str | None, typer.Argument(metavar="[MEETING_ID]", help="Defaults to the meeting booked last.")
     ] = None,
     *,
     url: Annotated[
         str | None,
-        typer.Option("--url", metavar="URL", help=f"Where the sandbox is; default: {BASE_URL_VARIABLE}."),
+        typer.Option("--url", metavar="URL", help=f"The sandbox's URL. Defaults to {BASE_URL_VARIABLE}."),
     ] = None,
     account: Annotated[
-        int, typer.Option("--account", metavar="N", min=1, help="Which of its accounts: the first is 1.")
+        int, typer.Option("--account", metavar="N", min=1, help="The account's number; the first is 1.")
     ] = 1,
-    guest: Annotated[str | None, typer.Option("--guest", metavar="EMAIL", help="Who books.")] = None,
+    guest: Annotated[
+        str | None, typer.Option("--guest", metavar="EMAIL", help="The guest's address, or 'NAME <ADDRESS>'.")
+    ] = None,
     start: Annotated[
         str | None,
-        typer.Option("--start", metavar="TIME", help="When it starts (ISO 8601)."),
+        typer.Option("--start", metavar="TIME", help="The start time (ISO 8601)."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the meeting as JSON.")] = False,
 ) -> None:
     """Book, cancel or move a meeting in a running sandbox.
 
-    Without --start, a meeting is moved by a day.
+    Without --start, move postpones the meeting by a day.
     """
     given = url or os.environ.get(BASE_URL_VARIABLE, "").strip()
     if not given:
-        raise ConfigurationError(f"say where the sandbox is, with --url or in {BASE_URL_VARIABLE}")
+        raise ConfigurationError(f"no sandbox URL: pass --url or set {BASE_URL_VARIABLE}")
     with _Control(given) as control:
         if kind == "booking":
             options = {"account": account - 1, "guest": guest, "start": start}
@@ -63,16 +65,16 @@ def trigger(
         print_json(row)
         return
     done = {"booking": "booked", "cancel": "canceled", "move": "moved"}[kind]
-    emit(printable(f"{done} {row.get('_id')}, which starts at {row.get('start')}") + "\n")
+    emit(printable(f"{done} {row.get('_id')}, starting at {row.get('start')}") + "\n")
 
 
 class _Control:
-    """The controls of a running sandbox. No credentials are sent to it."""
+    """A client for the controls of a running sandbox. It sends no credentials."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
-            raise ConfigurationError("the sandbox's URL must be like http://127.0.0.1:8080")
+            raise ConfigurationError("the sandbox's URL must look like http://127.0.0.1:8080")
         self._root = f"{parts.scheme}://{parts.netloc}"
         self._client = httpx.Client(trust_env=False, timeout=_TIMEOUT)
 
@@ -83,13 +85,13 @@ class _Control:
         self._client.close()
 
     def call(self, method: str, path: str, body: Mapping[str, Any]) -> Any:
-        """Call a control and return the JSON that it answers."""
+        """Call a control and return the JSON of its response."""
         try:
             content = None if method == "GET" else json_module.dumps(body)
             answer = self._client.request(method, f"{self._root}/_sandbox{path}", content=content)
         except httpx.TransportError as error:
             raise APIConnectionError(
-                f"no sandbox answers at {self._root} ({type(error).__name__}); is it running?"
+                f"cannot reach a sandbox at {self._root} ({type(error).__name__}); is it running?"
             ) from None
         is_json = answer.headers.get("content-type", "").startswith("application/json")
         if answer.status_code == 404 and answer.text.startswith("there is no meeting"):
@@ -101,14 +103,14 @@ class _Control:
         return answer.json()
 
     def newest(self, account: int) -> str:
-        """Return the id of the account's meeting that was booked last and is not canceled."""
+        """Return the id of the account's most recently booked meeting that is not canceled."""
         booked = [row for row in self._meetings(account) if not row.get("canceledAt")]
         if not booked:
             raise MeetingNotFoundError("the account has no meeting that is not canceled", status_code=404)
         return str(booked[-1]["_id"])
 
     def moved(self, meeting_id: str, account: int, start: str | None) -> dict[str, str]:
-        """Return the new times of a meeting: by default a day later, as long as before."""
+        """Return the new times of a meeting, a day later by default. Its duration does not change."""
         rows = {row["_id"]: row for row in self._meetings(account)}
         if meeting_id not in rows:
             raise MeetingNotFoundError(f"there is no meeting {meeting_id}", status_code=404)

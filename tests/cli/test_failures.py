@@ -94,16 +94,19 @@ def test_no_credentials(lemcal: Run) -> None:
         (["me", "--api-key=hush"], "No such option"),
         (["sandbox", "--port", "70000"], "Invalid value for '--port'"),
         (["trigger", "nothing"], "Invalid value for 'booking|cancel|move': 'nothing' is not one of"),
-        (["meetings", "--sandbox", "--json", "--csv"], "--json and --csv exclude each other; choose one"),
-        (["types", "--sandbox", "--json", "--csv"], "--json and --csv exclude each other; choose one"),
+        (
+            ["meetings", "--sandbox", "--json", "--csv"],
+            "--json and --csv are mutually exclusive; pass only one",
+        ),
+        (["types", "--sandbox", "--json", "--csv"], "--json and --csv are mutually exclusive; pass only one"),
         (
             ["me", "--sandbox", "--base-url", "http://[::1]"],
-            "--sandbox brings its own service and account",
+            "--sandbox provides its own service and account",
         ),
-        (["me", "--sandbox", "--accounts", "x.toml"], "--sandbox brings its own service and account"),
+        (["me", "--sandbox", "--accounts", "x.toml"], "--sandbox provides its own service and account"),
         (
             ["me", "--account", "sales"],
-            "--account selects from the file given with --accounts; add that too",
+            "--account requires a file; add --accounts FILE",
         ),
         (
             ["me", "--base-url", "http://api.example.com"],

@@ -62,7 +62,7 @@ def test_a_worker(app: str, lemcal: Run, spawn: Spawn, sandbox: Sandbox, backend
     worker.send_signal(signal.SIGTERM)
     _, err = worker.communicate(timeout=60)
     assert 0 == worker.returncode
-    assert "working, 2 accounts at once" in err
+    assert "worker started, up to 2 accounts at once" in err
     assert sandbox.api_key not in err
     status = json.loads(lemcal("fleet", "status", app, "--json").out)
     assert (2, 0, 0) == (status["accounts"], status["undelivered"], status["running"])
@@ -84,10 +84,10 @@ def test_the_accounts_of_a_fleet(app: str, lemcal: Run, sandbox: Sandbox) -> Non
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere", "say which fleet, as MODULE:NAME"),
+        ("nowhere", "does not name a fleet; pass MODULE:NAME"),
         ("nowhere:fleet", "there is no module 'nowhere'"),
-        ("{module}:not_a_fleet", "is not a Fleet, but int"),
-        ("{module}:missing", "there is no 'missing' in the module"),
+        ("{module}:not_a_fleet", "is of type int, not Fleet"),
+        ("{module}:missing", "has no attribute 'missing'"),
     ],
 )
 def test_no_fleet(app: str, lemcal: Run, name: str, message: str) -> None:

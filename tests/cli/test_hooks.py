@@ -23,14 +23,14 @@ def test_create_and_delete(lemcal: Run, sandbox: Sandbox, selector: str) -> None
     assert TARGET == hook["targetUrl"]
     assert (0, "") == (done.status, done.err)
     assert [
-        f"Hook id        {hook['_id']}  (keep it: it cannot be listed)",
+        f"Hook id        {hook['_id']}  (keep it: hooks cannot be listed)",
         f"Target         {SHOWN}",
         f"Meetings       {'of any type' if selector == 'any' else meeting_type}",
     ] == done.out.splitlines()[:3]
     assert "hush" not in done.out
 
     done = lemcal("hooks", "delete", hook["_id"], "--base-url", sandbox.base_url)
-    assert (0, f"Hook {hook['_id']} is deleted.\n", "") == (done.status, done.out, done.err)
+    assert (0, f"Deleted hook {hook['_id']}.\n", "") == (done.status, done.out, done.err)
     assert [] == sandbox.hooks()
 
 
@@ -46,7 +46,7 @@ def test_a_hook_of_which_little_is_known(lemcal: Run, sandbox: Sandbox) -> None:
     sandbox.inject(faults.json({"_id": "hoo_a"}), times=2)
     create = ("hooks", "create", "-", "--any", "--base-url", sandbox.base_url)
     assert {"_id": "hoo_a"} == json.loads(lemcal(*create, "--json", stdin=TARGET).out)
-    assert "Hook id  hoo_a  (keep it: it cannot be listed)\n" == lemcal(*create, stdin=TARGET).out
+    assert "Hook id  hoo_a  (keep it: hooks cannot be listed)\n" == lemcal(*create, stdin=TARGET).out
 
 
 def test_a_duplicate(lemcal: Run, sandbox: Sandbox) -> None:
@@ -57,7 +57,7 @@ def test_a_duplicate(lemcal: Run, sandbox: Sandbox) -> None:
     assert (1, "") == (done.status, done.out)
     assert done.err.startswith('lemcal: POST /hooks: 409 Conflict ("Duplicate hook").')
     done = lemcal(*create, "--exist-ok", stdin=TARGET)
-    assert (0, "There is already such a hook. Its id cannot be looked up.\n") == (done.status, done.out)
+    assert (0, "The hook already exists. Its id cannot be looked up.\n") == (done.status, done.out)
     assert "null\n" == lemcal(*create, "--exist-ok", "--json", stdin=TARGET).out
 
 
@@ -65,7 +65,7 @@ def test_a_token_as_an_argument(lemcal: Run, sandbox: Sandbox) -> None:
     """A target with a query works as an argument, with a warning that does not repeat it."""
     done = lemcal("hooks", "create", TARGET, "--any", "--base-url", sandbox.base_url)
     assert (0, 1) == (done.status, len(sandbox.hooks()))
-    assert done.err.startswith("lemcal: warning: the URL has a query, and other users of this machine can")
+    assert done.err.startswith("lemcal: warning: other users of this machine can see command-line arguments")
     assert 1 == done.err.count("\n")
     assert "hush" not in done.out + done.err
 
@@ -82,7 +82,7 @@ def test_a_target_without_a_query(lemcal: Run, sandbox: Sandbox) -> None:
 def test_which_meetings(lemcal: Run, sandbox: Sandbox, argv: list[str]) -> None:
     """Either ``--type`` or ``--any`` is required, before anything is read or sent."""
     done = lemcal("hooks", "create", "-", *argv, "--base-url", sandbox.base_url, stdin=TARGET)
-    assert (2, "lemcal: choose the meetings: either --type ID or --any\n") == (done.status, done.err)
+    assert (2, "lemcal: pass either --type ID or --any\n") == (done.status, done.err)
     assert [] == sandbox.requests
 
 
@@ -107,7 +107,7 @@ def test_typing_the_target(lemcal: Run, sandbox: Sandbox) -> None:
     stdin = io.StringIO(f"{TARGET}\n")
     stdin.isatty = lambda: True  # type: ignore[method-assign]  # a terminal, for the purpose
     done = lemcal("hooks", "create", "-", "--any", "--base-url", sandbox.base_url, stdin=stdin)
-    assert (0, "lemcal: type the target URL, then Enter:\n") == (done.status, done.err)
+    assert (0, "lemcal: enter the target URL:\n") == (done.status, done.err)
 
 
 def test_deleting_what_is_not_there(lemcal: Run, sandbox: Sandbox) -> None:

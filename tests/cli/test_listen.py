@@ -158,7 +158,7 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
     delivered, waits = forward("http://127.0.0.1:1/?token=hush")
     assert (False, [1.0, 2.0, 4.0, 8.0]) == (delivered, waits)
     out, err = capsys.readouterr()
-    assert 5 == out.count("created mee_1 no answer (ConnectError)")
+    assert 5 == out.count("created mee_1 no response (ConnectError)")
     assert "lemcal: gave up on mee_1 after 5 attempts; send it again with --replay mee_1\n" == err
     assert "hush" not in out + err
 
@@ -209,7 +209,7 @@ def test_trigger(lemcal: Run, sandbox: Sandbox) -> None:
         "trigger", "booking", "--url", url, "--guest", "ada@example.org", "--start", "2030-01-01T09:00Z"
     )
     booked = sandbox.meetings()[-1]
-    expected = f"booked {booked['_id']}, which starts at 2030-01-01T09:00:00.000Z\n"
+    expected = f"booked {booked['_id']}, starting at 2030-01-01T09:00:00.000Z\n"
     assert (0, expected, "") == (done.status, done.out, done.err)
     assert "ada@example.org" == booked["providedInfos"]["email"]
     moved = json.loads(lemcal("trigger", "move", "--url", sandbox.base_url, "--json").out)
@@ -242,9 +242,9 @@ def test_trigger_by_the_environment(lemcal: Run, sandbox: Sandbox, monkeypatch: 
         (["move", "mee_unknown", "--url", "{url}"], 5, "there is no meeting mee_unknown"),
         (["move", "--start", "tomorrow", "--url", "{url}"], 2, "--start must be ISO 8601"),
         (["booking", "--url", "{receiver}"], 2, "there is no sandbox at"),
-        (["booking", "--url", "http://127.0.0.1:1"], 1, "no sandbox answers at http://127.0.0.1:1"),
-        (["booking", "--url", "nonsense"], 2, "the sandbox's URL must be like"),
-        (["booking"], 2, "say where the sandbox is, with --url or in LEMCAL_BASE_URL"),
+        (["booking", "--url", "http://127.0.0.1:1"], 1, "cannot reach a sandbox at http://127.0.0.1:1"),
+        (["booking", "--url", "nonsense"], 2, "the sandbox's URL must look like"),
+        (["booking"], 2, "no sandbox URL: pass --url or set LEMCAL_BASE_URL"),
         (["party"], 2, "party"),
     ],
 )

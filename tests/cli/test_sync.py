@@ -227,14 +227,14 @@ def test_forget(lemcal: Run, sandbox: Sandbox) -> None:
         done = lemcal("forget", sandbox.user_id, stdin=answer)
         assert (2, "") == (done.status, done.out)
         question, refusal = done.err.splitlines()
-        assert f"lemcal: erase all data of {sandbox.user_id}? It cannot be undone. [y/N]" == question
+        assert f"lemcal: erase all data of {sandbox.user_id}? This cannot be undone. [y/N]" == question
         assert "lemcal: nothing was erased; answer y, or pass --yes" == refusal
     assert 12 == len(lemcal("changes").out.splitlines())
     done = lemcal("forget", sandbox.user_id, stdin="y\n")
-    expected = f"{sandbox.user_id} is forgotten: 12 meetings and 12 changes were erased.\n"
+    expected = f"Erased 12 meetings and 12 changes of {sandbox.user_id}.\n"
     assert (0, expected) == (done.status, done.out)
     done = lemcal("forget", sandbox.user_id, "--yes", "--db", "sqlite:///lemcal.db")
-    expected = f"lemcal: the database has nothing about {sandbox.user_id}\n"
+    expected = f"lemcal: the database contains no data of {sandbox.user_id}\n"
     assert (5, "", expected) == (done.status, done.out, done.err)
     assert "" == lemcal("changes").out
 
@@ -246,7 +246,7 @@ def test_forget_by_name(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
     file.write_text(re.sub(r'api_key = ".*"', 'api_key_env = "GONE"', file.read_text()))
     done = lemcal("forget", "team2", "--accounts", str(file), stdin="y\n")
     user_id = sandbox.accounts[1].user_id
-    expected = f"team2 ({user_id}) is forgotten: 12 meetings and 12 changes were erased.\n"
+    expected = f"Erased 12 meetings and 12 changes of team2 ({user_id}).\n"
     assert (0, expected) == (done.status, done.out)
     assert {sandbox.user_id} == {json.loads(line)["user_id"] for line in lemcal("changes").out.splitlines()}
 
@@ -351,18 +351,18 @@ def test_the_table_of_a_watch(spawn: Spawn, sandbox: Sandbox, tmp_path: Path) ->
         (["sync", "--watch", "0", "--sandbox"], 2, "--watch must be a number of seconds above 0"),
         (["sync", "--changes", "no/such/file", "--sandbox"], 2, "no/such/file cannot be written"),
         (["sync"], 2, "no credentials: set LEMCAL_USER_ID"),
-        (["sync", "--sandbox", "--accounts", "x.toml"], 2, "leave out --base-url and --accounts"),
+        (["sync", "--sandbox", "--accounts", "x.toml"], 2, "omit --base-url and --accounts"),
         (["sync", "--accounts", "none.toml"], 2, "the accounts file cannot be read"),
-        (["sync", "--accounts", "others.toml"], 2, "others can read this file, and it holds API keys"),
-        (["sync", "--accounts", "twice.toml"], 2, "has the name of account 1"),
-        (["sync", "--accounts", "broken.toml"], 2, "the accounts file is not TOML"),
+        (["sync", "--accounts", "others.toml"], 2, "other users can read the API keys in this file"),
+        (["sync", "--accounts", "twice.toml"], 2, "has the same name as account 1"),
+        (["sync", "--accounts", "broken.toml"], 2, "the accounts file is not valid TOML"),
         (["changes"], 2, "there is no such file; nothing was ever synchronized into it"),
         (["forget", "usr_1", "--yes", "--db", "sqlite:///none.db"], 2, "there is no such file"),
         (["forget", "sales", "--yes"], 2, "'sales' is not a user id (usr_...)"),
         (
             ["forget", "sales", "--yes", "--accounts", "one.toml"],
             2,
-            "no account 'sales' in it; the names",
+            "no account is named 'sales'; the names",
         ),
         (["forget"], 2, "Missing argument 'ACCOUNT'"),
     ],

@@ -1,4 +1,4 @@
-"""Everything there is to run, each in an environment of its own."""
+"""The project's tasks: tests, checks, docs and benchmarks, each in its own environment."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ SUPPORTED = nox.project.python_versions(PROJECT)
 
 
 def works(command: str) -> bool:
-    """Whether an interpreter really starts: a version manager's stand-in may be all there is."""
+    """Whether an interpreter starts: the command may be only a version manager's shim."""
     try:
         return (
             subprocess.run([command, "-c", ""], capture_output=True, check=False, timeout=60).returncode == 0
@@ -28,7 +28,7 @@ def works(command: str) -> bool:
 
 
 def interpreters() -> list[str]:
-    """Return the supported versions that exist here, those of pyenv included."""
+    """Return the supported Python versions that are installed, including those of pyenv."""
     found = []
     for version in SUPPORTED:
         if not works(f"python{version}") and shutil.which("pyenv"):
@@ -41,37 +41,37 @@ def interpreters() -> list[str]:
 
 
 def install(session: nox.Session, *groups: str) -> None:
-    """Install the package with the extras in use, and the tools of some dependency groups."""
+    """Install the package with all extras, and some dependency groups."""
     session.install("-e", ".[all]", *nox.project.dependency_groups(PROJECT, *groups))
 
 
-tested: set[str] = set()  # the Pythons on which the tests have passed in this call of nox
+tested: set[str] = set()  # the Python versions on which the tests have passed in this run of nox
 
 
 def run_tests(session: nox.Session) -> None:
-    """Install what the tests need, and run them in two processes: half of the time they wait for servers."""
+    """Install the test dependencies and run the tests in two processes, as they often wait for servers."""
     install(session, "test")
     session.run("pytest", *(session.posargs or ["--numprocesses=2", "--dist=worksteal"]))
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests on the Python that nox runs on; arguments after ``--`` go to pytest."""
+    """Run the tests on the Python that runs nox; arguments after ``--`` are passed to pytest."""
     run_tests(session)
     tested.add(f"{sys.version_info.major}.{sys.version_info.minor}")
 
 
 @nox.session(python=interpreters())
 def tests_all(session: nox.Session) -> None:
-    """Run the tests on every supported Python that exists here."""
+    """Run the tests on every supported Python that is installed."""
     if session.python in tested:
-        session.skip("the session tests has just run them on this Python")
+        session.skip("the tests have already passed on this Python")
     run_tests(session)
 
 
 @nox.session
 def storms(session: nox.Session) -> None:
-    """Run the storms and kill runs: minutes of load and failure, on loopback; ``-- soak`` for one by name."""
+    """Run the stress and kill tests, which take minutes; ``-- soak`` selects tests by name."""
     install(session, "test")
     chosen = ["-k", session.posargs[0]] if session.posargs else []
     session.run("pytest", "-m", "storm", "--timeout=900", "-rA", *chosen, *session.posargs[1:])
@@ -79,14 +79,14 @@ def storms(session: nox.Session) -> None:
 
 @nox.session
 def matrix(session: nox.Session) -> None:
-    """Try the transports that people plug in; ``-- --write`` puts the table into docs/transports.md."""
+    """Test third-party transports; ``-- --write`` updates the table in docs/transports.md."""
     install(session, "matrix")
     session.run("python", "-m", "tests.matrix", *session.posargs)
 
 
 @nox.session(python=interpreters()[-1:])
 def coverage(session: nox.Session) -> None:
-    """Run the tests in one process, and report which branches of the package they leave out."""
+    """Run the tests in one process and report the branches of the package that they miss."""
     install(session, "test")
     session.env["COVERAGE_FILE"] = str(Path(session.create_tmp()).resolve() / "coverage")
     session.run("coverage", "run", "-m", "pytest", *session.posargs)
@@ -111,11 +111,11 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """Build what is to be published, inspect it, and use it in clean environments, extra by extra."""
+    """Build and check the package, and test it in clean environments, one extra at a time."""
     session.install(*nox.project.dependency_groups(PROJECT, "package"))
     built = Path(session.create_tmp()).resolve()
     shutil.rmtree(built)
-    session.run("python", "-m", "build", "--outdir", str(built), silent=True)  # the wheel out of the sdist
+    session.run("python", "-m", "build", "--outdir", str(built), silent=True)  # the wheel from the sdist
     (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
     session.run("twine", "check", "--strict", str(wheel), str(sdist))
     session.run("check-wheel-contents", str(wheel))
@@ -130,23 +130,23 @@ def lowest(session: nox.Session) -> None:
     resolve = ["uv", "pip", "compile", "--quiet", "--upgrade", "--all-extras", "--resolution=lowest-direct"]
     session.run(*resolve, "pyproject.toml", "--output-file", pins)
     session.install("-e", ".[all]", "-c", pins, *nox.project.dependency_groups(PROJECT, "test"))
-    # A pandas of today wants a newer SQLAlchemy than the package does.
-    left_out = ["--deselect=tests/docs/test_pages.py::test_data_analysis"]
-    # Of an old starlette's test client.
-    left_out += ["-Wignore:The anyio.abc.BlockingPortal alias is deprecated:DeprecationWarning"]
-    session.run("pytest", "--numprocesses=2", "--dist=worksteal", *left_out, *session.posargs)
+    # Current versions of pandas require a newer SQLAlchemy than the package does.
+    options = ["--deselect=tests/docs/test_pages.py::test_data_analysis"]
+    # Raised by the test client of old versions of starlette.
+    options += ["-Wignore:The anyio.abc.BlockingPortal alias is deprecated:DeprecationWarning"]
+    session.run("pytest", "--numprocesses=2", "--dist=worksteal", *options, *session.posargs)
 
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation into site/; a broken link or anchor fails it."""
+    """Build the documentation into site/; broken links and anchors are errors."""
     session.install("-e", ".[all]", *nox.project.dependency_groups(PROJECT, "docs"))
     session.run("zensical", "build", "--strict", "--clean", *session.posargs)
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Show the client at work on the sandbox: real HTTP on loopback, no account needed."""
+    """Run the client against the sandbox, with real HTTP on loopback and without an account."""
     session.install("-e", ".[cli,sandbox,sql]")
     session.run("lemcal", "me", "--sandbox")
     session.run("lemcal", "meetings", "--sandbox")
@@ -161,7 +161,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure against peers in the same run; ``-- NAME ARGUMENTS`` for one of them (``run --out DIR``)."""
+    """Run the benchmarks, which include peers; ``-- NAME ARGUMENTS`` runs one of them (``run --out DIR``)."""
     default = {
         "run": [],
         "limiter": ["--quick"],
@@ -172,13 +172,13 @@ def bench(session: nox.Session) -> None:
     }
     chosen, *arguments = session.posargs or [""]
     if chosen and not Path(f"benchmarks/{chosen}.py").exists():
-        session.error(f"there is no benchmark {chosen!r}: {', '.join(default)}")
+        session.error(f"there is no benchmark {chosen!r}; the benchmarks are: {', '.join(default)}")
     install(session, "bench")
     missed: list[str] = []
     for name in [chosen] if chosen else default:
         try:
             session.run("python", "-m", f"benchmarks.{name}", *(arguments if chosen else default[name]))
-        except CommandFailed:  # the others are worth knowing all the same
+        except CommandFailed:  # run the other benchmarks anyway
             missed.append(name)
     if missed:
-        session.error(f"figures out of their bounds, or no figures: {', '.join(missed)}")
+        session.error(f"benchmarks that failed or exceeded their bounds: {', '.join(missed)}")

@@ -1,4 +1,4 @@
-"""The pictures of a run: bars beside those of the peers, and what idle connections cost."""
+"""Charts of a benchmark run: bar charts with the peers, and the cost of idle connections."""
 
 import re
 from pathlib import Path
@@ -12,15 +12,15 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 
 _BARS = {
-    "decode": (r"decode [\d,]+ meetings .*: (.*)", "a list of 12 MB, all fields read (ms)"),
-    "calls": (r"call, asyncio: (.*)", "CPU of one call, 25 at once, asyncio (µs)"),
-    "stalls": (r"decode, (.*): longest stall, (.*)", "longest stall while a list is read (ms)"),
+    "decode": (r"decode [\d,]+ meetings .*: (.*)", "decoding a 12 MB list, all fields read (ms)"),
+    "calls": (r"call, asyncio: (.*)", "CPU time per call, 25 concurrent calls, asyncio (µs)"),
+    "stalls": (r"decode, (.*): longest stall, (.*)", "longest event loop stall while decoding a list (ms)"),
 }
 _IDLE = r"call, (\d+) idle connections: (.*)"
 
 
 def draw(measurements: list[Measurement], folder: Path) -> list[Path]:
-    """Draw what the measurements allow; return the files."""
+    """Draw the charts for which there are measurements, and return the files."""
     drawn = [
         _bars(measurements, pattern, title, folder / f"{name}.svg")
         for name, (pattern, title) in _BARS.items()
@@ -57,7 +57,7 @@ def _lines(lines: dict[str, list[tuple[int, float]]], path: Path) -> Path:
     for name, points in lines.items():
         axes.plot(*zip(*points, strict=True), marker="o", label=name)
     axes.set(xscale="log", yscale="log", xlabel="idle connections", ylabel="µs")
-    axes.set_title("CPU of one call after another, with idle connections in the pool")
+    axes.set_title("CPU time per call, one call at a time, with idle connections in the pool")
     axes.legend()
     figure.savefig(path)
     plt.close(figure)

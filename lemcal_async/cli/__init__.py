@@ -20,10 +20,10 @@ _TERMINATED: Final = 143
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status. ``argv`` defaults to the arguments of the process."""
     try:
-        with _prepared(argv is None) as ended:
+        with _prepare_process(argv is None) as final_status:
             from lemcal_async.cli._app import run  # noqa: PLC0415  # a missing extra is reported below
 
-            return ended(run(sys.argv[1:] if argv is None else argv))
+            return final_status(run(sys.argv[1:] if argv is None else argv))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"typer", "rich"}:
             raise
@@ -35,13 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _prepared(own_process: bool) -> Generator[Callable[[int], int]]:  # noqa: FBT001  # the only argument
+def _prepare_process(own_process: bool) -> Generator[Callable[[int], int]]:  # noqa: FBT001  # the only argument
     """Prepare the process for a command; yield a function that converts its exit status to the final one.
 
     SIGTERM ends a command like Ctrl-C, but with its own status. Without a handler, a process with PID 1, as
     in a container, ignores SIGTERM. In a process that is not ours, signal handlers stay as they are.
     """
-    _open_closed_streams()
+    _reopen_closed_streams()
     if not own_process or threading.current_thread() is not threading.main_thread():
         yield lambda status: status
         return
@@ -54,8 +54,8 @@ def _prepared(own_process: bool) -> Generator[Callable[[int], int]]:  # noqa: FB
         assert callable(handler)  # noqa: S101  # Python's handler, or the event loop's, which cancels its main task
         handler(signal.SIGINT, frame)
 
-    with _handled_interrupts():
-        before = signal.signal(signal.SIGTERM, terminate)
+    with _handle_sigint():
+        previous = signal.signal(signal.SIGTERM, terminate)
         try:
             yield lambda status: _TERMINATED if terminated and status == _INTERRUPTED else status
         except KeyboardInterrupt:
@@ -63,11 +63,11 @@ def _prepared(own_process: bool) -> Generator[Callable[[int], int]]:  # noqa: FB
                 raise SystemExit(_TERMINATED) from None
             raise
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, previous)
 
 
 @contextlib.contextmanager
-def _handled_interrupts() -> Generator[None]:
+def _handle_sigint() -> Generator[None]:
     """Install a SIGINT handler, for event loops to replace with theirs, even if SIGINT is ignored.
 
     A background job of a script ignores SIGINT and must continue to, so the signal is blocked for it.
@@ -87,7 +87,7 @@ def _handled_interrupts() -> Generator[None]:
             block(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _open_closed_streams() -> None:
+def _reopen_closed_streams() -> None:
     """Reopen streams closed with ``>&-``; otherwise, the next opened file would become a standard stream."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

@@ -13,7 +13,15 @@ from lemcal_async._version import __version__
 from lemcal_async.cli._calls import hooks_app, me, meetings, types
 from lemcal_async.cli._fleet import fleet_app, worker
 from lemcal_async.cli._listen import listen
-from lemcal_async.cli._output import HELP, ExitStatus, OutputError, emit, status_of, tell, writing
+from lemcal_async.cli._output import (
+    HELP,
+    ExitStatus,
+    OutputError,
+    emit,
+    handle_write_errors,
+    print_message,
+    status_of,
+)
 from lemcal_async.cli._report import report
 from lemcal_async.cli._sandbox import sandbox
 from lemcal_async.cli._sync import changes, forget, retry, sync
@@ -50,7 +58,7 @@ app.command("sandbox")(sandbox)
 
 
 # Commands print what the library logs; without a handler, logging would print it a second time.
-_QUIET = logging.NullHandler()
+_NULL_HANDLER = logging.NullHandler()
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001  # Typer's signature
@@ -72,23 +80,23 @@ def root(
 
 def run(argv: Sequence[str]) -> int:
     """Run a command and return its exit status. Errors other than bugs are printed on one line."""
-    logging.getLogger("lemcal_async").addHandler(_QUIET)
+    logging.getLogger("lemcal_async").addHandler(_NULL_HANDLER)
     try:
         return _run(argv)
     finally:
-        logging.getLogger("lemcal_async").removeHandler(_QUIET)
+        logging.getLogger("lemcal_async").removeHandler(_NULL_HANDLER)
 
 
 def _run(argv: Sequence[str]) -> int:
     try:
-        with writing():  # Typer itself writes the help
+        with handle_write_errors():  # Typer itself writes the help
             status: int | None = app(list(argv), prog_name="lemcal", standalone_mode=False)
     except LemcalError as error:
-        tell(str(error))
+        print_message(str(error))
         return status_of(error)
     except OutputError as error:
         if error.status != ExitStatus.NO_READER:
-            tell(str(error))
+            print_message(str(error))
         return error.status
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):  # the reader of the help closed the pipe
@@ -97,7 +105,7 @@ def _run(argv: Sequence[str]) -> int:
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "lemcal"
         message = error.format_message().replace(": Value error, ", ": ").rstrip(".")  # added by Typer
-        tell(f"{message}; see: {command} --help")
+        print_message(f"{message}; see: {command} --help")
         return ExitStatus.USAGE
     except (KeyboardInterrupt, typer.Abort):  # some versions of Typer convert KeyboardInterrupt to Abort
         return ExitStatus.INTERRUPTED

@@ -34,11 +34,11 @@ from lemcal_async.cli._output import (
     ExitStatus,
     emit,
     print_csv,
-    print_facts,
+    print_fields,
     print_json,
+    print_message,
     print_table,
     short_time,
-    tell,
     warn_of_bad_rows,
 )
 from lemcal_async.errors import ConfigurationError
@@ -46,7 +46,7 @@ from lemcal_async.models import Hook, Meeting, MeetingType, User
 
 M = TypeVar("M", Meeting, MeetingType)
 
-Form: TypeAlias = Literal["table", "json", "csv"]
+OutputFormat: TypeAlias = Literal["table", "json", "csv"]
 
 AsCsv: TypeAlias = Annotated[
     bool,
@@ -71,24 +71,24 @@ class Listing(Generic[M]):
     key: Callable[[M], str]
 
 
-def chosen_form(*, json: bool, csv: bool) -> Form:
+def choose_format(*, json: bool, csv: bool) -> OutputFormat:
     """Return the output format that the options select."""
     if json and csv:
         raise ConfigurationError("--json and --csv are mutually exclusive; pass only one")
     return "json" if json else "csv" if csv else "table"
 
 
-def print_rows(rows: Rows[M], listing: Listing[M], form: Form) -> None:
+def print_rows(rows: Rows[M], listing: Listing[M], output_format: OutputFormat) -> None:
     """Print the readable rows, warn about unreadable ones, and exit with UNREADABLE_ROWS if there are any."""
-    if form == "json":
+    if output_format == "json":
         print_json(to_wire(rows.good))
-    elif form == "csv":
+    elif output_format == "csv":
         values = listing.csv.values()
         print_csv(list(listing.csv), [[value(row) for value in values] for row in rows.good])
     elif rows.good:
         print_table(listing.columns, sorted(rows.good, key=listing.key))
     else:
-        tell(f"no {listing.noun}")
+        print_message(f"no {listing.noun}")
     if rows.bad:
         warn_of_bad_rows(listing.noun, rows.bad)
         raise typer.Exit(ExitStatus.UNREADABLE_ROWS)
@@ -114,8 +114,8 @@ def _print_user(user: User, *, as_json: bool) -> None:
     # The page where guests book (observed); the pages of the meeting types are below it.
     page = user.public_identifier and f"https://app.lemcal.com/@{user.public_identifier}"
     created = short_time(user.created_at)
-    facts = [("User id", user.id), ("E-mail", user.email), ("Booking page", page), ("Since (UTC)", created)]
-    print_facts(facts)
+    fields = [("User id", user.id), ("E-mail", user.email), ("Booking page", page), ("Since (UTC)", created)]
+    print_fields(fields)
 
 
 def meetings(
@@ -152,20 +152,20 @@ def meetings(
     TIME is a date or a time; without an offset it is UTC. The service itself filters by meeting type only.
     With --upcoming, --from, --to, --guest or --limit, every output format is sorted by start.
     """
-    form = chosen_form(json=json, csv=csv)
-    start, end = _time_of("--from", from_), _time_of("--to", to)
+    output_format = choose_format(json=json, csv=csv)
+    start, end = _parse_time("--from", from_), _parse_time("--to", to)
     if upcoming:
         start = max(datetime.now(UTC), start or datetime.now(UTC))
     select = selection(start, end, guest and guest.strip(), canceled=False if upcoming else None)
     service = Service(base_url, sandbox, accounts, account)
     rows = call(service, "Fetching meetings", lambda lemcal: all_rows(lemcal.meetings.list(meeting_type)))
-    chosen = select(rows.good)  # not in the call, which filters nothing if some rows are unreadable
+    selected = select(rows.good)  # not in the call, which filters nothing if some rows are unreadable
     if limit is not None:
-        chosen = sorted(chosen, key=MEETINGS.key)[:limit]
-    print_rows(Rows(chosen, rows.bad), MEETINGS, form)
+        selected = sorted(selected, key=MEETINGS.key)[:limit]
+    print_rows(Rows(selected, rows.bad), MEETINGS, output_format)
 
 
-def _time_of(option: str, text: str | None) -> datetime | None:
+def _parse_time(option: str, text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
@@ -191,7 +191,7 @@ def _guest_name(meeting: Meeting) -> str | None:
     return None if meeting.guest is None else meeting.guest.name
 
 
-def _what(meeting: Meeting) -> str:
+def _meeting_name(meeting: Meeting) -> str:
     name = meeting.meeting_type_name or meeting.meeting_type_id or ""
     return f"{name} (canceled)" if meeting.is_canceled else name
 
@@ -199,11 +199,11 @@ def _what(meeting: Meeting) -> str:
 MEETINGS = Listing[Meeting](
     noun="meetings",
     columns=(
-        Column("Start (UTC)", lambda meeting: short_time(meeting.start), whole=True),
+        Column("Start (UTC)", lambda meeting: short_time(meeting.start), no_wrap=True),
         Column("Guest", lambda meeting: _guest_name(meeting) or _guest_email(meeting)),
-        Column("E-mail", _guest_email, whole=True),
-        Column("Meeting", _what, rank=1),
-        Column("Id", lambda meeting: meeting.id, whole=True, rank=2),
+        Column("E-mail", _guest_email, no_wrap=True),
+        Column("Meeting", _meeting_name, rank=1),
+        Column("Id", lambda meeting: meeting.id, no_wrap=True, rank=2),
     ),
     csv={
         "id": lambda meeting: meeting.id,
@@ -233,10 +233,10 @@ def types(
     account: AccountName = None,
 ) -> None:
     """List the meeting types, including disabled ones."""
-    form = chosen_form(json=json, csv=csv)
+    output_format = choose_format(json=json, csv=csv)
     service = Service(base_url, sandbox, accounts, account)
     rows = call(service, "Fetching meeting types", lambda lemcal: all_rows(lemcal.meeting_types.list()))
-    print_rows(rows, MEETING_TYPES, form)
+    print_rows(rows, MEETING_TYPES, output_format)
 
 
 def _minutes(meeting_type: MeetingType) -> str | None:
@@ -251,7 +251,7 @@ MEETING_TYPES = Listing[MeetingType](
         Column("Status", lambda meeting_type: meeting_type.status),
         Column("Privacy", lambda meeting_type: meeting_type.privacy),
         Column("Link", lambda meeting_type: meeting_type.meeting_link, rank=1),
-        Column("Id", lambda meeting_type: meeting_type.id, whole=True),
+        Column("Id", lambda meeting_type: meeting_type.id, no_wrap=True),
     ),
     csv={
         "id": lambda meeting_type: meeting_type.id,
@@ -295,14 +295,14 @@ def create(
     if (meeting_type is None) == (not any_type):
         raise ConfigurationError("pass either --type ID or --any")
     service = Service(base_url, sandbox, accounts, account)
-    target = target_url_of(target_url)
+    target = read_target_url(target_url)
 
-    async def created(lemcal: AsyncLemcal) -> Hook | None:
+    async def create_hook(lemcal: AsyncLemcal) -> Hook | None:
         return await lemcal.hooks.create(
             target.reveal(), meeting_type_id=meeting_type, any_meeting_type=any_type, exist_ok=exist_ok
         )
 
-    _print_hook(call(service, "Creating the hook", created), as_json=json)
+    _print_hook(call(service, "Creating the hook", create_hook), as_json=json)
 
 
 @hooks_app.command()
@@ -319,30 +319,30 @@ def delete(
     """Delete a hook."""
     service = Service(base_url, sandbox, accounts, account)
 
-    async def deleted(lemcal: AsyncLemcal) -> str:
+    async def delete_hook(lemcal: AsyncLemcal) -> str:
         await lemcal.hooks.delete(hook_id)
         return f"Deleted hook {hook_id}.\n"
 
-    emit(call(service, "Deleting the hook", deleted))
+    emit(call(service, "Deleting the hook", delete_hook))
 
 
-def target_url_of(argument: str, name: str = "target_url") -> Secret[str]:
+def read_target_url(argument: str, name: str = "target_url") -> Secret[str]:
     """Return the validated target URL, read from standard input if the argument is ``-``."""
     if argument == "-":
-        return check_target_url(Secret(_line_of_input()), name)
+        return check_target_url(Secret(_read_line()), name)
     target = check_target_url(Secret(argument), name)
     is_local = is_loopback(urlsplit(target.reveal()).hostname or "")
     if not is_local and any(value for _, value in parse_qsl(urlsplit(target.reveal()).query)):
-        tell(
+        print_message(
             "warning: other users of this machine can see command-line arguments; if the URL's query "
             "contains a token, pass - and supply the URL on standard input"
         )
     return target
 
 
-def _line_of_input() -> str:
+def _read_line() -> str:
     if sys.stdin.isatty():
-        tell("enter the target URL:")
+        print_message("enter the target URL:")
     try:
         return sys.stdin.readline().strip()
     except UnicodeDecodeError:
@@ -357,7 +357,7 @@ def _print_hook(hook: Hook | None, *, as_json: bool) -> None:
     elif hook is None:
         emit("The hook already exists. Its id cannot be looked up.\n")
     else:
-        print_facts(
+        print_fields(
             [
                 ("Hook id", f"{hook.id}  (keep it: hooks cannot be listed)"),
                 ("Target", target),

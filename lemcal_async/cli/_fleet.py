@@ -11,7 +11,7 @@ import anyio
 import attrs
 import typer
 
-from lemcal_async.cli._output import emit, print_facts, print_json, waiting
+from lemcal_async.cli._output import emit, print_fields, print_json, spinner
 from lemcal_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def worker(
 
     It finishes the running turns before it exits, and logs to standard error.
     """
-    made = _load(fleet)
+    loaded = _load(fleet)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
@@ -49,7 +49,7 @@ def worker(
 
     async def work() -> None:
         logging.getLogger("lemcal_async.fleet").info("worker started, up to %d accounts at once", concurrency)
-        await made.run(concurrency)
+        await loaded.run(concurrency)
 
     anyio.run(work, backend=backend)
 
@@ -57,15 +57,15 @@ def worker(
 @fleet_app.command("status")
 def status(fleet: FleetName, *, json: AsJson = False) -> None:
     """Show the fleet's accounts, queue and workers."""
-    known = attrs.asdict(_run("Reading the fleet's status", _load(fleet).status))
+    values = attrs.asdict(_run("Reading the fleet's status", _load(fleet).status))
     if json:
-        print_json(known)
+        print_json(values)
         return
-    facts = [(title, known[name], unit) for name, title, unit in _FACTS]
-    print_facts([(title, _shown(value, unit)) for title, value, unit in facts])
+    fields = [(title, values[name], unit) for name, title, unit in _STATUS_FIELDS]
+    print_fields([(title, _format_value(value, unit)) for title, value, unit in fields])
 
 
-_FACTS: Final = (
+_STATUS_FIELDS: Final = (
     ("accounts", "Accounts", ""),
     ("due", "Due", ""),
     ("oldest_due", "Oldest due", " s"),
@@ -80,7 +80,7 @@ _FACTS: Final = (
 )
 
 
-def _shown(value: Any, unit: str) -> str:
+def _format_value(value: Any, unit: str) -> str:
     if value is None:
         return "-"
     return f"{value:.1f}{unit}" if isinstance(value, float) else f"{value}{unit}"
@@ -98,39 +98,39 @@ def add(
     json: AsJson = False,
 ) -> None:
     """Add accounts, or change their synchronization interval."""
-    made = _load(fleet)
-    _print(_run("Adding", lambda: made.add(user_ids, interval=interval)), "added", json=json)
+    loaded = _load(fleet)
+    _print_count(_run("Adding", lambda: loaded.add(user_ids, interval=interval)), "added", json=json)
 
 
 @fleet_app.command("pause")
 def pause(fleet: FleetName, user_ids: UserIds, *, json: AsJson = False) -> None:
     """Stop synchronizing accounts until they are resumed."""
-    made = _load(fleet)
-    _print(_run("Pausing", lambda: made.pause(user_ids)), "paused", json=json)
+    loaded = _load(fleet)
+    _print_count(_run("Pausing", lambda: loaded.pause(user_ids)), "paused", json=json)
 
 
 @fleet_app.command("resume")
 def resume(fleet: FleetName, user_ids: UserIds, *, json: AsJson = False) -> None:
     """Resume paused accounts."""
-    made = _load(fleet)
-    _print(_run("Resuming", lambda: made.resume(user_ids)), "resumed", json=json)
+    loaded = _load(fleet)
+    _print_count(_run("Resuming", lambda: loaded.resume(user_ids)), "resumed", json=json)
 
 
 @fleet_app.command("remove")
 def remove(fleet: FleetName, user_ids: UserIds, *, json: AsJson = False) -> None:
     """Remove accounts from the fleet. Their data stays (see 'lemcal forget')."""
-    made = _load(fleet)
-    _print(_run("Removing", lambda: made.remove(user_ids)), "removed", json=json)
+    loaded = _load(fleet)
+    _print_count(_run("Removing", lambda: loaded.remove(user_ids)), "removed", json=json)
 
 
 @fleet_app.command("wake")
 def wake(fleet: FleetName, user_ids: UserIds, *, json: AsJson = False) -> None:
     """Synchronize accounts now."""
-    made = _load(fleet)
-    _print(_run("Waking", lambda: made.wake(user_ids)), "woken", json=json)
+    loaded = _load(fleet)
+    _print_count(_run("Waking", lambda: loaded.wake(user_ids)), "woken", json=json)
 
 
-def _print(count: int, done: str, *, json: bool) -> None:
+def _print_count(count: int, done: str, *, json: bool) -> None:
     if json:
         print_json({done: count})
     else:
@@ -141,7 +141,7 @@ def _run(text: str, call: Callable[[], Awaitable[Any]]) -> Any:
     async def run() -> Any:
         return await call()
 
-    with waiting(text):
+    with spinner(text):
         return anyio.run(run)
 
 
@@ -169,7 +169,7 @@ def _load(name: str) -> "Fleet":
         ) from None
     if not hasattr(module, attribute):
         raise ConfigurationError(f"{name!r}: the module {module_name!r} has no attribute {attribute!r}")
-    made = getattr(module, attribute)
-    if not isinstance(made, Fleet):
-        raise ConfigurationError(f"{name!r} is of type {type(made).__name__}, not Fleet")
-    return made
+    loaded = getattr(module, attribute)
+    if not isinstance(loaded, Fleet):
+        raise ConfigurationError(f"{name!r} is of type {type(loaded).__name__}, not Fleet")
+    return loaded

@@ -20,7 +20,7 @@ from lemcal_async._auth import API_KEY_VARIABLE, USER_ID_VARIABLE, Secret
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._urls import BASE_URL_VARIABLE, DEFAULT_BASE_URL, check_base_url, is_loopback
 from lemcal_async.cli._accounts import Account, read_accounts
-from lemcal_async.cli._output import tell, waiting
+from lemcal_async.cli._output import print_message, spinner
 from lemcal_async.errors import BadRow, ConfigurationError, ResponseDecodeError
 from lemcal_async.transport import PooledTransport
 
@@ -61,7 +61,7 @@ Database: TypeAlias = Annotated[
         "then to sqlite:///lemcal.db (with --sandbox, sqlite:///lemcal-sandbox.db).",
     ),
 ]
-OfSandbox: TypeAlias = Annotated[
+SandboxDatabase: TypeAlias = Annotated[
     bool, typer.Option("--sandbox", help="Use the database of 'lemcal sync --sandbox'.")
 ]
 
@@ -101,7 +101,7 @@ def call(service: Service, text: str, function: Callable[[AsyncLemcal], Awaitabl
             return await function(lemcal)
 
     # Reads files and starts the sandbox outside the event loop, which they would block.
-    with waiting(text), find_target(service) as target:
+    with spinner(text), find_target(service) as target:
         return anyio.run(main)
 
 
@@ -113,10 +113,10 @@ def find_target(service: Service) -> Generator[Target]:
             account = Account("sandbox", sandbox.user_id, Secret(sandbox.api_key))
             yield Target(sandbox.base_url, account, in_process=True)
         return
-    base_url = base_url_of(service)
+    base_url = resolve_base_url(service)
     if service.accounts is not None:
         accounts = read_accounts(service.accounts)
-        yield Target(base_url, choose(accounts, service.account, service.accounts))
+        yield Target(base_url, choose_account(accounts, service.account, service.accounts))
         return
     _check_environment()
     yield Target(base_url, None)
@@ -146,11 +146,11 @@ async def connect(target: Target) -> AsyncGenerator[AsyncLemcal]:
 
 def load_sandbox() -> "type[Sandbox]":
     """Import and return the class; ConfigurationError if the extra ``sandbox`` is missing."""
-    sandbox: type[Sandbox] = _from_extra("lemcal_async.sandbox", "Sandbox")
+    sandbox: type[Sandbox] = _import_from_extra("lemcal_async.sandbox", "Sandbox")
     return sandbox
 
 
-def _from_extra(module: str, name: str) -> Any:
+def _import_from_extra(module: str, name: str) -> Any:
     """Import a name that requires another extra and is slow to import; ConfigurationError names the extra."""
     try:
         return getattr(import_module(module), name)
@@ -161,7 +161,7 @@ def _from_extra(module: str, name: str) -> Any:
     raise ConfigurationError(problem)
 
 
-def choose(accounts: Sequence[Account], name: str | None, path: Path) -> Account:
+def choose_account(accounts: Sequence[Account], name: str | None, path: Path) -> Account:
     """Return the account with that name, or the only account; a ConfigurationError lists the names."""
     chosen = [account for account in accounts if name in (None, account.name)]
     if len(chosen) == 1:
@@ -172,12 +172,12 @@ def choose(accounts: Sequence[Account], name: str | None, path: Path) -> Account
     raise ConfigurationError(f"{path} has no account {name!r}; select one with --account: {names}")
 
 
-def base_url_of(service: Service) -> str:
+def resolve_base_url(service: Service) -> str:
     """Return the base URL, validated as by the client but with messages for command-line users."""
-    given = service.base_url
-    if given is None:
-        given = os.environ.get(BASE_URL_VARIABLE, "").strip() or DEFAULT_BASE_URL
-    base_url = check_base_url(Secret(given), allow_insecure_http=True)
+    url = service.base_url
+    if url is None:
+        url = os.environ.get(BASE_URL_VARIABLE, "").strip() or DEFAULT_BASE_URL
+    base_url = check_base_url(Secret(url), allow_insecure_http=True)
     if base_url.startswith("http:") and not is_loopback(urlsplit(base_url).hostname or ""):
         raise ConfigurationError(
             "the base URL is plain http, which would send the API key unencrypted; use https"
@@ -206,13 +206,13 @@ async def all_rows(listing: Awaitable[list[T]]) -> Rows[T]:
 def open_store(argument: str | None, *, sandbox: bool = False, create: bool = True) -> "SQLStore":
     """Return the store; ConfigurationError if the URL is invalid or the extra ``sql`` is missing."""
     if argument and _has_password(argument):
-        tell(
+        print_message(
             "warning: other users of this machine can see command-line arguments, and the database URL "
             f"contains a password; put it in {DATABASE_VARIABLE}"
         )
     default = "sqlite:///lemcal-sandbox.db" if sandbox else "sqlite:///lemcal.db"
     url = os.environ.get(DATABASE_VARIABLE) or default if argument is None else argument
-    store: SQLStore = _from_extra("lemcal_async.sync", "SQLStore")(url, create=create)
+    store: SQLStore = _import_from_extra("lemcal_async.sync", "SQLStore")(url, create=create)
     return store
 
 
@@ -230,5 +230,5 @@ def with_store(store: "SQLStore", text: str, function: Callable[["SQLStore"], Aw
         async with store:
             return await function(store)
 
-    with waiting(text):
+    with spinner(text):
         return anyio.run(main)

@@ -93,7 +93,7 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "\ufffd" for character in line)
 
 
-def tell(message: str) -> None:
+def print_message(message: str) -> None:
     """Write a line to standard error."""
     with contextlib.suppress(OSError):  # there is nowhere else to report it
         sys.stderr.write(f"lemcal: {without_secrets(printable(message))}\n")
@@ -103,7 +103,7 @@ def tell(message: str) -> None:
 def warn_of_bad_rows(noun: str, bad_rows: Sequence[BadRow]) -> None:
     """Write a line to standard error for each row that could not be read."""
     for row in bad_rows:
-        tell(f"warning: row {row.index} of the {noun} cannot be read: {row.reason}")
+        print_message(f"warning: row {row.index} of the {noun} cannot be read: {row.reason}")
 
 
 _OUTPUT_ERRORS: Final = {errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC}
@@ -115,13 +115,13 @@ def emit(text: str) -> None:
     if isinstance(stream, io.TextIOWrapper):
         # Do not fail on characters that the encoding lacks; do not translate CSV's line endings.
         stream.reconfigure(errors="backslashreplace", newline="")
-    with writing():
+    with handle_write_errors():
         stream.write(text)
         stream.flush()
 
 
 @contextlib.contextmanager
-def writing() -> Generator[None]:
+def handle_write_errors() -> Generator[None]:
     """Convert errors of writing to standard output to OutputError."""
     try:
         yield
@@ -139,12 +139,12 @@ def writing() -> Generator[None]:
     raise OutputError(status, problem)
 
 
-DELAY: Final = 0.5
+SPINNER_DELAY: Final = 0.5
 """Seconds to wait before showing the spinner."""
 
 
 @contextlib.contextmanager
-def waiting(text: str) -> Generator[None]:
+def spinner(text: str) -> Generator[None]:
     """Show ``text`` with a spinner on standard error after a delay, if standard error is a terminal."""
     if not sys.stderr.isatty():
         yield
@@ -155,7 +155,7 @@ def waiting(text: str) -> Generator[None]:
 
     # Not console.status(), which would redirect the block's standard output to the terminal.
     live = Live(Spinner("dots", text), console=Console(stderr=True), transient=True, redirect_stdout=False)
-    timer = threading.Timer(DELAY, live.start)
+    timer = threading.Timer(SPINNER_DELAY, live.start)
     timer.daemon = True
     timer.start()
     try:
@@ -167,7 +167,7 @@ def waiting(text: str) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def counting(text: str, accounts: int) -> Generator[None]:
+def account_progress(text: str, accounts: int) -> Generator[None]:
     """Show a progress bar of synchronized accounts on standard error, if it is a terminal."""
     if not sys.stderr.isatty():
         yield
@@ -217,25 +217,25 @@ def print_csv(header: Sequence[str], rows: Sequence[Sequence[str | None]]) -> No
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
     writer.writerow(header)
-    writer.writerows([[_inert(field or "") for field in row] for row in rows])
+    writer.writerows([[_escape_formula(field or "") for field in row] for row in rows])
     emit(buffer.getvalue())
 
 
-def _inert(field: str) -> str:
+def _escape_formula(field: str) -> str:
     return f"'{field}" if field.startswith(_FORMULA) else field
 
 
-def print_facts(facts: Sequence[tuple[str, str | None]]) -> None:
+def print_fields(fields: Sequence[tuple[str, str | None]]) -> None:
     """Print a line per name and value, without those that have no value."""
-    known = [(name, printable(value)) for name, value in facts if value]
-    width = max(len(name) for name, _ in known)
-    emit("".join(f"{name.ljust(width)}  {value}\n" for name, value in known))
+    lines = [(name, printable(value)) for name, value in fields if value]
+    width = max(len(name) for name, _ in lines)
+    emit("".join(f"{name.ljust(width)}  {value}\n" for name, value in lines))
 
 
 T = TypeVar("T")
 
-_GAP: Final = 2  # spaces between columns
-_NARROW: Final = 14  # minimum width of a column whose cells may wrap
+_COLUMN_GAP: Final = 2  # spaces between columns
+_MIN_WRAPPED_WIDTH: Final = 14  # minimum width of a column whose cells may wrap
 
 
 @attrs.frozen
@@ -243,12 +243,12 @@ class Column(Generic[T]):
     """A column of a table: its heading and its value for a row.
 
     On a narrow terminal, columns with a ``rank`` are dropped, highest rank first. The others wrap, but a
-    ``whole`` column only as a last resort.
+    ``no_wrap`` column only as a last resort.
     """
 
     heading: str
     value: Callable[[T], str | None]
-    whole: bool = False
+    no_wrap: bool = False
     rank: int = 0
 
 
@@ -256,26 +256,26 @@ def print_table(columns: Sequence[Column[T]], rows: Sequence[T]) -> None:
     """Print a table: fitted to the width of a terminal, or with one line per row to a file or a pipe."""
     cells = [[printable(column.value(row) or "") for row in rows] for column in columns]
     if sys.stdout.isatty():
-        with waiting("Laying out the table"):  # takes seconds for 20,000 rows
-            text = _fitted(columns, cells)
+        with spinner("Laying out the table"):  # takes seconds for 20,000 rows
+            text = _fit_to_terminal(columns, cells)
         emit(text)
         return
     widths = [max(map(len, [c.heading, *values])) for c, values in zip(columns, cells, strict=True)]
-    print_line([column.heading for column in columns], widths)
-    emit("".join(_line(row, widths) for row in zip(*cells, strict=True)))
+    print_row([column.heading for column in columns], widths)
+    emit("".join(_format_row(row, widths) for row in zip(*cells, strict=True)))
 
 
-def print_line(cells: Sequence[str], widths: Sequence[int]) -> None:
+def print_row(cells: Sequence[str], widths: Sequence[int]) -> None:
     """Print one line of a table whose rows arrive one at a time."""
-    emit(_line(cells, widths))
+    emit(_format_row(cells, widths))
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+def _format_row(cells: Sequence[str], widths: Sequence[int]) -> str:
     padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
-    return (" " * _GAP).join(padded).rstrip() + "\n"
+    return (" " * _COLUMN_GAP).join(padded).rstrip() + "\n"
 
 
-def _fitted(columns: Sequence[Column[T]], cells: Sequence[Sequence[str]]) -> str:
+def _fit_to_terminal(columns: Sequence[Column[T]], cells: Sequence[Sequence[str]]) -> str:
     from rich.cells import cell_len  # noqa: PLC0415  # only for a terminal
     from rich.console import Console  # noqa: PLC0415  # as above
     from rich.table import Table  # noqa: PLC0415  # as above
@@ -285,22 +285,22 @@ def _fitted(columns: Sequence[Column[T]], cells: Sequence[Sequence[str]]) -> str
     widths: list[int] = []  # the minimum width of each column
     for column, values in zip(columns, cells, strict=True):
         width = max(map(cell_len, [column.heading, *values]))
-        widths.append(width if column.whole else min(width, _NARROW))
+        widths.append(width if column.no_wrap else min(width, _MIN_WRAPPED_WIDTH))
     shown = list(range(len(columns)))
 
     def too_wide() -> bool:
-        return sum(widths[at] + _GAP for at in shown) - _GAP > console.width
+        return sum(widths[index] + _COLUMN_GAP for index in shown) - _COLUMN_GAP > console.width
 
-    for at in sorted(shown, key=lambda at: -columns[at].rank):
-        if columns[at].rank and too_wide():
-            shown.remove(at)
+    for index in sorted(shown, key=lambda index: -columns[index].rank):
+        if columns[index].rank and too_wide():
+            shown.remove(index)
     wrap_all = too_wide()
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-    for at in shown:
-        no_wrap = columns[at].whole and not wrap_all
-        table.add_column(Text(columns[at].heading), no_wrap=no_wrap, overflow="fold")
+    table = Table(box=None, pad_edge=False, padding=(0, _COLUMN_GAP, 0, 0), header_style="bold")
+    for index in shown:
+        no_wrap = columns[index].no_wrap and not wrap_all
+        table.add_column(Text(columns[index].heading), no_wrap=no_wrap, overflow="fold")
     # As Text, because Rich would parse brackets in a string as markup.
-    for line in zip(*(cells[at] for at in shown), strict=True):
+    for line in zip(*(cells[index] for index in shown), strict=True):
         table.add_row(*map(Text, line))
     with console.capture() as capture:
         console.print(table)

@@ -12,30 +12,30 @@ from zoneinfo import ZoneInfo
 import attrs
 import typer
 
-from lemcal_async.cli._options import Database, OfSandbox, open_store, with_store
-from lemcal_async.cli._output import emit, print_facts, short_time, tell
-from lemcal_async.cli._report_page import age, render
+from lemcal_async.cli._options import Database, SandboxDatabase, open_store, with_store
+from lemcal_async.cli._output import emit, print_fields, print_message, short_time
+from lemcal_async.cli._report_page import describe_age, render
 from lemcal_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from lemcal_async.sync import SQLStore
 
-WEEKS: Final = 26
+MAX_WEEKS: Final = 26
 """The number of most recent weeks to show."""
 
-TYPES: Final = 6
+MAX_TYPES: Final = 6
 """The number of most frequent meeting types to show; the rest is combined."""
 
-AHEAD: Final = (("same day", 0), ("1 day", 1), ("2-3", 3), ("4-7", 7), ("8-14", 14), ("15-30", 30))
+DAYS_AHEAD: Final = (("same day", 0), ("1 day", 1), ("2-3", 3), ("4-7", 7), ("8-14", 14), ("15-30", 30))
 """Ranges of days between booking and start: labels and upper bounds. Larger values are "31+"."""
 
-_PEOPLE: Final = 20
+_MAX_PEOPLE: Final = 20
 
 
 def report(
     *,
     db: Database = None,
-    sandbox: OfSandbox = False,
+    sandbox: SandboxDatabase = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Write an HTML page with charts to this file."),
@@ -54,12 +54,12 @@ def report(
     """
     zone = _zone(timezone)
     store = open_store(db, sandbox=sandbox, create=False)
-    facts = with_store(store, "Reading the database", lambda store: _read(store, zone, guests=guests))
+    report = with_store(store, "Reading the database", lambda store: _read(store, zone, guests=guests))
     if out is None:
-        _print_summary(facts)
+        _print_summary(report)
         return
-    _write(out, render(facts))
-    tell(f"wrote {out}")
+    _write(out, render(report))
+    print_message(f"wrote {out}")
 
 
 def _zone(name: str) -> ZoneInfo:
@@ -84,7 +84,7 @@ def _write(path: Path, page: str) -> None:
 
 
 @attrs.frozen
-class MeetingFacts:
+class MeetingRow:
     """The columns of a meeting that the report uses."""
 
     user_id: str
@@ -98,7 +98,7 @@ class MeetingFacts:
 
 
 @attrs.frozen
-class AccountFacts:
+class AccountRow:
     """The state of an account's synchronization."""
 
     user_id: str
@@ -111,20 +111,20 @@ class AccountFacts:
 class Report:
     """The numbers of a report. Hosts and guests have their number of meetings, the most frequent first."""
 
-    made_at: datetime
+    generated_at: datetime
     zone: str
     booked: int
     canceled: int
-    gone: int
+    disappeared: int
     upcoming: int
     weeks: Sequence[date]  # Mondays
     bookings: dict[str, list[int]]  # by meeting type: a count per week
     canceled_by_type: dict[str, tuple[int, int]]  # canceled, total
-    ahead: list[tuple[str, int]]
+    days_ahead: list[tuple[str, int]]
     hours: list[list[int]]  # by weekday from Monday: a count per hour
     hosts: list[tuple[str, int]]
     guests: list[tuple[str, int]] | None
-    accounts: Sequence[AccountFacts]
+    accounts: Sequence[AccountRow]
     pending: int
     parked: int
     oldest_pending: datetime | None
@@ -132,12 +132,12 @@ class Report:
     @property
     def total(self) -> int:
         """The number of meetings, including those that have disappeared."""
-        return self.booked + self.canceled + self.gone
+        return self.booked + self.canceled + self.disappeared
 
     @property
-    def share_canceled(self) -> float:
+    def canceled_share(self) -> float:
         """The fraction of meetings that were canceled or have disappeared."""
-        return (self.canceled + self.gone) / self.total if self.total else 0.0
+        return (self.canceled + self.disappeared) / self.total if self.total else 0.0
 
 
 async def _read(store: "SQLStore", zone: ZoneInfo, *, guests: bool) -> Report:
@@ -157,20 +157,20 @@ async def _read(store: "SQLStore", zone: ZoneInfo, *, guests: bool) -> Report:
     )
     # Skip pruned meetings: none of their details are known.
     rows = await store.query(select(*columns).where(meetings.c.wire.is_not(None)))
-    known = [MeetingFacts(*row) for row in rows]
+    known = [MeetingRow(*row) for row in rows]
     per_account = Counter(meeting.user_id for meeting in known)
     states = await store.query(
         select(accounts.c.user_id, accounts.c.synced_at, accounts.c.last_error).order_by(accounts.c.user_id)
     )
-    waiting = changes.c.delivered_at.is_(None)
+    undelivered = changes.c.delivered_at.is_(None)
     [(pending, oldest)] = await store.query(
-        select(func.count(), func.min(changes.c.found_at)).where(waiting, changes.c.parked_at.is_(None))
+        select(func.count(), func.min(changes.c.found_at)).where(undelivered, changes.c.parked_at.is_(None))
     )
-    [(parked,)] = await store.query(select(func.count()).where(waiting, changes.c.parked_at.is_not(None)))
+    [(parked,)] = await store.query(select(func.count()).where(undelivered, changes.c.parked_at.is_not(None)))
     return summarize(
         known,
         [
-            AccountFacts(user_id, synced_at, error is not None, per_account[user_id])
+            AccountRow(user_id, synced_at, error is not None, per_account[user_id])
             for user_id, synced_at, error in states
         ],
         zone,
@@ -183,8 +183,8 @@ async def _read(store: "SQLStore", zone: ZoneInfo, *, guests: bool) -> Report:
 
 
 def summarize(
-    meetings: Sequence[MeetingFacts],
-    accounts: Sequence[AccountFacts],
+    meetings: Sequence[MeetingRow],
+    accounts: Sequence[AccountRow],
     zone: ZoneInfo,
     now: datetime,
     *,
@@ -195,23 +195,23 @@ def summarize(
 ) -> Report:
     """Return the numbers. A meeting with unknown details is omitted from the charts that need them."""
     statuses = Counter(meeting.status for meeting in meetings)
-    frequent = [name for name, _ in Counter(map(_type, meetings)).most_common(TYPES)]
-    weeks, bookings = _bookings(meetings, frequent, zone)
-    live = [meeting for meeting in meetings if meeting.status == "booked"]
+    top_types = [name for name, _ in Counter(map(_type_name, meetings)).most_common(MAX_TYPES)]
+    weeks, bookings = _bookings(meetings, top_types, zone)
+    booked = [meeting for meeting in meetings if meeting.status == "booked"]
     return Report(
-        made_at=now,
+        generated_at=now,
         zone=str(zone),
         booked=statuses["booked"],
         canceled=statuses["canceled"],
-        gone=statuses["disappeared"],
-        upcoming=sum(meeting.start is not None and meeting.start > now for meeting in live),
+        disappeared=statuses["disappeared"],
+        upcoming=sum(meeting.start is not None and meeting.start > now for meeting in booked),
         weeks=weeks,
         bookings=bookings,
-        canceled_by_type=_canceled(meetings, frequent),
-        ahead=_ahead(meetings, zone),
-        hours=_hours(live, zone),
-        hosts=_people((meeting.host for meeting in live), named=guests),
-        guests=_people((_guest(meeting) for meeting in live), named=True) if guests else None,
+        canceled_by_type=_canceled_by_type(meetings, top_types),
+        days_ahead=_days_ahead(meetings, zone),
+        hours=_hours(booked, zone),
+        hosts=_top_people((meeting.host for meeting in booked), named=guests),
+        guests=_top_people((_guest(meeting) for meeting in booked), named=True) if guests else None,
         accounts=accounts,
         pending=pending,
         parked=parked,
@@ -219,48 +219,48 @@ def summarize(
     )
 
 
-def _type(meeting: MeetingFacts) -> str:
+def _type_name(meeting: MeetingRow) -> str:
     return meeting.type_name or "no type"
 
 
 def _bookings(
-    meetings: Iterable[MeetingFacts], frequent: Sequence[str], zone: ZoneInfo
+    meetings: Iterable[MeetingRow], top_types: Sequence[str], zone: ZoneInfo
 ) -> tuple[list[date], dict[str, list[int]]]:
     counts: Counter[tuple[str, date]] = Counter()
     for meeting in meetings:
         if meeting.created is not None:
             day = meeting.created.astimezone(zone).date()
-            name = _type(meeting) if _type(meeting) in frequent else "other types"
+            name = _type_name(meeting) if _type_name(meeting) in top_types else "other types"
             counts[name, day - timedelta(days=day.weekday())] += 1
     if not counts:
         return [], {}
     last = max(week for _, week in counts)
-    first = max(min(week for _, week in counts), last - timedelta(weeks=WEEKS - 1))
+    first = max(min(week for _, week in counts), last - timedelta(weeks=MAX_WEEKS - 1))
     weeks = [first + timedelta(weeks=number) for number in range((last - first).days // 7 + 1)]
-    bookings = {name: [counts[name, week] for week in weeks] for name in [*frequent, "other types"]}
+    bookings = {name: [counts[name, week] for week in weeks] for name in [*top_types, "other types"]}
     return weeks, {name: numbers for name, numbers in bookings.items() if any(numbers)}
 
 
-def _canceled(meetings: Iterable[MeetingFacts], frequent: Sequence[str]) -> dict[str, tuple[int, int]]:
+def _canceled_by_type(meetings: Iterable[MeetingRow], top_types: Sequence[str]) -> dict[str, tuple[int, int]]:
     all_of, canceled_of = Counter[str](), Counter[str]()
     for meeting in meetings:
-        name = _type(meeting) if _type(meeting) in frequent else "other types"
+        name = _type_name(meeting) if _type_name(meeting) in top_types else "other types"
         all_of[name] += 1
         canceled_of[name] += meeting.status != "booked"
     return {name: (canceled_of[name], number) for name, number in all_of.most_common()}
 
 
-def _ahead(meetings: Iterable[MeetingFacts], zone: ZoneInfo) -> list[tuple[str, int]]:
+def _days_ahead(meetings: Iterable[MeetingRow], zone: ZoneInfo) -> list[tuple[str, int]]:
     counts = Counter[str]()
     for meeting in meetings:
         if meeting.created is not None and meeting.start is not None:
             booked, starts = (time.astimezone(zone).date() for time in (meeting.created, meeting.start))
             days = (starts - booked).days
-            counts[next((label for label, most in AHEAD if days <= most), "31+")] += 1
-    return [(label, counts[label]) for label in (*(label for label, _ in AHEAD), "31+")]
+            counts[next((label for label, limit in DAYS_AHEAD if days <= limit), "31+")] += 1
+    return [(label, counts[label]) for label in (*(label for label, _ in DAYS_AHEAD), "31+")]
 
 
-def _hours(meetings: Iterable[MeetingFacts], zone: ZoneInfo) -> list[list[int]]:
+def _hours(meetings: Iterable[MeetingRow], zone: ZoneInfo) -> list[list[int]]:
     hours = [[0] * 24 for _ in range(7)]
     for meeting in meetings:
         if meeting.start is not None:
@@ -269,37 +269,38 @@ def _hours(meetings: Iterable[MeetingFacts], zone: ZoneInfo) -> list[list[int]]:
     return hours
 
 
-def _guest(meeting: MeetingFacts) -> str | None:
+def _guest(meeting: MeetingRow) -> str | None:
     named = meeting.guest_name and meeting.guest and f"{meeting.guest_name} <{meeting.guest}>"
     return named or meeting.guest or meeting.guest_name
 
 
-def _people(people: Iterable[str | None], *, named: bool) -> list[tuple[str, int]]:
-    counts = Counter(person for person in people if person).most_common(_PEOPLE)
+def _top_people(people: Iterable[str | None], *, named: bool) -> list[tuple[str, int]]:
+    counts = Counter(person for person in people if person).most_common(_MAX_PEOPLE)
     return counts if named else [(f"Host {number}", count) for number, (_, count) in enumerate(counts, 1)]
 
 
-def _print_summary(facts: Report) -> None:
-    emit(f"Meetings as of {short_time(facts.made_at)} UTC\n\n")
+def _print_summary(report: Report) -> None:
+    emit(f"Meetings as of {short_time(report.generated_at)} UTC\n\n")
     busiest = max(
-        ((count, day, hour) for day, row in enumerate(facts.hours) for hour, count in enumerate(row)),
+        ((count, day, hour) for day, row in enumerate(report.hours) for hour, count in enumerate(row)),
         default=(0, 0, 0),
     )
     days = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
     lines: list[tuple[str, str | None]] = [
-        ("Booked", f"{facts.booked}, {facts.upcoming} of them upcoming"),
-        ("Canceled or disappeared", f"{facts.canceled + facts.gone} ({facts.share_canceled:.0%})"),
-        ("Busiest hour", f"{days[busiest[1]]} {busiest[2]:02}:00 ({facts.zone})" if busiest[0] else None),
-        ("Undelivered changes", f"{facts.pending} pending, {facts.parked} parked"),
+        ("Booked", f"{report.booked}, {report.upcoming} of them upcoming"),
+        ("Canceled or disappeared", f"{report.canceled + report.disappeared} ({report.canceled_share:.0%})"),
+        ("Busiest hour", f"{days[busiest[1]]} {busiest[2]:02}:00 ({report.zone})" if busiest[0] else None),
+        ("Undelivered changes", f"{report.pending} pending, {report.parked} parked"),
     ]
-    print_facts(lines)
-    _print_counts("Meeting types", [(name, total) for name, (_, total) in facts.canceled_by_type.items()])
-    _print_counts("Days booked in advance", facts.ahead)
-    _print_counts("Hosts", facts.hosts)
-    _print_counts("Guests", facts.guests or [])
+    print_fields(lines)
+    _print_counts("Meeting types", [(name, total) for name, (_, total) in report.canceled_by_type.items()])
+    _print_counts("Days booked in advance", report.days_ahead)
+    _print_counts("Hosts", report.hosts)
+    _print_counts("Guests", report.guests or [])
     emit("\nAccounts\n")
-    for account in facts.accounts:
-        emit(f"  {account.user_id}  {account.meetings} meetings, {age(account, facts.made_at)}\n")
+    for account in report.accounts:
+        age = describe_age(account, report.generated_at)
+        emit(f"  {account.user_id}  {account.meetings} meetings, {age}\n")
 
 
 def _print_counts(title: str, counts: Sequence[tuple[str, int]]) -> None:
@@ -307,7 +308,7 @@ def _print_counts(title: str, counts: Sequence[tuple[str, int]]) -> None:
         return
     emit(f"\n{title}\n")
     width = max(len(name) for name, _ in counts)
-    most = max(count for _, count in counts)
+    maximum = max(count for _, count in counts)
     for name, count in counts:
-        bar = "#" * round(30 * count / most)
+        bar = "#" * round(30 * count / maximum)
         emit(f"  {name.ljust(width)}  {count:>6}  {bar}".rstrip() + "\n")

@@ -12,108 +12,113 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from lemcal_async.cli._report import AccountFacts, Report
+    from lemcal_async.cli._report import AccountRow, Report
 
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 _STYLE: Final = files("lemcal_async.cli").joinpath("report.css").read_text(encoding="utf-8")
 
 
-def render(facts: "Report") -> str:
+def render(report: "Report") -> str:
     """Return the page."""
-    made = f"{facts.made_at:%Y-%m-%d %H:%M} UTC"
+    generated = f"{report.generated_at:%Y-%m-%d %H:%M} UTC"
     sections = [
-        _bookings(facts),
-        _hours(facts),
-        _ahead(facts),
-        _canceled(facts),
-        _people("Hosts", facts.hosts, "Names are shown only with --guests." if facts.guests is None else ""),
-        "" if facts.guests is None else _people("Guests", facts.guests, ""),
-        _accounts(facts),
+        _bookings(report),
+        _hours(report),
+        _ahead(report),
+        _canceled(report),
+        _people(
+            "Hosts", report.hosts, "Names are shown only with --guests." if report.guests is None else ""
+        ),
+        "" if report.guests is None else _people("Guests", report.guests, ""),
+        _accounts(report),
     ]
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="robots" content="noindex"><title>lemcal report, {made}</title><style>{_STYLE}</style></head>
+<meta name="robots" content="noindex"><title>lemcal report, {generated}</title><style>{_STYLE}</style></head>
 <body><header><h1>lemcal meetings</h1>
-<p class="soft">As of {made}. Days and hours are in the time zone {escape(facts.zone)}.</p></header>
-<main>{_tiles(facts)}{"".join(sections)}</main></body></html>
+<p class="soft">As of {generated}. Days and hours are in the time zone {escape(report.zone)}.</p></header>
+<main>{_tiles(report)}{"".join(sections)}</main></body></html>
 """
 
 
-def _tiles(facts: "Report") -> str:
+def _tiles(report: "Report") -> str:
     tiles = [
-        (f"{facts.total:,}", "meetings"),
-        (f"{facts.upcoming:,}", "upcoming"),
-        (f"{facts.share_canceled:.0%}", f"canceled or disappeared ({facts.canceled + facts.gone:,})"),
-        (f"{facts.pending:,}", "pending changes"),
-        (f"{facts.parked:,}", "parked changes"),
+        (f"{report.total:,}", "meetings"),
+        (f"{report.upcoming:,}", "upcoming"),
+        (
+            f"{report.canceled_share:.0%}",
+            f"canceled or disappeared ({report.canceled + report.disappeared:,})",
+        ),
+        (f"{report.pending:,}", "pending changes"),
+        (f"{report.parked:,}", "parked changes"),
     ]
     oldest = ""
-    if facts.oldest_pending:
-        found = f"{facts.oldest_pending:%Y-%m-%d %H:%M}"
+    if report.oldest_pending:
+        found = f"{report.oldest_pending:%Y-%m-%d %H:%M}"
         oldest = f'<p class="soft">The oldest pending change was found at {found} UTC.</p>'
     boxes = "".join(f"<p><b>{number}</b>{label}</p>" for number, label in tiles)
     return f'<section class="wide" aria-label="Totals"><div class="tiles">{boxes}</div>{oldest}</section>'
 
 
-def _bookings(facts: "Report") -> str:
-    if not facts.weeks:
+def _bookings(report: "Report") -> str:
+    if not report.weeks:
         return _section("Bookings per week", '<p class="soft">No bookings yet.</p>', wide=True)
-    width, height, left, floor = 760, 220, 34, 190
-    totals = [sum(column) for column in zip(*facts.bookings.values(), strict=True)]
-    scale = (floor - 10) / max(*totals, 1)
-    step = (width - left) / len(facts.weeks)
-    parts = [_axis(left, width, floor, max(totals), scale)]
-    tops = [0] * len(facts.weeks)
-    for color, (name, numbers) in enumerate(facts.bookings.items()):
+    width, height, left, baseline = 760, 220, 34, 190
+    totals = [sum(column) for column in zip(*report.bookings.values(), strict=True)]
+    scale = (baseline - 10) / max(*totals, 1)
+    step = (width - left) / len(report.weeks)
+    parts = [_axis(left, width, baseline, max(totals), scale)]
+    tops = [0] * len(report.weeks)
+    for color, (name, numbers) in enumerate(report.bookings.items()):
         for index, number in enumerate(numbers):
             if number:
-                y = floor - (tops[index] + number) * scale
-                label = f"{name}, week of {facts.weeks[index]}: {number}"
+                y = baseline - (tops[index] + number) * scale
+                label = f"{name}, week of {report.weeks[index]}: {number}"
                 x = left + index * step + step * 0.1
                 parts.append(_rect(f"c{color}", x, y, step * 0.8, number * scale, label))
                 tops[index] += number
-    every = -(-len(facts.weeks) // 9)
-    for index in range(0, len(facts.weeks), every):
+    label_step = -(-len(report.weeks) // 9)
+    for index in range(0, len(report.weeks), label_step):
         x = left + (index + 0.5) * step
-        label = f"{facts.weeks[index]:%b %d}"
-        parts.append(f'<text x="{x:.1f}" y="{floor + 16}" text-anchor="middle">{label}</text>')
+        label = f"{report.weeks[index]:%b %d}"
+        parts.append(f'<text x="{x:.1f}" y="{baseline + 16}" text-anchor="middle">{label}</text>')
     key = "".join(
         f'<li><svg viewBox="0 0 9 9" aria-hidden="true"><rect class="c{color}" width="9" height="9"/></svg>'
         f"{escape(name)}</li>"
-        for color, name in enumerate(facts.bookings)
+        for color, name in enumerate(report.bookings)
     )
     picture = _svg(width, height, "Bookings per week, by meeting type", parts)
     rows = [
-        (str(week), *(str(counts[index]) for counts in facts.bookings.values()))
-        for index, week in enumerate(facts.weeks)
+        (str(week), *(str(counts[index]) for counts in report.bookings.values()))
+        for index, week in enumerate(report.weeks)
     ]
-    table = _numbers(("Week of", *facts.bookings), rows)
+    table = _data_table(("Week of", *report.bookings), rows)
     return _section("Bookings per week", f'{picture}<ul class="key">{key}</ul>{table}', wide=True)
 
 
-def _axis(left: int, width: int, floor: int, most: int, scale: float) -> str:
-    marks = sorted({0, most // 2, most})
+def _axis(left: int, width: int, baseline: int, maximum: int, scale: float) -> str:
+    marks = sorted({0, maximum // 2, maximum})
     return "".join(
-        f'<line class="axis" x1="{left}" x2="{width}" y1="{floor - mark * scale:.1f}" '
-        f'y2="{floor - mark * scale:.1f}"/><text x="{left - 6}" y="{floor - mark * scale + 4:.1f}" '
+        f'<line class="axis" x1="{left}" x2="{width}" y1="{baseline - mark * scale:.1f}" '
+        f'y2="{baseline - mark * scale:.1f}"/><text x="{left - 6}" y="{baseline - mark * scale + 4:.1f}" '
         f'text-anchor="end">{mark}</text>'
         for mark in marks
     )
 
 
-def _hours(facts: "Report") -> str:
-    used = [hour for hour in range(24) if any(row[hour] for row in facts.hours)]
+def _hours(report: "Report") -> str:
+    used = [hour for hour in range(24) if any(row[hour] for row in report.hours)]
     if not used:
         return _section("Hours of the week", '<p class="soft">No meetings yet.</p>')
     first, last = max(min(used) - 1, 0), min(max(used) + 1, 23)
     columns = last - first + 1
     width, left, top, size_y = 380, 34, 6, 24
     step = (width - left) / columns
-    most = max(max(row) for row in facts.hours)
+    maximum = max(max(row) for row in report.hours)
     parts: list[str] = []
-    for day, row in enumerate(facts.hours):
+    for day, row in enumerate(report.hours):
         y = top + day * size_y
         parts.append(f'<text x="{left - 6}" y="{y + 15}" text-anchor="end">{_DAYS[day]}</text>')
         for column in range(columns):
@@ -123,51 +128,53 @@ def _hours(facts: "Report") -> str:
             parts.append(_rect("track", x + 1, y + 1, step - 2, size_y - 2, label, 0.35))
             if number:
                 parts.append(
-                    _rect("c0", x + 1, y + 1, step - 2, size_y - 2, label, 0.25 + 0.75 * number / most)
+                    _rect("c0", x + 1, y + 1, step - 2, size_y - 2, label, 0.25 + 0.75 * number / maximum)
                 )
-    every = -(-columns // 8)
-    for column in range(0, columns, every):
+    label_step = -(-columns // 8)
+    for column in range(0, columns, label_step):
         x = left + (column + 0.5) * step
         y = top + 7 * size_y + 13
         parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{first + column}</text>')
     picture = _svg(width, top + 7 * size_y + 20, "Meetings by weekday and start hour", parts)
     rows = [
-        (_DAYS[day], *(str(row[first + c]) for c in range(columns))) for day, row in enumerate(facts.hours)
+        (_DAYS[day], *(str(row[first + c]) for c in range(columns))) for day, row in enumerate(report.hours)
     ]
-    return _section("Hours of the week", picture + _numbers(("", *map(str, range(first, last + 1))), rows))
+    return _section("Hours of the week", picture + _data_table(("", *map(str, range(first, last + 1))), rows))
 
 
-def _ahead(facts: "Report") -> str:
-    return _section("Days booked in advance", _bars(facts.ahead, "Meetings by days from booking to start"))
+def _ahead(report: "Report") -> str:
+    return _section(
+        "Days booked in advance", _bars_with_data(report.days_ahead, "Meetings by days from booking to start")
+    )
 
 
-def _canceled(facts: "Report") -> str:
+def _canceled(report: "Report") -> str:
     shares = [
         (name, canceled / total, f"{canceled / total:.0%} of {total}")
-        for name, (canceled, total) in facts.canceled_by_type.items()
+        for name, (canceled, total) in report.canceled_by_type.items()
     ]
-    picture = _horizontal(shares, 1.0, "Share canceled or disappeared, by meeting type")
-    rows = [(name, str(canceled), str(total)) for name, (canceled, total) in facts.canceled_by_type.items()]
-    table = _numbers(("Meeting type", "Canceled or disappeared", "Total"), rows)
+    picture = _bar_chart(shares, 1.0, "Share canceled or disappeared, by meeting type")
+    rows = [(name, str(canceled), str(total)) for name, (canceled, total) in report.canceled_by_type.items()]
+    table = _data_table(("Meeting type", "Canceled or disappeared", "Total"), rows)
     return _section("Share canceled", picture + table)
 
 
 def _people(title: str, people: Sequence[tuple[str, int]], note: str) -> str:
     text = f'<p class="soft">{note}</p>' if note else ""
-    return _section(title, text + _bars(people, f"Meetings by {title.lower()}"))
+    return _section(title, text + _bars_with_data(people, f"Meetings by {title.lower()}"))
 
 
-def _accounts(facts: "Report") -> str:
+def _accounts(report: "Report") -> str:
     rows = "".join(
         f"<tr><td>{escape(account.user_id)}</td><td>{account.meetings:,}</td>"
-        f"<td{' class=bad' if account.failing else ''}>{age(account, facts.made_at)}</td></tr>"
-        for account in facts.accounts
+        f"<td{' class=bad' if account.failing else ''}>{describe_age(account, report.generated_at)}</td></tr>"
+        for account in report.accounts
     )
     head = "<tr><th>Account</th><th>Meetings</th><th>Last synchronization</th></tr>"
     return _section("Accounts", f'<div class="scroll"><table>{head}{rows}</table></div>', wide=True)
 
 
-def age(account: "AccountFacts", now: "datetime") -> str:
+def describe_age(account: "AccountRow", now: "datetime") -> str:
     """Return the age of an account's data in words."""
     if account.synced_at is None:
         return "never synchronized"
@@ -179,25 +186,25 @@ def age(account: "AccountFacts", now: "datetime") -> str:
     return f"synchronized {ago}{', failing now' if account.failing else ''}"
 
 
-def _bars(counts: Sequence[tuple[str, int]], title: str) -> str:
-    most = max((count for _, count in counts), default=0)
-    if not most:
+def _bars_with_data(counts: Sequence[tuple[str, int]], title: str) -> str:
+    maximum = max((count for _, count in counts), default=0)
+    if not maximum:
         return '<p class="soft">No meetings yet.</p>'
-    picture = _horizontal([(name, count / most, f"{count:,}") for name, count in counts], 1.0, title)
-    return picture + _numbers(("", "Meetings"), [(name, str(count)) for name, count in counts])
+    picture = _bar_chart([(name, count / maximum, f"{count:,}") for name, count in counts], 1.0, title)
+    return picture + _data_table(("", "Meetings"), [(name, str(count)) for name, count in counts])
 
 
-def _horizontal(rows: Sequence[tuple[str, float, str]], most: float, title: str) -> str:
+def _bar_chart(rows: Sequence[tuple[str, float, str]], maximum: float, title: str) -> str:
     """Return horizontal bars, each below its name, so that long names fit."""
     width, step = 380, 34
     parts: list[str] = []
     for index, (name, share, label) in enumerate(rows):
         y = index * step
-        shown = name if len(name) <= 46 else f"{name[:45]}\u2026"
-        parts.append(f'<text x="0" y="{y + 12}">{escape(shown)}</text>')
+        short_name = name if len(name) <= 46 else f"{name[:45]}\u2026"
+        parts.append(f'<text x="0" y="{y + 12}">{escape(short_name)}</text>')
         parts.append(f'<text x="{width}" y="{y + 12}" text-anchor="end">{escape(label)}</text>')
         parts.append(_rect("track", 0, y + 17, width, 9, "", 0.5))
-        parts.append(_rect("c0", 0, y + 17, width * share / most, 9, f"{name}: {label}"))
+        parts.append(_rect("c0", 0, y + 17, width * share / maximum, 9, f"{name}: {label}"))
     return _svg(width, max(len(rows), 1) * step, title, parts)
 
 
@@ -218,7 +225,7 @@ def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
     )
 
 
-def _numbers(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _data_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     first = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     table = f"<table><tr>{first}</tr>{body}</table>"

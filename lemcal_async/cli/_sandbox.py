@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lemcal_async.cli._calls import target_url_of
+from lemcal_async.cli._calls import read_target_url
 from lemcal_async.cli._options import load_sandbox
 from lemcal_async.cli._output import ExitStatus, emit, printable
 from lemcal_async.errors import ConfigurationError
@@ -51,16 +51,16 @@ def sandbox(
         "accounts": accounts,
         "meetings": meetings,
         "limit": None if no_limit else limit,
-        "latency": _seconds(latency),
+        "latency": _parse_latency(latency),
         "seed": seed,
     }
-    made = load_sandbox()(**options)
+    instance = load_sandbox()(**options)
     from lemcal_async.sandbox import run  # noqa: PLC0415  # in the same extra
 
     if hook is not None:
-        _add_hooks(made, hook)
+        _add_hooks(instance, hook)
     try:
-        run(made, host, port, _introduce, None if quiet else Lines(made).print)
+        run(instance, host, port, _print_credentials, None if quiet else ActivityPrinter(instance).print)
     except OSError as error:
         problem = error.strerror
     else:
@@ -68,7 +68,7 @@ def sandbox(
     raise ConfigurationError(f"cannot listen on host {host}, port {port}: {problem}")
 
 
-def _seconds(milliseconds: str) -> tuple[float, float]:
+def _parse_latency(milliseconds: str) -> tuple[float, float]:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:-\s*(\d+(?:\.\d+)?))?\s*", milliseconds)
     shortest, longest = (float(found[1]), float(found[2] or found[1])) if found else (1.0, 0.0)
     if shortest > longest:
@@ -77,12 +77,12 @@ def _seconds(milliseconds: str) -> tuple[float, float]:
 
 
 def _add_hooks(sandbox: "Sandbox", argument: str) -> None:
-    target = target_url_of(argument, "--hook")
+    target = read_target_url(argument, "--hook")
     for account in range(len(sandbox.accounts)):
         sandbox.add_hook(target.reveal(), account)
 
 
-def _introduce(sandbox: "Sandbox") -> None:
+def _print_credentials(sandbox: "Sandbox") -> None:
     """Print the sandbox's URLs and credentials as lines to paste into a shell."""
     lines = [
         f"# Sandbox running; try: lemcal me --base-url {sandbox.base_url}    (Ctrl-C stops it)",
@@ -98,7 +98,7 @@ def _introduce(sandbox: "Sandbox") -> None:
     emit("\n".join(lines) + "\n")
 
 
-class Lines:
+class ActivityPrinter:
     """Prints a line for each finished request and hook delivery."""
 
     def __init__(self, sandbox: "Sandbox") -> None:
@@ -114,22 +114,22 @@ class Lines:
 
     def _request(self, entry: "SeenRequest") -> str:
         query = f"?{entry.query}" if entry.query else ""
-        who = self._emails.get(entry.user_id or "", "unknown key" if entry.limit is not None else "")
-        left = "" if entry.limit is None else f"{entry.remaining} of {entry.limit} left"
+        email = self._emails.get(entry.user_id or "", "unknown key" if entry.limit is not None else "")
+        remaining = "" if entry.limit is None else f"{entry.remaining} of {entry.limit} left"
         fault = f"fault: {entry.fault}" if entry.fault else ""
-        facts = [who, left, fault]
+        details = [email, remaining, fault]
         status = entry.status_code or "no response"
-        head = f"{_clock(entry.time)} {entry.method:<6} {entry.path}{query} {status} {_ms(entry.seconds)}"
-        return "  ".join([head, *filter(None, facts)])
+        head = f"{_timestamp(entry.time)} {entry.method:<6} {entry.path}{query} {status} {_ms(entry.seconds)}"
+        return "  ".join([head, *filter(None, details)])
 
     def _delivery(self, entry: "Delivery") -> str:
         outcome = entry.status_code or entry.error
-        again = f"  repeats delivery {entry.repeats}" if entry.repeats else ""
-        head = f"{_clock(entry.time)} HOOK   {entry.target} {outcome} {_ms(entry.seconds)}"
-        return f"{head}  {entry.meeting_id}{again}"
+        redelivery = f"  repeats delivery {entry.repeats}" if entry.repeats else ""
+        head = f"{_timestamp(entry.time)} HOOK   {entry.target} {outcome} {_ms(entry.seconds)}"
+        return f"{head}  {entry.meeting_id}{redelivery}"
 
 
-def _clock(time: datetime | None) -> str:
+def _timestamp(time: datetime | None) -> str:
     return "" if time is None else f"{time.astimezone():%H:%M:%S}"
 
 

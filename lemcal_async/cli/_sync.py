@@ -22,27 +22,27 @@ from lemcal_async.cli._options import (
     AccountsFile,
     BaseUrl,
     Database,
-    OfSandbox,
+    SandboxDatabase,
     Service,
     Target,
     UseSandbox,
-    base_url_of,
     connect,
     find_target,
     open_store,
+    resolve_base_url,
     with_store,
 )
 from lemcal_async.cli._output import (
     Column,
     ExitStatus,
-    counting,
+    account_progress,
     emit,
     json_line,
-    print_line,
+    print_message,
+    print_row,
     print_table,
     short_time,
     status_of,
-    tell,
 )
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.sync import Change, SyncReport, sync_meetings, watch as watch_meetings
@@ -50,7 +50,7 @@ from lemcal_async.sync import Change, SyncReport, sync_meetings, watch as watch_
 if TYPE_CHECKING:
     from lemcal_async.sync import SQLStore
 
-_NUMBERS: Final = (
+_COUNTS: Final = (
     "accounts", "failed", "created", "changed", "canceled", "disappeared", "restored", "unchanged",
 )  # fmt: skip
 
@@ -90,7 +90,7 @@ def sync(
     job = _Job(
         service=Service(base_url, sandbox, accounts, None),
         store=open_store(db, sandbox=sandbox),
-        interval=_checked(watch),
+        interval=_check_interval(watch),
         changes=changes,
         baseline=baseline,
         json=json,
@@ -109,7 +109,7 @@ class _Job:
     json: bool
 
 
-def _checked(interval: float | None) -> float | None:
+def _check_interval(interval: float | None) -> float | None:
     if interval is not None and not 0 < interval < float("inf"):
         raise ConfigurationError("--watch must be a number of seconds above 0")
     return interval
@@ -129,10 +129,10 @@ def _run(job: _Job) -> ExitStatus:
                     "max_attempts": sys.maxsize,
                 }
                 if job.interval is not None:
-                    printer = _print_report if job.json else _WatchTable(len(clients))
+                    printer = _print_report_json if job.json else _WatchTable(len(clients))
 
                     async def on_report(report: SyncReport) -> None:
-                        _report(report, names, printer)
+                        _show_report(report, names, printer)
 
                     await watch_meetings(
                         clients,
@@ -141,9 +141,9 @@ def _run(job: _Job) -> ExitStatus:
                         on_report=on_report,
                         **options,
                     )
-                with counting("Synchronizing", len(clients)):
+                with account_progress("Synchronizing", len(clients)):
                     report = await sync_meetings(clients, job.store, **options)
-                _report(report, names, _print_report if job.json else _print_table)
+                _show_report(report, names, _print_report_json if job.json else _print_report_table)
                 return _status(report)
 
         # Keep the collector from scanning imported modules, which would block the event loop for 50 ms.
@@ -156,8 +156,8 @@ def _status(report: SyncReport) -> ExitStatus:
     statuses = {status_of(failure.error) for failure in report.failures}
     if not statuses:
         return ExitStatus.UNREADABLE_ROWS if report.unreadable_rows else ExitStatus.OK
-    alike = len(statuses) == 1 and report.failed == report.accounts
-    return statuses.pop() if alike else ExitStatus.FAILED
+    same_reason = len(statuses) == 1 and report.failed == report.accounts
+    return statuses.pop() if same_reason else ExitStatus.FAILED
 
 
 @contextlib.contextmanager
@@ -168,7 +168,7 @@ def _accounts(service: Service) -> Generator[tuple[Target, Sequence[Account]]]:
             yield target, [target.account] if target.account else []
         return
     accounts = read_accounts(service.accounts)  # only once: it may be a pipe
-    yield Target(base_url_of(service), accounts[0]), accounts
+    yield Target(resolve_base_url(service), accounts[0]), accounts
 
 
 @contextlib.asynccontextmanager
@@ -216,7 +216,7 @@ class _ChangesFile:
 
     def append(self, change: Change) -> None:
         """Append a change, and return once it is on disk in a file that still exists."""
-        line = json_line(_change_object(change)).encode()
+        line = json_line(_change_to_json(change)).encode()
         with self._lock:
             while True:
                 if not self._is_current():
@@ -230,10 +230,10 @@ class _ChangesFile:
         if self._descriptor < 0:
             return False
         try:
-            now = self._path.stat()
+            current = self._path.stat()
         except OSError:
             return False
-        return os.path.samestat(now, os.fstat(self._descriptor))
+        return os.path.samestat(current, os.fstat(self._descriptor))
 
     def _write(self, line: bytes) -> None:
         regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode)  # pipes and devices cannot be synced
@@ -249,7 +249,7 @@ class _ChangesFile:
             os.fsync(self._descriptor)
 
 
-def _change_object(change: Change) -> dict[str, Any]:
+def _change_to_json(change: Change) -> dict[str, Any]:
     """Return a change as a JSON object; ``meeting`` is in the service's format."""
     return {
         "seq": change.seq,
@@ -266,25 +266,27 @@ def _change_object(change: Change) -> dict[str, Any]:
     }
 
 
-def _report(report: SyncReport, names: dict[str, str], printer: Callable[[SyncReport], object]) -> None:
+def _show_report(report: SyncReport, names: dict[str, str], printer: Callable[[SyncReport], object]) -> None:
     """Print a report, and on standard error a line per failure or unreadable row."""
     printer(report)
     for unreadable in report.unreadable_rows:
-        account = _named(unreadable.user_id, names)
-        tell(f"warning: {account}: row {unreadable.row.index} cannot be read: {unreadable.row.reason}")
+        account = _account_label(unreadable.user_id, names)
+        print_message(
+            f"warning: {account}: row {unreadable.row.index} cannot be read: {unreadable.row.reason}"
+        )
     for failure in report.failures:
         stage = "a change could not be delivered: " if failure.stage == "delivery" else ""
-        tell(f"{_named(failure.user_id, names)}: {stage}{failure.error}")
+        print_message(f"{_account_label(failure.user_id, names)}: {stage}{failure.error}")
 
 
-def _named(user_id: str | None, names: dict[str, str]) -> str:
+def _account_label(user_id: str | None, names: dict[str, str]) -> str:
     name = names.get(user_id or "")
     return f"account {name} ({user_id})" if name else f"account {user_id or 'without a user id'}"
 
 
-def _print_report(report: SyncReport) -> None:
-    numbers = {name: getattr(report, name) for name in _NUMBERS}
-    emit(json_line({**numbers, "seconds": round(report.seconds, 3)}))
+def _print_report_json(report: SyncReport) -> None:
+    counts = {name: getattr(report, name) for name in _COUNTS}
+    emit(json_line({**counts, "seconds": round(report.seconds, 3)}))
 
 
 def _column(name: str) -> Column[SyncReport]:
@@ -292,12 +294,12 @@ def _column(name: str) -> Column[SyncReport]:
 
 
 _COLUMNS: Final[Sequence[Column[SyncReport]]] = (
-    *map(_column, _NUMBERS),
+    *map(_column, _COUNTS),
     Column("Seconds", lambda report: f"{report.seconds:.1f}"),
 )
 
 
-def _print_table(report: SyncReport) -> None:
+def _print_report_table(report: SyncReport) -> None:
     print_table(_COLUMNS, [report])
 
 
@@ -308,35 +310,35 @@ class _WatchTable:
         self._accounts = accounts
         self._headings = ["Ended (UTC)", *(column.heading for column in _COLUMNS), "Waiting"]
         self._widths = [19, *(max(len(heading), 7) for heading in self._headings[1:])]
-        self._begun = False
+        self._heading_printed = False
 
     def __call__(self, report: SyncReport) -> None:
-        if not self._begun:
-            print_line(self._headings, self._widths)
-            self._begun = True
-        numbers = [column.value(report) or "" for column in _COLUMNS]
-        waiting = str(self._accounts - report.accounts)
-        print_line([f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}", *numbers, waiting], self._widths)
+        if not self._heading_printed:
+            print_row(self._headings, self._widths)
+            self._heading_printed = True
+        counts = [column.value(report) or "" for column in _COLUMNS]
+        skipped = str(self._accounts - report.accounts)
+        print_row([f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}", *counts, skipped], self._widths)
 
 
-def _start(change: Change) -> str:
+def _start_time(change: Change) -> str:
     return str(change.wire.get("start") or "")[:16].replace("T", " ")
 
 
 _CHANGE_COLUMNS: Final = (
-    Column[Change]("Found (UTC)", lambda change: short_time(change.found_at), whole=True, rank=1),
-    Column[Change]("Change", lambda change: change.kind, whole=True),
+    Column[Change]("Found (UTC)", lambda change: short_time(change.found_at), no_wrap=True, rank=1),
+    Column[Change]("Change", lambda change: change.kind, no_wrap=True),
     Column[Change]("Fields", lambda change: ", ".join(change.fields)),
-    Column[Change]("Start (UTC)", _start, whole=True, rank=2),
-    Column[Change]("Meeting", lambda change: change.meeting_id, whole=True),
-    Column[Change]("Account", lambda change: change.user_id, whole=True, rank=3),
+    Column[Change]("Start (UTC)", _start_time, no_wrap=True, rank=2),
+    Column[Change]("Meeting", lambda change: change.meeting_id, no_wrap=True),
+    Column[Change]("Account", lambda change: change.user_id, no_wrap=True, rank=3),
 )
 _PARKED_COLUMNS: Final = (
-    Column[Change]("Parked (UTC)", lambda change: short_time(change.parked_at), whole=True, rank=1),
-    Column[Change]("Change", lambda change: change.kind, whole=True),
+    Column[Change]("Parked (UTC)", lambda change: short_time(change.parked_at), no_wrap=True, rank=1),
+    Column[Change]("Change", lambda change: change.kind, no_wrap=True),
     Column[Change]("Attempts", lambda change: str(change.attempts), rank=2),
-    Column[Change]("Meeting", lambda change: change.meeting_id, whole=True),
-    Column[Change]("Account", lambda change: change.user_id, whole=True, rank=3),
+    Column[Change]("Meeting", lambda change: change.meeting_id, no_wrap=True),
+    Column[Change]("Account", lambda change: change.user_id, no_wrap=True, rank=3),
     Column[Change]("Error", lambda change: change.error),
 )
 
@@ -344,7 +346,7 @@ _PARKED_COLUMNS: Final = (
 def changes(
     *,
     db: Database = None,
-    sandbox: OfSandbox = False,
+    sandbox: SandboxDatabase = False,
     pending: Annotated[
         bool, typer.Option("--pending", help="Only undelivered changes that are not parked.")
     ] = False,
@@ -362,19 +364,19 @@ def changes(
     as_table = sys.stdout.isatty() and not json
 
     async def read(store: "SQLStore") -> list[Change]:
-        kept: list[Change] = []
+        table_rows: list[Change] = []
         async for change in store.changes(pending=pending, parked=parked):
             if as_table:
-                kept.append(change)
+                table_rows.append(change)
             else:
-                emit(json_line(_change_object(change)))
-        return kept
+                emit(json_line(_change_to_json(change)))
+        return table_rows
 
     found = with_store(open_store(db, sandbox=sandbox, create=False), "Reading the changes", read)
     if found:
         print_table(_PARKED_COLUMNS if parked and not pending else _CHANGE_COLUMNS, found)
     elif as_table:
-        tell("no changes")
+        print_message("no changes")
 
 
 def retry(
@@ -383,7 +385,7 @@ def retry(
     ] = None,
     *,
     db: Database = None,
-    sandbox: OfSandbox = False,
+    sandbox: SandboxDatabase = False,
 ) -> None:
     """Schedule parked changes for another delivery.
 
@@ -400,7 +402,7 @@ def forget(
     ],
     *,
     db: Database = None,
-    sandbox: OfSandbox = False,
+    sandbox: SandboxDatabase = False,
     accounts: Annotated[
         Path | None, typer.Option("--accounts", metavar="FILE", help="The TOML file that contains the name.")
     ] = None,
@@ -416,9 +418,9 @@ def forget(
             f"{account!r} is not a user id (usr_...); to pass an account's name, add --accounts FILE"
         )
     store = open_store(db, sandbox=sandbox, create=False)
-    named = user_id if account == user_id else f"{account} ({user_id})"
+    label = user_id if account == user_id else f"{account} ({user_id})"
     if not yes:
-        _confirm(f"erase all data of {named}? This cannot be undone. [y/N]")
+        _confirm(f"erase all data of {label}? This cannot be undone. [y/N]")
 
     async def erase(store: "SQLStore") -> tuple[int, int] | None:
         known = await store.revision(user_id)
@@ -427,14 +429,14 @@ def forget(
 
     erased = with_store(store, "Erasing the account", erase)
     if erased is None:
-        tell(f"the database contains no data of {named}")
+        print_message(f"the database contains no data of {label}")
         raise typer.Exit(ExitStatus.NOT_FOUND)
-    emit(f"Erased {erased[0]} meetings and {erased[1]} changes of {named}.\n")
+    emit(f"Erased {erased[0]} meetings and {erased[1]} changes of {label}.\n")
 
 
 def _confirm(question: str) -> None:
     """Ask for confirmation on standard error; ConfigurationError unless the answer is yes."""
-    tell(question)
+    print_message(question)
     answer = sys.stdin.readline().strip().lower()
     if answer not in ("y", "yes"):
         raise ConfigurationError("nothing was erased; answer y, or pass --yes")

@@ -46,26 +46,26 @@ def trigger(
 
     Without --start, move postpones the meeting by a day.
     """
-    given = url or os.environ.get(BASE_URL_VARIABLE, "").strip()
-    if not given:
+    sandbox_url = url or os.environ.get(BASE_URL_VARIABLE, "").strip()
+    if not sandbox_url:
         raise ConfigurationError(f"no sandbox URL: pass --url or set {BASE_URL_VARIABLE}")
-    with _Control(given) as control:
+    with _Control(sandbox_url) as control:
         if kind == "booking":
             options = {"account": account - 1, "guest": guest, "start": start}
             body = {name: value for name, value in options.items() if value is not None}
             row = control.call("POST", "/bookings", body)
         else:
-            chosen = meeting_id or control.newest(account - 1)
-            path = f"/meetings/{quote(chosen, safe='')}"
+            chosen_id = meeting_id or control.latest_meeting_id(account - 1)
+            path = f"/meetings/{quote(chosen_id, safe='')}"
             if kind == "cancel":
                 row = control.call("POST", f"{path}/cancel", {})
             else:
-                row = control.call("PATCH", path, control.moved(chosen, account - 1, start))
+                row = control.call("PATCH", path, control.new_times(chosen_id, account - 1, start))
     if json:
         print_json(row)
         return
-    done = {"booking": "booked", "cancel": "canceled", "move": "moved"}[kind]
-    emit(printable(f"{done} {row.get('_id')}, starting at {row.get('start')}") + "\n")
+    verb = {"booking": "booked", "cancel": "canceled", "move": "moved"}[kind]
+    emit(printable(f"{verb} {row.get('_id')}, starting at {row.get('start')}") + "\n")
 
 
 class _Control:
@@ -88,43 +88,43 @@ class _Control:
         """Call a control and return the JSON of its response."""
         try:
             content = None if method == "GET" else json_module.dumps(body)
-            answer = self._client.request(method, f"{self._root}/_sandbox{path}", content=content)
+            response = self._client.request(method, f"{self._root}/_sandbox{path}", content=content)
         except httpx.TransportError as error:
             raise APIConnectionError(
                 f"cannot reach a sandbox at {self._root} ({type(error).__name__}); is it running?"
             ) from None
-        is_json = answer.headers.get("content-type", "").startswith("application/json")
-        if answer.status_code == 404 and answer.text.startswith("there is no meeting"):
-            raise MeetingNotFoundError(answer.text, status_code=404)
-        if answer.status_code in (400, 404) and not is_json and len(answer.text) < 300:
-            raise ConfigurationError(answer.text or f"there is no sandbox at {self._root}")
-        if not (answer.is_success and is_json):
+        is_json = response.headers.get("content-type", "").startswith("application/json")
+        if response.status_code == 404 and response.text.startswith("there is no meeting"):
+            raise MeetingNotFoundError(response.text, status_code=404)
+        if response.status_code in (400, 404) and not is_json and len(response.text) < 300:
+            raise ConfigurationError(response.text or f"there is no sandbox at {self._root}")
+        if not (response.is_success and is_json):
             raise ConfigurationError(f"there is no sandbox at {self._root}")
-        return answer.json()
+        return response.json()
 
-    def newest(self, account: int) -> str:
+    def latest_meeting_id(self, account: int) -> str:
         """Return the id of the account's most recently booked meeting that is not canceled."""
         booked = [row for row in self._meetings(account) if not row.get("canceledAt")]
         if not booked:
             raise MeetingNotFoundError("the account has no meeting that is not canceled", status_code=404)
         return str(booked[-1]["_id"])
 
-    def moved(self, meeting_id: str, account: int, start: str | None) -> dict[str, str]:
+    def new_times(self, meeting_id: str, account: int, start: str | None) -> dict[str, str]:
         """Return the new times of a meeting, a day later by default. Its duration does not change."""
         rows = {row["_id"]: row for row in self._meetings(account)}
         if meeting_id not in rows:
             raise MeetingNotFoundError(f"there is no meeting {meeting_id}", status_code=404)
         old = [datetime.fromisoformat(rows[meeting_id][name]) for name in ("start", "end")]
-        begins = old[0] + timedelta(days=1) if start is None else _aware(start)
-        ends = begins + (old[1] - old[0])
-        return {"start": write_time(begins), "end": write_time(ends)}
+        new_start = old[0] + timedelta(days=1) if start is None else _parse_start(start)
+        new_end = new_start + (old[1] - old[0])
+        return {"start": write_time(new_start), "end": write_time(new_end)}
 
     def _meetings(self, account: int) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self.call("GET", f"/meetings?account={account}", {})
         return rows
 
 
-def _aware(text: str) -> datetime:
+def _parse_start(text: str) -> datetime:
     try:
         time = datetime.fromisoformat(text)
     except ValueError:

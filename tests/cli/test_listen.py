@@ -147,7 +147,7 @@ def forward(receiver_url: str, kind: str = "created") -> tuple[bool, list[float]
 
     async def run() -> bool:
         async with httpx.AsyncHTTPTransport(trust_env=False) as transport:
-            forwarder = _Forwarder(transport, Secret(receiver_url), everything=False, sleep=sleep)
+            forwarder = _Forwarder(transport, Secret(receiver_url), all_changes=False, sleep=sleep)
             return await forwarder.post(kind, "mee_1", {"_id": "mee_1"})
 
     return anyio.run(run), waits

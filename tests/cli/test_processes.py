@@ -44,7 +44,7 @@ def test_a_spinner_beside_a_file(tmp_path: Path, sandbox: Sandbox, lemcal: Run) 
     terminal, stderr = os.openpty()
     slowly = (
         "import sys, time; from lemcal_async.cli import _output as progress, _sync as changes, main\n"
-        "progress.DELAY = 0\n"
+        "progress.SPINNER_DELAY = 0\n"
         "line = changes.json_line; changes.json_line = lambda data: time.sleep(0.05) or line(data)\n"
         "sys.exit(main())"
     )

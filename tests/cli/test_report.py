@@ -9,8 +9,8 @@ from zoneinfo import ZoneInfo
 import pytest
 from browser import chromium, resize, use_colors
 
-from lemcal_async.cli._report import AccountFacts, MeetingFacts, Report, summarize
-from lemcal_async.cli._report_page import age, render
+from lemcal_async.cli._report import AccountRow, MeetingRow, Report, summarize
+from lemcal_async.cli._report_page import describe_age, render
 from lemcal_async.sandbox import Sandbox, faults
 
 from .conftest import Run
@@ -29,13 +29,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def meeting(
     start: str | None, created: str | None, *, status: str = "booked", type_name: str | None = "Call"
-) -> MeetingFacts:
+) -> MeetingRow:
     """Return a meeting of one host and one guest; times are UTC."""
     times = [
         None if time is None else datetime.fromisoformat(time).replace(tzinfo=UTC)
         for time in (start, created)
     ]
-    return MeetingFacts("usr_1", type_name, times[0], times[1], status, "h@x.org", "g@x.org", "Ada")
+    return MeetingRow("usr_1", type_name, times[0], times[1], status, "h@x.org", "g@x.org", "Ada")
 
 
 MEETINGS = [
@@ -48,22 +48,22 @@ MEETINGS = [
 ]
 
 
-def summary(meetings: list[MeetingFacts] = MEETINGS, *, guests: bool = False) -> Report:
+def summary(meetings: list[MeetingRow] = MEETINGS, *, guests: bool = False) -> Report:
     """Return the numbers in Paris."""
-    accounts = [AccountFacts("usr_1", NOW - timedelta(minutes=5), failing=False, meetings=len(meetings))]
+    accounts = [AccountRow("usr_1", NOW - timedelta(minutes=5), failing=False, meetings=len(meetings))]
     return summarize(meetings, accounts, PARIS, NOW, guests=guests, pending=3, parked=1, oldest_pending=NOW)
 
 
 def test_the_numbers() -> None:
     """Each meeting is counted where it belongs, in the time zone that was asked for."""
     facts = summary()
-    assert (4, 1, 1, 6, 1) == (facts.booked, facts.canceled, facts.gone, facts.total, facts.upcoming)
-    assert pytest.approx(2 / 6) == facts.share_canceled
+    assert (4, 1, 1, 6, 1) == (facts.booked, facts.canceled, facts.disappeared, facts.total, facts.upcoming)
+    assert pytest.approx(2 / 6) == facts.canceled_share
     assert [date(2026, 5, 11), date(2026, 5, 18), date(2026, 5, 25), date(2026, 6, 1)] == list(facts.weeks)
     assert {"Call": [1, 2, 0, 0], "Demo": [0, 0, 0, 2]} == facts.bookings
     assert {"Call": (1, 3), "Demo": (1, 2), "no type": (0, 1)} == facts.canceled_by_type
     ahead = {"same day": 1, "1 day": 1, "2-3": 1, "4-7": 1, "8-14": 0, "15-30": 0, "31+": 1}
-    assert ahead == dict(facts.ahead)
+    assert ahead == dict(facts.days_ahead)
     used = {
         (day, hour): count for day, row in enumerate(facts.hours) for hour, count in enumerate(row) if count
     }
@@ -83,7 +83,7 @@ def test_many_types_and_weeks() -> None:
     first = datetime(2024, 1, 1, tzinfo=UTC)
     booked = [(number, first + timedelta(weeks=week)) for number in range(9) for week in range(number, 120)]
     meetings = [
-        MeetingFacts("usr_1", f"T{number}", None, created, "booked", None, None, None)
+        MeetingRow("usr_1", f"T{number}", None, created, "booked", None, None, None)
         for number, created in booked
     ]
     facts = summary(meetings)
@@ -94,7 +94,7 @@ def test_many_types_and_weeks() -> None:
 def test_nothing_yet() -> None:
     """An empty database is a report, too."""
     facts = summarize([], [], PARIS, NOW, guests=True)
-    assert (0, 0.0, {}, []) == (facts.total, facts.share_canceled, facts.bookings, list(facts.weeks))
+    assert (0, 0.0, {}, []) == (facts.total, facts.canceled_share, facts.bookings, list(facts.weeks))
     assert "No bookings yet" in render(facts)
 
 
@@ -112,7 +112,7 @@ def test_nothing_yet() -> None:
 def test_age(minutes: int | None, text: str, *, failing: bool) -> None:
     """How old an account's data are, in the unit that people use."""
     synced_at = None if minutes is None else NOW - timedelta(minutes=minutes)
-    assert text == age(AccountFacts("usr_1", synced_at, failing, 0), NOW)
+    assert text == describe_age(AccountRow("usr_1", synced_at, failing, 0), NOW)
 
 
 class Tags(HTMLParser):

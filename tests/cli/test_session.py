@@ -73,7 +73,7 @@ def test_a_sign_of_life(
     lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, *, delay: float, shown: bool
 ) -> None:
     """On a terminal, standard error shows what a longer wait is for."""
-    monkeypatch.setattr("lemcal_async.cli._output.DELAY", delay)
+    monkeypatch.setattr("lemcal_async.cli._output.SPINNER_DELAY", delay)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     sandbox.inject(faults.slow(0.3))

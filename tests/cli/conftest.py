@@ -1,4 +1,4 @@
-"""Runs the command line, in this process or as one of its own, against a sandbox."""
+"""Fixtures that run the command line against a sandbox, in this process or in a new one."""
 
 import io
 import os
@@ -15,15 +15,15 @@ from lemcal_async.sandbox import Sandbox
 
 
 @attrs.frozen
-class Done:
-    """How a command ended, and what it wrote."""
+class Result:
+    """The exit status and the output of a command."""
 
     status: int
     out: str
     err: str
 
 
-Run = Callable[..., Done]
+Run = Callable[..., Result]
 Spawn = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -31,19 +31,19 @@ Spawn = Callable[..., "subprocess.Popen[str]"]
 def lemcal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Return a function that runs the command line in this process."""
 
-    def run(*argv: str, stdin: str | TextIO = "") -> Done:
+    def run(*argv: str, stdin: str | TextIO = "") -> Result:
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin) if isinstance(stdin, str) else stdin)
         capsys.readouterr()
         status = main(argv)
         out, err = capsys.readouterr()
-        return Done(int(status), out, err)
+        return Result(int(status), out, err)
 
     return run
 
 
 @pytest.fixture
 def spawn() -> Iterator[Spawn]:
-    """Return a function that starts the command line as a process, which ends with the test."""
+    """Return a function that starts the command line as a process, which is killed after the test."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(*argv: str, **options: Any) -> subprocess.Popen[str]:
@@ -62,13 +62,13 @@ def spawn() -> Iterator[Spawn]:
 
 @pytest.fixture
 def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    """Serve a sandbox, with the credentials of its first account in the environment."""
+    """Serve a sandbox, and set the credentials of its first account in the environment."""
     with Sandbox(accounts=2).serve() as sandbox:
-        use(sandbox, monkeypatch)
+        set_credentials(sandbox, monkeypatch)
         yield sandbox
 
 
-def use(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, api_key: str | None = None) -> None:
-    """Put credentials into the environment."""
+def set_credentials(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, api_key: str | None = None) -> None:
+    """Set the sandbox's credentials in the environment."""
     monkeypatch.setitem(os.environ, "LEMCAL_USER_ID", sandbox.user_id)
     monkeypatch.setitem(os.environ, "LEMCAL_API_KEY", api_key or sandbox.api_key)

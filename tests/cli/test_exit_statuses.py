@@ -1,4 +1,4 @@
-"""Every command ends with the statuses of one table, whatever ends it: errors, signals, closed streams."""
+"""All commands share one set of exit statuses, for errors, signals and closed streams."""
 
 import os
 import shutil
@@ -15,9 +15,9 @@ import pytest
 from lemcal_async.cli._output import ExitStatus
 from lemcal_async.sandbox import Sandbox, faults
 
-from .conftest import Run, Spawn, use
+from .conftest import Run, Spawn, set_credentials
 
-posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and streams as POSIX has them")
+posix_only = pytest.mark.skipif(os.name != "posix", reason="requires POSIX signals and streams")
 
 ONE_CALL = ["me", "meetings", "types", "hooks create https://example.com/x --any", "hooks delete hoo_1"]
 SERVICE = [*ONE_CALL, "sync"]
@@ -26,7 +26,7 @@ DATABASE = ["sync", "changes", "retry", "report", "forget usr_1 --yes"]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in a temporary folder, without LEMCAL_DB, and retry at once."""
+    """Use a temporary working folder, unset LEMCAL_DB, and retry without delay."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LEMCAL_DB", raising=False)
     monkeypatch.setattr("lemcal_async._retry.backoff", lambda *_: 0.0)
@@ -37,73 +37,71 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_rejected_credentials(
     lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    """The service rejects the key: 4."""
-    use(sandbox, monkeypatch, api_key="wrong")
-    done = lemcal(*command.split(), "--base-url", sandbox.base_url)
-    assert ExitStatus.AUTHENTICATION == done.status, done.err
+    """The status is 4 if the service rejects the key."""
+    set_credentials(sandbox, monkeypatch, api_key="wrong")
+    result = lemcal(*command.split(), "--base-url", sandbox.base_url)
+    assert ExitStatus.AUTHENTICATION == result.status, result.err
 
 
 @pytest.mark.parametrize("command", SERVICE)
-def test_a_service_that_fails(lemcal: Run, sandbox: Sandbox, command: str) -> None:
-    """The service fails: 1."""
+def test_failing_service(lemcal: Run, sandbox: Sandbox, command: str) -> None:
+    """The status is 1 if the service returns an error."""
     sandbox.inject(faults.status(500), times=9)
-    done = lemcal(*command.split(), "--base-url", sandbox.base_url)
-    assert ExitStatus.FAILED == done.status, done.err
+    result = lemcal(*command.split(), "--base-url", sandbox.base_url)
+    assert ExitStatus.FAILED == result.status, result.err
 
 
 @pytest.mark.parametrize("command", SERVICE)
-def test_no_service(lemcal: Run, sandbox: Sandbox, command: str) -> None:  # has credentials
-    """The service cannot be reached: 1."""
+def test_unreachable_service(lemcal: Run, sandbox: Sandbox, command: str) -> None:  # has credentials
+    """The status is 1 if the service cannot be reached."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    done = lemcal(*command.split(), "--base-url", f"http://127.0.0.1:{port}")
-    assert ExitStatus.FAILED == done.status, done.err
+    result = lemcal(*command.split(), "--base-url", f"http://127.0.0.1:{port}")
+    assert ExitStatus.FAILED == result.status, result.err
 
 
 @pytest.mark.parametrize("command", SERVICE)
 def test_missing_credentials(lemcal: Run, command: str) -> None:
-    """There are no credentials: 2."""
+    """The status is 2 without credentials."""
     assert ExitStatus.USAGE == lemcal(*command.split()).status
 
 
 @pytest.mark.parametrize("command", ["meetings", "meetings --json", "types --csv", "sync"])
-def test_rows_that_cannot_be_read(lemcal: Run, sandbox: Sandbox, command: str) -> None:
-    """Some rows cannot be read, the others are processed: 3."""
+def test_unreadable_rows(lemcal: Run, sandbox: Sandbox, command: str) -> None:
+    """The status is 3 if some rows cannot be read; the others are processed."""
     sandbox.inject(faults.json([{"name": "no id"}, {"_id": "met_1"}]))
-    done = lemcal(*command.split(), "--base-url", sandbox.base_url)
-    assert ExitStatus.UNREADABLE_ROWS == done.status, done.err
-    assert 1 == done.err.count("warning: ")
+    result = lemcal(*command.split(), "--base-url", sandbox.base_url)
+    assert ExitStatus.UNREADABLE_ROWS == result.status, result.err
+    assert 1 == result.err.count("warning: ")
 
 
 @pytest.mark.parametrize("command", ["hooks delete hoo_1", "forget usr_1 --yes"])
-def test_nothing_there(lemcal: Run, sandbox: Sandbox, command: str) -> None:
-    """It does not exist: 5."""
+def test_not_found(lemcal: Run, sandbox: Sandbox, command: str) -> None:
+    """The status is 5 if the hook or the account does not exist."""
     if command.startswith("forget"):
         lemcal("sync", "--base-url", sandbox.base_url)
-        done = lemcal(*command.split())
+        result = lemcal(*command.split())
     else:
-        done = lemcal(*command.split(), "--base-url", sandbox.base_url)
-    assert ExitStatus.NOT_FOUND == done.status, done.err
+        result = lemcal(*command.split(), "--base-url", sandbox.base_url)
+    assert ExitStatus.NOT_FOUND == result.status, result.err
 
 
 @pytest.mark.parametrize("command", DATABASE)
-@pytest.mark.parametrize("trouble", ["missing folder", "junk", "refused", "no such kind"])
-def test_a_database_that_cannot_be_used(
-    lemcal: Run, sandbox: Sandbox, folder: Path, trouble: str, command: str
-) -> None:
-    """The database cannot be used: 2, in one line, and the service is not asked."""
-    (folder / "junk.db").write_bytes(b"not a database, and long enough to be looked at " * 50)
+@pytest.mark.parametrize("problem", ["missing folder", "junk", "refused", "unknown dialect"])
+def test_unusable_database(lemcal: Run, sandbox: Sandbox, folder: Path, problem: str, command: str) -> None:
+    """The status is 2 if the database is unusable. The message is one line, and no request is sent."""
+    (folder / "junk.db").write_bytes(b"not a database, but long enough to be checked " * 50)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     url = {
         "missing folder": "sqlite:///no/such/folder/x.db",
         "junk": "sqlite:///junk.db",
         "refused": f"postgresql://127.0.0.1:{port}/x",
-        "no such kind": "oracle://x",
-    }[trouble]
+        "unknown dialect": "oracle://x",
+    }[problem]
     service = ["--base-url", sandbox.base_url] if command == "sync" else []
-    done = lemcal(*command.split(), "--db", url, *service)
-    assert (ExitStatus.USAGE, "", 1) == (done.status, done.out, done.err.count("\n"))
+    result = lemcal(*command.split(), "--db", url, *service)
+    assert (ExitStatus.USAGE, "", 1) == (result.status, result.out, result.err.count("\n"))
     assert [] == sandbox.requests
 
 
@@ -116,23 +114,21 @@ def test_a_database_that_cannot_be_used(
         ("report", ExitStatus.OK),
     ],
 )
-def test_a_database_that_another_program_writes_to(
-    lemcal: Run, sandbox: Sandbox, command: str, status: ExitStatus
-) -> None:
-    """Commands that write end with 2; those that only read do not even wait."""
+def test_locked_database(lemcal: Run, sandbox: Sandbox, command: str, status: ExitStatus) -> None:
+    """While another program writes to the database, only commands that read it succeed."""
     lemcal("sync", "--base-url", sandbox.base_url)
     connection = sqlite3.connect("lemcal.db", isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     service = ["--base-url", sandbox.base_url] if command == "sync" else []
-    done = lemcal(command, "--db", "sqlite:///lemcal.db?timeout=0.05", *service)
+    result = lemcal(command, "--db", "sqlite:///lemcal.db?timeout=0.05", *service)
     connection.close()
-    assert status == done.status, done.err
+    assert status == result.status, result.err
     if command == "changes":
-        assert (12, "") == (len(done.out.splitlines()), done.err)
+        assert (12, "") == (len(result.out.splitlines()), result.err)
 
 
-def test_accounts_that_fail_alike(lemcal: Run, sandbox: Sandbox, folder: Path) -> None:
-    """If all accounts fail for the same reason, the status is that of the reason; if only some fail, 1."""
+def test_all_accounts_fail_for_the_same_reason(lemcal: Run, sandbox: Sandbox, folder: Path) -> None:
+    """If all accounts fail for the same reason, the status is that of the reason, otherwise 1."""
     file = folder / "accounts.toml"
     file.touch(mode=0o600)
 
@@ -161,7 +157,7 @@ def wait_for_request(sandbox: Sandbox) -> None:
 @posix_only
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals(spawn: Spawn, sandbox: Sandbox, number: signal.Signals, status: int) -> None:
-    """Ctrl-C and SIGTERM end a call that is under way, without a message."""
+    """Ctrl-C and SIGTERM end a running call without a message."""
     sandbox.inject(faults.slow(60))
     process = spawn("me", "--base-url", sandbox.base_url)
     wait_for_request(sandbox)
@@ -172,25 +168,25 @@ def test_signals(spawn: Spawn, sandbox: Sandbox, number: signal.Signals, status:
 
 @posix_only
 @pytest.mark.parametrize("command", ["sync --sandbox --watch 60", "sandbox --quiet"])
-def test_sigterm_of_what_runs_on(spawn: Spawn, command: str) -> None:
-    """SIGTERM ends a long-running command, also if it ignores Ctrl-C, as background jobs do."""
+def test_sigterm_of_long_running_command(spawn: Spawn, command: str) -> None:
+    """SIGTERM ends a long-running command, even one that ignores SIGINT, as background jobs do."""
 
     def ignore() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    for before in (None, ignore):
-        process = spawn(*command.split(), preexec_fn=before)
+    for preexec_fn in (None, ignore):
+        process = spawn(*command.split(), preexec_fn=preexec_fn)
         assert process.stdout is not None
         assert process.stdout.readline()
-        if before is not None:
-            process.send_signal(signal.SIGINT)  # nothing happens
+        if preexec_fn is not None:
+            process.send_signal(signal.SIGINT)  # ignored
         process.terminate()
         _, err = process.communicate(timeout=30)
         assert (143, "") == (process.returncode, err)
 
 
 def has_namespaces() -> bool:
-    """Whether we may create a PID namespace."""
+    """Whether this process may create a PID namespace."""
     command = ["unshare", "--map-root-user", "--pid", "--fork", "true"]
     return (
         shutil.which("unshare") is not None
@@ -200,10 +196,10 @@ def has_namespaces() -> bool:
 
 @posix_only
 @pytest.mark.parametrize("command", ["sync --sandbox --watch 60", "sandbox --quiet"])
-def test_sigterm_as_process_1(command: str) -> None:
-    """SIGTERM works for process 1 of a container, too, for which the default is to ignore it."""
+def test_sigterm_with_pid_1(command: str) -> None:
+    """SIGTERM also ends PID 1 of a container, which ignores it by default."""
     if not has_namespaces():
-        pytest.skip("this system has no `unshare --pid` for us")
+        pytest.skip("`unshare --pid` is not available or not permitted")
     program = [sys.executable, "-m", "lemcal_async.cli", *command.split()]
     wrapper = ["unshare", "--map-root-user", "--pid", "--fork", "--kill-child", *program]
     process = subprocess.Popen(wrapper, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -231,12 +227,12 @@ def test_sigterm_as_process_1(command: str) -> None:
     ],
 )
 def test_closed_standard_streams(folder: Path, command: str, closed: str) -> None:
-    """A closed stream is ignored, and no database file is opened in its place."""
+    """A closed stream is ignored, and the database file does not take its descriptor."""
     line = f"{sys.executable} -m lemcal_async.cli {command} {closed}"
-    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, timeout=60)
-    assert (0 if command.startswith("sync") else 2) == done.returncode
-    assert "Traceback" not in done.stderr
-    assert (command.startswith("sync") and closed == "2>&-") is bool(done.stdout)
+    result = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, timeout=60)
+    assert (0 if command.startswith("sync") else 2) == result.returncode
+    assert "Traceback" not in result.stderr
+    assert (command.startswith("sync") and closed == "2>&-") is bool(result.stdout)
     if command.startswith("sync"):
         with sqlite3.connect(folder / "lemcal-sandbox.db") as connection:
             assert [(12,)] == connection.execute("SELECT count(*) FROM meetings").fetchall()
@@ -248,8 +244,8 @@ def test_closed_standard_streams(folder: Path, command: str, closed: str) -> Non
     ("command", "end"),
     [("--help", "full"), ("sandbox --help", "full"), ("meetings --sandbox", "full"), ("--help", "closed")],
 )
-def test_output_that_goes_nowhere(spawn: Spawn, end: str, command: str) -> None:
-    """A full disk is one line and status 1; a closed pipe is status 141 without a message; even for help."""
+def test_unwritable_output(spawn: Spawn, end: str, command: str) -> None:
+    """A full disk is a one-line error and status 1, a closed pipe only status 141, even for help."""
     full = Path("/dev/full")
     if end == "full" and not full.exists():
         pytest.skip("this system has no /dev/full")
@@ -269,8 +265,8 @@ def test_output_that_goes_nowhere(spawn: Spawn, end: str, command: str) -> None:
 
 
 @posix_only
-def test_errors_that_go_nowhere(spawn: Spawn) -> None:
-    """If standard error cannot be written, the status still tells what happened."""
+def test_unwritable_standard_error(spawn: Spawn) -> None:
+    """If standard error is not writable, the exit status is still correct."""
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("this system has no /dev/full")

@@ -1,4 +1,4 @@
-"""Errors are one line on standard error and an exit status, without secrets."""
+"""An error is one line on standard error, without secrets, and an exit status."""
 
 import importlib
 import io
@@ -18,7 +18,7 @@ from lemcal_async.cli import main
 from lemcal_async.cli._output import HELP, ExitStatus
 from lemcal_async.sandbox import Sandbox, faults
 
-from .conftest import Run, use
+from .conftest import Run, set_credentials
 
 ONE_LINE = re.compile(r"lemcal: [^\n]+\n")
 
@@ -35,54 +35,54 @@ ONE_LINE = re.compile(r"lemcal: [^\n]+\n")
         (faults.status(404), ExitStatus.NOT_FOUND),
     ],
 )
-def test_what_the_service_answers(
+def test_error_responses(
     lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, fault: faults.Fault, status: ExitStatus
 ) -> None:
-    """An error response becomes one line that names the call, and a status for its kind."""
+    """An error response is a line that names the call, and the exit status of its kind of error."""
     monkeypatch.setattr("lemcal_async._retry.backoff", lambda *_: 0.0)
     sandbox.inject(fault, times=5)
-    done = lemcal("meetings", "--base-url", sandbox.base_url)
-    assert (status, "") == (done.status, done.out)
-    assert ONE_LINE.fullmatch(done.err)
-    assert "GET /meetings" in done.err
+    result = lemcal("meetings", "--base-url", sandbox.base_url)
+    assert (status, "") == (result.status, result.out)
+    assert ONE_LINE.fullmatch(result.err)
+    assert "GET /meetings" in result.err
 
 
-def test_a_wrong_key(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rejected credentials are status 4, and are not shown."""
-    use(sandbox, monkeypatch, api_key="hush-hush-hush")
-    done = lemcal("me", "--base-url", sandbox.base_url)
-    assert 4 == done.status
-    assert ONE_LINE.fullmatch(done.err)
-    assert "hush" not in done.err
+def test_rejected_key(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rejected credentials are status 4, and the message does not contain them."""
+    set_credentials(sandbox, monkeypatch, api_key="hush-hush-hush")
+    result = lemcal("me", "--base-url", sandbox.base_url)
+    assert 4 == result.status
+    assert ONE_LINE.fullmatch(result.err)
+    assert "hush" not in result.err
 
 
-def test_what_the_server_says_stays_one_line(lemcal: Run, sandbox: Sandbox) -> None:
-    """Line breaks and control characters in a server's message do not reach the terminal."""
+def test_server_message_is_one_line(lemcal: Run, sandbox: Sandbox) -> None:
+    """Line breaks and control characters in the server's message do not reach the terminal."""
     sandbox.inject(faults.status(400, "first\nsecond \x1b[2Jthird"))
-    done = lemcal("me", "--base-url", sandbox.base_url)
-    assert 1 == done.status
-    assert ONE_LINE.fullmatch(done.err)
-    assert "\x1b" not in done.err
+    result = lemcal("me", "--base-url", sandbox.base_url)
+    assert 1 == result.status
+    assert ONE_LINE.fullmatch(result.err)
+    assert "\x1b" not in result.err
 
 
-def test_nobody_there(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service that cannot be reached is status 1."""
+def test_unreachable_service(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unreachable service is status 1."""
     monkeypatch.setattr("lemcal_async._retry.backoff", lambda *_: 0.0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    done = lemcal("me", "--base-url", f"http://127.0.0.1:{port}")
-    assert 1 == done.status
-    assert ONE_LINE.fullmatch(done.err)
+    result = lemcal("me", "--base-url", f"http://127.0.0.1:{port}")
+    assert 1 == result.status
+    assert ONE_LINE.fullmatch(result.err)
 
 
 def test_no_credentials(lemcal: Run) -> None:
-    """Without credentials, the error says where they can come from."""
-    done = lemcal("me")
+    """Without credentials, the error lists the ways to provide them."""
+    result = lemcal("me")
     expected = (
         "lemcal: no credentials: set LEMCAL_USER_ID and LEMCAL_API_KEY, pass a file with --accounts, "
         "or try --sandbox\n"
     )
-    assert (2, "", expected) == (done.status, done.out, done.err)
+    assert (2, "", expected) == (result.status, result.out, result.err)
 
 
 @pytest.mark.parametrize(
@@ -114,32 +114,32 @@ def test_no_credentials(lemcal: Run) -> None:
         ),
         (["me", "--base-url", "https://u:hush@example.com"], "base_url must not carry credentials"),
         (["me", "--base-url", "hush"], "base_url must be an absolute http(s) URL"),
-        (["me", "--base-url", ""], "base_url must be an absolute http(s) URL"),  # not lemcal itself
+        (["me", "--base-url", ""], "base_url must be an absolute http(s) URL"),  # no fallback
     ],
 )
-def test_wrong_usage(lemcal: Run, argv: list[str], message: str) -> None:
-    """Wrong usage is status 2 and a line that says what to do, before anything is sent."""
-    done = lemcal(*argv)
-    assert (2, "") == (done.status, done.out)
-    assert ONE_LINE.fullmatch(done.err)
-    assert message in done.err
-    assert "hush" not in done.err
+def test_invalid_usage(lemcal: Run, argv: list[str], message: str) -> None:
+    """Invalid usage is status 2 and a line that says what to do, before any request is sent."""
+    result = lemcal(*argv)
+    assert (2, "") == (result.status, result.out)
+    assert ONE_LINE.fullmatch(result.err)
+    assert message in result.err
+    assert "hush" not in result.err
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, typer.Abort])
-def test_interrupted(lemcal: Run, monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]) -> None:
-    """Ctrl-C is status 130 without a message; Typer may have turned it into an Abort."""
+def test_interrupt(lemcal: Run, monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]) -> None:
+    """Ctrl-C is status 130 without a message, even if Typer converts it to Abort."""
 
     async def interrupted(_: AsyncLemcal) -> None:
         raise interrupt
 
     monkeypatch.setattr(AsyncLemcal, "me", interrupted)
-    done = lemcal("me", "--sandbox")
-    assert (130, "", "") == (done.status, done.out, done.err.strip())
+    result = lemcal("me", "--sandbox")
+    assert (130, "", "") == (result.status, result.out, result.err.strip())
 
 
-def test_interrupted_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C during the imports does not print a traceback either."""
+def test_interrupt_during_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C during the imports prints no traceback."""
 
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt
@@ -148,17 +148,17 @@ def test_interrupted_early(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 130 == main(["me"])
 
 
-def test_a_bug_is_not_hidden(lemcal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other exceptions pass through."""
+def test_bugs_are_not_hidden(lemcal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unexpected exceptions propagate."""
     monkeypatch.setattr("lemcal_async.cli._calls.Service", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         lemcal("me")
 
 
-def test_output_that_cannot_be_written(
+def test_unwritable_output(
     lemcal: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk is one line and status 1."""
+    """A full disk is a one-line error and status 1."""
     device = Path("/dev/full")
     if not device.exists():
         pytest.skip("this system has no /dev/full")
@@ -169,8 +169,8 @@ def test_output_that_cannot_be_written(
     assert (1, True) == (status, "lemcal: the output cannot be written: " in capsys.readouterr().err)
 
 
-def test_nobody_reads(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A closed pipe is a status without a message, and Python does not try to write again at exit."""
+def test_closed_pipe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A closed pipe is a status without a message, and Python does not write to it again at exit."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as pipe:
@@ -180,18 +180,16 @@ def test_nobody_reads(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     assert (141, "") == (status, capsys.readouterr().err)
 
 
-def test_output_that_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A caller of ``main`` may have replaced standard output by any text stream."""
+def test_replaced_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller of ``main`` may have replaced standard output with any text stream."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     assert 0 == main(["--version"])
     assert f"lemcal-async {__version__}\n" == stream.getvalue()
 
 
-def test_the_extra_cli_is_missing(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without Typer, one line says what to install."""
+def test_missing_extra_cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Typer, one line names the extra to install."""
     monkeypatch.delitem(sys.modules, "lemcal_async.cli._app")
     monkeypatch.setitem(sys.modules, "typer", None)
     assert 2 == main(["me"])
@@ -200,18 +198,18 @@ def test_the_extra_cli_is_missing(
 
 
 @pytest.mark.parametrize("argv", [["me", "--sandbox"], ["sandbox"]])
-def test_the_extra_sandbox_is_missing(lemcal: Run, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
-    """Without the server, one line says what to install."""
+def test_missing_extra_sandbox(lemcal: Run, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
+    """Without uvicorn, one line names the extra to install."""
     for name in [name for name in sys.modules if name.startswith("lemcal_async.sandbox")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    done = lemcal(*argv)
+    result = lemcal(*argv)
     expected = "lemcal: the sandbox needs its extra: pip install 'lemcal-async[sandbox]'\n"
-    assert (2, expected) == (done.status, done.err)
+    assert (2, expected) == (result.status, result.err)
 
 
-def test_another_missing_module_is_a_bug(lemcal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other failed imports are not mistaken for a missing extra."""
+def test_other_missing_modules_are_bugs(lemcal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other import errors are not reported as a missing extra."""
     monkeypatch.setitem(sys.modules, "lemcal_async.sandbox", None)
     with pytest.raises(ModuleNotFoundError):
         lemcal("me", "--sandbox")
@@ -219,27 +217,27 @@ def test_another_missing_module_is_a_bug(lemcal: Run, monkeypatch: pytest.Monkey
 
 def test_help_explains_every_status(lemcal: Run) -> None:
     """``lemcal --help`` has a line for each exit status."""
-    done = lemcal("--help")
-    assert (0, "") == (done.status, done.err)
-    explained = [int(number) for number in re.findall(r"^ +(\d+)  ", done.out, re.MULTILINE)]
+    result = lemcal("--help")
+    assert (0, "") == (result.status, result.err)
+    explained = [int(number) for number in re.findall(r"^ +(\d+)  ", result.out, re.MULTILINE)]
     assert sorted(ExitStatus) == explained
     assert explained == [int(number) for number in re.findall(r"^ +(\d+)  ", HELP, re.MULTILINE)]
 
 
 @pytest.mark.parametrize("missing", ["LEMCAL_API_KEY", "LEMCAL_USER_ID"])
-def test_half_of_the_credentials(
+def test_incomplete_credentials(
     lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    """The variable that is missing is named, and nothing is sent."""
+    """The error names the missing variable, and no request is sent."""
     monkeypatch.delenv(missing)
-    done = lemcal("me", "--base-url", sandbox.base_url)
-    assert (2, "", []) == (done.status, done.out, sandbox.requests)
-    assert ONE_LINE.fullmatch(done.err)
-    assert missing in done.err
+    result = lemcal("me", "--base-url", sandbox.base_url)
+    assert (2, "", []) == (result.status, result.out, sandbox.requests)
+    assert ONE_LINE.fullmatch(result.err)
+    assert missing in result.err
 
 
 def test_every_error_has_a_status() -> None:
-    """Each error of the package has an exit status."""
+    """Every error class of the package has an exit status."""
     from lemcal_async.cli._output import status_of
 
     kinds: list[Any] = [errors.LemcalError]
@@ -270,7 +268,7 @@ def test_python_dash_m(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
         ("from https://a.example/?x=hush to https://b.example/?y=hush.", "from https://a.example/?... to "),
     ],
 )
-def test_urls_are_shown_without_what_may_be_secret(url: str, shown: str) -> None:
-    """Query, fragment and user info are left out; the rest identifies the URL."""
+def test_urls_are_shown_without_secrets(url: str, shown: str) -> None:
+    """Shown URLs omit the query, the fragment and the user info."""
     assert shown == without_secrets(url)[: len(shown)]
     assert "hush" not in without_secrets(url)

@@ -1,4 +1,4 @@
-"""``lemcal worker`` and ``lemcal fleet``, on a module as users write it."""
+"""``lemcal worker`` and ``lemcal fleet``, with a typical user module."""
 
 import json
 import os
@@ -37,7 +37,7 @@ not_a_fleet = 5
 
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox) -> str:
-    """Be in a folder with a module that makes a fleet; the value is its name."""
+    """Change to a folder with a module that creates a fleet, and return the fleet's ``MODULE:NAME``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     keys = {account.user_id: account.api_key for account in sandbox.accounts}
@@ -49,8 +49,8 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox) -> st
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_worker(app: str, lemcal: Run, spawn: Spawn, sandbox: Sandbox, backend: str) -> None:
-    """It synchronizes what is added, logs to standard error, shows no key, and ends well at SIGTERM."""
+def test_worker(app: str, lemcal: Run, spawn: Spawn, sandbox: Sandbox, backend: str) -> None:
+    """A worker synchronizes the accounts, logs without keys to standard error, and exits on SIGTERM."""
     ids = [account.user_id for account in sandbox.accounts]
     assert "2 accounts added\n" == lemcal("fleet", "add", app, *ids, "--interval", "60").out
     worker = spawn("worker", app, "--concurrency", "2", "--backend", backend)
@@ -68,8 +68,8 @@ def test_a_worker(app: str, lemcal: Run, spawn: Spawn, sandbox: Sandbox, backend
     assert (2, 0, 0) == (status["accounts"], status["undelivered"], status["running"])
 
 
-def test_the_accounts_of_a_fleet(app: str, lemcal: Run, sandbox: Sandbox) -> None:
-    """Each command says how many accounts it was about; a table for people, JSON for programs."""
+def test_account_commands(app: str, lemcal: Run, sandbox: Sandbox) -> None:
+    """Each command prints the number of accounts it changed, as text or JSON."""
     ids = [account.user_id for account in sandbox.accounts]
     assert {"added": 2} == json.loads(lemcal("fleet", "add", app, *ids, "--json").out)
     assert "1 account paused\n" == lemcal("fleet", "pause", app, ids[0]).out
@@ -90,19 +90,19 @@ def test_the_accounts_of_a_fleet(app: str, lemcal: Run, sandbox: Sandbox) -> Non
         ("{module}:missing", "has no attribute 'missing'"),
     ],
 )
-def test_no_fleet(app: str, lemcal: Run, name: str, message: str) -> None:
-    """One line says what is wrong."""
-    done = lemcal("fleet", "status", name.format(module=app.partition(":")[0]))
-    assert 2 == done.status
-    assert message in done.err
-    assert 1 == done.err.count("\n")
+def test_invalid_fleet_name(app: str, lemcal: Run, name: str, message: str) -> None:
+    """One line explains why the name is invalid."""
+    result = lemcal("fleet", "status", name.format(module=app.partition(":")[0]))
+    assert 2 == result.status
+    assert message in result.err
+    assert 1 == result.err.count("\n")
 
 
 @pytest.mark.skipif(not HAS_POSTGRES, reason="there is no wheel of a PostgreSQL server for this Python")
-def test_the_example() -> None:
-    """A fleet on servers of its own, with one command: a booking is handled as it is made."""
+def test_example() -> None:
+    """The example starts its own servers, and handles a booking immediately."""
     example = Path(__file__).parents[2] / "examples" / "fleet.py"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, str(example)],
         capture_output=True,
         text=True,
@@ -110,8 +110,8 @@ def test_the_example() -> None:
         check=False,
         env={**os.environ, "XDG_RUNTIME_DIR": "/tmp"},
     )
-    assert 0 == done.returncode, done.stderr
-    added, status, handled = done.stdout.splitlines()
+    assert 0 == result.returncode, result.stderr
+    added, status, handled = result.stdout.splitlines()
     assert "5 accounts are added" == added
     assert "undelivered=0" in status
     assert "s after it was booked" in handled

@@ -1,4 +1,4 @@
-"""``lemcal listen`` and ``lemcal trigger``: from a sandbox to a receiver on this machine."""
+"""``lemcal listen`` and ``lemcal trigger``, with a sandbox and a local receiver."""
 
 import json
 import re
@@ -16,12 +16,12 @@ from lemcal_async._auth import Secret
 from lemcal_async.cli._listen import EVENT_HEADER, _Forwarder
 from lemcal_async.sandbox import Sandbox
 
-from .conftest import Run, Spawn, use
+from .conftest import Run, Spawn, set_credentials
 from .test_sync import posix_only, wait_until
 
 
 class Receiver(ThreadingHTTPServer):
-    """Takes deliveries; answers with the next of ``statuses``, then 200."""
+    """Receives deliveries, and responds with the next of ``statuses``, then with 200."""
 
     daemon_threads = True
 
@@ -32,17 +32,17 @@ class Receiver(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """A target with a token."""
+        """The target URL, with a token."""
         return f"http://127.0.0.1:{self.server_port}/webhooks/lemcal?token=hush"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """See ``Receiver``."""
+    """The request handler of ``Receiver``."""
 
     server: Receiver
 
     def do_POST(self) -> None:
-        """Take a delivery."""
+        """Receive a delivery."""
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.server.seen.append((self.path, dict(self.headers), body))
         self.send_response(self.server.statuses.pop(0) if self.server.statuses else 200)
@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Stay silent."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def listen(spawn: Spawn, sandbox: Sandbox, receiver: Receiver) -> Callable[..., "subprocess.Popen[str]"]:
-    """Return a function that starts ``lemcal listen`` and returns once it watches."""
+    """Return a function that starts ``lemcal listen`` and waits for its first poll."""
 
     def listen(*options: str) -> "subprocess.Popen[str]":
         arguments = ("--forward-to", receiver.url, "--interval", "0.2", "--base-url", sandbox.base_url)
@@ -82,7 +82,7 @@ def listen(spawn: Spawn, sandbox: Sandbox, receiver: Receiver) -> Callable[..., 
 
 
 def end(process: "subprocess.Popen[str]") -> str:
-    """End the command, and return what it has written since."""
+    """Terminate the command, and return its remaining output."""
     process.terminate()
     out, err = process.communicate(timeout=30)
     assert (143, "") == (process.returncode, err)
@@ -92,7 +92,7 @@ def end(process: "subprocess.Popen[str]") -> str:
 
 @posix_only
 def test_new_bookings(listen: Callable[..., Any], sandbox: Sandbox, receiver: Receiver) -> None:
-    """A new booking is posted as lemcal would; earlier meetings and other changes are not."""
+    """A new booking is posted as lemcal would post it; existing meetings and other changes are not posted."""
     process = listen()
     sandbox.cancel(sandbox.meetings()[0])
     booked = sandbox.book(guest="Léa <lea@example.org>")
@@ -108,8 +108,8 @@ def test_new_bookings(listen: Callable[..., Any], sandbox: Sandbox, receiver: Re
 
 
 @posix_only
-def test_all_that_happens(listen: Callable[..., Any], sandbox: Sandbox, receiver: Receiver) -> None:
-    """With ``--all``, other changes are posted too, marked by a header."""
+def test_all_changes(listen: Callable[..., Any], sandbox: Sandbox, receiver: Receiver) -> None:
+    """With ``--all``, other changes are posted too, with a header that names their kind."""
     process = listen("--all")
     first, second, third, *_ = (row for row in sandbox.meetings() if "canceledAt" not in row)
     sandbox.edit(first, start="2030-01-01T09:00:00.000Z")
@@ -125,8 +125,8 @@ def test_all_that_happens(listen: Callable[..., Any], sandbox: Sandbox, receiver
 
 
 @posix_only
-def test_a_receiver_that_is_busy(listen: Callable[..., Any], sandbox: Sandbox, receiver: Receiver) -> None:
-    """A delivery is repeated after Retry-After, and each attempt prints a line."""
+def test_busy_receiver(listen: Callable[..., Any], sandbox: Sandbox, receiver: Receiver) -> None:
+    """A delivery is retried after Retry-After, and each attempt prints a line."""
     receiver.statuses = [503, 429]
     process = listen()
     booked = sandbox.book()
@@ -139,7 +139,7 @@ def test_a_receiver_that_is_busy(listen: Callable[..., Any], sandbox: Sandbox, r
 
 
 def forward(receiver_url: str, kind: str = "created") -> tuple[bool, list[float]]:
-    """Post a meeting without really waiting; return the outcome and the waits."""
+    """Post a meeting without sleeping; return whether it was delivered, and the delays."""
     waits: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -153,8 +153,8 @@ def forward(receiver_url: str, kind: str = "created") -> tuple[bool, list[float]
     return anyio.run(run), waits
 
 
-def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
-    """There are five attempts with growing waits; then a message says how to send it again."""
+def test_unreachable_receiver(capsys: pytest.CaptureFixture[str]) -> None:
+    """After five attempts with growing delays, a message says how to send the meeting again."""
     delivered, waits = forward("http://127.0.0.1:1/?token=hush")
     assert (False, [1.0, 2.0, 4.0, 8.0]) == (delivered, waits)
     out, err = capsys.readouterr()
@@ -164,53 +164,53 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("status", "delivered"), [(204, True), (401, False), (302, False), (410, False)])
-def test_answers_that_stand(receiver: Receiver, status: int, *, delivered: bool) -> None:
-    """A success, a redirect or a refusal is not repeated."""
+def test_final_responses(receiver: Receiver, status: int, *, delivered: bool) -> None:
+    """A success, a redirect or a client error is not retried."""
     receiver.statuses = [status]
     assert (delivered, []) == forward(receiver.url)
     assert 1 == len(receiver.seen)
 
 
 def test_replay(lemcal: Run, sandbox: Sandbox, receiver: Receiver) -> None:
-    """It posts one meeting again, and the status says whether it was accepted."""
+    """``--replay`` posts one meeting again, and the status shows whether it was accepted."""
     row = sandbox.meetings()[3]
     replay = ("listen", "--forward-to", receiver.url, "--base-url", sandbox.base_url, "--replay")
-    done = lemcal(*replay, row["_id"])
-    assert (0, "") == (done.status, done.err)
+    result = lemcal(*replay, row["_id"])
+    assert (0, "") == (result.status, result.err)
     assert row == receiver.seen[0][2]
     receiver.statuses = [401]
     assert 1 == lemcal(*replay, row["_id"]).status
-    done = lemcal(*replay, "mee_unknown")
-    assert (5, 1) == (done.status, done.err.count("\n"))
+    result = lemcal(*replay, "mee_unknown")
+    assert (5, 1) == (result.status, result.err.count("\n"))
     assert 2 == len(receiver.seen)
 
 
 def test_wrong_credentials(
     lemcal: Run, sandbox: Sandbox, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rejected credentials end it at once."""
-    use(sandbox, monkeypatch, api_key="wrong")
-    done = lemcal("listen", "--forward-to", receiver.url, "--base-url", sandbox.base_url)
-    assert (4, "", 1) == (done.status, done.out, done.err.count("\n"))
+    """``listen`` exits if the credentials are rejected."""
+    set_credentials(sandbox, monkeypatch, api_key="wrong")
+    result = lemcal("listen", "--forward-to", receiver.url, "--base-url", sandbox.base_url)
+    assert (4, "", 1) == (result.status, result.out, result.err.count("\n"))
 
 
 @pytest.mark.parametrize("target", ["nonsense", "ftp://x/", "http://[::1"])
-def test_no_target(lemcal: Run, target: str) -> None:
-    """An invalid URL is refused before anything is sent."""
-    done = lemcal("listen", "--sandbox", "--forward-to", target)
+def test_invalid_target(lemcal: Run, target: str) -> None:
+    """An invalid URL is rejected before any request is sent."""
+    result = lemcal("listen", "--sandbox", "--forward-to", target)
     expected = "lemcal: --forward-to must be an absolute http:// or https:// URL\n"
-    assert (2, "", expected) == (done.status, done.out, done.err)
+    assert (2, "", expected) == (result.status, result.out, result.err)
 
 
 def test_trigger(lemcal: Run, sandbox: Sandbox) -> None:
     """It books, moves and cancels in a running sandbox, by default the newest meeting."""
     url = sandbox.url
-    done = lemcal(
+    result = lemcal(
         "trigger", "booking", "--url", url, "--guest", "ada@example.org", "--start", "2030-01-01T09:00Z"
     )
     booked = sandbox.meetings()[-1]
     expected = f"booked {booked['_id']}, starting at 2030-01-01T09:00:00.000Z\n"
-    assert (0, expected, "") == (done.status, done.out, done.err)
+    assert (0, expected, "") == (result.status, result.out, result.err)
     assert "ada@example.org" == booked["providedInfos"]["email"]
     moved = json.loads(lemcal("trigger", "move", "--url", sandbox.base_url, "--json").out)
     assert (booked["_id"], "2030-01-02T09:00:00.000Z") == (moved["_id"], moved["start"])
@@ -226,7 +226,9 @@ def test_trigger(lemcal: Run, sandbox: Sandbox) -> None:
     assert [] == sandbox.requests  # no credentials, no rate limit
 
 
-def test_trigger_by_the_environment(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trigger_with_environment_variable(
+    lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The variables that the page shows are enough, for other commands as well."""
     monkeypatch.setenv("LEMCAL_BASE_URL", sandbox.base_url)
     assert 0 == lemcal("trigger", "booking").status
@@ -248,10 +250,10 @@ def test_trigger_by_the_environment(lemcal: Run, sandbox: Sandbox, monkeypatch: 
         (["party"], 2, "party"),
     ],
 )
-def test_trigger_what_cannot_be(  # noqa: PLR0917  # fixtures
+def test_trigger_errors(  # noqa: PLR0917  # fixtures
     lemcal: Run, sandbox: Sandbox, receiver: Receiver, argv: list[str], status: int, message: str
 ) -> None:
-    """It is one line that says what to do."""
-    done = lemcal("trigger", *(part.format(url=sandbox.url, receiver=receiver.url) for part in argv))
-    assert (status, "", 1) == (done.status, done.out, done.err.count("\n")), done.err
-    assert message in done.err
+    """The error is one line that says what to do."""
+    result = lemcal("trigger", *(part.format(url=sandbox.url, receiver=receiver.url) for part in argv))
+    assert (status, "", 1) == (result.status, result.out, result.err.count("\n")), result.err
+    assert message in result.err

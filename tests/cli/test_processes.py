@@ -1,4 +1,4 @@
-"""The program in its own process: pipes, signals, and imports."""
+"""The command in its own process: pipes, signals and imports."""
 
 import os
 import re
@@ -16,19 +16,19 @@ from lemcal_async.sandbox import Sandbox, faults
 
 from .conftest import Run, Spawn
 
-posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and pipes as POSIX has them")
+posix_only = pytest.mark.skipif(os.name != "posix", reason="requires POSIX signals and pipes")
 
 
 def test_meetings(spawn: Spawn, sandbox: Sandbox) -> None:
-    """The program fetches from a real socket, with credentials from its environment."""
+    """The command fetches over a real socket, with credentials from its environment."""
     process = spawn("meetings", "--csv", "--base-url", sandbox.base_url)
     out, err = process.communicate(timeout=20)
     assert (0, 13, "") == (process.returncode, len(out.splitlines()), err)
 
 
 @posix_only
-def test_a_reader_that_leaves(spawn: Spawn) -> None:
-    """``lemcal meetings | head`` is quiet."""
+def test_reader_closes_pipe(spawn: Spawn) -> None:
+    """``lemcal meetings | head`` prints no error."""
     process = spawn("meetings", "--sandbox")
     assert process.stdout is not None
     assert process.stderr is not None
@@ -37,33 +37,33 @@ def test_a_reader_that_leaves(spawn: Spawn) -> None:
 
 
 @posix_only
-def test_a_spinner_beside_a_file(tmp_path: Path, sandbox: Sandbox, lemcal: Run) -> None:
-    """A spinner on standard error does not take over what goes to standard output."""
+def test_spinner_with_piped_output(tmp_path: Path, sandbox: Sandbox, lemcal: Run) -> None:
+    """A spinner on standard error does not redirect standard output."""
     database = f"sqlite:///{tmp_path}/lemcal.db"
     assert 0 == lemcal("sync", "--json", "--db", database, "--base-url", sandbox.base_url).status
     terminal, stderr = os.openpty()
-    slowly = (
+    slow_program = (
         "import sys, time; from lemcal_async.cli import _output as progress, _sync as changes, main\n"
         "progress.SPINNER_DELAY = 0\n"
         "line = changes.json_line; changes.json_line = lambda data: time.sleep(0.05) or line(data)\n"
         "sys.exit(main())"
     )
-    command = [sys.executable, "-c", slowly, "changes", "--db", database]
+    command = [sys.executable, "-c", slow_program, "changes", "--db", database]
     environment = {**os.environ, "TERM": "xterm"}
-    done = subprocess.run(
+    result = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=stderr, env=environment, check=False, timeout=30
     )
     os.close(stderr)
     shown = os.read(terminal, 65_536)
     os.close(terminal)
-    assert (0, 12) == (done.returncode, done.stdout.count(b"\n"))
+    assert (0, 12) == (result.returncode, result.stdout.count(b"\n"))
     assert b"Reading the changes" in shown
     assert b"meeting_id" not in shown
 
 
 @posix_only
 def test_ctrl_c_during_a_call(spawn: Spawn, sandbox: Sandbox) -> None:
-    """Ctrl-C ends a call at once, with status 130 and without a message."""
+    """Ctrl-C ends a call immediately, with status 130 and without a message."""
     sandbox.inject(faults.slow(30))
     process = spawn("me", "--base-url", sandbox.base_url)
     deadline = time.monotonic() + 20
@@ -75,8 +75,8 @@ def test_ctrl_c_during_a_call(spawn: Spawn, sandbox: Sandbox) -> None:
 
 
 @posix_only
-def test_the_sandbox_until_ctrl_c(lemcal: Run, spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``lemcal sandbox`` says where it is and who can use it, in lines to copy, until Ctrl-C."""
+def test_sandbox_until_ctrl_c(lemcal: Run, spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``lemcal sandbox`` prints its URL and its credentials as lines to copy, and runs until Ctrl-C."""
     process = spawn("sandbox", "--accounts", "2", "--meetings", "30", "--no-limit", "--quiet")
     assert process.stdout is not None
     lines = [process.stdout.readline().rstrip("\n") for _ in range(9)]
@@ -93,7 +93,7 @@ def test_the_sandbox_until_ctrl_c(lemcal: Run, spawn: Spawn, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(("argv", "limit"), [([], "20"), (["--no-limit"], None)])
-def test_the_sandbox_as_it_comes(
+def test_sandbox_defaults(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, argv: list[str], limit: str | None
 ) -> None:
     """By default: one account, a free port on loopback, and the service's rate limit."""
@@ -111,18 +111,18 @@ def test_the_sandbox_as_it_comes(
     assert [(6, limit)] == seen
 
 
-def test_a_port_that_is_taken(lemcal: Run, sandbox: Sandbox) -> None:
-    """A port in use is one line that names it."""
+def test_port_in_use(lemcal: Run, sandbox: Sandbox) -> None:
+    """A port in use is a one-line error that names it."""
     port = sandbox.base_url.split(":")[2].split("/")[0]
-    done = lemcal("sandbox", "--port", port)
-    assert (2, "") == (done.status, done.out)
-    assert done.err.startswith(f"lemcal: cannot listen on host 127.0.0.1, port {port}: ")
-    assert 1 == done.err.count("\n")
+    result = lemcal("sandbox", "--port", port)
+    assert (2, "") == (result.status, result.out)
+    assert result.err.startswith(f"lemcal: cannot listen on host 127.0.0.1, port {port}: ")
+    assert 1 == result.err.count("\n")
 
 
 @posix_only
-def test_on_a_terminal(spawn: Spawn) -> None:
-    """On a real terminal of 80 columns the table fits."""
+def test_table_on_terminal(spawn: Spawn) -> None:
+    """The table fits on a real terminal of 80 columns."""
     import pty
 
     leader, follower = pty.openpty()
@@ -136,21 +136,21 @@ def test_on_a_terminal(spawn: Spawn) -> None:
     assert "Quarterly review" in out
 
 
-def test_starting_up_imports_no_server() -> None:
-    """What only some commands need is not imported before one of them runs."""
+def test_startup_imports_no_server() -> None:
+    """Modules that only some commands need are not imported at startup."""
     code = (
         "import sys; from lemcal_async.cli import main; main(['--version']); "
         "print([name for name in ('starlette', 'uvicorn', 'lemcal_async.sandbox') if name in sys.modules])"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=20
     )
-    assert "[]" == done.stdout.splitlines()[1]
+    assert "[]" == result.stdout.splitlines()[1]
 
 
 @posix_only
-def test_the_lines_of_a_sandbox(spawn: Spawn) -> None:
-    """A line per request and per delivery, without tokens; another limit and a hook from the start."""
+def test_sandbox_log_lines(spawn: Spawn) -> None:
+    """The sandbox prints a line per request and delivery, without tokens; ``--limit`` and ``--hook`` work."""
     target = "http://127.0.0.1:1/hook?token=hush"
     process = spawn("sandbox", "--hook", target, "--limit", "1", "--latency", "1-2", "--seed", "7")
     assert process.stdout is not None
@@ -171,8 +171,8 @@ def test_the_lines_of_a_sandbox(spawn: Spawn) -> None:
 
 
 @pytest.mark.parametrize("latency", ["fast", "200-40", "-5", "40-", ""])
-def test_a_latency_that_makes_no_sense(lemcal: Run, latency: str) -> None:
-    """The error says what a latency looks like."""
-    done = lemcal("sandbox", f"--latency={latency}")
+def test_invalid_latency(lemcal: Run, latency: str) -> None:
+    """The error shows the expected format."""
+    result = lemcal("sandbox", f"--latency={latency}")
     expected = "lemcal: --latency must be milliseconds, such as 50 or 40-200\n"
-    assert (2, "", expected) == (done.status, done.out, done.err)
+    assert (2, "", expected) == (result.status, result.out, result.err)

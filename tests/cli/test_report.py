@@ -1,4 +1,4 @@
-"""``lemcal report``: the numbers, the summary, and the page."""
+"""``lemcal report``: the statistics, the text summary and the HTML page."""
 
 import re
 from datetime import UTC, date, datetime, timedelta
@@ -21,7 +21,7 @@ PARIS = ZoneInfo("Europe/Paris")
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in a temporary folder, without LEMCAL_DB."""
+    """Use a temporary working folder, and unset LEMCAL_DB."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LEMCAL_DB", raising=False)
     return tmp_path
@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def meeting(
     start: str | None, created: str | None, *, status: str = "booked", type_name: str | None = "Call"
 ) -> MeetingRow:
-    """Return a meeting of one host and one guest; times are UTC."""
+    """Return a meeting with one host and one guest. Times are UTC."""
     times = [
         None if time is None else datetime.fromisoformat(time).replace(tzinfo=UTC)
         for time in (start, created)
@@ -49,13 +49,13 @@ MEETINGS = [
 
 
 def summary(meetings: list[MeetingRow] = MEETINGS, *, guests: bool = False) -> Report:
-    """Return the numbers in Paris."""
+    """Return the report in the time zone of Paris."""
     accounts = [AccountRow("usr_1", NOW - timedelta(minutes=5), failing=False, meetings=len(meetings))]
     return summarize(meetings, accounts, PARIS, NOW, guests=guests, pending=3, parked=1, oldest_pending=NOW)
 
 
-def test_the_numbers() -> None:
-    """Each meeting is counted where it belongs, in the time zone that was asked for."""
+def test_statistics() -> None:
+    """Each meeting is counted on the right day and hour of the requested time zone."""
     facts = summary()
     assert (4, 1, 1, 6, 1) == (facts.booked, facts.canceled, facts.disappeared, facts.total, facts.upcoming)
     assert pytest.approx(2 / 6) == facts.canceled_share
@@ -73,13 +73,13 @@ def test_the_numbers() -> None:
 
 
 def test_with_guests() -> None:
-    """People are named only if asked for."""
+    """Hosts and guests are named only with ``guests=True``."""
     facts = summary(guests=True)
     assert ([("h@x.org", 4)], [("Ada <g@x.org>", 4)]) == (facts.hosts, facts.guests)
 
 
 def test_many_types_and_weeks() -> None:
-    """The most frequent types are told apart, the rest is one; the latest half year is shown."""
+    """Only the most frequent types are listed, the rest is combined; the weeks are the latest half year."""
     first = datetime(2024, 1, 1, tzinfo=UTC)
     booked = [(number, first + timedelta(weeks=week)) for number in range(9) for week in range(number, 120)]
     meetings = [
@@ -91,8 +91,8 @@ def test_many_types_and_weeks() -> None:
     assert (26, [3] * 26) == (len(facts.weeks), facts.bookings["other types"])
 
 
-def test_nothing_yet() -> None:
-    """An empty database is a report, too."""
+def test_empty_database() -> None:
+    """An empty database yields an empty report."""
     facts = summarize([], [], PARIS, NOW, guests=True)
     assert (0, 0.0, {}, []) == (facts.total, facts.canceled_share, facts.bookings, list(facts.weeks))
     assert "No bookings yet" in render(facts)
@@ -110,13 +110,13 @@ def test_nothing_yet() -> None:
     ],
 )
 def test_age(minutes: int | None, text: str, *, failing: bool) -> None:
-    """How old an account's data are, in the unit that people use."""
+    """The age of an account's data is in minutes, hours or days."""
     synced_at = None if minutes is None else NOW - timedelta(minutes=minutes)
     assert text == describe_age(AccountRow("usr_1", synced_at, failing, 0), NOW)
 
 
 class Tags(HTMLParser):
-    """Collects the tags, and whatever a page would load."""
+    """Collects the tags of a page and the resources it would load."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -125,13 +125,13 @@ class Tags(HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note them."""
+        """Record the tag and its links."""
         self.tags.add(tag)
         self.loads += [value for name, value in attrs if name in ("src", "href", "data", "action")]
 
 
-def test_the_page_is_one_file() -> None:
-    """It has no script, loads nothing, and escapes names."""
+def test_page_is_self_contained() -> None:
+    """The page contains no scripts, loads no resources, and escapes names."""
     attack = "<script>alert(1)</script>\"'"
     page = render(summary([meeting("2026-05-18T08:30", "2026-05-11T08:00", type_name=attack)], guests=True))
     found = Tags(page)
@@ -141,8 +141,8 @@ def test_the_page_is_one_file() -> None:
     assert "&lt;script&gt;" in page
 
 
-def test_the_page_has_the_numbers() -> None:
-    """Each picture has its numbers as a table."""
+def test_page_contains_the_numbers() -> None:
+    """Each chart has a table with its numbers."""
     page = render(summary())
     for text in (
         "2026-05-18",
@@ -157,31 +157,31 @@ def test_the_page_has_the_numbers() -> None:
     assert "The oldest pending change was found at 2026-06-01 12:00 UTC." in page
 
 
-def test_the_summary(lemcal: Run, sandbox: Sandbox) -> None:
-    """It includes failing accounts and waiting changes."""
+def test_text_summary(lemcal: Run, sandbox: Sandbox) -> None:
+    """The summary includes failing accounts and undelivered changes."""
     lemcal("sync", "--base-url", sandbox.base_url)
-    done = lemcal("report", "--tz", "Europe/Paris")
-    assert (0, "") == (done.status, done.err)
-    assert "Booked                   10, 0 of them upcoming\n" in done.out
-    assert "Canceled or disappeared  2 (17%)\n" in done.out
-    assert "Undelivered changes      12 pending, 0 parked\n" in done.out
-    assert re.search(r"\n  Discovery call +3  #+\n", done.out)
-    assert f"\n  {sandbox.user_id}  12 meetings, synchronized 0 min ago\n" in done.out
+    result = lemcal("report", "--tz", "Europe/Paris")
+    assert (0, "") == (result.status, result.err)
+    assert "Booked                   10, 0 of them upcoming\n" in result.out
+    assert "Canceled or disappeared  2 (17%)\n" in result.out
+    assert "Undelivered changes      12 pending, 0 parked\n" in result.out
+    assert re.search(r"\n  Discovery call +3  #+\n", result.out)
+    assert f"\n  {sandbox.user_id}  12 meetings, synchronized 0 min ago\n" in result.out
     emails = {guest["email"] for row in sandbox.meetings() for guest in row["attendees"]}
-    assert not [email for email in emails if email in done.out]
+    assert not [email for email in emails if email in result.out]
     assert "@example" in lemcal("report", "--guests").out
     sandbox.inject(faults.status(400), times=5)
     lemcal("sync", "--base-url", sandbox.base_url)
     assert "failing now" in lemcal("report").out
 
 
-def test_the_file(lemcal: Run, folder: Path) -> None:
-    """It is replaced atomically, readable by its owner only, and names nobody without ``--guests``."""
+def test_output_file(lemcal: Run, folder: Path) -> None:
+    """The file is replaced atomically, only its owner can read it, and names require ``--guests``."""
     lemcal("sync", "--sandbox")
     out = folder / "report.html"
     out.write_text("old")
-    done = lemcal("report", "--sandbox", "--out", "report.html")
-    assert (0, "", "lemcal: wrote report.html\n") == (done.status, done.out, done.err)
+    result = lemcal("report", "--sandbox", "--out", "report.html")
+    assert (0, "", "lemcal: wrote report.html\n") == (result.status, result.out, result.err)
     assert 0o600 == out.stat().st_mode & 0o777
     assert "@example" not in out.read_text()
     lemcal("report", "--sandbox", "--out", "report.html", "--guests")
@@ -201,16 +201,16 @@ def test_the_file(lemcal: Run, folder: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be(lemcal: Run, argv: list[str], message: str) -> None:
-    """It is one line that says what to do."""
+def test_invalid_options(lemcal: Run, argv: list[str], message: str) -> None:
+    """The error is one line that says what to do."""
     lemcal("sync", "--sandbox")
-    done = lemcal("report", "--sandbox", *argv)
-    assert (2, "", 1) == (done.status, done.out, done.err.count("\n"))
-    assert message in done.err
+    result = lemcal("report", "--sandbox", *argv)
+    assert (2, "", 1) == (result.status, result.out, result.err.count("\n"))
+    assert message in result.err
 
 
-def test_on_any_screen(folder: Path) -> None:
-    """In a browser, nothing is wider than the screen, and the console stays empty."""
+def test_page_in_browser(folder: Path) -> None:
+    """In a browser, the page fits the screen's width and logs nothing to the console."""
     (folder / "report.html").write_text(render(summary(guests=True)))
     with chromium() as browser:
         for width in (400, 1280):

@@ -24,56 +24,56 @@ from .conftest import Run, Spawn
 from .test_session import accounts_file
 
 ONE_LINE = re.compile(r"lemcal: [^\n]+\n")
-NUMBERS = ("accounts", "failed", "created", "changed", "canceled", "disappeared", "restored", "unchanged")
+COUNTS = ("accounts", "failed", "created", "changed", "canceled", "disappeared", "restored", "unchanged")
 
-posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and pipes as POSIX has them")
+posix_only = pytest.mark.skipif(os.name != "posix", reason="requires POSIX signals and pipes")
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in a temporary folder, without LEMCAL_DB."""
+    """Use a temporary working folder, and unset LEMCAL_DB."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LEMCAL_DB", raising=False)
     return tmp_path
 
 
-def numbers(**other: int) -> dict[str, int]:
-    """Return the numbers of a report."""
-    return {**dict.fromkeys(NUMBERS, 0), "accounts": 1, **other}
+def counts(**other: int) -> dict[str, int]:
+    """Return the counts of a report: one account, and zeros except for ``other``."""
+    return {**dict.fromkeys(COUNTS, 0), "accounts": 1, **other}
 
 
 def report(out: str) -> dict[str, int]:
-    """Return the numbers of a report in JSON, which is one line."""
+    """Return the counts of a JSON report, which must be one line."""
     data: dict[str, Any] = json.loads(out)
     assert out.count("\n") == 1
     assert data.pop("seconds") >= 0
     return data
 
 
-def test_the_sandbox_twice(lemcal: Run, folder: Path) -> None:
-    """It needs no account, and running it again changes nothing."""
-    done = lemcal("sync", "--sandbox")
-    assert (0, "") == (done.status, done.err)
-    heading, line = done.out.splitlines()
-    assert [*map(str.capitalize, NUMBERS), "Seconds"] == heading.split()
+def test_sync_sandbox_twice(lemcal: Run, folder: Path) -> None:
+    """``--sandbox`` needs no account, and a second run finds no changes."""
+    result = lemcal("sync", "--sandbox")
+    assert (0, "") == (result.status, result.err)
+    heading, line = result.out.splitlines()
+    assert [*map(str.capitalize, COUNTS), "Seconds"] == heading.split()
     assert [1, 0, 12, 0, 0, 0, 0, 0] == [int(number) for number in line.split()[:-1]]
-    assert numbers(unchanged=12) == report(lemcal("sync", "--sandbox", "--json").out)
+    assert counts(unchanged=12) == report(lemcal("sync", "--sandbox", "--json").out)
     assert ["lemcal-sandbox.db"] == [file.name for file in folder.iterdir()]
 
 
-def test_what_happened_in_between(lemcal: Run, sandbox: Sandbox, folder: Path) -> None:
-    """With the account of the environment and the default database, every kind of change is found."""
+def test_all_kinds_of_changes(lemcal: Run, sandbox: Sandbox, folder: Path) -> None:
+    """Every kind of change is found, with the environment's account and the default database."""
     arguments = ("sync", "--json", "--base-url", sandbox.base_url)
-    assert numbers(created=12) == report(lemcal(*arguments).out)
+    assert counts(created=12) == report(lemcal(*arguments).out)
     rows = [row for row in sandbox.meetings() if "canceledAt" not in row]
     sandbox.book()
     sandbox.edit(rows[0]["_id"], start="2026-03-02T09:00:00.000Z")
     sandbox.cancel(rows[1]["_id"])
     sandbox.remove(rows[2]["_id"])
-    expected = numbers(created=1, changed=1, canceled=1, disappeared=1, unchanged=9)
+    expected = counts(created=1, changed=1, canceled=1, disappeared=1, unchanged=9)
     assert expected == report(lemcal(*arguments).out)
     sandbox.book(**rows[2])
-    assert numbers(restored=1, unchanged=12) == report(lemcal(*arguments).out)
+    assert counts(restored=1, unchanged=12) == report(lemcal(*arguments).out)
 
     lines = [json.loads(line) for line in lemcal("changes").out.splitlines()]
     assert lines == [json.loads(line) for line in lemcal("changes", "--json").out.splitlines()]
@@ -91,17 +91,17 @@ def test_what_happened_in_between(lemcal: Run, sandbox: Sandbox, folder: Path) -
     assert (folder / "lemcal.db").exists()
 
 
-def test_all_accounts_of_a_file(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
-    """An account with a wrong key fails alone: status 1, one line with its name, and nothing is lost."""
+def test_accounts_file(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
+    """An account with a wrong key fails without affecting others: status 1, and one line with its name."""
     file = accounts_file(tmp_path, sandbox, 2)
     arguments = ("sync", "--json", "--accounts", str(file), "--base-url", sandbox.base_url)
-    assert numbers(accounts=2, created=24) == report(lemcal(*arguments).out)
+    assert counts(accounts=2, created=24) == report(lemcal(*arguments).out)
     file.write_text(file.read_text().replace(sandbox.accounts[1].api_key, "hush-hush"))
-    done = lemcal(*arguments)
-    assert (1, numbers(accounts=2, failed=1, unchanged=12)) == (done.status, report(done.out))
-    assert ONE_LINE.fullmatch(done.err)
-    assert f"account team2 ({sandbox.accounts[1].user_id}): GET /meetings: 401" in done.err
-    assert "hush" not in done.err
+    result = lemcal(*arguments)
+    assert (1, counts(accounts=2, failed=1, unchanged=12)) == (result.status, report(result.out))
+    assert ONE_LINE.fullmatch(result.err)
+    assert f"account team2 ({sandbox.accounts[1].user_id}): GET /meetings: 401" in result.err
+    assert "hush" not in result.err
     with sqlite3.connect("lemcal.db") as connection:
         assert [(24,)] == connection.execute(
             "SELECT count(*) FROM meetings WHERE status <> 'disappeared'"
@@ -109,30 +109,30 @@ def test_all_accounts_of_a_file(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -
     connection.close()
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
-def test_the_accounts_through_a_pipe(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
-    """The file may be readable only once, as with ``--accounts <(decrypt accounts)``."""
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="requires named pipes")
+def test_accounts_from_pipe(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
+    """The accounts file may be a pipe, as in ``--accounts <(decrypt accounts)``."""
     file = accounts_file(tmp_path, sandbox, 2)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe, 0o600)
     writer = threading.Thread(target=lambda: pipe.write_bytes(file.read_bytes()), daemon=True)
     writer.start()
-    done = lemcal("sync", "--json", "--accounts", str(pipe), "--base-url", sandbox.base_url)
+    result = lemcal("sync", "--json", "--accounts", str(pipe), "--base-url", sandbox.base_url)
     writer.join(5)
-    assert numbers(accounts=2, created=24) == report(done.out)
+    assert counts(accounts=2, created=24) == report(result.out)
 
 
-def test_a_row_that_cannot_be_read(lemcal: Run, sandbox: Sandbox) -> None:
-    """It is a warning and a status of its own: no account has failed."""
+def test_unreadable_row(lemcal: Run, sandbox: Sandbox) -> None:
+    """An unreadable row is a warning and status 3, but the account does not count as failed."""
     sandbox.inject(faults.json([{"name": "x"}, {"_id": "mee_1", "start": 5}]))
-    done = lemcal("sync", "--json", "--base-url", sandbox.base_url)
-    assert (3, numbers(created=1)) == (done.status, report(done.out))
-    assert ONE_LINE.fullmatch(done.err)
-    assert f"warning: account {sandbox.user_id}: row 0 cannot be read: " in done.err
+    result = lemcal("sync", "--json", "--base-url", sandbox.base_url)
+    assert (3, counts(created=1)) == (result.status, report(result.out))
+    assert ONE_LINE.fullmatch(result.err)
+    assert f"warning: account {sandbox.user_id}: row 0 cannot be read: " in result.err
 
 
-def test_changes_into_a_file(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
-    """Each change is appended once; a line that a crash cut short stays a line of its own."""
+def test_changes_file(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
+    """Each change is appended once, and a line truncated by a crash stays separate."""
     file = tmp_path / "changes.jsonl"
     file.write_text('{"cut": ')
     arguments = ("sync", "--base-url", sandbox.base_url, "--changes", str(file))
@@ -147,8 +147,8 @@ def test_changes_into_a_file(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> N
     assert 13 == len(lemcal("changes").out.splitlines())
 
 
-def test_a_changes_file_is_for_its_owner_only(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
-    """A new file is readable by its owner only; an existing one keeps its mode."""
+def test_changes_file_permissions(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
+    """Only the owner can read a new file; an existing file keeps its mode."""
     new, old = tmp_path / "new.jsonl", tmp_path / "old.jsonl"
     old.touch()
     old.chmod(0o640)
@@ -160,10 +160,8 @@ def test_a_changes_file_is_for_its_owner_only(lemcal: Run, sandbox: Sandbox, tmp
 
 @posix_only
 @pytest.mark.parametrize("rotation", ["move", "move and create", "delete"])
-def test_a_changes_file_that_is_rotated(
-    spawn: Spawn, sandbox: Sandbox, tmp_path: Path, rotation: str
-) -> None:
-    """The file is moved away while ``--watch`` runs: the next changes go to a new one."""
+def test_changes_file_rotation(spawn: Spawn, sandbox: Sandbox, tmp_path: Path, rotation: str) -> None:
+    """If the file is moved or deleted while ``--watch`` runs, the next changes go to a new file."""
     file, moved = tmp_path / "changes.jsonl", tmp_path / "changes.jsonl.1"
     process = spawn("sync", "--watch", "0.05", "--base-url", sandbox.base_url, "--changes", str(file))
     assert process.stdout is not None
@@ -185,34 +183,34 @@ def test_a_changes_file_that_is_rotated(
 
 def wait_until(condition: Callable[[], bool]) -> None:
     """Return once the condition holds."""
-    deadline = time.monotonic() + 50  # less than a test may take, so that it is seen where it waited
+    deadline = time.monotonic() + 50  # below the test timeout, so that the traceback shows the caller
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_a_file_that_is_full(lemcal: Run, sandbox: Sandbox) -> None:
-    """The account fails, what was not written stays in the outbox, and the next run writes it."""
+def test_changes_file_on_full_disk(lemcal: Run, sandbox: Sandbox) -> None:
+    """If the disk is full, the account fails, and its changes stay in the outbox for the next run."""
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    done = lemcal("sync", "--base-url", sandbox.base_url, "--changes", "/dev/full")
-    assert 1 == done.status
-    assert f"account {sandbox.user_id}: a change could not be delivered: " in done.err
+    result = lemcal("sync", "--base-url", sandbox.base_url, "--changes", "/dev/full")
+    assert 1 == result.status
+    assert f"account {sandbox.user_id}: a change could not be delivered: " in result.err
     assert 12 == len(lemcal("changes", "--pending").out.splitlines())
 
 
 def test_baseline(lemcal: Run, sandbox: Sandbox) -> None:
-    """Existing meetings are not reported."""
+    """With ``--baseline``, existing meetings are not reported as changes."""
     arguments = ("sync", "--baseline", "--json", "--base-url", sandbox.base_url)
-    assert numbers(created=12) == report(lemcal(*arguments).out)
+    assert counts(created=12) == report(lemcal(*arguments).out)
     assert "" == lemcal("changes").out
     sandbox.book()
     lemcal(*arguments)
     assert 1 == len(lemcal("changes").out.splitlines())
 
 
-def test_the_database_of_the_environment(lemcal: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LEMCAL_DB comes before the default, and --db before it."""
+def test_database_from_environment(lemcal: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LEMCAL_DB overrides the default, and --db overrides LEMCAL_DB."""
     monkeypatch.setenv("LEMCAL_DB", "sqlite:///environment.db")
     lemcal("sync", "--sandbox")
     lemcal("sync", "--sandbox", "--db", "sqlite:///argument.db")
@@ -221,38 +219,38 @@ def test_the_database_of_the_environment(lemcal: Run, folder: Path, monkeypatch:
 
 
 def test_forget(lemcal: Run, sandbox: Sandbox) -> None:
-    """It asks first; then all data of the account are gone. An unknown account is status 5."""
+    """``forget`` asks for confirmation, then erases the account's data. An unknown account is status 5."""
     lemcal("sync", "--base-url", sandbox.base_url)
     for answer in ("", "\n", "no\n"):
-        done = lemcal("forget", sandbox.user_id, stdin=answer)
-        assert (2, "") == (done.status, done.out)
-        question, refusal = done.err.splitlines()
+        result = lemcal("forget", sandbox.user_id, stdin=answer)
+        assert (2, "") == (result.status, result.out)
+        question, refusal = result.err.splitlines()
         assert f"lemcal: erase all data of {sandbox.user_id}? This cannot be undone. [y/N]" == question
         assert "lemcal: nothing was erased; answer y, or pass --yes" == refusal
     assert 12 == len(lemcal("changes").out.splitlines())
-    done = lemcal("forget", sandbox.user_id, stdin="y\n")
+    result = lemcal("forget", sandbox.user_id, stdin="y\n")
     expected = f"Erased 12 meetings and 12 changes of {sandbox.user_id}.\n"
-    assert (0, expected) == (done.status, done.out)
-    done = lemcal("forget", sandbox.user_id, "--yes", "--db", "sqlite:///lemcal.db")
+    assert (0, expected) == (result.status, result.out)
+    result = lemcal("forget", sandbox.user_id, "--yes", "--db", "sqlite:///lemcal.db")
     expected = f"lemcal: the database contains no data of {sandbox.user_id}\n"
-    assert (5, "", expected) == (done.status, done.out, done.err)
+    assert (5, "", expected) == (result.status, result.out, result.err)
     assert "" == lemcal("changes").out
 
 
 def test_forget_by_name(lemcal: Run, sandbox: Sandbox, tmp_path: Path) -> None:
-    """An account can be named as in its file, even when its key is gone."""
+    """An account can be given by its name in the accounts file, even if its key is no longer set."""
     file = accounts_file(tmp_path, sandbox, 2)
     lemcal("sync", "--accounts", str(file), "--base-url", sandbox.base_url)
     file.write_text(re.sub(r'api_key = ".*"', 'api_key_env = "GONE"', file.read_text()))
-    done = lemcal("forget", "team2", "--accounts", str(file), stdin="y\n")
+    result = lemcal("forget", "team2", "--accounts", str(file), stdin="y\n")
     user_id = sandbox.accounts[1].user_id
     expected = f"Erased 12 meetings and 12 changes of team2 ({user_id}).\n"
-    assert (0, expected) == (done.status, done.out)
+    assert (0, expected) == (result.status, result.out)
     assert {sandbox.user_id} == {json.loads(line)["user_id"] for line in lemcal("changes").out.splitlines()}
 
 
-def test_a_table_on_a_terminal(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal the changes are a table, or a message if there are none."""
+def test_changes_on_terminal(lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal, the changes are a table, or a message if there are none."""
     lemcal("sync", "--base-url", sandbox.base_url)
     sandbox.edit(sandbox.meetings()[0]["_id"], start="2026-03-02T09:00:00.000Z", brandNew=1)
     lemcal("sync", "--base-url", sandbox.base_url)
@@ -267,16 +265,16 @@ def test_a_table_on_a_terminal(lemcal: Run, sandbox: Sandbox, monkeypatch: pytes
 
 
 def test_progress(lemcal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal, a bar counts the accounts, on standard error."""
+    """On a terminal, standard error shows a progress bar of the accounts."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    done = lemcal("sync", "--sandbox", "--json")
-    assert (0, numbers(created=12)) == (done.status, report(done.out))
-    assert "1/1" in done.err
+    result = lemcal("sync", "--sandbox", "--json")
+    assert (0, counts(created=12)) == (result.status, report(result.out))
+    assert "1/1" in result.err
 
 
 def test_parked_changes(lemcal: Run, sandbox: Sandbox) -> None:
-    """What a handler could not take is listed with its error, and is delivered after ``lemcal retry``."""
+    """A parked change is listed with its error, and is pending again after ``lemcal retry``."""
 
     def refuse(change: Change) -> None:
         if change.meeting_id == sandbox.meetings()[0]["_id"]:
@@ -302,33 +300,33 @@ def test_parked_changes(lemcal: Run, sandbox: Sandbox) -> None:
 
 @posix_only
 def test_watch(spawn: Spawn, sandbox: Sandbox) -> None:
-    """It prints a line per run until Ctrl-C, which is status 130."""
+    """``--watch`` prints a line per run until Ctrl-C, which is status 130."""
     process = spawn("sync", "--watch", "0.05", "--json", "--base-url", sandbox.base_url)
     assert process.stdout is not None
-    assert numbers(created=12) == report(process.stdout.readline())
-    assert numbers(unchanged=12) == report(process.stdout.readline())
+    assert counts(created=12) == report(process.stdout.readline())
+    assert counts(unchanged=12) == report(process.stdout.readline())
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
     assert 130 == process.returncode
 
 
 @posix_only
-def test_the_table_of_a_watch(spawn: Spawn, sandbox: Sandbox, tmp_path: Path) -> None:
-    """One heading, then a line per run: when it ended, and how many failed accounts wait for a later one."""
+def test_watch_table(spawn: Spawn, sandbox: Sandbox, tmp_path: Path) -> None:
+    """The table has one heading, then a line per run with its time and the number of accounts it skipped."""
     file = accounts_file(tmp_path, sandbox, 2)
     file.write_text(file.read_text().replace(sandbox.accounts[1].api_key, "wrong"))
     process = spawn("sync", "--watch", "0.5", "--accounts", str(file), "--base-url", sandbox.base_url)
     assert process.stdout is not None
     headings = process.stdout.readline().split()
-    numbers = [name.capitalize() for name in NUMBERS]
-    assert ["Ended", "(UTC)", *numbers, "Seconds", "Waiting"] == headings
+    names = [name.capitalize() for name in COUNTS]
+    assert ["Ended", "(UTC)", *names, "Seconds", "Waiting"] == headings
 
     def row() -> dict[str, str]:
         assert process.stdout is not None
         return dict(zip(["day", "time", *headings[2:]], process.stdout.readline().split(), strict=True))
 
     first = second = row()
-    while second["Waiting"] == "0":  # a machine that is slow may have both run again
+    while second["Waiting"] == "0":  # on a slow machine, the failed account may be due again
         second = row()
     process.terminate()
     process.communicate(timeout=30)
@@ -367,8 +365,8 @@ def test_the_table_of_a_watch(spawn: Spawn, sandbox: Sandbox, tmp_path: Path) ->
         (["forget"], 2, "Missing argument 'ACCOUNT'"),
     ],
 )
-def test_wrong_usage(lemcal: Run, folder: Path, argv: list[str], status: int, message: str) -> None:
-    """It is one line with a documented status, and no database is created or changed."""
+def test_invalid_usage(lemcal: Run, folder: Path, argv: list[str], status: int, message: str) -> None:
+    """The error is one line with status 2, and no database is created or changed."""
     table = '[[account]]\nname = "a"\nuser_id = "usr_1"\napi_key = "k1"\n'
     files = {
         "one.toml": table,
@@ -379,64 +377,64 @@ def test_wrong_usage(lemcal: Run, folder: Path, argv: list[str], status: int, me
     for name, text in files.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o644 if name == "others.toml" else 0o600)
-    done = lemcal(*argv)
-    assert (status, "") == (done.status, done.out)
-    assert ONE_LINE.fullmatch(done.err), done.err
-    assert message in done.err
+    result = lemcal(*argv)
+    assert (status, "") == (result.status, result.out)
+    assert ONE_LINE.fullmatch(result.err), result.err
+    assert message in result.err
     assert sorted(files) == sorted(file.name for file in folder.iterdir())
 
 
-def test_tables_of_a_newer_version(lemcal: Run) -> None:
-    """It is status 2, before anything is sent."""
+def test_newer_schema(lemcal: Run) -> None:
+    """A database of a newer version is status 2, and no request is sent."""
     lemcal("sync", "--sandbox")
     with sqlite3.connect("lemcal-sandbox.db") as connection:
         connection.execute("UPDATE lemcal_schema SET version = 99")
     connection.close()
-    done = lemcal("sync", "--sandbox")
-    assert (2, True) == (done.status, "its tables are of version 99" in done.err)
-    assert ONE_LINE.fullmatch(done.err)
+    result = lemcal("sync", "--sandbox")
+    assert (2, True) == (result.status, "its tables are of version 99" in result.err)
+    assert ONE_LINE.fullmatch(result.err)
 
 
-def test_a_locked_database(lemcal: Run) -> None:
-    """It is status 2, and the store is unharmed."""
+def test_locked_database(lemcal: Run) -> None:
+    """A locked database is status 2, and its data is intact."""
     lemcal("sync", "--sandbox")
     connection = sqlite3.connect("lemcal-sandbox.db")
     connection.execute("BEGIN IMMEDIATE")
-    done = lemcal("sync", "--sandbox", "--db", "sqlite:///lemcal-sandbox.db?timeout=0.05")
+    result = lemcal("sync", "--sandbox", "--db", "sqlite:///lemcal-sandbox.db?timeout=0.05")
     connection.close()
-    assert 2 == done.status
-    assert ONE_LINE.fullmatch(done.err)
-    assert "sqlite:///lemcal-sandbox.db: database is locked; another program holds it" in done.err
-    assert numbers(unchanged=12) == report(lemcal("sync", "--sandbox", "--json").out)
+    assert 2 == result.status
+    assert ONE_LINE.fullmatch(result.err)
+    assert "sqlite:///lemcal-sandbox.db: database is locked; another program holds it" in result.err
+    assert counts(unchanged=12) == report(lemcal("sync", "--sandbox", "--json").out)
 
 
-def test_a_password_in_the_arguments(lemcal: Run) -> None:
-    """There is a warning that does not show it."""
-    done = lemcal("sync", "--sandbox", "--db", "postgresql://user:hush-hush@127.0.0.1:1/x")
-    assert 2 == done.status
-    warning, failure = done.err.splitlines()
+def test_password_in_arguments(lemcal: Run) -> None:
+    """A password in the database URL causes a warning that does not contain it."""
+    result = lemcal("sync", "--sandbox", "--db", "postgresql://user:hush-hush@127.0.0.1:1/x")
+    assert 2 == result.status
+    warning, failure = result.err.splitlines()
     assert "put it in LEMCAL_DB" in warning
     assert "lemcal: postgresql://127.0.0.1:1/x: " in failure
     assert "refused; Is the server running on that host" in failure
-    assert "hush" not in done.err
+    assert "hush" not in result.err
     assert 2 == lemcal("sync", "--sandbox", "--db", "mysql://[").status
 
 
 @pytest.mark.parametrize("argv", [["sync", "--sandbox"], ["changes"], ["forget", "usr_1"]])
-def test_the_extra_sql_is_missing(lemcal: Run, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
-    """Without SQLAlchemy, one line says what to install."""
+def test_missing_extra_sql(lemcal: Run, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
+    """Without SQLAlchemy, one line names the extra to install."""
     import lemcal_async.sync
 
     monkeypatch.delitem(vars(lemcal_async.sync), "SQLStore", raising=False)
     monkeypatch.delitem(sys.modules, "lemcal_async.sync.sql", raising=False)
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)
-    done = lemcal(*argv)
+    result = lemcal(*argv)
     expected = "lemcal: SQLStore needs its extra: pip install 'lemcal-async[sql]'\n"
-    assert (2, expected) == (done.status, done.err)
+    assert (2, expected) == (result.status, result.err)
 
 
-def test_another_missing_module_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other failed imports are not mistaken for a missing extra."""
+def test_other_missing_modules_are_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other import errors are not reported as a missing extra."""
     import lemcal_async.sync
 
     monkeypatch.delitem(vars(lemcal_async.sync), "SQLStore", raising=False)

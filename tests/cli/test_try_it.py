@@ -1,4 +1,4 @@
-"""The page "Try it", typed: a booking made with a button reaches the example service, in both ways."""
+"""The steps of the page "Try it": a booking made with a button reaches the example service in both ways."""
 
 import os
 import socket
@@ -23,7 +23,7 @@ TOKEN = "a-long-random-string"
 
 @pytest.fixture
 def service(sandbox: Sandbox) -> Iterator[str]:
-    """Run the FastAPI example against the sandbox, as a process of its own; return where it listens."""
+    """Run the FastAPI example against the sandbox in its own process, and return its URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
@@ -43,20 +43,20 @@ def service(sandbox: Sandbox) -> Iterator[str]:
 
 
 def is_up(url: str) -> bool:
-    """Whether the service answers."""
+    """Whether the service responds."""
     try:
         return httpx.get(f"{url}/bookings", trust_env=False).is_success
     except httpx.TransportError:
         return False
 
 
-def looks(sandbox: Sandbox, seen: int) -> int:
-    """Return how many lists of meetings have been answered since then."""
+def completed_list_requests(sandbox: Sandbox, seen: int) -> int:
+    """Return the number of completed requests for meetings after the first ``seen`` requests."""
     return sum(entry.path == "/meetings" and bool(entry.seconds) for entry in sandbox.requests[seen:])
 
 
-def book(browser: Any, guest: str) -> None:
-    """Press the page's button."""
+def click_book(browser: Any, guest: str) -> None:
+    """Book a meeting with the page's button."""
     field = browser.find_element("css selector", "#book input[name=guest]")
     field.clear()
     field.send_keys(guest)
@@ -64,8 +64,8 @@ def book(browser: Any, guest: str) -> None:
 
 
 @posix_only
-def test_a_button_reaches_a_service(service: str, sandbox: Sandbox, spawn: Spawn) -> None:
-    """Through the sandbox's own hook; and without a hook, through ``lemcal listen``."""
+def test_booking_button_reaches_service(service: str, sandbox: Sandbox, spawn: Spawn) -> None:
+    """A booking reaches the service through the sandbox's hook, or without one through ``lemcal listen``."""
 
     def guests() -> list[str]:
         rows = httpx.get(f"{service}/bookings", trust_env=False).json()
@@ -73,7 +73,7 @@ def test_a_button_reaches_a_service(service: str, sandbox: Sandbox, spawn: Spawn
 
     with chromium() as browser:
         browser.get(sandbox.url)
-        book(browser, "hooked@example.org")
+        click_book(browser, "hooked@example.org")
         wait_until(lambda: guests() == ["hooked@example.org"])
 
         for hook in sandbox.hooks():
@@ -85,7 +85,9 @@ def test_a_button_reaches_a_service(service: str, sandbox: Sandbox, spawn: Spawn
         assert listening.stdout is not None
         assert "watching" in listening.stdout.readline()
         seen = len(sandbox.requests)
-        wait_until(lambda: 4 <= looks(sandbox, seen))  # the service looks as well, once or twice
-        book(browser, "listened@example.org")
+        wait_until(
+            lambda: 4 <= completed_list_requests(sandbox, seen)
+        )  # the service requests the list once or twice, too
+        click_book(browser, "listened@example.org")
         assert " 200 " in listening.stdout.readline()
         assert ["hooked@example.org", "listened@example.org"] == guests()

@@ -1,7 +1,7 @@
-"""Runs the pages of the documentation as they stand, with the sandbox in lemcal's place.
+"""Fixtures that run the documentation's pages against the sandbox.
 
-A page's Python blocks share one namespace, in order, as a reader takes them. What a fragment leaves out (a
-client, an import that an earlier page has shown) is put there beforehand, so that the text needs no noise.
+The Python blocks of a page run in order and share one namespace. The namespace already contains what the
+blocks do not repeat, such as a client, or imports shown on an earlier page.
 """
 
 import ast
@@ -37,7 +37,7 @@ def blocks(page: Path, language: str) -> list[Example]:
 
 @pytest.fixture
 def service(lemcal_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
-    """Have every client that a page makes talk to the sandbox, with its account's credentials."""
+    """Connect every client that a page creates to the sandbox, with the credentials of its account."""
     monkeypatch.setenv("LEMCAL_USER_ID", lemcal_sandbox.user_id)
     monkeypatch.setenv("LEMCAL_API_KEY", lemcal_sandbox.api_key)
     defaults = {**(AsyncLemcal.__init__.__kwdefaults__ or {}), "base_url": lemcal_sandbox.base_url}
@@ -47,12 +47,12 @@ def service(lemcal_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox
 
 @pytest.fixture
 async def read(service: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Read]:
-    """Return a function that runs a page's Python blocks, and returns the names they have defined.
+    """Return a function that runs a page's Python blocks and returns their namespace.
 
-    What it is given beside the page is in the namespace from the start.
+    Its keyword arguments are added to the namespace before the blocks run.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(events, "_listeners", ())  # a page that subscribes need not show how to end it
+    monkeypatch.setattr(events, "_listeners", ())  # pages that subscribe need not unsubscribe
     common: Names = {
         "AsyncLemcal": lemcal_async.AsyncLemcal,
         "LocalRateLimiter": LocalRateLimiter,
@@ -80,10 +80,10 @@ async def read(service: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 async def run(example: Example, names: Names) -> None:
-    """Run a block: on this event loop if it awaits something, else where there is none."""
+    """Run a block: on this event loop if it contains await, otherwise in a thread without an event loop."""
     source = pad(example.parsed, example.line + example.parsed.line_offset)
     code = compile(source, example.path, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     if code.co_flags & inspect.CO_COROUTINE:
-        await eval(code, names)  # the page's own code
+        await eval(code, names)
     else:
         await anyio.to_thread.run_sync(exec, code, names)

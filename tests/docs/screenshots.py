@@ -1,6 +1,6 @@
-"""Takes the pictures of the documentation that show real pages: ``python tests/docs/screenshots.py``.
+"""Takes the screenshots for the documentation: ``python tests/docs/screenshots.py``.
 
-They show a sandbox that is being used, in light and dark. It needs a Chromium with its driver, and Selenium.
+They show the page of a busy sandbox in light and dark. Requires Chromium with its driver, and Selenium.
 """
 
 import sys
@@ -22,20 +22,20 @@ WIDTH, HEIGHT = 1280, 900
 
 
 class Receiver(BaseHTTPRequestHandler):
-    """Takes the sandbox's deliveries."""
+    """Receives the sandbox's deliveries."""
 
     def do_POST(self) -> None:
-        """Take one."""
+        """Receive a delivery."""
         self.rfile.read(int(self.headers["content-length"]))
         self.send_response(200)
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Stay silent."""
+        """Log nothing."""
 
 
 def use(sandbox: Sandbox) -> None:
-    """Do what a client does on a busy day, one that a limiter keeps in step and one that nobody does."""
+    """Send the requests of a busy client within the rate limit, and of another client that exceeds it."""
     known, other = (
         httpx.Client(base_url=sandbox.base_url, auth=(account.user_id, account.api_key), trust_env=False)
         for account in sandbox.accounts
@@ -55,17 +55,17 @@ def use(sandbox: Sandbox) -> None:
 
 
 def take(browser: Any, sandbox: Sandbox, scheme: str) -> None:
-    """Take the picture in one color scheme."""
+    """Take a screenshot in one color scheme."""
     resize(browser, WIDTH, HEIGHT)
     use_colors(browser, scheme)
     browser.get(sandbox.url)
     use(sandbox)
-    time.sleep(0.5)  # the last rows arrive, the picture of the limit moves on
+    time.sleep(0.5)  # wait for the last rows and for the rate limit chart
     browser.save_screenshot(str(FOLDER / f"sandbox-{scheme}.png"))
 
 
 def main() -> None:
-    """Take them all."""
+    """Take all screenshots."""
     with (
         ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as receiver,
         Sandbox(accounts=2).serve() as sandbox,

@@ -1,7 +1,7 @@
-"""Looks at the built site in a real Chromium: ``nox -s docs``, then ``python tests/docs/site.py``.
+"""Checks the built site in Chromium: ``nox -s docs``, then ``python tests/docs/site.py``.
 
-The search has to show what a reader expects as its first or second hit, and no code and no table may be cut
-off in a window 1280 pixels wide, in light and dark. It exits with 1 otherwise. It needs a Chromium with its
+The first or second search result must be the expected page, and code and tables must not be cut off in a
+window 1280 pixels wide, in light and dark. Otherwise, the exit status is 1. Requires Chromium with its
 driver, and Selenium.
 """
 
@@ -58,22 +58,22 @@ return [...document.querySelectorAll(wide)]
 """
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    """Serves the site: the search works over HTTP only."""
+class SiteHandler(SimpleHTTPRequestHandler):
+    """Serves the site without logging; the search requires HTTP."""
 
     def log_message(self, *_: object) -> None:
-        """Stay silent."""
+        """Log nothing."""
 
 
-def look(browser: Any, root: str) -> list[str]:
-    """Return what is wrong with the site that is served at ``root``."""
-    wrong: list[str] = []
+def find_problems(browser: Any, root: str) -> list[str]:
+    """Return the problems of the site that is served at ``root``."""
+    problems: list[str] = []
     for scheme in ("light", "dark"):
         use_colors(browser, scheme)
         for page in sorted(SITE.rglob("*.html")):
             browser.get(f"{root}/{page.relative_to(SITE)}")
-            wrong += [
-                f"{page.relative_to(SITE)}, {scheme}: cut: {line}" for line in browser.execute_script(CUT)
+            problems += [
+                f"{page.relative_to(SITE)}, {scheme}: cut off: {line}" for line in browser.execute_script(CUT)
             ]
     browser.get(f"{root}/index.html")
     browser.find_element("css selector", ".md-search__button").click()
@@ -83,26 +83,26 @@ def look(browser: Any, root: str) -> list[str]:
         time.sleep(0.7)
         hits = [hit.removeprefix(f"{root}/") for hit in browser.execute_script(HITS)[:2]]
         if not any(is_at(hit, expected) for hit in hits):
-            wrong.append(f"search for {words}: {hits}, not {expected}")
-    return wrong
+            problems.append(f"search for {words}: expected {expected}, got {hits}")
+    return problems
 
 
 def is_at(hit: str, expected: str) -> bool:
-    """Whether a hit is on the page, and under the heading, that is expected."""
+    """Whether a search result is on the expected page and below the expected heading."""
     address, _, anchor = hit.partition("#")
     page, _, heading = expected.partition("#")
     return address.partition("?")[0] == page and anchor.startswith(heading)
 
 
 def main() -> None:
-    """Look, and say what is wrong."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=SITE)) as server:
+    """Check the site and print the problems."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SiteHandler, directory=SITE)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with chromium(width=1280) as browser:
-            wrong = look(browser, f"http://127.0.0.1:{server.server_port}")
+            problems = find_problems(browser, f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
-    sys.stdout.write("\n".join(wrong or ["The search finds what it should, and nothing is cut off."]) + "\n")
-    sys.exit(bool(wrong))
+    sys.stdout.write("\n".join(problems or ["The search works, and nothing is cut off."]) + "\n")
+    sys.exit(bool(problems))
 
 
 if __name__ == "__main__":

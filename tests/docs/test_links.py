@@ -1,6 +1,6 @@
-"""Links and pictures lead somewhere, and the site's navigation has every page.
+"""Links and images have valid targets, and the site's navigation contains every page.
 
-Links between pages, and their anchors, fail the build of the site; here is what that does not look at.
+The site's build checks links between pages and their anchors; these tests check the rest.
 """
 
 import re
@@ -19,7 +19,7 @@ OUTSIDE = [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 
 @pytest.mark.parametrize("page", [*PAGES, *OUTSIDE], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links(page: Path) -> None:
-    """A relative link leads to a file or folder of this repository, to a heading if it names one."""
+    """A relative link points to a file or folder in this repository, and its anchor to a heading."""
     for link in LINK.findall(page.read_text(encoding="utf-8")):
         if "://" in link:
             continue
@@ -36,8 +36,8 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", title.lower())) for title in titles}
 
 
-def test_the_site_links_to_pages_only() -> None:
-    """A page of the site has no links out of ``docs/``: nothing would be there."""
+def test_site_links_stay_in_docs() -> None:
+    """The site's pages do not link to files outside ``docs/``, which the site does not contain."""
     for page in PAGES[1:]:
         for link in LINK.findall(page.read_text(encoding="utf-8")):
             if "://" not in link and link.partition("#")[0]:
@@ -45,14 +45,14 @@ def test_the_site_links_to_pages_only() -> None:
 
 
 def test_navigation() -> None:
-    """Every page is in the navigation, once, and nothing else is."""
+    """The navigation contains every page exactly once, and nothing else."""
     site: dict[str, Any] = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))
     listed = list(leaves(site["project"]["nav"]))
     assert sorted(str(page.relative_to(ROOT / "docs")) for page in PAGES[1:]) == sorted(listed)
 
 
 def leaves(item: Any) -> Iterator[str]:
-    """Yield the pages of a navigation."""
+    """Yield the pages of a navigation tree."""
     if isinstance(item, str):
         yield item
         return
@@ -61,13 +61,13 @@ def leaves(item: Any) -> Iterator[str]:
 
 
 def test_examples() -> None:
-    """Every example is on its page, and what the page includes exists."""
+    """The examples page includes every example, and every included file exists."""
     shown = re.findall(r'^--8<-- "(.+)"$', (ROOT / "docs" / "examples.md").read_text("utf-8"), re.MULTILINE)
     assert sorted(f"examples/{file.name}" for file in (ROOT / "examples").glob("*.py")) == sorted(shown)
 
 
 def test_hosts() -> None:
-    """No page names a host that is not the vendor's, this machine, or reserved for documentation."""
+    """Pages name only the vendor's hosts, this machine, and hosts reserved for documentation."""
     reserved = r"example(?:\.com|\.org|\.net)?|localhost|internal"
     known = re.compile(rf"(?:[\w-]+\.)*(?:lemcal\.com|{reserved})|host|127\.0\.0\.1")
     for page in [*PAGES, *OUTSIDE]:

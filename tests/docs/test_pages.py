@@ -1,6 +1,6 @@
-"""Every block of Python in the README and in the documentation runs, and does what its page says.
+"""Every Python block in the README and the documentation runs and does what its page says.
 
-A page's test is named after it. Where a page defines functions, its test calls them.
+Each test is named after its page, and calls the functions that the page defines.
 """
 
 import base64
@@ -44,18 +44,18 @@ TOKEN = "wh-token-8Lp3-quiet"
 
 @pytest.fixture(autouse=True)
 def webhooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the variables that services read."""
+    """Set the environment variables that the services on the pages read."""
     monkeypatch.setenv("WEBHOOK_TOKEN", TOKEN)
     monkeypatch.setenv("PUBLIC_URL", "https://service.example")
 
 
-def visitor(app: Any) -> httpx.AsyncClient:
-    """Return a client of a service in this process."""
+def app_client(app: Any) -> httpx.AsyncClient:
+    """Return an HTTP client for an ASGI app in this process."""
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
 
 
 def test_every_page_has_a_test() -> None:
-    """A new page with a block of Python needs a test here."""
+    """Every page with a Python block has a test in this module."""
     names = [page.stem.lower().replace("-", "_") for page in PAGES if blocks(page, "python")]
     assert [] == [name for name in names if f"test_{name}" not in globals()]
     assert "how_it_works" in names
@@ -67,39 +67,39 @@ def booked(sandbox: Sandbox) -> list[dict[str, Any]]:
 
 
 async def test_index(read: Read, service: Sandbox, capsys: Output) -> None:
-    """The first program lists what is booked, the sandbox answers, and each call is there."""
+    """The first program lists the booked meetings, the sandbox program works, and all calls succeed."""
     names = await read("docs/index.md")
     assert len(booked(service)) == len(capsys.readouterr().out.splitlines())
     await names["try_it"]()
     assert f"{names['user'].email} 12\n" == capsys.readouterr().out
     assert (12, 4) == (len(names["meetings"]), len(names["types"]))
-    assert names["meetings"] == names["answer"].data
+    assert names["meetings"] == names["response"].data
     assert isinstance(names["hook"], Hook)
     assert [] == service.hooks()
 
 
 async def test_how_it_works(read: Read, service: Sandbox) -> None:
-    """The layers serve a client of httpx's own, which meets a refusal and does not show it."""
+    """The layers work in a plain httpx client, and retry a rejected request."""
     names = await read("docs/how-it-works.md")
     service.inject(faults.too_many_requests(retry_after="0.05"))
     async with names["client"] as client:
-        answer = await client.get(f"{service.base_url}/me", auth=(service.user_id, service.api_key))
-    assert 200 == answer.status_code
+        response = await client.get(f"{service.base_url}/me", auth=(service.user_id, service.api_key))
+    assert 200 == response.status_code
 
 
 async def test_transports(read: Read, service: Sandbox, anyio_backend: str) -> None:
-    """Each transport takes the default's place, and the layers serve a client of httpx2."""
+    """Each transport can replace the default one, and the layers work in an httpx2 client."""
     names = await read("docs/transports.md")
     assert service.user_id == (await names["with_its_transport"]()).id
-    if anyio_backend == "asyncio":  # which aiohttp needs
+    if anyio_backend == "asyncio":  # aiohttp requires asyncio
         assert service.user_id == (await names["who_am_i"]()).id
     async with names["client"] as client:
-        answer = await client.get(f"{service.base_url}/me", auth=(service.user_id, service.api_key))
-    assert (200, "httpx2") == (answer.status_code, type(answer).__module__.partition(".")[0])
+        response = await client.get(f"{service.base_url}/me", auth=(service.user_id, service.api_key))
+    assert (200, "httpx2") == (response.status_code, type(response).__module__.partition(".")[0])
 
 
 async def test_rate_limiter(read: Read, capsys: Output) -> None:
-    """Limits are set where the page says, and the listener tells of long waits only."""
+    """The limits can be configured as shown, and the listener reports only long waits."""
     names = await read("docs/rate-limiter.md")
     assert "queued=0" in capsys.readouterr().out
     for waited in (1.0, 7.25):
@@ -108,17 +108,17 @@ async def test_rate_limiter(read: Read, capsys: Output) -> None:
 
 
 async def test_many_accounts(read: Read, service: Sandbox, capsys: Output) -> None:
-    """All accounts are counted, one that cannot be is told of, and a key is looked up anew."""
+    """Meetings are counted for all accounts, a failing account is reported, and keys are looked up again."""
     names = await read("docs/many-accounts.md", vault={"acme": service.api_key})
     keys = {service.user_id: service.api_key, "usr_unknown": "wrong"}
     assert {service.user_id: 12} == await names["count_all"](names["lemcal"], keys)
     assert capsys.readouterr().out.startswith("usr_unknown GET /meetings: 401")
-    with pytest.raises(errors.AuthenticationError):  # usr_acme is none of the sandbox's
+    with pytest.raises(errors.AuthenticationError):  # the sandbox has no account usr_acme
         await names["account"].me()
 
 
 async def test_testing(read: Read, lemcal_sandbox: Sandbox) -> None:
-    """The tests that the page shows pass."""
+    """The tests shown on the page pass."""
     names = await read("docs/testing.md")
     await names["test_booking"](lemcal_sandbox)
     await names["test_bad_day"](lemcal_sandbox)
@@ -127,7 +127,7 @@ async def test_testing(read: Read, lemcal_sandbox: Sandbox) -> None:
 
 
 async def test_deadlines(read: Read, service: Sandbox, capsys: Output) -> None:
-    """Meetings come in time; a queue that is too long, and a server that refuses, are told apart."""
+    """Meetings arrive in time; a long queue and a rejection by the server are distinguished."""
     names = await read("docs/deadlines.md")
     assert capsys.readouterr().out.startswith("20 requests can go now; 0 are waiting")
     meetings_or_none, lemcal = names["meetings_or_none"], names["lemcal"]
@@ -142,7 +142,7 @@ async def test_deadlines(read: Read, service: Sandbox, capsys: Output) -> None:
 
 
 async def test_migrating(read: Read, service: Sandbox, capsys: Output) -> None:
-    """What the page puts in the place of old habits works."""
+    """The replacements shown on the page work."""
     meeting, type_ = service.meetings()[0], service.meeting_types()[0]
     names = await read(
         "docs/migrating.md",
@@ -166,7 +166,7 @@ async def service_meetings(service: Sandbox) -> list[Any]:
 
 
 async def test_webhooks(read: Read, service: Sandbox, capsys: Output) -> None:
-    """The receiver prints what was booked, wakes the synchronization, and serves several accounts."""
+    """The receiver prints the booking, wakes the synchronization, and serves several accounts."""
     acme = SimpleNamespace(user_id=service.user_id, api_key=service.api_key, token=TOKEN)
     started: list[tuple[Any, ...]] = []
     changes: list[str] = []
@@ -209,38 +209,38 @@ async def test_webhooks(read: Read, service: Sandbox, capsys: Output) -> None:
         "rawQueryString": "token=guessed",
         "requestContext": {"http": {"method": "POST"}},
     }
-    answer = await anyio.to_thread.run_sync(names["handler"], event, None)  # Lambda's loop is its own
-    assert (401, names["content"].decode()) == (answer["statusCode"], answer["body"])
+    response = await anyio.to_thread.run_sync(names["handler"], event, None)  # Lambda runs its own event loop
+    assert (401, names["content"].decode()) == (response["statusCode"], response["body"])
     assert 400 == await anyio.to_thread.run_sync(status_on_lambda, names, event, f"token={TOKEN}")
     await anyio.to_thread.run_sync(names["runner"].close)
     booked = service.book()
-    async with visitor(names["receiver"]) as sender, anyio.create_task_group() as tasks:
+    async with app_client(names["receiver"]) as sender, anyio.create_task_group() as tasks:
         tasks.start_soon(*started[0])
         await reached[13].wait()
         service.cancel(booked["_id"])
         assert {"status": "handled"} == (await sender.post(f"/?token={TOKEN}", json=booked)).json()
-        await reached[14].wait()  # the delivery has woken it: the next look by itself is 5 minutes off
+        await reached[14].wait()  # woken by the delivery: the next poll is 5 minutes away
         tasks.cancel_scope.cancel()
     assert ["created"] * 13 + ["canceled"] == changes
     assert "" == capsys.readouterr().out
-    by_path = Starlette(routes=[Route("/hooks/{tenant}", names["app"])])  # the last receiver of the page
-    async with visitor(by_path) as sender:
+    by_path = Starlette(routes=[Route("/hooks/{tenant}", names["app"])])  # the last receiver on the page
+    async with app_client(by_path) as sender:
         assert {"status": "handled"} == (await sender.post(f"/hooks/acme?token={TOKEN}", json=booked)).json()
         assert 401 == (await sender.post(f"/hooks/nobody?token={TOKEN}", json=booked)).status_code
     assert capsys.readouterr().out.startswith(f"{service.user_id} 20")
 
 
 def status_on_lambda(names: Names, event: dict[str, Any], query: str) -> int:
-    """Return how the function that Lambda calls answers to a body that is text."""
+    """Return the status of the Lambda handler's response to a text body."""
     text = {"rawQueryString": query, "isBase64Encoded": False, "body": "[]"}
     return int(names["handler"]({**event, **text}, None)["statusCode"])
 
 
 class Tenants(dict[str, SimpleNamespace]):
-    """The tenants of a service, as its database would have them."""
+    """The tenants of a service, in place of its database."""
 
     async def get(self, name: str) -> SimpleNamespace | None:  # type: ignore[override]
-        """Find one."""
+        """Return a tenant, or None."""
         return super().get(name)
 
 
@@ -249,18 +249,18 @@ async def test_fastapi(read: Read, service: Sandbox) -> None:
     apps: list[AsyncLemcal] = []
     names = await read("docs/fastapi.md", create_app=apps.append)
     app, booked = names["app"], service.book()
-    async with app.router.lifespan_context(app), visitor(app) as browser:
+    async with app.router.lifespan_context(app), app_client(app) as browser:
         (hook,) = service.hooks()
-        answer = await browser.post(hook["targetUrl"].removeprefix("https://service.example"), json=booked)
-        assert {"status": "handled"} == answer.json()
+        response = await browser.post(hook["targetUrl"].removeprefix("https://service.example"), json=booked)
+        assert {"status": "handled"} == response.json()
         assert booked == (await browser.get(f"/meetings/{booked['_id']}")).json()
     await names["test_meetings"](service)
     assert [service.user_id] == [client.user_id for client in apps]
 
 
 async def test_observability(read: Read, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The listener prints the calls that failed, and the logs are on."""
-    monkeypatch.setattr(logging, "basicConfig", lambda: None)  # pytest's own handlers are to stay
+    """The listener prints failed calls, and logging is enabled."""
+    monkeypatch.setattr(logging, "basicConfig", lambda: None)  # keep pytest's handlers
     names = await read("docs/observability.md")
     logging.getLogger("lemcal_async").setLevel(logging.NOTSET)
     try:
@@ -274,7 +274,7 @@ async def test_observability(read: Read, capsys: Output, monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="module")
 def redis_url() -> Iterator[str]:
-    """Serve a Redis."""
+    """Start a Redis server and return its URL."""
     with RedisServer() as server:
         yield server.url
 
@@ -282,14 +282,14 @@ def redis_url() -> Iterator[str]:
 async def test_redis(
     read: Read, service: Sandbox, redis_url: str, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The call goes through the limiter in Redis, which here is this machine's."""
+    """The call uses the Redis limiter, with a local Redis server."""
     monkeypatch.setattr(ratelimit, "RedisRateLimiter", lambda _: RedisRateLimiter(redis_url))
     await (await read("docs/redis.md"))["main"]()
     assert f"User(id='{service.user_id}'" in capsys.readouterr().out
 
 
 async def test_sync(read: Read, service: Sandbox, capsys: Output) -> None:
-    """The program synchronizes, and raises for the account that cannot be; the CRM gets what it should."""
+    """The program synchronizes and raises for the failing account; the CRM receives the right stages."""
     crm, wake = Crm(), Wake()
     names = await read("docs/sync.md", Wake=lambda: wake, crm=crm, store=MemoryStore(), watch=watch)
     names["accounts"] = [names["lemcal"]]
@@ -311,36 +311,36 @@ async def test_sync(read: Read, service: Sandbox, capsys: Output) -> None:
 
 
 class Crm:
-    """A CRM that remembers the stage of each meeting."""
+    """A CRM that stores the stage of each meeting."""
 
     def __init__(self) -> None:
         self.stages: dict[str, str] = {}
 
     async def upsert(self, email: str, meeting_id: str, *, stage: str) -> None:
-        """Take a meeting, under its contact's address."""
+        """Store a meeting's stage under its contact's e-mail address."""
         assert "@" in email
         self.stages[meeting_id] = stage
 
 
 async def test_models(read: Read, service: Sandbox) -> None:
-    """Odd values stay, and the route takes and returns meetings."""
+    """Unexpected values are kept, and the route accepts and returns meetings."""
     names = await read("docs/reference/models.md")
-    async with visitor(names["app"]) as client:
-        answer = await client.post("/briefings", json=service.meetings()[0])
-    assert {"meeting": service.meetings()[0], "notes": ""} == answer.json()
+    async with app_client(names["app"]) as client:
+        response = await client.post("/briefings", json=service.meetings()[0])
+    assert {"meeting": service.meetings()[0], "notes": ""} == response.json()
 
 
 class LateOnMonday(datetime):
-    """A clock that stands at half past eleven in London, where it is Monday, and Tuesday in Paris."""
+    """A fixed clock at 23:30 UTC on a Monday, when it is already Tuesday in Paris."""
 
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> "LateOnMonday":
-        """Return that moment."""
+        """Return the fixed time."""
         return cls(2026, 1, 5, 23, 30, tzinfo=UTC).astimezone(tz)
 
 
 async def test_data_analysis(read: Read, service: Sandbox, tmp_path: Path) -> None:
-    """The questions have the sandbox's answers."""
+    """The analyses have the expected results for the sandbox's data."""
     async with service.client() as lemcal, SQLStore(f"sqlite:///{tmp_path}/lemcal.db") as store:
         await sync_meetings([lemcal], store)
     names = await read("docs/data-analysis.md")
@@ -353,8 +353,8 @@ async def test_data_analysis(read: Read, service: Sandbox, tmp_path: Path) -> No
     assert {9: 3, 11: 3, 13: 2, 15: 2, 17: 2} == names["by_hour"].to_dict()
     asked = [meeting.get("surveyAnswers") or meeting.get("questions") or [] for meeting in service.meetings()]
     assert sum(map(len, asked)) == len(names["answers"]) > 0
-    # pandas leaves its connection to the collector, and so does the engine beside polars: Python 3.13 would
-    # warn of that, in whatever test comes to collect them.
+    # pandas and polars leave connections to the garbage collector, which causes a warning on Python 3.13.
+    # Collect them here, or the warning would fail another test.
     names.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -362,8 +362,8 @@ async def test_data_analysis(read: Read, service: Sandbox, tmp_path: Path) -> No
 
 
 def test_dlt_pipelines(service: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Both pipelines merge: what was moved or canceled is there once, as it is now."""
-    pytest.importorskip("dlt", reason="there is no dlt for this Python yet")
+    """Both pipelines merge their data: moved and canceled meetings exist once, in their current state."""
+    pytest.importorskip("dlt", reason="dlt does not support this Python version yet")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LEMCAL_BASE_URL", service.base_url)
     monkeypatch.setenv("DLT_DATA_DIR", str(tmp_path / "dlt"))
@@ -380,7 +380,7 @@ def test_dlt_pipelines(service: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_pa
     def load() -> None:
         anyio.run(synchronize)
         both = "import runpy, sys; [runpy.run_path(name) for name in sys.argv[1:]]"
-        # In a process of its own: dlt leaves threads and connections behind, and has warnings of its own.
+        # In a separate process, because dlt leaks threads and connections and causes warnings.
         command = [sys.executable, "-W", "ignore", "-c", both, *programs]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=100)
 
@@ -403,20 +403,20 @@ def test_dlt_pipelines(service: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_pa
 async def test_fleet(
     read: Read, service: Sandbox, capsys: Output, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A worker prints the changes, and a delivery is answered once it is stored."""
+    """A worker prints the changes, and a delivery is acknowledged once it is stored."""
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path / 'fleet.db'}")
     monkeypatch.setenv("REDIS_URL", "memory://")
     monkeypatch.setenv("LEMCAL_BASE_URL", service.base_url)
     keys = {service.user_id: service.api_key}
-    answers: list[int] = []
+    statuses: list[int] = []
 
     class Vault:
         async def get(self, user_id: str) -> str | None:
             return keys.get(user_id)
 
     async def run_server(receiver: Any) -> None:
-        async with visitor(receiver) as sender:
-            answers.append((await sender.post(f"/?token={TOKEN}", json=service.book())).status_code)
+        async with app_client(receiver) as sender:
+            statuses.append((await sender.post(f"/?token={TOKEN}", json=service.book())).status_code)
 
     names = await read("docs/fleet.md", vault=Vault(), run_server=run_server)
     fleet = names["fleet"]
@@ -431,12 +431,12 @@ async def test_fleet(
                 await anyio.sleep(0.02)
                 printed += capsys.readouterr().out.splitlines()
         tasks.cancel_scope.cancel()
-    assert [200] == answers
+    assert [200] == statuses
     assert {"created"} == {line.split()[0] for line in printed}
 
 
 def test_faq(service: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From synchronous code: a program of its own, with credentials from the environment."""
+    """The synchronous program works, with credentials from the environment."""
     monkeypatch.setenv("LEMCAL_USER_ID", service.user_id)
     monkeypatch.setenv("LEMCAL_API_KEY", service.api_key)
     (block,) = blocks(ROOT / "docs" / "faq.md", "python")
@@ -447,7 +447,7 @@ def test_faq(service: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_readme(read: Read, service: Sandbox, capsys: Output) -> None:
-    """The ten lines list what is booked, and the other blocks keep their promises."""
+    """The first program lists the booked meetings, and the other blocks work as described."""
     names = await read("README.md", TOKEN=TOKEN)
     assert len(booked(service)) == len(capsys.readouterr().out.splitlines())
     async with service.client() as lemcal:
@@ -455,8 +455,8 @@ async def test_readme(read: Read, service: Sandbox, capsys: Output) -> None:
         assert 12 == await names["count"](lemcal, service.user_id, service.api_key)
     assert ["created"] * 12 == [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     app = names["app"]
-    async with app.router.lifespan_context(app), visitor(app) as sender:
-        answer = await sender.post(f"/webhooks/lemcal?token={TOKEN}", json=service.book())
-    assert {"status": "handled"} == answer.json()
+    async with app.router.lifespan_context(app), app_client(app) as sender:
+        response = await sender.post(f"/webhooks/lemcal?token={TOKEN}", json=service.book())
+    assert {"status": "handled"} == response.json()
     assert capsys.readouterr().out.startswith("booked: 20")
     await names["test_booking"](service)

@@ -1,6 +1,6 @@
-"""The reference says what each parameter, field and error means.
+"""The reference documents every parameter, field and error.
 
-Its tables are made of the docstrings: ``Args:``, ``Attributes:`` and ``Raises:``, as Google lays them out.
+Its tables are built from Google-style docstrings: ``Args:``, ``Attributes:`` and ``Raises:``.
 """
 
 import builtins
@@ -24,7 +24,7 @@ ROW = re.compile(r"^    \*{0,2}(\w+)(?: \(.+\))?: \S", re.MULTILINE)
 
 
 def shown(page: str) -> Iterator[tuple[str, Any]]:
-    """Yield the functions, classes and methods that a page shows, with their names."""
+    """Yield the functions, classes and methods on a page, with their names."""
     for path, options in ENTRY.findall(PAGES[page].read_text(encoding="utf-8")):
         owner = resolve_name(path)
         listed = re.search(r"members: \[(.*)\]", options)
@@ -50,7 +50,7 @@ def with_methods(path: str, value: Any, chosen: list[str] | None = None) -> Iter
 
 
 def sections(value: Any) -> dict[str, list[str]]:
-    """Return the names that each section of a docstring has rows for."""
+    """Return the names listed in each section of a docstring."""
     return {title: ROW.findall(text) for title, text in SECTION.findall(f"{inspect.getdoc(value)}\n")}
 
 
@@ -63,7 +63,7 @@ def parameters(value: Any) -> list[str]:
 
 
 def documented(kind: type) -> list[str]:
-    """Return the fields that a class describes."""
+    """Return the fields documented by a class."""
     properties = [name for name, value in vars(kind).items() if isinstance(value, property) and value.__doc__]
     return sections(kind).get("Attributes", []) + properties
 
@@ -85,8 +85,8 @@ def documented(kind: type) -> list[str]:
         "lemcal_async.webhooks",
     ],
 )
-def test_what_is_public_is_shown(module: str) -> None:
-    """Every function and class of a public module is on some page."""
+def test_public_names_are_documented(module: str) -> None:
+    """Every function and class of a public module is on a page of the reference."""
     pages = "".join(page.read_text(encoding="utf-8") for page in PAGES.values())
     names = {path for path, _ in ENTRY.findall(pages)} | {name for page in PAGES for name, _ in shown(page)}
     found = {name.rpartition(".")[2] for name in names}
@@ -98,7 +98,7 @@ def test_what_is_public_is_shown(module: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_parameters_and_fields(page: str) -> None:
-    """Each has a row, in their order, and no row is of anything else."""
+    """Every parameter and field has a row, in order, and there are no other rows."""
     for name, value in shown(page):
         described = sections(value)
         rows = described.get("Args", []) + described.get("Attributes", [])
@@ -111,7 +111,7 @@ def test_parameters_and_fields(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_errors(page: str) -> None:
-    """Each that a docstring speaks of has a row, and is an exception that there is."""
+    """Every error that a docstring mentions has a row, and every row names an existing exception."""
     for name, value in shown(page):
         for error in sections(value).get("Raises", []):
             assert any(hasattr(home, error) for home in (errors, ratelimit, builtins)), name

@@ -1,8 +1,7 @@
-"""The terminal sessions that the documentation shows are those of the real program.
+"""The terminal sessions in the documentation match the real program.
 
-A line that begins with ``$`` is a command. Each call of ``lemcal`` must be one that the program knows; those
-that use the sandbox are run, in their order, and print what is shown below them, where ``...`` stands for
-any more.
+A line that starts with ``$`` is a command. Every ``lemcal`` command must exist. Commands that use the sandbox
+are run in order and must print the output shown below them, where ``...`` matches any text.
 """
 
 import re
@@ -23,31 +22,31 @@ from .conftest import PAGES, blocks
 
 @attrs.frozen
 class Command:
-    """A command of a session, and the lines that it is shown to print."""
+    """A command of a session and its expected output."""
 
     line: str
     output: str
 
     @property
     def arguments(self) -> list[str]:
-        """What stands behind the name of the program."""
+        """The arguments after the program's name."""
         return shlex.split(self.line, comments=True)[1:]
 
     @property
-    def is_ours(self) -> bool:
-        """Whether it is a call of ``lemcal``."""
+    def is_lemcal(self) -> bool:
+        """Whether the command is ``lemcal``."""
         return self.line.startswith("lemcal ")
 
     @property
     def is_run(self) -> bool:
-        """Whether it needs nothing but the sandbox."""
-        return self.is_ours and "sandbox" in self.line
+        """Whether the test runs the command: it requires nothing but the sandbox."""
+        return self.is_lemcal and "sandbox" in self.line
 
 
 def commands(session: str) -> list[Command]:
     """Return the commands of a session."""
     parts = re.split(r"^\$ ", session, flags=re.MULTILINE)
-    assert "" == parts[0], "a session begins with a command"
+    assert "" == parts[0], "a session must start with a command"
     return [
         Command(line, output.rstrip()) for line, _, output in (part.partition("\n") for part in parts[1:])
     ]
@@ -61,11 +60,11 @@ SESSIONS = {
 
 
 @pytest.mark.parametrize("session", SESSIONS.values(), ids=SESSIONS)
-def test_the_program_knows_the_commands(session: list[Command]) -> None:
-    """Every command and option that is shown exists; nothing is shown as output that is not checked."""
+def test_commands_exist(session: list[Command]) -> None:
+    """Every command and option exists, and only commands that are run have an expected output."""
     for command in session:
         assert command.is_run or not command.output
-        if command.is_ours:
+        if command.is_lemcal:
             known: Any = typer.main.get_command(app)
             context = known.make_context("lemcal", command.arguments)
             while hasattr(known, "resolve_command"):
@@ -76,13 +75,13 @@ def test_the_program_knows_the_commands(session: list[Command]) -> None:
 
 
 @pytest.mark.parametrize("session", SESSIONS.values(), ids=SESSIONS)
-def test_what_the_commands_print(
+def test_command_output(
     session: list[Command],
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """They succeed, and print what the page shows."""
+    """The commands succeed and print the output that the page shows."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LEMCAL_DB", raising=False)
     for command in session:
@@ -93,13 +92,13 @@ def test_what_the_commands_print(
             assert not command.output or re.fullmatch(shown, printed), printed
 
 
-def test_there_is_output() -> None:
-    """Some pages show what the program prints."""
+def test_some_sessions_show_output() -> None:
+    """At least four commands in the documentation have an expected output."""
     assert 4 <= sum(bool(command.output) for session in SESSIONS.values() for command in session)
 
 
 def test_accounts_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each accounts file that is shown can be read."""
+    """Every accounts file in the documentation is valid."""
     monkeypatch.setenv("SALES_LEMCAL_KEY", "a-key")
     file = tmp_path / "accounts.toml"
     shown = [str(block.parsed) for page in PAGES for block in blocks(page, "toml")]

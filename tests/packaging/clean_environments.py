@@ -1,7 +1,7 @@
-"""Installs a built wheel where there is nothing else, and uses it: ``nox -s package`` calls this.
+"""Installs a built wheel in clean environments and uses it; run by ``nox -s package``.
 
-The wheel alone, each extra alone, and a sandbox in an environment of its own for the wheel alone to talk to.
-What runs inside an environment sees the wheel and not this source tree.
+It checks the wheel without extras, each extra alone, and the wheel without extras against a sandbox in
+another environment. Programs in the environments import the wheel, not this source tree.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ ROOT: Final = Path(__file__).parents[2]
 HERE: Final = Path(__file__).parent
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
-# The module of each extra, and what is to be found there; ``cli`` is a command.
+# The module and a name of each extra; ``cli`` is checked as a command.
 EXTRAS: Final = {
     "aiohttp": "lemcal_async.transport.aiohttp:AiohttpTransport",
     "fleet": "lemcal_async.fleet:Fleet",
@@ -32,7 +32,7 @@ EXTRAS: Final = {
 
 
 class Environment:
-    """A virtual environment with the wheel, and with what some extras bring."""
+    """A virtual environment with the wheel and some of its extras."""
 
     def __init__(self, folder: Path, wheel: Path, *extras: str) -> None:
         self._folder = folder / ("-".join(extras) or "alone")
@@ -46,7 +46,7 @@ class Environment:
         return str(bin_ / name)
 
     def start(self, *command: str, environ: Mapping[str, str] = NOTHING) -> "subprocess.Popen[str]":
-        """Start a program of the environment, away from this source tree."""
+        """Start a program of the environment, outside this source tree."""
         return subprocess.Popen(
             [self.program(command[0]), *command[1:]],
             cwd=self._folder,
@@ -58,11 +58,11 @@ class Environment:
         )
 
     def run(self, *command: str, status: int = 0, environ: Mapping[str, str] = NOTHING) -> tuple[str, str]:
-        """Run one to its end, and return what it printed on both outputs; it must end with ``status``."""
+        """Run a program, check its exit status, and return its standard output and standard error."""
         with self.start(*command, environ=environ) as process:
             output, errors = process.communicate(timeout=120)
         if process.returncode != status:
-            raise SystemExit(f"{command} ended with {process.returncode}, not {status}:\n{output}{errors}")
+            raise SystemExit(f"{command} exited with {process.returncode}, not {status}:\n{output}{errors}")
         return output, errors
 
 
@@ -72,7 +72,7 @@ def uv(*command: str) -> None:
 
 
 def check(name: str, *, holds: bool) -> None:
-    """Say that something holds, or end here."""
+    """Print the result of a check, and exit if it failed."""
     sys.stdout.write(f"{'ok' if holds else 'FAILED'}: {name}\n")
     sys.stdout.flush()
     if not holds:
@@ -80,13 +80,13 @@ def check(name: str, *, holds: bool) -> None:
 
 
 def is_one_line(errors: str, extra: str) -> bool:
-    """Whether this is one line, and names an extra."""
+    """Whether the output is one line that names the extra."""
     return errors.count("\n") == 1 and f"pip install 'lemcal-async[{extra}]'" in errors
 
 
 @contextlib.contextmanager
 def sandbox(environment: Environment) -> Iterator[dict[str, str]]:
-    """Serve a sandbox out of an environment; the value is the variables for those who use it."""
+    """Serve a sandbox from an environment, and yield the environment variables for its clients."""
     code = (
         "import time; from lemcal_async.sandbox import Sandbox\n"
         "with Sandbox().serve() as s: print(s.base_url, s.user_id, s.api_key, flush=True); time.sleep(300)"
@@ -102,19 +102,19 @@ def sandbox(environment: Environment) -> Iterator[dict[str, str]]:
 
 
 def main(wheel: Path, folder: Path) -> None:
-    """Check all of it."""
+    """Run all checks."""
     alone = Environment(folder, wheel)
     version: dict[str, Any] = {}
     exec((ROOT / "lemcal_async" / "_version.py").read_text(encoding="utf-8"), version)
 
     output, _ = alone.run("python", "-c", "import lemcal_async as l; print(l.__version__, l.__file__)")
     check("the wheel has the version of the source", holds=output.startswith(f"{version['__version__']} "))
-    check("it is the wheel that is imported", holds=str(folder) in output)
+    check("the wheel is imported, not the source", holds=str(folder) in output)
 
     code = "from importlib.metadata import distributions as d; print(*sorted(x.name.lower() for x in d()))"
     installed = alone.run("python", "-c", code)[0].split()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    check(f"alone it brings {', '.join(installed)}", holds=len(installed) <= 13)
+    check(f"without extras it installs {', '.join(installed)}", holds=len(installed) <= 13)
 
     for extra, place in EXTRAS.items():
         module, _, name = place.partition(":")
@@ -128,21 +128,21 @@ def main(wheel: Path, folder: Path) -> None:
         module, _, name = place.partition(":")
         environment = Environment(folder, wheel, extra)
         environment.run("python", "-c", f"from {module} import {name}; import lemcal_async._client")
-        check(f"the extra {extra} alone", holds=True)
+        check(f"extra {extra} alone", holds=True)
         if extra == "sandbox":
             with sandbox(environment) as variables:
                 output, _ = alone.run("python", str(HERE / "user.py"), environ=variables)
-                check(f"the wheel alone, at a sandbox: {output.strip()}", holds="12 meetings" in output)
+                check(f"without extras, at a sandbox: {output.strip()}", holds="12 meetings" in output)
 
     command = Environment(folder, wheel, "cli")
     output, _ = command.run("lemcal", "--version")
-    check("the extra cli alone", holds=output == f"lemcal-async {version['__version__']}\n")
+    check("extra cli alone", holds=output == f"lemcal-async {version['__version__']}\n")
     key = {"LEMCAL_USER_ID": "usr_1", "LEMCAL_API_KEY": "key"}
     for line, extra in (("me --sandbox", "sandbox"), ("sync --db sqlite:///x.db", "sql")):
         _, errors = command.run("lemcal", *line.split(), status=2, environ=key)
         check(f"lemcal {line}: {errors.strip()}", holds=is_one_line(errors, extra))
 
-    check("each extra was tried", holds={*EXTRAS, "cli", "all"} == set(project["optional-dependencies"]))
+    check("all extras were checked", holds={*EXTRAS, "cli", "all"} == set(project["optional-dependencies"]))
 
 
 if __name__ == "__main__":

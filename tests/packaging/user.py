@@ -1,4 +1,4 @@
-"""What somebody does who has installed the wheel alone; ``clean_environments.py`` runs it there."""
+"""A typical program that uses the wheel without extras; run by ``clean_environments.py``."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ from lemcal_async import AsyncLemcal, errors, from_wire, to_wire
 
 
 async def main() -> None:
-    """Read, write, and meet an error."""
+    """Read, write, and handle an error."""
     async with AsyncLemcal(base_url=os.environ["BASE_URL"]) as lemcal:
         user = await lemcal.me()
         meetings = await lemcal.meetings.list()

@@ -93,7 +93,9 @@ def add(
     *,
     interval: Annotated[
         float | None,
-        typer.Option("--interval", metavar="SECONDS", min=1, help="Defaults to the fleet's interval."),
+        typer.Option(
+            "--interval", metavar="SECONDS", min=1, help="Synchronization interval. Defaults to the fleet's."
+        ),
     ] = None,
     json: AsJson = False,
 ) -> None:

@@ -89,13 +89,13 @@ def _bookings(report: "Report") -> str:
         f"{escape(name)}</li>"
         for color, name in enumerate(report.bookings)
     )
-    picture = _svg(width, height, "Bookings per week, by meeting type", parts)
+    chart = _svg(width, height, "Bookings per week, by meeting type", parts)
     rows = [
         (str(week), *(str(counts[index]) for counts in report.bookings.values()))
         for index, week in enumerate(report.weeks)
     ]
     table = _data_table(("Week of", *report.bookings), rows)
-    return _section("Bookings per week", f'{picture}<ul class="key">{key}</ul>{table}', wide=True)
+    return _section("Bookings per week", f'{chart}<ul class="key">{key}</ul>{table}', wide=True)
 
 
 def _axis(left: int, width: int, baseline: int, maximum: int, scale: float) -> str:
@@ -135,11 +135,11 @@ def _hours(report: "Report") -> str:
         x = left + (column + 0.5) * step
         y = top + 7 * size_y + 13
         parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{first + column}</text>')
-    picture = _svg(width, top + 7 * size_y + 20, "Meetings by weekday and start hour", parts)
+    chart = _svg(width, top + 7 * size_y + 20, "Meetings by weekday and start hour", parts)
     rows = [
         (_DAYS[day], *(str(row[first + c]) for c in range(columns))) for day, row in enumerate(report.hours)
     ]
-    return _section("Hours of the week", picture + _data_table(("", *map(str, range(first, last + 1))), rows))
+    return _section("Hours of the week", chart + _data_table(("", *map(str, range(first, last + 1))), rows))
 
 
 def _ahead(report: "Report") -> str:
@@ -153,10 +153,10 @@ def _canceled(report: "Report") -> str:
         (name, canceled / total, f"{canceled / total:.0%} of {total}")
         for name, (canceled, total) in report.canceled_by_type.items()
     ]
-    picture = _bar_chart(shares, 1.0, "Share canceled or disappeared, by meeting type")
+    chart = _bar_chart(shares, 1.0, "Share canceled or disappeared, by meeting type")
     rows = [(name, str(canceled), str(total)) for name, (canceled, total) in report.canceled_by_type.items()]
     table = _data_table(("Meeting type", "Canceled or disappeared", "Total"), rows)
-    return _section("Share canceled", picture + table)
+    return _section("Share canceled", chart + table)
 
 
 def _people(title: str, people: Sequence[tuple[str, int]], note: str) -> str:
@@ -190,8 +190,8 @@ def _bars_with_data(counts: Sequence[tuple[str, int]], title: str) -> str:
     maximum = max((count for _, count in counts), default=0)
     if not maximum:
         return '<p class="soft">No meetings yet.</p>'
-    picture = _bar_chart([(name, count / maximum, f"{count:,}") for name, count in counts], 1.0, title)
-    return picture + _data_table(("", "Meetings"), [(name, str(count)) for name, count in counts])
+    chart = _bar_chart([(name, count / maximum, f"{count:,}") for name, count in counts], 1.0, title)
+    return chart + _data_table(("", "Meetings"), [(name, str(count)) for name, count in counts])
 
 
 def _bar_chart(rows: Sequence[tuple[str, float, str]], maximum: float, title: str) -> str:

@@ -63,7 +63,7 @@ def sync(
     sandbox: UseSandbox = False,
     watch: Annotated[
         float | None,
-        typer.Option("--watch", metavar="SECONDS", help="Synchronize repeatedly, until Ctrl-C."),
+        typer.Option("--watch", metavar="SECONDS", help="Repeat at this interval, until Ctrl-C."),
     ] = None,
     changes: Annotated[
         Path | None,

@@ -102,8 +102,8 @@ def test_sandbox_defaults(
     def interrupted(_: float) -> None:
         lines = capsys.readouterr().out.splitlines()
         base_url = lines[0].split("--base-url ")[1].split()[0]
-        answer = httpx.get(f"{base_url}/me", trust_env=False)
-        seen.append((len(lines), answer.headers.get("x-ratelimit-limit")))
+        response = httpx.get(f"{base_url}/me", trust_env=False)
+        seen.append((len(lines), response.headers.get("x-ratelimit-limit")))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", interrupted)

@@ -52,7 +52,7 @@ def test_failing_service(lemcal: Run, sandbox: Sandbox, command: str) -> None:
 
 
 @pytest.mark.parametrize("command", SERVICE)
-def test_unreachable_service(lemcal: Run, sandbox: Sandbox, command: str) -> None:  # has credentials
+def test_unreachable_service(lemcal: Run, sandbox: Sandbox, command: str) -> None:  # sets credentials
     """The status is 1 if the service cannot be reached."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

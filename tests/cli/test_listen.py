@@ -203,7 +203,7 @@ def test_invalid_target(lemcal: Run, target: str) -> None:
 
 
 def test_trigger(lemcal: Run, sandbox: Sandbox) -> None:
-    """It books, moves and cancels in a running sandbox, by default the newest meeting."""
+    """``trigger`` books, moves and cancels meetings in a running sandbox, by default the latest one."""
     url = sandbox.url
     result = lemcal(
         "trigger", "booking", "--url", url, "--guest", "ada@example.org", "--start", "2030-01-01T09:00Z"
@@ -229,7 +229,7 @@ def test_trigger(lemcal: Run, sandbox: Sandbox) -> None:
 def test_trigger_with_environment_variable(
     lemcal: Run, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The variables that the page shows are enough, for other commands as well."""
+    """``trigger`` and other commands work with the variables that the sandbox's page shows."""
     monkeypatch.setenv("LEMCAL_BASE_URL", sandbox.base_url)
     assert 0 == lemcal("trigger", "booking").status
     assert 13 == len(json.loads(lemcal("meetings", "--json").out))

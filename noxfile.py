@@ -174,11 +174,11 @@ def bench(session: nox.Session) -> None:
     if chosen and not Path(f"benchmarks/{chosen}.py").exists():
         session.error(f"there is no benchmark {chosen!r}; the benchmarks are: {', '.join(default)}")
     install(session, "bench")
-    missed: list[str] = []
+    failed: list[str] = []
     for name in [chosen] if chosen else default:
         try:
             session.run("python", "-m", f"benchmarks.{name}", *(arguments if chosen else default[name]))
         except CommandFailed:  # run the other benchmarks anyway
-            missed.append(name)
-    if missed:
-        session.error(f"benchmarks that failed or exceeded their bounds: {', '.join(missed)}")
+            failed.append(name)
+    if failed:
+        session.error(f"benchmarks that failed or exceeded their bounds: {', '.join(failed)}")

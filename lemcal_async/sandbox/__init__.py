@@ -1,7 +1,7 @@
 """A local server that behaves like the lemcal API, for tests and experiments.
 
-It needs the extra ``sandbox`` (Starlette and uvicorn). It imitates what is known about the service:
-documented behavior, observed behavior, and a best guess where there is neither.
+Requires the extra ``sandbox`` (Starlette and uvicorn). The sandbox follows the service's documented behavior,
+then its observed behavior, then a best guess.
 
 >>> from lemcal_async.sandbox import Sandbox, faults
 >>> with Sandbox().serve() as sandbox:

@@ -1,9 +1,8 @@
 """The API as an ASGI app: latency, rate limit, fault, credentials, route, response.
 
-The steps run in the order the service must run them: a request counts when it arrives, whatever becomes
-of it (documented: on all routes). ``respond`` knows the documented routes, checks and error texts; the
-other modules decide about limits and faults, and ``Api`` carries out what they decide, including broken
-connections.
+The steps run in the order that the service must use: a request is counted on arrival, whatever its outcome
+(documented: on all routes). ``respond`` implements the documented routes, checks and error texts. Other
+modules decide on limits and faults; ``Api`` applies their decisions, including broken connections.
 """
 
 import contextlib
@@ -37,7 +36,7 @@ from lemcal_async.sandbox.faults import Fault, FaultPlan, Reset, Slow, Truncated
 
 @attrs.frozen
 class ApiRequest:
-    """An authenticated request by ``account``; ``path`` is relative to the API prefix."""
+    """An authenticated request from ``account``; ``path`` is relative to the API prefix."""
 
     account: int
     method: str
@@ -80,7 +79,7 @@ def _meeting_type(state: SandboxState, account: int, meeting_type_id: str) -> Sa
 
 def _create_hook(state: SandboxState, account: int, fields: dict[str, Any]) -> SandboxResponse:
     target_url, meeting_type_id = fields.get("targetUrl"), fields.get("meetingTypeId")
-    any_type = fields.get("anyMeetingType") is True  # wins over an id (documented)
+    any_type = fields.get("anyMeetingType") is True  # takes precedence over an id (documented)
     if not target_url:
         return text(400, "You must provide a targetUrl")
     if not is_web_url(target_url):
@@ -101,7 +100,7 @@ def _delete_hook(state: SandboxState, account: int, hook_id: str) -> SandboxResp
 
 
 def _json_object(body: bytes) -> dict[str, Any]:
-    """Return the JSON object; any other body counts as empty, so that its first field is missing."""
+    """Parse a JSON object. Any other body is treated as empty, so its first field counts as missing."""
     try:
         data: object = json.loads(body)
     except ValueError:
@@ -110,28 +109,28 @@ def _json_object(body: bytes) -> dict[str, Any]:
 
 
 def is_web_url(target: object) -> bool:
-    """Whether the service accepts this as the target of a hook."""
+    """Whether the service accepts this value as a hook's target."""
     if not isinstance(target, str):
         return False
     try:
         url = httpx.URL(target)
-    except (httpx.InvalidURL, ValueError):  # ValueError: half a surrogate pair
+    except (httpx.InvalidURL, ValueError):  # ValueError: a lone surrogate
         return False
     return url.scheme in {"http", "https"} and bool(url.host)
 
 
 CONNECTION: Final = "lemcal_async.sandbox.connection"
-"""The ASGI extension that lets the app break its connection."""
+"""The name of the ASGI extension through which the app can break the connection."""
 
 
 class Connection(Protocol):
-    """The connection that a request came in on."""
+    """The connection of a request."""
 
     def reset(self) -> None:
         """Send a TCP RST."""
 
     def close(self) -> None:
-        """Send what has been written, then close."""
+        """Send the data already written, then close."""
 
 
 @attrs.frozen
@@ -143,11 +142,11 @@ class _Arrival:
     number: int
 
 
-_RESET_AT_ARRIVAL: Final = Reset(processed=False)
+_RESET_ON_ARRIVAL: Final = Reset(processed=False)
 
 
 class Api:
-    """The API, relative to its prefix. ``counter`` is None without a rate limit.
+    """The API, mounted at its prefix. ``counter`` is None if there is no rate limit.
 
     ``latency`` returns the round-trip time of the next request, in seconds.
     """
@@ -171,39 +170,39 @@ class Api:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        with contextlib.suppress(ClientDisconnect):  # in the middle of the request: nobody is waiting
+        with contextlib.suppress(ClientDisconnect):  # during the request: no response is needed
             await self._serve(Request(scope, receive), send)
 
     async def _serve(self, request: Request, send: Send) -> None:
         started = self._clock()
-        travel = self._latency() / 2
-        await anyio.sleep(travel)
+        one_way = self._latency() / 2
+        await anyio.sleep(one_way)
         arrival = self._arrive(request)
         try:
-            await self._finish(request, send, arrival, travel)
+            await self._finish(request, send, arrival, one_way)
         finally:
             self._log.update(arrival.number, seconds=self._clock() - started)
 
-    async def _finish(self, request: Request, send: Send, arrival: _Arrival, travel: float) -> None:
+    async def _finish(self, request: Request, send: Send, arrival: _Arrival, one_way: float) -> None:
         fault = arrival.fault
-        body = await request.body()  # read it all: a client that is still sending would see other errors
-        logged = _hook_text if _path(request).startswith("/hooks") else body_text
-        self._log.update(arrival.number, request_body=logged(body))
-        if fault == _RESET_AT_ARRIVAL:
-            await _break_off(request, reset=True)
+        body = await request.body()  # in full: a client that is still sending would see other errors
+        log_text = _hook_text if _path(request).startswith("/hooks") else body_text
+        self._log.update(arrival.number, request_body=log_text(body))
+        if fault == _RESET_ON_ARRIVAL:
+            await _break_connection(request, reset=True)
             return
         response, processed = self._decide(request, body, arrival)
         self._log.update(arrival.number, processed=processed)
         if isinstance(fault, Reset):
-            await _break_off(request, reset=True)
+            await _break_connection(request, reset=True)
             return
-        await anyio.sleep(travel + (fault.seconds if isinstance(fault, Slow) else 0))
+        await anyio.sleep(one_way + (fault.seconds if isinstance(fault, Slow) else 0))
         self._log.update(
-            arrival.number, status_code=response.status_code, response_body=logged(response.body)
+            arrival.number, status_code=response.status_code, response_body=log_text(response.body)
         )
         if isinstance(fault, Truncated):
             await _send_part(response, send, arrival.common_headers)
-            await _break_off(request, reset=False)
+            await _break_connection(request, reset=False)
             return
         await send_response(response, send, arrival.common_headers)
 
@@ -213,8 +212,8 @@ class Api:
         authorization = request.headers.get("authorization", "")
         user_id, account = self._state.identify(authorization)
         count = None
-        if self._counter and fault != _RESET_AT_ARRIVAL:
-            # Per credential as presented, valid or not. A digest, because the key itself is never stored.
+        if self._counter and fault != _RESET_ON_ARRIVAL:
+            # Counted per credential as sent, valid or not, and by digest: the API key itself is never stored.
             count = self._counter.count(hashlib.sha256(authorization.encode()).hexdigest())
         seen = seen_request(request, path, count.at if count else self._clock(), user_id)
         if count:
@@ -225,26 +224,26 @@ class Api:
         return _Arrival(account, fault, count, common_headers, self._log.add_request(seen))
 
     def _decide(self, request: Request, body: bytes, arrival: _Arrival) -> tuple[SandboxResponse, bool]:
-        """Return the response, and whether the route processed the request."""
+        """Return the response and whether the route processed the request."""
         if isinstance(arrival.fault, SandboxResponse):
             return arrival.fault, False
         if arrival.count and not arrival.count.allowed:
             return text(429, "Too Many Requests"), False
         if arrival.account is None:
             return text(401, "Unauthorized"), False
-        known = ApiRequest(arrival.account, request.method, _path(request), request.query_params, body)
-        return respond(self._state, known), True
+        api_request = ApiRequest(arrival.account, request.method, _path(request), request.query_params, body)
+        return respond(self._state, api_request), True
 
 
 def seen_request(request: Request, path: str, at: float, user_id: str | None) -> SeenRequest:
-    """Return the log entry for a request."""
+    """Create the log entry for a request."""
     headers = public_headers(request.headers)
     now = datetime.now(UTC)
     return SeenRequest(at, request.method, path, request.url.query, user_id, headers, time=now)
 
 
 def _hook_text(body: bytes) -> str:
-    """Return a body of the hook routes as it is logged: a target usually carries a token."""
+    """Return the log text of a hook route's body, without the token that a target usually contains."""
     hook = _json_object(body)
     if isinstance(target := hook.get("targetUrl"), str):
         hook["targetUrl"] = without_secrets(target)
@@ -252,24 +251,24 @@ def _hook_text(body: bytes) -> str:
 
 
 async def send_response(response: SandboxResponse, send: Send, common_headers: Mapping[str, str]) -> None:
-    """Send a response; ``common_headers`` are those that every response carries."""
+    """Send a response with ``common_headers``, the headers of every response."""
     headers = wire_headers(response, common_headers)
     await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
     await send({"type": "http.response.body", "body": response.body})
 
 
 async def _send_part(response: SandboxResponse, send: Send, common_headers: Mapping[str, str]) -> None:
-    """Announce the whole body and send half of it. A status without a body becomes 200 for the purpose."""
+    """Announce the whole body but send half of it. A status code that forbids a body becomes 200."""
     status_code = 200 if response.status_code in BODYLESS else response.status_code
-    promised = {**common_headers, "Content-Length": str(max(len(response.body), 1))}
-    headers = wire_headers(attrs.evolve(response, status_code=status_code), promised)
+    announced = {**common_headers, "Content-Length": str(max(len(response.body), 1))}
+    headers = wire_headers(attrs.evolve(response, status_code=status_code), announced)
     await send({"type": "http.response.start", "status": status_code, "headers": headers})
     body = response.body[: len(response.body) // 2]
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _break_off(request: Request, *, reset: bool) -> None:
-    """Break the connection and return once it is down: to the server, an earlier return is a bug."""
+async def _break_connection(request: Request, *, reset: bool) -> None:
+    """Break the connection and return once it is closed; the server treats an earlier return as an error."""
     connection: Connection | None = request.scope.get("extensions", {}).get(CONNECTION)
     if connection is None:
         raise ConnectionResetError("the injected fault breaks the connection here")
@@ -277,10 +276,10 @@ async def _break_off(request: Request, *, reset: bool) -> None:
         connection.reset()
     else:
         connection.close()
-    await request.receive()  # the body has been received, so this is the disconnect
+    await request.receive()  # the body has already been received, so this returns on disconnect
 
 
 def _path(request: Request) -> str:
-    """Return the path relative to the prefix, which the router has put into ``root_path``."""
+    """Return the path relative to the API prefix, which the router stored in ``root_path``."""
     path: str = request.scope["path"]
     return path.removeprefix(request.scope["root_path"])

@@ -1,11 +1,11 @@
 """The sandbox's controls over HTTP, under ``/_sandbox``, for tests in another process.
 
-They do what the methods of ``Sandbox`` do, and nothing else::
+Each route corresponds to a method of ``Sandbox``::
 
     GET    /_sandbox/accounts               user ids and API keys
-    GET    /_sandbox/requests?after=7       the requests that follow number 7
+    GET    /_sandbox/requests?after=7       the requests after number 7
     GET    /_sandbox/requests/{number}
-    GET    /_sandbox/deliveries?after=7     the finished hook deliveries that follow number 7
+    GET    /_sandbox/deliveries?after=7     the finished hook deliveries after number 7
     POST   /_sandbox/deliveries/{number}/repeat
     POST   /_sandbox/bookings               {"account": 0, "meetingTypeId": "met_…", "public": true,
                                              "guest": "Ada <ada@example.org>", "start": "…", …}
@@ -13,15 +13,15 @@ They do what the methods of ``Sandbox`` do, and nothing else::
     PATCH  /_sandbox/meetings/{id}          {"start": "2026-03-02T09:00:00.000Z", …}
     POST   /_sandbox/meetings/{id}/cancel
     DELETE /_sandbox/meetings/{id}
-    POST   /_sandbox/hooks                  {"account": 0, "targetUrl": "http://…"}: for any meeting type
+    POST   /_sandbox/hooks                  {"account": 0, "targetUrl": "http://…"}, for any meeting type
     DELETE /_sandbox/hooks/{id}
     POST   /_sandbox/faults                 {"fault": "status", "options": {"code": 503}, "times": 2,
                                              "method": "GET", "path": "/meetings"}
     DELETE /_sandbox/faults
 
-Every field but ``fault`` is optional; other fields of a booking go into the meeting. Lists have up to 1,000
-entries, oldest first. The controls ask for no credentials, because the sandbox and its made-up accounts
-are for this machine only; ``Guard`` keeps other web sites from using them.
+Every field but ``fault`` and ``targetUrl`` is optional; other fields of a booking are set on the meeting.
+Lists have up to 1,000 entries, oldest first. The controls require no credentials, because the sandbox and its
+made-up accounts are for this machine only; ``Guard`` blocks requests from other websites.
 """
 
 import ipaddress
@@ -47,12 +47,12 @@ if TYPE_CHECKING:
 
 _Options: TypeAlias = dict[str, Any]
 
-_PAGE: Final = 1_000
+_MAX_ROWS: Final = 1_000
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Controls:
-    """The routes, to be mounted at ``/_sandbox``."""
+    """The controls' routes, to be mounted at ``/_sandbox``."""
 
     def __init__(self, sandbox: "Sandbox", log: "RequestLog", sender: "HookSender") -> None:
         self._sandbox = sandbox
@@ -60,7 +60,7 @@ class Controls:
         self._sender = sender
 
     def routes(self) -> list[BaseRoute]:
-        """Return them."""
+        """Return the routes."""
         return [
             Route("/bookings", _endpoint(self._book), methods=["POST"]),
             Route("/meetings", _endpoint(self._meetings), methods=["GET"]),
@@ -137,20 +137,20 @@ class Controls:
         return JSONResponse(rows)
 
     def _requests(self, request: Request, _options: _Options) -> Response:
-        return JSONResponse([as_json(entry) for entry in self._log.after(_after(request), _PAGE)])
+        return JSONResponse([as_json(entry) for entry in self._log.after(_after(request), _MAX_ROWS)])
 
     def _request(self, request: Request, _options: _Options) -> Response:
-        number = _number(request.path_params["number"], "the number of a request")
+        number = _number(request.path_params["number"], "the request number")
         if (entry := self._log.get(number)) is None:
             raise LookupError(f"there is no request {number}")
         return JSONResponse(as_json(entry))
 
     def _deliveries(self, request: Request, _options: _Options) -> Response:
-        found = self._sender.deliveries.after(_after(request), _PAGE)
+        found = self._sender.deliveries.after(_after(request), _MAX_ROWS)
         return JSONResponse([as_json(entry) for entry in found])
 
     def _repeat(self, request: Request, _options: _Options) -> Response:
-        number = _number(request.path_params["number"], "the number of a delivery")
+        number = _number(request.path_params["number"], "the delivery number")
         self._sandbox.repeat_delivery(number)
         return Response(status_code=202)
 
@@ -159,11 +159,11 @@ class Controls:
         if not isinstance(account, int):
             raise ValueError(f"account must be a whole number, not {account!r}")  # noqa: TRY004  # a 400
         if account not in range(count):
-            raise LookupError(f"there is no account {account!r}: they are numbered from 0 to {count - 1}")
+            raise LookupError(f"there is no account {account!r}; accounts are numbered from 0 to {count - 1}")
 
 
 def as_json(entry: "SeenRequest | Delivery") -> dict[str, Any]:
-    """Return a log entry for JSON: the same fields, the time in ISO 8601."""
+    """Return a log entry as JSON data: the same fields, with the time in ISO 8601."""
     row = attrs.asdict(entry)
     time: datetime | None = row["time"]
     return row | {"time": time and time.isoformat(timespec="milliseconds")}
@@ -180,7 +180,7 @@ def _number(text: str, name: str) -> int:
         raise ValueError(f"{name} must be a whole number, not {text!r}") from None
 
 
-def _options_in(body: bytes) -> _Options:
+def _parse_options(body: bytes) -> _Options:
     try:
         options: Any = json.loads(body or b"{}")
     except ValueError as error:
@@ -193,22 +193,22 @@ def _options_in(body: bytes) -> _Options:
 def _endpoint(handle: Callable[[Request, _Options], Response]) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         try:
-            return handle(request, _options_in(await request.body()))
+            return handle(request, _parse_options(await request.body()))
         except LookupError as error:
             return PlainTextResponse(str(error), 404)
-        except (ValueError, TypeError, AttributeError) as error:  # not JSON, wrong fields
+        except (ValueError, TypeError, AttributeError) as error:  # invalid JSON or fields
             return PlainTextResponse(str(error), 400)
 
     return endpoint
 
 
 class Guard:
-    """An ASGI app around the page and the controls, which keeps other web sites away from them.
+    """ASGI middleware that blocks requests from other websites to the page and the controls.
 
-    The sandbox asks for no credentials, so a web site in the same browser could drive it: by a form or a
-    script that sends requests across sites, or by a name that it points at this machine (DNS rebinding).
-    Browsers say who is asking, in Origin, Sec-Fetch-Site and Host; programs send none of the first two.
-    ``own_host`` returns the name that the sandbox is served under.
+    The sandbox requires no credentials, so a website in the same browser could control it: with a form or
+    script that sends cross-site requests, or with a name that it points at this machine (DNS rebinding).
+    Browsers identify the requesting site in Origin, Sec-Fetch-Site and Host; other clients send neither of
+    the first two. ``own_host`` returns the host name that the sandbox is served under.
     """
 
     def __init__(self, app: ASGIApp, own_host: Callable[[], str | None]) -> None:
@@ -216,26 +216,26 @@ class Guard:
         self._own_host = own_host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse what comes from another site, and pass on the rest."""
-        if scope["type"] == "http" and (problem := _problem_of(Request(scope), self._own_host())):
-            await PlainTextResponse(problem, 403)(scope, receive, send)
+        """Refuse requests from other sites; pass on all others."""
+        if scope["type"] == "http" and (reason := _refusal_reason(Request(scope), self._own_host())):
+            await PlainTextResponse(reason, 403)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
 
-def _problem_of(request: Request, own_host: str | None) -> str | None:
-    """Return why a request is refused, None if it is not."""
+def _refusal_reason(request: Request, own_host: str | None) -> str | None:
+    """Return the reason to refuse a request, or None to allow it."""
     host = request.headers.get("host", "")
     name = _hostname(f"//{host}")
     if name != own_host and not _is_local_name(name):
-        return f"the sandbox is not at {host[:100]!r}; use localhost or an IP address"
-    if request.method in _SAFE_METHODS:  # other sites cannot read the response
+        return f"the sandbox is not served at host {host[:100]!r}; use localhost or an IP address"
+    if request.method in _SAFE_METHODS:  # browsers do not let other sites read the response
         return None
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-        return "the request comes from another web site"
+        return "the request comes from another website"
     if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-        return "the request comes from another web site"
+        return "the request comes from another website"
     return None
 
 
@@ -247,7 +247,7 @@ def _hostname(url: str) -> str:
 
 
 def _is_local_name(host: str) -> bool:
-    """Whether no stranger can point this name at this machine: an IP address, localhost, or no domain."""
+    """Whether nobody else can point this name at this machine: an IP address, localhost, or a bare name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Made-up accounts, meeting types and meetings in the wire format, the same for the same seed.
+"""Made-up accounts, meeting types and meetings in the wire format, determined by a seed.
 
-They have what real lists have: hosts before guests, bookings with a lead and public ones without, canceled
-meetings, both spellings of the time zone and of the answers, a disabled type and a round robin.
+The data has the variety of real lists: hosts listed before guests, public bookings and bookings with a lead,
+canceled meetings, both field names for time zones and for answers, a disabled type and a round-robin type.
 """
 
 import random
@@ -13,7 +13,7 @@ import attrs
 
 from lemcal_async._codec import write_time
 
-# The alphabet of ids on this platform: no two characters look alike.
+# The platform's alphabet for ids, without characters that look alike.
 _ID_CHARACTERS: Final = "23456789ABCDEFGHJKLMNPQRSTWXYZabcdefghijkmnopqrstuvwxyz"
 
 _FIRST_MONDAY: Final = datetime(2026, 1, 5, 8, 0, tzinfo=UTC)
@@ -41,21 +41,21 @@ _ANSWERS: Final = (("Pricing", "5"), ("A first look", "12"), ("Moving from a spr
 
 
 @attrs.frozen
-class _TypeFacts:
+class _TypeSpec:
     name: str
     minutes: int
     color: str
-    place: str
+    provider: str
     enabled: bool = True
     public: bool = True
     round_robin: bool = False
 
 
 _TYPES: Final = (
-    _TypeFacts("Discovery call", 30, "#EC6181", "googleMeet"),
-    _TypeFacts("Product demo", 45, "#316BFF", "zoom"),
-    _TypeFacts("Onboarding", 60, "#23A094", "googleMeet", public=False, round_robin=True),
-    _TypeFacts("Quarterly review", 25, "#F2BB05", "phone", enabled=False, public=False),
+    _TypeSpec("Discovery call", 30, "#EC6181", "googleMeet"),
+    _TypeSpec("Product demo", 45, "#316BFF", "zoom"),
+    _TypeSpec("Onboarding", 60, "#23A094", "googleMeet", public=False, round_robin=True),
+    _TypeSpec("Quarterly review", 25, "#F2BB05", "phone", enabled=False, public=False),
 )
 
 
@@ -64,10 +64,10 @@ class SandboxAccount:
     """An account of the sandbox.
 
     Attributes:
-        user_id: Id of the account (``usr_…``).
-        api_key: Its API key. It works nowhere else, and is not in the repr.
-        email: E-mail address of the account.
-        public_identifier: Name of the account in the addresses of its booking pages.
+        user_id: The account's id (``usr_…``).
+        api_key: The account's API key. It works only in the sandbox and is omitted from the repr.
+        email: The account's e-mail address.
+        public_identifier: The account's name in the URLs of its booking pages.
     """
 
     user_id: str
@@ -88,29 +88,29 @@ class DemoAccount:
 
 @attrs.frozen
 class Guest:
-    """Whoever books: made up, unless given."""
+    """The guest of a booking."""
 
     name: str
     email: str
 
 
 def new_id(rng: random.Random, prefix: str) -> str:
-    """Return an id in the form of the service: a prefix and 17 characters (documented by example)."""
-    return f"{prefix}_{_characters(rng, 17)}"
+    """Return an id in the service's format: a prefix and 17 characters (documented by example)."""
+    return f"{prefix}_{_random_characters(rng, 17)}"
 
 
 def wire_time(moment: datetime) -> str:
-    """Return the moment as the service writes it: ISO 8601 with milliseconds and ``Z`` (documented)."""
+    """Return a time in the service's format: ISO 8601 with milliseconds and ``Z`` (documented)."""
     return write_time(moment.replace(microsecond=moment.microsecond // 1000 * 1000))
 
 
 def make_account(seed: int, index: int, meetings: int) -> DemoAccount:
-    """Return account number ``index`` with that many meetings."""
+    """Return account number ``index`` with this many meetings."""
     rng = random.Random(f"lemcal sandbox {seed} {index}")  # noqa: S311  # made-up data, not a secret
     name = f"host{index + 1}"
     account = SandboxAccount(
         user_id=new_id(rng, "usr"),
-        api_key=_characters(rng, 32),
+        api_key=_random_characters(rng, 32),
         email=f"{name}@example.com",
         public_identifier=name,
     )
@@ -120,7 +120,7 @@ def make_account(seed: int, index: int, meetings: int) -> DemoAccount:
         "publicIdentifier": account.public_identifier,
         "createdAt": wire_time(_FIRST_MONDAY - timedelta(days=rng.randrange(30, 400))),
     }
-    types = [_meeting_type(rng, account.user_id, facts) for facts in _TYPES]
+    types = [_meeting_type(rng, account.user_id, spec) for spec in _TYPES]
     booked = [_demo_meeting(rng, account, types, number) for number in range(meetings)]
     return DemoAccount(account, user, types, booked)
 
@@ -135,9 +135,9 @@ def make_meeting(
     public: bool,
     guest: Guest | None = None,
 ) -> dict[str, Any]:
-    """Return a meeting of that type, with a made-up guest unless one is given.
+    """Return a meeting of this type, with a made-up guest by default.
 
-    A public booking has no ``lead``, and its guest is the attendee marked ``primary`` (observed).
+    A public booking has no ``lead``; its guest is the attendee with ``primary: true`` (observed).
     """
     first, last = rng.choice(_FIRST_NAMES), rng.choice(_LAST_NAMES)
     email = f"{first}.{last}@{rng.choice(_DOMAINS)}".lower().replace("é", "e")
@@ -164,7 +164,7 @@ def make_meeting(
         "meetingTypeId": meeting_type["_id"],
         "meetingTypeName": meeting_type["name"],
         "providedInfos": {"name": name, "email": email},
-        "eventId": _characters(rng, 26).lower(),
+        "eventId": _random_characters(rng, 26).lower(),
         "start": wire_time(start),
         "end": wire_time(start + timedelta(minutes=meeting_type["duration"])),
         "attendees": [host, attendee | {"primary": True} if public else attendee],
@@ -180,7 +180,7 @@ def make_meeting(
 def _demo_meeting(
     rng: random.Random, account: SandboxAccount, types: Sequence[dict[str, Any]], number: int
 ) -> dict[str, Any]:
-    """Return an account's meeting; each oddity recurs every few meetings."""
+    """Return meeting ``number`` of an account. Each special case recurs every few meetings."""
     day, slot = divmod(number, 5)
     start = _FIRST_MONDAY + timedelta(days=day // 5 * 7 + day % 5, hours=2 * slot)
     created = start - timedelta(days=rng.randrange(3, 15), milliseconds=rng.randrange(86_400_000))
@@ -198,32 +198,32 @@ def _demo_meeting(
     return meeting
 
 
-def _meeting_type(rng: random.Random, user_id: str, facts: _TypeFacts) -> dict[str, Any]:
-    hosts = [user_id, new_id(rng, "usr")] if facts.round_robin else []
-    company = "with one of our team" if facts.round_robin else "just the two of us"
+def _meeting_type(rng: random.Random, user_id: str, spec: _TypeSpec) -> dict[str, Any]:
+    hosts = [user_id, new_id(rng, "usr")] if spec.round_robin else []
+    company = "with one of our team" if spec.round_robin else "just the two of us"
     return {
         "_id": new_id(rng, "met"),
         "userId": user_id,
-        "name": facts.name,
-        "description": f"{facts.minutes} minutes, {company}.",
-        "meetingLink": facts.name.lower().replace(" ", "-"),
-        "type": "roundRobin" if facts.round_robin else "oneOnOne",
-        "color": facts.color,
-        "duration": facts.minutes,
-        "status": "enabled" if facts.enabled else "disabled",
-        "privacy": "public" if facts.public else "private",
-        "meetingLocations": [{"id": _characters(rng, 17), "provider": facts.place}],
+        "name": spec.name,
+        "description": f"{spec.minutes} minutes, {company}.",
+        "meetingLink": spec.name.lower().replace(" ", "-"),
+        "type": "roundRobin" if spec.round_robin else "oneOnOne",
+        "color": spec.color,
+        "duration": spec.minutes,
+        "status": "enabled" if spec.enabled else "disabled",
+        "privacy": "public" if spec.public else "private",
+        "meetingLocations": [{"id": _random_characters(rng, 17), "provider": spec.provider}],
         "questions": [
-            {"id": _characters(rng, 17), "answerType": "text", "enabled": True, "question": question}
+            {"id": _random_characters(rng, 17), "answerType": "text", "enabled": True, "question": question}
             for question in _QUESTIONS
         ],
         "roundRobin": {
-            "enabled": facts.round_robin,
+            "enabled": spec.round_robin,
             "users": [{"id": host, "enabled": True, "weight": 1} for host in hosts],
             "lastCycle": hosts[:1],
         },
     }
 
 
-def _characters(rng: random.Random, count: int) -> str:
+def _random_characters(rng: random.Random, count: int) -> str:
     return "".join(rng.choices(_ID_CHARACTERS, k=count))

@@ -1,7 +1,7 @@
-"""Webhook delivery: a real POST of the meeting's JSON to each target, in the background.
+"""Webhook delivery: an HTTP POST of the meeting's JSON to each target, in the background.
 
-Like the service (observed), it posts the meeting at top level, without a signature. It never retries;
-whether the service does is unknown. Which hooks fire is decided in ``_state.py``.
+As on the service (observed), the body is the meeting at the top level, without a signature. Deliveries are
+never retried; whether the service retries is unknown. ``_state.py`` decides which hooks fire.
 """
 
 import asyncio
@@ -24,28 +24,28 @@ WORKERS: Final = 8
 TIMEOUT: Final = 5.0
 """The time limit for a whole delivery, in seconds."""
 
-KEPT: Final = 10_000
-"""How many deliveries are kept, the newest; so are their bodies, to deliver them again."""
+MAX_DELIVERIES: Final = 10_000
+"""The number of deliveries that are kept, with their bodies so that they can be repeated."""
 
-_RESPONSE_BYTES: Final = 65_536  # of a receiver's answer that are read
+_MAX_RESPONSE_BYTES: Final = 65_536  # the sender reads no more of a receiver's response
 
 
 @attrs.frozen
 class Delivery:
-    """A finished delivery.
+    """A finished hook delivery.
 
     Attributes:
-        at: The sandbox's clock at the end.
-        hook_id: Id of the hook (``hoo_…``).
-        meeting_id: Id of the meeting (``mee_…``).
-        status_code: The status of the receiver's answer; None if there was none.
-        error: The kind of failure, if there was no answer.
-        target: Where it went, without query, fragment and user info: those may hold a token.
-        response: The body of the receiver's answer.
-        seconds: How long the delivery took.
+        at: The time on the sandbox's clock when the delivery finished.
+        hook_id: The hook's id (``hoo_…``).
+        meeting_id: The meeting's id (``mee_…``).
+        status_code: The response's status code; None if there was no response.
+        error: The exception's type name, if there was no response.
+        target: The target URL without query, fragment and user info, which may contain a token.
+        response: The response's body.
+        seconds: The duration of the delivery.
         repeats: The number of the delivery that this one repeats, if any.
-        time: The time of day at the end.
-        number: Counts deliveries from 1.
+        time: The wall-clock time when the delivery finished.
+        number: The delivery's number, counting from 1.
     """
 
     at: float
@@ -78,54 +78,54 @@ class _Outcome:
 
 
 class HookSender:
-    """Delivers in a few threads, which end when there is nothing left to send."""
+    """Sends deliveries in a few worker threads, which end when the queue is empty."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._changed = threading.Condition()  # guards all that follows
+        self._changed = threading.Condition()  # guards the attributes below
         self._jobs: deque[_Job] = deque()
-        self._done: dict[int, _Job] = {}  # the jobs of the deliveries, by their numbers
+        self._finished_jobs: dict[int, _Job] = {}  # by delivery number
         self._threads: set[threading.Thread] = set()
         self._running: dict[asyncio.Future[_Outcome], asyncio.AbstractEventLoop] = {}
-        self._finished = 0
+        self._finished_count = 0
         self._closing = False
-        self.deliveries = Journal[Delivery](KEPT)
+        self.deliveries = Journal[Delivery](MAX_DELIVERIES)
 
     def send(self, hook: dict[str, Any], meeting_id: str, body: bytes) -> None:
-        """Queue ``body`` for the hook's target, and return at once."""
-        self._queue(_Job(hook["_id"], hook["targetUrl"], meeting_id, body))
+        """Queue ``body`` for the hook's target, and return immediately."""
+        self._enqueue(_Job(hook["_id"], hook["targetUrl"], meeting_id, body))
 
     def send_again(self, number: int) -> None:
-        """Queue a delivery once more, to the same target; LookupError if it is not known."""
+        """Queue a delivery again. Raises LookupError if no delivery has this number."""
         with self._changed:
-            job = self._done.get(number)
+            job = self._finished_jobs.get(number)
         if job is None:
             raise LookupError(f"there is no delivery {number}")
-        self._queue(attrs.evolve(job, repeats=number))
+        self._enqueue(attrs.evolve(job, repeats=number))
 
-    def _queue(self, job: _Job) -> None:
+    def _enqueue(self, job: _Job) -> None:
         with self._changed:
             self._jobs.append(job)
-            if len(self._threads) < WORKERS:  # a superfluous one ends at once
+            if len(self._threads) < WORKERS:  # a thread that finds no job ends immediately
                 thread = threading.Thread(target=self._work, name="lemcal-sandbox-hooks", daemon=True)
                 self._threads.add(thread)
                 thread.start()
 
     def wait_for(self, count: int, timeout: float) -> list[Delivery]:
-        """Wait until ``count`` deliveries have finished; TimeoutError after ``timeout`` seconds."""
+        """Wait until ``count`` deliveries have finished. Raises TimeoutError after ``timeout`` seconds."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._finished >= count, timeout):
-                finished = self._finished
+            if not self._changed.wait_for(lambda: self._finished_count >= count, timeout):
+                finished = self._finished_count
                 raise TimeoutError(f"{finished} of {count} hook deliveries finished within {timeout} s")
         return self.deliveries.snapshot()
 
     def close(self) -> None:
-        """Drop queued deliveries, abort those under way, and wait for the threads to end."""
+        """Discard queued deliveries, abort running ones, and join the threads."""
         with self._changed:
             self._closing = True
             self._jobs.clear()
-            for posting, loop in self._running.items():
-                loop.call_soon_threadsafe(posting.cancel)
+            for post, loop in self._running.items():
+                loop.call_soon_threadsafe(post.cancel)
             threads = list(self._threads)
         for thread in threads:
             thread.join()
@@ -144,16 +144,16 @@ class HookSender:
 
     async def _deliver(self, job: _Job) -> None:
         started = self._clock()
-        posting = asyncio.ensure_future(_post(job))
+        post = asyncio.ensure_future(_post(job))
         with self._changed:
             if self._closing:
-                posting.cancel()
-            self._running[posting] = asyncio.get_running_loop()
+                post.cancel()
+            self._running[post] = asyncio.get_running_loop()
         try:
-            outcome = await posting
+            outcome = await post
         finally:
             with self._changed:
-                del self._running[posting]
+                del self._running[post]
         ended = self._clock()
         delivery = Delivery(
             ended,
@@ -169,14 +169,14 @@ class HookSender:
         )
         with self._changed:
             number = self.deliveries.add(lambda number: attrs.evolve(delivery, number=number)).number
-            self._done[number] = job
-            self._done.pop(number - KEPT, None)
-            self._finished += 1
+            self._finished_jobs[number] = job
+            self._finished_jobs.pop(number - MAX_DELIVERIES, None)
+            self._finished_count += 1
             self._changed.notify_all()
 
 
 async def _post(job: _Job) -> _Outcome:
-    # Only the transport: a client would log the target, token included.
+    # Use the bare transport: a client would log the target, including its token.
     try:
         request = httpx.Request(
             "POST",
@@ -193,14 +193,14 @@ async def _post(job: _Job) -> _Outcome:
             body = b""
             async for chunk in response.aiter_raw():
                 body += chunk
-                if len(body) >= _RESPONSE_BYTES:
+                if len(body) >= _MAX_RESPONSE_BYTES:
                     break
             await response.aclose()
-    except Exception as error:  # noqa: BLE001  # whatever it is becomes the outcome of the delivery
+    except Exception as error:  # noqa: BLE001  # any error is the delivery's outcome
         return _Outcome(None, type(error).__name__)
     return _Outcome(response.status_code, None, body_text(body))
 
 
 @functools.cache
 def _ssl_context() -> ssl.SSLContext:
-    return httpx.create_ssl_context(trust_env=False)  # some 20 ms each
+    return httpx.create_ssl_context(trust_env=False)  # takes about 20 ms

@@ -1,6 +1,6 @@
-"""The page's HTML: values in, text out. Pure; everything that is shown is escaped.
+"""Renders the page's HTML. Pure functions; all values are escaped.
 
-Styles and behavior are in ``static/``. The script swaps in the fragments that are rendered here.
+Styles and scripts are in ``static/``. The script replaces parts of the page with fragments rendered here.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ MEETINGS_SHOWN: Final = 200
 
 @attrs.frozen
 class FaultChoice:
-    """A kind of fault in the page's form: its label, and the option that can be set, if any."""
+    """A kind of fault in the page's form: its label and its option, if it has one."""
 
     label: str
     option: str = ""
@@ -32,7 +32,7 @@ class FaultChoice:
 
 FAULTS: Final[Mapping[str, FaultChoice]] = {
     "too_many_requests": FaultChoice("429 Too Many Requests", "retry_after", "0.5"),
-    "status": FaultChoice("Status without JSON", "code", "503", number=True),
+    "status": FaultChoice("Plain-text error", "code", "503", number=True),
     "html_error": FaultChoice("HTML error page", "code", "502", number=True),
     "json_error": FaultChoice("JSON error, status 400", "error", "Something is wrong"),
     "unsuccessful": FaultChoice("success: false, status 500", "error", "Something is wrong"),
@@ -40,10 +40,10 @@ FAULTS: Final[Mapping[str, FaultChoice]] = {
     "html_200": FaultChoice("200 with an HTML page"),
     "empty_200": FaultChoice("200 with an empty body"),
     "empty_string_200": FaultChoice("200 with an empty string"),
-    "json": FaultChoice("200 with other JSON", "data", "surprise"),
+    "json": FaultChoice("200 with unexpected JSON", "data", "surprise"),
     "redirect": FaultChoice("Redirect", "location", "/elsewhere"),
-    "slow": FaultChoice("Slow, by seconds", "seconds", "3", number=True),
-    "truncated": FaultChoice("Body cut short"),
+    "slow": FaultChoice("Slow response, seconds", "seconds", "3", number=True),
+    "truncated": FaultChoice("Truncated body"),
     "reset_before_processing": FaultChoice("Connection reset, before processing"),
     "reset_after_processing": FaultChoice("Connection reset, after processing"),
 }
@@ -57,7 +57,7 @@ _PATHS: Final = ("/me", "/meetings", "/meetingTypes", "/meetingTypes/*", "/hooks
 
 @attrs.frozen
 class View:
-    """What the page shows of the sandbox, for one of its accounts."""
+    """The data that the page shows, for one of the sandbox's accounts."""
 
     base_url: str
     accounts: Sequence[SandboxAccount]
@@ -68,11 +68,11 @@ class View:
     faults: Sequence[str]
     requests: Sequence[SeenRequest]  # newest first
     deliveries: Sequence[Delivery]
-    stream: str  # where the live stream goes on
+    stream: str  # the position at which the live stream continues
 
     @property
-    def chosen(self) -> SandboxAccount:
-        """The account that is shown."""
+    def selected_account(self) -> SandboxAccount:
+        """The account whose data is shown."""
         return self.accounts[self.account]
 
 
@@ -96,7 +96,7 @@ def page(view: View) -> str:
 <code>{escape(view.base_url)}</code>
 <p id="live" role="status">connecting</p>
 </header>
-<noscript><p class="notice">Without JavaScript, the page shows how things were when it loaded.</p></noscript>
+<noscript><p class="notice">Without JavaScript, the page does not update after loading.</p></noscript>
 <main>
 <div class="column">
 {_limit_section()}
@@ -123,25 +123,25 @@ def page(view: View) -> str:
 
 def _limit_section() -> str:
     return """<section aria-labelledby="limit-title"><h2 id="limit-title">Rate limit</h2>
-<p class="hint" id="limit-hint">Each dot is a request, each box a window of the limit.</p>
+<p class="hint" id="limit-hint">Each dot is a request, each box a rate limit window.</p>
 <div id="strips"></div></section>"""
 
 
 def _requests_section(view: View, emails: Mapping[str, str]) -> str:
-    known = view.chosen
+    account = view.selected_account
     rows = "".join(request_row(entry, emails) for entry in view.requests)
     more = view.requests[-1].number > 1 if view.requests else False
     return f"""<section aria-labelledby="requests-title"><h2 id="requests-title">Requests</h2>
 <div class="empty" id="no-requests"{" hidden" if rows else ""}><p>No requests yet. Try one of these:</p>
-<pre>{escape(_environment(known))}
+<pre>{escape(_environment(account))}
 lemcal meetings --base-url {escape(view.base_url)}</pre>
-<pre>curl -u {escape(known.user_id)}:{escape(known.api_key)} {escape(view.base_url)}/me</pre></div>
+<pre>curl -u {escape(account.user_id)}:{escape(account.api_key)} {escape(view.base_url)}/me</pre></div>
 <ol id="requests" class="log" tabindex="0" aria-label="Requests, newest first">{rows}</ol>
 <button type="button" id="older"{"" if more else " hidden"}>Show older requests</button></section>"""
 
 
 def request_row(entry: SeenRequest, emails: Mapping[str, str]) -> str:
-    """Return a request's line in the log. Its details are loaded when it is opened."""
+    """Return a request's row in the log. Opening the row loads the details."""
     query = f"?{entry.query}" if entry.query else ""
     refused = entry.status_code == 429 or entry.status_code is None
     if entry.status_code is not None:
@@ -168,7 +168,7 @@ def request_row(entry: SeenRequest, emails: Mapping[str, str]) -> str:
 
 
 def request_details(entry: SeenRequest) -> str:
-    """Return what is shown of a request when it is opened."""
+    """Return a request's headers and bodies, shown when its row is opened."""
     headers = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in entry.headers.items()
     )
@@ -180,10 +180,10 @@ def request_details(entry: SeenRequest) -> str:
 
 def _body(title: str, body: str | None) -> str:
     if body is None:
-        return f"<h3>{title}</h3><p class=hint>not kept</p>"
+        return f"<h3>{title}</h3><p class=hint>not available</p>"
     if not body:
         return f"<h3>{title}</h3><p class=hint>empty</p>"
-    with contextlib.suppress(ValueError):  # not JSON, or cut: as it is
+    with contextlib.suppress(ValueError):  # not JSON or truncated: shown unchanged
         body = json.dumps(json.loads(body), indent=2, ensure_ascii=False)
     return f'<h3>{title}</h3><pre tabindex="0">{escape(body)}</pre>'
 
@@ -196,9 +196,9 @@ def _deliveries_section(view: View) -> str:
 
 
 def delivery_row(entry: Delivery) -> str:
-    """Return a delivery's line."""
+    """Return a delivery's row."""
     outcome = str(entry.status_code) if entry.status_code is not None else escape(entry.error or "")
-    again = f" \u00b7 repeats {entry.repeats}" if entry.repeats else ""
+    again = f" \u00b7 repeat of {entry.repeats}" if entry.repeats else ""
     title = escape(entry.response[:500])
     return (
         f'<li id="d{entry.number}"><div class="line"><time>{_clock(entry.time)}</time> '
@@ -218,7 +218,7 @@ def _account_section(view: View) -> str:
     )
     return f"""<section aria-labelledby="account-title"><h2 id="account-title">Account</h2>
 <label>Account <select id="account">{choices}</select></label>
-<pre id="environment">{escape(_environment(view.chosen))}
+<pre id="environment">{escape(_environment(view.selected_account))}
 export LEMCAL_BASE_URL={escape(view.base_url)}</pre>
 <button type="button" data-copy="environment">Copy</button></section>"""
 
@@ -238,16 +238,16 @@ def _book_section(view: View) -> str:
 <label>Meeting type <select name="meetingTypeId">{types}</select></label>
 <label>Start <input type="datetime-local" name="start"></label>
 <button class="primary">Book</button></form>
-<p class="hint">What you leave empty is made up.</p></section>"""
+<p class="hint">Empty fields get made-up values.</p></section>"""
 
 
 def meetings(view: View) -> str:
-    """Return the list of meetings, the newest booking first."""
+    """Return the list of meetings, latest booking first."""
     if not view.meetings:
         return '<p class="empty">No meetings. Book one.</p>'
     shown = list(reversed(view.meetings))[:MEETINGS_SHOWN]
     more = len(view.meetings) - len(shown)
-    rest = f'<p class="hint">and {more} older ones</p>' if more else ""
+    rest = f'<p class="hint">and {more} older meetings</p>' if more else ""
     return f'<ul class="rows" tabindex="0" aria-label="Meetings">{"".join(map(_meeting, shown))}</ul>{rest}'
 
 
@@ -283,12 +283,12 @@ def _minutes(row: Mapping[str, Any]) -> int:
     try:
         start, end = datetime.fromisoformat(row["start"]), datetime.fromisoformat(row["end"])
         return round((end - start).total_seconds() / 60)
-    except (KeyError, TypeError, ValueError):  # whatever a test has put there
+    except (KeyError, TypeError, ValueError):  # a test may set any value
         return 30
 
 
 def hooks(view: View) -> str:
-    """Return the hooks, and the form for another. Their tokens are not shown."""
+    """Return the list of hooks, without their tokens, and the form that adds one."""
     rows = "".join(
         f'<li><p>{escape(without_secrets(_text(hook.get("targetUrl"))))}<br><span class="hint">'
         f"{'any meeting type' if hook.get('anyMeetingType') else escape(_text(hook.get('meetingTypeId')))}"
@@ -321,8 +321,8 @@ def _fault_section() -> str:
         for name, choice in FAULTS.items()
     )
     paths = "".join(f"<option>{path}</option>" for path in _PATHS)
-    return f"""<section aria-labelledby="faults-title"><h2 id="faults-title">Break something</h2>
-<form id="fault" class="fields" data-method="POST" data-url="faults" data-done="Waiting for its requests.">
+    return f"""<section aria-labelledby="faults-title"><h2 id="faults-title">Inject a fault</h2>
+<form id="fault" class="fields" data-method="POST" data-url="faults" data-done="Fault injected.">
 <label>Fault <select name="fault">{kinds}</select></label>
 <label><span id="option-label">retry_after</span> <input id="option" value="0.5"></label>
 <label>Path <select name="path"><option value="">any</option>{paths}</select></label>
@@ -336,10 +336,10 @@ def _fixed(name: str) -> str:
 
 
 def faults(lines: Iterable[str]) -> str:
-    """Return the faults that wait for their requests."""
+    """Return the list of pending faults."""
     rows = "".join(f"<li>{escape(line)}</li>" for line in lines)
     if not rows:
-        return '<p class="hint">No fault is waiting.</p>'
+        return '<p class="hint">No pending faults.</p>'
     return (
         f'<ul class="rows plain">{rows}</ul>'
         '<form data-method="DELETE" data-url="faults" data-done="Cleared."><button>Clear</button></form>'

@@ -1,7 +1,7 @@
-"""The page and its live stream: what is shown at ``/``, and what the page's script asks for.
+"""The page at ``/``, and the routes that its script requests, including the live stream.
 
-The stream (server-sent events) looks at the journals a few times per second: cheap, and the same on every
-event loop and with changes from any thread.
+The stream (server-sent events) polls the journals several times per second: polling is cheap, and works on
+any event loop and with changes from any thread.
 """
 
 import json
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from lemcal_async.sandbox._state import SandboxState
     from lemcal_async.sandbox.faults import FaultPlan
 
-_FIRST_ROWS: Final = 300
-_MORE_ROWS: Final = 1_000
-_PER_EVENT: Final = 500  # rows
+_INITIAL_ROWS: Final = 300
+_OLDER_ROWS: Final = 1_000
+_ROWS_PER_EVENT: Final = 500
 
-_POLL: Final = 0.15  # seconds
-_PING: Final = 15.0  # seconds after which a silent stream says that it is there
+_POLL_INTERVAL: Final = 0.15  # seconds
+_KEEPALIVE_INTERVAL: Final = 15.0  # seconds without an event after which a comment is sent
 
-_TYPES: Final = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+_MEDIA_TYPES: Final = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 _SECURITY_HEADERS: Final = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -42,7 +42,7 @@ _SECURITY_HEADERS: Final = {
 
 
 class Page:
-    """The page's routes. ``limit`` describes the rate limit for the script."""
+    """The page's routes. ``limit`` describes the rate limit to the page's script."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Page:
         self._emails = {account.user_id: account.email for account in sandbox.accounts}
 
     def routes(self) -> list[BaseRoute]:
-        """Return the routes, to be mounted beside the controls."""
+        """Return the routes, to be mounted together with those of the controls."""
         return [
             Route("/static/{name}", self._static),
             Route("/events", self._events),
@@ -90,9 +90,9 @@ class Page:
             meeting_types=self._sandbox.meeting_types(account),
             hooks=self._sandbox.hooks(account),
             faults=self._faults.snapshot(),
-            stream=self._position(),  # before the rows: what comes in between is shown twice, not never
-            requests=self._log.before(None, _FIRST_ROWS),
-            deliveries=self._deliveries.before(None, _FIRST_ROWS),
+            stream=self._position(),  # read before the rows, so that later changes are sent again, not missed
+            requests=self._log.before(None, _INITIAL_ROWS),
+            deliveries=self._deliveries.before(None, _INITIAL_ROWS),
         )
 
     def _position(self) -> str:
@@ -102,10 +102,10 @@ class Page:
 
     async def _static(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in _TYPES:
+        if name not in _MEDIA_TYPES:
             return PlainTextResponse("Not Found", 404)
         content = files("lemcal_async.sandbox").joinpath("static", name).read_bytes()
-        return Response(content, media_type=_TYPES[name], headers=_SECURITY_HEADERS)
+        return Response(content, media_type=_MEDIA_TYPES[name], headers=_SECURITY_HEADERS)
 
     async def _lists(self, request: Request) -> Response:
         view = self._view(request)
@@ -117,7 +117,7 @@ class Page:
         return JSONResponse(lists, headers=_SECURITY_HEADERS)
 
     async def _older(self, request: Request) -> Response:
-        rows = self._log.before(_number(request, "before", 0), _MORE_ROWS)
+        rows = self._log.before(_number(request, "before", 0), _OLDER_ROWS)
         return _respond("".join(_html.request_row(entry, self._emails) for entry in rows))
 
     async def _details(self, request: Request) -> Response:
@@ -132,21 +132,21 @@ class Page:
     async def _stream(self, position: str) -> AsyncGenerator[str]:
         yield _event("hello", {"now": self._clock(), **self._limit})
         try:
-            known = [int(part) for part in position.split("-")]
-            requests, deliveries, state, fault_plan = known
+            revisions = [int(part) for part in position.split("-")]
+            requests, deliveries, state, fault_plan = revisions
         except ValueError:
             requests, deliveries, state, fault_plan = (int(part) for part in self._position().split("-"))
-        if not (self._log.reaches(requests) and self._deliveries.reaches(deliveries)):
-            # The page is of another sandbox, at the same address earlier, or has slept for too long.
+        if not (self._log.covers(requests) and self._deliveries.covers(deliveries)):
+            # The page belongs to an earlier sandbox at this address, or was suspended for too long.
             yield _event("reload", None)
             return
-        silent_since = time.monotonic()
+        last_sent_at = time.monotonic()
         while True:
             sent = False
             if requests != self._log.revision:
                 requests, changed = self._log.changed_since(requests)
-                for start in range(0, len(changed), _PER_EVENT):
-                    rows = [self._row(entry) for entry in changed[start : start + _PER_EVENT]]
+                for start in range(0, len(changed), _ROWS_PER_EVENT):
+                    rows = [self._row(entry) for entry in changed[start : start + _ROWS_PER_EVENT]]
                     yield _event("requests", rows)
                 sent = True
             if deliveries != self._deliveries.revision:
@@ -160,11 +160,11 @@ class Page:
                 sent = True
             if sent:
                 yield f"id: {requests}-{deliveries}-{state}-{fault_plan}\n\n"
-                silent_since = time.monotonic()
-            elif time.monotonic() - silent_since > _PING:
-                yield ": still here\n\n"
-                silent_since = time.monotonic()
-            await anyio.sleep(_POLL)
+                last_sent_at = time.monotonic()
+            elif time.monotonic() - last_sent_at > _KEEPALIVE_INTERVAL:
+                yield ": keep-alive\n\n"
+                last_sent_at = time.monotonic()
+            await anyio.sleep(_POLL_INTERVAL)
 
     def _row(self, entry: "SeenRequest") -> dict[str, Any]:
         return {

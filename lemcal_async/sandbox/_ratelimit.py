@@ -1,8 +1,8 @@
-"""The service's rate limit: so many requests per period and key, in fixed windows. Pure.
+"""The service's rate limit, per key, in fixed windows. Pure.
 
-Knows the arithmetic and the headers, and takes the time from an injected clock. That the real service uses
-fixed windows is inferred from its headers, so there is a strict sliding log too: a client must be safe
-under both.
+Implements the counting and the headers; the time comes from an injected clock. That the real service uses
+fixed windows is inferred from its headers, so this module also has a strict sliding log: a client must be
+correct with both.
 """
 
 import abc
@@ -20,13 +20,13 @@ WindowKind = Literal["fixed", "sliding"]
 
 _T = TypeVar("_T")
 
-# The documented example shows this zone, whatever the season.
+# The zone of the documented example, used all year.
 _SERVER_ZONE: Final = timezone(timedelta(hours=1), "GMT+0100 (Central European Standard Time)")
 
 
 @attrs.frozen
 class Count:
-    """The verdict on a request that arrived ``at``; ``resets_in`` is in seconds."""
+    """The result of counting a request that arrived ``at``; ``resets_in`` is in seconds."""
 
     at: float
     allowed: bool
@@ -36,7 +36,7 @@ class Count:
 
 
 class Counter(abc.ABC):
-    """Counts arrivals per key. Thread-safe; forgets keys whose requests no longer count."""
+    """Counts requests per key. Thread-safe; drops keys whose requests no longer count."""
 
     def __init__(self, limit: int, period: float, clock: Callable[[], float]) -> None:
         self._limit = limit
@@ -45,55 +45,55 @@ class Counter(abc.ABC):
         self._lock = threading.Lock()
 
     def count(self, key: str) -> Count:
-        """Count one arrival now."""
+        """Count a request that arrives now."""
         with self._lock:
             now = self._clock()
-            allowed, used, ends = self._arrive(key, now)
+            allowed, used, ends_at = self._count(key, now)
         return Count(
             at=now,
             allowed=allowed,
             limit=self._limit,
             remaining=max(self._limit - used, 0),
-            resets_in=ends - now,
+            resets_in=ends_at - now,
         )
 
     @abc.abstractmethod
-    def _arrive(self, key: str, now: float) -> tuple[bool, int, float]:
-        """Return whether the arrival is within the limit, how many requests count now, and until when."""
+    def _count(self, key: str, now: float) -> tuple[bool, int, float]:
+        """Return whether the request is allowed, the number of requests that count, and when that resets."""
 
 
 @attrs.define
 class _Window:
-    ends: float
+    ends_at: float
     used: int = 0
 
 
 class FixedWindow(Counter):
-    """A window starts at a key's first request and ends one period later, whatever happens."""
+    """A window starts with a key's first request and always ends one period later."""
 
     def __init__(self, limit: int, period: float, clock: Callable[[], float]) -> None:
         super().__init__(limit, period, clock)
-        self._windows: dict[str, _Window] = {}  # in the order in which they end
+        self._windows: dict[str, _Window] = {}  # ordered by end
 
-    def _arrive(self, key: str, now: float) -> tuple[bool, int, float]:
-        for ended in _leading(self._windows, lambda window: window.ends <= now):
+    def _count(self, key: str, now: float) -> tuple[bool, int, float]:
+        for ended in _leading_keys(self._windows, lambda window: window.ends_at <= now):
             del self._windows[ended]
-        window = self._windows.setdefault(key, _Window(ends=now + self._period))
+        window = self._windows.setdefault(key, _Window(ends_at=now + self._period))
         window.used += 1
-        return window.used <= self._limit, window.used, window.ends
+        return window.used <= self._limit, window.used, window.ends_at
 
 
 class SlidingLog(Counter):
-    """Never more than the limit in any period, wherever it starts; refused requests do not count."""
+    """Allows at most the limit in any period, wherever it starts. Refused requests do not count."""
 
     def __init__(self, limit: int, period: float, clock: Callable[[], float]) -> None:
         super().__init__(limit, period, clock)
-        self._logs: dict[str, deque[float]] = {}  # in the order of the latest arrival
+        self._logs: dict[str, deque[float]] = {}  # ordered by latest request
 
-    def _arrive(self, key: str, now: float) -> tuple[bool, int, float]:
+    def _count(self, key: str, now: float) -> tuple[bool, int, float]:
         since = now - self._period
         log = self._logs.pop(key, None) or deque[float]()
-        for idle in _leading(self._logs, lambda other: other[-1] <= since):
+        for idle in _leading_keys(self._logs, lambda other: other[-1] <= since):
             del self._logs[idle]
         while log and log[0] <= since:
             log.popleft()
@@ -104,25 +104,27 @@ class SlidingLog(Counter):
         return allowed, len(log), log[0] + self._period
 
 
-def _leading(entries: dict[str, _T], is_over: Callable[[_T], bool]) -> list[str]:
-    over: list[str] = []
+def _leading_keys(entries: dict[str, _T], has_expired: Callable[[_T], bool]) -> list[str]:
+    keys: list[str] = []
     for key, entry in entries.items():
-        if not is_over(entry):
+        if not has_expired(entry):
             break
-        over.append(key)
-    return over
+        keys.append(key)
+    return keys
 
 
 COUNTERS: Final[Mapping[WindowKind, type[Counter]]] = {"fixed": FixedWindow, "sliding": SlidingLog}
 
 
 def rate_limit_headers(count: Count, wall_clock: float) -> dict[str, str]:
-    """Return the headers that every response carries, including 200s (documented).
+    """Return the rate limit headers of every response, including 200s (documented).
 
     ``Retry-After`` is milliseconds / 1000, hence fractional (inferred). It is rounded up, so that a client
-    that waits that long is never early.
+    that waits this long is never early.
     """
-    milliseconds = math.ceil(round(count.resets_in * 1000, 4))  # floats make 2000 a little more
+    milliseconds = math.ceil(
+        round(count.resets_in * 1000, 4)
+    )  # floating-point error would turn 2000 into 2001
     return {
         "Retry-After": str(milliseconds / 1000).removesuffix(".0"),
         "X-RateLimit-Limit": str(count.limit),
@@ -132,11 +134,11 @@ def rate_limit_headers(count: Count, wall_clock: float) -> dict[str, str]:
 
 
 def javascript_date(timestamp: float) -> str:
-    """Return the moment in the form of JavaScript's ``String(date)``, truncated to whole seconds.
+    """Format a timestamp like JavaScript's ``String(date)``, truncated to whole seconds.
 
     >>> javascript_date(1613462562.9)
     'Tue Feb 16 2021 09:02:42 GMT+0100 (Central European Standard Time)'
     """
     moment = datetime.fromtimestamp(math.floor(timestamp), _SERVER_ZONE)
-    weekday, month, *_ = moment.ctime().split()  # in English, unlike %a, in any locale
+    weekday, month, *_ = moment.ctime().split()  # always in English; %a depends on the locale
     return f"{weekday} {month} {moment:%d %Y %H:%M:%S} {_SERVER_ZONE}"

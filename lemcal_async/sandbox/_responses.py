@@ -1,6 +1,6 @@
-"""The sandbox's responses as values: a status, a body, headers. Pure.
+"""The sandbox's responses as values: a status code, a body, headers. Pure.
 
-How a response is sent (latency, rate limit headers, broken connections) is up to ``_app.py``.
+``_app.py`` sends them, with latency, rate limit headers and broken connections.
 """
 
 import json
@@ -14,14 +14,14 @@ PLAIN: Final = "text/plain; charset=utf-8"
 HTML: Final = "text/html; charset=utf-8"
 
 BODYLESS: Final = frozenset({204, 304})
-"""The statuses for which HTTP forbids a body."""
+"""The status codes for which HTTP forbids a body."""
 
 PAGE: Final = (
     "<!doctype html>\n"
     '<html lang="en"><head><meta charset="utf-8"><title>lemcal</title></head>'
     '<body><div id="app"></div></body></html>\n'
 )
-"""What the service returns for a wrong path or base URL, with status 200 (observed)."""
+"""The page that the service returns for a wrong path or base URL, with status 200 (observed)."""
 
 
 def _allow_no_body_without_content(response: "SandboxResponse", _attribute: object, body: bytes) -> None:
@@ -31,7 +31,7 @@ def _allow_no_body_without_content(response: "SandboxResponse", _attribute: obje
 
 @attrs.frozen
 class SandboxResponse:
-    """A response. Its ``headers`` override the common ones; None leaves a header out."""
+    """A response. ``headers`` override those of every response; a value of None omits a header."""
 
     status_code: int = attrs.field(validator=[attrs.validators.ge(200), attrs.validators.lt(600)])
     body: bytes = attrs.field(default=b"", validator=_allow_no_body_without_content)
@@ -40,7 +40,7 @@ class SandboxResponse:
 
 
 def text(status_code: int, body: str, headers: Mapping[str, str | None] | None = None) -> SandboxResponse:
-    """Return a plain-text response, the form of most of the service's errors (documented)."""
+    """Return a plain-text response, the format of most of the service's errors (documented)."""
     return SandboxResponse(status_code, body.encode(), PLAIN, headers or {})
 
 
@@ -65,7 +65,7 @@ def dumps(data: Any) -> bytes:
 
 
 def wire_headers(response: SandboxResponse, common_headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    """Return the response's headers for ASGI, merged with those that every response carries."""
+    """Return the response's headers for ASGI, merged with ``common_headers``."""
     merged: dict[str, str | None] = {"content-type": response.content_type}
     if response.status_code not in BODYLESS:
         merged["content-length"] = str(len(response.body))

@@ -1,6 +1,6 @@
-"""The sandbox as its users see it: an ASGI app, the controls over it, and the ways to serve it.
+"""The public ``Sandbox``: an ASGI app, its controls, and the ways to serve it.
 
-It puts the modules beside this one together, and checks what callers pass to the controls.
+Connects the other modules of this package, and validates the arguments of the controls.
 """
 
 import contextlib
@@ -36,30 +36,30 @@ if TYPE_CHECKING:
 PREFIX: Final = "/api/lemcal"
 CONTROL_PREFIX: Final = "/_sandbox"
 
-_POLL: Final = 0.1  # seconds between looks for what has finished
+_POLL_INTERVAL: Final = 0.1  # seconds between checks for finished requests and deliveries
 
 
 class Sandbox:
-    """A lemcal of your own, with made-up accounts and meetings.
+    """A local lemcal with made-up accounts and meetings.
 
-    An instance is an ASGI app, and ``serve()`` puts it on a real socket. All methods may be called from any
-    thread; none needs an event loop.
+    An instance is an ASGI app; ``serve()`` serves it on a real socket. All methods are thread-safe and work
+    without an event loop.
 
     Args:
-        accounts: How many accounts there are.
-        meetings: How many meetings each has.
-        limit: How many requests are let through in a period, per credential, as at the real service; None
-            removes the limit and its headers.
+        accounts: The number of accounts.
+        meetings: The number of meetings per account.
+        limit: The number of requests allowed per period and credential, as on the real service; None removes
+            the limit and its headers.
         period: The length of a period in seconds.
-        window: ``"fixed"``, a window that starts at a key's first request, or ``"sliding"``, a strict sliding
-            log.
-        latency: The shortest and the longest round trip, in seconds; half of it passes before a request is
-            counted, half after.
-        seed: The same seed makes the same accounts and meetings.
-        clock: What drives the rate limit and the logs, in seconds.
+        window: ``"fixed"``, a window that starts with a key's first request, or ``"sliding"``, a strict
+            sliding log.
+        latency: The shortest and the longest round trip, in seconds. Half of the round trip passes before a
+            request is counted, half after.
+        seed: Determines the accounts and meetings: the same seed always produces the same ones.
+        clock: Returns the time in seconds, for the rate limit and the logs.
 
     Raises:
-        ValueError: For arguments that cannot work.
+        ValueError: If an argument is invalid.
     """
 
     def __init__(
@@ -118,8 +118,8 @@ class Sandbox:
         self._router = Router(routes, redirect_slashes=False, default=self._root)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, as an ASGI app."""
-        # Without "app", or the router would leave its 404 and 405 to an app around this one.
+        """Serve a request."""
+        # With "app" in the scope, the router would leave its 404 and 405 to the enclosing app.
         await self._router({key: value for key, value in scope.items() if key != "app"}, receive, send)
 
     def _own_host(self) -> str | None:
@@ -131,10 +131,10 @@ class Sandbox:
     async def _root(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
         is_page = scope.get("method") == "GET" and path == "/"
-        await (self._page if is_page else self._elsewhere)(scope, receive, send)
+        await (self._page if is_page else self._outside_api)(scope, receive, send)
 
-    async def _elsewhere(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a path outside of the API as the service does."""
+    async def _outside_api(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Respond to a path outside the API as the service does."""
         request = Request(scope, receive)
         user_id, _ = self._state.identify(request.headers.get("authorization", ""))
         number = self._log.add_request(seen_request(request, scope["path"], self._clock(), user_id))
@@ -145,16 +145,17 @@ class Sandbox:
     def serve(self, host: str = "127.0.0.1", port: int = 0) -> Generator["Sandbox"]:
         """Serve on a real socket, in a thread, while the context is open.
 
-        It ends at once, whatever is still open, and leaves no thread and no socket behind; deliveries under
-        way are aborted. It may be entered in an event loop, which it blocks for a few milliseconds.
+        On exit, the server stops immediately: it closes open connections, aborts running deliveries, and
+        leaves no thread or socket behind. Entering the context in an event loop blocks the loop for a few
+        milliseconds.
 
         Args:
-            host: The address to serve at.
-            port: The port to serve at; 0 picks a free one.
+            host: The address to listen on.
+            port: The port to listen on; 0 picks a free one.
 
         Raises:
-            RuntimeError: If it is being served already.
-            OSError: If the address is taken.
+            RuntimeError: If the sandbox is already being served.
+            OSError: If the address is in use.
         """
         if self._base_url is not None:
             raise RuntimeError(f"the sandbox is already being served, at {self._base_url}")
@@ -162,20 +163,20 @@ class Sandbox:
             with listening(self, host, port) as origin:
                 self._base_url = origin + PREFIX
                 yield self
-        finally:  # after the server, which takes bookings until it is gone
+        finally:  # only now: the server accepts bookings until it has stopped
             self._base_url = None
             self._sender.close()
 
     @property
     def base_url(self) -> str:
-        """The base URL for clients, with the prefix; RuntimeError if the sandbox is not being served."""
+        """The base URL for clients. Raises RuntimeError if the sandbox is not being served."""
         if self._base_url is None:
             raise RuntimeError("the sandbox has no base_url until it is served: `with sandbox.serve(): …`")
         return self._base_url
 
     @property
     def url(self) -> str:
-        """Where the sandbox is served: its page. RuntimeError if it is not being served."""
+        """The URL of the sandbox's page. Raises RuntimeError if the sandbox is not being served."""
         return self.base_url.removesuffix(PREFIX)
 
     def client(self, account: int = 0, **options: Any) -> "AsyncLemcal":
@@ -183,22 +184,22 @@ class Sandbox:
 
         Args:
             account: The account's index in ``accounts``.
-            **options: Those of ``AsyncLemcal``. They win.
+            **options: Arguments of ``AsyncLemcal``. They override the account's credentials and the base URL.
 
         Raises:
-            RuntimeError: If the sandbox is not being served, and ``options`` have no ``base_url``.
+            RuntimeError: If the sandbox is not being served and ``base_url`` is not given.
         """
         from lemcal_async._client import AsyncLemcal  # noqa: PLC0415  # only this method needs the client
 
-        known = self.accounts[account]
+        credentials = self.accounts[account]
         if "base_url" not in options:
             options["base_url"] = self.base_url
-        options = {"user_id": known.user_id, "api_key": known.api_key, **options}
+        options = {"user_id": credentials.user_id, "api_key": credentials.api_key, **options}
         return AsyncLemcal(**options)
 
     @property
     def accounts(self) -> tuple[SandboxAccount, ...]:
-        """The accounts. Elsewhere an account is identified by its index here."""
+        """The accounts. Other methods identify an account by its index in this tuple."""
         return self._state.accounts
 
     @property
@@ -240,11 +241,11 @@ class Sandbox:
         """Register a hook for any meeting type, without a request, and return it in the wire format.
 
         Args:
-            target_url: Where new bookings are posted to.
+            target_url: The URL that new bookings are posted to.
             account: The account's index in ``accounts``.
 
         Raises:
-            ValueError: If the service would not take the URL, or if there is such a hook already.
+            ValueError: If the service would reject the URL, or if the hook already exists.
         """
         if not is_web_url(target_url):
             raise ValueError("a hook's target must be an absolute http:// or https:// URL")
@@ -260,7 +261,7 @@ class Sandbox:
             hook_id: The hook's id.
 
         Raises:
-            LookupError: If there is none.
+            LookupError: If no hook has this id.
         """
         if not any(self._state.delete_hook(account, hook_id) for account in range(len(self.accounts))):
             raise LookupError(f"there is no hook {hook_id}")
@@ -279,24 +280,24 @@ class Sandbox:
 
         Args:
             account: The account's index in ``accounts``.
-            meeting_type_id: The meeting type; if left out, the account's first.
-            public: False adds a lead.
-            guest: An e-mail address, with a name if you like (``"Ada <ada@example.org>"``); made up if left
-                out.
-            start: An aware datetime or ISO 8601; made up if left out.
-            **changes: Fields of the wire format: ``book(attendeeTimezone="Europe/Paris")``.
+            meeting_type_id: The meeting type's id. Defaults to the account's first meeting type.
+            public: Whether this is a public booking. Other bookings have a lead.
+            guest: An e-mail address, optionally with a name (``"Ada <ada@example.org>"``); made up if None.
+            start: An aware datetime or an ISO 8601 string; made up if None.
+            **changes: Wire-format fields to override: ``book(attendeeTimezone="Europe/Paris")``.
 
         Raises:
-            LookupError: If there is no such account or meeting type.
-            ValueError: If the ``_id`` is taken, or for values that cannot be right.
-            TypeError: For names or values that cannot be right.
+            LookupError: If the account or the meeting type does not exist.
+            ValueError: If the ``_id`` is already in use, or if ``guest`` or ``start`` is invalid.
+            TypeError: If a name is that of a model's attribute (``canceled_at``), or if a value is neither
+                JSON nor an aware datetime.
         """
         meeting, fired = self._state.book(
             account,
             meeting_type_id=meeting_type_id,
             public=public,
-            guest=_guest_of(guest),
-            start=_start_of(start),
+            guest=_parse_guest(guest),
+            start=_parse_start(start),
             changes=_wire_fields(changes),
         )
         for hook in fired:
@@ -304,13 +305,13 @@ class Sandbox:
         return meeting
 
     def cancel(self, meeting: "str | dict[str, Any] | Meeting") -> dict[str, Any]:
-        """Cancel a meeting: it stays in the list, with ``canceledAt``.
+        """Cancel a meeting and return it: it stays in the list, with ``canceledAt``.
 
         Args:
-            meeting: An id, a row as ``book()`` returns it, or a ``Meeting``.
+            meeting: An id, a row as returned by ``book()``, or a ``Meeting``.
 
         Raises:
-            LookupError: If there is none.
+            LookupError: If the meeting does not exist.
         """
         return self._state.cancel(_meeting_id_of(meeting))
 
@@ -318,26 +319,27 @@ class Sandbox:
         """Remove a meeting from the list.
 
         Args:
-            meeting: An id, a row as ``book()`` returns it, or a ``Meeting``.
+            meeting: An id, a row as returned by ``book()``, or a ``Meeting``.
 
         Raises:
-            LookupError: If there is none.
+            LookupError: If the meeting does not exist.
         """
         self._state.remove(_meeting_id_of(meeting))
 
     def edit(self, meeting: "str | dict[str, Any] | Meeting", **wire_changes: Any) -> dict[str, Any]:
-        """Replace wire fields of a meeting and return it.
+        """Replace wire-format fields of a meeting and return it.
 
-        No hook fires: the service announces new bookings only (observed).
+        No hook fires: the service announces only new bookings (observed).
 
         Args:
-            meeting: An id, a row as ``book()`` returns it, or a ``Meeting``.
-            **wire_changes: The fields. Datetimes are written as the service writes them.
+            meeting: An id, a row as returned by ``book()``, or a ``Meeting``.
+            **wire_changes: The fields to replace. Datetimes are converted to the service's format.
 
         Raises:
-            LookupError: If there is none.
-            TypeError: For names or values that cannot be right.
-            ValueError: For another ``_id``.
+            LookupError: If the meeting does not exist.
+            TypeError: If a name is that of a model's attribute (``canceled_at``), or if a value is neither
+                JSON nor an aware datetime.
+            ValueError: If ``_id`` is one of the fields.
         """
         return self._state.edit(_meeting_id_of(meeting), _wire_fields(wire_changes))
 
@@ -346,80 +348,80 @@ class Sandbox:
     ) -> None:
         """Apply a fault to the next requests.
 
-        Faults apply in the order of injection. A request that meets one counts like any other, except with
+        Faults apply in the order of injection. The request counts toward the rate limit, except with
         ``reset_before_processing``.
 
         Args:
-            fault: One of ``lemcal_async.sandbox.faults``.
-            times: How many requests meet it.
-            method: The only HTTP method that it is for; None for any.
-            path: The only path that it is for, relative to the prefix and with wildcards if you like
-                (``/meetings``, ``/hooks/*``); None for any.
+            fault: A fault made by a function of ``lemcal_async.sandbox.faults``.
+            times: The number of requests that the fault applies to.
+            method: The HTTP method that the fault applies to; None for any.
+            path: The path that the fault applies to, relative to the API prefix. Wildcards are allowed
+                (``/meetings``, ``/hooks/*``). None for any.
 
         Raises:
-            TypeError: If ``fault`` is none, such as a function that was not called.
+            TypeError: If ``fault`` is not a fault, such as a function that was not called.
             ValueError: If ``times`` is below 1.
         """
         self._faults.add(fault, times, method, path)
 
     def clear_faults(self) -> None:
-        """Drop the faults that no request has met yet."""
+        """Discard the pending faults."""
         self._faults.clear()
 
     @property
     def requests(self) -> list[SeenRequest]:
-        """The newest 100,000 requests in the order of counting, without those for controls."""
+        """The latest 100,000 requests, in the order they were counted, without requests to the controls."""
         return self._log.snapshot()
 
     @property
     def deliveries(self) -> list[Delivery]:
-        """The newest 10,000 finished hook deliveries, in that order."""
+        """The latest 10,000 finished hook deliveries, in the order they finished."""
         return self._sender.deliveries.snapshot()
 
     def follow(self) -> Follower:
-        """Return what tells of the requests and deliveries that finish from now on."""
+        """Return a follower of the requests and deliveries that finish from now on."""
         return Follower(self._log, self._sender.deliveries)
 
     def wait_for_deliveries(self, count: int, timeout: float = 5.0) -> list[Delivery]:
-        """Block until so many deliveries in all have finished, and return them.
+        """Block until a total of ``count`` deliveries have finished, and return all finished deliveries.
 
-        Do not call it in the event loop that runs the receiver.
+        Do not call this in the event loop that runs the receiver: it would never respond.
 
         Args:
-            count: How many deliveries.
-            timeout: For how many seconds.
+            count: The total number of finished deliveries to wait for.
+            timeout: The maximum wait in seconds.
 
         Raises:
-            TimeoutError: If fewer have finished by then.
+            TimeoutError: If fewer deliveries finish in time.
         """
         return self._sender.wait_for(count, timeout)
 
     def repeat_delivery(self, number: int) -> None:
-        """Deliver once more what a delivery has sent, to the same target.
+        """Queue an earlier delivery again: the same body, to the same target.
 
         Args:
-            number: The number of the delivery.
+            number: The delivery's number.
 
         Raises:
-            LookupError: If there was none.
+            LookupError: If no delivery has this number.
         """
         self._sender.send_again(number)
 
 
 def _meeting_id_of(meeting: object) -> str:
-    """Return the id of a meeting: of an id, a row as ``book`` returns it, or a model."""
+    """Return the meeting's id, given the id itself, a row as returned by ``book``, or a model."""
     found, kind = meeting, type(meeting).__name__
     if isinstance(meeting, Mapping):
         found = cast("Mapping[str, object]", meeting).get("_id")
     elif not isinstance(meeting, str):
         found = getattr(meeting, "id", None)
     if not isinstance(found, str):
-        raise TypeError(f"pass the id of a meeting, a row as book() returns it, or a Meeting, not {kind}")
+        raise TypeError(f"pass a meeting's id, a row as returned by book(), or a Meeting, not {kind}")
     return found
 
 
-def _guest_of(guest: object) -> Guest | None:
-    """Return the guest of ``ada@example.org`` or ``Ada Lovelace <ada@example.org>``; None stays None."""
+def _parse_guest(guest: object) -> Guest | None:
+    """Parse ``ada@example.org`` or ``Ada Lovelace <ada@example.org>``; None stays None."""
     if guest is None:
         return None
     name, email = parseaddr(guest) if isinstance(guest, str) else ("", "")
@@ -430,8 +432,8 @@ def _guest_of(guest: object) -> Guest | None:
     return Guest(name or email.partition("@")[0].replace(".", " ").title(), email)
 
 
-def _start_of(start: object) -> datetime | None:
-    """Return the moment: of an aware datetime, or of ISO 8601 with an offset; None stays None."""
+def _parse_start(start: object) -> datetime | None:
+    """Return an aware datetime, parsed from ISO 8601 with an offset if needed; None stays None."""
     if start is None:
         return None
     moment = start
@@ -446,31 +448,32 @@ def _start_of(start: object) -> datetime | None:
 
 
 def _wire_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields for a meeting in the wire format; datetimes become the service's text.
+    """Return a meeting's fields in the wire format, with datetimes converted to text.
 
-    TypeError for names of the models in place of the wire's, and for values that JSON does not have.
+    Raises TypeError for a model's attribute name in place of a wire name, and for a value that JSON cannot
+    represent.
     """
     for name in fields:
         if "_" in name.strip("_"):
             first, *others = name.split("_")
             wire_name = first + "".join(map(str.capitalize, others))
-            raise TypeError(f"{name}= is not a field of the wire format; did you mean {wire_name}=?")
+            raise TypeError(f"{name}= is not a wire-format field; did you mean {wire_name}=?")
         if name in ("id", "email"):
             raise TypeError(
-                f"{name}= is not a field of a meeting; did you mean {'_id' if name == 'id' else 'guest'}=?"
+                f"{name}= is not a meeting field; did you mean {'_id' if name == 'id' else 'guest'}=?"
             )
     try:
         converted: dict[str, Any] = json.loads(json.dumps(fields, default=_wire_time))
-    except ValueError as error:  # a cycle
+    except ValueError as error:  # a circular reference
         raise TypeError(str(error)) from None
     return converted
 
 
 def _wire_time(value: object) -> str:
     if not isinstance(value, datetime):
-        raise TypeError(f"a field of a meeting must be JSON or a datetime, not {type(value).__name__}")
+        raise TypeError(f"a meeting field must be a JSON value or a datetime, not {type(value).__name__}")
     if value.tzinfo is None:
-        raise TypeError(f"{value!r} is not an aware datetime; add tzinfo=UTC, or another zone")
+        raise TypeError(f"{value!r} is not an aware datetime; add tzinfo=UTC or another time zone")
     return wire_time(value)
 
 
@@ -484,17 +487,18 @@ def run(
     """Serve in the foreground until Ctrl-C.
 
     Args:
-        sandbox: What to serve.
-        host: The address to serve at.
-        port: The port to serve at; 0 picks a free one.
-        on_ready: Called once connections are accepted.
-        on_event: Called with every request and every hook delivery that has finished.
+        sandbox: The sandbox to serve.
+        host: The address to listen on.
+        port: The port to listen on; 0 picks a free one.
+        on_ready: Called with the sandbox once it accepts connections.
+        on_event: Called with every request and every hook delivery that finishes.
     """
     with contextlib.suppress(KeyboardInterrupt), sandbox.serve(host, port):
         follower = sandbox.follow()
         on_ready(sandbox)
         while True:
-            time.sleep(3600 if on_event is None else _POLL)  # unlike a lock's, this wait ends at Ctrl-C
+            # Ctrl-C interrupts a sleep, but not the wait for a lock.
+            time.sleep(3600 if on_event is None else _POLL_INTERVAL)
             if on_event is not None:
                 for entry in follower.finished():
                     on_event(entry)

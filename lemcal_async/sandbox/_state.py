@@ -1,7 +1,7 @@
-"""The sandbox's state: accounts, meetings, meeting types, hooks. Thread-safe, without any I/O.
+"""The sandbox's state: accounts, meetings, meeting types, hooks. Thread-safe, without I/O.
 
-A meeting is kept as the JSON text to send, so that callers always get copies, and a list of 20,000 is a
-mere join.
+A meeting is stored as the JSON text to send, so that callers always get copies and a list of 20,000 meetings
+is a single join.
 """
 
 import base64
@@ -30,7 +30,7 @@ class UnknownMeetingTypeError(LookupError):
 
 
 class DuplicateHookError(ValueError):
-    """The account has that hook already."""
+    """The account already has this hook."""
 
 
 @attrs.frozen
@@ -44,27 +44,27 @@ class _AccountState:
         self.account = demo.account
         self.user = demo.user
         self.meeting_types = {entry["_id"]: entry for entry in demo.meeting_types}
-        self.meetings = {entry["_id"]: _kept(entry) for entry in demo.meetings}
+        self.meetings = {entry["_id"]: _stored(entry) for entry in demo.meetings}
         self.hooks: dict[str, dict[str, Any]] = {}
 
 
 class SandboxState:
-    """Everything the service would know. Accounts are identified by their index."""
+    """The data of all accounts. Accounts are identified by their index."""
 
     def __init__(self, *, accounts: int, meetings: int, seed: int) -> None:
         self._lock = threading.Lock()
-        self.revision = 0  # grows with every change
+        self.revision = 0  # incremented with every change
         self._rng = random.Random(f"lemcal sandbox {seed}")  # noqa: S311  # made-up data, not a secret
         self._states = [_AccountState(make_account(seed, index, meetings)) for index in range(accounts)]
         self._by_user = {state.account.user_id: index for index, state in enumerate(self._states)}
         self.accounts: tuple[SandboxAccount, ...] = tuple(state.account for state in self._states)
 
     def identify(self, authorization: str) -> tuple[str | None, int | None]:
-        """Return the user id of a Basic header if it is known, and the account if the key is right."""
+        """Return a Basic header's user id if it is known, and the account if the API key is correct."""
         scheme, _, encoded = authorization.partition(" ")
         try:
             user_id, _, api_key = base64.b64decode(encoded, validate=True).decode().partition(":")
-        except ValueError:  # not base64, not UTF-8, or not even ASCII
+        except ValueError:  # not base64, UTF-8 or ASCII
             return None, None
         index = self._by_user.get(user_id)
         if index is None or scheme.lower() != "basic":
@@ -83,10 +83,10 @@ class SandboxState:
     def meetings(self, account: int, meeting_type_id: str | None = None) -> bytes:
         """Return the JSON list of the account's meetings, optionally of one type."""
         with self._lock:
-            kept = list(self._states[account].meetings.values())
+            meetings = list(self._states[account].meetings.values())
         if meeting_type_id is not None:
-            kept = [meeting for meeting in kept if meeting.meeting_type_id == meeting_type_id]
-        return b"[%b]" % b",".join([meeting.text for meeting in kept])
+            meetings = [meeting for meeting in meetings if meeting.meeting_type_id == meeting_type_id]
+        return b"[%b]" % b",".join([meeting.text for meeting in meetings])
 
     def book(
         self,
@@ -100,7 +100,7 @@ class SandboxState:
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Add a meeting, and return it with the hooks that it fires.
 
-        It has the first meeting type by default. ``changes`` are wire fields that replace the made-up ones.
+        The meeting type defaults to the account's first. ``changes`` are wire fields that override the rest.
         """
         now = datetime.now(UTC)
         with self._lock:
@@ -122,28 +122,28 @@ class SandboxState:
             meeting |= changes
             if meeting["_id"] in state.meetings:
                 raise ValueError(f"there is already a meeting {meeting['_id']}")
-            state.meetings[meeting["_id"]] = kept = _kept(meeting)
+            state.meetings[meeting["_id"]] = stored = _stored(meeting)
             self.revision += 1
-            fired = [dict(hook) for hook in state.hooks.values() if _matches(hook, kept.meeting_type_id)]
-        return json.loads(kept.text), fired
+            fired = [dict(hook) for hook in state.hooks.values() if _matches(hook, stored.meeting_type_id)]
+        return json.loads(stored.text), fired
 
     def edit(self, meeting_id: str, changes: dict[str, Any]) -> dict[str, Any]:
-        """Replace wire fields of a meeting and return it; LookupError if there is none."""
+        """Replace wire fields of a meeting and return it. Raises LookupError if it does not exist."""
         if "_id" in changes:
-            raise ValueError("the id of a meeting cannot be changed")
+            raise ValueError("a meeting's id cannot be changed")
         with self._lock:
             state = self._owner(meeting_id)
             meeting: dict[str, Any] = json.loads(state.meetings[meeting_id].text) | changes
-            state.meetings[meeting_id] = _kept(meeting)
+            state.meetings[meeting_id] = _stored(meeting)
             self.revision += 1
         return meeting
 
     def cancel(self, meeting_id: str) -> dict[str, Any]:
-        """Cancel a meeting now and return it; LookupError if there is none."""
+        """Cancel a meeting now and return it. Raises LookupError if it does not exist."""
         return self.edit(meeting_id, {"canceledAt": wire_time(datetime.now(UTC))})
 
     def remove(self, meeting_id: str) -> None:
-        """Remove a meeting from the lists; LookupError if there is none."""
+        """Remove a meeting. Raises LookupError if it does not exist."""
         with self._lock:
             del self._owner(meeting_id).meetings[meeting_id]
             self.revision += 1
@@ -156,7 +156,7 @@ class SandboxState:
     def add_hook(self, account: int, target_url: str, meeting_type_id: str | None) -> dict[str, Any]:
         """Add a hook for one meeting type, or for any (None), and return it.
 
-        UnknownMeetingTypeError, DuplicateHookError: the same target for the same meetings.
+        Raises UnknownMeetingTypeError, or DuplicateHookError if a hook has the same target and meeting type.
         """
         scope = {"anyMeetingType": True} if meeting_type_id is None else {"meetingTypeId": meeting_type_id}
         wanted = {"targetUrl": target_url, **scope}
@@ -173,7 +173,7 @@ class SandboxState:
         return dict(hook)
 
     def delete_hook(self, account: int, hook_id: str) -> bool:
-        """Delete a hook; False if the account has no such hook."""
+        """Delete a hook. Return False if the account has no such hook."""
         with self._lock:
             deleted = self._states[account].hooks.pop(hook_id, None) is not None
             self.revision += deleted
@@ -186,7 +186,7 @@ class SandboxState:
         raise LookupError(f"there is no meeting {meeting_id}")
 
 
-def _kept(meeting: dict[str, Any]) -> _Meeting:
+def _stored(meeting: dict[str, Any]) -> _Meeting:
     return _Meeting(meeting.get("meetingTypeId"), dumps(meeting))
 
 

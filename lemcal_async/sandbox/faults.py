@@ -1,11 +1,11 @@
-"""What can go wrong on this platform, as values for ``Sandbox.inject``.
+"""Faults for ``Sandbox.inject``.
 
     sandbox.inject(faults.too_many_requests(retry_after="1.283"))
     sandbox.inject(faults.status(503), times=3, method="GET", path="/meetings")
 
-The functions below build every form that was observed, on lemcal or on its sibling product. Faults that
-replace the response do not touch the sandbox's state; with ``slow``, ``truncated`` and
-``reset_after_processing``, the request is processed first.
+The functions below create every kind of failure observed on lemcal or on its sibling product. Faults that
+replace the response leave the sandbox's state unchanged; with ``slow``, ``truncated`` and
+``reset_after_processing``, the sandbox processes the request first.
 """
 
 import threading
@@ -40,7 +40,7 @@ __all__ = [
 
 @attrs.frozen
 class Slow:
-    """The response is delayed by that many seconds."""
+    """The response is delayed by ``seconds``."""
 
     seconds: float
 
@@ -58,11 +58,11 @@ class Truncated:
 
 
 Fault: TypeAlias = SandboxResponse | Slow | Reset | Truncated
-"""What ``Sandbox.inject`` takes; the functions below make it."""
+"""A fault for ``Sandbox.inject``, created by the functions of this module."""
 
 
 def describe(fault: Fault) -> str:
-    """Return a few words for a fault."""
+    """Describe a fault in a few words."""
     match fault:
         case Slow(seconds):
             return f"slow by {seconds:g} s"
@@ -79,7 +79,7 @@ def too_many_requests(retry_after: str | None = "0.2") -> Fault:
     """Respond with 429.
 
     Args:
-        retry_after: The header, sent verbatim, whatever its form; None leaves it out.
+        retry_after: The ``Retry-After`` header, sent verbatim; None omits it.
     """
     headers = {"Retry-After": retry_after, "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": None}
     return _responses.text(429, "Too Many Requests", headers)
@@ -92,13 +92,13 @@ def status(
     content_type: str | None = _responses.PLAIN,
     headers: Mapping[str, str | None] | None = None,
 ) -> Fault:
-    """Respond with a status.
+    """Respond with a status code.
 
     Args:
-        code: The status.
-        body: The body; if left out, the status phrase.
-        content_type: The header; None leaves it out.
-        headers: Headers in place of those that every response carries; None leaves one out.
+        code: The status code.
+        body: The body. Defaults to the reason phrase of the status code.
+        content_type: The ``Content-Type`` header; None omits it.
+        headers: Headers that override those of every response; a value of None omits a header.
     """
     if body is None:
         body = "" if code in _responses.BODYLESS else HTTPStatus(code).phrase
@@ -106,12 +106,12 @@ def status(
 
 
 def json_error(code: int, error: str, *, error_code: str | None = None) -> Fault:
-    """Respond with ``{"error": …}``, and with ``error_code`` ``{"error": …, "code": …}``.
+    """Respond with ``{"error": …}``, or ``{"error": …, "code": …}`` if ``error_code`` is given.
 
     Args:
-        code: The status.
-        error: The error, in words.
-        error_code: The error, as a code.
+        code: The status code.
+        error: The error message.
+        error_code: The error code.
     """
     more = {} if error_code is None else {"code": error_code}
     return _responses.json_data(code, {"error": error} | more)
@@ -121,9 +121,9 @@ def unsuccessful(code: int, error: str, *, error_code: str | None = None) -> Fau
     """Respond with ``{"success": false, "error": …}``.
 
     Args:
-        code: The status.
-        error: The error, in words.
-        error_code: The error, as a code; with it, ``"error"`` is ``{"code": …, "message": …}``.
+        code: The status code.
+        error: The error message.
+        error_code: The error code. If given, ``"error"`` is ``{"code": …, "message": …}``.
     """
     detail = error if error_code is None else {"code": error_code, "message": error}
     return _responses.json_data(code, {"success": False, "error": detail})
@@ -133,8 +133,8 @@ def not_ok(code: int, message: str) -> Fault:
     """Respond with ``{"ok": false, "message": …}``.
 
     Args:
-        code: The status.
-        message: The error, in words.
+        code: The status code.
+        message: The error message.
     """
     return _responses.json_data(code, {"ok": False, "message": message})
 
@@ -143,7 +143,7 @@ def html_error(code: int) -> Fault:
     """Respond with an HTML error page, as the CDN in front of the platform does.
 
     Args:
-        code: The status.
+        code: The status code.
     """
     title = f"{code} {HTTPStatus(code).phrase}"
     page = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>\n"
@@ -161,15 +161,15 @@ def empty_200() -> Fault:
 
 
 def empty_string_200() -> Fault:
-    """Respond with 200 and ``""`` as JSON."""
+    """Respond with 200 and the JSON string ``""``."""
     return _responses.json_data(200, "")
 
 
 def json(data: Any) -> Fault:
-    """Respond with 200 and JSON: bad rows, or an envelope such as ``{"meetings": []}``.
+    """Respond with 200 and JSON, such as invalid rows or a wrapped list (``{"meetings": []}``).
 
     Args:
-        data: The JSON.
+        data: The data to send as JSON.
     """
     return _responses.json_data(200, data)
 
@@ -178,8 +178,8 @@ def redirect(location: str, code: int = 302) -> Fault:
     """Respond with a redirect.
 
     Args:
-        location: Where to, a path or a URL.
-        code: The status.
+        location: The ``Location`` header, a path or a URL.
+        code: The status code.
     """
     return _responses.text(
         code, f"{HTTPStatus(code).phrase}. Redirecting to {location}", {"Location": location}
@@ -190,7 +190,7 @@ def slow(seconds: float) -> Fault:
     """Process the request, then delay the response.
 
     Args:
-        seconds: By how much.
+        seconds: The delay in seconds.
     """
     return Slow(seconds)
 
@@ -222,20 +222,20 @@ class _Planned:
 
 
 class FaultPlan:
-    """The faults waiting for their requests; the first that matches is used. Thread-safe."""
+    """The pending faults. The first one that matches a request applies. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._planned: list[_Planned] = []
-        self.revision = 0  # grows with every change
+        self.revision = 0  # incremented with every change
 
     def add(self, fault: object, times: int, method: str | None, path: str | None) -> None:
         """Plan ``fault`` for the next ``times`` requests with that method and path (None: any).
 
-        TypeError if it is not a fault, such as a function that was not called.
+        Raises TypeError if ``fault`` is not a fault, such as a function that was not called.
         """
         if not isinstance(fault, Fault):
-            raise TypeError(f"not a fault: {fault!r}; call one of lemcal_async.sandbox.faults")
+            raise TypeError(f"not a fault: {fault!r}; call a function of lemcal_async.sandbox.faults")
         if times < 1:
             raise ValueError(f"times must be at least 1, not {times}")
         with self._lock:
@@ -243,7 +243,7 @@ class FaultPlan:
             self.revision += 1
 
     def take(self, method: str, path: str) -> Fault | None:
-        """Return the fault for this request, if any."""
+        """Return the fault that applies to this request, if any."""
         with self._lock:
             for planned in self._planned:
                 if planned.matches(method, path):
@@ -255,15 +255,15 @@ class FaultPlan:
         return None
 
     def snapshot(self) -> list[str]:
-        """Return a line for each fault that waits for its requests."""
+        """Return a line of text for each pending fault."""
         with self._lock:
             return [
-                f"{describe(each.fault)}: {each.times} x {each.method or 'any'} {each.path or '*'}"
-                for each in self._planned
+                f"{describe(entry.fault)}: {entry.times} x {entry.method or 'any'} {entry.path or '*'}"
+                for entry in self._planned
             ]
 
     def clear(self) -> None:
-        """Drop all of them."""
+        """Discard all pending faults."""
         with self._lock:
             self._planned.clear()
             self.revision += 1

@@ -101,7 +101,7 @@ def test_a_request_appears(page: Any, sandbox: Sandbox, connect: Connect) -> Non
 
 def test_it_appears_at_the_next_look(page: Any) -> None:
     """The stream brings it without a reload, and looks at the log several times per second."""
-    assert _page._POLL <= 0.25
+    assert _page._POLL_INTERVAL <= 0.25
     with Sandbox().serve() as other:
         page.get(f"{other.url}/")
         until(lambda: text(page, "#live") == "live")
@@ -137,7 +137,7 @@ def test_booking_with_a_button(page: Any, sandbox: Sandbox, receiver: Receiver) 
 
     press(page, "#deliveries button")
     assert receiver.arrived.acquire(timeout=WAIT)
-    until(lambda: "repeats" in text(page, "#deliveries li"))
+    until(lambda: "repeat of 1" in text(page, "#deliveries li"))
 
     row = f"#meetings #{booked['_id']}"
     until(lambda: "ada@example.org" in text(page, row))
@@ -180,14 +180,14 @@ def test_a_fault_is_injected_and_met(page: Any, sandbox: Sandbox, connect: Conne
     client = connect(sandbox, 1)
     assert 507 == client.get("/meetingTypes").status_code
     until(lambda: "fault: 507" in text(page, f"#r{sandbox.requests[-1].number}"))
-    until(lambda: "No fault is waiting" in text(page, "#faults"))
+    until(lambda: "No pending faults" in text(page, "#faults"))
 
     Select(find(page, "#fault select[name=fault]")).select_by_value("truncated")
     assert not find(page, "#option").is_displayed()
     press(page, "#fault button")
     until(lambda: "truncated" in text(page, "#faults li"))
     press(page, "#faults button")
-    until(lambda: "No fault is waiting" in text(page, "#faults"))
+    until(lambda: "No pending faults" in text(page, "#faults"))
 
 
 def test_by_keyboard(page: Any, sandbox: Sandbox) -> None:
@@ -296,7 +296,7 @@ def test_another_site_cannot_drive_it(browser: Any, sandbox: Sandbox) -> None:
         assert "blocked" == outcome
         find(browser, "button").click()
         browser.switch_to.frame("out")
-        until(lambda: "another web site" in find(browser, "body").text)
+        until(lambda: "another website" in find(browser, "body").text)
         browser.switch_to.default_content()
         browser.get("about:blank")
     assert before == len(sandbox.meetings())

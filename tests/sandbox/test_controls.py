@@ -172,7 +172,7 @@ def test_controls_from_many_threads() -> None:
 
 def test_the_log_keeps_the_newest() -> None:
     """A sandbox that keeps running does not fill the memory; a late update does not bring an entry back."""
-    log = RequestLog(kept=2)
+    log = RequestLog(max_entries=2)
     numbers = [log.add_request(SeenRequest(at, "GET", "/me", "", None, {})) for at in (1.0, 2.0, 3.0)]
     for number in numbers:
         log.update(number, status_code=200)
@@ -184,7 +184,7 @@ def test_the_log_keeps_the_newest() -> None:
 
 def test_only_the_newest_keep_their_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lists of busy tests do not pile up in memory."""
-    monkeypatch.setattr("lemcal_async.sandbox._log.BODIES_KEPT", 2)
+    monkeypatch.setattr("lemcal_async.sandbox._log.MAX_BODIES", 2)
     log = RequestLog()
     for _ in range(3):
         log.update(log.add_request(SeenRequest(0, "GET", "/me", "", None, {})), response_body="{}")
@@ -215,12 +215,12 @@ NAIVE = datetime(2026, 3, 2, tzinfo=UTC).replace(tzinfo=None)
 
 def test_a_follower_that_slept_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes are remembered for a while only, and a journal says whether it remembers enough."""
-    monkeypatch.setattr("lemcal_async.sandbox._log._RECENT", 2)
+    monkeypatch.setattr("lemcal_async.sandbox._log._MAX_CHANGES", 2)
     journal = Journal[SeenRequest](10)
-    assert [True, False] == [journal.reaches(revision) for revision in (0, 1)]
+    assert [True, False] == [journal.covers(revision) for revision in (0, 1)]
     for _ in range(4):
         journal.add(lambda number: SeenRequest(0, "GET", "/me", "", None, {}, number=number))
-    assert [False, False, True, True, False] == [journal.reaches(revision) for revision in (0, 1, 2, 4, 5)]
+    assert [False, False, True, True, False] == [journal.covers(revision) for revision in (0, 1, 2, 4, 5)]
     assert [3, 4] == [entry.number for entry in journal.changed_since(2)[1]]
 
 
@@ -280,7 +280,7 @@ def test_a_meeting_in_any_form(idle: Sandbox, form: str) -> None:
         ({"canceled_at": None}, TypeError, "did you mean canceledAt="),
         ({"id": "mee_1"}, TypeError, "did you mean _id="),
         ({"email": "a@b.c"}, TypeError, "did you mean guest="),
-        ({"note": {1, 2}}, TypeError, "must be JSON or a datetime, not set"),
+        ({"note": {1, 2}}, TypeError, "must be a JSON value or a datetime, not set"),
     ],
 )
 def test_book_what_makes_no_sense(
@@ -296,5 +296,5 @@ def test_book_what_makes_no_sense(
 def test_what_is_no_meeting(idle: Sandbox, meeting: Any) -> None:
     """The error says what to pass."""
     for control in (idle.cancel, idle.remove, idle.edit):
-        with pytest.raises(TypeError, match="pass the id of a meeting, a row as book"):
+        with pytest.raises(TypeError, match="pass a meeting's id, a row as returned by book"):
             control(meeting)

@@ -74,7 +74,7 @@ def test_faults(control: httpx.Client, client: httpx.Client) -> None:
         (("POST", "/faults"), {"fault": "empty_200", "times": 0}, 400, "times"),
         (("POST", "/faults"), {"fault": "slow", "options": [1]}, 400, "options must be a JSON object"),
         (("POST", "/faults"), [], 400, "the body must be a JSON object"),
-        (("POST", "/bookings"), {"account": 7}, 404, "there is no account 7: they are numbered from 0 to 0"),
+        (("POST", "/bookings"), {"account": 7}, 404, "there is no account 7; accounts are numbered from 0 to 0"),
         (("POST", "/bookings"), {"account": "x"}, 400, "account must be a whole number, not 'x'"),
         (("POST", "/hooks"), {}, 400, "targetUrl is missing"),
         (("POST", "/hooks"), {"targetUrl": "http://example.com", "account": 7}, 404, "there is no account 7"),

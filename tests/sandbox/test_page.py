@@ -323,10 +323,10 @@ def test_faults_of_the_form(sandbox: Sandbox, browser: httpx.Client, client: htt
                 options[option] = 0.01
         answer = browser.post("/_sandbox/faults", json={"fault": name, "options": options, "path": "/me"})
         assert 204 == answer.status_code, answer.text
-        assert "No fault is waiting" not in browser.get("/_sandbox/page/state").json()["faults"]
+        assert "No pending faults" not in browser.get("/_sandbox/page/state").json()["faults"]
         with contextlib.suppress(httpx.TransportError):
             client.get("/me")
-        assert "No fault is waiting" in browser.get("/_sandbox/page/state").json()["faults"]
+        assert "No pending faults" in browser.get("/_sandbox/page/state").json()["faults"]
     sandbox.inject(faults.status(500), times=7)
     assert "7 x any *" in browser.get("/_sandbox/page/state").json()["faults"]
     assert 204 == browser.delete("/_sandbox/faults").status_code

@@ -1,10 +1,10 @@
-// The page's behavior: the live stream, the buttons, and the picture of the rate limit.
+// The page's behavior: the live stream, the buttons, and the rate limit chart.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
 const account = document.body.dataset.account;
-const ROWS = 10000; // kept in the page
-const SECONDS = 10; // shown of the rate limit
+const MAX_ROWS = 10000; // in the request log
+const SECONDS = 10; // the time span of the rate limit chart
 
 // ---- the live stream
 
@@ -21,16 +21,16 @@ stream.addEventListener("hello", (event) => {
   clock = limit.now - performance.now() / 1000;
   $("limit-hint").textContent = limit.limit === null
     ? "This sandbox has no rate limit."
-    : `${limit.limit} requests per ${limit.period} s. A dot is a request, a box a window; refused ones are crossed.`;
+    : `${limit.limit} requests per ${limit.period} s. Each dot is a request, each box a window; crosses are refused requests.`;
 });
 stream.addEventListener("requests", (event) => {
   const rows = JSON.parse(event.data);
   for (const row of rows) {
-    if (row.limit !== null) remember(row);
+    if (row.limit !== null) addToChart(row);
     put("requests", row);
   }
   $("no-requests").hidden = $("requests").childElementCount > 0;
-  while ($("requests").childElementCount > ROWS) $("requests").lastElementChild.remove();
+  while ($("requests").childElementCount > MAX_ROWS) $("requests").lastElementChild.remove();
 });
 stream.addEventListener("deliveries", (event) => {
   for (const row of JSON.parse(event.data)) put("deliveries", row);
@@ -38,7 +38,7 @@ stream.addEventListener("deliveries", (event) => {
 });
 stream.addEventListener("state", refreshLists);
 
-// New rows go on top; a row that is there already is replaced, but stays open if it is.
+// Insert a new row in order, or replace an existing one; an open row stays open.
 function put(list, row) {
   const template = document.createElement("template");
   template.innerHTML = row.html;
@@ -48,7 +48,7 @@ function put(list, row) {
     const number = Number(row.id.slice(1));
     let next = $(list).firstElementChild;
     while (next !== null && Number(next.id.slice(1)) > number) next = next.nextElementSibling;
-    const pinned = $(list).scrollTop; // who reads further down is not moved
+    const pinned = $(list).scrollTop; // keep the position of a reader who has scrolled down
     $(list).insertBefore(fresh, next);
     if (pinned > 0) $(list).scrollTop = pinned + fresh.offsetHeight;
   } else if (old.querySelector("details[open]")) {
@@ -59,14 +59,14 @@ function put(list, row) {
   }
 }
 
-const shown = {}; // the HTML of each list
+const currentHtml = {}; // by list
 async function refreshLists() {
   const lists = await (await fetch(`_sandbox/page/state?account=${account}`)).json();
   for (const [id, html] of Object.entries(lists)) {
     const box = $(id);
     const typing = box.contains(document.activeElement) && document.activeElement.matches("input");
-    if (shown[id] === html || typing || box.querySelector(".move[open]") !== null) continue;
-    shown[id] = html;
+    if (currentHtml[id] === html || typing || box.querySelector(".move[open]") !== null) continue;
+    currentHtml[id] = html;
     box.innerHTML = html;
   }
 }
@@ -77,27 +77,27 @@ document.addEventListener("toggle", async (event) => {
   const details = event.target;
   const row = details.closest("#requests > li");
   if (row === null || !details.open) return;
-  const answer = await fetch(`_sandbox/page/requests/${row.id.slice(1)}`);
-  details.querySelector("summary ~ div").innerHTML = await answer.text();
+  const response = await fetch(`_sandbox/page/requests/${row.id.slice(1)}`);
+  details.querySelector("summary ~ div").innerHTML = await response.text();
 }, true);
 
-document.addEventListener("toggle", (event) => { // a list that has changed while somebody was moving a meeting
+document.addEventListener("toggle", (event) => { // the list may have changed while this form was open
   if (event.target.matches(".move") && !event.target.open) refreshLists();
 }, true);
 
 $("older").addEventListener("click", async () => {
   const last = $("requests").lastElementChild;
-  const answer = await fetch(`_sandbox/page/requests?before=${last === null ? 0 : last.id.slice(1)}`);
-  const html = await answer.text();
+  const response = await fetch(`_sandbox/page/requests?before=${last === null ? 0 : last.id.slice(1)}`);
+  const html = await response.text();
   $("requests").insertAdjacentHTML("beforeend", html);
   const end = $("requests").lastElementChild;
-  $("older").hidden = html === "" || end.id === "r1" || $("requests").childElementCount >= ROWS;
+  $("older").hidden = html === "" || end.id === "r1" || $("requests").childElementCount >= MAX_ROWS;
 });
 
 // ---- the buttons
 
 let messageTimer;
-function say(text, isError) {
+function showMessage(text, isError) {
   $("message").textContent = text;
   $("message").dataset.error = isError ? "yes" : "no";
   clearTimeout(messageTimer);
@@ -131,13 +131,13 @@ function bodyOf(form) {
 document.addEventListener("submit", async (event) => {
   const form = event.target;
   event.preventDefault();
-  const answer = await fetch(`_sandbox/${form.dataset.url}`, {
+  const response = await fetch(`_sandbox/${form.dataset.url}`, {
     method: form.dataset.method,
     headers: { "Content-Type": "application/json" },
     body: form.dataset.method === "DELETE" ? null : JSON.stringify(bodyOf(form)),
   }).catch((error) => ({ ok: false, text: async () => `The sandbox cannot be reached (${error.message}).` }));
-  say(answer.ok ? form.dataset.done : await answer.text(), !answer.ok);
-  if (answer.ok) {
+  showMessage(response.ok ? form.dataset.done : await response.text(), !response.ok);
+  if (response.ok) {
     document.activeElement.blur();
     form.closest("details")?.removeAttribute("open");
     await refreshLists();
@@ -162,34 +162,34 @@ document.addEventListener("click", async (event) => {
   const source = $(button.dataset.copy);
   try {
     await navigator.clipboard.writeText(source.textContent);
-    say("Copied.");
+    showMessage("Copied.");
   } catch {
-    getSelection().selectAllChildren(source); // no clipboard on plain http from another machine
-    say("Selected; copy it with Ctrl+C.");
+    getSelection().selectAllChildren(source); // over plain HTTP, only localhost may use the clipboard
+    showMessage("Selected. Copy with Ctrl+C.");
   }
 });
 
-// ---- the picture of the rate limit
+// ---- the rate limit chart
 
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 600, HEIGHT = 64, FLOOR = 58;
-const keys = new Map(); // key -> its latest requests
+const keys = new Map(); // key -> latest requests, by row id
 
-function remember(row) {
+function addToChart(row) {
   if (!keys.has(row.key)) keys.set(row.key, new Map());
   keys.get(row.key).set(row.id, row);
 }
 
 function element(name, attributes) {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
+  const created = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) created.setAttribute(key, value);
+  return created;
 }
 
 function strip(key, requests, now) {
   const x = (at) => WIDTH * (1 - (now - at) / SECONDS);
   const svg = element("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
-  const windows = new Map(); // start -> requests in it
+  const windows = new Map(); // start -> requests
   for (const row of requests) {
     const start = limit.window === "fixed"
       ? Math.round((row.at + row.resetsIn - limit.period) * 50) / 50
@@ -204,7 +204,7 @@ function strip(key, requests, now) {
         class: "window", x: x(start), y: 4, width: WIDTH * limit.period / SECONDS, height: FLOOR - 4,
       }));
     }
-    rows.sort((one, other) => one.at - other.at);
+    rows.sort((a, b) => a.at - b.at);
     rows.forEach((row, index) => {
       const y = FLOOR - 4 - Math.min(index, limit.limit) * scale;
       const at = x(row.at);
@@ -234,7 +234,7 @@ function draw() {
   const strips = [];
   for (const [key, rows] of [...keys].slice(-6)) {
     for (const [id, row] of rows) if (row.at < now - SECONDS - limit.period) rows.delete(id);
-    strips.push(strip(key, [...rows.values()].sort((one, other) => one.at - other.at), now));
+    strips.push(strip(key, [...rows.values()].sort((a, b) => a.at - b.at), now));
   }
   if (strips.length === 0) strips.push(strip($("account").selectedOptions[0].textContent, [], now));
   $("strips").replaceChildren(...strips);

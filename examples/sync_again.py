@@ -1,7 +1,7 @@
-"""The second half of a synchronization: things happen, ``lemcal sync`` runs again, and tells them apart.
+"""Synchronize a second time: change meetings in the sandbox, run ``lemcal sync`` again, and list the changes.
 
-Run it after ``lemcal sync --sandbox``, which has filled the database: ``python examples/sync_again.py``, with
-the same ``LEMCAL_DB``. The sandbox makes up the same account each time, so this is that account later.
+Run ``lemcal sync --sandbox`` first to fill the database, then ``python examples/sync_again.py`` with the same
+``LEMCAL_DB``. The sandbox creates the same account each time, so the second run continues with its data.
 """
 
 import os
@@ -14,8 +14,8 @@ from lemcal_async.sandbox import Sandbox
 from lemcal_async.sync import SQLStore
 
 
-def live(sandbox: Sandbox) -> None:
-    """Let things happen at the service; it announces only the bookings."""
+def change_meetings(sandbox: Sandbox) -> None:
+    """Book, move, cancel and remove meetings; the service announces only the bookings."""
     first, second, third, *_ = (row for row in sandbox.meetings() if "canceledAt" not in row)
     sandbox.book()
     sandbox.book(public=False)
@@ -26,7 +26,7 @@ def live(sandbox: Sandbox) -> None:
 
 
 async def show(url: str, since: datetime) -> None:
-    """Print the changes found since then."""
+    """Print the changes found since a time."""
     async with SQLStore(url) as store:
         async for change in store.changes():
             if change.found_at >= since:
@@ -35,17 +35,17 @@ async def show(url: str, since: datetime) -> None:
 
 
 def main() -> None:
-    """Let things happen, synchronize, and print what changed."""
+    """Change meetings, synchronize, and print the changes."""
     url = os.environ.setdefault("LEMCAL_DB", "sqlite:///lemcal-sandbox.db")
     with Sandbox().serve() as sandbox:
         os.environ["LEMCAL_USER_ID"], os.environ["LEMCAL_API_KEY"] = sandbox.user_id, sandbox.api_key
-        live(sandbox)
-        print("Meanwhile: two bookings, one meeting moved, one canceled, one removed. Synchronize again:")
+        change_meetings(sandbox)
+        print("Since then: two bookings, one meeting moved, one canceled, one removed. Synchronizing again:")
         print(flush=True)
         since = datetime.now(UTC)
         if status := lemcal(["sync", "--base-url", sandbox.base_url]):
             raise SystemExit(status)
-        print("\nThe changes that were found, with the guest and the fields that differ:")
+        print("\nThe changes found, with the guest and the changed fields:")
         anyio.run(show, url, since)
 
 

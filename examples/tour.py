@@ -14,12 +14,12 @@ from lemcal_async.sandbox import Sandbox, faults
 
 
 def say(text: str = "") -> None:
-    """Print a line at once, so that it stays in order with the log."""
+    """Print and flush a line, so that it stays in order with the log."""
     print(text, flush=True)
 
 
 async def read(lemcal: AsyncLemcal) -> None:
-    """Read what is booked, and tell the guest from the host."""
+    """List the meetings and their guests."""
     say("1. Reading")
     user = await lemcal.me()
     meetings = await lemcal.meetings.list()
@@ -31,8 +31,8 @@ async def read(lemcal: AsyncLemcal) -> None:
 
 
 async def burst(lemcal: AsyncLemcal, sandbox: Sandbox, calls: int) -> None:
-    """Make far more calls at once than the service allows: the limiter spreads them out."""
-    say(f"\n2. Rate limit: {calls} calls at once, where 20 per 2 seconds are allowed")
+    """Make more concurrent calls than the service allows: the limiter spreads them out."""
+    say(f"\n2. Rate limit: {calls} concurrent calls; the service allows 20 per 2 seconds")
     before = len(sandbox.requests)
     started = time.monotonic()
     async with anyio.create_task_group() as tasks:
@@ -40,29 +40,27 @@ async def burst(lemcal: AsyncLemcal, sandbox: Sandbox, calls: int) -> None:
             tasks.start_soon(lemcal.me)
     seconds = time.monotonic() - started
     refused = sum(request.status_code == 429 for request in sandbox.requests[before:])
-    say(f"   They took {seconds:.1f} s, and {refused} of them were refused (429).")
+    say(f"   The calls took {seconds:.1f} s, and {refused} of them were refused (429).")
     budget = lemcal.rate_limit
-    say(f"   Left now: {budget.remaining} of {budget.limit} requests, all again in {budget.resets_in:.1f} s.")
+    say(f"   {budget.remaining} of {budget.limit} requests left, limit resets in {budget.resets_in:.1f} s.")
 
 
-async def trouble(lemcal: AsyncLemcal, sandbox: Sandbox) -> None:
-    """Meet a server that has a bad day: some errors are retried, the others say what is wrong."""
-    say("\n3. Trouble: the sandbox refuses the next call, as if somebody else had used up the limit.")
-    say("   In the log: the limiter did not expect this and becomes careful; it pauses; the call is retried.")
+async def failures(lemcal: AsyncLemcal, sandbox: Sandbox) -> None:
+    """Handle failures of the server: some are retried, the others raise errors that explain the problem."""
+    say("\n3. Failures: the sandbox refuses the next call, as if another client had used up the limit.")
+    say("   In the log: the limiter did not expect this, becomes careful, and pauses; the call is retried.")
     sandbox.inject(faults.too_many_requests(retry_after="0.3"))
     user = await lemcal.me()
-    say(f"   The call succeeded all the same: {user.email}.")
+    say(f"   The call still succeeded: {user.email}.")
 
-    say(
-        "\n   Now a response that is not JSON, as from a wrong base URL. It is an error, not an empty result:"
-    )
+    say("\n   Next, a response that is not JSON, as from a wrong base URL: an error, not an empty result.")
     sandbox.inject(faults.html_200())
     try:
         await lemcal.me()
     except errors.ResponseDecodeError as error:
         say(f"   {type(error).__name__}: {error}")
 
-    say("\n   And a meeting that does not exist:")
+    say("\n   Finally, a meeting that does not exist:")
     try:
         await lemcal.meetings.get("mee_unknown")
     except errors.MeetingNotFoundError as error:
@@ -70,25 +68,25 @@ async def trouble(lemcal: AsyncLemcal, sandbox: Sandbox) -> None:
 
 
 SUMMARY = """
-What you have seen: typed models, a rate limiter that keeps within the quota, retries, and errors that say
-what to do. None of it needed an account: the service was the sandbox that comes with the package.
+You have seen typed models, a rate limiter that stays within the quota, retries, and errors that say what to
+do. None of this needed an account: the service was the sandbox that comes with the package.
 
 Where to go next:
-  docs/index.md           what there is, and the first lines of your own
+  docs/index.md           an overview and a first program
   docs/sync.md            keep a database in sync, and act on each change
   docs/webhooks.md        receive bookings within a second
-  docs/try-it.md          the sandbox's page: watch the requests, book, cancel, break things
+  docs/try-it.md          the sandbox's page: watch requests, book and cancel meetings, inject faults
 """
 
 
 async def main() -> None:
-    """Show it all."""
+    """Run the tour."""
     with Sandbox().serve() as sandbox:
-        say(f"A tour on the sandbox, which listens on {sandbox.base_url}\n")
+        say(f"A tour of the client, on a sandbox at {sandbox.base_url}\n")
         async with sandbox.client() as lemcal:
             await read(lemcal)
             await burst(lemcal, sandbox, calls=50)
-            await trouble(lemcal, sandbox)
+            await failures(lemcal, sandbox)
     say(SUMMARY)
 
 

@@ -1,4 +1,4 @@
-"""A real Chromium for tests of pages, driven by Selenium; tests are skipped where there is none."""
+"""A real Chromium for tests of web pages, driven by Selenium. Without a browser, the tests are skipped."""
 
 import contextlib
 import shutil
@@ -13,9 +13,9 @@ DRIVER = shutil.which("chromedriver")
 
 @contextlib.contextmanager
 def chromium(*, width: int = 1280, height: int = 1000) -> Iterator[Any]:
-    """Provide a browser window; skip the test if there is no browser here."""
+    """Open a browser window. Skip the test if no browser is installed."""
     if CHROMIUM is None or DRIVER is None:
-        pytest.skip("there is no Chromium with its driver here (Debian: chromium, chromium-driver)")
+        pytest.skip("Chromium and its driver are not installed (Debian: chromium, chromium-driver)")
     webdriver = pytest.importorskip("selenium.webdriver", reason="Selenium is not installed")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
@@ -32,12 +32,12 @@ def chromium(*, width: int = 1280, height: int = 1000) -> Iterator[Any]:
 
 
 def resize(browser: Any, width: int, height: int = 1000) -> None:
-    """Give the page this size, also below the least size of a window."""
+    """Set the size of the page, which may be smaller than the minimum size of a window."""
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
 def use_colors(browser: Any, scheme: str) -> None:
-    """Prefer ``light`` or ``dark``, as a system's setting does."""
+    """Emulate a system setting that prefers ``light`` or ``dark`` colors."""
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})

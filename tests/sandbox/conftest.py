@@ -1,4 +1,4 @@
-"""A served sandbox and a plain httpx client for it: these tests do not use the SDK's client."""
+"""Fixtures: a served sandbox, plain httpx clients (not the SDK's client) and a hook receiver."""
 
 import contextlib
 import http.server
@@ -13,33 +13,32 @@ from lemcal_async.sandbox import Sandbox
 
 Connect = Callable[..., httpx.Client]
 
-NO_TLS = ssl.SSLContext(
-    ssl.PROTOCOL_TLS_CLIENT
-)  # never used: making one for each client takes most of the time
+# Shared and never used: creating an SSL context per client would take most of the time.
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 @pytest.fixture
 def no_blocking_calls() -> None:
-    """Disable this check: the sandbox waits for its own threads on purpose."""
+    """Disable this check: the sandbox blocks on its own threads by design."""
 
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
-    """Serve a sandbox with its defaults."""
+    """Serve a sandbox with the default options."""
     with Sandbox().serve() as sandbox:
         yield sandbox
 
 
 @pytest.fixture
 def connect() -> Iterator[Connect]:
-    """Return a function that makes a client with an account's credentials."""
+    """Return a function that creates a client with an account's credentials."""
     with contextlib.ExitStack() as stack:
 
         def connect(sandbox: Sandbox, account: int = 0) -> httpx.Client:
-            known = sandbox.accounts[account]
+            credentials = sandbox.accounts[account]
             client = httpx.Client(
                 base_url=sandbox.base_url,
-                auth=(known.user_id, known.api_key),
+                auth=(credentials.user_id, credentials.api_key),
                 trust_env=False,
                 verify=NO_TLS,
             )
@@ -50,12 +49,12 @@ def connect() -> Iterator[Connect]:
 
 @pytest.fixture
 def client(sandbox: Sandbox, connect: Connect) -> httpx.Client:
-    """Return a client of the first account."""
+    """Return a client for the first account."""
     return connect(sandbox)
 
 
 class Receiver(http.server.ThreadingHTTPServer):
-    """Takes hook deliveries on a real socket; answers ``status_code``, or nothing until released."""
+    """Receives hook deliveries on a real socket; responds with ``status_code`` while it may respond."""
 
     daemon_threads = True
 
@@ -64,11 +63,11 @@ class Receiver(http.server.ThreadingHTTPServer):
         self.status_code = 200
         self.seen: list[tuple[str, dict[str, str], bytes]] = []
         self.arrived = threading.Semaphore(0)
-        self.answers = threading.Event()
-        self.answers.set()
+        self.may_respond = threading.Event()
+        self.may_respond.set()
 
     def url(self, path: str = "/hook?token=s3cret") -> str:
-        """Return a target for a hook."""
+        """Return a target URL for a hook."""
         return f"http://127.0.0.1:{self.server_port}{path}"
 
 
@@ -79,8 +78,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"]))
         self.server.seen.append((self.path, dict(self.headers), body))
         self.server.arrived.release()
-        self.server.answers.wait(60)
-        with contextlib.suppress(OSError):  # the sender may be gone
+        self.server.may_respond.wait(60)
+        with contextlib.suppress(OSError):  # the sender may have disconnected
             self.send_response(self.server.status_code)
             self.send_header("content-length", "0")
             self.end_headers()
@@ -98,6 +97,6 @@ def receiver() -> Iterator[Receiver]:
         try:
             yield receiver
         finally:
-            receiver.answers.set()
+            receiver.may_respond.set()
             receiver.shutdown()
             thread.join()

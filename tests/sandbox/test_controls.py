@@ -1,4 +1,4 @@
-"""The controls as plain calls, without a server, from any thread."""
+"""The controls as method calls, without a server, from any thread."""
 
 import re
 import sys
@@ -15,96 +15,96 @@ from lemcal_async.sandbox._log import Journal, RequestLog, SeenRequest
 
 
 @pytest.fixture
-def idle() -> Sandbox:
+def sandbox() -> Sandbox:
     """Return a sandbox that is not served."""
     return Sandbox(accounts=2)
 
 
-def test_book(idle: Sandbox) -> None:
+def test_book(sandbox: Sandbox) -> None:
     """By default, a public meeting of the first type is added at the end of the list."""
-    meeting = idle.book()
-    assert meeting == idle.meetings()[-1]
-    assert (13, 12) == (len(idle.meetings(0)), len(idle.meetings(1)))
-    assert idle.meeting_types()[0]["_id"] == meeting["meetingTypeId"]
+    meeting = sandbox.book()
+    assert meeting == sandbox.meetings()[-1]
+    assert (13, 12) == (len(sandbox.meetings(0)), len(sandbox.meetings(1)))
+    assert sandbox.meeting_types()[0]["_id"] == meeting["meetingTypeId"]
     assert "lead" not in meeting
     assert [True] == [entry["primary"] for entry in meeting["attendees"] if "primary" in entry]
     assert meeting["createdAt"] < meeting["start"] < meeting["end"]
 
 
-def test_book_as_asked(idle: Sandbox) -> None:
-    """Account, type, lead and any wire field can be given."""
-    wanted = idle.meeting_types(1)[2]
-    meeting = idle.book(
+def test_book_with_arguments(sandbox: Sandbox) -> None:
+    """The account, the meeting type, a lead and any wire field can be given."""
+    wanted = sandbox.meeting_types(1)[2]
+    meeting = sandbox.book(
         1, meeting_type_id=wanted["_id"], public=False, _id="mee_mine", timezone=None, extra=[1]
     )
     assert (wanted["_id"], wanted["name"]) == (meeting["meetingTypeId"], meeting["meetingTypeName"])
-    assert idle.accounts[1].user_id == meeting["userId"]
+    assert sandbox.accounts[1].user_id == meeting["userId"]
     assert ("mee_mine", None, [1]) == (meeting["_id"], meeting["timezone"], meeting["extra"])
     assert {"email", "firstName", "lastName"} == set(meeting["lead"])
 
 
-def test_book_what_cannot_be(idle: Sandbox) -> None:
-    """Unknown types and accounts, another account's type, and a taken id are refused."""
+def test_impossible_bookings_are_refused(sandbox: Sandbox) -> None:
+    """Unknown meeting types and accounts, another account's meeting type, and a used id are refused."""
     with pytest.raises(LookupError, match="met_unknown"):
-        idle.book(meeting_type_id="met_unknown")
+        sandbox.book(meeting_type_id="met_unknown")
     with pytest.raises(LookupError):
-        idle.book(0, meeting_type_id=idle.meeting_types(1)[0]["_id"])
+        sandbox.book(0, meeting_type_id=sandbox.meeting_types(1)[0]["_id"])
     with pytest.raises(LookupError):
-        idle.book(2)
+        sandbox.book(2)
     with pytest.raises(ValueError, match="already"):
-        idle.book(_id=idle.meetings()[0]["_id"])
-    assert 12 == len(idle.meetings())
+        sandbox.book(_id=sandbox.meetings()[0]["_id"])
+    assert 12 == len(sandbox.meetings())
 
 
-def test_cancel(idle: Sandbox) -> None:
-    """It stays in the list, with the time of its cancellation."""
-    before = idle.meetings(1)[0]
-    canceled = idle.cancel(before["_id"])
-    assert before | {"canceledAt": canceled["canceledAt"]} == canceled == idle.meetings(1)[0]
+def test_cancel(sandbox: Sandbox) -> None:
+    """A canceled meeting stays in the list, with ``canceledAt``."""
+    before = sandbox.meetings(1)[0]
+    canceled = sandbox.cancel(before["_id"])
+    assert before | {"canceledAt": canceled["canceledAt"]} == canceled == sandbox.meetings(1)[0]
 
 
-def test_edit(idle: Sandbox) -> None:
-    """Fields are replaced, but not the id."""
-    before = idle.meetings()[0]
-    edited = idle.edit(before["_id"], start="2030-01-01T00:00:00.000Z", lead=None)
-    assert before | {"start": "2030-01-01T00:00:00.000Z", "lead": None} == edited == idle.meetings()[0]
+def test_edit(sandbox: Sandbox) -> None:
+    """Fields can be replaced, except the id."""
+    before = sandbox.meetings()[0]
+    edited = sandbox.edit(before["_id"], start="2030-01-01T00:00:00.000Z", lead=None)
+    assert before | {"start": "2030-01-01T00:00:00.000Z", "lead": None} == edited == sandbox.meetings()[0]
     with pytest.raises(ValueError, match="id"):
-        idle.edit(before["_id"], _id="mee_other")
+        sandbox.edit(before["_id"], _id="mee_other")
 
 
-def test_remove(idle: Sandbox) -> None:
-    """It is no longer in the list."""
-    first, *others = idle.meetings()
-    idle.remove(first["_id"])
-    assert others == idle.meetings()
+def test_remove(sandbox: Sandbox) -> None:
+    """A removed meeting is no longer in the list."""
+    first, *others = sandbox.meetings()
+    sandbox.remove(first["_id"])
+    assert others == sandbox.meetings()
 
 
-def test_unknown_meetings(idle: Sandbox) -> None:
-    """It is a LookupError that names it."""
-    for control in (idle.cancel, idle.edit, idle.remove):
+def test_unknown_meeting(sandbox: Sandbox) -> None:
+    """Each control raises a LookupError that names the id."""
+    for control in (sandbox.cancel, sandbox.edit, sandbox.remove):
         with pytest.raises(LookupError, match="mee_unknown"):
             control("mee_unknown")
 
 
-def test_what_is_handed_out_is_a_copy(idle: Sandbox) -> None:
+def test_returned_values_are_copies(sandbox: Sandbox) -> None:
     """Changing a returned value does not change the sandbox."""
-    booked = idle.book()
-    kept = idle.meetings()
-    for row in (*idle.meetings(), booked):
+    booked = sandbox.book()
+    kept = sandbox.meetings()
+    for row in (*sandbox.meetings(), booked):
         row["attendees"].clear()
-    idle.meeting_types()[0]["questions"].clear()
-    assert kept == idle.meetings()
-    assert idle.meeting_types()[0]["questions"]
+    sandbox.meeting_types()[0]["questions"].clear()
+    assert kept == sandbox.meetings()
+    assert sandbox.meeting_types()[0]["questions"]
 
 
-def test_the_first_account(idle: Sandbox) -> None:
-    """It has shortcuts; its key is not in the repr."""
-    assert (idle.accounts[0].user_id, idle.accounts[0].api_key) == (idle.user_id, idle.api_key)
-    assert idle.api_key not in repr(idle.accounts)
+def test_shortcuts_to_the_first_account(sandbox: Sandbox) -> None:
+    """``user_id`` and ``api_key`` are those of the first account; the repr omits the API key."""
+    assert (sandbox.accounts[0].user_id, sandbox.accounts[0].api_key) == (sandbox.user_id, sandbox.api_key)
+    assert sandbox.api_key not in repr(sandbox.accounts)
 
 
 def test_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has an account's credentials and the base URL, unless options say otherwise."""
+    """The client gets the account's credentials and the base URL, unless options override them."""
     module = types.ModuleType("lemcal_async._client")
     monkeypatch.setattr(module, "AsyncLemcal", dict, raising=False)
     monkeypatch.setitem(sys.modules, "lemcal_async._client", module)
@@ -136,8 +136,8 @@ def test_client(monkeypatch: pytest.MonkeyPatch) -> None:
         {"window": "hopping"},
     ],
 )
-def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
-    """They are refused at once."""
+def test_invalid_options_are_refused(options: dict[str, Any]) -> None:
+    """The constructor raises ValueError."""
     with pytest.raises(ValueError):
         Sandbox(**options)
 
@@ -150,12 +150,12 @@ def test_controls_from_many_threads() -> None:
     def work() -> None:
         try:
             for _ in range(50):
-                kept, gone, changed = sandbox.book(), sandbox.book(), sandbox.book()
-                sandbox.cancel(kept["_id"])
-                sandbox.remove(gone["_id"])
-                sandbox.edit(changed["_id"], note="seen")
+                canceled, removed, edited = sandbox.book(), sandbox.book(), sandbox.book()
+                sandbox.cancel(canceled["_id"])
+                sandbox.remove(removed["_id"])
+                sandbox.edit(edited["_id"], note="seen")
                 sandbox.meetings()
-        except BaseException as error:  # noqa: BLE001  # checked in the thread that can fail the test
+        except BaseException as error:  # noqa: BLE001  # asserted in the main thread
             failures.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -170,8 +170,8 @@ def test_controls_from_many_threads() -> None:
     assert 200 == sum(row.get("note") == "seen" for row in rows)
 
 
-def test_the_log_keeps_the_newest() -> None:
-    """A sandbox that keeps running does not fill the memory; a late update does not bring an entry back."""
+def test_log_keeps_the_latest_requests() -> None:
+    """The log is bounded, and updating a dropped entry does not restore it."""
     log = RequestLog(max_entries=2)
     numbers = [log.add_request(SeenRequest(at, "GET", "/me", "", None, {})) for at in (1.0, 2.0, 3.0)]
     for number in numbers:
@@ -182,8 +182,8 @@ def test_the_log_keeps_the_newest() -> None:
     ]
 
 
-def test_only_the_newest_keep_their_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lists of busy tests do not pile up in memory."""
+def test_log_keeps_only_the_latest_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large responses do not accumulate in memory."""
     monkeypatch.setattr("lemcal_async.sandbox._log.MAX_BODIES", 2)
     log = RequestLog()
     for _ in range(3):
@@ -191,8 +191,8 @@ def test_only_the_newest_keep_their_bodies(monkeypatch: pytest.MonkeyPatch) -> N
     assert [None, "{}", "{}"] == [seen.response_body for seen in log.snapshot()]
 
 
-def test_following_a_journal() -> None:
-    """A follower gets what changed since its revision, once; entries can be paged both ways."""
+def test_journal_reports_changes() -> None:
+    """A follower gets each change since its revision once; entries can be paged in both directions."""
     journal = Journal[SeenRequest](3)
     for _ in range(4):
         journal.add(lambda number: SeenRequest(0, "GET", "/me", "", None, {}, number=number))
@@ -200,7 +200,7 @@ def test_following_a_journal() -> None:
     assert [2, 3, 4] == [entry.number for entry in changed]
     assert (known, []) == journal.changed_since(known)
     journal.update(2, status_code=200)
-    journal.update(1, status_code=200)  # dropped meanwhile
+    journal.update(1, status_code=200)  # already dropped
     assert [(2, 200)] == [(entry.number, entry.status_code) for entry in journal.changed_since(known)[1]]
     assert [2, 3] == [entry.number for entry in journal.after(0, 2)]
     assert [4] == [entry.number for entry in journal.after(3, 10)]
@@ -213,8 +213,8 @@ def test_following_a_journal() -> None:
 NAIVE = datetime(2026, 3, 2, tzinfo=UTC).replace(tzinfo=None)
 
 
-def test_a_follower_that_slept_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Changes are remembered for a while only, and a journal says whether it remembers enough."""
+def test_journal_covers_only_recent_revisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal remembers a limited number of changes, and reports which revisions it covers."""
     monkeypatch.setattr("lemcal_async.sandbox._log._MAX_CHANGES", 2)
     journal = Journal[SeenRequest](10)
     assert [True, False] == [journal.covers(revision) for revision in (0, 1)]
@@ -229,9 +229,9 @@ ADA = {"email": "ada.lovelace@example.org", "name": "Ada Lovelace"}
 
 @pytest.mark.parametrize("public", [True, False])
 @pytest.mark.parametrize("guest", ["Ada Lovelace <ada.lovelace@example.org>", "ada.lovelace@example.org"])
-def test_book_a_guest(idle: Sandbox, guest: str, *, public: bool) -> None:
-    """A guest is an address with or without a name, and is put wherever the service has it."""
-    booked = idle.book(guest=guest, public=public)
+def test_book_for_a_guest(sandbox: Sandbox, guest: str, *, public: bool) -> None:
+    """A guest is an e-mail address, with or without a name, and appears in the service's fields."""
+    booked = sandbox.book(guest=guest, public=public)
     meeting = from_wire(booked, Meeting)
     assert meeting.guest is not None
     assert ADA["email"] == meeting.guest.email
@@ -250,23 +250,23 @@ def test_book_a_guest(idle: Sandbox, guest: str, *, public: bool) -> None:
         "2026-03-02T10:00:00+01:00",
     ],
 )
-def test_book_at_a_time(idle: Sandbox, start: datetime | str) -> None:
-    """The start is an aware datetime or ISO 8601, and the end follows from the meeting type."""
-    booked = idle.book(start=start, meeting_type_id=idle.meeting_types()[1]["_id"])
+def test_book_at_a_time(sandbox: Sandbox, start: datetime | str) -> None:
+    """The start is an aware datetime or ISO 8601; the meeting type determines the end."""
+    booked = sandbox.book(start=start, meeting_type_id=sandbox.meeting_types()[1]["_id"])
     assert ("2026-03-02T09:00:00.000Z", "2026-03-02T09:45:00.000Z") == (booked["start"], booked["end"])
-    moved = idle.edit(booked, start=datetime(2026, 3, 3, 9, tzinfo=UTC))
-    assert "2026-03-03T09:00:00.000Z" == moved["start"] == idle.meetings()[-1]["start"]
+    moved = sandbox.edit(booked, start=datetime(2026, 3, 3, 9, tzinfo=UTC))
+    assert "2026-03-03T09:00:00.000Z" == moved["start"] == sandbox.meetings()[-1]["start"]
 
 
 @pytest.mark.parametrize("form", ["id", "row", "model"])
-def test_a_meeting_in_any_form(idle: Sandbox, form: str) -> None:
-    """The controls take an id, a row, or a model."""
-    row = idle.book()
+def test_controls_accept_id_row_or_model(sandbox: Sandbox, form: str) -> None:
+    """The controls accept an id, a row or a model."""
+    row = sandbox.book()
     meeting: Any = {"id": row["_id"], "row": row, "model": from_wire(row, Meeting)}[form]
-    assert "canceledAt" in idle.cancel(meeting)
-    assert 1 == idle.edit(meeting, note=1)["note"]
-    idle.remove(meeting)
-    assert 12 == len(idle.meetings())
+    assert "canceledAt" in sandbox.cancel(meeting)
+    assert 1 == sandbox.edit(meeting, note=1)["note"]
+    sandbox.remove(meeting)
+    assert 12 == len(sandbox.meetings())
 
 
 @pytest.mark.parametrize(
@@ -283,18 +283,18 @@ def test_a_meeting_in_any_form(idle: Sandbox, form: str) -> None:
         ({"note": {1, 2}}, TypeError, "must be a JSON value or a datetime, not set"),
     ],
 )
-def test_book_what_makes_no_sense(
-    idle: Sandbox, arguments: dict[str, Any], kind: type[Exception], advice: str
+def test_invalid_booking_arguments_are_refused(
+    sandbox: Sandbox, arguments: dict[str, Any], kind: type[Exception], advice: str
 ) -> None:
-    """A wrong argument is one line that says what to pass, and nothing is booked."""
+    """The error says what to pass, and nothing is booked."""
     with pytest.raises(kind, match=re.escape(advice)):
-        idle.book(**arguments)
-    assert 12 == len(idle.meetings())
+        sandbox.book(**arguments)
+    assert 12 == len(sandbox.meetings())
 
 
 @pytest.mark.parametrize("meeting", [None, 7, {}, {"id": "mee_1"}, ["mee_1"]])
-def test_what_is_no_meeting(idle: Sandbox, meeting: Any) -> None:
+def test_invalid_meeting_arguments_are_refused(sandbox: Sandbox, meeting: Any) -> None:
     """The error says what to pass."""
-    for control in (idle.cancel, idle.remove, idle.edit):
+    for control in (sandbox.cancel, sandbox.remove, sandbox.edit):
         with pytest.raises(TypeError, match="pass a meeting's id, a row as returned by book"):
             control(meeting)

@@ -1,4 +1,4 @@
-"""The made-up data: deterministic, and with every shape that real lists have."""
+"""The made-up data: deterministic, and as varied as real lists."""
 
 import re
 from datetime import datetime
@@ -20,30 +20,30 @@ TYPE_FIELDS = {
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
-def everything(sandbox: Sandbox) -> list[Any]:
-    """Return all that the seed decides, by account."""
+def seeded_data(sandbox: Sandbox) -> list[Any]:
+    """Return all data that the seed determines, by account."""
     return [
         (account, account.api_key, sandbox.meetings(index), sandbox.meeting_types(index))
         for index, account in enumerate(sandbox.accounts)
     ]
 
 
-def test_the_same_seed_makes_the_same_sandbox() -> None:
+def test_same_seed_gives_the_same_data() -> None:
     """The same seed gives the same data down to the ids; another seed gives other data."""
-    assert everything(Sandbox(accounts=2, seed=3)) == everything(Sandbox(accounts=2, seed=3))
-    assert everything(Sandbox(seed=3)) == everything(Sandbox(accounts=2, seed=3))[:1]
-    assert everything(Sandbox(meetings=5))[0][2] == everything(Sandbox(meetings=9))[0][2][:5]
-    assert everything(Sandbox(seed=3)) != everything(Sandbox(seed=4))
+    assert seeded_data(Sandbox(accounts=2, seed=3)) == seeded_data(Sandbox(accounts=2, seed=3))
+    assert seeded_data(Sandbox(seed=3)) == seeded_data(Sandbox(accounts=2, seed=3))[:1]
+    assert seeded_data(Sandbox(meetings=5))[0][2] == seeded_data(Sandbox(meetings=9))[0][2][:5]
+    assert seeded_data(Sandbox(seed=3)) != seeded_data(Sandbox(seed=4))
 
 
 @pytest.fixture
 def meetings() -> list[dict[str, Any]]:
-    """Return enough meetings for every shape to show."""
+    """Return enough meetings to include every variant."""
     return Sandbox(meetings=60).meetings()
 
 
 def test_ids_have_their_prefix_and_17_characters(meetings: list[dict[str, Any]]) -> None:
-    """Ids have the documented form, and are unique."""
+    """Ids have the documented format, and are unique."""
     sandbox = Sandbox(accounts=2)
     assert re.fullmatch(r"usr_[2-9A-Za-z]{17}", sandbox.user_id)
     assert all(re.fullmatch(r"mee_[2-9A-Za-z]{17}", row["_id"]) for row in meetings)
@@ -52,13 +52,13 @@ def test_ids_have_their_prefix_and_17_characters(meetings: list[dict[str, Any]])
     assert sandbox.accounts[0].api_key != sandbox.accounts[1].api_key
 
 
-def test_meetings_have_the_known_fields_only(meetings: list[dict[str, Any]]) -> None:
-    """Together, the meetings have all fields that are documented or observed."""
+def test_meetings_have_only_known_fields(meetings: list[dict[str, Any]]) -> None:
+    """Together, the meetings have exactly the documented and observed fields."""
     assert MEETING_FIELDS == {name for row in meetings for name in row}
 
 
-def test_meetings_show_every_shape(meetings: list[dict[str, Any]]) -> None:
-    """There are meetings with and without a lead, answers, a cancellation, and companions."""
+def test_meetings_cover_every_variant(meetings: list[dict[str, Any]]) -> None:
+    """There are meetings with and without a lead, answers, a cancellation, and a third attendee."""
     assert {True, False} == {"lead" in row for row in meetings}
     assert {True, False} == {"canceledAt" in row for row in meetings}
     assert {True, False} == {"questions" in row or "surveyAnswers" in row for row in meetings}
@@ -67,8 +67,8 @@ def test_meetings_show_every_shape(meetings: list[dict[str, Any]]) -> None:
     assert 3 < len({row.get("timezone") or row["attendeeTimezone"] for row in meetings})
 
 
-def test_hosts_are_marked_and_stand_first(meetings: list[dict[str, Any]]) -> None:
-    """The first attendee is the host; the guest of a public booking is primary."""
+def test_hosts_are_marked_and_listed_first(meetings: list[dict[str, Any]]) -> None:
+    """The first attendee is the host; the guest of a public booking is the primary attendee."""
     for row in meetings:
         host, guest, *_ = row["attendees"]
         assert host["owner"]
@@ -78,15 +78,15 @@ def test_hosts_are_marked_and_stand_first(meetings: list[dict[str, Any]]) -> Non
         assert row.get("lead", guest)["email"] == guest["email"]
 
 
-def test_everybody_is_at_an_example_domain(meetings: list[dict[str, Any]]) -> None:
-    """No address of the demo data belongs to anyone."""
+def test_all_addresses_are_at_example_domains(meetings: list[dict[str, Any]]) -> None:
+    """No e-mail address in the demo data belongs to a real person."""
     emails = {entry["email"] for row in meetings for entry in row["attendees"]}
     assert all(re.fullmatch(r"[a-z0-9.]+@example\.(com|net|org)", email) for email in emails)
     assert {"com", "net", "org"} == {email.rpartition(".")[2] for email in emails}
 
 
 def test_times_are_in_order(meetings: list[dict[str, Any]]) -> None:
-    """Meetings are booked, then canceled, then start, and last as long as their type says."""
+    """Meetings are booked, then canceled, then start; their length is that of their meeting type."""
     minutes = {row["_id"]: row["duration"] for row in Sandbox().meeting_types()}
     for row in meetings:
         written = {name: row[name] for name in ("createdAt", "canceledAt", "start", "end") if name in row}
@@ -97,7 +97,7 @@ def test_times_are_in_order(meetings: list[dict[str, Any]]) -> None:
 
 
 def test_meeting_types() -> None:
-    """One is disabled, one is a round robin, all have the documented fields."""
+    """One type is disabled, one is round-robin, and all have the documented fields."""
     types = Sandbox().meeting_types()
     assert all(TYPE_FIELDS == set(row) for row in types)
     assert 1 == [row["status"] for row in types].count("disabled")

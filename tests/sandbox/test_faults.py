@@ -1,4 +1,4 @@
-"""Each fault, as a client meets it on a real socket."""
+"""Each fault, as a client sees it on a real socket."""
 
 import time
 from typing import Any
@@ -37,14 +37,14 @@ HOOK = {"targetUrl": "https://example.com", "anyMeetingType": True}
         (faults.status(204), (204, TEXT, "")),
     ],
 )
-def test_answers_in_place_of_the_route(
+def test_faults_that_replace_the_response(
     client: httpx.Client, sandbox: Sandbox, fault: Fault, expected: tuple[int, str | None, str]
 ) -> None:
-    """They apply once, count like any request, and do not touch the state."""
+    """Such a fault applies once; the request is counted and does not change the state."""
     sandbox.inject(fault)
-    answer = client.post("/hooks", json=HOOK)
-    assert expected == (answer.status_code, answer.headers.get("content-type"), answer.text)
-    assert "19" == answer.headers["x-ratelimit-remaining"]
+    response = client.post("/hooks", json=HOOK)
+    assert expected == (response.status_code, response.headers.get("content-type"), response.text)
+    assert "19" == response.headers["x-ratelimit-remaining"]
     assert [] == sandbox.hooks()
     assert [(expected[0], False)] == [(seen.status_code, seen.processed) for seen in sandbox.requests]
     assert 200 == client.post("/hooks", json=HOOK).status_code
@@ -52,11 +52,11 @@ def test_answers_in_place_of_the_route(
 
 @pytest.mark.parametrize(("fault", "status"), [(faults.html_200(), 200), (faults.html_error(403), 403)])
 def test_html(sandbox: Sandbox, client: httpx.Client, fault: Fault, status: int) -> None:
-    """The page of a wrong URL, and that of the CDN."""
+    """The service's page for a wrong URL, and the CDN's error page."""
     sandbox.inject(fault)
-    answer = client.get("/me")
-    assert (status, HTML) == (answer.status_code, answer.headers["content-type"])
-    assert "<html" in answer.text
+    response = client.get("/me")
+    assert (status, HTML) == (response.status_code, response.headers["content-type"])
+    assert "<html" in response.text
 
 
 @pytest.mark.parametrize(
@@ -73,22 +73,22 @@ def test_html(sandbox: Sandbox, client: httpx.Client, fault: Fault, status: int)
 def test_too_many_requests(sandbox: Sandbox, client: httpx.Client, retry_after: str) -> None:
     """The header is sent verbatim, and no other header contradicts it."""
     sandbox.inject(faults.too_many_requests(retry_after))
-    answer = client.get("/me")
-    assert (429, "Too Many Requests") == (answer.status_code, answer.text)
-    assert retry_after == answer.headers["retry-after"]
-    assert "0" == answer.headers["x-ratelimit-remaining"]
-    assert "x-ratelimit-reset" not in answer.headers
+    response = client.get("/me")
+    assert (429, "Too Many Requests") == (response.status_code, response.text)
+    assert retry_after == response.headers["retry-after"]
+    assert "0" == response.headers["x-ratelimit-remaining"]
+    assert "x-ratelimit-reset" not in response.headers
     assert [429] == [seen.status_code for seen in sandbox.requests]
 
 
 def test_too_many_requests_without_the_header(sandbox: Sandbox, client: httpx.Client) -> None:
-    """None leaves it out."""
+    """None omits the header."""
     sandbox.inject(faults.too_many_requests(None))
     assert "retry-after" not in client.get("/me").headers
 
 
-def test_headers_of_a_status(sandbox: Sandbox, client: httpx.Client) -> None:
-    """They override the common ones; None leaves a header out."""
+def test_headers_override_those_of_every_response(sandbox: Sandbox, client: httpx.Client) -> None:
+    """The fault's headers override the usual ones; a value of None omits a header."""
     sandbox.inject(
         faults.status(503, headers={"Retry-After": "7", "X-RateLimit-Limit": None, "Set-Cookie": "a=b"})
     )
@@ -102,17 +102,17 @@ def test_headers_of_a_status(sandbox: Sandbox, client: httpx.Client) -> None:
 
 
 def test_redirect(sandbox: Sandbox, client: httpx.Client) -> None:
-    """A client that follows it is logged at the other path."""
+    """A client that follows the redirect is logged at the new path."""
     sandbox.inject(faults.redirect("/api/lemcal/meetings"))
-    answer = client.get("/me")
-    assert (302, "/api/lemcal/meetings") == (answer.status_code, answer.headers["location"])
+    response = client.get("/me")
+    assert (302, "/api/lemcal/meetings") == (response.status_code, response.headers["location"])
     sandbox.inject(faults.redirect("/elsewhere", 308))
     client.get("/me", follow_redirects=True)
     assert ["/me", "/me", "/elsewhere"] == [seen.path for seen in sandbox.requests]
 
 
 def test_slow(sandbox: Sandbox, client: httpx.Client) -> None:
-    """The request is processed at once; the response is late."""
+    """The request is processed immediately; the response is delayed."""
     sandbox.inject(faults.slow(0.2))
     started = time.monotonic()
     assert 200 == client.post("/hooks", json=HOOK).status_code
@@ -125,7 +125,7 @@ def test_slow(sandbox: Sandbox, client: httpx.Client) -> None:
 
 
 def test_truncated(sandbox: Sandbox, client: httpx.Client) -> None:
-    """The response announces more than it sends, even if it would have had no body."""
+    """The response announces more than it sends, even for a status without a body."""
     sandbox.inject(faults.truncated(), times=2)
     with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
         client.post("/hooks", json=HOOK)
@@ -137,7 +137,7 @@ def test_truncated(sandbox: Sandbox, client: httpx.Client) -> None:
 
 
 def test_reset_before_processing(sandbox: Sandbox, client: httpx.Client) -> None:
-    """The request has no effect and does not count, but it is logged."""
+    """The request has no effect and is not counted, but it is logged."""
     sandbox.inject(faults.reset_before_processing())
     with pytest.raises(httpx.ReadError):
         client.post("/hooks", json=HOOK)
@@ -156,10 +156,10 @@ def test_reset_after_processing(sandbox: Sandbox, client: httpx.Client) -> None:
     assert "18" == client.get("/me").headers["x-ratelimit-remaining"]
 
 
-def test_a_connection_broken_says_nothing_in_the_log(
+def test_broken_connections_are_not_logged_as_errors(
     sandbox: Sandbox, client: httpx.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An injected fault is not logged as an error of the server."""
+    """The server logs no error for an injected fault."""
     for fault in (faults.reset_before_processing(), faults.reset_after_processing(), faults.truncated()):
         sandbox.inject(fault)
         with pytest.raises(httpx.TransportError):
@@ -167,8 +167,8 @@ def test_a_connection_broken_says_nothing_in_the_log(
     assert [] == [record for record in caplog.records if record.name.startswith("uvicorn")]
 
 
-def test_faults_choose_their_requests(sandbox: Sandbox, client: httpx.Client) -> None:
-    """Faults select requests by method and path, a number of times, in the order of injection."""
+def test_faults_match_method_and_path(sandbox: Sandbox, client: httpx.Client) -> None:
+    """Faults match requests by method and path, ``times`` times, in the order of injection."""
     sandbox.inject(faults.status(500), times=2, path="/meetings")
     sandbox.inject(faults.status(501), method="delete", path="/hooks/*")
     sandbox.inject(faults.status(503), path="/meetings")
@@ -186,8 +186,8 @@ def test_clear_faults(sandbox: Sandbox, client: httpx.Client) -> None:
     assert 200 == client.get("/me").status_code
 
 
-def test_a_fault_goes_before_the_limit(connect: Connect) -> None:
-    """A request over the limit meets its fault too."""
+def test_faults_take_precedence_over_the_limit(connect: Connect) -> None:
+    """A fault also applies to a request over the limit."""
     with Sandbox(limit=1, period=60).serve() as sandbox:
         client = connect(sandbox)
         client.get("/me")
@@ -196,14 +196,14 @@ def test_a_fault_goes_before_the_limit(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("wrong", [faults.html_200, "html_200", None])
-def test_what_is_no_fault_is_refused(wrong: Any) -> None:
-    """Most notably, a function that was not called."""
+def test_non_faults_are_refused(wrong: Any) -> None:
+    """Passing a function that was not called raises TypeError."""
     with pytest.raises(TypeError, match="not a fault"):
         Sandbox().inject(wrong)
 
 
 def test_impossible_faults_are_refused() -> None:
-    """Zero times, an invalid status, and a body where HTTP forbids one are refused."""
+    """Zero times, an invalid status code, and a body that HTTP forbids are refused."""
     with pytest.raises(ValueError, match="times"):
         Sandbox().inject(faults.empty_200(), times=0)
     with pytest.raises(ValueError, match="status"):
@@ -212,7 +212,7 @@ def test_impossible_faults_are_refused() -> None:
         faults.status(204, "something")
 
 
-def test_faults_are_values() -> None:
+def test_faults_compare_by_value() -> None:
     """Faults compare by value."""
     assert faults.slow(1) == faults.slow(1) != faults.slow(2)
     assert faults.reset_before_processing() != faults.reset_after_processing()

@@ -15,14 +15,14 @@ from .conftest import Receiver
 
 @pytest.fixture
 def control(sandbox: Sandbox) -> Iterator[httpx.Client]:
-    """Return a client for the controls, which need no credentials."""
+    """Return a client for the controls, without credentials."""
     base_url = sandbox.base_url.removesuffix("/api/lemcal") + "/_sandbox"
     with httpx.Client(base_url=base_url, trust_env=False) as control:
         yield control
 
 
 def test_accounts(sandbox: Sandbox, control: httpx.Client) -> None:
-    """The accounts are listed with their keys."""
+    """The accounts are listed with their API keys."""
     (account,) = control.get("/accounts").json()
     assert (sandbox.user_id, sandbox.api_key) == (account["userId"], account["apiKey"])
     assert (sandbox.accounts[0].email, sandbox.accounts[0].public_identifier) == (
@@ -31,8 +31,8 @@ def test_accounts(sandbox: Sandbox, control: httpx.Client) -> None:
     )
 
 
-def test_bookings(sandbox: Sandbox, control: httpx.Client, client: httpx.Client, receiver: Receiver) -> None:
-    """The body is optional, and takes the arguments of book(); hooks fire."""
+def test_book(sandbox: Sandbox, control: httpx.Client, client: httpx.Client, receiver: Receiver) -> None:
+    """The optional body contains the arguments of book(); hooks fire."""
     client.post("/hooks", json={"targetUrl": receiver.url(), "anyMeetingType": True})
     plain = control.post("/bookings")
     wanted = {"account": 0, "meetingTypeId": sandbox.meeting_types()[1]["_id"], "public": False, "note": "hi"}
@@ -44,7 +44,7 @@ def test_bookings(sandbox: Sandbox, control: httpx.Client, client: httpx.Client,
     assert 2 == len(sandbox.wait_for_deliveries(2))
 
 
-def test_meetings(sandbox: Sandbox, control: httpx.Client) -> None:
+def test_cancel_and_remove_a_meeting(sandbox: Sandbox, control: httpx.Client) -> None:
     """Meetings can be canceled and removed."""
     first, second, *_ = [row["_id"] for row in sandbox.meetings()]
     canceled = control.post(f"/meetings/{first}/cancel")
@@ -55,7 +55,7 @@ def test_meetings(sandbox: Sandbox, control: httpx.Client) -> None:
 
 
 def test_faults(control: httpx.Client, client: httpx.Client) -> None:
-    """A fault is given by its function's name, with its options and those of inject()."""
+    """The body contains the fault's function name, its options, and the options of inject()."""
     wanted = {"fault": "status", "options": {"code": 503}, "times": 2, "method": "GET", "path": "/meetings"}
     assert 204 == control.post("/faults", json=wanted).status_code
     assert 204 == control.post("/faults", json={"fault": "empty_200"}).status_code
@@ -74,7 +74,12 @@ def test_faults(control: httpx.Client, client: httpx.Client) -> None:
         (("POST", "/faults"), {"fault": "empty_200", "times": 0}, 400, "times"),
         (("POST", "/faults"), {"fault": "slow", "options": [1]}, 400, "options must be a JSON object"),
         (("POST", "/faults"), [], 400, "the body must be a JSON object"),
-        (("POST", "/bookings"), {"account": 7}, 404, "there is no account 7; accounts are numbered from 0 to 0"),
+        (
+            ("POST", "/bookings"),
+            {"account": 7},
+            404,
+            "there is no account 7; accounts are numbered from 0 to 0",
+        ),
         (("POST", "/bookings"), {"account": "x"}, 400, "account must be a whole number, not 'x'"),
         (("POST", "/hooks"), {}, 400, "targetUrl is missing"),
         (("POST", "/hooks"), {"targetUrl": "http://example.com", "account": 7}, 404, "there is no account 7"),
@@ -87,30 +92,30 @@ def test_faults(control: httpx.Client, client: httpx.Client) -> None:
         (("GET", "/bookings"), None, 405, "Method Not Allowed"),
     ],
 )
-def test_what_is_refused(
+def test_invalid_requests_are_refused(
     control: httpx.Client, call: tuple[str, str], body: Any, status: int, error: str
 ) -> None:
-    """The response is one line that says why."""
-    answer = control.request(*call, json=body)
-    assert status == answer.status_code
-    assert answer.text.startswith(error) or error in answer.text
+    """The response is a single line with the reason."""
+    response = control.request(*call, json=body)
+    assert status == response.status_code
+    assert response.text.startswith(error) or error in response.text
 
 
-def test_a_body_that_is_not_json(control: httpx.Client) -> None:
-    """It is a 400 that says so, not a server error."""
-    answer = control.post("/bookings", content=b"{oops")
-    assert (400, "the body is not JSON: ") == (answer.status_code, answer.text[:22])
+def test_body_that_is_not_json(control: httpx.Client) -> None:
+    """The response is a 400 that names the problem, not a server error."""
+    response = control.post("/bookings", content=b"{oops")
+    assert (400, "the body is not JSON: ") == (response.status_code, response.text[:22])
 
 
-def test_controls_are_not_logged_and_not_counted(sandbox: Sandbox, control: httpx.Client) -> None:
-    """Controls are not part of the API."""
-    answer = control.get("/accounts")
-    assert "x-ratelimit-limit" not in answer.headers
+def test_controls_are_neither_logged_nor_counted(sandbox: Sandbox, control: httpx.Client) -> None:
+    """Requests to the controls are not part of the API."""
+    response = control.get("/accounts")
+    assert "x-ratelimit-limit" not in response.headers
     assert [] == sandbox.requests
 
 
 def test_requests(sandbox: Sandbox, control: httpx.Client, client: httpx.Client) -> None:
-    """The log as JSON has the fields of ``Sandbox.requests``, and can be followed by number."""
+    """The log as JSON has the fields of ``Sandbox.requests``, and can be paged by number."""
     for _ in range(3):
         client.get("/meetings", params={"meetingTypeId": "met_x"})
     rows = control.get("/requests").json()
@@ -128,8 +133,8 @@ def test_requests(sandbox: Sandbox, control: httpx.Client, client: httpx.Client)
     assert 400 == control.get("/requests?after=x").status_code
 
 
-def test_a_request_that_met_a_fault(sandbox: Sandbox, control: httpx.Client, client: httpx.Client) -> None:
-    """The log names the fault, and says how long even a broken request took."""
+def test_log_names_the_fault(sandbox: Sandbox, control: httpx.Client, client: httpx.Client) -> None:
+    """The log contains the fault and the duration, even if the connection was broken."""
     sandbox.inject(faults.slow(0.01))
     sandbox.inject(faults.reset_after_processing())
     client.get("/me")
@@ -143,7 +148,7 @@ def test_a_request_that_met_a_fault(sandbox: Sandbox, control: httpx.Client, cli
 
 
 def test_deliveries(sandbox: Sandbox, control: httpx.Client, receiver: Receiver) -> None:
-    """Hooks can be added and deleted, deliveries followed and repeated, to the same target with its token."""
+    """Hooks can be added and deleted; deliveries can be paged, and repeated to the same target."""
     hook = control.post("/hooks", json={"targetUrl": receiver.url()}).json()
     assert [hook] == sandbox.hooks()
     booked = control.post("/bookings").json()
@@ -167,16 +172,16 @@ def test_deliveries(sandbox: Sandbox, control: httpx.Client, receiver: Receiver)
     assert [] == sandbox.hooks()
 
 
-def test_hooks_that_are_refused(control: httpx.Client) -> None:
-    """A target that the service would not take, and one that is there already."""
+def test_invalid_hooks_are_refused(control: httpx.Client) -> None:
+    """An invalid target and a duplicate hook are refused."""
     assert 400 == control.post("/hooks", json={"targetUrl": "example.com"}).status_code
     assert 201 == control.post("/hooks", json={"targetUrl": "http://example.com"}).status_code
     again = control.post("/hooks", json={"targetUrl": "http://example.com"})
     assert (400, "there is already a hook for that target") == (again.status_code, again.text)
 
 
-def test_moving(sandbox: Sandbox, control: httpx.Client) -> None:
-    """A meeting's fields are replaced."""
+def test_edit_a_meeting(sandbox: Sandbox, control: httpx.Client) -> None:
+    """PATCH replaces a meeting's fields."""
     meeting_id = sandbox.meetings()[0]["_id"]
     moved = control.patch(f"/meetings/{meeting_id}", json={"start": "2030-01-01T09:00:00.000Z"})
     assert (200, "2030-01-01T09:00:00.000Z") == (moved.status_code, sandbox.meetings()[0]["start"])

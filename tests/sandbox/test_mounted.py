@@ -1,4 +1,4 @@
-"""The sandbox as an ASGI app: without its own server, on any event loop."""
+"""The sandbox as an ASGI app, without its own server, on any event loop."""
 
 import anyio
 import httpx
@@ -13,20 +13,20 @@ pytestmark = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
 
 def get(app: ASGIApp, sandbox: Sandbox, path: str, backend: str) -> httpx.Response:
-    """Send a request to an app, without a socket, on either event loop."""
+    """Send a request to an app without a socket."""
 
-    async def ask() -> httpx.Response:
+    async def send() -> httpx.Response:
         auth = (sandbox.user_id, sandbox.api_key)
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://sandbox", auth=auth
         ) as client:
             return await client.get(path)
 
-    return anyio.run(ask, backend=backend)
+    return anyio.run(send, backend=backend)
 
 
 def test_without_a_server(backend: str) -> None:
-    """Everything works except what needs a connection."""
+    """The API and the page work without a server."""
     sandbox = Sandbox(latency=(0.001, 0.002))
     assert sandbox.meetings() == get(sandbox, sandbox, "/api/lemcal/meetings", backend).json()
     assert 200 == get(sandbox, sandbox, "/", backend).status_code
@@ -35,8 +35,8 @@ def test_without_a_server(backend: str) -> None:
 @pytest.mark.parametrize(
     "fault", [faults.reset_before_processing(), faults.reset_after_processing(), faults.truncated()]
 )
-def test_a_connection_that_cannot_be_broken(backend: str, fault: faults.Fault) -> None:
-    """The app raises ConnectionResetError."""
+def test_faults_that_break_the_connection(backend: str, fault: faults.Fault) -> None:
+    """Without a connection to break, the app raises ConnectionResetError."""
     sandbox = Sandbox()
     sandbox.inject(fault)
     with pytest.raises(ConnectionResetError):
@@ -44,7 +44,7 @@ def test_a_connection_that_cannot_be_broken(backend: str, fault: faults.Fault) -
 
 
 def test_mounted_in_another_app(backend: str) -> None:
-    """It works under another path, with its own 404 and 405."""
+    """The sandbox works under another path, with its own 404 and 405 responses."""
     sandbox = Sandbox()
     app = Starlette(routes=[Mount("/lemcal", sandbox)])
     assert 200 == get(app, sandbox, "/lemcal/api/lemcal/me", backend).status_code
@@ -65,8 +65,8 @@ def test_lifespan(backend: str) -> None:
     async def send(message: Message) -> None:
         sent.append(message["type"])
 
-    async def live() -> None:
+    async def run_lifespan() -> None:
         await Sandbox()({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
 
-    anyio.run(live, backend=backend)
+    anyio.run(run_lifespan, backend=backend)
     assert ["lifespan.startup.complete", "lifespan.shutdown.complete"] == sent

@@ -1,4 +1,4 @@
-"""The page without a browser: what is served, what streams, and who is kept out."""
+"""The page without a browser: its routes, its live stream, and its protection from other sites."""
 
 import contextlib
 import json
@@ -21,13 +21,13 @@ from .conftest import Connect, Receiver
 
 @pytest.fixture
 def browser(sandbox: Sandbox) -> Iterator[httpx.Client]:
-    """Return a client of the page."""
+    """Return a client for the page."""
     with httpx.Client(base_url=sandbox.url, trust_env=False) as browser:
         yield browser
 
 
 class Links(HTMLParser):
-    """Collects what a page loads, and the ids in it."""
+    """Collects a page's links and ids."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,20 +35,20 @@ class Links(HTMLParser):
         self.ids: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note links and ids."""
+        """Collect links and ids."""
         self.loads += [value for name, value in attrs if name in ("src", "href") and value]
         self.ids += [value for name, value in attrs if name == "id" and value]
 
 
-def test_the_page(sandbox: Sandbox, browser: httpx.Client) -> None:
-    """It shows the account and its data, loads only its own files, and is not logged."""
-    answer = browser.get("/")
-    assert (200, "text/html; charset=utf-8") == (answer.status_code, answer.headers["content-type"])
-    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+def test_index(sandbox: Sandbox, browser: httpx.Client) -> None:
+    """The page shows the account and its data, loads only its own files, and is not logged."""
+    response = browser.get("/")
+    assert (200, "text/html; charset=utf-8") == (response.status_code, response.headers["content-type"])
+    assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
     for text in (sandbox.base_url, f"LEMCAL_API_KEY={sandbox.api_key}", sandbox.meetings()[0]["_id"]):
-        assert text in answer.text
+        assert text in response.text
     links = Links()
-    links.feed(answer.text)
+    links.feed(response.text)
     assert ["_sandbox/static/icon.svg", "_sandbox/static/page.css", "_sandbox/static/page.js"] == links.loads
     assert len(links.ids) == len(set(links.ids))
     for name in links.loads:
@@ -59,8 +59,8 @@ def test_the_page(sandbox: Sandbox, browser: httpx.Client) -> None:
     assert [] == sandbox.requests
 
 
-def test_the_page_before_anything_happened(sandbox: Sandbox, browser: httpx.Client) -> None:
-    """It says what to type, with credentials that work."""
+def test_index_before_the_first_request(sandbox: Sandbox, browser: httpx.Client) -> None:
+    """The page shows commands to try, with valid credentials."""
     text = browser.get("/").text
     command = re.search(r"curl -u (\S+) (\S+)</pre>", text)
     assert command is not None
@@ -70,18 +70,18 @@ def test_the_page_before_anything_happened(sandbox: Sandbox, browser: httpx.Clie
     assert sandbox.requests
 
 
-def test_another_account(connect: Connect) -> None:
-    """The page is about one account at a time; an unknown number is the first."""
+def test_selecting_an_account(connect: Connect) -> None:
+    """The page shows one account at a time; an unknown number selects the first."""
     with Sandbox(accounts=2).serve() as sandbox:
         client = connect(sandbox)
         second = client.get(f"{sandbox.url}/?account=1").text
         assert sandbox.meetings(1)[0]["_id"] in second
         assert sandbox.meetings(0)[0]["_id"] not in second
-        for odd in ("2", "-1", "x"):
-            assert sandbox.meetings(0)[0]["_id"] in client.get(f"{sandbox.url}/?account={odd}").text
+        for unknown in ("2", "-1", "x"):
+            assert sandbox.meetings(0)[0]["_id"] in client.get(f"{sandbox.url}/?account={unknown}").text
 
 
-def test_nothing_is_taken_for_markup(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) -> None:
+def test_values_are_escaped(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) -> None:
     """Values from bookings, hooks and requests are escaped."""
     attack = "<img src=x onerror=alert(1)>\"'"
     sandbox.book(meetingTypeName=attack, providedInfos={"email": attack})
@@ -121,8 +121,8 @@ def test_no_credentials_are_shown(sandbox: Sandbox, browser: httpx.Client, clien
     assert "Duplicate hook" in details
 
 
-def test_details(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) -> None:
-    """An opened request has its headers and both bodies; JSON is laid out."""
+def test_request_details(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) -> None:
+    """The details contain the headers and both bodies, with JSON pretty-printed."""
     client.get("/me", headers={"user-agent": "me/1"})
     details = browser.get("/_sandbox/page/requests/1").text
     assert "<dt>user-agent</dt><dd>me/1</dd>" in details
@@ -131,7 +131,7 @@ def test_details(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) 
 
 
 def test_older_rows(sandbox: Sandbox, browser: httpx.Client) -> None:
-    """The page begins with the newest requests; the others come by the thousand."""
+    """The page starts with the latest requests; older ones load 1,000 at a time."""
     for _ in range(1_500):
         sandbox._log.add_request(SeenRequest(0, "GET", "/me", "", None, {}, status_code=200, seconds=0))
     first = [int(number) for number in re.findall(r'<li id="r(\d+)"', browser.get("/").text)]
@@ -185,8 +185,8 @@ class Stream:
                 return data
 
 
-def test_the_stream(sandbox: Sandbox, client: httpx.Client, receiver: Receiver) -> None:
-    """Requests, deliveries and changes of the state arrive, with what the picture of the limit needs."""
+def test_stream(sandbox: Sandbox, client: httpx.Client, receiver: Receiver) -> None:
+    """The stream sends requests, deliveries and state changes, with the data for the rate limit chart."""
     with Stream(sandbox) as stream:
         name, hello = stream.next()
         assert ("hello", 20, 2.0, "fixed") == (name, hello["limit"], hello["period"], hello["window"])
@@ -209,8 +209,8 @@ def test_the_stream(sandbox: Sandbox, client: httpx.Client, receiver: Receiver) 
         stream.until("state")
 
 
-def test_the_stream_goes_on(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) -> None:
-    """It resumes without gaps; a position from another sandbox reloads the page."""
+def test_stream_resumes(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) -> None:
+    """The stream resumes without gaps; a position from another sandbox reloads the page."""
     match = re.search(r'data-stream="([\d-]+)"', browser.get("/").text)
     assert match is not None
     client.get("/me")
@@ -229,7 +229,7 @@ def test_the_stream_goes_on(sandbox: Sandbox, browser: httpx.Client, client: htt
 
 
 def test_streams_end_with_the_sandbox() -> None:
-    """An open page does not delay the end of the sandbox."""
+    """An open page does not delay the sandbox's shutdown."""
     with Sandbox().serve() as sandbox:
         stream = Stream(sandbox)
         assert "hello" == stream.next()[0]
@@ -246,7 +246,7 @@ def test_streams_end_with_the_sandbox() -> None:
         ("localhost", 200),
         ("[::1]:80", 200),
         ("192.168.1.7", 200),
-        ("sandbox:8080", 200),  # a container's name; nobody outside can point it here
+        ("sandbox:8080", 200),  # a container's name; nobody else can point it here
         ("app.localhost", 200),
         ("evil.example", 403),
         ("127.0.0.1.evil.example", 403),
@@ -256,16 +256,16 @@ def test_streams_end_with_the_sandbox() -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["/", "/_sandbox/accounts", "/_sandbox/events?after=9-9-9-9"])
-def test_names_that_others_can_point_here(
+def test_dns_rebinding_is_blocked(
     sandbox: Sandbox, browser: httpx.Client, path: str, host: str, status: int
 ) -> None:
-    """A web site cannot reach the page by giving its own name this machine's address (DNS rebinding)."""
+    """A website cannot reach the page by resolving its own name to this machine."""
     assert status == browser.get(path, headers={"host": host}).status_code
     assert [] == sandbox.requests
 
 
-def test_the_name_it_is_served_under() -> None:
-    """The host that was given to serve() is right, too, whatever it is."""
+def test_own_host_name_is_accepted() -> None:
+    """The host passed to serve() is accepted, whatever it is."""
     sandbox = Sandbox()
     sandbox._base_url = "http://sandbox.example.com:1/api/lemcal"
     for host, status in (("sandbox.example.com:1", 200), ("other.example.com:1", 403)):
@@ -281,33 +281,33 @@ def test_the_name_it_is_served_under() -> None:
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        ({}, 201),  # a program
+        ({}, 201),  # not a browser
         ({"origin": "{origin}"}, 201),
         ({"origin": "{origin}", "sec-fetch-site": "same-origin"}, 201),
         ({"origin": "https://evil.example"}, 403),
-        ({"origin": "http://127.0.0.1:1"}, 403),  # another port of this machine
+        ({"origin": "http://127.0.0.1:1"}, 403),  # another port on this machine
         ({"origin": "null"}, 403),
         ({"origin": ""}, 403),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"sec-fetch-site": "same-site"}, 403),
     ],
 )
-def test_other_sites_cannot_press_the_buttons(
+def test_cross_site_requests_are_refused(
     sandbox: Sandbox, browser: httpx.Client, headers: dict[str, str], status: int
 ) -> None:
-    """Browsers say which site a request comes from; those of other sites change nothing."""
+    """A request that a browser marks as coming from another site is refused, and changes nothing."""
     headers = {name: value.format(origin=sandbox.url) for name, value in headers.items()}
-    answer = browser.post("/_sandbox/bookings", headers=headers)
-    assert (status, 13 if status == 201 else 12) == (answer.status_code, len(sandbox.meetings()))
+    response = browser.post("/_sandbox/bookings", headers=headers)
+    assert (status, 13 if status == 201 else 12) == (response.status_code, len(sandbox.meetings()))
 
 
-def test_every_fault_has_a_choice() -> None:
-    """The page's form offers each kind of fault, with options that its function takes."""
+def test_form_offers_every_fault() -> None:
+    """The page's form offers each kind of fault."""
     assert set(faults.__all__) == set(FAULTS)
 
 
-def test_faults_of_the_form(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) -> None:
-    """Each choice, sent as the form does, is a fault that the next request meets."""
+def test_form_injects_every_fault(sandbox: Sandbox, browser: httpx.Client, client: httpx.Client) -> None:
+    """Each choice, sent like the form sends it, injects a fault that applies to the next request."""
     text = browser.get("/").text
     choices = re.findall(
         r'<option value="(\w+)" data-option="(\w*)" data-value="([^"]*)"( data-number)?'
@@ -321,8 +321,8 @@ def test_faults_of_the_form(sandbox: Sandbox, browser: httpx.Client, client: htt
             options[option] = float(value) if is_number else value
             if is_number and option == "seconds":
                 options[option] = 0.01
-        answer = browser.post("/_sandbox/faults", json={"fault": name, "options": options, "path": "/me"})
-        assert 204 == answer.status_code, answer.text
+        response = browser.post("/_sandbox/faults", json={"fault": name, "options": options, "path": "/me"})
+        assert 204 == response.status_code, response.text
         assert "No pending faults" not in browser.get("/_sandbox/page/state").json()["faults"]
         with contextlib.suppress(httpx.TransportError):
             client.get("/me")

@@ -1,4 +1,4 @@
-"""The pytest plugin, in a pytest run of its own."""
+"""The pytest plugin, in a separate pytest run."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ LIMITER = """
         yield
         entered.append("out")
 
-    def imported():
+    def import_limiter():
         module = types.ModuleType("lemcal_async.ratelimit")
         module.fresh_default = fresh_default
         sys.modules["lemcal_async.ratelimit"] = module
@@ -25,8 +25,8 @@ LIMITER = """
 
 
 @pytest.fixture
-def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """Prepare a run that has the plugin, whether the package is installed or not."""
+def plugin_run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """Prepare a pytest run with the plugin, whether or not the package is installed."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.delitem(sys.modules, "lemcal_async.ratelimit", raising=False)
     pytester.makepyfile(limiter=LIMITER)
@@ -34,14 +34,14 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Py
     return pytester
 
 
-def test_every_test_has_a_fresh_limiter_once_it_is_used(run: pytest.Pytester) -> None:
-    """Before the limiter is imported nothing happens; afterward each test gets a fresh one."""
-    run.makepyfile("""
-        from limiter import entered, imported
+def test_each_test_gets_a_fresh_limiter(plugin_run: pytest.Pytester) -> None:
+    """Once the limiter has been imported, each test gets a fresh one; before that, nothing happens."""
+    plugin_run.makepyfile("""
+        from limiter import entered, import_limiter
 
         def test_1_unrelated():
             assert [] == entered
-            imported()
+            import_limiter()
 
         def test_2_fresh():
             assert ["in"] == entered
@@ -49,35 +49,37 @@ def test_every_test_has_a_fresh_limiter_once_it_is_used(run: pytest.Pytester) ->
         def test_3_fresh_again():
             assert ["in", "out", "in"] == entered
     """)
-    run.runpytest_inprocess().assert_outcomes(passed=3)
+    plugin_run.runpytest_inprocess().assert_outcomes(passed=3)
 
 
-def test_the_fixture_serves_a_sandbox_with_a_fresh_limiter(run: pytest.Pytester) -> None:
-    """It needs no account, and every test gets a sandbox of its own."""
-    run.makepyfile("""
+def test_fixture_serves_a_sandbox_with_a_fresh_limiter(plugin_run: pytest.Pytester) -> None:
+    """The fixture needs no account, and each test gets its own sandbox."""
+    plugin_run.makepyfile("""
         import httpx, pytest
-        from limiter import entered, imported
+        from limiter import entered, import_limiter
 
-        imported()
+        import_limiter()
 
         @pytest.mark.parametrize("turn", range(2))
         def test_sandbox(lemcal_sandbox, turn):
             auth = (lemcal_sandbox.user_id, lemcal_sandbox.api_key)
-            answer = httpx.get(lemcal_sandbox.base_url + "/me", auth=auth, trust_env=False)
-            assert 200 == answer.status_code
+            response = httpx.get(lemcal_sandbox.base_url + "/me", auth=auth, trust_env=False)
+            assert 200 == response.status_code
             assert 1 == len(lemcal_sandbox.requests)
             assert ["in", "in"] == entered[-2:]
     """)
-    run.runpytest_inprocess().assert_outcomes(passed=2)
+    plugin_run.runpytest_inprocess().assert_outcomes(passed=2)
 
 
-def test_the_fixture_is_documented(run: pytest.Pytester) -> None:
-    """``pytest --fixtures`` shows it."""
-    run.runpytest_inprocess("--fixtures").stdout.fnmatch_lines(["lemcal_sandbox*", "*Serve a sandbox*"])
+def test_fixture_is_documented(plugin_run: pytest.Pytester) -> None:
+    """``pytest --fixtures`` lists the fixture."""
+    plugin_run.runpytest_inprocess("--fixtures").stdout.fnmatch_lines(
+        ["lemcal_sandbox*", "*Serve a sandbox*"]
+    )
 
 
-def test_the_plugin_imports_nothing_heavy() -> None:
-    """Pytest imports it in every run, even in projects that do not use it."""
+def test_plugin_imports_nothing_heavy() -> None:
+    """Pytest imports the plugin in every run, even in projects that do not use it."""
     program = "import sys, lemcal_async.pytest_plugin; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     heavy = {

@@ -17,7 +17,7 @@ from lemcal_async.sandbox._ratelimit import (
 
 
 class Clock:
-    """A clock that is set by hand."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -33,8 +33,8 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_a_fixed_window_starts_at_the_first_request(clock: Clock) -> None:
-    """20 pass within 2 s of the first, and 20 more after that."""
+def test_fixed_window_starts_with_the_first_request(clock: Clock) -> None:
+    """20 requests pass within 2 s of the first, and 20 more after that."""
     counter = FixedWindow(20, 2.0, clock)
     first = [counter.count("key") for _ in range(21)]
     clock.now = 101.999
@@ -50,7 +50,7 @@ def test_a_fixed_window_starts_at_the_first_request(clock: Clock) -> None:
 
 
 def test_refused_requests_do_not_extend_the_window(clock: Clock) -> None:
-    """A client that keeps hammering gets in again when its window ends."""
+    """A client that keeps sending is allowed again when its window ends."""
     counter = FixedWindow(1, 2.0, clock)
     counter.count("key")
     for tick in range(1, 20):
@@ -61,20 +61,20 @@ def test_refused_requests_do_not_extend_the_window(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("counter_type", [FixedWindow, SlidingLog])
-def test_keys_are_counted_apart_and_forgotten(counter_type: type[Counter], clock: Clock) -> None:
-    """Keys do not affect each other, and idle keys take no memory."""
+def test_keys_are_counted_separately_and_dropped_when_idle(counter_type: type[Counter], clock: Clock) -> None:
+    """Keys do not affect each other, and idle keys use no memory."""
     counter = counter_type(1, 2.0, clock)
     for number in range(100):
         assert counter.count(f"key {number}").allowed
         assert not counter.count(f"key {number}").allowed
     clock.now += 2.0
     counter.count("key 99")
-    (remembered,) = [value for value in vars(counter).values() if isinstance(value, dict)]
-    assert ["key 99"] == list(remembered)
+    (entries,) = [value for value in vars(counter).values() if isinstance(value, dict)]
+    assert ["key 99"] == list(entries)
 
 
-def test_a_sliding_log_frees_a_place_when_its_request_is_a_period_old(clock: Clock) -> None:
-    """A refused request takes no slot, and the reset is that of the oldest that counts."""
+def test_sliding_log_frees_a_slot_after_one_period(clock: Clock) -> None:
+    """A refused request takes no slot; the reset is that of the oldest request that counts."""
     counter = SlidingLog(2, 2.0, clock)
     counter.count("key")
     clock.now = 101.5
@@ -94,23 +94,23 @@ steps = st.lists(st.integers(min_value=0, max_value=700), max_size=80)
 
 
 @given(steps=steps)
-def test_no_period_of_a_sliding_log_holds_more_than_the_limit(steps: list[int]) -> None:
+def test_sliding_log_never_exceeds_the_limit(steps: list[int]) -> None:
     """The limit holds in every period, and no request is refused needlessly."""
     clock = Clock()
     counter = SlidingLog(3, 2.0, clock)
-    passed: list[float] = []
+    allowed_at: list[float] = []
     for step in steps:
         clock.now += step / 1000
-        recent = [at for at in passed if at > clock.now - 2.0]
+        recent = [at for at in allowed_at if at > clock.now - 2.0]
         count = counter.count("key")
         assert (len(recent) < 3) == count.allowed
         if count.allowed:
-            passed.append(clock.now)
+            allowed_at.append(clock.now)
 
 
 @given(steps=steps)
-def test_fixed_windows_follow_each_other(steps: list[int]) -> None:
-    """Each starts with an allowed request a period or more after the last one's start."""
+def test_fixed_windows_do_not_overlap(steps: list[int]) -> None:
+    """Each window starts with an allowed request, at least a period after the previous window's start."""
     clock = Clock()
     counter = FixedWindow(3, 2.0, clock)
     starts: list[float] = []
@@ -128,7 +128,7 @@ def test_fixed_windows_follow_each_other(steps: list[int]) -> None:
 
 
 @given(steps=steps, counter_type=st.sampled_from([FixedWindow, SlidingLog]))
-def test_who_waits_as_long_as_the_header_says_gets_in(steps: list[int], counter_type: type[Counter]) -> None:
+def test_request_after_retry_after_is_allowed(steps: list[int], counter_type: type[Counter]) -> None:
     """``Retry-After`` is rounded up to the millisecond, never down."""
     clock = Clock()
     counter = counter_type(2, 2.0, clock)
@@ -151,14 +151,14 @@ def test_who_waits_as_long_as_the_header_says_gets_in(steps: list[int], counter_
         (86400.5, "86400.5"),
     ],
 )
-def test_retry_after_is_milliseconds_as_seconds(resets_in: float, header: str) -> None:
-    """Whole seconds without a point, as JavaScript writes numbers."""
+def test_retry_after_has_millisecond_precision(resets_in: float, header: str) -> None:
+    """Whole seconds have no decimal point, as in JavaScript."""
     count = Count(at=0, allowed=True, limit=20, remaining=7, resets_in=resets_in)
     assert header == rate_limit_headers(count, 0)["Retry-After"]
 
 
-def test_the_headers_are_the_documented_set() -> None:
-    """The reset as a JavaScript date, cut to whole seconds."""
+def test_headers_are_the_documented_ones() -> None:
+    """The reset is a JavaScript date, truncated to whole seconds."""
     count = Count(at=0, allowed=True, limit=20, remaining=7, resets_in=1.5)
     expected = {
         "Retry-After": "1.5",
@@ -169,7 +169,7 @@ def test_the_headers_are_the_documented_set() -> None:
     assert expected == rate_limit_headers(count, 1613462561.4)
 
 
-def test_the_date_is_english_whatever_the_locale() -> None:
+def test_date_is_english_in_any_locale() -> None:
     """A single-digit day is padded with a zero."""
     before = locale.setlocale(locale.LC_TIME)
     try:

@@ -1,4 +1,4 @@
-"""The real socket: it starts at once, and leaves nothing behind."""
+"""The real socket: it starts immediately and leaks nothing."""
 
 import asyncio
 import contextlib
@@ -27,20 +27,20 @@ from .conftest import Connect
 FDS = Path("/dev/fd")
 
 
-def open_files() -> int:
-    """Return how many this process has open, where the system tells."""
+def count_open_files() -> int:
+    """Return the number of files this process has open, or 0 if the system does not report it."""
     return len(list(FDS.iterdir())) if FDS.exists() else 0
 
 
-def test_the_base_url(sandbox: Sandbox) -> None:
-    """It has the chosen port, and the prefix."""
+def test_base_url(sandbox: Sandbox) -> None:
+    """The base URL contains the chosen port and the prefix."""
     origin, _, port = sandbox.base_url.removesuffix("/api/lemcal").rpartition(":")
     assert "http://127.0.0.1" == origin
     assert 0 < int(port) < 65536
 
 
 def test_no_base_url_without_a_server() -> None:
-    """Before and after, the error says what to do."""
+    """Before and after serving, the error says what to do."""
     sandbox = Sandbox()
     with pytest.raises(RuntimeError, match=r"with sandbox\.serve"):
         _ = sandbox.base_url
@@ -50,8 +50,8 @@ def test_no_base_url_without_a_server() -> None:
         _ = sandbox.base_url
 
 
-def test_a_given_port() -> None:
-    """It can be used again right away; a port in use is an OSError."""
+def test_explicit_port() -> None:
+    """A port can be reused immediately; a port in use is an OSError."""
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     sandbox = Sandbox()
@@ -64,15 +64,15 @@ def test_a_given_port() -> None:
             assert 401 == httpx.get(f"{sandbox.base_url}/me", trust_env=False).status_code
 
 
-def test_served_once_at_a_time(sandbox: Sandbox) -> None:
-    """A second serve() is an error, and does not disturb the first."""
+def test_serve_twice_is_an_error(sandbox: Sandbox) -> None:
+    """A second serve() is an error and does not affect the first."""
     with pytest.raises(RuntimeError, match="already"), sandbox.serve():
         raise AssertionError
     assert sandbox.base_url
 
 
 def test_ipv6(connect: Connect) -> None:
-    """The host of the URL is in brackets."""
+    """An IPv6 host is in brackets in the URL."""
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
@@ -82,12 +82,12 @@ def test_ipv6(connect: Connect) -> None:
         assert 200 == connect(sandbox).get("/me").status_code
 
 
-def test_nothing_is_left_behind(connect: Connect) -> None:
-    """There are no threads, files or warnings left, with keep-alive connections still open."""
+def test_serve_leaks_nothing(connect: Connect) -> None:
+    """No threads, files or warnings remain, even with keep-alive connections open."""
     with Sandbox().serve() as warm:
         connect(warm).get("/me")
     gc.collect()
-    threads, files = set(threading.enumerate()), open_files()
+    threads, files = set(threading.enumerate()), count_open_files()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(20):
@@ -95,11 +95,11 @@ def test_nothing_is_left_behind(connect: Connect) -> None:
                 assert 401 == client.get(f"{sandbox.base_url}/me").status_code
         gc.collect()
     assert threads == set(threading.enumerate())
-    assert files == open_files()
+    assert files == count_open_files()
 
 
-def test_hanging_requests_are_cut(caplog: pytest.LogCaptureFixture) -> None:
-    """Shutdown does not wait for them, their clients get an error, and nothing is logged."""
+def test_hanging_requests_are_aborted(caplog: pytest.LogCaptureFixture) -> None:
+    """Shutdown does not wait for hanging requests; their clients get an error, and nothing is logged."""
     outcomes: list[str] = []
 
     def hang(sandbox: Sandbox) -> None:
@@ -122,33 +122,33 @@ def test_hanging_requests_are_cut(caplog: pytest.LogCaptureFixture) -> None:
     assert [] == [record for record in caplog.records if record.name.startswith("uvicorn")]
 
 
-def test_connections_that_come_at_the_very_end() -> None:
-    """Connections that are just being accepted do not leak."""
+def test_connections_during_shutdown_do_not_leak() -> None:
+    """Connections accepted during shutdown do not leak."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(30):
-            with contextlib.ExitStack() as knocks, Sandbox(meetings=0).serve() as sandbox:
+            with contextlib.ExitStack() as connections, Sandbox(meetings=0).serve() as sandbox:
                 port = int(sandbox.base_url.removesuffix(PREFIX).rpartition(":")[2])
                 for _ in range(4):
-                    knocks.enter_context(socket.create_connection(("127.0.0.1", port)))
+                    connections.enter_context(socket.create_connection(("127.0.0.1", port)))
         gc.collect()
     assert [] == [str(warning.message) for warning in caught]
 
 
-def test_ended_under_load(caplog: pytest.LogCaptureFixture) -> None:
-    """Requests that arrive during shutdown are cut, and nothing is logged as an error."""
+def test_shutdown_under_load(caplog: pytest.LogCaptureFixture) -> None:
+    """Requests that arrive during shutdown are aborted, and no error is logged."""
 
-    def hammer(port: int) -> None:
+    def send_requests(port: int) -> None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as connection:
-            answer = b"."
-            while answer:
+            response = b"."
+            while response:
                 connection.sendall(b"GET /api/lemcal/me HTTP/1.1\r\nHost: x\r\n\r\n")
-                answer = connection.recv(65_536)
+                response = connection.recv(65_536)
 
     for _ in range(30):
         with Sandbox(meetings=0, limit=None).serve() as sandbox:
             port = int(sandbox.base_url.removesuffix(PREFIX).rpartition(":")[2])
-            clients = [threading.Thread(target=hammer, args=[port]) for _ in range(4)]
+            clients = [threading.Thread(target=send_requests, args=[port]) for _ in range(4)]
             for thread in clients:
                 thread.start()
             time.sleep(0.01)
@@ -157,16 +157,16 @@ def test_ended_under_load(caplog: pytest.LogCaptureFixture) -> None:
     assert [] == [record for record in caplog.records if record.name.startswith("uvicorn")]
 
 
-def test_booked_until_the_end() -> None:
-    """A booking that comes while the sandbox ends leaves no thread that delivers it."""
+def test_bookings_during_shutdown() -> None:
+    """A booking during shutdown leaves no delivery thread behind."""
 
     def book(url: str) -> None:
         with contextlib.suppress(httpx.TransportError), httpx.Client(trust_env=False) as client:
             while True:
                 client.post(url)
 
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        target = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+    with socket.create_server(("127.0.0.1", 0)) as silent_receiver:
+        target = f"http://127.0.0.1:{silent_receiver.getsockname()[1]}/"
         for _ in range(5):
             with Sandbox(limit=None).serve() as sandbox:
                 hook = {"targetUrl": target, "anyMeetingType": True}
@@ -175,7 +175,7 @@ def test_booked_until_the_end() -> None:
                 url = f"{sandbox.base_url.removesuffix(PREFIX)}/_sandbox/bookings"
                 booker = threading.Thread(target=book, args=[url])
                 booker.start()
-                while len(sandbox.meetings()) < 20:  # it is under way
+                while len(sandbox.meetings()) < 20:  # until bookings are being made
                     time.sleep(0.001)
             left = [thread for thread in threading.enumerate() if thread.name == "lemcal-sandbox-hooks"]
             booker.join(5)
@@ -195,15 +195,15 @@ def test_other_servers_keep_their_access_log() -> None:
 
 
 def test_keep_alive(sandbox: Sandbox, client: httpx.Client) -> None:
-    """A connection is reused."""
+    """Connections are reused."""
     ports = [
         client.get("/me").extensions["network_stream"].get_extra_info("client_addr")[1] for _ in range(5)
     ]
     assert 1 == len(set(ports))
 
 
-def test_responses_are_sent_at_once(monkeypatch: pytest.MonkeyPatch, connect: Connect) -> None:
-    """Accepted connections do not wait to fill a packet, which takes 40 ms on loopback."""
+def test_responses_are_sent_without_delay(monkeypatch: pytest.MonkeyPatch, connect: Connect) -> None:
+    """Accepted connections set TCP_NODELAY; otherwise a response takes 40 ms on loopback."""
     made: list[int] = []
     connection_made = _SandboxProtocol.connection_made
 
@@ -217,8 +217,8 @@ def test_responses_are_sent_at_once(monkeypatch: pytest.MonkeyPatch, connect: Co
     assert [True] == list(map(bool, made))
 
 
-def test_a_server_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """serve() raises the reason, and leaves nothing behind."""
+def test_failure_to_start_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """serve() raises the error and leaks no thread."""
 
     async def fail(*_: object, **__: object) -> None:
         raise OSError("no more files")
@@ -230,8 +230,8 @@ def test_a_server_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threads == set(threading.enumerate())
 
 
-def test_a_server_that_fails_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A later failure is raised when serve() ends."""
+def test_later_failure_is_raised_on_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """serve() raises a later failure on exit."""
     now = threading.Event()
 
     async def fail(*_: object) -> None:
@@ -249,30 +249,30 @@ def test_a_server_that_fails_later(monkeypatch: pytest.MonkeyPatch) -> None:
         serve()
 
 
-def test_served_from_within_an_event_loop() -> None:
-    """Entered and left in a running loop of either kind, it answers that loop's requests."""
+def test_serve_in_a_running_event_loop() -> None:
+    """serve() works in a running asyncio or trio loop, and responds to requests from that loop."""
 
-    async def ask() -> int:
+    async def get_status() -> int:
         with Sandbox().serve() as sandbox:
             async with httpx.AsyncClient(trust_env=False) as client:
                 auth = (sandbox.user_id, sandbox.api_key)
                 return (await client.get(f"{sandbox.base_url}/me", auth=auth)).status_code
 
-    assert [200, 200] == [asyncio.run(ask()), trio.run(ask)]
+    assert [200, 200] == [asyncio.run(get_status()), trio.run(get_status)]
 
 
 def test_listening_serves_any_app() -> None:
-    """The server works with any app; an exception is a 500."""
+    """The server works with any app; an exception in the app is a 500."""
 
     async def app(scope: object, receive: object, send: object) -> None:
         raise ValueError("a bug")
 
     with listening(app, "127.0.0.1", 0) as origin:
-        answer = httpx.get(origin, trust_env=False)
-    assert 500 == answer.status_code
+        response = httpx.get(origin, trust_env=False)
+    assert 500 == response.status_code
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send to another process")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send SIGINT to another process")
 def test_run_until_interrupted() -> None:
     """run() serves until Ctrl-C, and returns without a traceback."""
     program = (
@@ -308,16 +308,16 @@ def test_run_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the sandbox imported anew."""
+def unimported_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the sandbox from the imported modules, so that it is imported again."""
     for name in [name for name in sys.modules if name.startswith("lemcal_async.sandbox")]:
         monkeypatch.delitem(sys.modules, name)
 
 
-@pytest.mark.usefixtures("not_imported")
+@pytest.mark.usefixtures("unimported_sandbox")
 @pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
 def test_missing_extra(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    """One line that says what to install."""
+    """The error is a single line that says what to install."""
     for name in [name for name in sys.modules if name.partition(".")[0] == missing]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
@@ -326,8 +326,8 @@ def test_missing_extra(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     assert "the sandbox needs its extra: pip install 'lemcal-async[sandbox]'" == str(caught.value)
 
 
-@pytest.mark.usefixtures("not_imported")
-def test_other_missing_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("unimported_sandbox")
+def test_other_missing_modules_are_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other missing modules are not reported as a missing extra."""
     monkeypatch.setitem(sys.modules, "anyio", None)
     with pytest.raises(ModuleNotFoundError, match="anyio"):

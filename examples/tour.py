@@ -53,7 +53,7 @@ async def failures(lemcal: AsyncLemcal, sandbox: Sandbox) -> None:
     user = await lemcal.me()
     say(f"   The call still succeeded: {user.email}.")
 
-    say("\n   Next, a response that is not JSON, as from a wrong base URL: an error, not an empty result.")
+    say("\n   Next, HTML instead of JSON, as from a wrong base URL. It is an error, not an empty result:")
     sandbox.inject(faults.html_200())
     try:
         await lemcal.me()

@@ -196,12 +196,12 @@ def test_journal_reports_changes() -> None:
     journal = Journal[SeenRequest](3)
     for _ in range(4):
         journal.add(lambda number: SeenRequest(0, "GET", "/me", "", None, {}, number=number))
-    known, changed = journal.changed_since(0)
+    revision, changed = journal.changed_since(0)
     assert [2, 3, 4] == [entry.number for entry in changed]
-    assert (known, []) == journal.changed_since(known)
+    assert (revision, []) == journal.changed_since(revision)
     journal.update(2, status_code=200)
     journal.update(1, status_code=200)  # already dropped
-    assert [(2, 200)] == [(entry.number, entry.status_code) for entry in journal.changed_since(known)[1]]
+    assert [(2, 200)] == [(entry.number, entry.status_code) for entry in journal.changed_since(revision)[1]]
     assert [2, 3] == [entry.number for entry in journal.after(0, 2)]
     assert [4] == [entry.number for entry in journal.after(3, 10)]
     assert [] == journal.after(4, 10)

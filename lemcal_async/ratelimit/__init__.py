@@ -1,9 +1,9 @@
-"""The shared rate limiter: at most 20 requests per 2 s and API key, as the server counts them.
+"""The shared rate limiter: at most 20 requests per 2 s for each API key, as the server counts them.
 
-``LocalRateLimiter`` serves one process (any number of clients, event loops and threads),
-``RedisRateLimiter`` (extra ``redis``) several processes and machines. ``Unlimited`` is for those behind
-a gateway that limits already. A limiter of your own implements ``RateLimiter``, and ``Permit`` for what
-it hands out.
+``LocalRateLimiter`` covers one process (any number of clients, event loops and threads),
+``RedisRateLimiter`` (extra ``redis``) several processes and machines. ``Unlimited`` disables limiting, for
+example behind a gateway that already limits. To write a custom limiter, implement ``RateLimiter``, and
+``Permit`` for the object that its ``acquire`` returns.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "RedisRateLimiter":
-        from lemcal_async.ratelimit.redis import RedisRateLimiter  # noqa: PLC0415 - it needs an extra
+        from lemcal_async.ratelimit.redis import RedisRateLimiter  # noqa: PLC0415 - needs an extra
 
         return RedisRateLimiter
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""What a rate limiter is to the transport: one question before each request, reports after it.
+"""The interface between rate limiters and the transport: ask before each request, report afterward.
 
-Here are also the key that a request draws on, and the limiter that does not limit.
+Also defines ``Key``, which names a request's budget, and ``Unlimited``, the limiter that does not limit.
 """
 
 import base64
@@ -16,11 +16,11 @@ from lemcal_async._urls import DEFAULT_BASE_URL
 
 @attrs.frozen
 class Key:
-    """The name of one budget.
+    """Identifies one budget: one account at one API.
 
     Attributes:
-        base_url: The API that it is for.
-        digest: A hash of the credential, which cannot be had from it.
+        base_url: The base URL of the API.
+        digest: A hash of the credential. The credential cannot be recovered from it.
     """
 
     base_url: str
@@ -28,7 +28,7 @@ class Key:
 
     @property
     def short(self) -> str:
-        """Return enough of the digest to tell keys apart in a log."""
+        """The start of the digest, enough to tell keys apart in a log."""
         return self.digest[:8]
 
     def __str__(self) -> str:
@@ -36,10 +36,10 @@ class Key:
 
 
 def key_of(url: str, authorization: str) -> Key:
-    """Return the key of a request of which only URL and ``Authorization`` are known.
+    """Return the key of a request, given only its URL and ``Authorization`` header.
 
-    At the default base URL it equals the one that ``AsyncLemcal`` uses for the same account; for any
-    other address the origin stands in for the base URL.
+    At the default base URL, the key equals the one that ``AsyncLemcal`` uses for the same account. For any
+    other address, the origin stands in for the base URL.
     """
     if url.startswith(DEFAULT_BASE_URL):
         base_url = DEFAULT_BASE_URL
@@ -51,13 +51,13 @@ def key_of(url: str, authorization: str) -> Key:
     if scheme.lower() == "basic":
         try:
             pair = base64.b64decode(value, validate=True).decode()
-        except ValueError:  # not what it claims to be: still somebody's key
+        except ValueError:  # not valid Base64, but the header still identifies a budget
             pair = authorization
     return Key(base_url, digest_of(pair))
 
 
 Priority = Literal["interactive", "bulk"]
-"""Which calls go first: interactive ones, but bulk ones keep one turn in five."""
+"""The priority of a call. Interactive calls go first; bulk calls keep one turn in five."""
 
 
 @attrs.frozen
@@ -65,11 +65,11 @@ class RateLimit:
     """A snapshot of one key's budget, as far as this process knows.
 
     Attributes:
-        limit: How many requests the window allows; None for no limit.
-        remaining: How many requests could leave now; None for no limit.
-        resets_in: Seconds until the budget is whole again.
-        queued: How many calls are waiting.
-        paused_for: For how many seconds the key still pauses after a 429.
+        limit: The number of requests that the window allows; None if unlimited.
+        remaining: The number of requests that could be sent now; None if unlimited.
+        resets_in: Seconds until the whole budget is available again.
+        queued: The number of waiting calls.
+        paused_for: Seconds until the pause after a 429 ends; 0 if the key is not paused.
     """
 
     limit: int | None
@@ -79,11 +79,11 @@ class RateLimit:
     paused_for: float
 
 
-class WouldWait(Exception):  # noqa: N818 - an answer to a question, which the transport turns into an error
-    """Waiting is pointless: it would take longer than the caller can or should wait.
+class WouldWait(Exception):  # noqa: N818 - not an error by itself: the transport turns it into one
+    """The wait would be longer than the caller can or should wait.
 
     Attributes:
-        seconds: How long it would take.
+        seconds: The expected wait in seconds.
         refused: True if the server itself refuses the key for that long (a 429).
     """
 
@@ -94,61 +94,61 @@ class WouldWait(Exception):  # noqa: N818 - an answer to a question, which the t
 
 
 class Permit(Protocol):
-    """Permission to send one request. Exactly one of the last three reports ends it.
+    """Permission to send one request. Ends with exactly one ``answered``, ``unsent`` or ``unknown``.
 
-    None of them waits or raises, so they can be made from a canceled task.
+    No method blocks or raises, so a canceled task can call them too.
     """
 
     def sent(self) -> bool | None:
-        """Note that the request is leaving now. Without this, only the answer bounds the moment.
+        """Record that the request is being sent now. If not called, only the response bounds that moment.
 
-        False ends the permit: it has run out, so nothing must be sent. Then ``acquire`` again.
+        Returns False if the permit has expired. The request must then not be sent: call ``acquire`` again.
         """
 
     def answered(self, status_code: int, quota: Quota) -> float:
-        """Note the answer; return for how many seconds the limiter itself now pauses the key.
+        """Record the response; return the seconds for which the limiter itself now pauses the key.
 
         Args:
-            status_code: The status of the answer.
-            quota: What its headers say.
+            status_code: The response's status code.
+            quota: The response's rate-limit headers.
         """
         ...
 
     def unsent(self) -> None:
-        """Give the slot back: the request never reached the server."""
+        """Release the slot: the request never reached the server."""
 
     def unknown(self) -> None:
-        """Note that no answer will come, and that the server may have counted the request."""
+        """Record that no response will arrive; the server may have counted the request anyway."""
 
 
 @runtime_checkable
 class RateLimiter(Protocol):
-    """Hands out permits, per key; safe to share between tasks, event loops and threads."""
+    """Grants permits per key. Safe to share between tasks, event loops and threads."""
 
     async def acquire(
         self,
         key: Key,
         *,
         priority: Priority = "interactive",
-        timeout: float | None = None,  # noqa: ASYNC109 - a bound to refuse by, not a timer
+        timeout: float | None = None,  # noqa: ASYNC109 - decides whether to refuse, is not a timer
         again: Permit | None = None,
     ) -> Permit:
-        """Wait for this request's turn. Canceling the wait costs nobody anything.
+        """Wait for this request's turn. Canceling the wait consumes nothing.
 
         Args:
             key: The budget that the request draws on.
-            priority: ``"interactive"`` passes ``"bulk"``.
-            timeout: How many seconds the caller has; None for any number.
-            again: The permit of the same request's refused attempt, whose place in the queue it keeps.
+            priority: ``"interactive"`` calls go before ``"bulk"`` calls.
+            timeout: Seconds that the caller can wait; None for no limit.
+            again: The permit of the same request's refused attempt; the request keeps its place in the queue.
 
         Raises:
-            WouldWait: At once, if the wait is known to be longer than ``timeout``, or the server refuses the
-                key for long.
+            WouldWait: Immediately, if the wait is known to be longer than ``timeout``, or if the server
+                refuses the key for too long.
         """
         ...
 
     def snapshot(self, key: Key) -> RateLimit:
-        """Return what is known of a key now.
+        """Return the current state of a key's budget.
 
         Args:
             key: The key.
@@ -157,20 +157,20 @@ class RateLimiter(Protocol):
 
 
 class _FreePermit:
-    """A permit that costs nothing; one serves all requests."""
+    """A permit that does nothing; one instance serves all requests."""
 
     def sent(self) -> None:
-        """Nothing is counted."""
+        """Do nothing."""
 
     def answered(self, status_code: int, quota: Quota) -> float:  # noqa: ARG002
-        """Pause nothing: waiting after a 429 is left to the retries."""
+        """Return 0: waiting after a 429 is left to the retries."""
         return 0.0
 
     def unsent(self) -> None:
-        """Nothing is counted."""
+        """Do nothing."""
 
     def unknown(self) -> None:
-        """Nothing is counted."""
+        """Do nothing."""
 
 
 _FREE_PERMIT = _FreePermit()
@@ -178,7 +178,7 @@ _NO_LIMIT = RateLimit(limit=None, remaining=None, resets_in=0.0, queued=0, pause
 
 
 class Unlimited:
-    """A RateLimiter that lets everything pass at once. Each call then waits out a 429 on its own."""
+    """A rate limiter that never waits. After a 429, each call waits on its own before it retries."""
 
     async def acquire(
         self,
@@ -188,7 +188,7 @@ class Unlimited:
         timeout: float | None = None,  # noqa: ARG002, ASYNC109
         again: Permit | None = None,  # noqa: ARG002
     ) -> Permit:
-        """Return at once."""
+        """Return immediately."""
         return _FREE_PERMIT
 
     def snapshot(self, key: Key) -> RateLimit:  # noqa: ARG002

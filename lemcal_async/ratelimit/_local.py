@@ -1,7 +1,7 @@
-"""The limiter of one process: the queue and the budget of each key, and the tasks that wait.
+"""The limiter of one process: the queue and the budget of each key, and the waiting tasks.
 
-Nothing here belongs to an event loop, so one limiter serves several loops and threads at once. All that
-happens is an event in an inbox, so no thread ever waits for another.
+Holds no event-loop objects, so one limiter can serve several loops and threads at once. Every state
+change is an event in an inbox, so no thread ever blocks on another.
 """
 
 import itertools
@@ -20,37 +20,37 @@ from lemcal_async.ratelimit._log import SlidingWindowLog
 from lemcal_async.ratelimit._server import ServerModel
 from lemcal_async.ratelimit._waiters import Inbox, KeyState, Queue, Waiter
 
-LONG_WAIT = 30.0  # seconds; a call without a deadline that faces more is warned of, once per key
-PATIENCE = 0.1  # seconds for a task to pick up its grant, before another event loop's task gets it
+LONG_WAIT = 30.0  # seconds; a call without a deadline that faces a longer wait logs a warning, once per key
+PATIENCE = 0.1  # seconds until a grant that its task has not picked up goes to another event loop's task
 
 
 class LocalRateLimiter:
-    """At most ``limit`` requests per ``period`` seconds for each key, in this process.
+    """Allows at most ``limit`` requests per ``period`` seconds for each key, in this process.
 
-    Requests of one key leave in the order in which they asked; interactive calls pass bulk ones, which still
-    get one turn in five. A 429 pauses the whole key for as long as the server says, and the refused request
-    goes first. Canceling a wait costs nobody anything. Keys do not delay each other, and idle ones are
-    forgotten.
+    Requests with the same key leave first come, first served. Interactive calls go before bulk calls, which
+    still get one turn in five. A 429 pauses the whole key for as long as the server says, and the refused
+    request goes first afterward. Canceling a wait consumes nothing. Keys do not delay each other; idle keys
+    are dropped.
 
     Args:
-        limit: How many requests a key has in a period.
-        period: The length of a period in seconds.
-        clock: What tells the time, in seconds.
+        limit: Maximum number of requests per key and period.
+        period: Length of the period in seconds.
+        clock: Returns the current time in seconds.
 
     Raises:
-        ConfigurationError: For values that cannot work.
+        ConfigurationError: If ``limit`` or ``period`` is invalid.
     """
 
     def __init__(
         self, limit: int = 20, period: float = 2.0, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         if limit < 1 or not 0 < period < float("inf"):
-            raise ConfigurationError("a rate limit needs a limit of at least 1 and a period above 0 seconds")
+            raise ConfigurationError("limit must be at least 1 and period a finite number of seconds above 0")
         self.limit = limit
         self.period = period
         self.clock = clock
         self._keys: OrderedDict[Key, KeyState] = OrderedDict()
-        self._servers: OrderedDict[str, ServerModel] = OrderedDict()  # by base URL, the newest last
+        self._servers: OrderedDict[str, ServerModel] = OrderedDict()  # by base URL, newest last
         self._inbox: Inbox[KeyState] = Inbox(self._serve)
         self._numbers = itertools.count()
         _limiters.add(self)
@@ -63,13 +63,13 @@ class LocalRateLimiter:
         key: Key,
         *,
         priority: Priority = "interactive",
-        timeout: float | None = None,  # noqa: ASYNC109 - a bound to refuse by, not a timer
+        timeout: float | None = None,  # noqa: ASYNC109 - decides whether to refuse, is not a timer
         again: Permit | None = None,
     ) -> Permit:
         """Wait for this request's turn; see ``RateLimiter.acquire``.
 
-        Canceled at any moment (by anyio or natively), it leaves no trace: a grant that was under way goes to
-        the next in the queue.
+        Cancellation is safe at any moment, whether by anyio or native. A grant that was already on its way
+        goes to the next waiter in the queue.
 
         Raises:
             WouldWait: See ``RateLimiter.acquire``.
@@ -110,12 +110,12 @@ class LocalRateLimiter:
         return waiter
 
     def snapshot(self, key: Key) -> RateLimit:
-        """Return what is known of a key now; one that was never used has its whole limit.
+        """Return the current state of a key's budget. An unused key has its whole limit.
 
-        Takes no lock, so it may be called anywhere, in a signal handler too.
+        Takes no lock, so it can be called anywhere, even in a signal handler.
 
         Args:
-            key: The key, such as ``lemcal.rate_limit_key``.
+            key: The key, for example ``lemcal.rate_limit_key``.
         """
         state = self._keys.get(key)
         if state is None:
@@ -129,7 +129,7 @@ class LocalRateLimiter:
             paused_for=state.log.cooldown.left(now),
         )
 
-    # Everything below is called by the inbox, one at a time.
+    # The inbox calls everything below, one call at a time.
 
     def _enqueue(self, waiter: Waiter) -> KeyState | None:
         now = self.clock()
@@ -154,14 +154,14 @@ class LocalRateLimiter:
                 state.warned = True
                 waiter.long_wait = (wait, waiter.ahead)
         state.queue.add(waiter)
-        # Behind others nothing changes for them, unless it goes first or its loop has no alarm yet.
+        # Joining the back of a queue changes nothing, unless this waiter goes first or its loop has no alarm.
         return None if others_wait and not state.queue.is_first(waiter) else state
 
     def _new_state(self, key: Key) -> KeyState:
         return KeyState(key, SlidingWindowLog(self.limit, self.period, self._server(key.base_url)))
 
     def _server(self, base_url: str) -> ServerModel:
-        """Return what is known of a server; it outlasts the server's keys. A hundred are remembered."""
+        """Return the model of a server, which outlives the server's keys. The newest 100 are kept."""
         server = self._servers.get(base_url)
         if server is None:
             server = self._servers[base_url] = ServerModel(self.period)
@@ -179,11 +179,11 @@ class LocalRateLimiter:
         if waiter.slot is not None:
             state.log.unsent(waiter.slot)
         elif waiter.alarm is None:
-            return None  # it watched the clock for nobody
+            return None  # no other waiter relied on its alarm
         return state
 
     def _serve(self, state: KeyState) -> None:
-        """Grant what can be granted now, and see that somebody looks again when more can be."""
+        """Grant what can be granted now, and set alarms for when more can be."""
         queue, log = state.queue, state.log
         if not len(queue):
             return
@@ -196,8 +196,8 @@ class LocalRateLimiter:
         when = now
         while (waiter := queue.head()) is not None and (when := log.next_at(now, len(queue))) <= now:
             if waiter.stands_still():
-                # If its loop never runs again, a grant would be lost for good. If it does, the task
-                # wakes up and asks for its old place.
+                # If its loop never runs again, the grant would be lost. If the loop does continue, the
+                # task wakes up and asks for its old place.
                 queue.discard(waiter)
                 waiter.passed_over = True
                 waiter.wake()
@@ -205,7 +205,7 @@ class LocalRateLimiter:
             queue.pop(waiter)
             waiter.slot = log.take(now)
             state.offers[waiter] = now
-            if not waiter.decide("granted"):  # its event loop is gone, and its task with it
+            if not waiter.decide("granted"):  # its event loop is closed
                 del state.offers[waiter]
                 log.unsent(waiter.slot)
         when = math.inf if waiter is None else when
@@ -213,7 +213,7 @@ class LocalRateLimiter:
             self._set_alarms(queue, when)
 
     def _revoke(self, state: KeyState, now: float) -> None:
-        """Take back grants that a blocked event loop has not picked up while others wait."""
+        """Take back grants that a blocked event loop has not picked up while other loops' tasks wait."""
         for waiter, offered_at in _awaited(state):
             if now < offered_at + PATIENCE or waiter.runs_here() or state.offers.pop(waiter, None) is None:
                 continue
@@ -223,14 +223,14 @@ class LocalRateLimiter:
             state.queue.stalled[waiter.loop] = None
 
     def _set_alarms(self, queue: Queue, when: float) -> None:
-        """Have one waiting task per event loop look again at ``when``; drop those of dead loops."""
+        """Have one waiting task per event loop check again at ``when``; drop the waiters of closed loops."""
         while dead := [waiter for waiter in queue.alarms() if not waiter.set_alarm(when)]:
             for waiter in dead:
                 queue.discard(waiter)
 
     def _drop_idle(self, now: float) -> None:
-        # Starting with the one not looked at for longest, so that however many keys come and go, each is
-        # looked at again; at most a thousand at once, which takes a millisecond.
+        # Start with the key checked least recently, so that every key is checked again however many come and
+        # go. Check at most a thousand at once, which takes about a millisecond.
         for _ in range(min(1000, len(self._keys))):
             key, state = next(iter(self._keys.items()))
             if 0 <= now - state.looked_at < self.period:
@@ -243,7 +243,7 @@ class LocalRateLimiter:
             return
 
     def _after_fork(self) -> None:
-        """Start over in the child: the waiting tasks and the answers are the parent's."""
+        """Reset in the child process: the waiting tasks and the responses belong to the parent."""
         self._inbox.reset()
         for state in self._keys.values():
             state.queue.clear()
@@ -252,7 +252,7 @@ class LocalRateLimiter:
 
 
 def _awaited(state: KeyState) -> list[tuple[Waiter, float]]:
-    """Return the grants that nobody has picked up yet although a task of another event loop waits."""
+    """Return the grants not picked up yet while a task of another event loop waits."""
     if not state.offers:
         return []
     loops = state.queue.loops()
@@ -264,7 +264,7 @@ def _awaited(state: KeyState) -> list[tuple[Waiter, float]]:
 
 
 def _look_again() -> None:
-    """Nothing has happened, but time has passed."""
+    """Change nothing: the inbox then serves the key, because time has passed."""
 
 
 _limiters: "weakref.WeakSet[LocalRateLimiter]" = weakref.WeakSet()
@@ -272,7 +272,7 @@ _limiters: "weakref.WeakSet[LocalRateLimiter]" = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for limiter in list(_limiters):
-        limiter._after_fork()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # the hook is this module's
+        limiter._after_fork()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]  # same module
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows
@@ -283,14 +283,14 @@ _default = LocalRateLimiter()
 
 
 def default_limiter() -> LocalRateLimiter:
-    """Return the limiter that all clients of this process share unless they are given one."""
+    """Return the limiter that all clients in this process share by default."""
     return _default
 
 
 @contextmanager
 def fresh_default() -> Generator[LocalRateLimiter]:
-    """Replace the process-wide limiter with a new one for a while: for tests."""
-    global _default  # noqa: PLW0603 - the point of it
+    """Temporarily replace the process-wide limiter with a new one, for tests."""
+    global _default  # noqa: PLW0603 - process-wide by design
     before, _default = _default, LocalRateLimiter()
     try:
         yield _default

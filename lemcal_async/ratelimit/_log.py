@@ -1,9 +1,9 @@
 """The arithmetic of one key's budget: which requests the server may still be counting. Pure.
 
-A log of slots, driven by events that carry their time: taken, sent, answered, unsent, unknown. A slot
-is granted again only a whole period after the server must have counted the request that used it. That
-holds under a fixed window and under a strict sliding one; where it is known when a window is over, that
-frees its slots at once. No clock, lock or await in here: seconds on whatever clock the caller reads.
+A log of slots, driven by events that carry their time: taken, sent, answered, unsent, unknown. A slot is
+granted again only one full period after the server must have counted the request that used it. This is
+safe for fixed windows and for a strict sliding window; if the end of a window is known, all its slots free
+up at that moment. No clock, lock or await: all times are seconds on whatever clock the caller reads.
 """
 
 import math
@@ -30,18 +30,18 @@ from lemcal_async.ratelimit._slots import (
     refutes_sliding,
 )
 
-MOST = 10  # times the configured limit; larger numbers from a server are cut to that
-SLACK = 2  # requests left to others who may come between an answer and our next request
+MOST = 10  # times the configured limit; larger numbers from a server are capped
+SLACK = 2  # requests left for foreign use between a response and our next request
 
 Observation: TypeAlias = Literal["foreign use", "contradiction"]
-"""What an answer may tell beyond its own slot: somebody else uses the key, or windows were a mistake."""
+"""What a response may reveal beyond its own slot: foreign use of the key, or no fixed windows after all."""
 
 
 class SlidingWindowLog:
     """The slots of one key; ``limit`` requests per ``period`` seconds.
 
-    No more than twice the limit are in flight at once, so that an account whose requests hang cannot
-    fill the connection pool that it shares with others. ``server`` is what all keys of one server learn
+    At most twice the limit are in flight at once, so that an account with hanging requests cannot fill the
+    connection pool that it shares with others. ``server`` is what all keys of one server have learned
     together.
     """
 
@@ -63,8 +63,8 @@ class SlidingWindowLog:
 
     def __init__(self, limit: int, period: float, server: ServerModel | None = None) -> None:
         self._configured = limit
-        self.limit = limit  # ours
-        self._quota = limit  # the server's
+        self.limit = limit  # what we may use
+        self._quota = limit  # what the server allows
         self.period = period
         self._server = server or ServerModel(period)
         self._windows = Windows(self._server)
@@ -72,7 +72,7 @@ class SlidingWindowLog:
         self._probes = ProbeScheduler(self._server)
         self.cooldown = Cooldown()
         self._spaced_until = -math.inf
-        # After a 429, one request looks whether the server lets it pass before the others follow.
+        # After a 429, one trial request goes first; the others wait until the server lets it through.
         self._scout: Slot | None = None
         self._look_until = -math.inf
         self._slots = OccupiedSlots(self._server, period)
@@ -80,9 +80,9 @@ class SlidingWindowLog:
     # ----------------------------------------------------------------------------------- grants
 
     def next_at(self, now: float, waiting: int = 1) -> float:
-        """Return when the next request may be granted: ``<= now`` is now, inf is after a report.
+        """Return when the next request may be granted: ``<= now`` means now, inf means not before a report.
 
-        ``waiting`` is how many calls want to send, this one included.
+        ``waiting`` is the number of calls that want to send, including this one.
         """
         self._slots.forget(now)
         if len(self._slots.in_flight) >= 2 * self._configured:
@@ -108,7 +108,7 @@ class SlidingWindowLog:
         return when
 
     def take(self, now: float) -> Slot:
-        """Grant one request. Only when ``next_at(now) <= now``."""
+        """Grant one request. Requires ``next_at(now) <= now``."""
         slot = self._slots.take(now)
         if now < self._look_until:
             self._scout = slot
@@ -118,17 +118,17 @@ class SlidingWindowLog:
 
     # ---------------------------------------------------------------------------------- reports
 
-    def is_valid(self, slot: Slot, now: float) -> bool:  # noqa: ARG002 - here no slot runs out
+    def is_valid(self, slot: Slot, now: float) -> bool:  # noqa: ARG002 - slots here do not expire
         """Whether a slot may still be used."""
         return not slot.ended
 
     def sent(self, slot: Slot, now: float) -> None:
-        """Note that the request left the machine, after queueing, DNS, TCP and TLS."""
+        """Record that the request was sent, after queueing, DNS, TCP and TLS."""
         if not slot.ended:
             slot.sent_at = now
 
     def answered(self, slot: Slot, now: float, status_code: int, quota: Quota) -> Observation | None:
-        """Take in an answer; return what it tells of the whole key that is new, else None."""
+        """Process a response; return what it newly reveals about the whole key, else None."""
         if slot.ended:
             return None
         if quota.limit:  # a header may lower the limit, never raise it
@@ -161,25 +161,25 @@ class SlidingWindowLog:
             self._learn(record)
         if relied_on and not self._server.is_fixed:
             return "contradiction"
-        # In a window in which nothing of ours was let through, a 429 only says that the window is full:
-        # maybe of the requests of a process that has just ended.
+        # In a window that let none of our requests through, a 429 only says that the window is full: perhaps
+        # with the requests of a process that has just ended.
         if window is None or (refused and not relied_on and not window.own):
             return None
         return self._detect_foreign_use(slot, window, now, quota, refused=refused)
 
     def unsent(self, slot: Slot) -> None:
-        """Give the slot back: the request never reached the server."""
+        """Release the slot: the request never reached the server."""
         self._slots.give_back(slot)
         if slot is self._scout:
-            self._scout = None  # the next one looks
+            self._scout = None  # the next request is the trial
 
     def unknown(self, slot: Slot, now: float) -> None:
-        """End the slot of a request that the server may have counted or yet count, and will not answer."""
+        """End the slot of a request that gets no response; the server may count it, now or later."""
         if slot.ended:
             return
         if slot is self._scout:
             self._scout = None
-        # One that was never reported as sent may have been sent at any time until now.
+        # If it was never reported as sent, it may have been sent at any time until now.
         sent_at = now if slot.sent_at is None else slot.sent_at
         record = RequestRecord(
             number=slot.number,
@@ -191,26 +191,26 @@ class SlidingWindowLog:
         self._slots.lose(slot, record, now)
 
     def abandon(self, now: float) -> None:
-        """End all that is in flight: after a fork, the answers come to the parent."""
+        """End all requests in flight: after a fork, their responses go to the parent."""
         for slot in list(self._slots.in_flight):
             self.unknown(slot, now)
 
     def adopt(self, slots: Iterable[Slot]) -> None:
-        """Take in requests that were granted elsewhere and are in flight."""
+        """Add requests that were granted elsewhere and are in flight."""
         for slot in slots:
             self._slots.adopt(slot)
 
     def occupied(self, now: float) -> tuple[list[Slot], list[float]]:
-        """Return the slots in flight, and when each other occupied slot comes free."""
+        """Return the slots in flight, and when each other occupied slot frees up."""
         self._slots.forget(now)
         return list(self._slots.in_flight), [self._slots.end_of(record) for record in self._slots.counted]
 
     # -------------------------------------------------------------------------------- forecasts
 
     def estimate(self, now: float, ahead: int) -> float:
-        """Return the seconds that a request with ``ahead`` others before it will wait at least.
+        """Return the minimum wait in seconds of a request that has ``ahead`` others before it.
 
-        Within a period: see ``_turn_in_windows``.
+        May be off by one period: see ``_turn_in_windows``.
         """
         self._slots.forget(now)
         period, limit = self.period, self._own
@@ -226,10 +226,10 @@ class SlidingWindowLog:
             wait = max(wait, pause + ahead // limit * period)
         return wait
 
-    # The following only read, so any thread may ask at any moment, in a signal handler too.
+    # The following only read state, so any thread may call them at any moment, even in a signal handler.
 
     def remaining(self, now: float) -> int:
-        """Return how many requests could be granted without waiting for earlier ones to be forgotten."""
+        """Return the number of requests that could be granted without waiting for a slot to free up."""
         if self.cooldown.until > now:
             return 0
         occupied = len(self._slots.ends(now))
@@ -237,9 +237,9 @@ class SlidingWindowLog:
         return max(0, min(free, 2 * self._configured - len(self._slots.in_flight)))
 
     def resets_in(self, now: float) -> float:
-        """Return the seconds until the whole limit is free again, if nothing else is sent.
+        """Return the seconds until the whole limit is available, if nothing else is sent.
 
-        As if the answers that are still to come came now.
+        Assumes that all pending responses arrive now.
         """
         ends = [now, self.cooldown.until, self._slots.last_end(now)]
         window = self._windows.newest
@@ -248,7 +248,7 @@ class SlidingWindowLog:
         return max(ends) - now
 
     def idle(self, now: float) -> bool:
-        """Whether there is nothing to remember."""
+        """Whether there is no state to keep."""
         if self._slots.in_flight or self._look_until > now or self._foreign(now):
             return False
         self._slots.forget(now)
@@ -256,7 +256,7 @@ class SlidingWindowLog:
 
     @property
     def foreign(self) -> int:
-        """Return how many requests of somebody else are known of in the newest window."""
+        """The number of known foreign requests in the newest window."""
         window = self._windows.newest
         return 0 if window is None else window.foreign
 
@@ -264,10 +264,10 @@ class SlidingWindowLog:
     def _own(self) -> int:
         return min(self.limit, self._shared_key.own(self._quota))
 
-    # ----------------------------------------------------------------------------- what answers say
+    # --------------------------------------------------------------------------- learning from responses
 
     def _place(self, slot: Slot, now: float, quota: Quota) -> tuple[Window | None, bool]:
-        """Return the window in which a request was counted, and whether its answer pins its end."""
+        """Return the window that counted a request, and whether the response pins the window's end."""
         if slot.sent_at is not None:
             self._server.add_round_trip(now - slot.sent_at, now)
         if quota.retry_after is None or quota.remaining is None:
@@ -279,13 +279,13 @@ class SlidingWindowLog:
         return placed
 
     def _used(self, quota: Quota) -> int | None:
-        """Return how many requests count, as an answer says."""
+        """Return the number of requests counted, according to a response."""
         if quota.remaining is None:
             return None
         return max(0, self._quota - quota.remaining)
 
     def _learn(self, record: RequestRecord) -> None:
-        """Compare what the server counted with what it would have counted in either way."""
+        """Compare the server's count with the counts expected of a sliding log and of fixed windows."""
         if (
             not self._server.is_fixed
             and not self._server.is_sliding
@@ -299,20 +299,20 @@ class SlidingWindowLog:
     def _detect_foreign_use(
         self, slot: Slot, window: Window, now: float, quota: Quota, *, refused: bool
     ) -> Observation | None:
-        """Keep room for requests that somebody else made with the same key.
+        """Keep room for foreign requests with the same key.
 
-        The server has counted more in this window than we can have sent.
+        They exist if the server has counted more in this window than we can have sent.
         """
         used = self._used(quota)
         if used is None or window.latest <= now or used <= window.foreign + window.own:
             return None
-        # All that may have been counted less than a period before this one, in either way of counting.
+        # All requests that may have been counted less than a period before this one, for either algorithm.
         if self._server.is_fixed:
             own = window.own + sum(record.window is None for record in self._slots.counted)
         else:
             since = slot.left_at - self.period
             own = sum(record.counted_at_most() > since for record in self._slots.records)
-            own -= refused  # what was refused is not what filled it
+            own -= refused  # a refused request did not fill the window
         own += len(self._slots.in_flight)
         if used > own:
             own += self._slots.find(used - own, window, now, now)
@@ -328,17 +328,17 @@ class SlidingWindowLog:
         return window.foreign if window is not None and self._over_at(window) > now else 0
 
     def _over_at(self, window: Window) -> float:
-        """Return when the foreign requests in a window are forgotten."""
+        """Return when the server forgets the foreign requests in a window."""
         return self._server.over_at(window) if self._server.is_fixed else window.latest + MARGIN
 
 
-# A call is refused for its deadline only if the deadline surely cannot be met. So these say how fast the
-# queue can move under either way of counting: what the answers will teach can only be guessed. All times
-# are seconds from now; ``ends`` has one for each occupied slot.
+# A call is refused because of its deadline only if the deadline certainly cannot be met. So these return how
+# fast the queue can possibly move under either algorithm: what future responses will reveal is unknown. All
+# times are seconds from now; ``ends`` has one entry per occupied slot.
 
 
 def _turn_in_log(ends: list[float], limit: int, period: float, ahead: int) -> float:
-    """Return when a call with ``ahead`` others before it may go, if each slot comes free by itself."""
+    """Return when a call with ``ahead`` others before it may go, if each slot frees up on its own."""
     free = limit - len(ends)
     if ahead < free:
         return 0.0
@@ -353,10 +353,10 @@ def _turn_in_log(ends: list[float], limit: int, period: float, ahead: int) -> fl
 
 
 def _turn_in_windows(ends: list[float], limit: int, period: float, ahead: int) -> float:
-    """Return when a call with ``ahead`` others before it may go, if all slots come free with the first.
+    """Return when a call with ``ahead`` others before it may go, if all slots free up with the first.
 
-    Should some come free by themselves before the current window is over, of which nothing is known yet,
-    it is one period less.
+    If some slots free up on their own before a current window that is not known yet is over, the actual wait
+    is one period less.
     """
     free = max(0, limit - len(ends))
     if ahead < free:

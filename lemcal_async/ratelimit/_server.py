@@ -1,9 +1,10 @@
-"""How the server counts, as far as its answers tell: in which windows, and whose requests. Pure.
+"""How the server counts, as far as its responses reveal: in which windows, and whose requests. Pure.
 
-The service seems to count in windows that start with a key's first request (inferred); it could be a
-sliding log. Nothing here relies on either until answers prove it: a server that has forgotten a request
-before a period was over keeps no sliding log. From then on the end of a window is known far better than
-the moment at which any single request was counted. An answer that contradicts windows revokes the proof.
+The service seems to count in windows that start with a key's first request (inferred); it could keep a
+sliding log. Nothing here relies on either until responses prove it: a server that forgets a request before
+a period is over does not keep a sliding log. From then on, the end of a window is known far more precisely
+than the moment at which any single request was counted. A response that contradicts windows revokes the
+proof.
 """
 
 import math
@@ -12,46 +13,47 @@ import attrs
 
 from lemcal_async._headers import Quota
 
-ROUNDING = 0.001  # seconds by which a Retry-After may be off: the service sends whole milliseconds (inferred)
-SKEW = 0.1  # seconds by which the clocks of one service's servers may differ
-NEEDED = 2  # answers that must have refuted a sliding log before windows are relied on
-BEHIND = 0.25  # of the least spread: how far to stay behind the best guess at a window's end
-CAUTION = 0.005  # seconds to stay behind the moment at which a window should be over
-PINNED = 5  # answers that pin a window's end well enough to learn from it
-PROBED = 3  # one of this many windows has a request held back to see whether somebody else uses the key
-PROBE_AT = 0.5  # of a period: how long that request is held back
-HELD = 0.06  # seconds for which the last requests of a quick burst are held back to see how it is counted
+ROUNDING = 0.001  # maximum error of a Retry-After in seconds: the service sends whole milliseconds (inferred)
+SKEW = 0.1  # maximum difference in seconds between the clocks of one service's servers
+NEEDED = 2  # responses that must refute a sliding log before fixed windows are relied on
+BEHIND = 0.25  # safety margin after the estimated end of a window, as a fraction of the minimum spread
+CAUTION = 0.005  # seconds to wait after the moment at which a window should be over
+PINNED = 5  # responses needed to pin a window's end precisely enough to learn from it
+PROBED = 3  # in one of this many windows, a request is held back to detect foreign use of the key
+PROBE_AT = 0.5  # how long that request is held back, as a fraction of the period
+HELD = 0.06  # seconds for which the last requests of a quick burst are held back to see how they are counted
 
 
 @attrs.define(eq=False)
 class Window:
     """One window of one key, which ends between ``earliest`` and ``latest`` on the client's clock.
 
-    ``earliest`` is what a request that arrives as fast as the fastest one so far may aim at: it is
-    before the end by the shortest way there, ``latest`` is after it by the shortest way back.
+    ``earliest`` is the moment to send a request that arrives just after the end, if it travels as fast as the
+    fastest one so far: it precedes the end by the minimum forward latency. ``latest`` follows the end by the
+    minimum return latency.
     """
 
     earliest: float
     latest: float
-    number: int  # the first known one has 1
-    pins: int = 0  # answers that came before its end and told of it
-    heard: float = -math.inf  # when the last of these came
-    own: int = 0  # our requests that were counted in it
-    foreign: int = 0  # those of somebody else, as far as the answers tell
-    elapsed: float = 0.0  # seconds of it that the answers tell of
+    number: int  # 1 for the first known window
+    pins: int = 0  # responses that arrived before its end and reported it
+    heard: float = -math.inf  # when the last of these arrived
+    own: int = 0  # our requests counted in it
+    foreign: int = 0  # foreign requests, as far as the responses reveal
+    elapsed: float = 0.0  # seconds of it covered by the responses
 
 
 class MinimumRoundTrip:
-    """How long the fastest of the last few hundred round trips took, and so the fastest possible."""
+    """The minimum of the last few hundred round trips, which estimates the fastest possible one."""
 
     def __init__(self) -> None:
         self._last = -math.inf
         self._moments = 0
         self._before, self._recent = _Sample(), _Sample()
-        self._seconds: float | None = 0.0  # None: to be computed anew
+        self._seconds: float | None = 0.0  # None: to be recomputed
 
     def add(self, seconds: float, now: float) -> None:
-        """Note a round trip that ended at ``now``."""
+        """Record a round trip that ended at ``now``."""
         if now - self._last > 0.5:
             self._last = now
             self._moments += 1
@@ -65,9 +67,9 @@ class MinimumRoundTrip:
 
     @property
     def seconds(self) -> float:
-        """Return the shortest time to count on, 0 while too little is known."""
+        """The minimum round-trip time to rely on, 0 while too little is known."""
         if self._seconds is None:
-            self._seconds = self._computed() if self._moments >= 2 else 0.0  # a whole burst may be slow
+            self._seconds = self._computed() if self._moments >= 2 else 0.0  # an entire burst may be slow
         return self._seconds
 
     def _computed(self) -> float:
@@ -75,24 +77,24 @@ class MinimumRoundTrip:
         count = before.count + recent.count
         mean = (before.total + recent.total) / count
         least = min(before.least, recent.least)
-        # The next one may be faster than any so far. A mean of floats may be less than the least of them.
+        # The next one may be faster than all so far. A mean of floats may be less than their minimum.
         return min(least, max(0.0, least - 4 * (mean - least) / count))
 
 
 class ServerClock:
-    """How far the server's clock is ahead of the client's, at least.
+    """The minimum by which the server's clock is ahead of the client's.
 
-    Answers tell the end of a window twice: as a duration, and as a time in whole seconds. Quick answers
-    show how far the clocks differ. From then on a late answer tells when its request was counted, to
-    within a second.
+    Responses report the end of a window twice: as a duration, and as a time in whole seconds. Quick responses
+    reveal the offset between the clocks. From then on, a late response reveals when its request was counted,
+    to within a second.
     """
 
     def __init__(self) -> None:
-        self._ahead = [-math.inf, -math.inf]  # recently, and before that, because clocks drift
+        self._ahead = [-math.inf, -math.inf]  # in the current and the previous interval, because clocks drift
         self._since = -math.inf
 
     def add(self, earliest: float, latest: float, reset_at: float, now: float) -> None:
-        """Note a window that ends at ``reset_at`` there, between ``earliest`` and ``latest`` here."""
+        """Record a window that ends at ``reset_at`` there, between ``earliest`` and ``latest`` here."""
         if now - self._since > 30:
             self._ahead = [-math.inf, self._ahead[0]]
             self._since = now
@@ -102,7 +104,7 @@ class ServerClock:
         self._ahead[0] = max(self._ahead[0], ahead)
 
     def latest(self, reset_at: float) -> float:
-        """Return the latest time here at which a window ends that ends at ``reset_at`` there."""
+        """Return the latest time here at which a window that ends at ``reset_at`` there can end."""
         return reset_at + 1 + SKEW - max(self._ahead)
 
 
@@ -114,53 +116,53 @@ class _Sample:
 
 
 class ServerModel:
-    """What the answers have taught about one server and the way to it, whatever key they were for."""
+    """What the responses have revealed about one server and the network path to it, across all keys."""
 
     def __init__(self, period: float) -> None:
         self.period = period
         self.is_fixed = False  # fixed windows are proven
-        self.is_sliding = False  # windows were contradicted, and not proven since
+        self.is_sliding = False  # fixed windows were contradicted, and not proven since
         self._needed = NEEDED
-        self._refuted = 0  # answers that a sliding log would not have given
-        self._fractional = 0  # waits that were not whole seconds
-        self._spread = math.inf  # the least by which the end of a window was uncertain
+        self._refuted = 0  # responses that a sliding log would not have sent
+        self._fractional = 0  # Retry-After values that were not whole seconds
+        self._spread = math.inf  # the minimum uncertainty of a window's end
         self._round_trip = MinimumRoundTrip()
         self.clock = ServerClock()
 
     def add_round_trip(self, seconds: float, now: float) -> None:
-        """Note a round trip."""
+        """Record a round trip."""
         self._round_trip.add(seconds, now)
 
     @property
     def round_trip_credit(self) -> float:
-        """Return how many seconds a request may leave before what it needs is free at the server.
+        """How many seconds before its slot is free at the server a request may be sent.
 
-        A request was counted the way back before its answer came, and the next one is counted the way
-        there after it leaves. At their fastest, both take the minimum round trip, or less.
+        A request was counted one return latency before its response arrived; the next one is counted one
+        forward latency after it is sent. At their fastest, both together take the minimum round trip or less.
         """
         fastest = self._round_trip.seconds
         return min(fastest, self._spread) if self._spread < math.inf else fastest / 2
 
     def over_at(self, window: Window) -> float:
-        """Return from when on a request that leaves is not counted in ``window`` any more."""
+        """Return the moment from which a request that is sent is no longer counted in ``window``."""
         latest = window.latest
         if self._spread < math.inf and window.pins >= PINNED:
-            # Both bounds are off by one way, and the least spread is about the sum of both.
+            # Each bound is off by a one-way latency, and the minimum spread is about the sum of both.
             spread = min(self._spread, latest - window.earliest)
             latest = max(window.earliest, latest - spread) + BEHIND * spread
         return latest + CAUTION
 
     @property
     def is_precise(self) -> bool:
-        """Whether it sends fractions of seconds: whole ones would be off by up to one."""
+        """Whether the server sends fractions of seconds: whole seconds would be off by up to one."""
         return self._fractional >= NEEDED
 
     def heard(self, retry_after: float) -> None:
-        """Learn from what an answer said of the time left."""
+        """Learn from the Retry-After of a response."""
         self._fractional += not retry_after.is_integer()
 
     def counted_by(self, left_at: float, now: float, quota: Quota, *, came_quickly: bool) -> float:
-        """Return when it must have counted a request whose answer has come now."""
+        """Return the latest time at which it can have counted a request whose response arrived now."""
         rest, reset_at = quota.retry_after, quota.reset_at
         if rest is None or reset_at is None or not self.is_precise:
             return now
@@ -170,18 +172,18 @@ class ServerModel:
         return max(left_at, min(now, self.clock.latest(reset_at) - rest + ROUNDING))
 
     def ended(self, before: Window) -> None:
-        """Learn from a window that is over."""
+        """Learn from a window that has ended."""
         if before.pins >= PINNED:
             self._spread = min(self._spread, before.latest - before.earliest)
 
     def refuted_sliding(self) -> None:
-        """Note an answer that a sliding log cannot have given."""
+        """Record a response that a sliding log cannot have sent."""
         self._refuted += 1
         if self._refuted >= self._needed and self.is_precise:
             self.is_fixed, self.is_sliding = True, False
 
     def contradicted_windows(self) -> None:
-        """Note an answer that fixed windows cannot have given."""
+        """Record a response that fixed windows cannot have produced."""
         if self.is_fixed:
             self._needed *= 2
         self.is_fixed, self.is_sliding = False, True
@@ -189,18 +191,18 @@ class ServerModel:
 
 
 class Windows:
-    """The windows of one key that answers may still speak of, the newest last."""
+    """The windows of one key that responses may still refer to, newest last."""
 
     __slots__ = ("_count", "_known", "_server")
 
     def __init__(self, server: ServerModel) -> None:
         self._server = server
         self._known: list[Window] = []
-        self._count = 0  # of all windows so far
+        self._count = 0  # windows so far
 
     @property
     def newest(self) -> Window | None:
-        """Return the window that began last."""
+        """The window that began last."""
         known = self._known  # read once: another thread may replace it
         return known[-1] if known else None
 
@@ -210,11 +212,11 @@ class Windows:
         return len(self._known) > 1
 
     def place(self, left_at: float, now: float, retry_after: float) -> tuple[Window | None, bool]:
-        """Return the window that an answer speaks of, and whether it pins the window's end.
+        """Return the window that a response refers to, and whether the response pins the window's end.
 
-        ``retry_after`` is what the answer said. The window is None if that says nothing useful. In a
-        sliding log each request that is forgotten begins a window, so to speak: answers pin the same
-        end only if none can have been forgotten between them.
+        ``retry_after`` is the response's value. The window is None if the value is unusable. In a sliding
+        log, every request that is forgotten effectively begins a new window: responses pin the same end only
+        if no request can have been forgotten between them.
         """
         period = self._server.period
         if now - left_at > period / 2 or retry_after > period + ROUNDING:
@@ -227,7 +229,7 @@ class Windows:
         if window is None:
             if newest is not None:
                 self._server.ended(newest)
-                if latest - newest.earliest < period:  # it began before the last one was over
+                if latest - newest.earliest < period:  # it began before the previous one was over
                     self._server.contradicted_windows()
                     self._known = []
             self._count += 1
@@ -246,47 +248,47 @@ class Windows:
 
 
 class SharedKeyEstimate:
-    """Foreign use of one key, and what that leaves us.
+    """Foreign use of one key, and our share of the limit.
 
-    A limiter that fills every window to the brim starves its user's other integrations, which then see
-    nothing but 429s. Foreign requests show in the answers: the server has counted more than we sent. At
-    least half of the limit stays ours. As soon as foreign requests show, half of the limit is assumed to be
-    theirs; the answers of each period then correct that.
+    A limiter that fills every window to the brim starves the user's other integrations, which then receive
+    only 429s. Foreign requests show in the responses: the server has counted more than we sent. At least half
+    of the limit stays ours. When foreign requests are first detected, they are assumed to need half of the
+    limit; the responses of each period then correct that.
     """
 
     __slots__ = ("_foreign", "_period")
 
     def __init__(self, period: float) -> None:
         self._period = period
-        self._foreign = 0.0  # requests in a period
+        self._foreign = 0.0  # requests per period
 
     @property
     def shared(self) -> bool:
-        """Whether somebody else uses the key."""
+        """Whether another client uses the key."""
         return self._foreign > 0
 
     def own(self, limit: int) -> int:
-        """Return how many requests of a period we may use."""
+        """Return the number of requests that we may send per period."""
         if not self.shared:
             return limit
         return max(math.ceil(limit / 2), limit - math.ceil(self._foreign) - 1)
 
     def interval(self, own: int) -> float:
-        """Return the seconds between two of ``own`` requests in a period.
+        """Return the seconds between two of our ``own`` requests per period.
 
-        Spread over the period, they leave room for others at any time, and see what those use.
+        Spread over the period, they leave room for other clients at any time, and detect what those use.
         """
         return 0.9 * self._period / own if self.shared else 0.0
 
     def detected(self, limit: int) -> bool:
-        """Note that foreign requests have shown; return whether that is new."""
+        """Record that foreign requests were detected; return whether that is new."""
         if self.shared:
             return False
         self._foreign = limit / 2
         return True
 
     def learn(self, foreign: int, elapsed: float) -> None:
-        """Take in a window that had ``foreign`` requests in its first ``elapsed`` seconds."""
+        """Learn from a window that had ``foreign`` requests in its first ``elapsed`` seconds."""
         if not self.shared or elapsed < self._period / 2:
             return
         seen = foreign * self._period / elapsed
@@ -298,10 +300,10 @@ class SharedKeyEstimate:
 class ProbeScheduler:
     """The current burst of one key: the requests since a window was over.
 
-    Some of them are held back for what their answers will tell, but only if others behind them wait for the
-    next window in any case. One that leaves late in its window shows who else uses the key: whoever fills
-    each window as it begins meets foreign requests only in *their* 429s. And two that leave somewhat later
-    than the others show whether the server counts in windows: when the next one begins, a sliding log would
+    Some of them are held back for what their responses will reveal, but only if calls behind them wait for
+    the next window anyway. A request sent late in its window reveals foreign use: a client that fills windows
+    as they begin meets foreign requests only as *their* 429s. And two requests sent slightly later than the
+    rest reveal whether the server counts in fixed windows: when the next window begins, a sliding log would
     still count them.
     """
 
@@ -309,20 +311,20 @@ class ProbeScheduler:
 
     def __init__(self, server: ServerModel) -> None:
         self._server = server
-        self._after: Window | None = None  # the last window that was over when a request was granted
-        self._began = -math.inf  # when the first one after it was
-        self._granted = 0  # since then
+        self._after: Window | None = None  # the last window over when a request was granted
+        self._began = -math.inf  # when the first request after it was granted
+        self._granted = 0  # requests granted since then
 
     def granted(self, now: float, newest: Window | None) -> None:
-        """Note a grant; ``newest`` is the newest window known."""
+        """Record a grant; ``newest`` is the newest window known."""
         if newest is not None and newest is not self._after and newest.latest < now:
             self._after, self._began, self._granted = newest, now, 0
         self._granted += 1
 
     def held_until(self, now: float, waiting: int, own: int) -> float:
-        """Return until when the next request is held back; ``now`` if it is not.
+        """Return the time until which the next request is held back; ``now`` if it is not held back.
 
-        ``waiting`` calls want to send, of which ``own`` may in one window.
+        ``waiting`` calls want to send; ``own`` of them may be sent per window.
         """
         after = self._after
         left = own - self._granted

@@ -1,7 +1,7 @@
-"""What waits, for both limiters: a call of a key, the key's queue, and the inbox that moves them.
+"""Waiting calls, the queue of each key and the inbox: shared by both limiters.
 
-Nothing is decided in here. Whatever happens to a waiter, and whatever it reports, is an event in the
-limiter's inbox.
+No decisions are made here. Whatever happens to a waiter, and whatever the waiter reports, is an event in
+the limiter's inbox.
 """
 
 import logging
@@ -21,7 +21,7 @@ from lemcal_async.ratelimit._base import Key, Priority
 from lemcal_async.ratelimit._log import Observation
 from lemcal_async.ratelimit._slots import Cooldown, pause_after_429
 
-BULK_SHARE = 5  # while both lanes wait, one turn in this many is a bulk one
+BULK_SHARE = 5  # while both lanes wait, one turn in this many goes to a bulk call
 
 _logger = logging.getLogger("lemcal_async.ratelimit")
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class SlotLog(Protocol):
-    """The slots of one key: ``SlidingWindowLog``, or what stands in for it where processes share a budget."""
+    """The slots of one key: ``SlidingWindowLog``, or its counterpart where processes share a budget."""
 
     period: float
     cooldown: Cooldown
@@ -41,11 +41,11 @@ class SlotLog(Protocol):
 
     @property
     def foreign(self) -> int:
-        """How many requests of somebody else the newest window has."""
+        """The number of foreign requests in the newest window."""
         ...
 
     def next_at(self, now: float, waiting: int = 1) -> float:
-        """Return when the next request may be granted; inf is after a report."""
+        """Return when the next request may be granted; inf means not before a report."""
         ...
 
     def take(self, now: float) -> Any:
@@ -53,43 +53,43 @@ class SlotLog(Protocol):
         ...
 
     def is_valid(self, slot: Any, now: float) -> bool:
-        """Whether a slot may still be used; if not, others may have it by now."""
+        """Whether a slot may still be used; an expired slot may have been granted to another process."""
         ...
 
     def sent(self, slot: Any, now: float) -> None:
-        """Note that the request left."""
+        """Record that the request was sent."""
 
     def answered(self, slot: Any, now: float, status_code: int, quota: Quota) -> Observation | None:
-        """Take in an answer; return what it tells of the whole key that is new."""
+        """Process a response; return what it newly reveals about the whole key."""
 
     def unsent(self, slot: Any) -> None:
-        """Give the slot back."""
+        """Release the slot."""
 
     def unknown(self, slot: Any, now: float) -> None:
-        """End the slot of a request that the server may have counted, and will not answer."""
+        """End the slot of a request that will get no response but that the server may have counted."""
 
     def abandon(self, now: float) -> None:
-        """End all that is in flight."""
+        """End all requests in flight."""
 
     def estimate(self, now: float, ahead: int) -> float:
-        """Return the seconds that a request with ``ahead`` others before it will wait at least."""
+        """Return the minimum wait in seconds of a request that has ``ahead`` others before it."""
         ...
 
     def remaining(self, now: float) -> int:
-        """Return how many requests could be granted now."""
+        """Return the number of requests that could be granted now."""
         ...
 
     def resets_in(self, now: float) -> float:
-        """Return the seconds until the whole limit is free again."""
+        """Return the seconds until the whole limit is available again."""
         ...
 
     def idle(self, now: float) -> bool:
-        """Whether there is nothing to remember."""
+        """Whether there is no state to keep."""
         ...
 
 
 class KeyState:
-    """What is known of one key."""
+    """The state of one key."""
 
     __slots__ = ("key", "log", "looked_at", "offers", "queue", "warned")
 
@@ -97,13 +97,13 @@ class KeyState:
         self.key = key
         self.queue = Queue()
         self.log = log
-        self.offers: dict[Waiter, float] = {}  # what was granted, and when, and not picked up yet
+        self.offers: dict[Waiter, float] = {}  # grants not picked up yet, and when they were made
         self.warned = False
-        self.looked_at = -math.inf  # when it was last looked at whether there is anything to remember
+        self.looked_at = -math.inf  # when this state was last checked for being idle
 
 
 class Waiter(Wakeup):
-    """One call that waits for its turn. Once granted, it is the call's permit."""
+    """A call waiting for its turn. Once granted, it is the call's permit."""
 
     __slots__ = (
         "ahead",
@@ -131,33 +131,33 @@ class Waiter(Wakeup):
         timeout: float | None,
     ) -> None:
         self.loop = current_token().native_token
-        self.event: Any = None  # until it has to wait
+        self.event: Any = None  # created when it has to wait
         self.inbox = inbox
         self.clock = clock
         self.key = key
         self.priority: Priority = priority
         self.timeout = timeout
         self.number = 0
-        self.ahead = 0  # how many go before it
-        self.refused = False  # whether the server refused this call's last attempt
-        self.alarm: float | None = None  # when to look at the clock for all who wait
+        self.ahead = 0  # calls that go first
+        self.refused = False  # whether the server refused the call's previous attempt
+        self.alarm: float | None = None  # when to check the clock on behalf of all waiters
         self.state: KeyState | None = None
         self.slot: Any = None
         self.outcome: Literal["granted"] | Exception | None = None
-        self.long_wait: tuple[float, int] | None = None  # seconds and calls ahead, if worth a warning
-        self.passed_over = False  # whether it lost its place, because its event loop stood still
+        self.long_wait: tuple[float, int] | None = None  # seconds and calls ahead, for a pending warning
+        self.passed_over = False  # whether it lost its place while its event loop was blocked
 
     def wake(self) -> bool:
-        """Wake the task if it waits already; return False if its event loop is gone."""
+        """Wake the task if it is waiting; return False if its event loop is closed."""
         return self.event is None or super().wake()
 
     def is_decided(self) -> bool:
-        """Whether the wait is over; picks up the grant, unless it has been taken back."""
+        """Whether the wait is over. Picks up the grant, unless it has been taken back."""
         if self.event is None and self.outcome is None:
-            self.event = self._new_event()  # first: whatever is decided from here on wakes it
+            self.event = self._new_event()  # first, so that any later decision wakes the task
         if self.outcome is None:
             return False
-        # Whoever takes it out first has it: this task, or another thread that found it overdue.
+        # The first to remove the offer has it: this task, or another thread that found it overdue.
         if self.outcome != "granted" or (self.state and self.state.offers.pop(self, None) is not None):
             return True
         self.outcome = None
@@ -165,39 +165,39 @@ class Waiter(Wakeup):
         return False
 
     def decide(self, outcome: Literal["granted"] | Exception) -> bool:
-        """Tell the waiting task what became of it; return False if its event loop is gone."""
+        """Set the outcome and wake the task; return False if its event loop is closed."""
         self.outcome = outcome
         return self.wake()
 
     def warn(self) -> None:
-        """Log a long wait; in the task itself, because a log handler may do anything, and call us too."""
+        """Log a long wait. Called by the task itself: a log handler may do anything, including call us."""
         if self.long_wait is None:
             return
         wait, ahead = self.long_wait
         self.long_wait = None
         _logger.warning(
             "key %s: a call without a deadline will wait %.0f s for the rate limit (%d calls queued); "
-            "pass deadline= to have it refused instead",
+            "pass deadline= to fail fast instead",
             self.key,
             wait,
             ahead,
         )
 
     def set_alarm(self, when: float) -> bool:
-        """Have the waiting task look at the clock at ``when``; return False if its event loop is gone."""
+        """Have the waiting task check the clock at ``when``; return False if its event loop is closed."""
         if self.alarm is not None and self.alarm <= when:
             return True
         self.alarm = when
         return self.wake()
 
-    # The reports of a Permit. Each leaves an event and returns at once.
+    # The methods of a Permit. Each posts an event and returns at once.
 
     def is_valid(self) -> bool:
-        """Whether its slot may still be used."""
+        """Whether the slot may still be used."""
         return self.state is None or self.state.log.is_valid(self.slot, self.clock())
 
     def sent(self) -> bool:
-        """Note that the request is leaving now, or give a slot back that has run out."""
+        """Record that the request is being sent now, or release a slot that has expired."""
         if self.state is None:
             return True
         if not self.is_valid():
@@ -207,7 +207,7 @@ class Waiter(Wakeup):
         return True
 
     def answered(self, status_code: int, quota: Quota) -> float:
-        """Note the answer; return for how long the key pauses after it."""
+        """Record the response; return the seconds for which the key pauses after it."""
         if self.state is None:
             return 0.0
         self._report(self._take_in_answer, self.state.log, self.clock(), status_code, quota)
@@ -220,12 +220,12 @@ class Waiter(Wakeup):
         return pause
 
     def unsent(self) -> None:
-        """Note that the request never left."""
+        """Record that the request was never sent."""
         if self.state is not None:
             self._report(self.state.log.unsent)
 
     def unknown(self) -> None:
-        """Note that nobody knows whether the request was counted."""
+        """Record that the request may or may not have been counted."""
         if self.state is not None:
             self._report(self.state.log.unknown, self.clock())
 
@@ -240,24 +240,22 @@ class Waiter(Wakeup):
 
 
 def announce(key: Key, observation: Observation, foreign: int) -> None:
-    """Log and publish what an answer has told of a key."""
+    """Log and publish what a response has revealed about a key."""
     if observation == "foreign use":
-        _logger.info(
-            "key %s: somebody else uses it too (requests of theirs in this window: %d)", key, foreign
-        )
+        _logger.info("key %s: another client uses it too (foreign requests in this window: %d)", key, foreign)
         event: events.Event = events.ForeignUse(key.short, foreign)
     else:
-        reason = "the answers contradict fixed windows; the server is treated as a sliding log"
+        reason = "the responses contradict fixed windows; the server is treated as a sliding log"
         _logger.info("key %s: %s", key, reason)
         event = events.FellBack(key.short, reason)
     events.emit(event)
 
 
 class Queue:
-    """The waiters of one key: a first-in-first-out queue with two lanes.
+    """The waiters of one key: a first-in, first-out queue with two lanes.
 
-    Interactive calls pass bulk ones, which still get every fifth turn. A request that the server refused
-    comes back with the number it had, and so goes before all that came after it.
+    Interactive calls go before bulk calls, which still get every fifth turn. A request that the server
+    refused keeps its original number and goes before all other waiters.
     """
 
     __slots__ = ("_bulk", "_interactive", "_passed", "_refused", "stalled")
@@ -266,29 +264,29 @@ class Queue:
         self._refused: _Lane = _Lane()
         self._interactive: _Lane = _Lane()
         self._bulk: _Lane = _Lane()
-        self._passed = 0  # interactive turns since the last bulk one, while bulk waited
-        self.stalled: dict[Hashable, None] = {}  # event loops that are blocked, whose waiters are passed over
+        self._passed = 0  # interactive turns since the last bulk turn, while a bulk call waited
+        self.stalled: dict[Hashable, None] = {}  # blocked event loops; their waiters are passed over
 
     def __len__(self) -> int:
         return self._refused.size + self._interactive.size + self._bulk.size
 
     def add(self, waiter: Waiter) -> None:
-        """Put a waiter where it belongs: at the end of its lane, or before all if it was refused."""
+        """Add a waiter to the end of its lane; a refused one goes in front of both lanes, by number."""
         self._lane(waiter).add(waiter)
 
     def discard(self, waiter: Waiter) -> bool:
-        """Take a waiter out; return False if it was not in."""
+        """Remove a waiter; return False if it was not queued."""
         return self._lane(waiter).discard(waiter)
 
     def ahead_of(self, priority: Priority) -> int:
-        """Return how many waiters at least will be served before a new one of ``priority``."""
+        """Return the minimum number of waiters served before a new one of ``priority``."""
         if priority == "interactive":
             return self._refused.size + self._interactive.size
         between = (BULK_SHARE - 1) * (self._bulk.size + 1) - self._passed
         return self._refused.size + self._bulk.size + min(self._interactive.size, between)
 
     def head(self) -> Waiter | None:
-        """Return whose turn it is."""
+        """Return the next waiter to serve."""
         head = self._refused.head(self.stalled)
         if head is not None:
             return head
@@ -298,14 +296,14 @@ class Queue:
         return interactive
 
     def pop(self, head: Waiter) -> None:
-        """Serve the head."""
+        """Remove the head and count its turn."""
         self.discard(head)
         if not head.refused:
             bulk_waits = head.priority == "interactive" and self._bulk.size > 0
             self._passed = self._passed + 1 if bulk_waits else 0
 
     def alarms(self) -> list[Waiter]:
-        """Return one waiter per event loop: those that are to watch the clock for the others."""
+        """Return one waiter per event loop, to check the clock on behalf of that loop's waiters."""
         found: dict[Hashable, Waiter] = {}
         for lane in (self._refused, self._interactive, self._bulk):
             for waiter in lane.heads():
@@ -313,7 +311,7 @@ class Queue:
         return list(found.values())
 
     def loops(self) -> set[Hashable]:
-        """Return the event loops that have waiters, but for the blocked ones."""
+        """Return the event loops that have waiters, except blocked loops."""
         lanes = (self._refused, self._interactive, self._bulk)
         return {waiter.loop for lane in lanes for waiter in lane.heads()} - self.stalled.keys()
 
@@ -322,7 +320,7 @@ class Queue:
         return self._lane(waiter).is_first(waiter)
 
     def clear(self) -> None:
-        """Drop all waiters."""
+        """Remove all waiters."""
         self._refused, self._interactive, self._bulk = _Lane(), _Lane(), _Lane()
         self.stalled.clear()
 
@@ -333,7 +331,7 @@ class Queue:
 
 
 class _Lane:
-    """Waiters by number, kept apart by event loop, because each loop needs an alarm clock of its own."""
+    """Waiters ordered by number, grouped by event loop because each loop needs an alarm of its own."""
 
     __slots__ = ("_by_loop", "size")
 
@@ -363,7 +361,7 @@ class _Lane:
         return next(iter(self._by_loop[waiter.loop])) is waiter
 
     def head(self, stalled: dict[Hashable, None]) -> Waiter | None:
-        if not self.size:  # as two of three lanes are, most of the time
+        if not self.size:  # the common case: usually only one lane is in use
             return None
         heads = self.heads()
         if stalled:
@@ -375,11 +373,11 @@ class _Lane:
 
 
 class Inbox(Generic[T]):
-    """Everything that happens to a limiter, processed by one thread at a time.
+    """The events of a limiter, processed by one thread at a time.
 
-    An event may be posted by any thread at any moment: in a finalizer, in a signal handler, or while its
-    own thread is processing the inbox. Nobody ever waits for a lock: whoever posts an event processes the
-    inbox, unless somebody is doing so already. ``handle`` is called after each event with its subject.
+    Any thread may post an event at any moment: in a finalizer, in a signal handler, or while the same thread
+    is processing the inbox. Posting never blocks: the posting thread processes the inbox itself, unless
+    another thread is already doing so. ``handle`` is called after each event with the event's subject.
     """
 
     def __init__(self, handle: Callable[[T], None]) -> None:
@@ -390,16 +388,16 @@ class Inbox(Generic[T]):
 
     @property
     def busy(self) -> bool:
-        """Whether somebody is processing it."""
+        """Whether a thread is processing the inbox."""
         return self._lock.locked()
 
     def post(self, subject: T | None, event: Callable[..., T | None], *details: Any) -> None:
-        """Have ``event(*details)`` called by whoever processes the inbox.
+        """Have ``event(*details)`` called by the thread that processes the inbox.
 
-        ``event`` may return its subject if that is not known before.
+        ``event`` may return its subject if the subject is not known beforehand.
         """
         self._events.append((subject, event, details))
-        # After releasing the lock, look once more, so that nothing is left behind.
+        # Check again after releasing the lock: another thread may have posted an event in between.
         while self._events and self._lock.acquire(blocking=False):
             try:
                 while self._events:
@@ -412,11 +410,11 @@ class Inbox(Generic[T]):
             self._run_deferred()
 
     def defer(self, function: Callable[..., None], *details: Any) -> None:
-        """Have ``function(*details)`` called when no lock is held, because a log handler may do anything."""
+        """Have ``function(*details)`` called while no lock is held: a log handler may do anything."""
         self._deferred.append((function, details))
 
     def reset(self) -> None:
-        """Start over after a fork: nobody holds the lock, and all events are the parent's."""
+        """Reset after a fork: no thread holds the lock, and all events belong to the parent."""
         self._lock = threading.Lock()
         self._events.clear()
         self._deferred.clear()
@@ -425,6 +423,6 @@ class Inbox(Generic[T]):
         while self._deferred:
             try:
                 function, details = self._deferred.popleft()
-            except IndexError:  # another thread was quicker
+            except IndexError:  # another thread took the last one
                 return
             function(*details)

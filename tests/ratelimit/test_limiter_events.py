@@ -78,7 +78,7 @@ async def test_foreign_use(told: list[events.Event], caplog: pytest.LogCaptureFi
         permit.sent()
         permit.answered(200, Quota(limit=20, remaining=6, retry_after=0.7))
     assert [events.ForeignUse(SHORT, 12)] == told
-    assert [message for message in caplog.messages if "somebody else uses it too" in message]
+    assert [message for message in caplog.messages if "another client uses it too" in message]
 
 
 @pytest.mark.anyio
@@ -111,7 +111,7 @@ async def test_fell_back(told: list[events.Event], caplog: pytest.LogCaptureFixt
         permit.answered(200, Quota(limit=20, remaining=19, retry_after=retry_after))
         await anyio.sleep(1.0)
     reasons = [event.reason for event in told if isinstance(event, events.FellBack)]
-    assert ["the answers contradict fixed windows; the server is treated as a sliding log"] == reasons
+    assert ["the responses contradict fixed windows; the server is treated as a sliding log"] == reasons
     assert [message for message in caplog.messages if "contradict fixed windows" in message]
 
 

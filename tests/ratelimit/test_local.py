@@ -400,7 +400,7 @@ async def test_one_warning_for_each_key(narrow: LocalRateLimiter, caplog: pytest
     of_one, of_other = caplog.messages
     assert of_one == (
         "key 0f0f0f0f at https://api.example.com: a call without a deadline will wait 32 s for the rate "
-        "limit (15 calls queued); pass deadline= to have it refused instead"
+        "limit (15 calls queued); pass deadline= to fail fast instead"
     )
     assert of_other.startswith("key f0f0f0f0 at")
 
@@ -462,7 +462,7 @@ async def test_keys_that_are_not_idle_are_remembered(narrow: LocalRateLimiter) -
 )
 def test_no_limit(limit: int, period: float) -> None:
     """A limit that lets nothing pass, or no limit at all, is a mistake."""
-    with pytest.raises(ConfigurationError, match="limit of at least 1 and a period"):
+    with pytest.raises(ConfigurationError, match="limit must be at least 1 and period a finite"):
         LocalRateLimiter(limit, period)
 
 

@@ -660,8 +660,8 @@ async def test_exiting_reports_unused_slots(redis: RedisServer) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"limit": 0}, "limit of at least 1"),
-        ({"period": 0.0}, "limit of at least 1"),
+        ({"limit": 0}, "limit must be at least 1"),
+        ({"period": 0.0}, "limit must be at least 1"),
         ({"when_down": "panic"}, "when_down= must be"),
         ({"share": 0.0}, "share= must be above 0"),
         ({"share": 1.5}, "share= must be above 0"),

@@ -21,7 +21,7 @@ from lemcal_async.ratelimit._server import ServerModel
 from lemcal_async.ratelimit._waiters import Inbox, KeyState, Queue, Waiter
 
 LONG_WAIT = 30.0  # seconds; a call without a deadline that faces a longer wait logs a warning, once per key
-PATIENCE = 0.1  # seconds until a grant that its task has not picked up goes to another event loop's task
+PICKUP_TIMEOUT = 0.1  # seconds until a grant not picked up by its task goes to another event loop's task
 
 
 class LocalRateLimiter:
@@ -75,7 +75,7 @@ class LocalRateLimiter:
             WouldWait: See ``RateLimiter.acquire``.
         """
         waiter = Waiter(self._inbox, self.clock, key, priority, timeout)
-        asked = self.clock()
+        asked_at = self.clock()
         if isinstance(again, Waiter) and again.inbox is self._inbox:
             waiter.number = again.number
             waiter.refused = True
@@ -99,14 +99,14 @@ class LocalRateLimiter:
                 waiter.rearm()
                 if alarm is not None and self.clock() >= alarm:
                     waiter.alarm = None
-                    self._inbox.post(waiter.state, _look_again)
+                    self._inbox.post(waiter.state, _time_passed)
         except BaseException:  # canceled, or closed by the garbage collector
             self._inbox.post(None, self._withdraw, waiter)
             raise
         if isinstance(waiter.outcome, Exception):
             raise waiter.outcome
         if events.wanted():
-            events.emit(events.Granted(key.short, priority, self.clock() - asked))
+            events.emit(events.Granted(key.short, priority, self.clock() - asked_at))
         return waiter
 
     def snapshot(self, key: Key) -> RateLimit:
@@ -142,9 +142,9 @@ class LocalRateLimiter:
         if refused_for := state.log.cooldown.refused_for(now):
             waiter.decide(WouldWait(refused_for, refused=True))
             return None
-        others_wait = len(state.queue) > 0
+        has_waiters = len(state.queue) > 0
         waiter.ahead = 0 if waiter.refused else state.queue.ahead_of(waiter.priority)
-        must_wait = others_wait or state.log.next_at(now) > now
+        must_wait = has_waiters or state.log.next_at(now) > now
         if must_wait and not (waiter.timeout is None and state.warned):
             wait = state.log.estimate(now, waiter.ahead)
             if waiter.timeout is not None and wait > waiter.timeout:
@@ -155,7 +155,7 @@ class LocalRateLimiter:
                 waiter.long_wait = (wait, waiter.ahead)
         state.queue.add(waiter)
         # Joining the back of a queue changes nothing, unless this waiter goes first or its loop has no alarm.
-        return None if others_wait and not state.queue.is_first(waiter) else state
+        return None if has_waiters and not state.queue.is_first(waiter) else state
 
     def _new_state(self, key: Key) -> KeyState:
         return KeyState(key, SlidingWindowLog(self.limit, self.period, self._server(key.base_url)))
@@ -209,13 +209,16 @@ class LocalRateLimiter:
                 del state.offers[waiter]
                 log.unsent(waiter.slot)
         when = math.inf if waiter is None else when
-        if len(queue) and (when := min([when, *(at + PATIENCE for _, at in _awaited(state))])) < math.inf:
-            self._set_alarms(queue, when)
+        if len(queue):
+            when = min([when, *(at + PICKUP_TIMEOUT for _, at in _unclaimed(state))])
+            if when < math.inf:
+                self._set_alarms(queue, when)
 
     def _revoke(self, state: KeyState, now: float) -> None:
         """Take back grants that a blocked event loop has not picked up while other loops' tasks wait."""
-        for waiter, offered_at in _awaited(state):
-            if now < offered_at + PATIENCE or waiter.runs_here() or state.offers.pop(waiter, None) is None:
+        for waiter, offered_at in _unclaimed(state):
+            is_due = now >= offered_at + PICKUP_TIMEOUT and not waiter.runs_here()
+            if not is_due or state.offers.pop(waiter, None) is None:
                 continue
             state.log.unsent(waiter.slot)
             waiter.slot = None
@@ -233,12 +236,12 @@ class LocalRateLimiter:
         # go. Check at most a thousand at once, which takes about a millisecond.
         for _ in range(min(1000, len(self._keys))):
             key, state = next(iter(self._keys.items()))
-            if 0 <= now - state.looked_at < self.period:
+            if 0 <= now - state.checked_at < self.period:
                 return
             if not len(state.queue) and state.log.idle(now):
                 del self._keys[key]
                 continue
-            state.looked_at = now
+            state.checked_at = now
             self._keys.move_to_end(key)
             return
 
@@ -251,7 +254,7 @@ class LocalRateLimiter:
             state.log.abandon(self.clock())
 
 
-def _awaited(state: KeyState) -> list[tuple[Waiter, float]]:
+def _unclaimed(state: KeyState) -> list[tuple[Waiter, float]]:
     """Return the grants not picked up yet while a task of another event loop waits."""
     if not state.offers:
         return []
@@ -263,7 +266,7 @@ def _awaited(state: KeyState) -> list[tuple[Waiter, float]]:
     ]
 
 
-def _look_again() -> None:
+def _time_passed() -> None:
     """Change nothing: the inbox then serves the key, because time has passed."""
 
 

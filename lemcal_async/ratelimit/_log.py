@@ -30,7 +30,7 @@ from lemcal_async.ratelimit._slots import (
     refutes_sliding,
 )
 
-MOST = 10  # times the configured limit; larger numbers from a server are capped
+MAX_LIMIT_FACTOR = 10  # times the configured limit; larger numbers from a server are capped
 SLACK = 2  # requests left for foreign use between a response and our next request
 
 Observation: TypeAlias = Literal["foreign use", "contradiction"]
@@ -47,14 +47,14 @@ class SlidingWindowLog:
 
     __slots__ = (
         "_configured",
-        "_look_until",
         "_probes",
         "_quota",
-        "_scout",
         "_server",
         "_shared_key",
         "_slots",
         "_spaced_until",
+        "_trial",
+        "_trial_until",
         "_windows",
         "cooldown",
         "limit",
@@ -73,8 +73,8 @@ class SlidingWindowLog:
         self.cooldown = Cooldown()
         self._spaced_until = -math.inf
         # After a 429, one trial request goes first; the others wait until the server lets it through.
-        self._scout: Slot | None = None
-        self._look_until = -math.inf
+        self._trial: Slot | None = None
+        self._trial_until = -math.inf
         self._slots = OccupiedSlots(self._server, period)
 
     # ----------------------------------------------------------------------------------- grants
@@ -84,13 +84,13 @@ class SlidingWindowLog:
 
         ``waiting`` is the number of calls that want to send, including this one.
         """
-        self._slots.forget(now)
+        self._slots.prune(now)
         if len(self._slots.in_flight) >= 2 * self._configured:
             return math.inf
         own, foreign = self._own, self._foreign(now)
         when = max(now, self.cooldown.until, self._spaced_until)
-        if self._scout is not None:
-            when = max(when, self._look_until)
+        if self._trial is not None:
+            when = max(when, self._trial_until)
         if not self._shared_key.shared:
             when = max(when, self._probes.held_until(now, waiting, own))
         occupied = len(self._slots.counted) + len(self._slots.in_flight)
@@ -110,8 +110,8 @@ class SlidingWindowLog:
     def take(self, now: float) -> Slot:
         """Grant one request. Requires ``next_at(now) <= now``."""
         slot = self._slots.take(now)
-        if now < self._look_until:
-            self._scout = slot
+        if now < self._trial_until:
+            self._trial = slot
         self._spaced_until = now + self._shared_key.interval(self._own)
         self._probes.granted(now, self._windows.newest)
         return slot
@@ -132,26 +132,26 @@ class SlidingWindowLog:
         if slot.ended:
             return None
         if quota.limit:  # a header may lower the limit, never raise it
-            self._quota = min(quota.limit, MOST * self._configured)
+            self._quota = min(quota.limit, MAX_LIMIT_FACTOR * self._configured)
             self.limit = min(self._configured, quota.limit)
         refused = status_code == 429
-        if slot is self._scout:
-            self._scout, self._look_until = None, -math.inf
-        relied_on = self._server.is_fixed
+        if slot is self._trial:
+            self._trial, self._trial_until = None, -math.inf
+        was_fixed = self._server.is_fixed
         window, pins = self._place(slot, now, quota)
         if refused:
             self.cooldown.extend(now, pause_after_429(quota, self.period))
-            self._scout, self._look_until = None, self.cooldown.until + self.period
+            self._trial, self._trial_until = None, self.cooldown.until + self.period
         counted_by = self._server.counted_by(slot.left_at, now, quota, came_quickly=window is not None)
         record = RequestRecord(
             number=slot.number,
             left_at=slot.left_at,
             counted_by=counted_by,
-            surely=not refused,
+            was_counted=not refused,
             window=window,
             before_end=quota.retry_after if pins and self._server.is_precise else None,
             used=None if refused else self._used(quota),
-            rest=max(0.0, (quota.retry_after or 0.0) - ROUNDING) if self._server.is_precise else 0.0,
+            counted_for=max(0.0, (quota.retry_after or 0.0) - ROUNDING) if self._server.is_precise else 0.0,
         )
         self._slots.end(slot, record, now)
         if record.counted_by < now and not self._shared_key.shared:
@@ -159,33 +159,33 @@ class SlidingWindowLog:
         if window is not None and not refused:
             window.own += 1
             self._learn(record)
-        if relied_on and not self._server.is_fixed:
+        if was_fixed and not self._server.is_fixed:
             return "contradiction"
         # In a window that let none of our requests through, a 429 only says that the window is full: perhaps
         # with the requests of a process that has just ended.
-        if window is None or (refused and not relied_on and not window.own):
+        if window is None or (refused and not was_fixed and not window.own):
             return None
         return self._detect_foreign_use(slot, window, now, quota, refused=refused)
 
     def unsent(self, slot: Slot) -> None:
         """Release the slot: the request never reached the server."""
-        self._slots.give_back(slot)
-        if slot is self._scout:
-            self._scout = None  # the next request is the trial
+        self._slots.release(slot)
+        if slot is self._trial:
+            self._trial = None  # the next request is the trial
 
     def unknown(self, slot: Slot, now: float) -> None:
         """End the slot of a request that gets no response; the server may count it, now or later."""
         if slot.ended:
             return
-        if slot is self._scout:
-            self._scout = None
+        if slot is self._trial:
+            self._trial = None
         # If it was never reported as sent, it may have been sent at any time until now.
         sent_at = now if slot.sent_at is None else slot.sent_at
         record = RequestRecord(
             number=slot.number,
             left_at=slot.left_at,
             counted_by=sent_at + LOST_AFTER,
-            surely=False,
+            was_counted=False,
             window=None,
         )
         self._slots.lose(slot, record, now)
@@ -202,7 +202,7 @@ class SlidingWindowLog:
 
     def occupied(self, now: float) -> tuple[list[Slot], list[float]]:
         """Return the slots in flight, and when each other occupied slot frees up."""
-        self._slots.forget(now)
+        self._slots.prune(now)
         return list(self._slots.in_flight), [self._slots.end_of(record) for record in self._slots.counted]
 
     # -------------------------------------------------------------------------------- forecasts
@@ -212,9 +212,9 @@ class SlidingWindowLog:
 
         May be off by one period: see ``_turn_in_windows``.
         """
-        self._slots.forget(now)
+        self._slots.prune(now)
         period, limit = self.period, self._own
-        ends = self._slots.soonest_ends(now)
+        ends = self._slots.optimistic_waits(now)
         wait = _turn_in_log(ends, limit, period, ahead)
         if not self._server.is_sliding:
             window = self._windows.newest
@@ -249,9 +249,9 @@ class SlidingWindowLog:
 
     def idle(self, now: float) -> bool:
         """Whether there is no state to keep."""
-        if self._slots.in_flight or self._look_until > now or self._foreign(now):
+        if self._slots.in_flight or self._trial_until > now or self._foreign(now):
             return False
-        self._slots.forget(now)
+        self._slots.prune(now)
         return not self._slots.counted and not self._slots.lost
 
     @property
@@ -289,7 +289,7 @@ class SlidingWindowLog:
         if (
             not self._server.is_fixed
             and not self._server.is_sliding
-            and self._windows.several
+            and self._windows.has_previous
             and refutes_sliding(record, self._slots.records, self.period)
         ):
             self._server.refuted_sliding()
@@ -311,15 +311,15 @@ class SlidingWindowLog:
             own = window.own + sum(record.window is None for record in self._slots.counted)
         else:
             since = slot.left_at - self.period
-            own = sum(record.counted_at_most() > since for record in self._slots.records)
+            own = sum(record.latest_counted() > since for record in self._slots.records)
             own -= refused  # a refused request did not fill the window
         own += len(self._slots.in_flight)
         if used > own:
-            own += self._slots.find(used - own, window, now, now)
+            own += self._slots.attribute_lost(used - own, window, now, now)
         window.foreign = max(window.foreign, used - own)
         if window.foreign > 0:
-            self._slots.unlearn()
-            if self._shared_key.detected(self._quota):
+            self._slots.clear_bounds()
+            if self._shared_key.mark_shared(self._quota):
                 return "foreign use"
         return None
 

@@ -15,13 +15,13 @@ from lemcal_async._headers import Quota
 
 ROUNDING = 0.001  # maximum error of a Retry-After in seconds: the service sends whole milliseconds (inferred)
 SKEW = 0.1  # maximum difference in seconds between the clocks of one service's servers
-NEEDED = 2  # responses that must refute a sliding log before fixed windows are relied on
-BEHIND = 0.25  # safety margin after the estimated end of a window, as a fraction of the minimum spread
-CAUTION = 0.005  # seconds to wait after the moment at which a window should be over
-PINNED = 5  # responses needed to pin a window's end precisely enough to learn from it
-PROBED = 3  # in one of this many windows, a request is held back to detect foreign use of the key
+PROOFS_NEEDED = 2  # responses that must refute a sliding log before fixed windows are relied on
+SPREAD_MARGIN = 0.25  # safety margin after the estimated end of a window, as a fraction of the minimum spread
+END_MARGIN = 0.005  # seconds to wait after the moment at which a window should be over
+PINS_NEEDED = 5  # responses needed to pin a window's end precisely enough to learn from it
+PROBE_EVERY = 3  # in one of this many windows, a request is held back to detect foreign use of the key
 PROBE_AT = 0.5  # how long that request is held back, as a fraction of the period
-HELD = 0.06  # seconds for which the last requests of a quick burst are held back to see how they are counted
+HOLD_FOR = 0.06  # seconds to hold back the last requests of a quick burst, to see how they are counted
 
 
 @attrs.define(eq=False)
@@ -37,7 +37,7 @@ class Window:
     latest: float
     number: int  # 1 for the first known window
     pins: int = 0  # responses that arrived before its end and reported it
-    heard: float = -math.inf  # when the last of these arrived
+    pinned_at: float = -math.inf  # when the last of these arrived
     own: int = 0  # our requests counted in it
     foreign: int = 0  # foreign requests, as far as the responses reveal
     elapsed: float = 0.0  # seconds of it covered by the responses
@@ -48,19 +48,19 @@ class MinimumRoundTrip:
 
     def __init__(self) -> None:
         self._last = -math.inf
-        self._moments = 0
-        self._before, self._recent = _Sample(), _Sample()
+        self._bursts = 0
+        self._previous, self._recent = _Sample(), _Sample()
         self._seconds: float | None = 0.0  # None: to be recomputed
 
     def add(self, seconds: float, now: float) -> None:
         """Record a round trip that ended at ``now``."""
         if now - self._last > 0.5:
             self._last = now
-            self._moments += 1
+            self._bursts += 1
             if self._recent.count >= 200:
-                self._before, self._recent = self._recent, _Sample()
+                self._previous, self._recent = self._recent, _Sample()
         sample = self._recent
-        sample.least = min(sample.least, seconds)
+        sample.minimum = min(sample.minimum, seconds)
         sample.count += 1
         sample.total += seconds
         self._seconds = None
@@ -69,16 +69,16 @@ class MinimumRoundTrip:
     def seconds(self) -> float:
         """The minimum round-trip time to rely on, 0 while too little is known."""
         if self._seconds is None:
-            self._seconds = self._computed() if self._moments >= 2 else 0.0  # an entire burst may be slow
+            self._seconds = self._compute() if self._bursts >= 2 else 0.0  # an entire burst may be slow
         return self._seconds
 
-    def _computed(self) -> float:
-        before, recent = self._before, self._recent
-        count = before.count + recent.count
-        mean = (before.total + recent.total) / count
-        least = min(before.least, recent.least)
+    def _compute(self) -> float:
+        previous, recent = self._previous, self._recent
+        count = previous.count + recent.count
+        mean = (previous.total + recent.total) / count
+        minimum = min(previous.minimum, recent.minimum)
         # The next one may be faster than all so far. A mean of floats may be less than their minimum.
-        return min(least, max(0.0, least - 4 * (mean - least) / count))
+        return min(minimum, max(0.0, minimum - 4 * (mean - minimum) / count))
 
 
 class ServerClock:
@@ -110,7 +110,7 @@ class ServerClock:
 
 @attrs.define
 class _Sample:
-    least: float = math.inf
+    minimum: float = math.inf
     count: int = 0
     total: float = 0.0
 
@@ -122,10 +122,10 @@ class ServerModel:
         self.period = period
         self.is_fixed = False  # fixed windows are proven
         self.is_sliding = False  # fixed windows were contradicted, and not proven since
-        self._needed = NEEDED
-        self._refuted = 0  # responses that a sliding log would not have sent
+        self._proofs_needed = PROOFS_NEEDED
+        self._refutations = 0  # responses that a sliding log would not have sent
         self._fractional = 0  # Retry-After values that were not whole seconds
-        self._spread = math.inf  # the minimum uncertainty of a window's end
+        self._min_spread = math.inf  # the minimum uncertainty of a window's end
         self._round_trip = MinimumRoundTrip()
         self.clock = ServerClock()
 
@@ -141,23 +141,23 @@ class ServerModel:
         forward latency after it is sent. At their fastest, both together take the minimum round trip or less.
         """
         fastest = self._round_trip.seconds
-        return min(fastest, self._spread) if self._spread < math.inf else fastest / 2
+        return min(fastest, self._min_spread) if self._min_spread < math.inf else fastest / 2
 
     def over_at(self, window: Window) -> float:
         """Return the moment from which a request that is sent is no longer counted in ``window``."""
         latest = window.latest
-        if self._spread < math.inf and window.pins >= PINNED:
+        if self._min_spread < math.inf and window.pins >= PINS_NEEDED:
             # Each bound is off by a one-way latency, and the minimum spread is about the sum of both.
-            spread = min(self._spread, latest - window.earliest)
-            latest = max(window.earliest, latest - spread) + BEHIND * spread
-        return latest + CAUTION
+            spread = min(self._min_spread, latest - window.earliest)
+            latest = max(window.earliest, latest - spread) + SPREAD_MARGIN * spread
+        return latest + END_MARGIN
 
     @property
     def is_precise(self) -> bool:
         """Whether the server sends fractions of seconds: whole seconds would be off by up to one."""
-        return self._fractional >= NEEDED
+        return self._fractional >= PROOFS_NEEDED
 
-    def heard(self, retry_after: float) -> None:
+    def add_retry_after(self, retry_after: float) -> None:
         """Learn from the Retry-After of a response."""
         self._fractional += not retry_after.is_integer()
 
@@ -171,23 +171,23 @@ class ServerModel:
             return now
         return max(left_at, min(now, self.clock.latest(reset_at) - rest + ROUNDING))
 
-    def ended(self, before: Window) -> None:
+    def add_window(self, window: Window) -> None:
         """Learn from a window that has ended."""
-        if before.pins >= PINNED:
-            self._spread = min(self._spread, before.latest - before.earliest)
+        if window.pins >= PINS_NEEDED:
+            self._min_spread = min(self._min_spread, window.latest - window.earliest)
 
     def refuted_sliding(self) -> None:
         """Record a response that a sliding log cannot have sent."""
-        self._refuted += 1
-        if self._refuted >= self._needed and self.is_precise:
+        self._refutations += 1
+        if self._refutations >= self._proofs_needed and self.is_precise:
             self.is_fixed, self.is_sliding = True, False
 
     def contradicted_windows(self) -> None:
         """Record a response that fixed windows cannot have produced."""
         if self.is_fixed:
-            self._needed *= 2
+            self._proofs_needed *= 2
         self.is_fixed, self.is_sliding = False, True
-        self._refuted = 0
+        self._refutations = 0
 
 
 class Windows:
@@ -207,7 +207,7 @@ class Windows:
         return known[-1] if known else None
 
     @property
-    def several(self) -> bool:
+    def has_previous(self) -> bool:
         """Whether there was a window before the newest one."""
         return len(self._known) > 1
 
@@ -228,22 +228,22 @@ class Windows:
                 window = known
         if window is None:
             if newest is not None:
-                self._server.ended(newest)
+                self._server.add_window(newest)
                 if latest - newest.earliest < period:  # it began before the previous one was over
                     self._server.contradicted_windows()
                     self._known = []
             self._count += 1
             window = Window(earliest, latest, number=self._count)
             self._known = [*self._known[-1:], window]
-        pins = now < earliest and (not window.pins or (now < window.earliest and window.heard < earliest))
+        pins = now < earliest and (not window.pins or (now < window.earliest and window.pinned_at < earliest))
         if pins:
             if not window.pins:
                 window.earliest, window.latest = earliest, latest
             window.earliest, window.latest = max(earliest, window.earliest), min(latest, window.latest)
-            window.heard = max(now, window.heard)
+            window.pinned_at = max(now, window.pinned_at)
             window.pins += 1
         window.elapsed = max(window.elapsed, period - retry_after)
-        self._server.heard(retry_after)
+        self._server.add_retry_after(retry_after)
         return window, pins
 
 
@@ -280,7 +280,7 @@ class SharedKeyEstimate:
         """
         return 0.9 * self._period / own if self.shared else 0.0
 
-    def detected(self, limit: int) -> bool:
+    def mark_shared(self, limit: int) -> bool:
         """Record that foreign requests were detected; return whether that is new."""
         if self.shared:
             return False
@@ -307,18 +307,18 @@ class ProbeScheduler:
     still count them.
     """
 
-    __slots__ = ("_after", "_began", "_granted", "_server")
+    __slots__ = ("_burst_began", "_granted", "_previous", "_server")
 
     def __init__(self, server: ServerModel) -> None:
         self._server = server
-        self._after: Window | None = None  # the last window over when a request was granted
-        self._began = -math.inf  # when the first request after it was granted
+        self._previous: Window | None = None  # the last window over when a request was granted
+        self._burst_began = -math.inf  # when the first request after it was granted
         self._granted = 0  # requests granted since then
 
     def granted(self, now: float, newest: Window | None) -> None:
         """Record a grant; ``newest`` is the newest window known."""
-        if newest is not None and newest is not self._after and newest.latest < now:
-            self._after, self._began, self._granted = newest, now, 0
+        if newest is not None and newest is not self._previous and newest.latest < now:
+            self._previous, self._burst_began, self._granted = newest, now, 0
         self._granted += 1
 
     def held_until(self, now: float, waiting: int, own: int) -> float:
@@ -326,13 +326,13 @@ class ProbeScheduler:
 
         ``waiting`` calls want to send; ``own`` of them may be sent per window.
         """
-        after = self._after
-        left = own - self._granted
-        if after is None or waiting <= left or self._server.is_sliding:
+        server, previous = self._server, self._previous
+        remaining = own - self._granted
+        if previous is None or waiting <= remaining or server.is_sliding:
             return now
-        near = after.latest - after.earliest < HELD / 2
-        if left == 1 and after.number % PROBED == PROBED - 1 and (self._server.is_fixed or near):
-            return self._began + PROBE_AT * self._server.period
-        if left <= NEEDED and after.number <= PROBED and near and not self._server.is_fixed:
-            return self._began + HELD
+        near = previous.latest - previous.earliest < HOLD_FOR / 2
+        if remaining == 1 and previous.number % PROBE_EVERY == PROBE_EVERY - 1 and (server.is_fixed or near):
+            return self._burst_began + PROBE_AT * server.period
+        if remaining <= PROOFS_NEEDED and previous.number <= PROBE_EVERY and near and not server.is_fixed:
+            return self._burst_began + HOLD_FOR
         return now

@@ -12,15 +12,15 @@ from collections.abc import Iterable
 import attrs
 
 from lemcal_async._headers import Quota
-from lemcal_async.ratelimit._server import PINNED, ServerModel, Window
+from lemcal_async.ratelimit._server import PINS_NEEDED, ServerModel, Window
 
 MARGIN = 0.003  # seconds added to a computed moment before acting on it: scheduling, clock steps
 PAUSE_CAP = 60.0  # seconds; a longer Retry-After raises an error for the caller instead of sleeping
 # A request that was cut off gets no response, so it must be given up eventually. Seconds after sending:
 LOST_AFTER = 5.0  # it stops occupying a slot, even if no other response shows that it was counted,
-LOOKED_FOR = 60.0  # and it stops explaining requests that the server has counted
-MOST_LOST = 100  # cut-off requests remembered per key
-BOUNDS = 8  # bounds kept per key; each one costs time whenever slots are counted
+LOST_KEPT_FOR = 60.0  # and it stops explaining requests that the server has counted
+MAX_LOST = 100  # cut-off requests remembered per key
+MAX_BOUNDS = 8  # bounds kept per key; each one costs time whenever slots are counted
 
 
 class Cooldown:
@@ -82,21 +82,21 @@ class RequestRecord:
     number: int
     left_at: float
     counted_by: float  # when the response arrived, or when the request is given up without one
-    surely: bool  # whether it is known to have been counted
+    was_counted: bool  # whether it is known to have been counted
     window: Window | None
     # If the response arrived before its window ended: seconds between counting and that end. Together, the
     # responses of one window pin its end.
     before_end: float | None = None
     used: int | None = None  # requests counted at that moment, including this one, if the response says
-    rest: float = 0.0  # minimum seconds for which the server keeps counting all of them
+    counted_for: float = 0.0  # minimum seconds for which the server keeps counting all of them
 
-    def counted_at_least(self) -> float:
+    def earliest_counted(self) -> float:
         """Return the earliest time at which it can have been counted, as if requests arrived instantly."""
         if self.window is None or self.before_end is None:
             return self.left_at
         return max(self.left_at, self.window.earliest - self.before_end)
 
-    def counted_at_most(self) -> float:
+    def latest_counted(self) -> float:
         """Return the latest time at which it can have been counted, as if responses arrived instantly."""
         if self.window is None or self.before_end is None:
             return self.counted_by
@@ -107,9 +107,9 @@ def refutes_sliding(evidence: RequestRecord, others: Iterable[RequestRecord], pe
     """Whether a response reports fewer requests than a sliding log would have counted."""
     if not evidence.used:
         return False
-    since, until = evidence.counted_at_most() - period, evidence.counted_at_least()
+    since, until = evidence.latest_counted() - period, evidence.earliest_counted()
     counted = 1 + sum(
-        other.surely and other.counted_at_least() > since and other.counted_at_most() < until
+        other.was_counted and other.earliest_counted() > since and other.latest_counted() < until
         for other in others
     )
     # Require a difference of two, so that a count that excludes its own request proves nothing.
@@ -133,8 +133,8 @@ class OccupiedSlots:
 
     __slots__ = (
         "_bounds",
-        "_dropped",
-        "_granted",
+        "_grant_count",
+        "_last_dropped_end",
         "_period",
         "_server",
         "counted",
@@ -146,9 +146,9 @@ class OccupiedSlots:
     def __init__(self, server: ServerModel, period: float) -> None:
         self._server = server
         self._period = period
-        self._granted = 0
+        self._grant_count = 0
         self._bounds: list[UncountedBound] = []
-        self._dropped = -math.inf  # the latest end of any dropped record
+        self._last_dropped_end = -math.inf  # the latest end of any dropped record
         self.in_flight: dict[Slot, None] = {}  # in the order of their grants
         # Lists, because an empty deque takes 700 bytes more and there may be many keys.
         self.counted: list[RequestRecord] = []  # still occupying slots (the first does, later ones may not)
@@ -165,7 +165,7 @@ class OccupiedSlots:
         ends = [self.end_of(record) for record in list(self.counted)]
         return max([now, *ends, now + self._period + MARGIN if self.in_flight else now])
 
-    def soonest_ends(self, now: float) -> list[float]:
+    def optimistic_waits(self, now: float) -> list[float]:
         """Return the seconds until each occupied slot frees up, if its request is counted immediately."""
         soonest = [record.left_at for record in self.counted if self.end_of(record) > now]
         soonest += [slot.left_at for slot in self.in_flight]
@@ -179,12 +179,12 @@ class OccupiedSlots:
     def end_of(self, record: RequestRecord) -> float:
         """Return when the slot of a request that has ended frees up."""
         # The credit includes the return latency, so it only applies if there was a response.
-        credit = self._server.round_trip_credit if record.surely else 0.0
-        end = record.counted_at_most() - credit + self._period + MARGIN
+        credit = self._server.round_trip_credit if record.was_counted else 0.0
+        end = record.latest_counted() - credit + self._period + MARGIN
         window = record.window
         if window is not None and self._server.is_fixed:
             over_at = self._server.over_at(window)
-            return over_at if window.pins >= PINNED else min(end, over_at)
+            return over_at if window.pins >= PINS_NEEDED else min(end, over_at)
         return end
 
     def take(self, now: float) -> Slot:
@@ -195,8 +195,8 @@ class OccupiedSlots:
 
     def adopt(self, slot: Slot) -> None:
         """Add a request in flight that was granted elsewhere."""
-        self._granted += 1
-        slot.number = self._granted
+        self._grant_count += 1
+        slot.number = self._grant_count
         self.in_flight[slot] = None
 
     def end(self, slot: Slot, record: RequestRecord, now: float) -> None:
@@ -208,17 +208,17 @@ class OccupiedSlots:
     def lose(self, slot: Slot, record: RequestRecord, now: float) -> None:
         """Move a request from in flight to lost: no response will arrive."""
         self.end(slot, record, now)
-        self.lost = [*self.lost[-MOST_LOST:], record]
+        self.lost = [*self.lost[-MAX_LOST:], record]
 
     def add(self, record: RequestRecord, now: float) -> None:
         """Add a request that has ended."""
         while self.records and (end := self.end_of(self.records[0])) <= now - self._period:
-            self._dropped = max(self._dropped, end)
+            self._last_dropped_end = max(self._last_dropped_end, end)
             del self.records[0]
         self.records.append(record)
         self.counted.append(record)
 
-    def give_back(self, slot: Slot) -> None:
+    def release(self, slot: Slot) -> None:
         """Release the slot of a request that was never sent."""
         slot.ended = True
         if slot in self.in_flight:
@@ -226,12 +226,12 @@ class OccupiedSlots:
             for bound in self._bounds:  # it was one of the uncounted requests
                 bound.at_most -= bound.at_most > 0 and slot.number <= bound.number
 
-    def forget(self, now: float) -> None:
+    def prune(self, now: float) -> None:
         """Drop the slots that are free by ``now``."""
         counted = self.counted
         while counted and self.end_of(counted[0]) <= now:
             del counted[0]
-        while self.lost and self.lost[0].left_at <= now - LOOKED_FOR:
+        while self.lost and self.lost[0].left_at <= now - LOST_KEPT_FOR:
             del self.lost[0]
         if self._bounds:
             numbers = [record.number for record in counted] + [slot.number for slot in self.in_flight]
@@ -253,11 +253,11 @@ class OccupiedSlots:
             return  # no response is late
         if not evidence.used:
             return
-        ends = self._ends_before(evidence, self._granted, self._bounds)
+        ends = self._ends_before(evidence, self._grant_count, self._bounds)
         later = len(ends) - evidence.used
         if not later:
             self.lost.clear()
-        counted_at = evidence.counted_at_most()
+        counted_at = evidence.latest_counted()
         if later < sum(slot.sent_at is None or slot.sent_at > counted_at for slot in self.in_flight):
             return  # it includes foreign requests: these had not been sent yet
         end = self.end_of(evidence)
@@ -268,30 +268,30 @@ class OccupiedSlots:
                 for bound in self._bounds
                 if bound.at_most < later or self.end_of(bound.evidence) < end - self._period / 20
             ]
-            self._bounds = [*others[1 - BOUNDS :], UncountedBound(evidence, self._granted, later)]
+            self._bounds = [*others[1 - MAX_BOUNDS :], UncountedBound(evidence, self._grant_count, later)]
 
     def refine(self) -> None:
         """Tighten the bounds after a late response has revealed when its own request was counted."""
         for number, bound in enumerate(self._bounds):
             evidence = bound.evidence
-            if evidence.left_at + evidence.rest >= self._dropped:
+            if evidence.left_at + evidence.counted_for >= self._last_dropped_end:
                 ends = self._ends_before(evidence, bound.number, self._bounds[:number])
                 bound.at_most = max(0, min(bound.at_most, len(ends) - (evidence.used or 0)))
 
-    def find(self, count: int, window: Window, counted_by: float, now: float) -> int:
+    def attribute_lost(self, count: int, window: Window, counted_by: float, now: float) -> int:
         """Attribute up to ``count`` given-up requests to ``window``; return the number found.
 
         Requests that were cut off but not given up yet are still counted as in flight.
         """
-        since = now - LOOKED_FOR
+        since = now - LOST_KEPT_FOR
         found = [record for record in self.lost if self.end_of(record) <= now and record.left_at > since]
         for record in found[:count]:
             self.lost.remove(record)
-            self.add(attrs.evolve(record, counted_by=counted_by, surely=True, window=window), now)
+            self.add(attrs.evolve(record, counted_by=counted_by, was_counted=True, window=window), now)
             window.own += 1
         return len(found[:count])
 
-    def unlearn(self) -> None:
+    def clear_bounds(self) -> None:
         """Drop all bounds: the responses may have counted foreign requests."""
         self._bounds = []
 
@@ -301,7 +301,7 @@ class OccupiedSlots:
         possible = [r for r in self.records if r.number <= number and not _in_earlier_window(r, window)]
         in_flight = [slot.number for slot in self.in_flight if slot.number <= number]
         # No later than the slot of the evidence itself ends: it may have traveled faster than any before.
-        since = min(evidence.left_at + evidence.rest, self.end_of(evidence) - MARGIN)
+        since = min(evidence.left_at + evidence.counted_for, self.end_of(evidence) - MARGIN)
         return self._ends(possible, in_flight, bounds, since)
 
     def _ends(

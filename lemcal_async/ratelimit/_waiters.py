@@ -91,7 +91,7 @@ class SlotLog(Protocol):
 class KeyState:
     """The state of one key."""
 
-    __slots__ = ("key", "log", "looked_at", "offers", "queue", "warned")
+    __slots__ = ("checked_at", "key", "log", "offers", "queue", "warned")
 
     def __init__(self, key: Key, log: SlotLog) -> None:
         self.key = key
@@ -99,7 +99,7 @@ class KeyState:
         self.log = log
         self.offers: dict[Waiter, float] = {}  # grants not picked up yet, and when they were made
         self.warned = False
-        self.looked_at = -math.inf  # when this state was last checked for being idle
+        self.checked_at = -math.inf  # when this state was last checked for being idle
 
 
 class Waiter(Wakeup):
@@ -210,7 +210,7 @@ class Waiter(Wakeup):
         """Record the response; return the seconds for which the key pauses after it."""
         if self.state is None:
             return 0.0
-        self._report(self._take_in_answer, self.state.log, self.clock(), status_code, quota)
+        self._report(self._process_response, self.state.log, self.clock(), status_code, quota)
         if status_code != 429:
             return 0.0
         pause = pause_after_429(quota, self.state.log.period)
@@ -233,7 +233,7 @@ class Waiter(Wakeup):
         if self.slot is not None:
             self.inbox.post(self.state, event, self.slot, *details)
 
-    def _take_in_answer(self, slot: Any, log: SlotLog, now: float, status_code: int, quota: Quota) -> None:
+    def _process_response(self, slot: Any, log: SlotLog, now: float, status_code: int, quota: Quota) -> None:
         observation = log.answered(slot, now, status_code, quota)
         if observation is not None:
             self.inbox.defer(announce, self.key, observation, log.foreign)

@@ -16,7 +16,7 @@ from lemcal_async._concurrency import Wakeup
 from lemcal_async._headers import Quota
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, Priority, RateLimit, Unlimited, WouldWait
-from lemcal_async.ratelimit._slots import LOOKED_FOR, LOST_AFTER, MARGIN, PAUSE_CAP
+from lemcal_async.ratelimit._slots import LOST_AFTER, LOST_KEPT_FOR, MARGIN, PAUSE_CAP
 
 from .conftest import JumpingLoop
 
@@ -774,7 +774,7 @@ async def test_whatever_happens_nobody_is_forgotten(seed: int) -> None:
         moments.sort()
         assert all(late - early >= 2.0 for early, late in zip(moments, moments[3:], strict=False))
     assert {0} == {limiter.snapshot(key).queued for key in departures}
-    await anyio.sleep(LOOKED_FOR)
+    await anyio.sleep(LOST_KEPT_FOR)
     for _ in range(10):
         (await limiter.acquire(KEY)).unsent()
     assert len(limiter._keys) <= 1  # of the last call

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from lemcal_async._headers import Quota
-from lemcal_async.ratelimit._log import MOST, SLACK, SlidingWindowLog
+from lemcal_async.ratelimit._log import MAX_LIMIT_FACTOR, SLACK, SlidingWindowLog
 from lemcal_async.ratelimit._server import ROUNDING, SKEW, ServerModel
-from lemcal_async.ratelimit._slots import LOOKED_FOR, LOST_AFTER, MARGIN, PAUSE_CAP, Slot, pause_after_429
+from lemcal_async.ratelimit._slots import LOST_AFTER, LOST_KEPT_FOR, MARGIN, PAUSE_CAP, Slot, pause_after_429
 
 LIMIT = 20
 PERIOD = 2.0
@@ -289,8 +289,8 @@ class TestLostRequests:
         log = new_log()
         for slot in depart(log, 0.0, 5):
             log.unknown(slot, 1.0)
-        (slot,) = depart(log, LOOKED_FOR + 1.0)
-        assert "foreign use" == log.answered(slot, LOOKED_FOR + 1.0, 200, told(6))
+        (slot,) = depart(log, LOST_KEPT_FOR + 1.0)
+        assert "foreign use" == log.answered(slot, LOST_KEPT_FOR + 1.0, 200, told(6))
 
     def test_an_answer_that_speaks_of_all_frees_their_slots(self) -> None:
         """They are known to have been counted, so they need not be given up."""
@@ -386,9 +386,9 @@ class TestLooking:
         log = new_log()
         refuse(log, 0.0, 1.0)
         after = 1.0 + MARGIN
-        (scout,) = granted(log, after)
+        (trial,) = granted(log, after)
         assert pytest.approx(after + PERIOD) == log.next_at(after)
-        answer(log, [scout], after + 0.1)
+        answer(log, [trial], after + 0.1)
         assert LIMIT - 2 == len(granted(log, after + 0.1))
 
     def test_while_it_is_refused_one_looks_each_time(self) -> None:
@@ -398,8 +398,8 @@ class TestLooking:
         now = 0.0
         for _ in range(10):
             now = log.next_at(now)
-            (scout,) = granted(log, now)
-            answer(log, [scout], now, 429, Quota(retry_after=1.0))
+            (trial,) = granted(log, now)
+            answer(log, [trial], now, 429, Quota(retry_after=1.0))
         assert pytest.approx(10 * (1.0 + MARGIN)) == now
 
     @pytest.mark.parametrize("end", ["unsent", "unknown"])
@@ -408,11 +408,11 @@ class TestLooking:
         log = new_log()
         refuse(log, 0.0, 1.0)
         for _ in range(2):
-            (scout,) = granted(log, 1.1)
+            (trial,) = granted(log, 1.1)
             if end == "unsent":
-                log.unsent(scout)
+                log.unsent(trial)
             else:
-                log.unknown(scout, 1.1)
+                log.unknown(trial, 1.1)
         assert 1 == len(granted(log, 1.1))
 
     def test_what_left_before_the_pause_does_not_look(self) -> None:
@@ -535,7 +535,7 @@ class TestHeaders:
         """A server that speaks of fifty million requests costs no more than one that speaks of twenty."""
         log = new_log()
         answer(log, depart(log, 0.0), 0.0, quota=Quota(limit=50_000_000, remaining=0, retry_after=1.9))
-        assert MOST * LIMIT - 1 == log.foreign
+        assert MAX_LIMIT_FACTOR * LIMIT - 1 == log.foreign
         assert (LIMIT, 0) == (log.limit, log.remaining(0.0))
 
     def test_a_header_lowers_the_limit(self) -> None:
@@ -584,8 +584,8 @@ class TestForecasts:
         (slot,) = granted(log, 0.0)[:1]
         log.abandon(0.0)
         assert slot.ended
-        assert not log.idle(LOOKED_FOR - 0.01)
-        assert log.idle(LOOKED_FOR + 0.01)
+        assert not log.idle(LOST_KEPT_FOR - 0.01)
+        assert log.idle(LOST_KEPT_FOR + 0.01)
 
     def test_a_request_in_flight_and_a_pause_are_remembered(self) -> None:
         """Neither a request that hangs for an hour nor a pause of a minute, nor that one is to look then."""

@@ -8,11 +8,16 @@ PERIOD = 2.0
 
 
 def past(
-    left_at: float, used: int | None = None, *, heard_after: float = 0.1, surely: bool = True
+    left_at: float, used: int | None = None, *, heard_after: float = 0.1, was_counted: bool = True
 ) -> RequestRecord:
     """Return a request that was counted within so many seconds after it left."""
     return RequestRecord(
-        number=1, left_at=left_at, counted_by=left_at + heard_after, surely=surely, window=None, used=used
+        number=1,
+        left_at=left_at,
+        counted_by=left_at + heard_after,
+        was_counted=was_counted,
+        window=None,
+        used=used,
     )
 
 
@@ -31,7 +36,7 @@ class TestRefutesSliding:
         [
             pytest.param([past(0.1), past(1.0)], id="one may be forgotten"),
             pytest.param([past(1.0), past(2.0)], id="one may have come later"),
-            pytest.param([past(1.0), past(1.1, surely=False)], id="one may not have been counted"),
+            pytest.param([past(1.0), past(1.1, was_counted=False)], id="one may not have been counted"),
         ],
     )
     def test_what_is_not_sure_does_not_count(self, others: list[RequestRecord]) -> None:

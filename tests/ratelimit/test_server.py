@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from lemcal_async.ratelimit._server import (
-    BEHIND,
-    CAUTION,
-    PINNED,
+    END_MARGIN,
+    PINS_NEEDED,
     ROUNDING,
+    SPREAD_MARGIN,
     MinimumRoundTrip,
     ServerModel,
     Window,
@@ -77,7 +77,7 @@ class TestServer:
         server.refuted_sliding()
         assert not server.is_fixed
         for retry_after in (2.0, 1.5, 1.999):
-            server.heard(retry_after)
+            server.add_retry_after(retry_after)
         assert server.is_precise
         server.refuted_sliding()
         assert (True, False) == (server.is_fixed, server.is_sliding)
@@ -87,7 +87,7 @@ class TestServer:
         """However many answers seem to refute a log; one fraction alone may be chance."""
         server = ServerModel(PERIOD)
         for wait in waits:
-            server.heard(wait)
+            server.add_retry_after(wait)
         for _ in range(100):
             server.refuted_sliding()
         assert not server.is_fixed
@@ -95,8 +95,8 @@ class TestServer:
     def test_each_contradiction_makes_the_next_proof_harder(self) -> None:
         """Twice as many refutations every time; before a proof there is nothing to take back."""
         server = ServerModel(PERIOD)
-        server.heard(1.5)
-        server.heard(1.5)
+        server.add_retry_after(1.5)
+        server.add_retry_after(1.5)
         server.contradicted_windows()
         assert (False, True) == (server.is_fixed, server.is_sliding)
         for needed in (2, 4, 8):
@@ -113,23 +113,23 @@ class TestServer:
         for now in (1.0, 2.0):
             server.add_round_trip(0.1, now)
         assert pytest.approx(0.05) == server.round_trip_credit
-        server.ended(Window(10.0, 10.08, 1, pins=PINNED))
+        server.add_window(Window(10.0, 10.08, 1, pins=PINS_NEEDED))
         assert pytest.approx(0.08) == server.round_trip_credit
-        server.ended(Window(12.0, 12.15, 2, pins=PINNED))
+        server.add_window(Window(12.0, 12.15, 2, pins=PINS_NEEDED))
         assert pytest.approx(0.08) == server.round_trip_credit
-        server.ended(Window(14.0, 14.01, 3, pins=PINNED - 1))
+        server.add_window(Window(14.0, 14.01, 3, pins=PINS_NEEDED - 1))
         assert pytest.approx(0.08) == server.round_trip_credit
 
     def test_when_a_window_is_over(self) -> None:
         """At its latest end, until one was pinned well; then a quarter of the spread behind the guess."""
         server = ServerModel(PERIOD)
-        window = Window(10.0, 10.2, 1, pins=PINNED)
-        assert pytest.approx(10.2 + CAUTION) == server.over_at(window)
-        server.ended(Window(8.0, 8.1, 1, pins=PINNED))
-        assert pytest.approx(10.1 + BEHIND * 0.1 + CAUTION) == server.over_at(window)
-        assert pytest.approx(10.2 + CAUTION) == server.over_at(Window(10.0, 10.2, 2, pins=PINNED - 1))
-        closer = Window(10.0, 10.04, 3, pins=PINNED)
-        assert pytest.approx(10.0 + BEHIND * 0.04 + CAUTION) == server.over_at(closer)
+        window = Window(10.0, 10.2, 1, pins=PINS_NEEDED)
+        assert pytest.approx(10.2 + END_MARGIN) == server.over_at(window)
+        server.add_window(Window(8.0, 8.1, 1, pins=PINS_NEEDED))
+        assert pytest.approx(10.1 + SPREAD_MARGIN * 0.1 + END_MARGIN) == server.over_at(window)
+        assert pytest.approx(10.2 + END_MARGIN) == server.over_at(Window(10.0, 10.2, 2, pins=PINS_NEEDED - 1))
+        closer = Window(10.0, 10.04, 3, pins=PINS_NEEDED)
+        assert pytest.approx(10.0 + SPREAD_MARGIN * 0.04 + END_MARGIN) == server.over_at(closer)
 
 
 class TestWindows:
@@ -141,7 +141,7 @@ class TestWindows:
         window, pins = windows.place(0.0, 0.1, 2.0)
         assert window is windows.newest
         assert window is not None
-        assert (True, 1, False) == (pins, window.number, windows.several)
+        assert (True, 1, False) == (pins, window.number, windows.has_previous)
         assert pytest.approx((2.0 - ROUNDING, 2.1 + ROUNDING)) == (window.earliest, window.latest)
         assert (window, True) == windows.place(0.05, 0.2, 1.95)
         assert (window, True) == windows.place(0.5, 0.54, 1.52)
@@ -165,7 +165,7 @@ class TestWindows:
         first, _ = windows.place(0.0, 0.1, 2.0)
         second, pins = windows.place(2.01, 2.11, 2.0)
         assert second is not first
-        assert (True, True, False) == (pins, windows.several, server.is_sliding)
+        assert (True, True, False) == (pins, windows.has_previous, server.is_sliding)
         late, pins = windows.place(1.9, 2.2, 0.15)  # its window was over when it came
         assert (first, False) == (late, pins)
         third, _ = windows.place(4.3, 4.4, 2.0)
@@ -181,14 +181,14 @@ class TestWindows:
         windows.place(0.0, 0.01, 2.0)
         window, _ = windows.place(1.0, 1.01, 2.0)
         assert (False, True) == (server.is_fixed, server.is_sliding)
-        assert (window, False) == (windows.newest, windows.several)
+        assert (window, False) == (windows.newest, windows.has_previous)
 
     def test_a_window_that_was_over_does_not_pin(self) -> None:
         """An answer that comes when its window has ended says too little of a log to be relied on."""
         windows = Windows(ServerModel(PERIOD))
         window, pins = windows.place(0.0, 0.5, 0.1)
         assert window is not None
-        assert (False, 0, -math.inf) == (pins, window.pins, window.heard)
+        assert (False, 0, -math.inf) == (pins, window.pins, window.pinned_at)
         assert (window, True) == windows.place(0.05, 0.06, 0.45)
         assert pytest.approx((0.5 - ROUNDING, 0.51 + ROUNDING)) == (window.earliest, window.latest)
 
@@ -200,4 +200,4 @@ class TestWindows:
         before = window.earliest, window.latest
         assert (window, True) == windows.place(0.0, 0.9, 1.3)
         assert before == (window.earliest, window.latest)
-        assert 0.9 == window.heard
+        assert 0.9 == window.pinned_at

@@ -11,7 +11,7 @@ PERIOD = 2.0
 def met(limit: int = 20) -> SharedKeyEstimate:
     """Return the estimate of a key on which foreign requests have just been detected."""
     share = SharedKeyEstimate(PERIOD)
-    assert share.detected(limit)
+    assert share.mark_shared(limit)
     return share
 
 
@@ -27,7 +27,7 @@ def test_half_is_thought_to_be_theirs_when_they_show() -> None:
     share = met()
     assert (True, 10) == (share.shared, share.own(20))
     assert pytest.approx(0.18) == share.interval(10)
-    assert not share.detected(20)
+    assert not share.mark_shared(20)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_gone_and_met_again() -> None:
     for _ in range(5):
         share.learn(0, 2.0)
     assert not share.shared
-    assert share.detected(20)
+    assert share.mark_shared(20)
 
 
 @given(

@@ -84,7 +84,7 @@ class Budget:
     def answered(self, slot: Slot, now: float, status_code: int, quota: Quota) -> None:
         """Record a response: the server counted the request before sending it."""
         if quota.retry_after is not None:
-            self._server.heard(quota.retry_after)
+            self._server.add_retry_after(quota.retry_after)
         came_quickly = now - slot.left_at <= self.period / 2
         counted_by = self._server.counted_by(slot.left_at, now, quota, came_quickly=came_quickly)
         granted = self._end(slot, counted_by + self.reuse_after)

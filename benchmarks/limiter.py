@@ -1,7 +1,7 @@
-"""The limiter beside others: time, refusals, fairness and CPU, on real sockets and in virtual time.
+"""Compare the limiter with others: time, refusals, fairness and CPU, on real sockets and in virtual time.
 
-Every run has a process for the client and one for the sandbox. Runs on sockets are a few at a time,
-so that they take minutes and still do not disturb each other; those in virtual time need no time.
+Every run has one process for the client and one for the sandbox. Several runs on sockets share the machine,
+few enough not to disturb each other; runs in virtual time take no real time.
 ``python -m benchmarks.limiter --help``
 """
 
@@ -25,9 +25,9 @@ from benchmarks.limiter_run import run, take_phase
 from benchmarks.limiter_scenarios import LIMIT, PICTURE, SCENARIOS, Backend, Job, Outcome, World
 from benchmarks.limiter_table import HEADER, Line, lines
 
-QUICK = ("fixed-near",)  # what a quick run does on sockets: 8 s each
+QUICK = ("fixed-near",)  # the scenarios of a quick run on sockets: 8 s each
 BACKENDS: tuple[Backend, ...] = ("asyncio", "trio")
-AT_ONCE = 3  # runs on sockets; with more, their bursts meet
+AT_ONCE = 3  # concurrent runs on sockets; with more, their bursts collide
 VIRTUAL_SEEDS = 5
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -53,7 +53,7 @@ def pooled(
     initializer: Callable[..., object] | None = None,
     initargs: tuple[Any, ...] = (),
 ) -> list[_Result]:
-    """Return the results in the order of the tasks; tells on stderr how far it is."""
+    """Return the results in the order of the tasks; report progress on stderr."""
     with concurrent.futures.ProcessPoolExecutor(processes, SPAWN, initializer, initargs) as pool:
         futures = [pool.submit(work, task) for task in tasks]
         try:
@@ -61,19 +61,19 @@ def pooled(
                 future.result()
                 if done % 10 == 0 or done == len(tasks):
                     print(f"{work.__name__}: {done} of {len(tasks)} done", file=sys.stderr, flush=True)
-        except BaseException:  # the first that fails ends it all
+        except BaseException:  # the first failure ends the run
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         return [future.result() for future in futures]
 
 
 def in_virtual_time(tasks: Sequence[Job]) -> list[Outcome]:
-    """Run them all, one a processor."""
+    """Run all jobs, one per processor."""
     return pooled(run, tasks, processes=os.cpu_count() or 1, initializer=virtual_time.install)
 
 
 def on_sockets(tasks: Sequence[Job]) -> list[Outcome]:
-    """Run them, the long ones first so that no one is left waiting for them at the end."""
+    """Run all jobs, longest first, so that none is left running alone at the end."""
     order = sorted(range(len(tasks)), key=lambda number: -tasks[number].scenario.calls)
     outcomes = pooled(
         run,
@@ -86,18 +86,18 @@ def on_sockets(tasks: Sequence[Job]) -> list[Outcome]:
 
 
 def draw_picture(path: Path) -> None:
-    """Run all limiters in the picture's scenario, and draw when the server saw their requests."""
+    """Run all limiters in the picture's scenario, and plot when the server saw their requests."""
     from benchmarks.limiter_plot import draw
 
     draw(on_sockets([Job(PICTURE, limiter, "asyncio", "sockets", 0) for limiter in (OURS, *PEERS)]), path)
 
 
 def measure_all(options: argparse.Namespace) -> tuple[list[Line], list[Measure]]:
-    """Return the lines of the table, and what queue and memory cost."""
+    """Return the lines of the table, and the cost of the queue and of memory."""
     scenarios = options.scenario or list(SCENARIOS)
     virtual = list(jobs(options, "virtual", scenarios, VIRTUAL_SEEDS))
     outcomes = in_virtual_time(virtual)
-    # One after the other, because it is CPU that is measured.
+    # One after another, because they measure CPU.
     measures = [] if options.scenario else pooled(measure, options.backend, processes=1)
     real = list(jobs(options, "sockets", QUICK if options.quick else scenarios, options.repeat))
     outcomes = on_sockets(real) + outcomes
@@ -112,8 +112,8 @@ def report(found: list[Line], measures: list[Measure]) -> None:
         if any(line.job.scenario.name == name for line in found):
             print(f"{name}: {scenario.calls} calls, {scenario.title}; ideal {scenario.ideal:g} s")
     print(
-        "time/ideal: the median of the runs. 429s, and the places lost by the call that was overtaken most\n"
-        f"(below {LIMIT} is within one burst): the worst run's. CPU: the client's process, HTTP included.\n"
+        "time/ideal: the median of the runs. 429s, and the places lost by the call overtaken most (below\n"
+        f"{LIMIT} is within one burst): the worst run. CPU: the client's process, including HTTP.\n"
     )
     print(HEADER)
     for line in found:
@@ -131,18 +131,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="limiter", description=__doc__.partition("\n")[0] if __doc__ else None
     )
-    parser.add_argument("--quick", action="store_true", help="on sockets only fixed-near, less of the rest")
-    parser.add_argument("--ours", action="store_true", help="leave the others out")
+    parser.add_argument("--quick", action="store_true", help="on sockets, run only fixed-near")
+    parser.add_argument("--ours", action="store_true", help="leave out the other limiters")
     parser.add_argument(
-        "--scenario", action="append", choices=list(SCENARIOS), help="only this one; repeatable"
+        "--scenario", action="append", choices=list(SCENARIOS), help="run only this scenario; repeatable"
     )
     parser.add_argument(
-        "--repeat", type=int, default=1, metavar="N", help="runs of each on sockets, at least"
+        "--repeat", type=int, default=1, metavar="N", help="minimum number of runs of each on sockets"
     )
-    parser.add_argument("--backend", choices=BACKENDS, help="run ours on this one only")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if ours misses a figure")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="only draw the picture, as .svg or .png")
+    parser.add_argument("--backend", choices=BACKENDS, help="run our limiter on this backend only")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if our limiter misses a bound")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="only draw the plot, as .svg or .png")
     options = parser.parse_args(arguments)
     if options.repeat < 1:
         parser.error("--repeat must be at least 1")
@@ -151,7 +151,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Measure, print, and judge if asked to."""
+    """Run the benchmark; return the exit status."""
     options = parse()
     os.environ["NO_PROXY"] = "127.0.0.1"
     if options.plot:
@@ -167,7 +167,7 @@ def main() -> int:
         options.json.write_text(json.dumps(data, indent=1) + "\n")
     missed = sum(line.missed for line in found) + sum(one.missed for one in measures)
     if options.check and missed:
-        print(f"\n{missed} figures missed", file=sys.stderr)
+        print(f"\n{missed} bounds missed", file=sys.stderr)
         return 1
     return 0
 

@@ -1,7 +1,7 @@
-"""Each limiter as its own documentation tells users to put it before a request.
+"""Each limiter, used before a request as its own documentation recommends.
 
-A peer says when to send; httpx sends, and tenacity repeats what was refused after ``Retry-After``.
-Ours does all of that itself. Each is imported when it is used: see virtual_time.py.
+A peer says when to send; httpx sends, and tenacity retries refused requests after ``Retry-After``. Our
+client does all of that itself. Each is imported only when used: see virtual_time.py.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ Opened = AbstractAsyncContextManager[Wait]
 @asynccontextmanager
 async def _no_limiter() -> AsyncGenerator[Wait]:
     async def at_once() -> None:
-        """Leave it to the retries."""
+        """Do not wait: leave it to the retries."""
 
     yield at_once
 
@@ -72,7 +72,7 @@ def _throttled(using: str) -> Callable[[], Opened]:
         async def wait() -> None:
             result = await throttle.limit()
             if result.limited:
-                raise TimeoutError("not even in ten minutes")
+                raise TimeoutError("no permit within ten minutes")
 
         yield wait
 
@@ -107,18 +107,19 @@ PEERS: dict[str, Callable[[], Opened]] = {
 }
 
 
-def opened(
-    name: str, target: Target, wire: httpx.AsyncBaseTransport | None
+def open_caller(
+    name: str, target: Target, transport: httpx.AsyncBaseTransport | None
 ) -> AbstractAsyncContextManager[Call]:
-    """Return what makes the numbered calls of one account; ``wire`` None is the real network."""
-    return _ours(target, wire) if name == OURS else _peer(PEERS[name](), target, wire)
+    """Return a context that makes the numbered calls of one account; without a transport, on the network."""
+    return _ours(target, transport) if name == OURS else _peer(PEERS[name](), target, transport)
 
 
 @asynccontextmanager
-async def _ours(target: Target, wire: httpx.AsyncBaseTransport | None) -> AsyncIterator[Call]:
-    limiter = LocalRateLimiter(LIMIT, PERIOD) if wire is None else LocalRateLimiter(clock=anyio.current_time)
+async def _ours(target: Target, transport: httpx.AsyncBaseTransport | None) -> AsyncIterator[Call]:
+    clock = time.monotonic if transport is None else anyio.current_time
+    limiter = LocalRateLimiter(LIMIT, PERIOD, clock=clock)
     async with AsyncLemcal(
-        target.user_id, target.api_key, base_url=target.base_url, transport=wire, limiter=limiter
+        target.user_id, target.api_key, base_url=target.base_url, transport=transport, limiter=limiter
     ) as lemcal:
 
         async def call(number: int) -> object:
@@ -128,12 +129,14 @@ async def _ours(target: Target, wire: httpx.AsyncBaseTransport | None) -> AsyncI
 
 
 @asynccontextmanager
-async def _peer(peer: Opened, target: Target, wire: httpx.AsyncBaseTransport | None) -> AsyncIterator[Call]:
+async def _peer(
+    peer: Opened, target: Target, transport: httpx.AsyncBaseTransport | None
+) -> AsyncIterator[Call]:
     auth = (target.user_id, target.api_key)
     async with (
         peer as wait,
         httpx.AsyncClient(
-            auth=auth, base_url=target.base_url, transport=wire, timeout=60, trust_env=False
+            auth=auth, base_url=target.base_url, transport=transport, timeout=60, trust_env=False
         ) as http,
     ):
 

@@ -1,4 +1,4 @@
-"""The picture: when the server saw each limiter's requests, let through or refused. One row each."""
+"""The plot: when the server saw each limiter's requests, accepted or refused. One row per limiter."""
 
 import math
 from pathlib import Path
@@ -14,10 +14,10 @@ ACCEPTED, REFUSED, EDGE, TEXT, QUIET = "#2563a8", "#d1351b", "#c9ced6", "#1c2430
 
 
 def draw(outcomes: list[Outcome], path: Path) -> None:
-    """Write the picture; the suffix says whether SVG or PNG."""
+    """Write the plot; the suffix selects SVG or PNG."""
     mpl.rcParams.update(
         {
-            "svg.hashsalt": "limiter",  # the same picture is the same file
+            "svg.hashsalt": "limiter",  # identical plots give identical files
             "path.simplify": False,
             "font.family": "DejaVu Sans",
             "font.size": 9,
@@ -53,13 +53,13 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
 
 
 def _draw_row(row: Axes, outcome: Outcome, until: float) -> None:
-    """Draw one limiter: from left to right the time, from bottom to top the calls as they were made."""
+    """Draw one limiter: time from left to right, calls in the order they were made from bottom to top."""
     ours = outcome.job.limiter == OURS
     for edge in _window_ends(outcome):
         row.axvline(edge, color=EDGE, linewidth=0.9, zorder=0)
     for accepted, color in ((True, ACCEPTED), (False, REFUSED)):
         dots = [(a.at, a.call) for a in outcome.arrivals if a.accepted == accepted and a.call is not None]
-        # Strokes of no length with round ends: as markers they would make a file three times as large.
+        # Zero-length strokes with round ends: markers would make the file three times as large.
         row.plot(
             [x for at, _ in dots for x in (at, at + 1e-3, math.nan)],
             [y for _, call in dots for y in (call, call, math.nan)],
@@ -91,7 +91,7 @@ def _draw_row(row: Axes, outcome: Outcome, until: float) -> None:
 
 
 def _window_ends(outcome: Outcome) -> list[float]:
-    """Return the ends of the server's windows, each of which starts at the first request after the last."""
+    """Return the ends of the server's windows. Each window starts at the first request after the previous."""
     ends: list[float] = []
     for arrival in outcome.arrivals:
         if not ends or arrival.at >= ends[-1]:

@@ -1,6 +1,6 @@
-"""What a long queue costs: 10,000 calls waiting on one key, and the memory of calls and keys.
+"""The cost of a long queue: 10,000 calls waiting on one key, and the memory of calls and keys.
 
-No HTTP here: the server is a simulated one that answers at once, in real time.
+No HTTP: a simulated server responds immediately, in real time.
 """
 
 import gc
@@ -16,19 +16,19 @@ import attrs
 import httpx
 
 from benchmarks.limiter_scenarios import LIMIT, PERIOD, Backend, Figure, Scenario
-from benchmarks.virtual_time import SimulatedWire
+from benchmarks.virtual_time import SimulatedTransport
 from lemcal_async import AsyncLemcal
 from lemcal_async._headers import parse_quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter
 
 CALLS = 10_000
 SURVIVORS = 10
-SAMPLE = 2_000  # waiting calls and keys whose memory is traced
+SAMPLE = 2_000  # number of waiting calls, and of keys, whose memory is traced
 
 
 @attrs.frozen
 class Measure:
-    """One figure of ours; ``bound`` None where nothing is asked."""
+    """One measurement of our limiter; ``bound`` is None if there is no requirement."""
 
     what: str
     value: float
@@ -37,13 +37,13 @@ class Measure:
 
     @property
     def missed(self) -> bool:
-        """Whether it is over its bound."""
+        """Whether the value exceeds its bound."""
         return self.bound is not None and self.value > self.bound
 
 
 def measure(backend: Backend) -> list[Measure]:
-    """Return all of them, on one event loop."""
-    logging.getLogger("lemcal_async").setLevel(logging.ERROR)  # the waits are long, and meant to be
+    """Return all measurements, on one event loop."""
+    logging.getLogger("lemcal_async").setLevel(logging.ERROR)  # the long waits are intended
     found = anyio.run(_queue, backend=backend)
     if backend == "asyncio":
         found += _memory()
@@ -52,13 +52,13 @@ def measure(backend: Backend) -> list[Measure]:
 
 @asynccontextmanager
 async def _client() -> AsyncIterator[AsyncLemcal]:
-    wire = SimulatedWire(Scenario("queue", "", Figure()), 0)
-    async with AsyncLemcal("usr_x", "secret", transport=wire, limiter=LocalRateLimiter()) as lemcal:
+    transport = SimulatedTransport(Scenario("queue", "", Figure()), 0)
+    async with AsyncLemcal("usr_x", "secret", transport=transport, limiter=LocalRateLimiter()) as lemcal:
         yield lemcal
 
 
 async def _queue() -> list[Measure]:
-    """Queue, serve two windows, cancel all but a few, and let those finish."""
+    """Queue the calls, serve two windows, cancel all but a few calls, and let those finish."""
     served = ended = 0
     async with _client() as lemcal:
         scopes = [anyio.CancelScope() for _ in range(CALLS + 2 * LIMIT)]
@@ -67,7 +67,7 @@ async def _queue() -> list[Measure]:
 
         async def one() -> None:
             nonlocal served, ended
-            with next(in_turn):  # in the order in which they ask: trio starts tasks in any order
+            with next(in_turn):  # numbered in the order they start: trio starts tasks in any order
                 await lemcal.meetings.list()
                 served += 1
             ended += 1
@@ -79,7 +79,7 @@ async def _queue() -> list[Measure]:
                 tasks.start_soon(one)
             await _until(lambda: served >= 2 * LIMIT)
             queued = time.process_time()
-            # Those that are left wait far apart, the last of all among them.
+            # The surviving calls are spread over the queue, and include the last one.
             for number, scope in enumerate(scopes):
                 if (number + 1) % (len(scopes) // SURVIVORS):
                     scope.cancel()
@@ -90,8 +90,8 @@ async def _queue() -> list[Measure]:
         assert 2 * LIMIT + SURVIVORS <= served <= 4 * LIMIT
     return [
         Measure(f"CPU to queue {CALLS:,} calls and serve two windows", queued - started, "s", 1.0),
-        Measure(f"CPU to cancel all but {SURVIVORS} of them", canceled - queued, "s", 1.0),
-        Measure("time until those are done", waited, "s", 2 * (PERIOD + 0.1)),
+        Measure(f"CPU to cancel all but {SURVIVORS} of the calls", canceled - queued, "s", 1.0),
+        Measure("time until the rest are done", waited, "s", 2 * (PERIOD + 0.1)),
     ]
 
 
@@ -103,8 +103,8 @@ def _memory() -> list[Measure]:
     finally:
         tracemalloc.stop()
     return [
-        Measure("memory per waiting call, its task included", calls, "B"),
-        Measure("of which the limiter's", acquires - bare, "B"),
+        Measure("memory per waiting call, including its task", calls, "B"),
+        Measure("of which the limiter uses", acquires - bare, "B"),
         Measure("memory per key in use", used, "B"),
         Measure("memory per key idle for a minute", idle, "B", 100),
     ]
@@ -115,9 +115,9 @@ Waiters = Callable[[], AsyncIterator[Wait]]
 
 
 async def _per_task(waiters: Waiters) -> float:
-    """Return the bytes that a task which waits takes."""
+    """Return the memory in bytes of one waiting task."""
     async with asynccontextmanager(waiters)() as wait, anyio.create_task_group() as tasks:
-        await wait()  # and whatever the first call brings along
+        await wait()  # including one-time costs of the first call
         before = _traced()
         for _ in range(SAMPLE):
             tasks.start_soon(wait)
@@ -144,7 +144,7 @@ async def _acquires() -> AsyncIterator[Wait]:
 
 
 async def _events() -> AsyncIterator[Wait]:
-    event: anyio.Event | None = None  # the first does not wait
+    event: anyio.Event | None = None  # the first call does not wait
 
     async def wait() -> None:
         nonlocal event
@@ -157,7 +157,7 @@ async def _events() -> AsyncIterator[Wait]:
 
 
 async def _per_key() -> tuple[float, float]:
-    """Return the bytes of a key that has just been used, and of one that was left alone."""
+    """Return the memory in bytes of a recently used key, and of an idle key."""
     now = 0.0
     limiter = LocalRateLimiter(clock=lambda: now)
     quota = parse_quota(httpx.Headers({"Retry-After": "2", "X-RateLimit-Remaining": "19"}))
@@ -187,5 +187,5 @@ def _traced() -> int:
 
 async def _until(condition: Callable[[], bool]) -> None:
     with anyio.fail_after(60):
-        while not condition():  # noqa: ASYNC110 - nothing tells
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await anyio.sleep(0.01)

@@ -1,7 +1,7 @@
-"""What sharing a key through Redis costs: four processes, 50 calls each, against the sandbox.
+"""The cost of sharing a key through Redis: four processes, 50 calls each, against the sandbox.
 
 The ideal is 18 s: 200 calls in ten windows of 2 s, the last of which need not end. The server counts the
-calls, and the 429s. A figure out of its bounds fails the command.
+calls and the 429s. A result out of bounds fails the command.
 """
 
 import json
@@ -16,7 +16,7 @@ from lemcal_async.sandbox import Sandbox
 TESTS = Path(__file__).parent.parent / "tests"
 sys.path.insert(0, str(TESTS))
 
-from redis_server import RedisServer  # noqa: E402 - the tests' own server
+from redis_server import RedisServer  # noqa: E402 - from the tests
 
 WORKER = TESTS / "ratelimit" / "redis_worker.py"
 PROCESSES = 4
@@ -26,7 +26,7 @@ BOUND = 1.08
 
 
 def measure(backend: str, latency: tuple[float, float]) -> tuple[tuple[str, ...], bool]:
-    """Run the processes once; return a row of the table, and whether it is within the bounds."""
+    """Run the processes once; return a table row, and whether the results are within the bounds."""
     with RedisServer() as redis, Sandbox(latency=latency).serve() as sandbox:
         job = {
             "base_url": sandbox.base_url,
@@ -50,13 +50,13 @@ def measure(backend: str, latency: tuple[float, float]) -> tuple[tuple[str, ...]
             assert worker.stdin is not None
             worker.stdin.write("go\n")
             worker.stdin.flush()
-        said = [json.loads(worker.communicate(timeout=120)[0]) for worker in workers]
-        last = max(max(one["waited"]) for one in said)
+        reports = [json.loads(worker.communicate(timeout=120)[0]) for worker in workers]
+        last = max(max(one["waited"]) for one in reports)
         assert time.monotonic() - started >= last
         arrivals = sorted(request.at for request in sandbox.requests)
         refused = sum(request.status_code == 429 for request in sandbox.requests)
         closest = min(late - early for early, late in zip(arrivals, arrivals[20:], strict=False))
-        means = [statistics.mean(one["waited"]) for one in said]
+        means = [statistics.mean(one["waited"]) for one in reports]
         within = not refused and closest >= 2.0 and (latency[1] > 0 or last <= BOUND * IDEAL)
         row = (
             backend,

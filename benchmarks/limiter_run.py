@@ -1,4 +1,4 @@
-"""One run of one limiter in one scenario: a function from a job to its outcome, for a worker process."""
+"""One run of one limiter in one scenario, as a function for a worker process: job in, outcome out."""
 
 import contextlib
 import functools
@@ -16,26 +16,26 @@ import attrs
 import httpcore
 
 from benchmarks import virtual_time
-from benchmarks.limiter_peers import opened
+from benchmarks.limiter_peers import open_caller
 from benchmarks.limiter_scenarios import LIMIT, PERIOD, Arrival, Backend, Figure, Job, Outcome, Scenario
 from benchmarks.limiter_server import SandboxProcess, Target
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
 
-FIRST = -1  # the number of the call before the others
-GIVE_UP = 300.0  # seconds; the slowest takes 30
+FIRST = -1  # the number of the call made before the burst
+GIVE_UP = 300.0  # seconds; the slowest run takes 30
 
 
 _phase = 0.0
 
 
 def take_phase(phases: "Synchronized[int]", processes: int) -> None:
-    """Have this process start its runs at a moment of the period of its own.
+    """Give this process its own phase of the period, at which its runs start.
 
-    So that the bursts of runs that go on side by side do not meet.
+    This keeps the bursts of concurrent runs apart.
     """
-    global _phase  # noqa: PLW0603 - there is one process to each
+    global _phase  # noqa: PLW0603 - one value per process
     with phases.get_lock():
         _phase = phases.value * PERIOD / processes
         phases.value += 1
@@ -60,8 +60,8 @@ def run(job: Job) -> Outcome:
     _warm_up(job.limiter, job.backend)
     target = sandbox.start(job.scenario, job.seed)
     with _slow_connects(job.scenario.connect):
-        taken = anyio.run(_on_sockets, job, target, backend=job.backend)
-    return _outcome(job, taken, sandbox.stop(taken.started))
+        result = anyio.run(_on_sockets, job, target, backend=job.backend)
+    return _outcome(job, result, sandbox.stop(result.started))
 
 
 @functools.cache
@@ -71,47 +71,47 @@ def _sandbox() -> SandboxProcess:
 
 @functools.cache
 def _warm_up(limiter: str, backend: Backend) -> None:
-    """Make some calls, so that what is loaded at the first one is not measured."""
+    """Make some calls first, so that one-time costs are not measured."""
     scenario = Scenario("warm-up", "", Figure(), calls=LIMIT)
     sandbox = _sandbox()
     job = Job(scenario, limiter, backend, "sockets", 0)
-    taken = anyio.run(_on_sockets, job, sandbox.start(scenario, 0), backend=backend)
-    sandbox.stop(taken.started)
+    result = anyio.run(_on_sockets, job, sandbox.start(scenario, 0), backend=backend)
+    sandbox.stop(result.started)
 
 
 async def _on_sockets(job: Job, target: Target) -> _Run:
-    async with opened(job.limiter, target, None) as call:
+    async with open_caller(job.limiter, target, None) as call:
         await anyio.sleep((_phase - time.monotonic()) % PERIOD)
         return await _drive(job, call, time.monotonic)
 
 
 async def _in_virtual_time(job: Job) -> Outcome:
-    wire = virtual_time.SimulatedWire(job.scenario, job.seed)
+    transport = virtual_time.SimulatedTransport(job.scenario, job.seed)
     target = Target("http://127.0.0.1/api/lemcal", "usr_x", "secret")
-    async with anyio.create_task_group() as others, opened(job.limiter, target, wire) as call:
+    async with anyio.create_task_group() as others, open_caller(job.limiter, target, transport) as call:
         if job.scenario.others:
-            others.start_soon(wire.send_others)
-        taken = await _drive(job, call, anyio.current_time)
+            others.start_soon(transport.send_others)
+        result = await _drive(job, call, anyio.current_time)
         others.cancel_scope.cancel()
-    arrivals = tuple(attrs.evolve(arrival, at=arrival.at - taken.started) for arrival in wire.arrivals)
-    return _outcome(job, taken, arrivals)
+    arrivals = tuple(attrs.evolve(arrival, at=arrival.at - result.started) for arrival in transport.arrivals)
+    return _outcome(job, result, arrivals)
 
 
 async def _drive(job: Job, call: Callable[[int], Awaitable[object]], clock: Callable[[], float]) -> _Run:
-    """Make all calls at once."""
+    """Start all calls at once and wait for them."""
     failed = 0
     numbers = itertools.count()
     if job.scenario.others:
-        # At any point of a window of theirs.
+        # Start at a random point of the other client's window.
         await anyio.sleep(random.Random(f"phase {job.seed}").uniform(1, 2) * PERIOD)
         await call(FIRST)
 
     async def one() -> None:
         nonlocal failed
-        number = next(numbers)  # in the order in which they ask: trio starts tasks in any order
+        number = next(numbers)  # numbered in the order they start: trio starts tasks in any order
         try:
             await call(number)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is counted, and shown
+        except Exception as error:  # noqa: BLE001 - counted, and logged
             failed += 1
             logging.getLogger(__name__).warning("%s: call %d: %r", job.limiter, number, error)
 
@@ -123,13 +123,13 @@ async def _drive(job: Job, call: Callable[[int], Awaitable[object]], clock: Call
     return _Run(started, clock() - started, time.process_time() - cpu, failed)
 
 
-def _outcome(job: Job, taken: _Run, arrivals: tuple[Arrival, ...]) -> Outcome:
-    return Outcome(job, taken.seconds, taken.cpu, taken.failed, arrivals)
+def _outcome(job: Job, result: _Run, arrivals: tuple[Arrival, ...]) -> Outcome:
+    return Outcome(job, result.seconds, result.cpu, result.failed, arrivals)
 
 
 @contextlib.contextmanager
 def _slow_connects(seconds: float) -> Iterator[None]:
-    """Have every TCP connection take so long: as a distant or busy host's does."""
+    """Delay every TCP connect by ``seconds``, like a distant or busy host."""
     with contextlib.ExitStack() as patches:
         for backend in (httpcore.AnyIOBackend, httpcore.TrioBackend) if seconds else ():
             slow = _slowed(backend.connect_tcp, seconds)

@@ -1,7 +1,7 @@
-"""What is measured, what came of it, and what must come of it. Values only.
+"""The scenarios, the outcomes of runs and the bounds on them. Values only.
 
-A scenario is traffic of one key against a server that lets 20 requests through in 2 s. The figures
-are those that this package's limiter is held to.
+A scenario is traffic with one key against a server that accepts 20 requests per 2 s. The figures are the
+bounds that our limiter must meet.
 """
 
 import math
@@ -19,7 +19,7 @@ Backend = Literal["asyncio", "trio"]
 
 @attrs.frozen
 class Figure:
-    """The bounds for one run: time as a multiple of the ideal, refused requests, the others' share."""
+    """The bounds for one run: time as a multiple of the ideal, refused requests, the other client's share."""
 
     ratio: float = math.inf
     refused: int = 0
@@ -34,13 +34,13 @@ class Figure:
 
 @attrs.frozen
 class Scenario:
-    """So many calls at once. Times in seconds.
+    """A burst of ``calls`` calls. Times are in seconds.
 
-    ``latency`` is the least and the greatest round trip, half of it before the request is counted.
-    The share ``late`` of the requests is held up by ``LATE`` before they are counted, the share ``slow``
-    by ``SLOW`` after that; ``connect`` is what a new connection takes; ``others`` send so many requests
-    a second with the same key. The ideal is computed with ``rate`` calls per period. Ours takes ``runs``
-    at least, where chance decides too much for fewer.
+    ``latency`` is the minimum and maximum round trip; half of it passes before the request is counted. The
+    fraction ``late`` of the requests is delayed by ``LATE`` before counting, the fraction ``slow`` by
+    ``SLOW`` after counting. ``connect`` is the time to open a connection. Another client with the same key
+    sends ``others`` requests per second. The ideal is based on ``rate`` calls per period. Our limiter gets
+    at least ``runs`` runs, because in some scenarios the results of fewer vary too much.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Scenario:
 
     @property
     def ideal(self) -> float:
-        """The seconds from the first request to the last one's earliest chance."""
+        """Seconds from the first request to the earliest possible last request."""
         return (math.ceil(self.calls / self.rate) - 1) * PERIOD
 
 
@@ -88,14 +88,14 @@ SCENARIOS = {
             window="sliding",
             latency=FAR,
             late=0.05,
-            # 60 seeds in virtual time: from 1.076 to 1.158, in the median 1.104. The median of 9 is off by
-            # 0.01 in the mean.
+            # 60 seeds in virtual time range from 1.076 to 1.158, with a median of 1.104. The median of 9 is
+            # off by 0.01 on average.
             runs=9,
         ),
-        # At 18 per 2 s and with the last answer 2.5 s late.
+        # Based on 18 per 2 s, with the last response 2.5 s late.
         Scenario(
             "slow",
-            "fixed window, 40-200 ms, 30 % of answers 2.5 s after they are counted",
+            "fixed window, 40-200 ms, 30 % of responses 2.5 s after counting",
             Figure(1.25),
             calls=200,
             latency=FAR,
@@ -104,7 +104,7 @@ SCENARIOS = {
         Scenario("connect", "fixed window, 1 ms, connecting takes 0.8 s", Figure(), connect=0.8),
         Scenario(
             "shared",
-            "fixed window, 1 ms, others send 5 requests/s; ideal is 10 per window",
+            "fixed window, 1 ms, another client sends 5 requests/s; ideal is 10 per window",
             Figure(1.25, refused=3, others=0.5),
             others=5.0,
             rate=10,
@@ -116,7 +116,7 @@ PICTURE = Scenario("picture", "fixed window, 40-200 ms", Figure(), latency=FAR)
 
 @attrs.frozen
 class Job:
-    """One run of one limiter; the same ``seed`` draws the same latencies."""
+    """One run of one limiter; the same ``seed`` gives the same latencies."""
 
     scenario: Scenario
     limiter: str
@@ -127,7 +127,7 @@ class Job:
 
 @attrs.frozen
 class Arrival:
-    """A request as the server counted it, ``at`` seconds after the start; ``call`` None is the others'."""
+    """A request as counted by the server, ``at`` seconds after the start; ``call`` is None if foreign."""
 
     at: float
     call: int | None
@@ -136,12 +136,12 @@ class Arrival:
 
 @attrs.frozen
 class Outcome:
-    """What one run took; ``cpu`` is the client's process only, HTTP included."""
+    """The result of one run; ``cpu`` is CPU seconds of the client's process, including HTTP."""
 
     job: Job
     seconds: float
     cpu: float
-    failed: int  # calls that ended with an error
+    failed: int  # calls that raised an error
     arrivals: tuple[Arrival, ...]
 
     @property
@@ -151,17 +151,17 @@ class Outcome:
 
     @property
     def refused(self) -> int:
-        """How many requests of ours were answered 429."""
+        """The number of our requests that received a 429."""
         return sum(arrival.call is not None and not arrival.accepted for arrival in self.arrivals)
 
     @property
     def overtaken(self) -> int:
-        """By how many places the call that came off worst was accepted behind its turn."""
+        """The largest number of places by which a call was accepted after its turn."""
         order = [a.call for a in self.arrivals if a.accepted and a.call is not None and a.call >= 0]
         return max((place - call for place, call in enumerate(order)), default=0)
 
     @property
     def others(self) -> float | None:
-        """The share of the others' requests that got through while ours were under way."""
+        """The fraction of the other client's requests accepted during our run."""
         theirs = [a.accepted for a in self.arrivals if a.call is None and 0 <= a.at <= self.seconds]
         return sum(theirs) / len(theirs) if theirs else None

@@ -1,4 +1,4 @@
-"""The sandbox in a process of its own, so that its CPU is not the client's; one run after another."""
+"""A sandbox in its own process, to keep its CPU out of the client's; one run after another."""
 
 import contextlib
 import multiprocessing
@@ -17,7 +17,7 @@ from lemcal_async.sandbox import Sandbox
 
 @attrs.frozen
 class Target:
-    """Where requests go, and as whom."""
+    """The server's address and the credentials to use."""
 
     base_url: str
     user_id: str
@@ -25,7 +25,7 @@ class Target:
 
 
 class _LateSandbox(Sandbox):
-    """Holds some requests up, before or after it has counted them."""
+    """A sandbox that delays some requests, before or after counting them."""
 
     def __init__(self, scenario: Scenario, seed: int) -> None:
         super().__init__(
@@ -33,14 +33,14 @@ class _LateSandbox(Sandbox):
         )
         self._late = scenario.late
         self._slow = scenario.slow
-        self._draw = random.Random(f"late {seed}")
+        self._rng = random.Random(f"late {seed}")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         import anyio
 
-        if self._draw.random() < self._late:
-            await anyio.sleep(self._draw.uniform(*LATE))
-        is_slow = self._draw.random() < self._slow
+        if self._rng.random() < self._late:
+            await anyio.sleep(self._rng.uniform(*LATE))
+        is_slow = self._rng.random() < self._slow
 
         async def send_slowly(message: Message) -> None:
             if is_slow and message["type"] == "http.response.start":
@@ -52,17 +52,17 @@ class _LateSandbox(Sandbox):
 
 @contextlib.contextmanager
 def _others(target: Target, rate: float, seed: int) -> Iterator[None]:
-    """Send requests with the same key from a thread, ``rate`` a second."""
+    """Send ``rate`` requests per second with the same key from a thread."""
     if not rate:
         yield
         return
     done = threading.Event()
-    draw = random.Random(f"others {seed}")
+    rng = random.Random(f"others {seed}")
 
     def send() -> None:
         auth = (target.user_id, target.api_key)
         with httpx.Client(auth=auth, base_url=target.base_url, trust_env=False) as http:
-            while not done.wait(draw.uniform(0.5, 1.5) / rate):
+            while not done.wait(rng.uniform(0.5, 1.5) / rate):
                 http.get("/me")
 
     thread = threading.Thread(target=send)
@@ -75,7 +75,7 @@ def _others(target: Target, rate: float, seed: int) -> Iterator[None]:
 
 
 def _serve(pipe: Connection) -> None:
-    """Serve one sandbox for each scenario that comes in, until the pipe is closed."""
+    """Serve one sandbox for each scenario received, until the pipe is closed."""
     with contextlib.suppress(EOFError):
         while True:
             scenario, seed = pipe.recv()
@@ -96,7 +96,7 @@ def _arrival(at: float, query: str, status_code: int | None) -> Arrival:
 
 
 class SandboxProcess:
-    """The other end of the pipe."""
+    """The client's end of the pipe."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -105,12 +105,12 @@ class SandboxProcess:
         theirs.close()
 
     def start(self, scenario: Scenario, seed: int) -> Target:
-        """Start a fresh sandbox."""
+        """Start a new sandbox."""
         self._pipe.send((scenario, seed))
         target: Target = self._pipe.recv()
         return target
 
     def stop(self, started: float) -> tuple[Arrival, ...]:
-        """End it; return what it has seen, in seconds after ``started`` (``time.monotonic``)."""
+        """Stop the sandbox; return its requests, in seconds after ``started`` (``time.monotonic``)."""
         self._pipe.send(started)
         return tuple(self._pipe.recv())

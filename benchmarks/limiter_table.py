@@ -1,4 +1,4 @@
-"""The runs of one limiter in one scenario as a line of the table, and whether they kept to its figure.
+"""The runs of one limiter in one scenario as a table row, and whether they meet their bounds.
 
 Times are the median of the runs, because machines are noisy; refusals are those of the worst run.
 """
@@ -23,8 +23,8 @@ HEADER = (
 class Line:
     """One limiter in one scenario.
 
-    ``overtaken`` is the places that the worst-off call lost, ``cpu`` the seconds per call, ``others``
-    the share of their requests that got through.
+    ``overtaken`` is the number of places lost by the worst-off call, ``cpu`` the CPU seconds per call, and
+    ``others`` the fraction of the other client's requests that were accepted.
     """
 
     job: Job
@@ -39,12 +39,12 @@ class Line:
 
     @property
     def ours(self) -> bool:
-        """Whether the figure is meant for it."""
+        """Whether this is our limiter, which the bounds apply to."""
         return self.job.limiter == OURS
 
     @property
     def missed(self) -> bool:
-        """Whether it is ours, and does not keep to its figure."""
+        """Whether this is our limiter and it misses a bound."""
         figure = self.job.scenario.figure
         kept = (
             self.ratio <= figure.ratio
@@ -67,7 +67,7 @@ class Line:
         ).rstrip()
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as plain data."""
+        """Return the line as JSON-compatible data."""
         data: dict[str, Any] = attrs.asdict(self, recurse=False)
         job = self.job
         del data["job"], data["cpu"]
@@ -83,7 +83,7 @@ class Line:
 
 
 def lines(outcomes: Iterable[Outcome]) -> list[Line]:
-    """Return a line for the runs that differ in their seed only."""
+    """Return one line for each group of runs that differ only in their seed."""
 
     def same(outcome: Outcome) -> tuple[str, ...]:
         job = outcome.job

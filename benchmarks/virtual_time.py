@@ -1,7 +1,7 @@
-"""Time that passes only when every task waits, and a network and a server that live in it.
+"""Virtual time, which advances only when every task waits, with a simulated network and server.
 
-Minutes of traffic take a second of CPU, nothing but the seed decides, and computing takes no time.
-The counting is the sandbox's; this module knows travel times and connections.
+Minutes of traffic take a second of CPU, results depend on the seed alone, and computation takes no time.
+Requests are counted by the sandbox's code; this module simulates latency and connections.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from benchmarks.limiter_scenarios import LATE, LIMIT, PERIOD, SLOW, Arrival, Sce
 from lemcal_async.sandbox._ratelimit import COUNTERS, rate_limit_headers
 
 EPOCH = 1_800_000_000.0  # the wall clock at virtual time 0
-TICK = 1e-5  # seconds that a round of the loop takes, so that a limiter that sleeps for 0 s gets on
-LOOPBACK = 0.001  # the round trip in seconds, where a scenario names none
+TICK = 1e-5  # seconds per iteration of the loop, so that a limiter that sleeps for 0 s makes progress
+LOOPBACK = 0.001  # the round trip in seconds for scenarios without a latency
 USER = (
     b'{"_id":"usr_x","email":"host@example.com","publicIdentifier":"host",'
     b'"createdAt":"2026-01-05T08:00:00.000Z"}'
@@ -39,9 +39,9 @@ class _Clock:
 
 
 def install() -> None:
-    """Have the functions of ``time`` follow the virtual loop while one runs.
+    """Patch the functions of ``time`` to follow the virtual loop while one is running.
 
-    Once, and before the limiters are imported: some keep the functions that they find then.
+    Call this once, before the limiters are imported: some keep references to the original functions.
     """
     real_monotonic, real_time = time.monotonic_ns, time.time_ns
 
@@ -61,17 +61,17 @@ def install() -> None:
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Takes a timeout for over at once."""
+    """A selector whose timeouts expire immediately."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        # Without a timeout nothing is due, and only another thread can bring something.
+        # Without a timeout, no timer is pending, and only another thread can wake the loop.
         found = super().select(None if timeout is None else 0)
         _Clock.now += TICK if found or timeout is None else max(timeout, TICK)
         return found
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """What trio's MockClock is to trio; starts at 0."""
+    """An asyncio loop in virtual time, like trio with ``MockClock``; starts at 0."""
 
     def __init__(self) -> None:
         super().__init__(_JumpingSelector())
@@ -79,36 +79,36 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         _Clock.running = True
 
     def time(self) -> float:
-        """Return the seconds that have passed."""
+        """Return the virtual time in seconds."""
         return _Clock.now
 
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[Unpack[_Args]], _T], *args: *_Args
     ) -> asyncio.Future[_T]:
-        """Run it here and now: while a thread is at work, no time may pass."""
+        """Run the function synchronously: no virtual time may pass while a thread works."""
         del executor
         future = self.create_future()
         try:
             future.set_result(func(*args))
-        except Exception as error:  # noqa: BLE001 - it is the caller's
+        except Exception as error:  # noqa: BLE001 - passed on to the caller
             future.set_exception(error)
         return future
 
     def close(self) -> None:
-        """Let real time go on."""
+        """Close the loop and return to real time."""
         _Clock.running = False
         super().close()
 
 
 def backend_options(backend: str) -> dict[str, Any]:
-    """Return what makes ``anyio.run`` virtual."""
+    """Return the ``backend_options`` of ``anyio.run`` for virtual time."""
     if backend == "trio":
         return {"clock": MockClock(autojump_threshold=0)}
     return {"loop_factory": VirtualLoop}
 
 
-class SimulatedWire(httpx.AsyncBaseTransport):
-    """A network and the server behind it: latency, lateness, slow connects, other people."""
+class SimulatedTransport(httpx.AsyncBaseTransport):
+    """A network and the server behind it: latency, delays, slow connects, another client."""
 
     def __init__(
         self, scenario: Scenario, seed: int, clock: Callable[[], float] = anyio.current_time
@@ -116,13 +116,13 @@ class SimulatedWire(httpx.AsyncBaseTransport):
         self._scenario = scenario
         self._clock = clock
         self._counter = COUNTERS[scenario.window](LIMIT, PERIOD, clock)
-        self._draw = random.Random(f"{scenario.name} {seed}")
+        self._rng = random.Random(f"{scenario.name} {seed}")
         self._idle = 0  # connections
         self._last_arrival = 0.0
         self.arrivals: list[Arrival] = []
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Carry the request over and its answer back."""
+        """Carry the request to the server and the response back."""
         if self._idle:
             self._idle -= 1
         else:
@@ -133,11 +133,11 @@ class SimulatedWire(httpx.AsyncBaseTransport):
             }
             await trace("http11.send_request_headers.started", started)
         travel = self._travel()
-        is_late = self._draw.random() < self._scenario.late
-        await anyio.sleep(travel + (self._draw.uniform(*LATE) if is_late else 0.0))
+        is_late = self._rng.random() < self._scenario.late
+        await anyio.sleep(travel + (self._rng.uniform(*LATE) if is_late else 0.0))
         number = request.url.params.get("call")
         status, headers = self._count(None if number is None else int(number))
-        is_slow = self._draw.random() < self._scenario.slow
+        is_slow = self._rng.random() < self._scenario.slow
         await anyio.sleep(travel + (SLOW if is_slow else 0.0))
         self._idle += 1
         body = USER if request.url.path.endswith("/me") else b"[]"
@@ -147,21 +147,21 @@ class SimulatedWire(httpx.AsyncBaseTransport):
         )
 
     async def send_others(self) -> None:
-        """Send the others' requests until canceled."""
+        """Send the other client's requests until canceled."""
         while True:
-            # In the mean one at a time, never in step with the windows.
-            await anyio.sleep(self._draw.uniform(0.5, 1.5) / self._scenario.others)
+            # Jittered, so that they are never in step with the windows.
+            await anyio.sleep(self._rng.uniform(0.5, 1.5) / self._scenario.others)
             self._count(None)
 
     def _travel(self) -> float:
-        """Return the seconds for one way."""
+        """Return the one-way latency in seconds."""
         low, high = self._scenario.latency
         if high:
-            return self._draw.uniform(low, high) / 2
-        # Loopback is a single path: what leaves first arrives first.
+            return self._rng.uniform(low, high) / 2
+        # Loopback preserves order: requests arrive in the order they are sent.
         now = self._clock()
         self._last_arrival = max(
-            now + self._draw.uniform(0.8, 1.2) * LOOPBACK / 2, self._last_arrival + LOOPBACK / 1000
+            now + self._rng.uniform(0.8, 1.2) * LOOPBACK / 2, self._last_arrival + LOOPBACK / 1000
         )
         return self._last_arrival - now
 

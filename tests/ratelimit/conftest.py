@@ -1,4 +1,4 @@
-"""Event loops on which no time is lost: when all tasks wait, the clock jumps to the next deadline."""
+"""Fixtures for event loops in virtual time: when all tasks wait, the clock jumps to the next deadline."""
 
 import asyncio
 import selectors
@@ -13,12 +13,12 @@ from lemcal_async.ratelimit.redis import _budget
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Does not wait for a timeout, but takes it for over."""
+    """A selector whose timeouts expire immediately."""
 
     now = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        # Without a timeout nothing is due, and only another thread can bring something.
+        # Without a timeout, no timer is pending, and only another thread can wake the loop.
         found = super().select(None if timeout is None else 0)
         if not found and timeout is not None:
             self.now += max(0.0, timeout)
@@ -26,20 +26,20 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class JumpingLoop(asyncio.SelectorEventLoop):
-    """What trio's MockClock is to trio."""
+    """An asyncio loop in virtual time, like trio with ``MockClock``."""
 
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
         super().__init__(self._jumping)
 
     def time(self) -> float:
-        """Return the seconds that would have passed."""
+        """Return the virtual time in seconds."""
         return self._jumping.now
 
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    """Run every async test on both event loops, in no time; ``anyio.current_time`` is the clock."""
+    """Run every async test on both backends, in virtual time; ``anyio.current_time`` is the clock."""
     if request.param == "asyncio":
         return "asyncio", {"loop_factory": JumpingLoop}
     return "trio", {"clock": MockClock(autojump_threshold=0)}

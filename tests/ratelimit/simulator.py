@@ -1,8 +1,8 @@
-"""A world in virtual time: clients, the network, and a server that counts. Seeded, so repeatable.
+"""A simulation in virtual time: clients, the network, and a server that counts. Seeded, so repeatable.
 
 Minutes of traffic take a second. The clients are the real ``SlidingWindowLog``, one for each process; the
-server counts with the sandbox's own counters and its headers go through the real parser. What is
-simulated is time: round trips, spikes, slow connects, a full pool, somebody else with the same key.
+server counts with the sandbox's counters, and its headers go through the real parser. Only time is
+simulated: round trips, spikes, slow connects, a full pool, another client with the same key.
 """
 
 import heapq
@@ -23,51 +23,55 @@ from lemcal_async.ratelimit._slots import Slot
 from lemcal_async.sandbox._ratelimit import COUNTERS, Counter, WindowKind, rate_limit_headers
 
 Rounding = Literal["up", "down", "nearest"]
-Lateness = tuple[float, float, float]  # which share of the requests, and by how much: from, to
+Lateness = tuple[float, float, float]  # fraction of the requests, minimum and maximum delay
 _ROUNDINGS: dict[Rounding, Callable[[float], int]] = {"up": math.ceil, "down": math.floor, "nearest": round}
 
 
 @attrs.frozen(kw_only=True)
 class World:
-    """What the calls of one run meet. Seconds; ranges are uniform."""
+    """The conditions of one run. Times are in seconds; ranges are uniform distributions."""
 
     calls: int = 100
     processes: int = 1
     limit: int = 20
     period: float = 2.0
     counting: WindowKind = "fixed"
-    changes: tuple[tuple[float, WindowKind], ...] = ()  # when it restarts from nothing, and counts how
-    servers_limit: int | None = None  # None: it is what the client thinks
+    changes: tuple[
+        tuple[float, WindowKind], ...
+    ] = ()  # when the server restarts, and how it counts from then on
+    servers_limit: int | None = None  # None: the limit that the client assumes
     rounded: Rounding | None = None  # Retry-After in whole seconds
     round_trip: tuple[float, float] = (0.001, 0.001)
-    asymmetry: float | None = None  # the share of a round trip that is the way there; None: at random
-    apart: bool = False  # whether each way draws its own half of a round trip
+    asymmetry: float | None = None  # forward latency as a fraction of the round trip; None: random
+    apart: bool = False  # whether both directions vary independently
     late_there: Lateness = (0.0, 0.0, 0.0)  # before the server counts a request
     late_back: Lateness = (0.0, 0.0, 0.0)  # after that
     slow_connect: float = 0.0  # before each of the first requests
     connections: int = 100  # of each process
     cpu: float = 0.0005  # between two departures
-    foreign: float = 0.0  # requests a second of somebody else
+    foreign: float = 0.0  # foreign requests per second
     foreign_evenly: bool = True
-    first_call: bool = False  # whether one call is made, and answered, before the others
+    first_call: bool = False  # whether one call completes before the others start
     headers: bool = True
 
 
 @attrs.define
 class Result:
-    """What came of it; times in seconds from the start of the burst."""
+    """The outcome of a run; times in seconds from the start of the burst."""
 
     finished: float = 0.0
     refused: int = 0
-    arrivals: list[float] = attrs.field(factory=list[float])  # ours that were counted, on its clock
-    order: list[int] = attrs.field(factory=list[int])  # the calls as they were granted
+    arrivals: list[float] = attrs.field(
+        factory=list[float]
+    )  # our counted requests, on the simulation's clock
+    order: list[int] = attrs.field(factory=list[int])  # calls in the order of their grants
     foreign: int = 0
     foreign_served: int = 0
-    proven: bool = False  # whether the client relies on windows at the end
-    fell_back: bool = False  # whether it did, and then the answers contradicted it
+    proven: bool = False  # whether the client relies on fixed windows at the end
+    fell_back: bool = False  # whether it relied on fixed windows until responses contradicted them
 
     def most_in(self, period: float) -> int:
-        """Return the most arrivals in less than a period."""
+        """Return the maximum number of arrivals in less than a period."""
         moments = sorted(self.arrivals)
         most = first = 0
         for last, moment in enumerate(moments):
@@ -93,7 +97,7 @@ class _Process:
         self.fell_back = False
 
     def serve(self) -> None:
-        """Grant what can be granted, and see to it that somebody looks again."""
+        """Grant what can be granted now, and schedule the next check."""
         simulation = self.simulation
         now = simulation.now
         while self.waiting:
@@ -141,18 +145,18 @@ class _Process:
         quota = parse_quota({name.lower(): value for name, value in headers.items()})
         status_code = 200 if count.allowed else 429
 
-        def hear() -> None:
+        def receive() -> None:
             self.fell_back |= self.log.answered(slot, simulation.now, status_code, quota) == "contradiction"
             self.in_use -= 1
             if count.allowed:
-                simulation.ended()
+                simulation.completed()
             else:
                 simulation.result.refused += 1
                 self.waiting.appendleft(call)
             self._connect()
             self.serve()
 
-        simulation.at(simulation.now + back, hear)
+        simulation.at(simulation.now + back, receive)
 
 
 class Simulation:
@@ -160,9 +164,9 @@ class Simulation:
 
     def __init__(self, world: World, seed: int = 0) -> None:
         self.world = world
-        self.dice = random.Random(seed)
+        self.rng = random.Random(seed)
         self.now = 100.0
-        self.wall_clock = 1.6e9 + random.Random(-seed).random()  # the server's, ahead of ours
+        self.wall_clock = 1.6e9 + random.Random(-seed).random()  # the offset of the server's clock from ours
         self.result = Result()
         self.counter = self._new_counter(world.counting)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -182,45 +186,45 @@ class Simulation:
         self.counter = self._new_counter(kind)
 
     def at(self, when: float, event: Callable[[], None]) -> None:
-        """Have something happen at a moment."""
+        """Schedule an event."""
         heapq.heappush(self._events, (when, next(self._numbers), event))
 
     def travel(self) -> tuple[float, float]:
-        """Return the seconds of the way there and of the way back."""
-        total = self.dice.uniform(*self.world.round_trip)
-        share = self.dice.random() if self.world.asymmetry is None else self.world.asymmetry
+        """Return the forward and the return latency in seconds."""
+        total = self.rng.uniform(*self.world.round_trip)
+        share = self.rng.random() if self.world.asymmetry is None else self.world.asymmetry
         there, back = total * share, total * (1 - share)
         if self.world.apart:
-            there, back = total / 2, self.dice.uniform(*self.world.round_trip) / 2
+            there, back = total / 2, self.rng.uniform(*self.world.round_trip) / 2
         return there + self._lateness(self.world.late_there), back + self._lateness(self.world.late_back)
 
     def _lateness(self, lateness: Lateness) -> float:
         share, least, most = lateness
-        return self.dice.uniform(least, most) if share and self.dice.random() < share else 0.0
+        return self.rng.uniform(least, most) if share and self.rng.random() < share else 0.0
 
-    def ended(self) -> None:
-        """Count a call that was answered."""
+    def completed(self) -> None:
+        """Count a completed call."""
         self._left -= 1
 
     def run(self) -> Result:
-        """Run until all calls are answered."""
+        """Run until all calls have completed."""
         if self.world.foreign:
-            self.at(self.now + self.dice.random(), self._foreign_request)
-            self._until(self.now + 1 + 3 * self.dice.random())
+            self.at(self.now + self.rng.random(), self._foreign_request)
+            self._until(self.now + 1 + 3 * self.rng.random())
         started = self.now
         if self.world.first_call:
             process = self._processes[0]
             others, process.waiting = process.waiting, deque([-1])
             left, self._left = self._left, 1
             process.serve()
-            self._until_all_ended()
+            self._run_to_completion()
             process.waiting, self._left, started = others, left, self.now
         for moment, kind in self.world.changes:
             self.at(started + moment, partial(self._restart, kind))
         before = self.result.foreign, self.result.foreign_served
         for process in self._processes:
             process.serve()
-        self._until_all_ended()
+        self._run_to_completion()
         self.result.finished = self.now - started
         self.result.foreign -= before[0]
         self.result.foreign_served -= before[1]
@@ -228,7 +232,7 @@ class Simulation:
         self.result.fell_back = any(process.fell_back for process in self._processes)
         return self.result
 
-    def _until_all_ended(self) -> None:
+    def _run_to_completion(self) -> None:
         while self._left:
             self._step()
 
@@ -247,6 +251,6 @@ class Simulation:
         self.result.foreign_served += self.counter.count("key").allowed
         gap = 1 / self.world.foreign
         self.at(
-            self.now + (gap if self.world.foreign_evenly else self.dice.expovariate(1 / gap)),
+            self.now + (gap if self.world.foreign_evenly else self.rng.expovariate(1 / gap)),
             self._foreign_request,
         )

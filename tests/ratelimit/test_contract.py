@@ -1,7 +1,7 @@
-"""What must hold of the limiter of one process, by number.
+"""The guarantees of the limiter of one process.
 
-Point 1 is the state machine in ``test_invariants.py``, point 3 is in ``test_simulator.py``; the headers of
-point 6 have a table of their own in ``tests/test_headers.py``. What needs Redis is tested with that.
+``test_invariants.py`` has the state machine, ``test_simulator.py`` jitter, ``tests/test_headers.py`` the
+table of headers. Guarantees that need Redis are tested with the Redis limiter.
 """
 
 import datetime as dt
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
 
 KEY = Key("https://api.example.com", "0f" * 16)
 OTHER = Key("https://api.example.com", "f0" * 16)
-SILENT = Quota()
-MOST_LINES = 1000  # of the package for each of ten thousand; to look at all of them for each would be 5,000
+NO_HEADERS = Quota()
+MOST_LINES = 1000  # of the package per call with 10,000 calls; visiting all calls for each would take 5,000
 how_many = pytest.mark.parametrize("many", [2_000, pytest.param(10_000, marks=pytest.mark.storm)])
 real_time = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 
 
 @pytest.fixture
 def no_blocking_calls() -> None:
-    """Lift the check of all other tests: it costs more than what is measured here."""
+    """Disable the check for blocking calls: it costs more than what is measured here."""
 
 
 async def use(limiter: LocalRateLimiter, moments: list[float]) -> None:
-    """Have one request answered at once, and note when it left."""
+    """Complete one request immediately, and record when it was sent."""
     permit = await limiter.acquire(KEY)
     moments.append(limiter.clock())
     permit.sent()
-    permit.answered(200, SILENT)
+    permit.answered(200, NO_HEADERS)
 
 
 @contextmanager
 def lines_run() -> Iterator[list[int]]:
-    """Count the lines of the package that are run: work that no slow machine changes."""
+    """Count the executed lines of the package: a measure of work independent of the machine's speed."""
     count = [0]
 
     def line(_: FrameType, event: str, __: object) -> "TraceFunction":
@@ -70,21 +70,20 @@ def lines_run() -> Iterator[list[int]]:
 
 
 def in_one_period(moments: list[float], limit: int, period: float) -> bool:
-    """Whether more than the limit left in less than a period."""
+    """Whether more than ``limit`` requests were sent within less than a period."""
     moments = sorted(moments)
     return any(late - early < period for early, late in zip(moments, moments[limit:], strict=False))
 
 
 async def settle() -> None:
-    """Let every task run that can, at the same moment."""
+    """Let every runnable task run, without advancing the clock."""
     for _ in range(5):
         await anyio.lowlevel.checkpoint()
 
 
-# ---------------------------------------------------------------------------------------------- 1
 @pytest.mark.anyio
-async def test_01_an_idle_key_of_which_nothing_is_known_grants_20_at_once() -> None:
-    """Twenty are granted without a wait, and the 21st is not."""
+async def test_idle_key_grants_twenty_at_once() -> None:
+    """Twenty requests are granted without a wait; the 21st waits."""
     limiter = LocalRateLimiter(clock=lambda: 7.0)
     for _ in range(20):
         await limiter.acquire(KEY)
@@ -93,10 +92,9 @@ async def test_01_an_idle_key_of_which_nothing_is_known_grants_20_at_once() -> N
     assert scope.cancelled_caught
 
 
-# ---------------------------------------------------------------------------------------------- 2
 @pytest.mark.anyio
-async def test_02_sixty_tasks() -> None:
-    """20, 40 and 60 are done by 0, 2 and 4 s, and milliseconds after."""
+async def test_sixty_tasks_take_two_periods() -> None:
+    """20, 40 and 60 tasks are done after 0, 2 and 4 s, plus a few milliseconds."""
     limiter = LocalRateLimiter(clock=anyio.current_time)
     moments: list[float] = []
     started = anyio.current_time()
@@ -109,10 +107,9 @@ async def test_02_sixty_tasks() -> None:
     assert not in_one_period(moments, 20, 2.0)
 
 
-# ---------------------------------------------------------------------------------------------- 4
 @pytest.mark.anyio
-async def test_04_a_window_half_used_by_somebody_else() -> None:
-    """The first answer says that 6 remain for 0.7 s: at most 6 more leave until then."""
+async def test_window_partly_used_by_another_client() -> None:
+    """The first response reports 6 remaining for 0.7 s: at most 6 more requests are sent until then."""
     limiter = LocalRateLimiter(clock=anyio.current_time)
     moments: list[float] = []
 
@@ -121,7 +118,7 @@ async def test_04_a_window_half_used_by_somebody_else() -> None:
         moments.append(anyio.current_time())
         permit.sent()
         await anyio.sleep(0.001)
-        permit.answered(200, SILENT)
+        permit.answered(200, NO_HEADERS)
 
     first = await limiter.acquire(KEY)
     first.sent()
@@ -135,10 +132,9 @@ async def test_04_a_window_half_used_by_somebody_else() -> None:
     assert 30 == len(moments)
 
 
-# ---------------------------------------------------------------------------------------------- 5
 @pytest.mark.anyio
-async def test_05_a_429_among_fifty_waiters() -> None:
-    """Nobody sends for 1.283 s, the refused one goes first, the others in order; 0.2 s shortens nothing."""
+async def test_429_pauses_the_key_and_keeps_the_order() -> None:
+    """Sending pauses for 1.283 s, then the refused request goes first; a 429 with 0.2 s shortens nothing."""
     limiter = LocalRateLimiter(2, 0.05, clock=anyio.current_time)
     order: list[object] = []
     moments: list[float] = []
@@ -148,7 +144,7 @@ async def test_05_a_429_among_fifty_waiters() -> None:
         order.append(name)
         moments.append(limiter.clock())
         permit.sent()
-        permit.answered(200, SILENT)
+        permit.answered(200, NO_HEADERS)
 
     first, second = await limiter.acquire(KEY), await limiter.acquire(KEY)
     async with anyio.create_task_group() as group:
@@ -162,15 +158,14 @@ async def test_05_a_429_among_fifty_waiters() -> None:
         await settle()
         assert 1.0 < limiter.snapshot(KEY).paused_for <= 1.283 + MARGIN
     assert min(moments) - refused_at >= 1.283
-    # Two are granted at once, and trio runs those in any order.
+    # Two are granted at once, and trio runs them in any order.
     pairs = [*zip(order[::2], order[1::2], strict=False)]
     assert {"again", 0} == {*pairs[0]}
     assert [{number, number + 1} for number in range(1, 49, 2)] == [{*pair} for pair in pairs[1:]]
 
 
-# ---------------------------------------------------------------------------------------------- 6
 @pytest.mark.parametrize(
-    ("value", "hold"),
+    ("value", "pause"),
     [
         ("2", 2.0),
         ("1.283", 1.283),
@@ -181,25 +176,25 @@ async def test_05_a_429_among_fifty_waiters() -> None:
         ("Tue, 16 Feb 2021 08:02:42 GMT", 2.0),
         ("Tue, 16 Feb 2021 08:02:00 GMT", 0.0),
         ("-5", 0.0),
-        ("nan", 2.0),  # ignored: a whole window
+        ("nan", 2.0),  # ignored: pause for a whole window
         ("inf", 2.0),
         ("1e9999", 2.0),
         ("soon", 2.0),
     ],
 )
 @pytest.mark.anyio
-async def test_06_what_a_429_says(value: str, hold: float) -> None:
-    """Every form of the header holds the key for what it means; nonsense holds it for a window."""
+async def test_retry_after_of_a_429(value: str, pause: float) -> None:
+    """Every form of the header pauses the key accordingly; an invalid value pauses it for a whole window."""
     limiter = LocalRateLimiter(clock=lambda: 7.0)
     permit = await limiter.acquire(KEY)
     quota = parse_quota({"retry-after": value, "date": "Tue, 16 Feb 2021 08:02:40 GMT"})
-    assert hold == permit.answered(429, quota)
-    assert pytest.approx(hold + MARGIN) == limiter.snapshot(KEY).paused_for
+    assert pause == permit.answered(429, quota)
+    assert pytest.approx(pause + MARGIN) == limiter.snapshot(KEY).paused_for
 
 
 @pytest.mark.anyio
-async def test_06_a_day_is_an_error_and_not_a_sleep() -> None:
-    """Whoever asks then is told at once."""
+async def test_retry_after_of_a_day_raises_immediately() -> None:
+    """A call does not sleep through a refusal that lasts a day."""
     limiter = LocalRateLimiter()
     permit = await limiter.acquire(KEY)
     permit.answered(429, parse_quota({"retry-after": "86400"}))
@@ -209,11 +204,10 @@ async def test_06_a_day_is_an_error_and_not_a_sleep() -> None:
     assert 86_399 < raised.value.seconds <= 86_400
 
 
-# ------------------------------------------------------------------------------------------- 7, 8
 @pytest.mark.anyio
 @how_many
-async def test_07_waiters_cost_little(many: int) -> None:
-    """To queue each, and to serve two windows, takes the same work however many there are."""
+async def test_queueing_cost_is_linear(many: int) -> None:
+    """Queueing all calls and serving two windows takes a bounded amount of work per call."""
     limiter = LocalRateLimiter(20, 0.2, clock=anyio.current_time)
     moments: list[float] = []
     with lines_run() as count:
@@ -230,9 +224,9 @@ async def test_07_waiters_cost_little(many: int) -> None:
 
 @pytest.mark.anyio
 @how_many
-async def test_07_many_with_a_deadline(many: int) -> None:
-    """Of those with 5 s each 60 are queued or served; the others hear at once that it is too little."""
-    limiter = LocalRateLimiter(clock=lambda: 100.0)  # else a slow machine has time for more of them
+async def test_calls_that_cannot_meet_their_deadline_fail_at_once(many: int) -> None:
+    """Of many calls with 5 s each, 60 are served or queued; the others are refused immediately."""
+    limiter = LocalRateLimiter(clock=lambda: 100.0)  # fixed, or a slow machine would serve more of them
     refused: list[float] = []
 
     async def one() -> None:
@@ -256,8 +250,8 @@ async def test_07_many_with_a_deadline(many: int) -> None:
 
 @pytest.mark.anyio
 @how_many
-async def test_08_canceling_nearly_all(many: int) -> None:
-    """Head, unsent and in-flight calls among all but ten: those are served with the next slots."""
+async def test_survivors_of_a_mass_cancellation_get_the_next_slots(many: int) -> None:
+    """All but ten calls are canceled, including the head, unsent calls and calls in flight."""
     limiter = LocalRateLimiter(20, 0.5, clock=anyio.current_time)
     scopes: dict[int, anyio.CancelScope] = {}
     granted: list[int] = []
@@ -276,7 +270,7 @@ async def test_08_canceling_nearly_all(many: int) -> None:
                 (permit.unknown if number % 2 else permit.unsent)()
                 raise
             served[number] = limiter.clock()
-            permit.answered(200, SILENT)
+            permit.answered(200, NO_HEADERS)
 
     async with anyio.create_task_group() as group:
         for number in range(many):
@@ -297,9 +291,8 @@ async def test_08_canceling_nearly_all(many: int) -> None:
     assert max(served.values()) < next_slot + 0.1
 
 
-# ---------------------------------------------------------------------------------------------- 9
-def test_09_two_threads_two_loops_one_key() -> None:
-    """An asyncio loop and a trio loop: 80 grants, at most 20 in any period, in three periods and a bit."""
+def test_two_threads_with_two_loops_share_one_key() -> None:
+    """80 grants on an asyncio and a trio loop: at most 20 in any period, so they take over three periods."""
     period = 0.6
     limiter = LocalRateLimiter(20, period)
     moments: list[float] = []
@@ -322,14 +315,14 @@ def test_09_two_threads_two_loops_one_key() -> None:
 
 
 @pytest.mark.parametrize("killed", ["asyncio", "trio"])
-def test_09_the_loop_that_holds_the_head_is_killed(killed: str) -> None:
-    """The calls of the other loop go on as if those of the dead one had never asked."""
+def test_loop_that_holds_the_head_of_the_queue_dies(killed: str) -> None:
+    """Calls of the other loop continue as if those of the dead loop had never been made."""
     limiter = LocalRateLimiter(1, 0.2)
     moments: list[float] = []
     waiting, over = threading.Event(), threading.Event()
 
     class KilledError(Exception):
-        """What ends the loop."""
+        """Ends the loop."""
 
     async def dying() -> None:
         async with anyio.create_task_group() as group:
@@ -360,11 +353,10 @@ def test_09_the_loop_that_holds_the_head_is_killed(killed: str) -> None:
     assert 4 == len(moments)
 
 
-# --------------------------------------------------------------------------------------------- 10
 @pytest.mark.anyio
 @real_time
-async def test_10_the_wall_clock_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An hour forth and two back in mid-run: no grant is early or late, and dates are read as before."""
+async def test_wall_clock_changes_have_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After jumps of an hour forward and two back, no grant is early or late, and dates still parse."""
     limiter = LocalRateLimiter(5, 0.2)
     moments: list[float] = []
     wall_clock, shift = time.time, 0.0
@@ -406,7 +398,7 @@ thread.start()
 held.wait()
 child = os.fork()
 if not child:
-    signal.alarm(20)  # rather than wait for ever
+    signal.alarm(20)  # instead of waiting forever
     asyncio.run(use())
     os._exit(0 if limiter.snapshot(KEY).remaining == 18 else 3)
 status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -417,8 +409,8 @@ sys.exit(status)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_10_fork_while_another_thread_holds_the_lock() -> None:
-    """The child works, and knows what its parent has used."""
+def test_fork_while_another_thread_holds_the_lock() -> None:
+    """The child works, and accounts for the parent's requests."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK],
         capture_output=True,
@@ -430,27 +422,26 @@ def test_10_fork_while_another_thread_holds_the_lock() -> None:
     assert signal.SIGALRM != -done.returncode
 
 
-# --------------------------------------------------------------------------------------------- 12
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # nothing waits here
 @pytest.mark.parametrize("many", [10_000, pytest.param(100_000, marks=pytest.mark.storm)])
-async def test_12_many_keys_then_idle(many: int) -> None:
-    """Used once each, they are all forgotten a thousandth as many calls later."""
+async def test_idle_keys_are_dropped(many: int) -> None:
+    """After a single use each, many keys are dropped within a thousandth as many calls."""
     now = 0.0
     limiter = LocalRateLimiter(clock=lambda: now)
     for number in range(many):
-        (await limiter.acquire(Key("https://api.example.com", f"{number:x}"))).answered(200, SILENT)
+        (await limiter.acquire(Key("https://api.example.com", f"{number:x}"))).answered(200, NO_HEADERS)
         now += 1e-6
     assert many == len(limiter._keys)
     now += 10.0
-    for _ in range(1 + many // 1000):  # each looks at a thousand
+    for _ in range(1 + many // 1000):  # each call checks a thousand keys
         (await limiter.acquire(OTHER)).unsent()
-    assert len(limiter._keys) <= 1  # of the last call
+    assert len(limiter._keys) <= 1  # the key of the last call
 
 
 @pytest.mark.anyio
-async def test_12_a_paused_key_does_not_delay_another() -> None:
-    """While A is held, and has a queue, B is served at once."""
+async def test_paused_key_does_not_delay_another_key() -> None:
+    """While one key is paused and has a queue, calls of the other key are served immediately."""
     limiter = LocalRateLimiter(clock=anyio.current_time)
     (await limiter.acquire(KEY)).answered(429, Quota(remaining=0, retry_after=30.0))
     async with anyio.create_task_group() as group:
@@ -460,6 +451,6 @@ async def test_12_a_paused_key_does_not_delay_another() -> None:
         assert 50 == limiter.snapshot(KEY).queued
         asked_at = anyio.current_time()
         for _ in range(20):
-            (await limiter.acquire(OTHER)).answered(200, SILENT)
+            (await limiter.acquire(OTHER)).answered(200, NO_HEADERS)
         assert asked_at == anyio.current_time()
         group.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""Which limiter is used when none is given, and the one that does not limit."""
+"""The default limiter of the process, and ``Unlimited``."""
 
 import anyio
 import pytest
@@ -18,20 +18,20 @@ KEY = Key("https://api.example.com", "0f" * 16)
 REFUSED = Quota(limit=20, remaining=0, retry_after=86_400.0, resets_in=86_400.0)
 
 
-def test_one_limiter_for_the_whole_process() -> None:
-    """All clients share one limiter, so that together they keep to the limit."""
+def test_default_limiter_is_shared() -> None:
+    """All clients of a process share one limiter, so that together they keep the limit."""
     assert default_limiter() is default_limiter()
 
 
-def test_the_default_keeps_to_the_documented_limit() -> None:
-    """20 requests in any 2 seconds, as the service documents."""
+def test_default_limiter_has_the_documented_limit() -> None:
+    """The default is 20 requests per 2 seconds, as the service documents."""
     limiter = default_limiter()
     assert isinstance(limiter, LocalRateLimiter)
     assert (20, 2.0) == (limiter.limit, limiter.period)
 
 
-def test_tests_get_a_limiter_of_their_own() -> None:
-    """Inside fresh_default another limiter is the default; afterward it is the old one again."""
+def test_fresh_default_replaces_the_default_temporarily() -> None:
+    """Inside ``fresh_default`` a new limiter is the default; afterward the previous one is restored."""
     before = default_limiter()
     with fresh_default() as outer:
         assert outer is default_limiter()
@@ -43,8 +43,8 @@ def test_tests_get_a_limiter_of_their_own() -> None:
     assert before is default_limiter()
 
 
-def test_the_old_limiter_is_back_after_a_failure() -> None:
-    """A failing test does not leave its limiter behind."""
+def test_fresh_default_is_undone_after_an_error() -> None:
+    """A failing test does not leak its limiter."""
     before = default_limiter()
 
     def failing_test() -> None:
@@ -57,8 +57,8 @@ def test_the_old_limiter_is_back_after_a_failure() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_fresh_limiter_knows_nothing_of_the_old_one() -> None:
-    """What one test used up is there for the next."""
+async def test_fresh_default_starts_with_a_full_budget() -> None:
+    """The budget that one test used is available to the next."""
     with fresh_default() as used:
         permit = await used.acquire(KEY)
         permit.answered(429, REFUSED)
@@ -68,8 +68,8 @@ async def test_a_fresh_limiter_knows_nothing_of_the_old_one() -> None:
 
 
 @pytest.mark.anyio
-async def test_unlimited_lets_everything_pass_at_once() -> None:
-    """However many, whatever the reports: nobody waits, and nothing is held back after a 429."""
+async def test_unlimited_never_waits() -> None:
+    """No call waits, however many there are and whatever is reported, even after a 429."""
     limiter = Unlimited()
     with anyio.fail_after(5):
         refused = await limiter.acquire(KEY)
@@ -80,13 +80,13 @@ async def test_unlimited_lets_everything_pass_at_once() -> None:
             [permit.unsent, permit.unknown][number % 2]()
 
 
-def test_unlimited_knows_of_no_limit() -> None:
-    """Its snapshot has no limit, and nothing is queued or paused."""
+def test_unlimited_snapshot() -> None:
+    """The snapshot has no limit, and nothing is queued or paused."""
     expected = RateLimit(limit=None, remaining=None, resets_in=0.0, queued=0, paused_for=0.0)
     assert expected == Unlimited().snapshot(KEY)
 
 
 @pytest.mark.parametrize("limiter", [Unlimited(), LocalRateLimiter()])
-def test_both_are_rate_limiters(limiter: object) -> None:
-    """Either can be given to a client."""
+def test_limiters_satisfy_the_protocol(limiter: object) -> None:
+    """Both limiters can be passed to a client."""
     assert isinstance(limiter, RateLimiter)

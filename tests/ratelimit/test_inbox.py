@@ -1,4 +1,4 @@
-"""The inbox: every event is handled once, by one thread at a time, and nobody waits for a lock."""
+"""The inbox: every event is handled once, by one thread at a time, and no thread blocks."""
 
 import threading
 from collections import Counter, deque
@@ -10,7 +10,7 @@ from lemcal_async.ratelimit._waiters import Inbox
 
 
 class Recorder:
-    """An inbox of names, and what became of them."""
+    """An inbox of strings that records what is handled."""
 
     def __init__(self) -> None:
         self.handled: list[str] = []
@@ -18,7 +18,7 @@ class Recorder:
 
 
 def nothing() -> None:
-    """Be an event that changes nothing."""
+    """Do nothing: an event without an effect."""
 
 
 def test_events_are_handled_in_order() -> None:
@@ -29,16 +29,16 @@ def test_events_are_handled_in_order() -> None:
     assert (["event"], ["a"]) == (seen, recorder.handled)
 
 
-def test_an_event_may_find_what_it_is_about() -> None:
-    """What an event returns counts; if there is nothing, nothing is handled."""
+def test_event_may_return_its_subject() -> None:
+    """The subject returned by an event is handled; without a subject, nothing is handled."""
     recorder = Recorder()
     recorder.inbox.post(None, lambda: "found")
     recorder.inbox.post(None, nothing)
     assert ["found"] == recorder.handled
 
 
-def test_an_event_posted_by_an_event_comes_next() -> None:
-    """Its own thread is at work, so it only leaves the event: nothing is handled inside of it."""
+def test_event_posted_by_an_event_is_handled_afterward() -> None:
+    """A nested event is only queued, because its own thread is already processing the inbox."""
     recorder = Recorder()
 
     def first() -> None:
@@ -51,31 +51,31 @@ def test_an_event_posted_by_an_event_comes_next() -> None:
     assert not recorder.inbox.busy
 
 
-def test_nobody_waits_for_whoever_is_at_work() -> None:
-    """While a thread is stuck, others leave their events, which that thread finds when it goes on."""
+def test_posting_does_not_block_while_another_thread_is_busy() -> None:
+    """While one thread is stuck, others queue their events, which that thread handles when it continues."""
     recorder = Recorder()
-    stuck, go_on = threading.Event(), threading.Event()
+    stuck, resume = threading.Event(), threading.Event()
 
     def block() -> None:
         stuck.set()
-        assert go_on.wait(30)
+        assert resume.wait(30)
 
     thread = threading.Thread(target=recorder.inbox.post, args=("a", block))
     thread.start()
     assert stuck.wait(30)
     recorder.inbox.post("b", nothing)
     assert [] == recorder.handled
-    go_on.set()
+    resume.set()
     thread.join(30)
     assert ["a", "b"] == recorder.handled
 
 
-def test_an_event_at_the_last_moment() -> None:
-    """What comes when the inbox was found empty, and before the lock is free, is not left behind."""
+def test_event_posted_just_before_the_lock_is_released() -> None:
+    """An event posted after the inbox was found empty, but before the lock is released, is not lost."""
     recorder = Recorder()
 
     class LateRelease:
-        """A lock of which somebody posts an event just before it is released."""
+        """A lock that posts an event just before it is released."""
 
         def __init__(self) -> None:
             self.lock = threading.Lock()
@@ -83,7 +83,7 @@ def test_an_event_at_the_last_moment() -> None:
             self.late = ["b"]
 
         def release(self) -> None:
-            """Post, and then release."""
+            """Post an event, then release the lock."""
             while self.late:
                 recorder.inbox.post(self.late.pop(), nothing)
             self.lock.release()
@@ -93,23 +93,23 @@ def test_an_event_at_the_last_moment() -> None:
     assert ["a", "b"] == recorder.handled
 
 
-def test_deferred_calls_run_with_nothing_held() -> None:
-    """A log handler may do anything, and post to the same inbox."""
+def test_deferred_calls_run_without_the_lock() -> None:
+    """A log handler may do anything, including post to the same inbox."""
     recorder = Recorder()
     held: list[bool] = []
     recorder.inbox.post("a", lambda: recorder.inbox.defer(lambda: held.append(recorder.inbox.busy)))
     assert [False] == held
 
 
-def test_a_deferred_call_that_another_thread_takes() -> None:
-    """Two threads that find the same call run it once."""
+def test_deferred_call_taken_by_another_thread() -> None:
+    """If two threads find the same deferred call, it runs once."""
     recorder = Recorder()
 
     class Taken(deque[Any]):
-        """One call, which somebody else takes between the look and the grasp."""
+        """A queue whose only call is taken by another thread between the check and ``popleft``."""
 
         def popleft(self) -> Any:
-            """Find nothing any more."""
+            """Raise as if the queue were empty."""
             raise IndexError
 
     recorder.inbox._deferred = Taken([None])
@@ -117,8 +117,8 @@ def test_a_deferred_call_that_another_thread_takes() -> None:
     assert ["a"] == recorder.handled
 
 
-def test_after_a_reset_nobody_is_at_work() -> None:
-    """As in the child of a fork: the lock that another thread held is free, its events are gone."""
+def test_reset_releases_the_lock_and_drops_events() -> None:
+    """As after a fork, the lock held by another thread is free again, and that thread's events are gone."""
     recorder = Recorder()
     recorder.inbox._lock.acquire()
     recorder.inbox.post("lost", pytest.fail)
@@ -127,8 +127,8 @@ def test_after_a_reset_nobody_is_at_work() -> None:
     assert ["a"] == recorder.handled
 
 
-def test_threads_that_hammer() -> None:
-    """Whatever meets, each event is handled exactly once."""
+def test_concurrent_posts_are_handled_exactly_once() -> None:
+    """Events posted by four threads at once are each handled exactly once."""
     recorder = Recorder()
     names = [f"{thread}:{number}" for thread in range(4) for number in range(500)]
 

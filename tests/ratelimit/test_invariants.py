@@ -1,8 +1,8 @@
-"""The law of the limiter: one key's slots against a server that really counts, under any order of events.
+"""The invariants of the limiter: one key's slots against a server that counts, under any order of events.
 
-Hypothesis decides what is asked, sent, answered, lost and canceled, and how long every way takes,
-within what the limiter relies on: no way there or back is faster than the first answers have shown, and
-what is cut off is counted within ``LOST_AFTER`` of its departure or never.
+Hypothesis chooses what is requested, sent, answered, lost and canceled, and every latency, within the
+limiter's assumptions: no request or response travels faster than the first ones did, and a request that is
+cut off is counted within ``LOST_AFTER`` of being sent, or never.
 """
 
 import copy
@@ -23,7 +23,7 @@ from lemcal_async.sandbox._ratelimit import COUNTERS, Count, WindowKind, rate_li
 
 PERIOD = 2.0
 AHEAD = 1.6e9 + 0.3  # the server's wall clock
-SILENT = Quota()
+NO_HEADERS = Quota()
 
 lateness = st.sampled_from([0.0, 0.0, 0.5, 2.0, 4.0]) | st.floats(0, 4)
 ways = st.sampled_from([0.0, 0.001, 0.05, 0.3])
@@ -31,10 +31,10 @@ ways = st.sampled_from([0.0, 0.001, 0.05, 0.3])
 
 @attrs.define(eq=False)
 class Request:
-    """One request, and what only the network and the server know of it."""
+    """A request, including state known only to the network and the server."""
 
     slot: Slot
-    tells: bool  # whether the wire reports the departure
+    reports_send: bool  # whether the transport reports sending
     departed_at: float | None = None
     counted_at: float = math.inf
     count: Count | None = None
@@ -42,22 +42,22 @@ class Request:
 
 @attrs.define
 class Clock:
-    """A clock that is copied with the world in which it runs."""
+    """A clock that is copied together with its world."""
 
     now: float = 100.0
 
     def __call__(self) -> float:
-        """Return the seconds."""
+        """Return the time in seconds."""
         return self.now
 
 
 class World:
-    """A client's log, the network, and a server that counts; ``talks`` is whether it sends headers."""
+    """A client's log, the network, and a server that counts."""
 
     def __init__(
-        self, kind: WindowKind, limit: int, spare: int, there: float, back: float, *, talks: bool
+        self, kind: WindowKind, limit: int, spare: int, there: float, back: float, *, sends_headers: bool
     ) -> None:
-        self.there, self.back, self.talks = there, back, talks
+        self.there, self.back, self.sends_headers = there, back, sends_headers
         self.clock = Clock()
         self.server = ServerModel(PERIOD)
         self.log = SlidingWindowLog(limit, PERIOD, self.server)
@@ -66,7 +66,7 @@ class World:
         self.under_way: list[tuple[float, int, Request]] = []  # to the server, a heap
         self.sent = 0
         self.arrivals: list[float] = []
-        self.held_until = -math.inf
+        self.paused_until = -math.inf
 
     @property
     def now(self) -> float:
@@ -74,11 +74,11 @@ class World:
         return self.clock.now
 
     def fork(self) -> "World":
-        """Return a world that is the same until now."""
+        """Return a copy of the world in its current state."""
         return copy.deepcopy(self, {id(self.counter._lock): threading.Lock()})
 
     def pass_until(self, moment: float) -> None:
-        """Let time pass, in which requests arrive and are counted."""
+        """Advance the clock; requests arrive and are counted meanwhile."""
         while self.under_way and self.under_way[0][0] <= moment:
             self.clock.now, _, request = heapq.heappop(self.under_way)
             request.count = self.counter.count("key")
@@ -86,48 +86,48 @@ class World:
             assert request.count.allowed
         self.clock.now = max(self.now, moment)
 
-    def grant(self, *, tells: bool) -> Request:
-        """Take a slot."""
-        assert self.held_until <= self.now
-        request = Request(self.log.take(self.now), tells)
+    def grant(self, *, reports_send: bool) -> Request:
+        """Grant one request."""
+        assert self.paused_until <= self.now
+        request = Request(self.log.take(self.now), reports_send)
         self.requests.append(request)
         return request
 
     def depart(self, request: Request, late: float) -> None:
-        """Send a request that the server counts ``late`` seconds after it could have at the earliest."""
+        """Send a request that the server counts ``late`` seconds later than the earliest possible moment."""
         assert self.there + late < LOST_AFTER
         request.departed_at = self.now
         self.sent += 1
         request.counted_at = self.now + self.there + late
         heapq.heappush(self.under_way, (request.counted_at, self.sent, request))
-        if request.tells:
+        if request.reports_send:
             self.log.sent(request.slot, self.now)
 
-    def finish(self, request: Request, *, told: bool) -> None:
-        """Report the answer."""
+    def finish(self, request: Request, *, with_headers: bool) -> None:
+        """Report the response."""
         assert request.count is not None
         self.requests.remove(request)
         headers: dict[str, str] = {}
-        if told and self.talks:
+        if with_headers and self.sends_headers:
             headers = rate_limit_headers(request.count, request.count.at + AHEAD)
         quota = parse_quota({name.lower(): value for name, value in headers.items()})
         status_code = 200 if request.count.allowed else 429
         self.log.answered(request.slot, self.now, status_code, quota)
         if status_code == 429:
-            hold = PERIOD if quota.retry_after is None else min(quota.retry_after, PAUSE_CAP)
-            self.held_until = max(self.held_until, self.now + hold)
+            pause = PERIOD if quota.retry_after is None else min(quota.retry_after, PAUSE_CAP)
+            self.paused_until = max(self.paused_until, self.now + pause)
 
     def granted(self) -> list[Request]:
-        """Return the requests that have not left."""
+        """Return the requests not sent yet."""
         return [request for request in self.requests if request.departed_at is None]
 
     def departed(self) -> list[Request]:
-        """Return the requests that have left."""
+        """Return the requests that have been sent."""
         return [request for request in self.requests if request.departed_at is not None]
 
 
 class LogMachine(RuleBasedStateMachine):
-    """Anything may happen to the requests of one key."""
+    """Any sequence of events for the requests of one key."""
 
     @initialize(
         kind=st.sampled_from(["fixed", "fixed", "sliding"]),
@@ -135,94 +135,94 @@ class LogMachine(RuleBasedStateMachine):
         spare=st.sampled_from([0, 0, 1]),
         there=ways,
         back=ways,
-        talks=st.sampled_from([True, True, True, False]),
+        sends_headers=st.sampled_from([True, True, True, False]),
     )
     def start(
-        self, *, kind: WindowKind, limit: int, spare: int, there: float, back: float, talks: bool
+        self, *, kind: WindowKind, limit: int, spare: int, there: float, back: float, sends_headers: bool
     ) -> None:
-        """Show the quickest ways in two moments; a whole window of them where there is room for it."""
-        self.kind, self.limit, self.talks = kind, limit, talks
-        self.world = world = World(kind, limit, spare, there, back, talks=talks)
+        """Show the minimum latencies at two moments, with a whole window of requests if there is room."""
+        self.kind, self.limit, self.sends_headers = kind, limit, sends_headers
+        self.world = world = World(kind, limit, spare, there, back, sends_headers=sends_headers)
         for _ in range(2):
             world.pass_until(max(world.now + 0.6, world.log.next_at(world.now)))
             while world.log.next_at(world.now) <= world.now:
-                world.depart(world.grant(tells=True), late=0.0)
-            self.hear_all()
+                world.depart(world.grant(reports_send=True), late=0.0)
+            self.receive_all()
 
-    # What happens.
+    # Rules.
 
-    @rule(tells=st.booleans(), count=st.integers(1, 7), waiting=st.integers(1, 9))
-    def ask(self, *, tells: bool, count: int, waiting: int) -> None:
-        """Take what is granted."""
+    @rule(reports_send=st.booleans(), count=st.integers(1, 7), waiting=st.integers(1, 9))
+    def grant(self, *, reports_send: bool, count: int, waiting: int) -> None:
+        """Take every grant."""
         for _ in range(count):
             if self.world.log.next_at(self.world.now, waiting) > self.world.now:
                 return
-            self.world.grant(tells=tells)
+            self.world.grant(reports_send=reports_send)
 
     @rule(late=st.lists(lateness, min_size=7, max_size=7), waiting=st.integers(1, 9))
     def burst(self, late: list[float], waiting: int) -> None:
-        """Take what is granted, and send it at once."""
+        """Take every grant, and send the requests immediately."""
         for seconds in late:
             if self.world.log.next_at(self.world.now, waiting) > self.world.now:
                 return
-            self.world.depart(self.world.grant(tells=True), seconds)
+            self.world.depart(self.world.grant(reports_send=True), seconds)
 
     @precondition(lambda self: self.world.granted())
     @rule(data=st.data(), late=lateness)
-    def leave(self, data: st.DataObject, late: float) -> None:
-        """Let a granted request leave, maybe long after the grant."""
+    def send_later(self, data: st.DataObject, late: float) -> None:
+        """Send a granted request, possibly long after the grant."""
         self.world.depart(data.draw(st.sampled_from(self.world.granted())), late)
 
     @precondition(lambda self: self.world.departed())
-    @rule(data=st.data(), told=st.sampled_from([True, True, True, False]))
-    def hear(self, *, data: st.DataObject, told: bool) -> None:
-        """Let an answer come, as soon as it can or later."""
+    @rule(data=st.data(), with_headers=st.sampled_from([True, True, True, False]))
+    def receive(self, *, data: st.DataObject, with_headers: bool) -> None:
+        """Receive a response, as soon as possible or later."""
         request = data.draw(st.sampled_from(self.world.departed()))
         self.world.pass_until(request.counted_at + self.world.back)
-        self.world.finish(request, told=told)
+        self.world.finish(request, with_headers=with_headers)
 
     @precondition(lambda self: self.world.departed())
     @rule()
-    def hear_all(self) -> None:
-        """Let all answers come, each as soon as it can."""
+    def receive_all(self) -> None:
+        """Receive all responses, each as soon as possible."""
         for request in sorted(self.world.departed(), key=lambda request: request.counted_at):
             self.world.pass_until(request.counted_at + self.world.back)
-            self.world.finish(request, told=True)
+            self.world.finish(request, with_headers=True)
 
     @precondition(lambda self: self.world.granted())
     @rule(data=st.data())
     def fail_to_connect(self, data: st.DataObject) -> None:
-        """Give up a request that has not left."""
+        """Give up a request that was not sent."""
         request = data.draw(st.sampled_from(self.world.granted()))
         self.world.requests.remove(request)
         self.world.log.unsent(request.slot)
 
     @precondition(lambda self: self.world.departed())
     @rule(data=st.data())
-    def break_off(self, data: st.DataObject) -> None:
-        """Lose a request that has left: canceled, timed out, disconnected. It arrives all the same."""
+    def cut_off(self, data: st.DataObject) -> None:
+        """Cut off a sent request: canceled, timed out or disconnected. It still arrives at the server."""
         request = data.draw(st.sampled_from(self.world.departed()))
         self.world.requests.remove(request)
         self.world.log.unknown(request.slot, self.world.now)
 
     @rule(seconds=st.floats(0, 3))
     def wait(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance the clock."""
         self.world.pass_until(self.world.now + seconds)
 
     @rule()
-    def wait_for_the_next(self) -> None:
-        """Let time pass until just the moment at which the log wants to grant again."""
+    def wait_for_next_grant(self) -> None:
+        """Advance the clock to the exact moment of the next grant."""
         when = self.world.log.next_at(self.world.now)
         if when < math.inf:
             self.world.pass_until(when)
             assert self.world.log.next_at(self.world.now) <= self.world.now
 
-    # What holds.
+    # Invariants.
 
     @invariant()
-    def the_limit_holds(self) -> None:
-        """Until the answers have proven windows, look for more arrivals than the limit in a period."""
+    def the_limit_is_kept(self) -> None:
+        """Until responses have proven fixed windows, no period sees more arrivals than the limit."""
         if self.world.server.is_fixed:
             return
         arrivals = sorted(self.world.arrivals)
@@ -230,32 +230,32 @@ class LogMachine(RuleBasedStateMachine):
             assert last - first >= PERIOD - 1e-9
 
     @invariant()
-    def nothing_else_is_taken_for_windows(self) -> None:
-        """Neither a sliding log nor silence proves fixed windows."""
-        if self.kind == "sliding" or not self.talks:
+    def fixed_windows_are_not_assumed(self) -> None:
+        """Neither a sliding log nor missing headers prove fixed windows."""
+        if self.kind == "sliding" or not self.sends_headers:
             assert not self.world.server.is_fixed
 
     @invariant()
-    def windows_are_not_taken_for_something_else(self) -> None:
-        """See that a server which counts in fixed windows is never believed to contradict them."""
+    def fixed_windows_are_not_contradicted(self) -> None:
+        """Never take the responses of a server with fixed windows for a contradiction."""
         if self.kind == "fixed":
             assert not self.world.server.is_sliding
 
     @invariant()
-    def a_grant_comes(self) -> None:
-        """Nobody waits for ever, unless for requests in flight; and a limit is never raised."""
+    def a_grant_is_scheduled(self) -> None:
+        """No call waits forever, except for requests in flight; and the limit is never raised."""
         assert self.world.log.limit <= self.limit
         assert self.world.log.next_at(self.world.now) < math.inf or self.world.requests
 
     @invariant()
     def an_idle_key_grants_the_limit_at_once(self) -> None:
-        """Take what has nothing to remember for as good as new."""
+        """Report the whole limit as remaining if there is no state to keep."""
         if self.world.log.idle(self.world.now):
             assert self.limit == self.world.log.remaining(self.world.now)
 
     @rule()
-    def remaining_is_what_can_be_had(self) -> None:
-        """As many can be taken at once as the log says remain, if none is to be held back."""
+    def remaining_requests_are_granted(self) -> None:
+        """As many requests are granted at once as the log reports remaining, unless one is held back."""
         log = copy.deepcopy(self.world.log)
         remaining, count = log.remaining(self.world.now), 0
         while log.next_at(self.world.now, 0) <= self.world.now:
@@ -270,27 +270,27 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule()
     def resets_in_is_long_enough(self) -> None:
-        """If nothing else is sent, the whole limit is free when the log says."""
+        """If nothing else is sent, the whole limit is free at the reported moment."""
         log = copy.deepcopy(self.world.log)
         whole_at = self.world.now + log.resets_in(self.world.now) + 1e-9
         for slot in list(log._slots.in_flight):
-            slot.sent_at = None  # so that nothing is learned of round trips
-            log.answered(slot, self.world.now, 200, SILENT)
+            slot.sent_at = None  # so that no round trip is recorded
+            log.answered(slot, self.world.now, 200, NO_HEADERS)
         assert self.limit == log.remaining(whole_at)
 
     @rule()
-    def nobody_waits_less_than_estimated(self) -> None:
-        """In the fastest of all worlds, a queue is served about as soon as the log estimates.
+    def estimates_are_lower_bounds(self) -> None:
+        """At the lowest possible latency, a queue is served no sooner than the log estimates.
 
-        By a period sooner if slots go round by themselves within a window that it does not know yet.
+        It may be one period sooner if slots free up on their own within a window that is not known yet.
         """
         estimates = [self.world.log.estimate(self.world.now, ahead) for ahead in range(3 * self.limit + 2)]
         assert all(later >= sooner - 1e-9 for sooner, later in itertools.pairwise(estimates))
-        for estimate, wait in zip(estimates, self.fastest(len(estimates)), strict=True):
+        for estimate, wait in zip(estimates, self.minimum_waits(len(estimates)), strict=True):
             assert estimate <= wait + PERIOD + 1e-9
 
-    def fastest(self, count: int) -> list[float]:
-        """Return how long each of ``count`` requests waits if all goes as fast as it can."""
+    def minimum_waits(self, count: int) -> list[float]:
+        """Return the wait of each of ``count`` requests at the lowest possible latency."""
         world = self.world.fork()
         for request in world.granted():
             world.depart(request, late=0.0)
@@ -298,15 +298,15 @@ class LogMachine(RuleBasedStateMachine):
         while len(waits) < count:
             while world.log.next_at(world.now) <= world.now and len(waits) < count:
                 waits.append(world.now - self.world.now)
-                world.depart(world.grant(tells=True), late=0.0)
+                world.depart(world.grant(reports_send=True), late=0.0)
             due = min(world.departed(), key=lambda request: request.counted_at, default=None)
-            heard_at = math.inf if due is None else max(world.now, due.counted_at + world.back)
+            received_at = math.inf if due is None else max(world.now, due.counted_at + world.back)
             when = world.log.next_at(world.now)
-            world.pass_until(min(when, heard_at))
-            if heard_at <= when and due is not None:
-                world.finish(due, told=True)
+            world.pass_until(min(when, received_at))
+            if received_at <= when and due is not None:
+                world.finish(due, with_headers=True)
         return waits
 
 
 LogMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50)
-Test01TheLaw = LogMachine.TestCase
+TestLogInvariants = LogMachine.TestCase

@@ -1,4 +1,4 @@
-"""Whose budget a request draws on, told from its URL and its Authorization header."""
+"""The budget of a request, derived from its URL and Authorization header."""
 
 import base64
 import pickle
@@ -18,27 +18,27 @@ AUTHORIZATION = CREDENTIALS.authorization.reveal()
 
 
 def basic(pair: bytes) -> str:
-    """Return the header for any bytes."""
+    """Return a Basic header for arbitrary bytes."""
     return "Basic " + base64.b64encode(pair).decode()
 
 
 @pytest.mark.parametrize("tail", ["", "/", "/me", "/meetings?type=mtp_1", "/hooks/hoo_1"])
-def test_the_same_budget_as_the_client(tail: str) -> None:
-    """At the default base URL it is the key that AsyncLemcal itself uses for the account."""
+def test_key_equals_the_clients_key(tail: str) -> None:
+    """At the default base URL, it is the key that ``AsyncLemcal`` itself uses for the account."""
     assert Key(DEFAULT_BASE_URL, CREDENTIALS.digest) == key_of(DEFAULT_BASE_URL + tail, AUTHORIZATION)
 
 
-def test_the_same_budget_as_httpx_auth() -> None:
-    """A request that httpx itself signs draws on the budget of the same account."""
+def test_key_of_a_request_authorized_by_httpx() -> None:
+    """A request authorized by httpx draws on the budget of the same account."""
     request = httpx.Request("GET", f"{DEFAULT_BASE_URL}/me")
-    signed = next(httpx.BasicAuth(CREDENTIALS.user_id, SECRET).auth_flow(request))
+    authorized = next(httpx.BasicAuth(CREDENTIALS.user_id, SECRET).auth_flow(request))
     expected = Key(DEFAULT_BASE_URL, CREDENTIALS.digest)
-    assert expected == key_of(str(signed.url), signed.headers["authorization"])
+    assert expected == key_of(str(authorized.url), authorized.headers["authorization"])
 
 
 @pytest.mark.parametrize("scheme", ["basic", "BASIC", "bAsIc"])
-def test_the_scheme_has_no_case(scheme: str) -> None:
-    """Basic is Basic in any case."""
+def test_scheme_is_case_insensitive(scheme: str) -> None:
+    """``Basic`` may be spelled in any case."""
     header = AUTHORIZATION.replace("Basic", scheme)
     assert key_of(DEFAULT_BASE_URL, AUTHORIZATION) == key_of(DEFAULT_BASE_URL, header)
 
@@ -56,8 +56,8 @@ def test_the_scheme_has_no_case(scheme: str) -> None:
         ("https://a@b@api.example.com/me", "https://api.example.com"),
     ],
 )
-def test_other_addresses_are_known_by_their_origin(url: str, base_url: str) -> None:
-    """Elsewhere the origin stands for the base URL, without what credentials the URL carries."""
+def test_other_addresses_use_their_origin(url: str, base_url: str) -> None:
+    """Elsewhere, the origin stands in for the base URL, without credentials that the URL contains."""
     assert Key(base_url, CREDENTIALS.digest) == key_of(url, AUTHORIZATION)
 
 
@@ -77,8 +77,8 @@ def test_other_addresses_are_known_by_their_origin(url: str, base_url: str) -> N
         AUTHORIZATION + " ",
     ],
 )
-def test_junk_is_somebodys_key_all_the_same(junk: str) -> None:
-    """What is no Basic header still names one budget, and not the account's."""
+def test_malformed_header_identifies_a_budget(junk: str) -> None:
+    """A malformed header still identifies one budget, and not the account's."""
     key = key_of(DEFAULT_BASE_URL, junk)
     assert key == key_of(DEFAULT_BASE_URL, junk)
     assert key != key_of(DEFAULT_BASE_URL, AUTHORIZATION)
@@ -86,8 +86,8 @@ def test_junk_is_somebodys_key_all_the_same(junk: str) -> None:
 
 
 @given(st.text(st.characters(codec="utf-8")))
-def test_any_header_is_somebodys_key(authorization: str) -> None:
-    """No header that a request can carry is refused."""
+def test_any_header_is_accepted(authorization: str) -> None:
+    """Any header that a request can contain is accepted."""
     for header in (authorization, f"Basic {authorization}", basic(authorization.encode())):
         assert key_of("https://api.example.com/me", header).base_url == "https://api.example.com"
 
@@ -99,14 +99,14 @@ def test_different_credentials_have_different_budgets(one: bytes, other: bytes) 
     assert (one == other) is same
 
 
-def test_the_account_is_user_id_and_key() -> None:
-    """The same API key under two user ids is two budgets."""
+def test_key_depends_on_user_id_and_api_key() -> None:
+    """The same API key with two user IDs identifies two budgets."""
     other = Credentials("usr_another", Secret(SECRET))
     assert key_of(DEFAULT_BASE_URL, AUTHORIZATION) != key_of(DEFAULT_BASE_URL, other.authorization.reveal())
 
 
-def test_a_key_shows_no_secret() -> None:
-    """A key can be logged, pickled and put in a store: only a hash of the credential is in it."""
+def test_key_contains_no_secret() -> None:
+    """A key can be logged, pickled and stored: it only contains a hash of the credential."""
     key = key_of(f"{DEFAULT_BASE_URL}/me", AUTHORIZATION)
     assert f"{CREDENTIALS.digest[:8]} at {DEFAULT_BASE_URL}" == str(key)
     assert key == pickle.loads(pickle.dumps(key))

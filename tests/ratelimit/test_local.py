@@ -1,4 +1,4 @@
-"""The limiter of one process: who gets a permit when, and what nobody has to pay for."""
+"""The limiter of one process: who gets a permit when, including under cancellation."""
 
 import asyncio
 import gc
@@ -22,35 +22,35 @@ from .conftest import JumpingLoop
 
 KEY = Key("https://api.example.com", "0f" * 16)
 OTHER = Key("https://api.example.com", "f0" * 16)
-SILENT = Quota()
-TURNOVER = 2.0 + MARGIN  # from one use of a slot to the next, when answers come at once
+NO_HEADERS = Quota()
+TURNOVER = 2.0 + MARGIN  # from one use of a slot to the next, if responses are immediate
 
 
 @pytest.fixture
 def limiter() -> LocalRateLimiter:
-    """Return a limiter on the clock of the event loop."""
+    """Return a limiter on the event loop's clock."""
     return LocalRateLimiter(clock=anyio.current_time)
 
 
 @pytest.fixture
 def narrow() -> LocalRateLimiter:
-    """Return one that lets one request pass in a period, so that the order of grants shows."""
+    """Return a limiter with one request per period, which makes the order of grants visible."""
     return LocalRateLimiter(1, 2.0, clock=anyio.current_time)
 
 
 async def settle() -> None:
-    """Let every task run that can, at the same moment."""
+    """Let every runnable task run, without advancing the clock."""
     for _ in range(5):
         await anyio.lowlevel.checkpoint()
 
 
 def refusal(retry_after: float, limit: int | None = None) -> Quota:
-    """Return what the headers of a 429 say."""
+    """Return the headers of a 429."""
     return Quota(limit=limit, remaining=0, retry_after=retry_after, resets_in=retry_after)
 
 
 class Callers:
-    """Tasks that each want one permit; ``served`` has who got theirs, and after how long."""
+    """Tasks that each acquire one permit; ``served`` lists the served ones and their waits."""
 
     def __init__(self, limiter: LocalRateLimiter, group: anyio.abc.TaskGroup) -> None:
         self.limiter = limiter
@@ -63,25 +63,25 @@ class Callers:
 
     @property
     def order(self) -> list[object]:
-        """Return who was served, in order."""
+        """The names of the served callers, in order."""
         return [name for name, _ in self.served]
 
     def at(self, name: object) -> float:
-        """Return when somebody was served."""
+        """Return when a caller was served."""
         return next(moment for served, moment in self.served if served == name)
 
     async def call(self, *names: object, **options: Any) -> None:
-        """Have these ask for a permit, one after the other; each has its answer at once, or never."""
+        """Have these callers acquire a permit, one after another; ``respond=False`` keeps them in flight."""
         for name in names:
-            self.ask(name, **options)
+            self.start(name, **options)
             await settle()
 
-    def ask(self, name: object, *, key: Key = KEY, answer: bool = True, **options: Any) -> None:
-        """Have one ask as soon as it comes to it."""
-        self.group.start_soon(partial(self._call, name, key, options, answer=answer))
+    def start(self, name: object, *, key: Key = KEY, respond: bool = True, **options: Any) -> None:
+        """Start a caller that acquires a permit as soon as it runs."""
+        self.group.start_soon(partial(self._call, name, key, options, respond=respond))
 
-    async def _call(self, name: object, key: Key, options: dict[str, Any], *, answer: bool) -> None:
-        # Whoever is forgotten fails at once instead of hanging: the clock jumps there.
+    async def _call(self, name: object, key: Key, options: dict[str, Any], *, respond: bool) -> None:
+        # A forgotten caller fails immediately instead of hanging: the clock jumps to the timeout.
         with anyio.fail_after(1e6) as self.scopes[name]:
             try:
                 permit = self.permits[name] = await self.limiter.acquire(key, **options)
@@ -89,15 +89,15 @@ class Callers:
                 self.refused[name] = reason
                 return
             self.served.append((name, anyio.current_time() - self.started))
-            if answer:
+            if respond:
                 permit.sent()
-                permit.answered(200, SILENT)
+                permit.answered(200, NO_HEADERS)
 
 
 # ---------------------------------------------------------------------------------------- serving
 @pytest.mark.anyio
 async def test_an_idle_key_grants_its_limit_at_once(limiter: LocalRateLimiter) -> None:
-    """Twenty go, and the next one waits until the server has forgotten the first."""
+    """Twenty requests are granted; the next waits until the server has forgotten the first."""
     async with anyio.create_task_group() as group:
         callers = Callers(limiter, group)
         await callers.call(*range(21))
@@ -106,8 +106,8 @@ async def test_an_idle_key_grants_its_limit_at_once(limiter: LocalRateLimiter) -
 
 
 @pytest.mark.anyio
-async def test_sixty_calls(limiter: LocalRateLimiter) -> None:
-    """Twenty in each period, in the order in which they asked."""
+async def test_twenty_calls_are_served_per_period(limiter: LocalRateLimiter) -> None:
+    """Sixty calls take three periods, in the order in which they were made."""
     async with anyio.create_task_group() as group:
         callers = Callers(limiter, group)
         await callers.call(*range(60))
@@ -120,7 +120,7 @@ async def test_sixty_calls(limiter: LocalRateLimiter) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("priority", ["interactive", "bulk"])
 async def test_first_in_first_out(narrow: LocalRateLimiter, priority: Priority) -> None:
-    """Who asked first is served first."""
+    """Calls of one priority are served in the order in which they were made."""
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
         await callers.call(*range(12), priority=priority)
@@ -128,8 +128,8 @@ async def test_first_in_first_out(narrow: LocalRateLimiter, priority: Priority) 
 
 
 @pytest.mark.anyio
-async def test_interactive_calls_pass_bulk_ones(narrow: LocalRateLimiter) -> None:
-    """While both wait, one turn in five is a bulk one."""
+async def test_interactive_calls_go_before_bulk_calls(narrow: LocalRateLimiter) -> None:
+    """While both wait, one turn in five goes to a bulk call."""
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
         await callers.call("first")
@@ -139,11 +139,11 @@ async def test_interactive_calls_pass_bulk_ones(narrow: LocalRateLimiter) -> Non
 
 
 @pytest.mark.anyio
-async def test_a_permit_given_back_goes_to_the_next(narrow: LocalRateLimiter) -> None:
-    """A request that never reached the server costs no time."""
+async def test_released_permit_goes_to_the_next_call(narrow: LocalRateLimiter) -> None:
+    """A request that never reached the server uses none of the budget."""
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
-        await callers.call(0, answer=False)
+        await callers.call(0, respond=False)
         await callers.call(1, 2)
         assert [0] == callers.order
         callers.permits[0].unsent()
@@ -152,36 +152,36 @@ async def test_a_permit_given_back_goes_to_the_next(narrow: LocalRateLimiter) ->
 
 
 @pytest.mark.anyio
-async def test_a_request_without_an_answer(narrow: LocalRateLimiter) -> None:
-    """Cut off, it occupies its slot until it is given up, and a period longer."""
+async def test_request_without_a_response(narrow: LocalRateLimiter) -> None:
+    """A request that is cut off occupies its slot until it is given up, and for one period after that."""
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
-        await callers.call(0, answer=False)
+        await callers.call(0, respond=False)
         await callers.call(1)
         callers.permits[0].unknown()
     assert LOST_AFTER + TURNOVER == pytest.approx(callers.at(1))
 
 
 @pytest.mark.anyio
-async def test_a_late_departure_counts(narrow: LocalRateLimiter) -> None:
-    """What counts is when the request left, which may be long after its grant."""
+async def test_slot_counts_from_sending(narrow: LocalRateLimiter) -> None:
+    """The slot counts from when the request was sent, which may be long after its grant."""
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
-        await callers.call(0, answer=False)
+        await callers.call(0, respond=False)
         await callers.call(1)
         await anyio.sleep(30.0)
         callers.permits[0].sent()
         await anyio.sleep(0.1)
-        callers.permits[0].answered(200, SILENT)
+        callers.permits[0].answered(200, NO_HEADERS)
     assert 30.1 + TURNOVER == pytest.approx(callers.at(1))
 
 
 @pytest.mark.anyio
 async def test_keys_do_not_delay_each_other(limiter: LocalRateLimiter) -> None:
-    """A key that is paused and has a queue is nothing to another."""
+    """A paused key with a queue does not affect another key."""
     async with anyio.create_task_group() as group:
         callers = Callers(limiter, group)
-        await callers.call("refused", answer=False)
+        await callers.call("refused", respond=False)
         callers.permits["refused"].answered(429, refusal(30.0))
         await callers.call(*range(30))
         await callers.call("another", key=OTHER)
@@ -191,11 +191,11 @@ async def test_keys_do_not_delay_each_other(limiter: LocalRateLimiter) -> None:
 
 # ------------------------------------------------------------------------------------------- 429
 @pytest.mark.anyio
-async def test_a_429_holds_the_key_and_the_refused_goes_first(narrow: LocalRateLimiter) -> None:
-    """Nobody sends for the time that the server names; then the refused one, then the others in order."""
+async def test_429_pauses_the_key_and_the_refused_request_goes_first(narrow: LocalRateLimiter) -> None:
+    """Sending pauses as requested; then the refused request goes first, and the others follow in order."""
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
-        await callers.call("refused", answer=False)
+        await callers.call("refused", respond=False)
         await callers.call(*range(5))
         assert 11.283 == callers.permits["refused"].answered(429, refusal(11.283))
         await callers.call("again", again=callers.permits["refused"])
@@ -205,11 +205,11 @@ async def test_a_429_holds_the_key_and_the_refused_goes_first(narrow: LocalRateL
 
 
 @pytest.mark.anyio
-async def test_a_429_among_fifty(limiter: LocalRateLimiter) -> None:
-    """The burst that was next waits, and leaves with the refused one among it."""
+async def test_429_delays_the_next_burst(limiter: LocalRateLimiter) -> None:
+    """The next burst waits for the end of the pause, and includes the refused request."""
     async with anyio.create_task_group() as group:
         callers = Callers(limiter, group)
-        await callers.call("refused", answer=False)
+        await callers.call("refused", respond=False)
         await callers.call(*range(69))
         await anyio.sleep(1.0)
         callers.permits["refused"].answered(429, refusal(1.283))
@@ -220,15 +220,15 @@ async def test_a_429_among_fifty(limiter: LocalRateLimiter) -> None:
 
 
 @pytest.mark.anyio
-async def test_several_refused_keep_their_order(limiter: LocalRateLimiter) -> None:
-    """They come back in any order, and go in the one in which they first asked; twice, if need be."""
+async def test_refused_requests_keep_their_order(limiter: LocalRateLimiter) -> None:
+    """Refused requests return in any order, and are served in their original order, even if refused twice."""
     async with anyio.create_task_group() as group:
         callers = Callers(limiter, group)
-        await callers.call("a", "b", "c", answer=False)
+        await callers.call("a", "b", "c", respond=False)
         await callers.call(*range(20))
         for name in ("c", "a", "b"):
             callers.permits[name].answered(429, refusal(9.0, limit=1))
-            await callers.call(name + "'", again=callers.permits[name], answer=name == "b")
+            await callers.call(name + "'", again=callers.permits[name], respond=name == "b")
         await anyio.sleep(9.1)
         assert "a'" == callers.order[-1]
         callers.permits["a'"].answered(429, refusal(9.0, limit=1))
@@ -239,8 +239,8 @@ async def test_several_refused_keep_their_order(limiter: LocalRateLimiter) -> No
 
 
 @pytest.mark.anyio
-async def test_a_server_that_refuses_for_long(limiter: LocalRateLimiter) -> None:
-    """After the first burst, each window is tried with one request; then all go on."""
+async def test_server_that_keeps_refusing(limiter: LocalRateLimiter) -> None:
+    """After the first burst, a single trial request goes out per window until the server accepts it."""
     refusals = 0
     until = anyio.current_time() + 24.0
 
@@ -252,7 +252,7 @@ async def test_a_server_that_refuses_for_long(limiter: LocalRateLimiter) -> None
             permit.sent()
             await anyio.sleep(0.05)
             if anyio.current_time() >= until:
-                permit.answered(200, SILENT)
+                permit.answered(200, NO_HEADERS)
                 return
             refusals += 1
             permit.answered(429, refusal(1.5))
@@ -264,12 +264,12 @@ async def test_a_server_that_refuses_for_long(limiter: LocalRateLimiter) -> None
 
 
 @pytest.mark.anyio
-async def test_a_second_429_does_not_shorten_the_pause(narrow: LocalRateLimiter) -> None:
-    """The order that ends last stands, and both pauses are reported as they were named."""
+async def test_second_429_does_not_shorten_the_pause(narrow: LocalRateLimiter) -> None:
+    """The longer pause prevails; each 429 returns the pause that it requested."""
     limiter = LocalRateLimiter(2, 2.0, clock=anyio.current_time)
     async with anyio.create_task_group() as group:
         callers = Callers(limiter, group)
-        await callers.call("a", "b", answer=False)
+        await callers.call("a", "b", respond=False)
         await callers.call("next")
         assert 7.0 == callers.permits["a"].answered(429, refusal(7.0))
         await anyio.sleep(0.5)
@@ -278,10 +278,10 @@ async def test_a_second_429_does_not_shorten_the_pause(narrow: LocalRateLimiter)
 
 
 @pytest.mark.anyio
-async def test_a_429_that_does_not_say_how_long(limiter: LocalRateLimiter) -> None:
-    """Then a whole window is held; what is no 429 holds nothing."""
+async def test_429_without_retry_after(limiter: LocalRateLimiter) -> None:
+    """The key pauses for a whole window; responses other than a 429 do not pause it."""
     permit = await limiter.acquire(KEY)
-    assert 2.0 == permit.answered(429, SILENT)
+    assert 2.0 == permit.answered(429, NO_HEADERS)
     assert TURNOVER == pytest.approx(limiter.snapshot(KEY).paused_for)
     permit = await limiter.acquire(OTHER)
     assert 0.0 == permit.answered(503, refusal(9.0))
@@ -289,10 +289,10 @@ async def test_a_429_that_does_not_say_how_long(limiter: LocalRateLimiter) -> No
 
 
 @pytest.mark.anyio
-async def test_a_429_is_logged_without_a_secret(
+async def test_429_is_logged_without_a_secret(
     limiter: LocalRateLimiter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever wonders why nothing moves finds it in the log, with the short form of the key."""
+    """The log explains why sending paused, with the short form of the key."""
     caplog.set_level(logging.INFO, "lemcal_async.ratelimit")
     permit = await limiter.acquire(KEY)
     permit.answered(429, refusal(1.283))
@@ -301,8 +301,8 @@ async def test_a_429_is_logged_without_a_secret(
 
 
 @pytest.mark.anyio
-async def test_the_permit_of_another_limiter(narrow: LocalRateLimiter) -> None:
-    """It has no place in this queue: the call asks like any other."""
+async def test_permit_of_another_limiter_is_ignored(narrow: LocalRateLimiter) -> None:
+    """Such a permit has no place in this queue: the call is queued like any other."""
     for other in (LocalRateLimiter(), Unlimited()):
         foreign = await other.acquire(KEY)
         async with anyio.create_task_group() as group:
@@ -315,11 +315,11 @@ async def test_the_permit_of_another_limiter(narrow: LocalRateLimiter) -> None:
 
 # ----------------------------------------------------------------------------- too long to wait for
 @pytest.mark.anyio
-async def test_an_order_to_wait_for_a_day(limiter: LocalRateLimiter) -> None:
-    """All who wait and all who come are told at once how long it is; nobody sleeps through it."""
+async def test_retry_after_of_a_day_refuses_all_calls(limiter: LocalRateLimiter) -> None:
+    """All waiting and new calls are refused immediately with the remaining time; none sleeps through it."""
     async with anyio.create_task_group() as group:
         callers = Callers(limiter, group)
-        await callers.call("first", answer=False)
+        await callers.call("first", respond=False)
         await callers.call(*range(30))
         await callers.call("bulk", priority="bulk")
         callers.permits["first"].answered(429, refusal(86_400.0))
@@ -334,8 +334,8 @@ async def test_an_order_to_wait_for_a_day(limiter: LocalRateLimiter) -> None:
 
 
 @pytest.mark.anyio
-async def test_such_an_order_is_tried_again(limiter: LocalRateLimiter) -> None:
-    """After a minute calls may find out whether it still stands."""
+async def test_long_refusal_is_retried(limiter: LocalRateLimiter) -> None:
+    """After a minute, a call may check whether the refusal still stands."""
     permit = await limiter.acquire(KEY)
     permit.answered(429, refusal(86_400.0))
     await anyio.sleep(PAUSE_CAP + MARGIN)
@@ -347,38 +347,38 @@ async def test_such_an_order_is_tried_again(limiter: LocalRateLimiter) -> None:
 
 
 @pytest.mark.anyio
-async def test_deadlines(limiter: LocalRateLimiter) -> None:
-    """Of 1,000 with 5 s each, those are queued who can be served in time; the others hear it at once."""
+async def test_calls_that_cannot_meet_their_deadline_are_refused(limiter: LocalRateLimiter) -> None:
+    """Of 1,000 calls with 5 s each, only those that can be served in time are queued."""
     async with anyio.create_task_group() as group:
         callers = Callers(limiter, group)
         await callers.call(*range(60), timeout=5.0)
         for number in range(60, 1_000):
-            callers.ask(number, timeout=5.0)
+            callers.start(number, timeout=5.0)
         await settle()
         assert callers.started == anyio.current_time()
         assert 40 == limiter.snapshot(KEY).queued
         assert {*range(60, 1_000)} == {*callers.refused}
-        told = {(round(reason.seconds, 3), reason.refused) for reason in callers.refused.values()}
-        assert {(6.0, False)} == told
+        waits = {(round(reason.seconds, 3), reason.refused) for reason in callers.refused.values()}
+        assert {(6.0, False)} == waits
     assert {*range(60)} == {*callers.order}
     assert 2 * TURNOVER == pytest.approx(max(moment for _, moment in callers.served))
 
 
 @pytest.mark.anyio
-async def test_a_deadline_that_can_be_met_to_the_second(narrow: LocalRateLimiter) -> None:
-    """A call that is served just in time is not refused, and one that need not wait never is."""
-    (await narrow.acquire(KEY, timeout=0.0)).answered(200, SILENT)
+async def test_deadline_met_exactly(narrow: LocalRateLimiter) -> None:
+    """A call served just in time is not refused, and a call that need not wait never is."""
+    (await narrow.acquire(KEY, timeout=0.0)).answered(200, NO_HEADERS)
     with pytest.raises(WouldWait, check=lambda reason: reason.seconds == 2.0):
         await narrow.acquire(KEY, timeout=2.0 - 0.001)
     await narrow.acquire(KEY, timeout=2.0)
 
 
 @pytest.mark.anyio
-async def test_the_refused_need_not_wait_for_the_queue(narrow: LocalRateLimiter) -> None:
-    """A call that goes first is measured by the pause alone."""
+async def test_deadline_of_a_refused_request_ignores_the_queue(narrow: LocalRateLimiter) -> None:
+    """The estimate for a call that goes first only includes the pause."""
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
-        await callers.call("refused", answer=False)
+        await callers.call("refused", respond=False)
         await callers.call(*range(9))
         callers.permits["refused"].answered(429, refusal(3.0))
         await callers.call("again", again=callers.permits["refused"], timeout=3.1)
@@ -388,8 +388,10 @@ async def test_the_refused_need_not_wait_for_the_queue(narrow: LocalRateLimiter)
 
 
 @pytest.mark.anyio
-async def test_one_warning_for_each_key(narrow: LocalRateLimiter, caplog: pytest.LogCaptureFixture) -> None:
-    """The first call without a deadline that faces more than half a minute is told, and no other."""
+async def test_long_wait_is_warned_about_once_per_key(
+    narrow: LocalRateLimiter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only the first call without a deadline that faces more than 30 s logs a warning."""
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
         await callers.call(*range(15))
@@ -408,11 +410,11 @@ async def test_one_warning_for_each_key(narrow: LocalRateLimiter, caplog: pytest
 # ----------------------------------------------------------------------------------- the registry
 @pytest.mark.anyio
 async def test_snapshot(limiter: LocalRateLimiter) -> None:
-    """What is left, when it is whole again, who waits, and for how long nobody sends."""
+    """A snapshot reports the remaining budget, its reset, the queue and the pause."""
     assert RateLimit(20, 20, resets_in=0.0, queued=0, paused_for=0.0) == limiter.snapshot(KEY)
     async with anyio.create_task_group() as group:
         callers = Callers(limiter, group)
-        await callers.call("held", answer=False)
+        await callers.call("held", respond=False)
         assert (19, 0) == (limiter.snapshot(KEY).remaining, limiter.snapshot(KEY).queued)
         await callers.call(*range(24))
         seen = limiter.snapshot(KEY)
@@ -426,30 +428,30 @@ async def test_snapshot(limiter: LocalRateLimiter) -> None:
 
 
 @pytest.mark.anyio
-async def test_idle_keys_are_forgotten() -> None:
-    """However many keys come, the registry is empty again once they are idle."""
+async def test_idle_keys_are_dropped() -> None:
+    """The registry is empty again once all keys are idle, however many there were."""
     now = 0.0
     limiter = LocalRateLimiter(clock=lambda: now)
     for number in range(2_500):
-        (await limiter.acquire(Key("https://api.example.com", f"{number:032x}"))).answered(200, SILENT)
+        (await limiter.acquire(Key("https://api.example.com", f"{number:032x}"))).answered(200, NO_HEADERS)
     assert 2_500 == len(limiter._keys)
     now = 10.0
     for number in range(6):
         (await limiter.acquire(Key("https://api.example.com", f"new{number}"))).unsent()
-    assert len(limiter._keys) <= 1  # of the last call
+    assert len(limiter._keys) <= 1  # the key of the last call
 
 
 @pytest.mark.anyio
-async def test_keys_that_are_not_idle_are_remembered(narrow: LocalRateLimiter) -> None:
-    """Not while a request is out, not while the server counts one, and not while somebody waits."""
+async def test_keys_in_use_are_kept(narrow: LocalRateLimiter) -> None:
+    """A key is kept while a request is in flight, still counted, or waiting."""
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
-        await callers.call("hangs", answer=False)
+        await callers.call("hangs", respond=False)
         await callers.call("waits")
         await anyio.sleep(3600.0)
         (await narrow.acquire(OTHER)).unsent()
         assert KEY in narrow._keys
-        callers.permits["hangs"].answered(200, SILENT)
+        callers.permits["hangs"].answered(200, NO_HEADERS)
         (await narrow.acquire(OTHER)).unsent()
         assert KEY in narrow._keys
     await anyio.sleep(TURNOVER)
@@ -460,27 +462,27 @@ async def test_keys_that_are_not_idle_are_remembered(narrow: LocalRateLimiter) -
 @pytest.mark.parametrize(
     ("limit", "period"), [(0, 2.0), (-1, 2.0), (20, 0.0), (20, -1.0), (20, float("inf")), (20, float("nan"))]
 )
-def test_no_limit(limit: int, period: float) -> None:
-    """A limit that lets nothing pass, or no limit at all, is a mistake."""
+def test_invalid_limit_or_period(limit: int, period: float) -> None:
+    """A limit that allows nothing, or that is not a limit, raises ``ConfigurationError``."""
     with pytest.raises(ConfigurationError, match="limit must be at least 1 and period a finite"):
         LocalRateLimiter(limit, period)
 
 
 def test_repr() -> None:
-    """It says what it allows."""
+    """The repr shows the limit and the period."""
     assert "LocalRateLimiter(limit=20, period=2.0)" == repr(LocalRateLimiter())
 
 
 # --------------------------------------------------------------------------------------- reports
 def nothing() -> None:
-    """Be an event that changes nothing."""
+    """Do nothing: an event without an effect."""
 
 
 @pytest.mark.anyio
-async def test_reports_after_the_last_one(narrow: LocalRateLimiter) -> None:
-    """Repeated or late reports change nothing, even when the key is long forgotten."""
+async def test_reports_after_the_permit_has_ended(narrow: LocalRateLimiter) -> None:
+    """Repeated or late reports change nothing, even after the key has been dropped."""
     permit = await narrow.acquire(KEY)
-    permit.answered(200, SILENT)
+    permit.answered(200, NO_HEADERS)
     before = narrow.snapshot(KEY)
     for _ in range(2):
         permit.sent()
@@ -498,10 +500,10 @@ async def test_reports_after_the_last_one(narrow: LocalRateLimiter) -> None:
 
 @pytest.mark.anyio
 async def test_reports_before_the_grant(narrow: LocalRateLimiter) -> None:
-    """Who still waits has nothing to report."""
+    """Reports of a call that is still waiting are ignored."""
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
-        await callers.call(0, answer=False)
+        await callers.call(0, respond=False)
         await callers.call(1)
         waiting = narrow._keys[KEY].queue.head()
         assert waiting is not None
@@ -512,8 +514,8 @@ async def test_reports_before_the_grant(narrow: LocalRateLimiter) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_report_while_its_own_thread_is_at_work() -> None:
-    """A finalizer may report at any moment, in the middle of a grant too: its report is simply next."""
+async def test_report_during_a_grant_on_the_same_thread() -> None:
+    """A finalizer may report at any moment, even during a grant: its report is processed next."""
     reports: list[Permit] = []
 
     def clock() -> float:
@@ -524,7 +526,7 @@ async def test_a_report_while_its_own_thread_is_at_work() -> None:
     limiter = LocalRateLimiter(2, 2.0, clock=clock)
     async with anyio.create_task_group() as group:
         callers = Callers(limiter, group)
-        await callers.call("a", "b", answer=False)
+        await callers.call("a", "b", respond=False)
         await callers.call("c")
         reports.append(callers.permits["a"])
         await callers.call("d")
@@ -537,11 +539,11 @@ async def test_a_report_while_its_own_thread_is_at_work() -> None:
 
 
 @pytest.mark.anyio
-async def test_what_happens_while_another_is_at_work(narrow: LocalRateLimiter) -> None:
-    """It is left in the inbox, and nobody waits; who comes next sees to it, canceled calls included."""
+async def test_events_during_other_processing_are_queued(narrow: LocalRateLimiter) -> None:
+    """Events stay in the inbox without blocking; the next event processes them, including cancellations."""
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
-        await callers.call(0, answer=False)
+        await callers.call(0, respond=False)
         with narrow._inbox._lock:
             await callers.call(1, 2)
             callers.scopes[1].cancel()
@@ -556,8 +558,8 @@ async def test_what_happens_while_another_is_at_work(narrow: LocalRateLimiter) -
 # ----------------------------------------------------------------------------------- cancellation
 @pytest.mark.anyio
 @pytest.mark.parametrize("place", [1, 3, 5])
-async def test_canceled_in_the_queue(narrow: LocalRateLimiter, place: int) -> None:
-    """Head, middle or tail: the others are served as if it had never asked."""
+async def test_cancellation_in_the_queue(narrow: LocalRateLimiter, place: int) -> None:
+    """After a cancellation at the head, middle or tail, the others are served as if it had never queued."""
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
         await callers.call(*range(6))
@@ -570,27 +572,27 @@ async def test_canceled_in_the_queue(narrow: LocalRateLimiter, place: int) -> No
 
 
 @pytest.mark.anyio
-async def test_granted_while_it_is_canceled(narrow: LocalRateLimiter) -> None:
-    """A grant that meets a call on its way out goes to the next one, at the same moment."""
+async def test_grant_to_a_canceled_call_goes_to_the_next(narrow: LocalRateLimiter) -> None:
+    """A grant to a call that is being canceled goes to the next call at the same moment."""
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
-        await callers.call(0, answer=False)
+        await callers.call(0, respond=False)
         await callers.call(1, 2, 3)
         callers.scopes[1].cancel()
         callers.scopes[2].cancel()
-        callers.permits[0].unsent()  # grants 1, which has not yet withdrawn
+        callers.permits[0].unsent()  # grants call 1, which has not withdrawn yet
         await settle()
     assert [(0, 0.0), (3, 0.0)] == callers.served
 
 
 @pytest.mark.anyio
-async def test_canceled_while_it_is_granted(narrow: LocalRateLimiter) -> None:
-    """A grant that came before the cancellation is kept or passed on, and lost in neither case."""
+async def test_cancellation_right_after_a_grant(narrow: LocalRateLimiter) -> None:
+    """A grant made before the cancellation is kept or passed on, but never lost."""
     async with anyio.create_task_group() as group:
         callers = Callers(narrow, group)
-        await callers.call(0, answer=False)
+        await callers.call(0, respond=False)
         await callers.call(1, 2)
-        callers.permits[0].unsent()  # grants 1, which has not heard of it yet
+        callers.permits[0].unsent()  # grants call 1, which has not woken up yet
         callers.scopes[1].cancel()
         await settle()
         assert 1 == len(callers.order[1:])
@@ -600,8 +602,8 @@ async def test_canceled_while_it_is_granted(narrow: LocalRateLimiter) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": JumpingLoop})], ids=["asyncio"])
 @pytest.mark.parametrize("granted_first", [True, False])
-async def test_natively_canceled_around_the_grant(narrow: LocalRateLimiter, granted_first: bool) -> None:  # noqa: FBT001  # a column
-    """``task.cancel()`` at the same moment as the grant, in either order: the next one has it."""
+async def test_native_cancellation_around_the_grant(narrow: LocalRateLimiter, granted_first: bool) -> None:  # noqa: FBT001  # a column
+    """After ``task.cancel()`` at the moment of the grant, in either order, the next call gets the grant."""
     first = await narrow.acquire(KEY)
     tasks = [asyncio.ensure_future(narrow.acquire(KEY)) for _ in range(3)]
     await settle()
@@ -622,21 +624,21 @@ async def test_natively_canceled_around_the_grant(narrow: LocalRateLimiter, gran
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": JumpingLoop})], ids=["asyncio"])
 @pytest.mark.parametrize("place", [0, 2, 4])
-async def test_natively_canceled_in_the_queue(narrow: LocalRateLimiter, place: int) -> None:
-    """The head, which watches the clock for all, or another: the others are served as if it had not asked."""
-    (await narrow.acquire(KEY)).answered(200, SILENT)
+async def test_native_cancellation_in_the_queue(narrow: LocalRateLimiter, place: int) -> None:
+    """The others are served as if the canceled call had never queued, even if it held the alarm."""
+    (await narrow.acquire(KEY)).answered(200, NO_HEADERS)
     started = anyio.current_time()
     tasks = [asyncio.ensure_future(narrow.acquire(KEY)) for _ in range(5)]
     await anyio.sleep(1.0)
     tasks.pop(place).cancel()
     for number, task in enumerate(tasks, 1):
-        (await task).answered(200, SILENT)
+        (await task).answered(200, NO_HEADERS)
         assert number * TURNOVER == pytest.approx(anyio.current_time() - started)
 
 
 @pytest.mark.anyio
-async def test_canceled_just_when_it_is_due(narrow: LocalRateLimiter) -> None:
-    """Canceled at the very moment at which it wakes up, in either order, it leaves no gap."""
+async def test_cancellation_at_the_moment_of_waking(narrow: LocalRateLimiter) -> None:
+    """A call canceled just before or as it wakes up leaves no gap."""
     for _ in range(10):
         async with anyio.create_task_group() as group:
             callers = Callers(narrow, group)
@@ -655,8 +657,8 @@ async def _cancel_later(callers: Callers, name: object, seconds: float) -> None:
 
 
 @pytest.mark.anyio
-async def test_canceled_before_it_asks(limiter: LocalRateLimiter) -> None:
-    """A call in a canceled scope gets its permit if that takes no wait, and else leaves no trace."""
+async def test_cancellation_before_acquire(limiter: LocalRateLimiter) -> None:
+    """A call in a canceled scope gets a permit if no wait is needed, and otherwise leaves no trace."""
     with anyio.CancelScope() as scope:
         scope.cancel()
         for _ in range(20):
@@ -667,10 +669,10 @@ async def test_canceled_before_it_asks(limiter: LocalRateLimiter) -> None:
 
 
 @pytest.mark.anyio
-async def test_most_of_two_thousand_are_canceled(
+async def test_cancellation_of_most_of_two_thousand_calls(
     limiter: LocalRateLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The few that are left are served with the next slots, and it took a few steps for each that left."""
+    """The survivors are served with the next slots; each cancellation takes only a few steps."""
     wakes = []
     wake = Wakeup.wake
 
@@ -682,13 +684,13 @@ async def test_most_of_two_thousand_are_canceled(
     async with anyio.create_task_group() as group:
         callers = Callers(limiter, group)
         for number in range(2_000):
-            callers.ask(number, answer=False)
+            callers.start(number, respond=False)
         await settle()
         assert 1_980 == limiter.snapshot(KEY).queued
         await anyio.sleep(1.0)
         granted = list(callers.order)
         for name in granted[:5]:
-            callers.permits[name].unsent()  # grants five, which have not heard of it yet
+            callers.permits[name].unsent()  # grants five calls, which have not woken up yet
         for name in granted[5:]:
             callers.permits[name].unknown()
         survivors = sorted({*range(2_000)} - {*granted})[::199]
@@ -704,10 +706,10 @@ async def test_most_of_two_thousand_are_canceled(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": JumpingLoop})], ids=["asyncio"])
-async def test_a_wait_that_is_garbage(narrow: LocalRateLimiter) -> None:
-    """A coroutine that is given up half-way gives its place back, or the grant that it did not hear of.
+async def test_garbage_collected_wait(narrow: LocalRateLimiter) -> None:
+    """A coroutine that is collected while it waits gives up its place, or a grant not picked up yet.
 
-    Trio leaves none behind.
+    Trio leaves no such coroutines behind.
     """
     permit = await narrow.acquire(KEY)
     left = [narrow.acquire(KEY) for _ in range(3)]
@@ -717,7 +719,7 @@ async def test_a_wait_that_is_garbage(narrow: LocalRateLimiter) -> None:
     del coroutine, left[1]
     gc.collect()
     assert 2 == narrow.snapshot(KEY).queued
-    permit.unsent()  # grants the first
+    permit.unsent()  # grants the first call
     seen = narrow.snapshot(KEY)
     assert (0, 1) == (seen.remaining, seen.queued)
     left.clear()
@@ -728,41 +730,41 @@ async def test_a_wait_that_is_garbage(narrow: LocalRateLimiter) -> None:
 # ------------------------------------------------------------------------------------- all at once
 @pytest.mark.anyio
 @pytest.mark.parametrize("seed", range(8))
-async def test_whatever_happens_nobody_is_forgotten(seed: int) -> None:
-    """300 calls over 3 keys, some canceled, refused or lost: all others go, and never too many at once."""
-    dice = random.Random(seed)
+async def test_random_outcomes_starve_no_call(seed: int) -> None:
+    """300 calls on 3 keys, some canceled, refused or lost: all others are served within the limit."""
+    rng = random.Random(seed)
     limiter = LocalRateLimiter(3, 2.0, clock=anyio.current_time)
     departures: dict[Key, list[float]] = {Key("https://api.example.com", name): [] for name in "abc"}
     ends: Counter[str] = Counter()
 
     async def one(number: int) -> None:
-        key = dice.choice(list(departures))
-        priority: Priority = dice.choice(["interactive", "bulk"])
-        await anyio.sleep(dice.random() * 60)
-        with anyio.move_on_after(dice.choice([dice.random() * 20, 10_000.0])) as scope:
+        key = rng.choice(list(departures))
+        priority: Priority = rng.choice(["interactive", "bulk"])
+        await anyio.sleep(rng.random() * 60)
+        with anyio.move_on_after(rng.choice([rng.random() * 20, 10_000.0])) as scope:
             permit, end = None, "refused"
             while end == "refused":
                 permit = await limiter.acquire(key, priority=priority, again=permit)
-                end = dice.choice(["answered", "answered", "answered", "unsent", "unknown", "refused"])
+                end = rng.choice(["answered", "answered", "answered", "unsent", "unknown", "refused"])
                 with anyio.CancelScope(shield=True):
                     await use(permit, end, departures[key])
             ends[end] += 1
         ends["canceled"] += scope.cancelled_caught
 
     async def use(permit: Permit, end: str, departures: list[float]) -> None:
-        await anyio.sleep(dice.choice([0.0, dice.random(), dice.random() * 5]))
+        await anyio.sleep(rng.choice([0.0, rng.random(), rng.random() * 5]))
         if end == "unsent":
             permit.unsent()
             return
         departures.append(anyio.current_time())
         permit.sent()
-        await anyio.sleep(dice.random() * 0.4)
+        await anyio.sleep(rng.random() * 0.4)
         if end == "unknown":
             permit.unknown()
         elif end == "refused":
-            permit.answered(429, refusal(dice.random() * 3))
+            permit.answered(429, refusal(rng.random() * 3))
         else:
-            permit.answered(200, SILENT)
+            permit.answered(200, NO_HEADERS)
 
     with anyio.fail_after(20_000):
         async with anyio.create_task_group() as group:
@@ -777,12 +779,12 @@ async def test_whatever_happens_nobody_is_forgotten(seed: int) -> None:
     await anyio.sleep(LOST_KEPT_FOR)
     for _ in range(10):
         (await limiter.acquire(KEY)).unsent()
-    assert len(limiter._keys) <= 1  # of the last call
+    assert len(limiter._keys) <= 1  # the key of the last call
 
 
 @pytest.mark.anyio
-async def test_a_log_handler_that_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handler that asks for a snapshot while it is told of a long wait is answered."""
+async def test_log_handler_that_takes_a_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log handler that takes a snapshot while it logs a long wait does not deadlock."""
     limiter = LocalRateLimiter(1, 40.0)
     seen: list[RateLimit] = []
 

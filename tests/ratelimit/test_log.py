@@ -1,6 +1,6 @@
 """The arithmetic of one key's budget, on a clock that is a plain number.
 
-Tables and single steps; whatever else may happen is for ``test_invariants.py``.
+Tables and single steps; ``test_invariants.py`` covers arbitrary sequences of events.
 """
 
 import math
@@ -16,26 +16,26 @@ from lemcal_async.ratelimit._slots import LOST_AFTER, LOST_KEPT_FOR, MARGIN, PAU
 
 LIMIT = 20
 PERIOD = 2.0
-SILENT = Quota()
-TURNOVER = PERIOD + MARGIN  # the least time from one use of a slot to the next
-GIVEN_UP = LOST_AFTER + TURNOVER  # after a departure: the end of the slot of a request that was cut off
+NO_HEADERS = Quota()
+TURNOVER = PERIOD + MARGIN  # minimum time from one use of a slot to the next
+GIVEN_UP = LOST_AFTER + TURNOVER  # after sending: when the slot of a lost request frees up
 
 
 def new_log(limit: int = LIMIT) -> SlidingWindowLog:
-    """Return a log of which nothing is known."""
+    """Return a log without history."""
     return SlidingWindowLog(limit, PERIOD)
 
 
 def granted(log: SlidingWindowLog, now: float) -> list[Slot]:
-    """Take all that is granted now."""
+    """Take every slot granted now."""
     slots = []
     while log.next_at(now) <= now:
         slots.append(log.take(now))
     return slots
 
 
-def depart(log: SlidingWindowLog, now: float, count: int = 1) -> list[Slot]:
-    """Take so many slots and send their requests at once."""
+def send(log: SlidingWindowLog, now: float, count: int = 1) -> list[Slot]:
+    """Take ``count`` slots and send their requests immediately."""
     slots = [log.take(now) for _ in range(count)]
     for slot in slots:
         log.sent(slot, now)
@@ -43,77 +43,77 @@ def depart(log: SlidingWindowLog, now: float, count: int = 1) -> list[Slot]:
 
 
 def answer(
-    log: SlidingWindowLog, slots: list[Slot], now: float, status_code: int = 200, quota: Quota = SILENT
+    log: SlidingWindowLog, slots: list[Slot], now: float, status_code: int = 200, quota: Quota = NO_HEADERS
 ) -> None:
-    """Have all these requests answered at once."""
+    """Deliver a response to each of these requests."""
     for slot in slots:
         log.answered(slot, now, status_code, quota)
 
 
-def told(used: int, rest: float = 1.9) -> Quota:
-    """Return what the headers say when so many requests count."""
+def counted(used: int, rest: float = 1.9) -> Quota:
+    """Return the headers of a response when ``used`` requests are counted."""
     return Quota(limit=LIMIT, remaining=LIMIT - used, retry_after=rest)
 
 
 def hang(log: SlidingWindowLog, now: float) -> list[Slot]:
-    """Send a whole burst, of which one answer comes and tells that all were counted; return the others."""
-    slots = depart(log, now, LIMIT)
-    answer(log, [slots.pop()], now, quota=told(LIMIT, 2.0))
+    """Send a whole burst; one response arrives and reports that all were counted. Return the other slots."""
+    slots = send(log, now, LIMIT)
+    answer(log, [slots.pop()], now, quota=counted(LIMIT, 2.0))
     return slots
 
 
 def refuse(log: SlidingWindowLog, now: float, retry_after: float | None) -> None:
-    """Send one request at ``now``, and have it answered with a 429 at once."""
-    answer(log, depart(log, now), now, 429, Quota(retry_after=retry_after))
+    """Send one request at ``now``, and answer it with a 429 immediately."""
+    answer(log, send(log, now), now, 429, Quota(retry_after=retry_after))
 
 
 class TestGrants:
-    """How many requests may go, and when the next one may."""
+    """How many requests are granted, and when the next one is."""
 
-    def test_an_unknown_key_gets_the_whole_limit_at_once(self) -> None:
-        """The server's window starts with the first request, so a burst of the limit is fine."""
+    def test_new_key_grants_the_whole_limit_at_once(self) -> None:
+        """The server's window starts with the first request, so a burst of the whole limit is safe."""
         log = new_log()
         assert (LIMIT, 0.0, 0.0) == (log.remaining(100.0), log.resets_in(100.0), log.cooldown.left(100.0))
         assert LIMIT == len(granted(log, 100.0))
         assert 0 == log.remaining(100.0)
 
-    def test_what_has_not_left_holds_its_slot(self) -> None:
-        """With all slots granted and none sent, the next grant waits for a report."""
+    def test_unsent_request_occupies_its_slot(self) -> None:
+        """If all slots are granted and none is sent, the next grant waits for a report."""
         log = new_log()
         granted(log, 0.0)
         assert math.inf == log.next_at(1000.0)
 
-    def test_a_slot_ends_a_period_after_its_answer(self) -> None:
-        """Without a history, the server counted the request when its answer came at the latest."""
+    def test_slot_frees_up_one_period_after_its_response(self) -> None:
+        """Without history, the latest moment of counting is when the response arrived."""
         log = new_log()
-        slots = depart(log, 0.0, LIMIT)
+        slots = send(log, 0.0, LIMIT)
         answer(log, slots[1:], 0.1)
         assert pytest.approx(0.1 + TURNOVER) == log.next_at(0.1)
 
-    def test_the_round_trips_of_one_moment_are_not_relied_on(self) -> None:
-        """All of one burst may be slow, and the next request quick: nothing is taken off."""
+    def test_round_trips_of_a_single_burst_are_not_relied_on(self) -> None:
+        """One whole burst may be slow and the next request fast, so no credit is given."""
         log = new_log()
-        answer(log, depart(log, 0.0, LIMIT), 0.1)
+        answer(log, send(log, 0.0, LIMIT), 0.1)
         assert pytest.approx(0.1 + TURNOVER) == log.next_at(0.1)
 
-    def test_half_of_the_quickest_round_trip_is_taken_off(self) -> None:
-        """The way back of the answer and the way there of the next request, less what more may show."""
+    def test_half_of_the_minimum_round_trip_is_credited(self) -> None:
+        """The credit is a return plus a forward latency, less a margin for faster requests."""
         log = new_log()
-        answer(log, depart(log, 0.0, LIMIT), 0.1)
-        answer(log, depart(log, 5.0, LIMIT), 5.3)
+        answer(log, send(log, 0.0, LIMIT), 0.1)
+        answer(log, send(log, 5.0, LIMIT), 5.3)
         quickest = 0.1 - 4 * 0.1 / (2 * LIMIT)
         assert pytest.approx(5.3 + TURNOVER - quickest / 2) == log.next_at(5.3)
 
-    def test_a_slot_waits_for_its_answer_where_no_headers_tell(self) -> None:
-        """However long that takes: nobody else can know that the server has counted the request."""
+    def test_slot_waits_for_its_response_without_headers(self) -> None:
+        """However long it takes: no other response can show that the server has counted the request."""
         log = new_log()
-        slots = depart(log, 0.0, LIMIT)
+        slots = send(log, 0.0, LIMIT)
         assert math.inf == log.next_at(30.0)
         answer(log, slots[:1], 30.0)
         assert pytest.approx(30.0 + TURNOVER) == log.next_at(30.0)
 
-    def test_a_slow_connect_does_not_double_the_burst(self) -> None:
-        """Granted at once but sent 0.8 s later, the slots count from the departure."""
+    def test_slow_connect_does_not_double_the_burst(self) -> None:
+        """Slots granted at once but sent 0.8 s later count from sending."""
         log = new_log()
         slots = granted(log, 0.0)
         for slot in slots:
@@ -121,16 +121,16 @@ class TestGrants:
         answer(log, slots, 0.801)
         assert pytest.approx(0.801 + TURNOVER) == log.next_at(0.801)
 
-    def test_a_wire_that_cannot_tell_when_it_sent_gets_no_bound(self) -> None:
-        """Without the moment of departure only the answer says that the request was counted."""
+    def test_transport_that_does_not_report_sending(self) -> None:
+        """Without a report of sending, only the response shows that the request was counted."""
         log = new_log()
         slots = granted(log, 0.0)
         assert math.inf == log.next_at(5.0)
         answer(log, slots, 5.0)
         assert pytest.approx(5.0 + TURNOVER) == log.next_at(5.0)
 
-    def test_what_never_reached_the_server_is_given_back_at_once(self) -> None:
-        """A failed connect costs nothing, whether it was taken for sent or not."""
+    def test_unsent_request_releases_its_slot_at_once(self) -> None:
+        """A failed connect uses no budget, even if it was reported as sent."""
         log = new_log()
         slots = granted(log, 0.0)
         log.sent(slots[0], 0.0)
@@ -138,8 +138,8 @@ class TestGrants:
             log.unsent(slot)
         assert 3 == log.remaining(0.0) == len(granted(log, 0.0))
 
-    def test_what_may_have_been_counted_is_not_given_back(self) -> None:
-        """A request that was cut off occupies its slot from its departure on, or else from that moment."""
+    def test_lost_request_does_not_release_its_slot(self) -> None:
+        """A lost request occupies its slot from sending on, or from the loss if sending was not reported."""
         log = new_log(2)
         sent, silent = granted(log, 0.0)
         log.sent(sent, 0.1)
@@ -149,8 +149,8 @@ class TestGrants:
         log.take(0.1 + GIVEN_UP + 1e-9)
         assert pytest.approx(3.0 + GIVEN_UP) == log.next_at(0.2 + GIVEN_UP)
 
-    def test_hanging_requests_are_capped_at_twice_the_limit(self) -> None:
-        """However long they hang, one account does not fill the connections that others need."""
+    def test_requests_in_flight_are_capped_at_twice_the_limit(self) -> None:
+        """Hanging requests of one account do not use up the connections that other accounts need."""
         log = new_log()
         hanging = [*hang(log, 0.0), *hang(log, 10.0)]
         hanging += granted(log, 20.0)
@@ -159,8 +159,8 @@ class TestGrants:
         answer(log, hanging[:1], 20.0)
         assert 1 == log.remaining(20.0) == len(granted(log, 20.0))
 
-    def test_after_a_fork_all_that_is_in_flight_may_have_been_counted(self) -> None:
-        """The child hears of no answers: it gives them up like any request that was cut off."""
+    def test_abandon_treats_requests_in_flight_as_lost(self) -> None:
+        """The child of a fork receives no responses: it gives the requests up like any lost request."""
         log = new_log()
         log.sent(granted(log, 0.0)[0], 0.0)
         log.abandon(1.0)
@@ -169,10 +169,10 @@ class TestGrants:
         assert LIMIT == log.remaining(1.0 + GIVEN_UP + 1e-9)
 
     @pytest.mark.parametrize("end", ["answered", "unsent", "unknown"])
-    def test_the_first_end_counts(self, end: str) -> None:
-        """A permit ends once: what is reported after that changes nothing."""
+    def test_only_the_first_end_of_a_permit_counts(self, end: str) -> None:
+        """A permit ends once: later reports change nothing."""
         log = new_log(1)
-        (slot,) = depart(log, 0.0)
+        (slot,) = send(log, 0.0)
         if end == "answered":
             answer(log, [slot], 0.1)
         elif end == "unsent":
@@ -188,124 +188,124 @@ class TestGrants:
 
 
 class TestLateAnswers:
-    """Which requests were counted whose own answers have not come yet, as the answers to others tell."""
+    """Which requests without a response were counted, according to the responses to others."""
 
     def test_all_were_counted(self) -> None:
-        """If an answer speaks of as many as there are, nobody is waited for."""
+        """If a response reports as many requests as were sent, no slot waits for its own response."""
         log = new_log()
         assert LIMIT - 1 == len(hang(log, 0.0))
         assert pytest.approx(TURNOVER) == log.next_at(0.0)
         assert LIMIT == len(granted(log, TURNOVER + 1e-9))
 
     def test_some_were_counted(self) -> None:
-        """Which ones does not matter: two slots are occupied until their answers have come."""
+        """Which ones were counted does not matter: two slots stay occupied until their responses arrive."""
         log = new_log()
-        slots = depart(log, 0.0, LIMIT)
-        answer(log, slots[:10], 0.1, quota=told(LIMIT - 2))
+        slots = send(log, 0.0, LIMIT)
+        answer(log, slots[:10], 0.1, quota=counted(LIMIT - 2))
         assert LIMIT - 2 == len(granted(log, 0.1 + TURNOVER + 1e-9))
         assert math.inf == log.next_at(3.0)
 
-    def test_of_several_answers_the_one_that_says_most_counts(self) -> None:
-        """They come in any order."""
+    def test_tightest_of_several_responses_counts(self) -> None:
+        """The responses arrive in any order."""
         log = new_log()
-        slots = depart(log, 0.0, LIMIT)
+        slots = send(log, 0.0, LIMIT)
         for used, slot in zip((5, 19, 12), slots, strict=False):
-            answer(log, [slot], 0.1, quota=told(used))
+            answer(log, [slot], 0.1, quota=counted(used))
         assert LIMIT - 1 == len(granted(log, 0.1 + TURNOVER + 1e-9))
 
-    def test_a_second_burst_says_nothing_of_the_first(self) -> None:
-        """One of the first was not counted when the last answer came: it may be counted at any moment."""
+    def test_second_burst_reveals_nothing_about_the_first(self) -> None:
+        """One request of the first burst was not counted by the last response: it may be at any moment."""
         log = new_log()
-        first = depart(log, 0.0, LIMIT)
-        answer(log, first[1:], 0.0, quota=told(LIMIT - 1, 2.0))
+        first = send(log, 0.0, LIMIT)
+        answer(log, first[1:], 0.0, quota=counted(LIMIT - 1, 2.0))
         assert LIMIT - 1 == log.remaining(2.5)
-        answer(log, depart(log, 2.5, LIMIT - 1), 2.5, quota=told(LIMIT - 1, 2.0))
+        answer(log, send(log, 2.5, LIMIT - 1), 2.5, quota=counted(LIMIT - 1, 2.0))
         assert LIMIT - 1 == len(granted(log, 2.5 + TURNOVER + 1e-9))
 
-    def test_what_is_given_back_was_not_counted(self) -> None:
-        """With the only one gone that was not counted, nobody is waited for."""
+    def test_released_request_was_not_counted(self) -> None:
+        """After the only uncounted request is released, no slot waits for its response."""
         log = new_log()
-        slots = depart(log, 0.0, LIMIT)
-        answer(log, slots[5:], 0.1, quota=told(LIMIT - 1))
+        slots = send(log, 0.0, LIMIT)
+        answer(log, slots[5:], 0.1, quota=counted(LIMIT - 1))
         log.unsent(slots[0])
         assert LIMIT == log.remaining(0.1 + TURNOVER + 1e-9)
 
-    @pytest.mark.parametrize("sent_at", [None, 0.15], ids=["one has not left", "one left too late"])
-    def test_the_answer_may_speak_of_a_foreign_request(self, sent_at: float | None) -> None:
-        """What had not left when the answer came cannot have been counted."""
+    @pytest.mark.parametrize("sent_at", [None, 0.15], ids=["not sent", "sent too late"])
+    def test_response_may_include_a_foreign_request(self, sent_at: float | None) -> None:
+        """A request not sent when the response arrived cannot have been counted."""
         log = new_log()
         late, other = log.take(0.0), log.take(0.0)
         log.sent(other, 0.0)
         if sent_at is not None:
             log.sent(late, sent_at)
-        answer(log, [other], 0.1, quota=told(2))
+        answer(log, [other], 0.1, quota=counted(2))
         assert LIMIT - 1 == log.remaining(5.0)
 
-    def test_a_late_answer_tells_when_its_request_was_counted(self) -> None:
-        """To a second and the skew of clocks, by the end of its window on the server's clock."""
+    def test_late_response_reveals_when_its_request_was_counted(self) -> None:
+        """The end of its window on the server's clock gives the time to within a second plus clock skew."""
         log = new_log()
-        late, *others = depart(log, 0.0, LIMIT)
+        late, *others = send(log, 0.0, LIMIT)
         ahead = 1_600_000_000.0
         for slot in others:
-            answer(log, [slot], 0.0, quota=attrs.evolve(told(LIMIT - 1, 1.999), reset_at=ahead + 2.0))
-        log.answered(late, 2.5, 200, attrs.evolve(told(LIMIT, 1.999), reset_at=ahead + 2.0))
+            answer(log, [slot], 0.0, quota=attrs.evolve(counted(LIMIT - 1, 1.999), reset_at=ahead + 2.0))
+        log.answered(late, 2.5, 200, attrs.evolve(counted(LIMIT, 1.999), reset_at=ahead + 2.0))
         counted_by = 0.0 + 1.0 + SKEW + ROUNDING
         assert LIMIT - 1 == log.remaining(counted_by + TURNOVER - 1e-6)
         assert LIMIT == log.remaining(counted_by + TURNOVER + 1e-6)
 
 
 class TestLostRequests:
-    """Calls that were cut off after sending: what we sent and lost is ours."""
+    """Calls that were cut off after sending: they are not foreign requests."""
 
-    def test_what_turns_up_late_is_not_foreign(self) -> None:
-        """Counted when the server goes on after ten seconds, they explain what it has counted."""
+    def test_lost_requests_counted_late_are_not_foreign(self) -> None:
+        """If the server counts them ten seconds later, they explain its count."""
         log = new_log()
-        for slot in depart(log, 0.0, 5):
+        for slot in send(log, 0.0, 5):
             log.unknown(slot, 1.0)
-        (slot,) = depart(log, 10.0)
-        assert None is log.answered(slot, 10.0, 200, told(6))
+        (slot,) = send(log, 10.0)
+        assert None is log.answered(slot, 10.0, 200, counted(6))
         assert (0, LIMIT - 6) == (log.foreign, log.remaining(10.0))
 
-    def test_what_is_more_than_was_lost_is(self) -> None:
-        """Two of seven cannot have been ours."""
+    def test_excess_over_the_lost_requests_is_foreign(self) -> None:
+        """Two of seven counted requests cannot be ours."""
         log = new_log()
-        for slot in depart(log, 0.0, 4):
+        for slot in send(log, 0.0, 4):
             log.unknown(slot, 1.0)
-        (slot,) = depart(log, 10.0)
-        assert "foreign use" == log.answered(slot, 10.0, 200, told(7))
+        (slot,) = send(log, 10.0)
+        assert "foreign use" == log.answered(slot, 10.0, 200, counted(7))
         assert 2 == log.foreign
 
-    def test_each_turns_up_once(self) -> None:
-        """They explain one window, and no second one."""
+    def test_lost_requests_are_attributed_once(self) -> None:
+        """They explain the count of one window, but not that of a second one."""
         log = new_log()
-        for slot in depart(log, 0.0, 5):
+        for slot in send(log, 0.0, 5):
             log.unknown(slot, 1.0)
-        answer(log, depart(log, 10.0), 10.0, quota=told(6))
-        (slot,) = depart(log, 20.0)
-        assert "foreign use" == log.answered(slot, 20.0, 200, told(6))
+        answer(log, send(log, 10.0), 10.0, quota=counted(6))
+        (slot,) = send(log, 20.0)
+        assert "foreign use" == log.answered(slot, 20.0, 200, counted(6))
 
-    def test_they_are_looked_for_a_minute(self) -> None:
-        """After that, somebody else is more likely."""
+    def test_lost_requests_are_attributed_within_a_minute(self) -> None:
+        """After that, another client is the more likely explanation."""
         log = new_log()
-        for slot in depart(log, 0.0, 5):
+        for slot in send(log, 0.0, 5):
             log.unknown(slot, 1.0)
-        (slot,) = depart(log, LOST_KEPT_FOR + 1.0)
-        assert "foreign use" == log.answered(slot, LOST_KEPT_FOR + 1.0, 200, told(6))
+        (slot,) = send(log, LOST_KEPT_FOR + 1.0)
+        assert "foreign use" == log.answered(slot, LOST_KEPT_FOR + 1.0, 200, counted(6))
 
-    def test_an_answer_that_speaks_of_all_frees_their_slots(self) -> None:
-        """They are known to have been counted, so they need not be given up."""
+    def test_response_that_includes_lost_requests_frees_their_slots(self) -> None:
+        """They are known to have been counted, so their slots need not wait until they are given up."""
         log = new_log()
-        lost, other = depart(log, 0.0, 2)
+        lost, other = send(log, 0.0, 2)
         log.unknown(lost, 0.05)
-        answer(log, [other], 0.1, quota=told(2))
+        answer(log, [other], 0.1, quota=counted(2))
         assert LIMIT == log.remaining(0.1 + TURNOVER + 1e-9)
 
 
 class TestPauses:
-    """What a 429 does to the whole key."""
+    """The effect of a 429 on the whole key."""
 
-    def test_nobody_sends_for_the_time_that_the_server_names(self) -> None:
-        """The key is held for Retry-After, however many slots are free."""
+    def test_429_pauses_the_key(self) -> None:
+        """The key is paused for ``Retry-After``, however many slots are free."""
         log = new_log()
         refuse(log, 10.0, 1.283)
         assert pytest.approx(11.283 + MARGIN) == log.next_at(10.0)
@@ -314,63 +314,61 @@ class TestPauses:
         assert 0.0 == log.cooldown.left(11.31)
         assert LIMIT - 1 == log.remaining(11.31)
 
-    def test_other_answers_hold_nothing(self) -> None:
-        """Every answer carries Retry-After: on a success it is the rest of the window."""
+    def test_other_responses_do_not_pause(self) -> None:
+        """Every response has a ``Retry-After``: on a success, it is the remaining time of the window."""
         log = new_log()
         for status_code in (200, 404, 500, 503):
-            answer(log, depart(log, 0.0), 0.1, status_code, Quota(retry_after=1.9))
+            answer(log, send(log, 0.0), 0.1, status_code, Quota(retry_after=1.9))
         assert 0.0 == log.cooldown.left(0.1)
         assert LIMIT - 4 == log.remaining(0.1)
 
-    def test_a_second_refusal_never_shortens_the_pause(self) -> None:
-        """Of several orders to wait the one that ends last stands."""
+    def test_second_429_never_shortens_the_pause(self) -> None:
+        """Of several pauses, the one that ends last prevails."""
         log = new_log()
-        slots = depart(log, 0.0, 3)
+        slots = send(log, 0.0, 3)
         for slot, retry_after in zip(slots, (1.283, 0.2, 1.5), strict=True):
             log.answered(slot, 0.1, 429, Quota(retry_after=retry_after))
             assert pytest.approx(max(1.283, retry_after) + MARGIN) == log.cooldown.left(0.1)
 
-    def test_a_refusal_that_does_not_say_how_long_holds_a_whole_window(self) -> None:
-        """Without a usable header a window is what the wait can be at most."""
+    def test_429_without_retry_after_pauses_for_a_whole_window(self) -> None:
+        """Without a usable header, the longest possible wait is one window."""
         log = new_log()
         refuse(log, 0.0, None)
         assert pytest.approx(TURNOVER) == log.cooldown.left(0.0)
-        assert PERIOD == pause_after_429(SILENT, PERIOD)
+        assert PERIOD == pause_after_429(NO_HEADERS, PERIOD)
         assert 0.4 == pause_after_429(Quota(retry_after=0.4), PERIOD)
 
     @pytest.mark.parametrize(
         ("retry_after", "paused_for", "refused_for"),
         [(59.0, 59.0 + MARGIN, 0.0), (60.0, 60.0 + MARGIN, 0.0), (86_400.0, PAUSE_CAP + MARGIN, 86_400.0)],
     )
-    def test_a_wait_too_long_to_be_slept_through(
-        self, retry_after: float, paused_for: float, refused_for: float
-    ) -> None:
-        """Above a minute it is an error for the caller; the key is tried again after a minute."""
+    def test_pause_is_capped(self, retry_after: float, paused_for: float, refused_for: float) -> None:
+        """Above a minute, callers get an error; the key is tried again after a minute."""
         log = new_log()
         refuse(log, 0.0, retry_after)
         assert pytest.approx(paused_for) == log.cooldown.left(0.0)
         assert refused_for == log.cooldown.refused_for(0.0)
         assert 0.0 == log.cooldown.refused_for(PAUSE_CAP + MARGIN + 1e-9)
 
-    def test_a_long_order_counts_down(self) -> None:
-        """While the key is held, callers are told what is left of the order."""
+    def test_long_refusal_counts_down(self) -> None:
+        """While the key is paused, callers are refused with the remaining time."""
         log = new_log()
         refuse(log, 0.0, 86_400.0)
         assert 86_370.0 == log.cooldown.refused_for(30.0)
 
-    def test_a_shorter_refusal_does_not_lift_a_long_order(self) -> None:
-        """Refusals of requests that were in flight together: the longest stands."""
+    def test_shorter_refusal_does_not_shorten_a_long_one(self) -> None:
+        """Of the refusals of requests that were in flight together, the longest prevails."""
         log = new_log()
-        slots = depart(log, 0.0, 2)
+        slots = send(log, 0.0, 2)
         answer(log, slots[:1], 0.1, 429, Quota(retry_after=600.0))
         answer(log, slots[1:], 0.2, 429, Quota(retry_after=0.5))
         assert pytest.approx(599.9) == log.cooldown.refused_for(0.2)
 
     @pytest.mark.parametrize(("retry_after", "refused_for"), [(0.5, 0.0), (3600.0, 3600.0)])
-    def test_after_the_minute_a_new_order_replaces_the_old_one(
+    def test_new_refusal_replaces_the_old_one_after_the_cap(
         self, retry_after: float, refused_for: float
     ) -> None:
-        """What the server says when it is tried again is what counts from then on."""
+        """After the pause, the server's response to the next request replaces the old refusal."""
         log = new_log()
         refuse(log, 0.0, 86_400.0)
         refuse(log, 100.0, retry_after)
@@ -378,11 +376,11 @@ class TestPauses:
         assert log.cooldown.left(100.0) > 0
 
 
-class TestLooking:
-    """After a 429 one request goes first, and the others follow if it is let through."""
+class TestTrialRequest:
+    """After a 429, one trial request goes first; the others follow once it is let through."""
 
-    def test_one_request_looks(self) -> None:
-        """The next one is granted when its answer has come, or a period later."""
+    def test_one_trial_request_goes_first(self) -> None:
+        """The next request is granted when the trial's response has arrived, or one period later."""
         log = new_log()
         refuse(log, 0.0, 1.0)
         after = 1.0 + MARGIN
@@ -391,8 +389,8 @@ class TestLooking:
         answer(log, [trial], after + 0.1)
         assert LIMIT - 2 == len(granted(log, after + 0.1))
 
-    def test_while_it_is_refused_one_looks_each_time(self) -> None:
-        """A server that refuses for long meets one request at a time."""
+    def test_each_refusal_is_followed_by_one_trial(self) -> None:
+        """A server that keeps refusing receives one request at a time."""
         log = new_log()
         refuse(log, 0.0, 1.0)
         now = 0.0
@@ -403,8 +401,8 @@ class TestLooking:
         assert pytest.approx(10 * (1.0 + MARGIN)) == now
 
     @pytest.mark.parametrize("end", ["unsent", "unknown"])
-    def test_if_it_does_not_come_back_the_next_one_looks(self, end: str) -> None:
-        """A request that failed or was cut off has not seen anything."""
+    def test_trial_without_a_result_is_replaced(self, end: str) -> None:
+        """If the trial request fails to connect or is cut off, the next request becomes the trial."""
         log = new_log()
         refuse(log, 0.0, 1.0)
         for _ in range(2):
@@ -415,37 +413,37 @@ class TestLooking:
                 log.unknown(trial, 1.1)
         assert 1 == len(granted(log, 1.1))
 
-    def test_what_left_before_the_pause_does_not_look(self) -> None:
-        """Its answer is of before."""
+    def test_response_from_before_the_pause_is_not_a_trial(self) -> None:
+        """A success for a request sent before the pause does not release the others."""
         log = new_log()
-        first, second = depart(log, 0.0, 2)
+        first, second = send(log, 0.0, 2)
         log.answered(first, 0.1, 429, Quota(retry_after=1.0))
-        log.answered(second, 0.2, 200, SILENT)
+        log.answered(second, 0.2, 200, NO_HEADERS)
         assert 1 == len(granted(log, 1.2))
 
 
 class TestHeaders:
-    """What the quota headers of an answer change."""
+    """The effects of a response's quota headers."""
 
-    def test_room_that_others_use_is_left_to_them(self) -> None:
-        """The first answer says 6 remain for 0.7 s: two are left to them, four go one after the other."""
+    def test_foreign_requests_are_left_room(self) -> None:
+        """With 6 remaining for 0.7 s, two are left for foreign use, and four go out one after another."""
         log = new_log()
-        (slot,) = depart(log, 0.0)
+        (slot,) = send(log, 0.0)
         assert "foreign use" == log.answered(slot, 0.1, 200, Quota(limit=20, remaining=6, retry_after=0.7))
         assert (6, 13) == (log.remaining(0.1), log.foreign)
         moments: list[float] = []
         now = 0.1
         while now < 0.8:
             moments.append(now)
-            answer(log, depart(log, now), now)
+            answer(log, send(log, now), now)
             now = log.next_at(now)
         assert pytest.approx([0.1, 0.28, 0.46, 0.64]) == moments
         assert pytest.approx(0.82) == now
 
-    def test_no_more_leave_than_remain_less_the_slack(self) -> None:
-        """However slowly they go: while the window lasts, two requests are left to others."""
+    def test_remaining_minus_slack_is_the_maximum(self) -> None:
+        """However slowly requests are sent, two are left for foreign use while the window lasts."""
         log = new_log()
-        answer(log, depart(log, 0.0), 0.0, quota=Quota(limit=20, remaining=6, retry_after=1.9))
+        answer(log, send(log, 0.0), 0.0, quota=Quota(limit=20, remaining=6, retry_after=1.9))
         count, now = 0, 0.0
         while (now := log.next_at(now)) < 1.9:
             log.sent(log.take(now), now)
@@ -454,131 +452,134 @@ class TestHeaders:
         assert pytest.approx(1.9 + MARGIN, abs=0.002) == now
 
     @pytest.mark.parametrize("proven", [True, False])
-    def test_a_refusal_may_tell_of_others(self, proven: bool) -> None:  # noqa: FBT001 - a column
-        """In a window that ours do not fill, it does, whichever way the server counts."""
+    def test_429_may_reveal_foreign_use(self, proven: bool) -> None:  # noqa: FBT001 - a column
+        """A 429 in a window that our own requests do not fill reveals foreign use, for either algorithm."""
         log = new_log()
         log._server.is_fixed = proven
         quota = Quota(limit=20, remaining=1, retry_after=1.9)
-        answer(log, depart(log, 0.0, LIMIT - 1), 0.1, quota=quota)
-        (held_back,) = depart(log, 1.2)
+        answer(log, send(log, 0.0, LIMIT - 1), 0.1, quota=quota)
+        (held_back,) = send(log, 1.2)
         refusal = Quota(limit=20, remaining=0, retry_after=0.8)
-        news = log.answered(held_back, 1.21, 429, refusal)
-        assert ("foreign use", 1) == (news, log.foreign)
+        observation = log.answered(held_back, 1.21, 429, refusal)
+        assert ("foreign use", 1) == (observation, log.foreign)
 
-    def test_a_refusal_before_anything_else_tells_of_nobody(self) -> None:
-        """What fills the window may be of a process that has just ended: the key is not taken for shared."""
+    def test_initial_429_does_not_reveal_foreign_use(self) -> None:
+        """The window may be full of a finished process's requests, so the key is not marked shared."""
         log = new_log()
-        (slot,) = depart(log, 0.0)
+        (slot,) = send(log, 0.0)
         assert None is log.answered(slot, 0.1, 429, Quota(limit=20, remaining=0, retry_after=0.8))
         assert 0 == log.foreign
 
     def test_foreign_requests_make_a_key_shared(self) -> None:
-        """At least half of the limit stays ours, spread over the period; the news comes once."""
+        """At least half of the limit stays ours, spread over the period; foreign use is reported once."""
         log = new_log()
-        slots = depart(log, 0.0, 2)
+        slots = send(log, 0.0, 2)
         quota = Quota(limit=20, remaining=15, retry_after=2.0)
         assert ["foreign use", None] == [log.answered(slot, 0.1, 200, quota) for slot in slots]
         log.take(3.0)
         assert pytest.approx(3.0 + 0.9 * PERIOD / 10) == log.next_at(3.0)
         assert 9 == log.remaining(3.0)
 
-    def test_the_budget_is_whole_when_theirs_are_forgotten_too(self) -> None:
-        """As far as is known: their window's end."""
+    def test_reset_waits_for_foreign_requests(self) -> None:
+        """The whole budget is available once the window of the foreign requests is over."""
         log = new_log()
-        answer(log, depart(log, 0.0), 0.1, quota=Quota(limit=20, remaining=6, retry_after=5.0))
-        answer(log, depart(log, 0.2), 0.3, quota=Quota(limit=20, remaining=5, retry_after=1.9))
+        answer(log, send(log, 0.0), 0.1, quota=Quota(limit=20, remaining=6, retry_after=5.0))
+        answer(log, send(log, 0.2), 0.3, quota=Quota(limit=20, remaining=5, retry_after=1.9))
         assert 0 < log.foreign
         assert log.resets_in(0.3) >= 1.9
 
-    def test_the_same_requests_of_others_are_counted_once(self) -> None:
-        """Each answer of a window tells of the same foreign requests; only new ones take more room."""
+    def test_foreign_requests_are_counted_once(self) -> None:
+        """All responses of a window report the same foreign requests; only new ones take more room."""
         log = new_log()
-        slots = depart(log, 0.0, 3)
+        slots = send(log, 0.0, 3)
         for remaining, slot in zip((9, 8, 7), slots, strict=True):
             answer(log, [slot], 0.1, quota=Quota(limit=20, remaining=remaining, retry_after=1.9))
         assert 7 == log.remaining(0.1)
 
     @given(st.integers(1, 40), st.integers(0, 40), st.floats(0.01, 2), st.integers(1, 40))
-    def test_never_more_than_the_server_says_remain(
+    def test_never_more_than_the_server_reports_remaining(
         self, limit: int, remaining: int, retry_after: float, configured: int
     ) -> None:
-        """After a first answer no more leave than remain, and of a shared key at least half are ours."""
+        """After a first response, at most ``remaining`` are sent; at least half of a shared key is ours."""
         log = new_log(configured)
         quota = Quota(limit=limit, remaining=remaining, retry_after=retry_after)
-        answer(log, depart(log, 0.0), 0.0, quota=quota)
+        answer(log, send(log, 0.0), 0.0, quota=quota)
         shared = remaining < limit - 1
         ours = min(configured, max(limit // 2 - 1, math.ceil(limit / 2)) if shared else limit)
         assert max(0, min(remaining, ours - 1)) == log.remaining(0.0)
 
-    def test_a_retry_after_longer_than_a_window_tells_nothing_of_others(self) -> None:
-        """It is not the rest of a window, whatever else it is."""
+    def test_retry_after_longer_than_a_window_is_ignored(self) -> None:
+        """Such a value cannot be the remaining time of a window, so it reveals no foreign use."""
         log = new_log()
-        answer(log, depart(log, 0.0), 0.0, quota=Quota(limit=20, remaining=0, retry_after=900.0))
+        answer(log, send(log, 0.0), 0.0, quota=Quota(limit=20, remaining=0, retry_after=900.0))
         assert LIMIT - 1 == log.remaining(0.0)
 
-    def test_a_window_that_is_over_tells_nothing_of_others(self) -> None:
-        """An answer that came when another had already told that its window is over by then."""
+    def test_finished_window_reveals_no_foreign_use(self) -> None:
+        """A response is ignored if an earlier one had already shown that its window is over by now."""
         log = new_log()
-        early, late = depart(log, 0.0, 2)
+        early, late = send(log, 0.0, 2)
         answer(log, [early], 0.01, quota=Quota(limit=20, remaining=19, retry_after=0.2))
         answer(log, [late], 0.5, quota=Quota(limit=20, remaining=0, retry_after=0.2))
         assert LIMIT - 2 == log.remaining(0.5)
 
-    @pytest.mark.parametrize("quota", [SILENT, Quota(remaining=0), Quota(limit=20, retry_after=1.5)])
-    def test_headers_that_are_not_all_there_tell_nothing_of_others(self, quota: Quota) -> None:
-        """Without both the rest and its end, the log stands alone."""
+    @pytest.mark.parametrize("quota", [NO_HEADERS, Quota(remaining=0), Quota(limit=20, retry_after=1.5)])
+    def test_incomplete_headers_reveal_no_foreign_use(self, quota: Quota) -> None:
+        """Unless both remaining and ``Retry-After`` are present, the log works on its own."""
         log = new_log()
-        answer(log, depart(log, 0.0), 0.0, quota=quota)
+        answer(log, send(log, 0.0), 0.0, quota=quota)
         assert LIMIT - 1 == log.remaining(0.0)
 
-    def test_a_number_out_of_all_proportion_is_cut(self) -> None:
-        """A server that speaks of fifty million requests costs no more than one that speaks of twenty."""
+    def test_excessive_limit_is_capped(self) -> None:
+        """A reported limit of fifty million requests costs no more than one of twenty."""
         log = new_log()
-        answer(log, depart(log, 0.0), 0.0, quota=Quota(limit=50_000_000, remaining=0, retry_after=1.9))
+        answer(log, send(log, 0.0), 0.0, quota=Quota(limit=50_000_000, remaining=0, retry_after=1.9))
         assert MAX_LIMIT_FACTOR * LIMIT - 1 == log.foreign
         assert (LIMIT, 0) == (log.limit, log.remaining(0.0))
 
-    def test_a_header_lowers_the_limit(self) -> None:
-        """A smaller quota than configured is kept to, and what is out already counts against it."""
+    def test_header_lowers_the_limit(self) -> None:
+        """A quota below the configured limit is respected, and requests already sent count against it."""
         log = new_log()
-        slots = depart(log, 0.0, 12)
+        slots = send(log, 0.0, 12)
         answer(log, slots, 0.1, quota=Quota(limit=5))
         assert (5, 0) == (log.limit, log.remaining(0.1))
         end = 0.1 + TURNOVER + 1e-9
         assert 5 == len(granted(log, end))
 
-    def test_with_a_lowered_limit_as_many_must_end_as_are_too_many(self) -> None:
-        """Eight are out and five are allowed: the next one goes when four of the eight have ended."""
+    def test_lowered_limit_waits_for_the_excess_to_end(self) -> None:
+        """With eight slots occupied and five allowed, the next grant waits until four have freed up."""
         log = new_log()
         for number in range(8):
             answer(
-                log, depart(log, number / 10), number / 10, quota=Quota(limit=5) if number == 7 else SILENT
+                log,
+                send(log, number / 10),
+                number / 10,
+                quota=Quota(limit=5) if number == 7 else NO_HEADERS,
             )
         assert pytest.approx(0.3 + TURNOVER) == log.next_at(0.7)
         assert pytest.approx(PERIOD - 0.7) == log.estimate(0.7, 0)
 
     @pytest.mark.parametrize("quota", [Quota(limit=100), Quota(limit=100, remaining=99, retry_after=1.0)])
-    def test_a_header_never_raises_the_limit(self, quota: Quota) -> None:
-        """More than configured is not taken, even if the server offers it."""
+    def test_header_never_raises_the_limit(self, quota: Quota) -> None:
+        """No more than the configured limit is used, even if the server offers more."""
         log = new_log()
-        answer(log, depart(log, 0.0), 0.0, quota=quota)
+        answer(log, send(log, 0.0), 0.0, quota=quota)
         assert (LIMIT, LIMIT - 1) == (log.limit, log.remaining(0.0))
 
-    def test_a_lowered_limit_comes_back_no_higher_than_it_was(self) -> None:
+    def test_lowered_limit_recovers_to_the_configured_limit(self) -> None:
         """When the server allows the configured limit again, so does the log."""
         log = new_log()
         limits = []
         for allowed in (5, 50, 3, None, 0):
-            answer(log, depart(log, 0.0), 0.0, quota=Quota(limit=allowed))
+            answer(log, send(log, 0.0), 0.0, quota=Quota(limit=allowed))
             limits.append(log.limit)
         assert [5, 20, 3, 3, 3] == limits
 
 
 class TestForecasts:
-    """What can be told of the time to come."""
+    """Estimates of waits, resets and remaining requests."""
 
-    def test_an_idle_log_has_nothing_to_remember(self) -> None:
-        """Idle is: nothing in flight, nothing counted, nothing lost that may turn up, no pause."""
+    def test_idle_log(self) -> None:
+        """An idle log has nothing in flight, nothing counted, nothing recently lost, and no pause."""
         log = new_log()
         assert log.idle(0.0)
         (slot,) = granted(log, 0.0)[:1]
@@ -587,24 +588,24 @@ class TestForecasts:
         assert not log.idle(LOST_KEPT_FOR - 0.01)
         assert log.idle(LOST_KEPT_FOR + 0.01)
 
-    def test_a_request_in_flight_and_a_pause_are_remembered(self) -> None:
-        """Neither a request that hangs for an hour nor a pause of a minute, nor that one is to look then."""
+    def test_request_in_flight_and_pause_are_not_idle(self) -> None:
+        """A log is not idle during a hanging request, a pause, or the wait for a trial request after it."""
         log = new_log()
-        (slot,) = depart(log, 0.0)
+        (slot,) = send(log, 0.0)
         assert not log.idle(3600.0)
         log.answered(slot, 3600.0, 429, Quota(retry_after=60.0))
         assert not log.idle(3659.0)
         assert log.idle(3660.1 + PERIOD)
 
-    def test_when_the_whole_limit_is_free_again(self) -> None:
-        """The budget is whole when the last slot has ended and the pause is over."""
+    def test_resets_in(self) -> None:
+        """The whole budget is available when the last slot has freed up and the pause is over."""
         log = new_log()
-        slots = depart(log, 0.0, 2)
+        slots = send(log, 0.0, 2)
         assert pytest.approx(TURNOVER) == log.resets_in(0.0)
         answer(log, slots[:1], 1.0)
         log.unsent(slots[1])
         assert pytest.approx(TURNOVER - 1.0) == log.resets_in(2.0)
-        (slot,) = depart(log, 2.0)
+        (slot,) = send(log, 2.0)
         assert pytest.approx(TURNOVER) == log.resets_in(2.0)
         answer(log, [slot], 2.0, 429, Quota(retry_after=30.0))
         assert pytest.approx(30.0 + MARGIN) == log.resets_in(2.0)
@@ -626,48 +627,48 @@ class TestForecasts:
         ],
     )
     def test_estimate_of_a_queue(self, ahead: int, in_log: float, in_windows: float) -> None:
-        """With 5 of 20 used a second ago, 15 go now; in windows, all 20 again in a second."""
+        """With 5 of 20 slots used a second ago, 15 calls go now; with windows, all 20 again in a second."""
         for is_sliding, wait in ((True, in_log), (False, in_windows)):
             server = ServerModel(PERIOD)
             server.is_sliding = is_sliding
             log = SlidingWindowLog(LIMIT, PERIOD, server)
-            answer(log, depart(log, 9.0, 5), 9.0)
+            answer(log, send(log, 9.0, 5), 9.0)
             assert pytest.approx(wait) == log.estimate(10.0, ahead)
 
-    def test_estimate_where_the_end_of_a_window_is_known(self) -> None:
-        """A window that somebody else began ends sooner than a period after our first request."""
+    def test_estimate_with_a_known_end_of_window(self) -> None:
+        """A window begun by a foreign request ends sooner than one period after our first request."""
         log = new_log()
-        (slot,) = depart(log, 0.0)
+        (slot,) = send(log, 0.0)
         answer(log, [slot], 0.1, quota=Quota(limit=20, remaining=6, retry_after=0.7))
         assert pytest.approx(0.6 - ROUNDING) == log.estimate(0.1, 18)
 
     @pytest.mark.parametrize(("ahead", "wait"), [(0, 0.0), (19, 0.0), (20, 2.0), (59, 4.0), (10_000, 1000.0)])
-    def test_estimate_for_a_key_that_is_not_known(self, ahead: int, wait: float) -> None:
-        """Twenty go at once, and twenty more each period."""
+    def test_estimate_for_a_new_key(self, ahead: int, wait: float) -> None:
+        """Twenty calls go at once, and twenty more per period."""
         assert pytest.approx(wait) == new_log().estimate(0.0, ahead)
 
     @pytest.mark.parametrize(("ahead", "wait"), [(0, 0.0), (19, 0.0), (20, 2.0), (45, 4.0)])
     def test_estimate_during_a_pause(self, ahead: int, wait: float) -> None:
-        """First the pause, then a limit's worth each period."""
+        """After the pause, one limit's worth of calls goes per period."""
         log = new_log()
         refuse(log, 0.0, 30.0)
         assert pytest.approx(30.0 + MARGIN + wait) == log.estimate(0.0, ahead)
 
-    def test_estimate_with_answers_overdue(self) -> None:
-        """A slot whose request hangs may come free at any moment from now on, and then go round."""
+    def test_estimate_with_an_overdue_response(self) -> None:
+        """The slot of a hanging request may free up at any moment from now on, and then be reused."""
         log = new_log(1)
-        depart(log, 0.0)
+        send(log, 0.0)
         assert 0.0 == log.estimate(2.4, 0)
         assert pytest.approx(PERIOD) == log.estimate(2.4, 1)
 
-    def test_estimate_with_a_departure_that_nobody_told_of(self) -> None:
-        """It may have left when it was granted, and be forgotten a period after that."""
+    def test_estimate_with_an_unreported_send(self) -> None:
+        """The request may have been sent when it was granted, and be forgotten one period later."""
         log = new_log(1)
         log.take(0.0)
         assert pytest.approx(0.5) == log.estimate(1.5, 0)
 
-    def test_estimate_after_broken_requests(self) -> None:
-        """A slot that is free now may come round before one whose request may be counted late."""
+    def test_estimate_after_lost_requests(self) -> None:
+        """A slot that is free now may be reused before the slot of a request that may be counted late."""
         log = new_log(2)
-        log.unknown(depart(log, 0.0)[0], 0.0)
+        log.unknown(send(log, 0.0)[0], 0.0)
         assert PERIOD >= log.estimate(0.0, 1)

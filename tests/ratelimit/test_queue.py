@@ -1,4 +1,4 @@
-"""Who is next for one key: first in, first out in two lanes, and the refused before all."""
+"""The queue of one key: first in, first out in two lanes, and refused requests before all others."""
 
 import copy
 import itertools
@@ -27,7 +27,7 @@ LOOPS = ["asyncio", "trio", "thread"]
 
 
 class Call(Waiter):
-    """As much of a waiter as the queue looks at, without an event loop."""
+    """The part of a waiter that the queue uses, without an event loop."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Call(Waiter):
 
 
 def queue_of(waiters: Iterable[Waiter]) -> Queue:
-    """Return a queue to which the waiters were added in this order."""
+    """Return a queue with the waiters added in this order."""
     queue = Queue()
     for waiter in waiters:
         queue.add(waiter)
@@ -52,7 +52,7 @@ def queue_of(waiters: Iterable[Waiter]) -> Queue:
 
 
 def served(queue: Queue) -> list[Waiter]:
-    """Serve all that wait; return them in their order."""
+    """Serve all waiters; return them in the order served."""
     order = []
     while (head := queue.head()) is not None:
         queue.pop(head)
@@ -66,7 +66,7 @@ def numbers(waiters: Iterable[Waiter]) -> list[int]:
 
 
 def test_an_empty_queue() -> None:
-    """Nobody is next, nobody is to watch the clock, and a newcomer waits for nobody."""
+    """An empty queue has no head and no alarms, and a new waiter has nobody ahead."""
     queue = Queue()
     assert (0, None, []) == (len(queue), queue.head(), queue.alarms())
     assert (0, 0) == (queue.ahead_of("interactive"), queue.ahead_of("bulk"))
@@ -74,8 +74,8 @@ def test_an_empty_queue() -> None:
 
 
 @pytest.mark.parametrize("priority", ["interactive", "bulk"])
-def test_one_lane_is_first_in_first_out(priority: Priority) -> None:
-    """Who asked first is served first."""
+def test_each_lane_is_first_in_first_out(priority: Priority) -> None:
+    """Waiters of one lane are served in the order in which they were added."""
     queue = queue_of(Call(number, priority) for number in range(10))
     assert 10 == len(queue)
     assert list(range(10)) == numbers(served(queue))
@@ -83,14 +83,14 @@ def test_one_lane_is_first_in_first_out(priority: Priority) -> None:
 
 
 @pytest.mark.parametrize("priority", ["interactive", "bulk"])
-def test_order_holds_across_event_loops(priority: Priority) -> None:
-    """Waiters of several event loops are served as if they were of one."""
+def test_order_is_kept_across_event_loops(priority: Priority) -> None:
+    """Waiters of several event loops are served as if they belonged to one."""
     queue = queue_of(Call(number, priority, loop=LOOPS[number % 3]) for number in range(30))
     assert list(range(30)) == numbers(served(queue))
 
 
 def test_bulk_gets_every_fifth_turn() -> None:
-    """While both lanes wait, four interactive waiters pass each bulk one."""
+    """While both lanes wait, four interactive waiters are served before each bulk one."""
     queue = queue_of([Call(number, "bulk") for number in range(3)])
     for number in range(10, 22):
         queue.add(Call(number))
@@ -98,23 +98,23 @@ def test_bulk_gets_every_fifth_turn() -> None:
     assert expected == numbers(served(queue))
 
 
-def test_bulk_alone_has_all_turns() -> None:
-    """Bulk waiters wait for interactive ones only, not for a turn."""
+def test_bulk_gets_every_turn_if_alone() -> None:
+    """Bulk waiters only wait while interactive ones are queued."""
     queue = queue_of([Call(0, "bulk"), Call(1, "bulk"), Call(2)])
     assert [2, 0, 1] == numbers(served(queue))
 
 
-def test_turns_are_counted_while_bulk_waits_only() -> None:
-    """Interactive waiters that passed nobody do not hasten the first bulk one."""
+def test_interactive_turns_only_count_while_bulk_waits() -> None:
+    """Interactive turns taken while no bulk waiter was queued do not count toward its turn."""
     queue = queue_of(Call(number) for number in range(30))
     for _ in range(9):
-        queue.pop(queue.head() or pytest.fail("nobody waits"))
+        queue.pop(queue.head() or pytest.fail("the queue is empty"))
     queue.add(Call(99, "bulk"))
     assert [*range(9, 13), 99, 13] == numbers(served(queue))[:6]
 
 
-def test_the_refused_go_first_in_number_order() -> None:
-    """Whoever the server refused goes before all others, in the order of the first asking."""
+def test_refused_waiters_go_first_by_number() -> None:
+    """Refused waiters go before all others, in their original order."""
     queue = queue_of(
         [
             Call(50),
@@ -130,16 +130,16 @@ def test_the_refused_go_first_in_number_order() -> None:
 
 
 @pytest.mark.parametrize("order", [*itertools.permutations([3, 5, 7, 9])])
-def test_the_refused_come_back_in_any_order(order: tuple[int, ...]) -> None:
-    """Each takes its place among those that are back already."""
+def test_refused_waiters_return_in_any_order(order: tuple[int, ...]) -> None:
+    """Each refused waiter is sorted in among those already back."""
     assert [3, 5, 7, 9] == numbers(served(queue_of(Call(number, refused=True) for number in order)))
 
 
-def test_the_refused_take_no_turn_from_bulk() -> None:
-    """A refused waiter that is served again counts neither for nor against the bulk lane's share."""
+def test_refused_waiters_do_not_count_as_turns() -> None:
+    """Serving a refused waiter counts neither for nor against the bulk lane's share."""
     queue = queue_of([Call(0, "bulk"), *(Call(number) for number in range(10, 16))])
     for _ in range(3):
-        queue.pop(queue.head() or pytest.fail("nobody waits"))
+        queue.pop(queue.head() or pytest.fail("the queue is empty"))
     queue.add(Call(10, refused=True))
     assert [10, 13, 0, 14, 15] == numbers(served(queue))
 
@@ -149,8 +149,8 @@ def test_the_refused_take_no_turn_from_bulk() -> None:
     [(0, [1, 2, 3, 4]), (2, [0, 1, 3, 4]), (4, [0, 1, 2, 3])],
     ids=["head", "middle", "tail"],
 )
-def test_who_leaves_costs_nobody_anything(place: int, left: list[int]) -> None:
-    """A waiter is taken out wherever it stands, once; the others keep their order."""
+def test_discard_keeps_the_order_of_the_others(place: int, left: list[int]) -> None:
+    """A waiter is removed from any position, once; the others keep their order."""
     waiters = [Call(number) for number in range(5)]
     queue = queue_of(waiters)
     assert queue.discard(waiters[place]) is True
@@ -159,15 +159,15 @@ def test_who_leaves_costs_nobody_anything(place: int, left: list[int]) -> None:
     assert left == numbers(served(queue))
 
 
-def test_a_waiter_is_known_by_itself() -> None:
-    """Another waiter of the same number, loop and lane is not the one that waits."""
+def test_waiters_are_compared_by_identity() -> None:
+    """A different waiter with the same number, loop and lane is not in the queue."""
     queue = queue_of([Call(1)])
     assert queue.discard(Call(1)) is False
     assert 1 == len(queue)
 
 
-def test_clear_forgets_all() -> None:
-    """After a fork, those who wait are the parent's; the queue can be used again."""
+def test_clear_removes_all_waiters() -> None:
+    """After a fork, the waiters belong to the parent; the queue can be used again."""
     waiters = [Call(1), Call(2, "bulk"), Call(3, refused=True), Call(4, loop="trio")]
     queue = queue_of(waiters)
     queue.clear()
@@ -177,8 +177,8 @@ def test_clear_forgets_all() -> None:
     assert [5] == numbers(served(queue))
 
 
-def test_one_per_event_loop_watches_the_clock() -> None:
-    """Each loop with waiting waiters has one that is to wake for all, the refused before the others."""
+def test_one_alarm_per_event_loop() -> None:
+    """Each loop with waiters has one that sets the alarm, preferably a refused one."""
     waiters = [
         Call(1, loop="asyncio"),
         Call(2, loop="asyncio"),
@@ -194,8 +194,8 @@ def test_one_per_event_loop_watches_the_clock() -> None:
     assert [0] == numbers(queue.alarms())
 
 
-def test_who_is_first_of_lane_and_loop() -> None:
-    """One waiter of each lane and loop is its first; with it gone, the next one is."""
+def test_is_first_of_lane_and_loop() -> None:
+    """Each lane and loop has one first waiter; after it is removed, the next one is first."""
     first, second, bulk, refused, other = waiters = [
         Call(1),
         Call(2),
@@ -221,10 +221,10 @@ def test_who_is_first_of_lane_and_loop() -> None:
         (1, 100, 2, 101, 15),
     ],
 )
-def test_how_many_are_ahead(
+def test_ahead_of(
     refused: int, interactive: int, bulk: int, ahead_of_interactive: int, ahead_of_bulk: int
 ) -> None:
-    """Interactive newcomers wait for their lane, bulk ones also for four interactive ones a turn."""
+    """New interactive waiters wait for their lane, bulk ones also for four interactive waiters per turn."""
     queue = queue_of(
         [
             *(Call(number, refused=True) for number in range(refused)),
@@ -235,23 +235,23 @@ def test_how_many_are_ahead(
     assert (ahead_of_interactive, ahead_of_bulk) == (queue.ahead_of("interactive"), queue.ahead_of("bulk"))
 
 
-def test_turns_taken_bring_the_bulk_turn_nearer() -> None:
-    """Three interactive waiters have passed the bulk lane: one more does before its next turn."""
+def test_turns_taken_shorten_the_wait_of_bulk() -> None:
+    """After three interactive turns, only one more precedes the next bulk turn."""
     queue = queue_of([*(Call(number) for number in range(20)), Call(50, "bulk")])
     assert 9 == queue.ahead_of("bulk")
     for _ in range(3):
-        queue.pop(queue.head() or pytest.fail("nobody waits"))
+        queue.pop(queue.head() or pytest.fail("the queue is empty"))
     assert 6 == queue.ahead_of("bulk")
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """The queue beside a list that is searched from end to end."""
+    """Compares the queue with a plain list."""
 
     waiters: Bundle[Waiter] = Bundle("waiters")
 
     @initialize()
     def start(self) -> None:
-        """Begin with nobody."""
+        """Start with an empty queue."""
         self.queue = Queue()
         self.waiting: list[Waiter] = []
         self.served: list[Waiter] = []
@@ -259,8 +259,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.passed = 0
 
     @rule(target=waiters, priority=priorities, loop=st.sampled_from(LOOPS), count=st.integers(1, 6))
-    def ask(self, priority: Priority, loop: str, count: int) -> MultipleResults[Waiter]:
-        """Add newcomers."""
+    def add(self, priority: Priority, loop: str, count: int) -> MultipleResults[Waiter]:
+        """Add new waiters."""
         waiters = [Call(next(self.counter), priority, loop=loop) for _ in range(count)]
         for waiter in waiters:
             self.queue.add(waiter)
@@ -270,7 +270,7 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.served)
     @rule(target=waiters, data=st.data(), loop=st.sampled_from(LOOPS))
     def refuse(self, data: st.DataObject, loop: str) -> Waiter:
-        """Have one that was served come back, refused, with the number that it had."""
+        """Return a served waiter as refused, with its original number."""
         first = self.served.pop(data.draw(st.integers(0, len(self.served) - 1)))
         waiter = Call(first.number, first.priority, refused=True, loop=loop)
         self.queue.add(waiter)
@@ -279,7 +279,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(turns=st.integers(1, 7))
     def serve(self, turns: int) -> None:
-        """Serve the heads, each the one that the list has for next."""
+        """Serve waiters; each head must be the one that the list expects."""
         for _ in range(turns):
             head = self.queue.head()
             assert self.expected_head() is head
@@ -294,15 +294,15 @@ class QueueMachine(RuleBasedStateMachine):
                 assert self.passed < BULK_SHARE
 
     @rule(waiter=waiters)
-    def leave(self, waiter: Waiter) -> None:
-        """Take out any waiter, one that is gone already too."""
+    def discard(self, waiter: Waiter) -> None:
+        """Remove any waiter, even one already removed."""
         assert (waiter in self.waiting) is self.queue.discard(waiter)
         if waiter in self.waiting:
             self.waiting.remove(waiter)
 
     @rule(priority=priorities)
     def count_ahead(self, priority: Priority) -> None:
-        """Compare the number of those ahead with how it turns out if nobody else comes."""
+        """Compare ``ahead_of`` with the actual order if nobody else is added."""
         ahead = self.queue.ahead_of(priority)
         queue: Queue = copy.deepcopy(self.queue)
         newcomer = Call(next(self.counter), priority, loop="another")
@@ -310,18 +310,18 @@ class QueueMachine(RuleBasedStateMachine):
         turn = served(queue).index(newcomer)
         if priority == "bulk":
             assert turn == ahead
-        else:  # the bulk lane's share is left out, and it is at most one in four of the others
+        else:  # leaves out the bulk lane's share, at most one in four of the others
             assert ahead <= turn <= ahead + (ahead + self.passed) // (BULK_SHARE - 1)
 
     @rule()
-    def start_over(self) -> None:
-        """Forget all, as after a fork."""
+    def clear(self) -> None:
+        """Clear the queue, as after a fork."""
         self.queue.clear()
         self.waiting.clear()
 
     @invariant()
     def agree(self) -> None:
-        """Both have the same waiters, and each loop that has any has one that watches the clock."""
+        """Compare the waiters of the queue and the list, and require one alarm for each loop with waiters."""
         assert len(self.waiting) == len(self.queue)
         alarms = self.queue.alarms()
         assert {*alarms} <= {*self.waiting}
@@ -333,7 +333,7 @@ class QueueMachine(RuleBasedStateMachine):
         return sorted(lane, key=lambda waiter: waiter.number)
 
     def expected_head(self) -> Waiter | None:
-        """Return the next one by the rules."""
+        """Return the expected head according to the rules."""
         refused, interactive, bulk = (self.lane(name) for name in ("refused", "interactive", "bulk"))
         if self.passed == BULK_SHARE - 1:
             lanes = [refused, bulk, interactive]

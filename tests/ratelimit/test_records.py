@@ -1,4 +1,4 @@
-"""What an answer proves of other requests: values only."""
+"""What a response proves about other requests. Values only."""
 
 import pytest
 
@@ -7,14 +7,14 @@ from lemcal_async.ratelimit._slots import RequestRecord, refutes_sliding
 PERIOD = 2.0
 
 
-def past(
-    left_at: float, used: int | None = None, *, heard_after: float = 0.1, was_counted: bool = True
+def record_of(
+    left_at: float, used: int | None = None, *, received_after: float = 0.1, was_counted: bool = True
 ) -> RequestRecord:
-    """Return a request that was counted within so many seconds after it left."""
+    """Return a request that was counted at most ``received_after`` seconds after it was sent."""
     return RequestRecord(
         number=1,
         left_at=left_at,
-        counted_by=left_at + heard_after,
+        counted_by=left_at + received_after,
         was_counted=was_counted,
         window=None,
         used=used,
@@ -22,23 +22,25 @@ def past(
 
 
 class TestRefutesSliding:
-    """Whether an answer cannot be that of a sliding log."""
+    """Whether a response rules out a sliding log."""
 
     @pytest.mark.parametrize(
         ("used", "proof"), [(1, True), (2, False), (3, False), (0, False), (None, False)]
     )
-    def test_two_too_few(self, used: int | None, proof: bool) -> None:  # noqa: FBT001 - a column
-        """It must count what it surely counted less than a period ago; by one, it proves nothing."""
-        assert proof is refutes_sliding(past(2.05, used), [past(0.5), past(1.0)], PERIOD)
+    def test_count_too_low_by_two_is_proof(self, used: int | None, proof: bool) -> None:  # noqa: FBT001 - a column
+        """A sliding log must count all requests of the last period; a difference of one proves nothing."""
+        assert proof is refutes_sliding(record_of(2.05, used), [record_of(0.5), record_of(1.0)], PERIOD)
 
     @pytest.mark.parametrize(
         "others",
         [
-            pytest.param([past(0.1), past(1.0)], id="one may be forgotten"),
-            pytest.param([past(1.0), past(2.0)], id="one may have come later"),
-            pytest.param([past(1.0), past(1.1, was_counted=False)], id="one may not have been counted"),
+            pytest.param([record_of(0.1), record_of(1.0)], id="one may have expired"),
+            pytest.param([record_of(1.0), record_of(2.0)], id="one may have arrived later"),
+            pytest.param(
+                [record_of(1.0), record_of(1.1, was_counted=False)], id="one may not have been counted"
+            ),
         ],
     )
-    def test_what_is_not_sure_does_not_count(self, others: list[RequestRecord]) -> None:
-        """Then there is one too few to prove anything."""
-        assert not refutes_sliding(past(2.05, 1), others, PERIOD)
+    def test_uncertain_requests_do_not_count(self, others: list[RequestRecord]) -> None:
+        """Without the uncertain request, the difference is too small to prove anything."""
+        assert not refutes_sliding(record_of(2.05, 1), others, PERIOD)

@@ -1,4 +1,4 @@
-"""What answers teach of a server: its windows, their ends, and how quick the way to it is."""
+"""What responses reveal about a server: its windows, their ends, and the minimum round trip."""
 
 import math
 
@@ -20,7 +20,7 @@ PERIOD = 2.0
 
 
 def learned(*rounds: tuple[float, list[float]]) -> float:
-    """Return the quickest round trip after these, each with the moment of its end."""
+    """Return the minimum round trip after these rounds, each given with the moment of its end."""
     trips = MinimumRoundTrip()
     for now, seconds in rounds:
         for one in seconds:
@@ -29,35 +29,35 @@ def learned(*rounds: tuple[float, list[float]]) -> float:
 
 
 class TestRoundTrips:
-    """How quick a way may be that is yet to be seen."""
+    """The estimate of the minimum round trip."""
 
-    def test_nothing_is_known_at_first(self) -> None:
-        """Without a round trip, or with those of one moment only, there is nothing to count on."""
+    def test_no_estimate_from_a_single_moment(self) -> None:
+        """Without round trips, or with those of one moment only, the estimate is 0."""
         assert 0.0 == learned()
         assert 0.0 == learned((1.0, [0.1] * 100))
         assert 0.0 == learned((1.0, [0.1] * 100), (1.5, [0.1]))
 
-    def test_two_moments_tell(self) -> None:
-        """All alike, the least is the quickest."""
+    def test_estimate_from_two_moments(self) -> None:
+        """If all round trips are alike, the estimate is their minimum."""
         assert pytest.approx(0.1) == learned((1.0, [0.1] * 10), (1.6, [0.1]))
 
-    @pytest.mark.parametrize(("count", "quickest"), [(4, 0.0), (8, 0.05), (20, 0.08), (200, 0.098)])
-    def test_what_varies_may_be_quicker_yet(self, count: int, quickest: float) -> None:
-        """The more round trips there were, the less is taken off the least of them."""
+    @pytest.mark.parametrize(("count", "fastest"), [(4, 0.0), (8, 0.05), (20, 0.08), (200, 0.098)])
+    def test_estimate_allows_for_variance(self, count: int, fastest: float) -> None:
+        """The more round trips were recorded, the less is subtracted from their minimum."""
         half = [0.1, 0.3] * (count // 4)
-        assert pytest.approx(quickest) == learned((1.0, half), (2.0, half))
+        assert pytest.approx(fastest) == learned((1.0, half), (2.0, half))
 
-    def test_what_is_long_past_is_forgotten(self) -> None:
-        """A way that has become longer counts as it is, after some hundred round trips."""
+    def test_old_round_trips_are_forgotten(self) -> None:
+        """After a few hundred slower round trips, the estimate follows."""
         trips = MinimumRoundTrip()
-        for now, quickest in enumerate((0.0, 0.01, 0.1, 0.1)):
+        for now, fastest in enumerate((0.0, 0.01, 0.1, 0.1)):
             for _ in range(200):
                 trips.add(0.01 if now == 0 else 0.1, float(now))
-            assert pytest.approx(quickest, abs=0.002) == trips.seconds
+            assert pytest.approx(fastest, abs=0.002) == trips.seconds
 
     @given(st.lists(st.tuples(st.floats(0, 2), st.floats(0, 10)), min_size=1, max_size=30))
-    def test_never_more_than_the_least(self, rounds: list[tuple[float, float]]) -> None:
-        """And never less than nothing."""
+    def test_estimate_never_exceeds_the_minimum(self, rounds: list[tuple[float, float]]) -> None:
+        """The estimate lies between 0 and the minimum."""
         trips = MinimumRoundTrip()
         now = 0.0
         for seconds, gap in rounds:
@@ -67,10 +67,10 @@ class TestRoundTrips:
 
 
 class TestServer:
-    """When windows are proven, and what takes the proof back."""
+    """When fixed windows are proven, and what revokes the proof."""
 
-    def test_two_refutations_and_fractions_prove_windows(self) -> None:
-        """One answer may be odd, and whole seconds may be off by up to one."""
+    def test_two_refutations_and_fractions_prove_fixed_windows(self) -> None:
+        """One response may be an outlier, and whole seconds may be off by up to one."""
         server = ServerModel(PERIOD)
         server.refuted_sliding()
         assert not server.is_fixed
@@ -84,7 +84,7 @@ class TestServer:
 
     @pytest.mark.parametrize("waits", [[], [2.0] * 50, [1.5, 2.0, 1.0, 0.0]])
     def test_whole_seconds_never_prove_anything(self, waits: list[float]) -> None:
-        """However many answers seem to refute a log; one fraction alone may be chance."""
+        """However many responses seem to refute a sliding log; a single fraction may be a coincidence."""
         server = ServerModel(PERIOD)
         for wait in waits:
             server.add_retry_after(wait)
@@ -93,7 +93,7 @@ class TestServer:
         assert not server.is_fixed
 
     def test_each_contradiction_makes_the_next_proof_harder(self) -> None:
-        """Twice as many refutations every time; before a proof there is nothing to take back."""
+        """Each contradiction doubles the refutations needed; before a proof there is nothing to revoke."""
         server = ServerModel(PERIOD)
         server.add_retry_after(1.5)
         server.add_retry_after(1.5)
@@ -106,8 +106,8 @@ class TestServer:
             assert server.is_fixed
             server.contradicted_windows()
 
-    def test_the_head_start(self) -> None:
-        """Half of the quickest round trip; all of it once a window was pinned as closely, and no more."""
+    def test_round_trip_credit(self) -> None:
+        """Half of the minimum round trip; after a window was pinned precisely, all of it up to the spread."""
         server = ServerModel(PERIOD)
         assert 0.0 == server.round_trip_credit
         for now in (1.0, 2.0):
@@ -120,8 +120,8 @@ class TestServer:
         server.add_window(Window(14.0, 14.01, 3, pins=PINS_NEEDED - 1))
         assert pytest.approx(0.08) == server.round_trip_credit
 
-    def test_when_a_window_is_over(self) -> None:
-        """At its latest end, until one was pinned well; then a quarter of the spread behind the guess."""
+    def test_end_of_a_window(self) -> None:
+        """The latest end; after a window was pinned precisely, a quarter of the spread after the estimate."""
         server = ServerModel(PERIOD)
         window = Window(10.0, 10.2, 1, pins=PINS_NEEDED)
         assert pytest.approx(10.2 + END_MARGIN) == server.over_at(window)
@@ -133,10 +133,10 @@ class TestServer:
 
 
 class TestWindows:
-    """Which window an answer speaks of."""
+    """The window that a response refers to."""
 
-    def test_the_answers_of_a_window_pin_its_end(self) -> None:
-        """Each leaves it between what its request's departure and its own arrival say."""
+    def test_responses_of_a_window_pin_its_end(self) -> None:
+        """Each response bounds the end by when its request was sent and when the response arrived."""
         windows = Windows(ServerModel(PERIOD))
         window, pins = windows.place(0.0, 0.1, 2.0)
         assert window is windows.newest
@@ -152,29 +152,29 @@ class TestWindows:
     @pytest.mark.parametrize(
         ("left_at", "now", "retry_after"), [(0.0, 1.01, 1.0), (0.0, 0.1, 2.002), (0.0, 0.1, 900.0)]
     )
-    def test_what_says_nothing_of_use(self, left_at: float, now: float, retry_after: float) -> None:
-        """A round trip of half a period leaves too much open; more than a period is no rest of a window."""
+    def test_unusable_responses(self, left_at: float, now: float, retry_after: float) -> None:
+        """A round trip over half a period is too imprecise; a window cannot last longer than a period."""
         windows = Windows(ServerModel(PERIOD))
         assert (None, False) == windows.place(left_at, now, retry_after)
         assert windows.newest is None
 
     def test_windows_follow_each_other(self) -> None:
-        """The next one begins when the last is over, at the earliest; answers may still speak of both."""
+        """The next window begins after the previous one is over; responses may still refer to either."""
         server = ServerModel(PERIOD)
         windows = Windows(server)
         first, _ = windows.place(0.0, 0.1, 2.0)
         second, pins = windows.place(2.01, 2.11, 2.0)
         assert second is not first
         assert (True, True, False) == (pins, windows.has_previous, server.is_sliding)
-        late, pins = windows.place(1.9, 2.2, 0.15)  # its window was over when it came
+        late, pins = windows.place(1.9, 2.2, 0.15)  # arrived after its window was over
         assert (first, False) == (late, pins)
         third, _ = windows.place(4.3, 4.4, 2.0)
         assert third is windows.newest
         assert third is not None
         assert 3 == third.number
 
-    def test_a_window_that_begins_before_the_last_is_over(self) -> None:
-        """There is no such thing where windows are counted: what was known is forgotten."""
+    def test_overlapping_window_contradicts_fixed_windows(self) -> None:
+        """Fixed windows never overlap: the known windows are dropped."""
         server = ServerModel(PERIOD)
         server.is_fixed = True
         windows = Windows(server)
@@ -183,8 +183,8 @@ class TestWindows:
         assert (False, True) == (server.is_fixed, server.is_sliding)
         assert (window, False) == (windows.newest, windows.has_previous)
 
-    def test_a_window_that_was_over_does_not_pin(self) -> None:
-        """An answer that comes when its window has ended says too little of a log to be relied on."""
+    def test_response_after_the_end_does_not_pin(self) -> None:
+        """A response that arrives after its window has ended is too imprecise to rely on."""
         windows = Windows(ServerModel(PERIOD))
         window, pins = windows.place(0.0, 0.5, 0.1)
         assert window is not None
@@ -192,8 +192,8 @@ class TestWindows:
         assert (window, True) == windows.place(0.05, 0.06, 0.45)
         assert pytest.approx((0.5 - ROUNDING, 0.51 + ROUNDING)) == (window.earliest, window.latest)
 
-    def test_answers_out_of_order(self) -> None:
-        """One that tells less of the end than is known changes nothing."""
+    def test_responses_out_of_order(self) -> None:
+        """A response that is less precise than the known bounds changes nothing."""
         windows = Windows(ServerModel(PERIOD))
         window, _ = windows.place(0.5, 0.51, 1.5)
         assert window is not None

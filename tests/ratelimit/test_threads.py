@@ -1,4 +1,4 @@
-"""One limiter in several threads, event loops and processes, in real time; and what the dead leave behind."""
+"""One limiter in several threads, event loops and processes, in real time, including dead loops."""
 
 import asyncio
 import gc
@@ -24,24 +24,24 @@ from lemcal_async.ratelimit._local import _after_fork_in_child
 from lemcal_async.ratelimit._slots import LOST_AFTER, MARGIN
 
 KEY = Key("https://api.example.com", "0f" * 16)
-SILENT = Quota()
+NO_HEADERS = Quota()
 
 
 @pytest.fixture
 def no_blocking_calls() -> None:
-    """Lift the check of all other tests: coverage has a lock of its own, at which the threads here meet."""
+    """Disable the check for blocking calls: coverage has its own lock, which the threads contend for."""
 
 
 async def call(limiter: LocalRateLimiter, moments: list[float]) -> None:
-    """Have one request answered at once, and note when it was sent."""
+    """Complete one request immediately, and record when it was sent."""
     permit = await limiter.acquire(KEY)
     moments.append(time.monotonic())
     permit.sent()
-    permit.answered(200, SILENT)
+    permit.answered(200, NO_HEADERS)
 
 
 def test_two_threads_two_loops() -> None:
-    """An asyncio loop and a trio loop share one key: all are served, and the limit is kept."""
+    """An asyncio loop and a trio loop share one key: all calls are served within the limit."""
     limiter = LocalRateLimiter(20, 0.25)
     moments: dict[str, list[float]] = {"asyncio": [], "trio": []}
 
@@ -63,8 +63,8 @@ def test_two_threads_two_loops() -> None:
     assert min(late - early for early, late in zip(ordered, ordered[20:], strict=False)) >= 0.25
 
 
-def test_threads_that_hammer() -> None:
-    """Many loops that take, give back and cancel at once lose no permit and no wake-up."""
+def test_concurrent_acquire_release_and_cancel() -> None:
+    """Four loops that acquire, release and cancel at once lose no permit and no wake-up."""
     limiter = LocalRateLimiter(3, 0.05)
 
     async def one(patience: float) -> None:
@@ -90,8 +90,8 @@ def test_threads_that_hammer() -> None:
     assert (3, 0) == (seen.remaining, seen.queued)
 
 
-def run_until_it_stops(main: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine on a loop that is then closed under the tasks that still wait on it."""
+def run_and_close_loop(main: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine on a loop, then close the loop while tasks are still waiting on it."""
     loop = asyncio.new_event_loop()
     try:
         return loop.run_until_complete(main)
@@ -100,23 +100,23 @@ def run_until_it_stops(main: Coroutine[Any, Any, Any]) -> Any:
 
 
 async def leave_waiting(limiter: LocalRateLimiter, count: int) -> list[asyncio.Task[Permit]]:
-    """Start tasks that wait for a permit, and end without them."""
+    """Start tasks that wait for a permit; return without waiting for them."""
     tasks = [asyncio.ensure_future(limiter.acquire(KEY)) for _ in range(count)]
     for _ in range(5):
         await asyncio.sleep(0)
     return tasks
 
 
-def bury(tasks: list[asyncio.Task[Permit]]) -> None:
-    """Let the tasks of a closed loop be collected without the complaints of asyncio about them."""
+def collect_tasks(tasks: list[asyncio.Task[Permit]]) -> None:
+    """Collect the tasks of a closed loop without asyncio's warnings about them."""
     while tasks:
         tasks.pop()._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own name for it
     gc.collect()
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_loop_that_dies_at_the_head(backend: str) -> None:
-    """Its waiting calls cannot be canceled any more; the calls of other loops pass them."""
+def test_waiters_of_a_closed_loop_are_skipped(backend: str) -> None:
+    """Calls waiting on a closed loop cannot be canceled anymore; the calls of other loops go first."""
     limiter = LocalRateLimiter(1, 0.1)
     moments: list[float] = []
 
@@ -124,7 +124,7 @@ def test_a_loop_that_dies_at_the_head(backend: str) -> None:
         await call(limiter, moments)
         return await leave_waiting(limiter, 20)
 
-    dead = run_until_it_stops(first())
+    dead = run_and_close_loop(first())
     assert 20 == limiter.snapshot(KEY).queued
 
     async def others() -> None:
@@ -137,26 +137,26 @@ def test_a_loop_that_dies_at_the_head(backend: str) -> None:
     assert 4 == len(moments)
     assert min(late - early for early, late in pairwise(moments)) >= 0.1
     assert 0 == limiter.snapshot(KEY).queued
-    bury(dead)
+    collect_tasks(dead)
 
 
-def test_a_loop_that_dies_with_its_alarm_to_be_set() -> None:
-    """Whoever is found dead when the clock is to be watched is taken out of the queue."""
+def test_waiters_of_a_closed_loop_are_removed_when_setting_alarms() -> None:
+    """Waiters whose loop turns out to be closed when an alarm is set are removed from the queue."""
     limiter = LocalRateLimiter(1, 0.1)
 
     async def hold() -> tuple[Permit, list[asyncio.Task[Permit]]]:
         return await limiter.acquire(KEY), await leave_waiting(limiter, 5)
 
-    permit, dead = run_until_it_stops(hold())
+    permit, dead = run_and_close_loop(hold())
     assert 5 == limiter.snapshot(KEY).queued
-    permit.answered(200, SILENT)  # only now is it known when the next one may go
+    permit.answered(200, NO_HEADERS)  # only now is the time of the next grant known
     assert 0 == limiter.snapshot(KEY).queued
-    bury(dead)
+    collect_tasks(dead)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_loop_that_stands_still(backend: str) -> None:
-    """Its waiting calls are passed over, and have their places again, before later ones, when it goes on."""
+def test_waiters_of_a_stopped_loop_keep_their_places(backend: str) -> None:
+    """They are passed over, and get their places back, before later calls, when the loop continues."""
     limiter = LocalRateLimiter(1, 0.05)
     moments: list[float] = []
     order: list[int] = []
@@ -193,8 +193,8 @@ def test_a_loop_that_stands_still(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("blocked", ["asyncio", "trio"])
-def test_a_loop_that_is_blocked(blocked: str, backend: str) -> None:
-    """What it was granted, and does not pick up, goes to the calls of other loops; it has its turn later."""
+def test_grants_of_a_blocked_loop_go_to_other_loops(blocked: str, backend: str) -> None:
+    """Grants that a blocked loop does not pick up go to other loops' calls; its calls are served later."""
     limiter = LocalRateLimiter(2, 0.05)
     ready, go_on = threading.Event(), threading.Event()
     served: list[str] = []
@@ -211,7 +211,7 @@ def test_a_loop_that_is_blocked(blocked: str, backend: str) -> None:
                 group.start_soon(one, f"blocked {number}")
                 await anyio.lowlevel.checkpoint()
             for permit in permits:
-                permit.unsent()  # grants two of them
+                permit.unsent()  # grants two of the calls
             ready.set()
             assert go_on.wait(30)
 
@@ -232,7 +232,7 @@ def test_a_loop_that_is_blocked(blocked: str, backend: str) -> None:
     assert (2, 0) == (limiter.snapshot(KEY).remaining, limiter.snapshot(KEY).queued)
 
 
-def test_a_blocked_loop_that_goes_away() -> None:
+def test_cancellation_after_a_revoked_grant() -> None:
     """A call whose grant was taken back can still be canceled."""
     limiter = LocalRateLimiter(1, 0.05)
     ready, go_on = threading.Event(), threading.Event()
@@ -264,8 +264,8 @@ def test_a_blocked_loop_that_goes_away() -> None:
     assert RateLimit(1, 1, resets_in=0.0, queued=0, paused_for=0.0) == limiter.snapshot(KEY)
 
 
-def test_a_loop_that_stood_still_and_ends() -> None:
-    """A call that was passed over can still be canceled."""
+def test_cancellation_after_being_passed_over() -> None:
+    """A call that was passed over, because its loop was stopped, can still be canceled."""
     limiter = LocalRateLimiter(1, 0.05)
 
     async def hold() -> tuple[Permit, list[asyncio.Task[Permit]]]:
@@ -285,8 +285,8 @@ def test_a_loop_that_stood_still_and_ends() -> None:
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_wait_that_outlives_its_loop(backend: str) -> None:
-    """What is left half-way, and kept, when its loop has ended, gets no grant: the next one has it."""
+def test_suspended_wait_on_a_closed_loop_gets_no_grant(backend: str) -> None:
+    """A coroutine still suspended when its loop has ended gets no grant; the next call gets it."""
     limiter = LocalRateLimiter(1, 0.05)
 
     async def leave() -> tuple[Permit, Coroutine[Any, Any, Permit]]:
@@ -304,8 +304,8 @@ def test_a_wait_that_outlives_its_loop(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backends", [("asyncio", "asyncio"), ("trio", "trio"), ("asyncio", "trio")])
-def test_one_loop_after_another(backends: tuple[str, str]) -> None:
-    """A limiter made at import time serves them all, and what one has used the next has not."""
+def test_consecutive_loops_share_one_limiter(backends: tuple[str, str]) -> None:
+    """A limiter created at import time serves every loop, and carries over what earlier loops used."""
     limiter = LocalRateLimiter(2, 0.1)
     moments: list[float] = []
 
@@ -320,15 +320,15 @@ def test_one_loop_after_another(backends: tuple[str, str]) -> None:
     assert min(late - early for early, late in zip(moments, moments[2:], strict=False)) >= 0.1
 
 
-def test_a_grant_that_nobody_took() -> None:
-    """A call that was granted its turn and then collected with its loop gives it back."""
+def test_unclaimed_grant_of_a_closed_loop_is_released() -> None:
+    """A call that was granted and then collected with its loop releases its slot."""
     limiter = LocalRateLimiter(1, 0.1)
     dead: list[asyncio.Task[Permit]] = []
 
     async def hold() -> None:
         permit = await limiter.acquire(KEY)
         dead.extend(await leave_waiting(limiter, 1))
-        permit.unsent()  # grants the one that waits, which would hear of it in the loop's next round
+        permit.unsent()  # grants the waiting call, which would wake up in the loop's next iteration
         asyncio.get_running_loop().stop()
 
     loop = asyncio.new_event_loop()
@@ -338,29 +338,29 @@ def test_a_grant_that_nobody_took() -> None:
     assert holder.done()
     seen = limiter.snapshot(KEY)
     assert (0, 0) == (seen.remaining, seen.queued)
-    bury(dead)
-    if sys.version_info < (3, 14):  # which does not collect the task of a closed loop at once any more
+    collect_tasks(dead)
+    if sys.version_info < (3, 14):  # later versions do not collect the task of a closed loop at once
         assert 1 == limiter.snapshot(KEY).remaining
 
 
-def test_a_limiter_can_be_collected() -> None:
-    """A limiter that nobody uses any more is not kept by those that were."""
+def test_limiter_can_be_garbage_collected() -> None:
+    """An unused limiter is not kept alive by the fork hook."""
     limiter = weakref.ref(LocalRateLimiter())
     gc.collect()
     assert limiter() is None
 
 
 # ---------------------------------------------------------------------------------------- signals
-def test_a_snapshot_waits_for_no_lock() -> None:
-    """A signal handler or a finalizer may run while its own thread is at work."""
+def test_snapshot_takes_no_lock() -> None:
+    """A signal handler or a finalizer may run while its own thread holds the lock."""
     limiter = LocalRateLimiter()
     with limiter._inbox._lock:
         assert 20 == limiter.snapshot(KEY).remaining
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers")
-def test_snapshots_in_a_signal_handler() -> None:
-    """Whatever they interrupt, they come back, and have something to say."""
+def test_snapshot_in_a_signal_handler() -> None:
+    """Snapshots return valid values, whatever they interrupt."""
     limiter = LocalRateLimiter(5, 0.001)
     seen: list[RateLimit] = []
 
@@ -415,12 +415,12 @@ thread.start()
 held.wait()
 child = os.fork()
 if child == 0:
-    signal.alarm(20)  # rather than wait for ever for a lock that nobody holds
+    signal.alarm(20)  # instead of waiting forever for a lock that no thread holds
     seen = limiter.snapshot(KEY)
     assert seen.queued == 0, seen
     started = time.monotonic()
     asyncio.run(asyncio.wait_for(calls(5), 20))
-    # two in each period, the parent's requests counted
+    # two per period, including the parent's requests
     assert time.monotonic() - started > 0.4
     os._exit(0)
 _, status = os.waitpid(child, 0)
@@ -431,8 +431,8 @@ os._exit(os.waitstatus_to_exitcode(status))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_fork_while_another_thread_is_at_work() -> None:
-    """The child has the budget but neither the lock nor the queue of its parent."""
+def test_fork_while_another_thread_holds_the_lock() -> None:
+    """The child inherits the budget, but neither the lock nor the queue of its parent."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK],
         capture_output=True,
@@ -444,7 +444,7 @@ def test_fork_while_another_thread_is_at_work() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_question_that_was_lost_in_a_fork() -> None:
+async def test_acquire_interrupted_by_a_fork() -> None:
     """A task of the parent that was about to queue is canceled in the child without a trace."""
     limiter = LocalRateLimiter()
     async with anyio.create_task_group() as group:
@@ -453,12 +453,12 @@ async def test_a_question_that_was_lost_in_a_fork() -> None:
             await anyio.sleep(1.0)
             _after_fork_in_child()
         group.cancel_scope.cancel()
-    assert len(limiter._keys) <= 1  # of the last call
+    assert len(limiter._keys) <= 1  # the key of the last call
 
 
 @pytest.mark.anyio
-async def test_after_a_fork() -> None:
-    """In the child nobody waits, nobody is at work, and what is in flight will not be heard of."""
+async def test_state_after_a_fork() -> None:
+    """In the child, the queue is empty, the lock is free, and requests in flight are treated as lost."""
     limiter = LocalRateLimiter(2, 2.0, clock=anyio.current_time)
     sent, _ = await limiter.acquire(KEY), await limiter.acquire(KEY)
     sent.sent()
@@ -467,13 +467,13 @@ async def test_after_a_fork() -> None:
             group.start_soon(limiter.acquire, KEY)
             await anyio.sleep(1.0)
             assert 1 == limiter.snapshot(KEY).queued
-            limiter._inbox._lock.acquire()  # as if by a thread that there is no more
+            limiter._inbox._lock.acquire()  # as if held by a thread that no longer exists
             limiter._inbox.post(None, pytest.fail, "left by that thread")
             _after_fork_in_child()
             assert not limiter._inbox._lock.locked()
             seen = limiter.snapshot(KEY)
             assert (0, 0) == (seen.queued, seen.remaining)
-            sent.answered(429, Quota(retry_after=30.0))  # the parent's affair
+            sent.answered(429, Quota(retry_after=30.0))  # ignored: it is the parent's
             assert 0.0 == limiter.snapshot(KEY).paused_for
             started = anyio.current_time()
             await limiter.acquire(KEY)

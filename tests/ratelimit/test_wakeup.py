@@ -1,4 +1,4 @@
-"""Waking a task that waits, from wherever that is: its own event loop, another one, or none."""
+"""Waking a waiting task from its own event loop, from another loop, or from a thread without one."""
 
 import asyncio
 import threading
@@ -12,14 +12,14 @@ from lemcal_async._concurrency import Wakeup
 
 
 async def settle() -> None:
-    """Let every task run that can."""
+    """Let every runnable task run."""
     for _ in range(5):
         await anyio.lowlevel.checkpoint()
 
 
 @pytest.mark.anyio
-async def test_nobody_wakes_it() -> None:
-    """It waits for so many seconds, and no longer."""
+async def test_wait_times_out() -> None:
+    """Without a wake-up, the wait ends after the given seconds."""
     started = anyio.current_time()
     wakeup = Wakeup()
     await wakeup.wait(30.0)
@@ -28,8 +28,8 @@ async def test_nobody_wakes_it() -> None:
 
 
 @pytest.mark.anyio
-async def test_woken_from_its_own_loop() -> None:
-    """Another task of the same loop wakes it, and says that it could."""
+async def test_wake_from_the_same_loop() -> None:
+    """Another task of the same loop wakes the waiting one, and ``wake`` returns True."""
     started = anyio.current_time()
     wakeup = Wakeup()
     woken = []
@@ -46,8 +46,8 @@ async def test_woken_from_its_own_loop() -> None:
 
 
 @pytest.mark.anyio
-async def test_woken_before_it_waits() -> None:
-    """A wake-up is not lost for having come early."""
+async def test_wake_before_wait() -> None:
+    """A wake-up that arrives before the wait is not lost."""
     started = anyio.current_time()
     wakeup = Wakeup()
     assert wakeup.wake()
@@ -56,8 +56,8 @@ async def test_woken_before_it_waits() -> None:
 
 
 @pytest.mark.anyio
-async def test_rearmed() -> None:
-    """One wake-up ends one wait; making ready twice, or without need, does no harm."""
+async def test_rearm() -> None:
+    """One wake-up ends one wait; rearming twice or unnecessarily does no harm."""
     started = anyio.current_time()
     wakeup = Wakeup()
     wakeup.rearm()
@@ -70,8 +70,8 @@ async def test_rearmed() -> None:
 
 
 @pytest.mark.anyio
-async def test_rearming_does_not_undo_a_wait() -> None:
-    """While nobody has woken it, the event that is waited on stays the one that is set."""
+async def test_rearm_does_not_affect_a_running_wait() -> None:
+    """Unless it has been set, the event being waited on stays the one that ``wake`` sets."""
     wakeup = Wakeup()
     with anyio.fail_after(30.0):
         async with anyio.create_task_group() as group:
@@ -82,8 +82,8 @@ async def test_rearming_does_not_undo_a_wait() -> None:
 
 
 @pytest.mark.anyio
-async def test_woken_from_a_thread_without_a_loop() -> None:
-    """Any thread may wake it, one that knows of no event loop too."""
+async def test_wake_from_a_thread_without_a_loop() -> None:
+    """Any thread may wake the task, even one without an event loop."""
     wakeup = Wakeup()
     assert await anyio.to_thread.run_sync(_from_a_plain_thread, wakeup)
     await wakeup.event.wait()
@@ -99,8 +99,8 @@ def _from_a_plain_thread(wakeup: Wakeup) -> bool:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-async def test_woken_from_another_loop(backend: str) -> None:
-    """A task of one loop wakes one of another, of either kind."""
+async def test_wake_from_another_loop(backend: str) -> None:
+    """A task wakes a task of another loop, of either backend."""
     wakeup = Wakeup()
 
     async def wake() -> bool:
@@ -112,8 +112,8 @@ async def test_woken_from_another_loop(backend: str) -> None:
 
 @pytest.mark.parametrize("here", ["asyncio", "trio", None])
 @pytest.mark.parametrize("gone", ["asyncio", "trio"])
-def test_a_loop_that_is_gone(here: str | None, gone: str) -> None:
-    """Nobody can be woken on a loop that has ended: the answer says so, wherever the question is asked."""
+def test_wake_on_a_closed_loop(here: str | None, gone: str) -> None:
+    """``wake`` returns False if the waiting task's loop has ended, wherever it is called."""
 
     async def make() -> Wakeup:
         return Wakeup()
@@ -128,8 +128,8 @@ def test_a_loop_that_is_gone(here: str | None, gone: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_tasks_of_one_loop_know_each_other() -> None:
-    """The loop is equal for tasks of the same one, and different from any other's."""
+async def test_loop_identifies_the_event_loop() -> None:
+    """``loop`` is the same for tasks of one event loop, and different for any other."""
     mine = Wakeup()
 
     async def other() -> tuple[object, object]:
@@ -143,15 +143,15 @@ async def test_tasks_of_one_loop_know_each_other() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_loop_that_runs() -> None:
-    """It does not stand still, asked from within or from another thread."""
+async def test_running_loop_does_not_stand_still() -> None:
+    """A running loop does not stand still, whether checked from within or from another thread."""
     wakeup = Wakeup()
     assert not wakeup.stands_still()
     assert not await anyio.to_thread.run_sync(wakeup.stands_still)
 
 
-def test_a_loop_that_stands_still() -> None:
-    """One of asyncio may be stopped and run again; what was to be woken meanwhile is woken then."""
+def test_stopped_loop_stands_still() -> None:
+    """An asyncio loop may be stopped and run again; a wake-up sent in between takes effect then."""
 
     async def make() -> Wakeup:
         return Wakeup()

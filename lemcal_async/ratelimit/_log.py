@@ -338,7 +338,7 @@ class SlidingWindowLog:
 
 
 def _turn_in_log(ends: list[float], limit: int, period: float, ahead: int) -> float:
-    """Return when a call with ``ahead`` others before it may go, if each slot frees up on its own."""
+    """Return the wait of a call with ``ahead`` others before it, if each slot frees up on its own."""
     free = limit - len(ends)
     if ahead < free:
         return 0.0
@@ -353,7 +353,7 @@ def _turn_in_log(ends: list[float], limit: int, period: float, ahead: int) -> fl
 
 
 def _turn_in_windows(ends: list[float], limit: int, period: float, ahead: int) -> float:
-    """Return when a call with ``ahead`` others before it may go, if all slots free up with the first.
+    """Return the wait of a call with ``ahead`` others before it, if all slots free up with the first.
 
     If some slots free up on their own before a current window that is not known yet is over, the actual wait
     is one period less.

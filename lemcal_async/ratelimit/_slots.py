@@ -54,7 +54,7 @@ class Cooldown:
 
 
 def pause_after_429(quota: Quota, period: float) -> float:
-    """Return the seconds to pause a key after a 429: a whole period if no header says."""
+    """Return the seconds to pause a key after a 429: a whole period if the headers do not say."""
     return period if quota.retry_after is None else quota.retry_after
 
 
@@ -259,7 +259,7 @@ class OccupiedSlots:
             self.lost.clear()
         counted_at = evidence.latest_counted()
         if later < sum(slot.sent_at is None or slot.sent_at > counted_at for slot in self.in_flight):
-            return  # it includes foreign requests: these had not been sent yet
+            return  # the count includes foreign requests: these had not been sent yet
         end = self.end_of(evidence)
         if later < sum(other > end for other in ends):
             # One bound per burst is enough: of several at about the same moment, keep the tightest.
@@ -279,7 +279,7 @@ class OccupiedSlots:
                 bound.at_most = max(0, min(bound.at_most, len(ends) - (evidence.used or 0)))
 
     def attribute_lost(self, count: int, window: Window, counted_by: float, now: float) -> int:
-        """Attribute up to ``count`` given-up requests to ``window``; return the number found.
+        """Attribute up to ``count`` given-up requests to ``window``; return their number.
 
         Requests that were cut off but not given up yet are still counted as in flight.
         """

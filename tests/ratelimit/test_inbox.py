@@ -118,7 +118,7 @@ def test_deferred_call_taken_by_another_thread() -> None:
 
 
 def test_reset_releases_the_lock_and_drops_events() -> None:
-    """As after a fork, the lock held by another thread is free again, and that thread's events are gone."""
+    """As after a fork, the lock held by another thread is free again, and its events are dropped."""
     recorder = Recorder()
     recorder.inbox._lock.acquire()
     recorder.inbox.post("lost", pytest.fail)

@@ -42,7 +42,7 @@ def send(log: SlidingWindowLog, now: float, count: int = 1) -> list[Slot]:
     return slots
 
 
-def answer(
+def respond(
     log: SlidingWindowLog, slots: list[Slot], now: float, status_code: int = 200, quota: Quota = NO_HEADERS
 ) -> None:
     """Deliver a response to each of these requests."""
@@ -58,13 +58,13 @@ def counted(used: int, rest: float = 1.9) -> Quota:
 def hang(log: SlidingWindowLog, now: float) -> list[Slot]:
     """Send a whole burst; one response arrives and reports that all were counted. Return the other slots."""
     slots = send(log, now, LIMIT)
-    answer(log, [slots.pop()], now, quota=counted(LIMIT, 2.0))
+    respond(log, [slots.pop()], now, quota=counted(LIMIT, 2.0))
     return slots
 
 
 def refuse(log: SlidingWindowLog, now: float, retry_after: float | None) -> None:
     """Send one request at ``now``, and answer it with a 429 immediately."""
-    answer(log, send(log, now), now, 429, Quota(retry_after=retry_after))
+    respond(log, send(log, now), now, 429, Quota(retry_after=retry_after))
 
 
 class TestGrants:
@@ -87,20 +87,20 @@ class TestGrants:
         """Without history, the latest moment of counting is when the response arrived."""
         log = new_log()
         slots = send(log, 0.0, LIMIT)
-        answer(log, slots[1:], 0.1)
+        respond(log, slots[1:], 0.1)
         assert pytest.approx(0.1 + TURNOVER) == log.next_at(0.1)
 
     def test_round_trips_of_a_single_burst_are_not_relied_on(self) -> None:
         """One whole burst may be slow and the next request fast, so no credit is given."""
         log = new_log()
-        answer(log, send(log, 0.0, LIMIT), 0.1)
+        respond(log, send(log, 0.0, LIMIT), 0.1)
         assert pytest.approx(0.1 + TURNOVER) == log.next_at(0.1)
 
     def test_half_of_the_minimum_round_trip_is_credited(self) -> None:
         """The credit is a return plus a forward latency, less a margin for faster requests."""
         log = new_log()
-        answer(log, send(log, 0.0, LIMIT), 0.1)
-        answer(log, send(log, 5.0, LIMIT), 5.3)
+        respond(log, send(log, 0.0, LIMIT), 0.1)
+        respond(log, send(log, 5.0, LIMIT), 5.3)
         quickest = 0.1 - 4 * 0.1 / (2 * LIMIT)
         assert pytest.approx(5.3 + TURNOVER - quickest / 2) == log.next_at(5.3)
 
@@ -109,7 +109,7 @@ class TestGrants:
         log = new_log()
         slots = send(log, 0.0, LIMIT)
         assert math.inf == log.next_at(30.0)
-        answer(log, slots[:1], 30.0)
+        respond(log, slots[:1], 30.0)
         assert pytest.approx(30.0 + TURNOVER) == log.next_at(30.0)
 
     def test_slow_connect_does_not_double_the_burst(self) -> None:
@@ -118,7 +118,7 @@ class TestGrants:
         slots = granted(log, 0.0)
         for slot in slots:
             log.sent(slot, 0.8)
-        answer(log, slots, 0.801)
+        respond(log, slots, 0.801)
         assert pytest.approx(0.801 + TURNOVER) == log.next_at(0.801)
 
     def test_transport_that_does_not_report_sending(self) -> None:
@@ -126,7 +126,7 @@ class TestGrants:
         log = new_log()
         slots = granted(log, 0.0)
         assert math.inf == log.next_at(5.0)
-        answer(log, slots, 5.0)
+        respond(log, slots, 5.0)
         assert pytest.approx(5.0 + TURNOVER) == log.next_at(5.0)
 
     def test_unsent_request_releases_its_slot_at_once(self) -> None:
@@ -156,7 +156,7 @@ class TestGrants:
         hanging += granted(log, 20.0)
         assert 2 * LIMIT == len(hanging)
         assert (math.inf, 0) == (log.next_at(20.0), log.remaining(20.0))
-        answer(log, hanging[:1], 20.0)
+        respond(log, hanging[:1], 20.0)
         assert 1 == log.remaining(20.0) == len(granted(log, 20.0))
 
     def test_abandon_treats_requests_in_flight_as_lost(self) -> None:
@@ -174,7 +174,7 @@ class TestGrants:
         log = new_log(1)
         (slot,) = send(log, 0.0)
         if end == "answered":
-            answer(log, [slot], 0.1)
+            respond(log, [slot], 0.1)
         elif end == "unsent":
             log.unsent(slot)
         else:
@@ -183,7 +183,7 @@ class TestGrants:
         log.sent(slot, 0.2)
         log.unsent(slot)
         log.unknown(slot, 0.2)
-        answer(log, [slot], 0.2, 429, Quota(limit=1, remaining=0, retry_after=30.0))
+        respond(log, [slot], 0.2, 429, Quota(limit=1, remaining=0, retry_after=30.0))
         assert before == (log.next_at(0.2), log.resets_in(0.2))
 
 
@@ -201,7 +201,7 @@ class TestLateAnswers:
         """Which ones were counted does not matter: two slots stay occupied until their responses arrive."""
         log = new_log()
         slots = send(log, 0.0, LIMIT)
-        answer(log, slots[:10], 0.1, quota=counted(LIMIT - 2))
+        respond(log, slots[:10], 0.1, quota=counted(LIMIT - 2))
         assert LIMIT - 2 == len(granted(log, 0.1 + TURNOVER + 1e-9))
         assert math.inf == log.next_at(3.0)
 
@@ -210,23 +210,23 @@ class TestLateAnswers:
         log = new_log()
         slots = send(log, 0.0, LIMIT)
         for used, slot in zip((5, 19, 12), slots, strict=False):
-            answer(log, [slot], 0.1, quota=counted(used))
+            respond(log, [slot], 0.1, quota=counted(used))
         assert LIMIT - 1 == len(granted(log, 0.1 + TURNOVER + 1e-9))
 
     def test_second_burst_reveals_nothing_about_the_first(self) -> None:
         """One request of the first burst was not counted by the last response: it may be at any moment."""
         log = new_log()
         first = send(log, 0.0, LIMIT)
-        answer(log, first[1:], 0.0, quota=counted(LIMIT - 1, 2.0))
+        respond(log, first[1:], 0.0, quota=counted(LIMIT - 1, 2.0))
         assert LIMIT - 1 == log.remaining(2.5)
-        answer(log, send(log, 2.5, LIMIT - 1), 2.5, quota=counted(LIMIT - 1, 2.0))
+        respond(log, send(log, 2.5, LIMIT - 1), 2.5, quota=counted(LIMIT - 1, 2.0))
         assert LIMIT - 1 == len(granted(log, 2.5 + TURNOVER + 1e-9))
 
     def test_released_request_was_not_counted(self) -> None:
         """After the only uncounted request is released, no slot waits for its response."""
         log = new_log()
         slots = send(log, 0.0, LIMIT)
-        answer(log, slots[5:], 0.1, quota=counted(LIMIT - 1))
+        respond(log, slots[5:], 0.1, quota=counted(LIMIT - 1))
         log.unsent(slots[0])
         assert LIMIT == log.remaining(0.1 + TURNOVER + 1e-9)
 
@@ -238,7 +238,7 @@ class TestLateAnswers:
         log.sent(other, 0.0)
         if sent_at is not None:
             log.sent(late, sent_at)
-        answer(log, [other], 0.1, quota=counted(2))
+        respond(log, [other], 0.1, quota=counted(2))
         assert LIMIT - 1 == log.remaining(5.0)
 
     def test_late_response_reveals_when_its_request_was_counted(self) -> None:
@@ -247,7 +247,7 @@ class TestLateAnswers:
         late, *others = send(log, 0.0, LIMIT)
         ahead = 1_600_000_000.0
         for slot in others:
-            answer(log, [slot], 0.0, quota=attrs.evolve(counted(LIMIT - 1, 1.999), reset_at=ahead + 2.0))
+            respond(log, [slot], 0.0, quota=attrs.evolve(counted(LIMIT - 1, 1.999), reset_at=ahead + 2.0))
         log.answered(late, 2.5, 200, attrs.evolve(counted(LIMIT, 1.999), reset_at=ahead + 2.0))
         counted_by = 0.0 + 1.0 + SKEW + ROUNDING
         assert LIMIT - 1 == log.remaining(counted_by + TURNOVER - 1e-6)
@@ -280,7 +280,7 @@ class TestLostRequests:
         log = new_log()
         for slot in send(log, 0.0, 5):
             log.unknown(slot, 1.0)
-        answer(log, send(log, 10.0), 10.0, quota=counted(6))
+        respond(log, send(log, 10.0), 10.0, quota=counted(6))
         (slot,) = send(log, 20.0)
         assert "foreign use" == log.answered(slot, 20.0, 200, counted(6))
 
@@ -297,7 +297,7 @@ class TestLostRequests:
         log = new_log()
         lost, other = send(log, 0.0, 2)
         log.unknown(lost, 0.05)
-        answer(log, [other], 0.1, quota=counted(2))
+        respond(log, [other], 0.1, quota=counted(2))
         assert LIMIT == log.remaining(0.1 + TURNOVER + 1e-9)
 
 
@@ -318,7 +318,7 @@ class TestPauses:
         """Every response has a ``Retry-After``: on a success, it is the remaining time of the window."""
         log = new_log()
         for status_code in (200, 404, 500, 503):
-            answer(log, send(log, 0.0), 0.1, status_code, Quota(retry_after=1.9))
+            respond(log, send(log, 0.0), 0.1, status_code, Quota(retry_after=1.9))
         assert 0.0 == log.cooldown.left(0.1)
         assert LIMIT - 4 == log.remaining(0.1)
 
@@ -360,8 +360,8 @@ class TestPauses:
         """Of the refusals of requests that were in flight together, the longest prevails."""
         log = new_log()
         slots = send(log, 0.0, 2)
-        answer(log, slots[:1], 0.1, 429, Quota(retry_after=600.0))
-        answer(log, slots[1:], 0.2, 429, Quota(retry_after=0.5))
+        respond(log, slots[:1], 0.1, 429, Quota(retry_after=600.0))
+        respond(log, slots[1:], 0.2, 429, Quota(retry_after=0.5))
         assert pytest.approx(599.9) == log.cooldown.refused_for(0.2)
 
     @pytest.mark.parametrize(("retry_after", "refused_for"), [(0.5, 0.0), (3600.0, 3600.0)])
@@ -386,7 +386,7 @@ class TestTrialRequest:
         after = 1.0 + MARGIN
         (trial,) = granted(log, after)
         assert pytest.approx(after + PERIOD) == log.next_at(after)
-        answer(log, [trial], after + 0.1)
+        respond(log, [trial], after + 0.1)
         assert LIMIT - 2 == len(granted(log, after + 0.1))
 
     def test_each_refusal_is_followed_by_one_trial(self) -> None:
@@ -397,7 +397,7 @@ class TestTrialRequest:
         for _ in range(10):
             now = log.next_at(now)
             (trial,) = granted(log, now)
-            answer(log, [trial], now, 429, Quota(retry_after=1.0))
+            respond(log, [trial], now, 429, Quota(retry_after=1.0))
         assert pytest.approx(10 * (1.0 + MARGIN)) == now
 
     @pytest.mark.parametrize("end", ["unsent", "unknown"])
@@ -435,7 +435,7 @@ class TestHeaders:
         now = 0.1
         while now < 0.8:
             moments.append(now)
-            answer(log, send(log, now), now)
+            respond(log, send(log, now), now)
             now = log.next_at(now)
         assert pytest.approx([0.1, 0.28, 0.46, 0.64]) == moments
         assert pytest.approx(0.82) == now
@@ -443,7 +443,7 @@ class TestHeaders:
     def test_remaining_minus_slack_is_the_maximum(self) -> None:
         """However slowly requests are sent, two are left for foreign use while the window lasts."""
         log = new_log()
-        answer(log, send(log, 0.0), 0.0, quota=Quota(limit=20, remaining=6, retry_after=1.9))
+        respond(log, send(log, 0.0), 0.0, quota=Quota(limit=20, remaining=6, retry_after=1.9))
         count, now = 0, 0.0
         while (now := log.next_at(now)) < 1.9:
             log.sent(log.take(now), now)
@@ -457,7 +457,7 @@ class TestHeaders:
         log = new_log()
         log._server.is_fixed = proven
         quota = Quota(limit=20, remaining=1, retry_after=1.9)
-        answer(log, send(log, 0.0, LIMIT - 1), 0.1, quota=quota)
+        respond(log, send(log, 0.0, LIMIT - 1), 0.1, quota=quota)
         (held_back,) = send(log, 1.2)
         refusal = Quota(limit=20, remaining=0, retry_after=0.8)
         observation = log.answered(held_back, 1.21, 429, refusal)
@@ -483,8 +483,8 @@ class TestHeaders:
     def test_reset_waits_for_foreign_requests(self) -> None:
         """The whole budget is available once the window of the foreign requests is over."""
         log = new_log()
-        answer(log, send(log, 0.0), 0.1, quota=Quota(limit=20, remaining=6, retry_after=5.0))
-        answer(log, send(log, 0.2), 0.3, quota=Quota(limit=20, remaining=5, retry_after=1.9))
+        respond(log, send(log, 0.0), 0.1, quota=Quota(limit=20, remaining=6, retry_after=5.0))
+        respond(log, send(log, 0.2), 0.3, quota=Quota(limit=20, remaining=5, retry_after=1.9))
         assert 0 < log.foreign
         assert log.resets_in(0.3) >= 1.9
 
@@ -493,7 +493,7 @@ class TestHeaders:
         log = new_log()
         slots = send(log, 0.0, 3)
         for remaining, slot in zip((9, 8, 7), slots, strict=True):
-            answer(log, [slot], 0.1, quota=Quota(limit=20, remaining=remaining, retry_after=1.9))
+            respond(log, [slot], 0.1, quota=Quota(limit=20, remaining=remaining, retry_after=1.9))
         assert 7 == log.remaining(0.1)
 
     @given(st.integers(1, 40), st.integers(0, 40), st.floats(0.01, 2), st.integers(1, 40))
@@ -503,7 +503,7 @@ class TestHeaders:
         """After a first response, at most ``remaining`` are sent; at least half of a shared key is ours."""
         log = new_log(configured)
         quota = Quota(limit=limit, remaining=remaining, retry_after=retry_after)
-        answer(log, send(log, 0.0), 0.0, quota=quota)
+        respond(log, send(log, 0.0), 0.0, quota=quota)
         shared = remaining < limit - 1
         ours = min(configured, max(limit // 2 - 1, math.ceil(limit / 2)) if shared else limit)
         assert max(0, min(remaining, ours - 1)) == log.remaining(0.0)
@@ -511,28 +511,28 @@ class TestHeaders:
     def test_retry_after_longer_than_a_window_is_ignored(self) -> None:
         """Such a value cannot be the remaining time of a window, so it reveals no foreign use."""
         log = new_log()
-        answer(log, send(log, 0.0), 0.0, quota=Quota(limit=20, remaining=0, retry_after=900.0))
+        respond(log, send(log, 0.0), 0.0, quota=Quota(limit=20, remaining=0, retry_after=900.0))
         assert LIMIT - 1 == log.remaining(0.0)
 
     def test_finished_window_reveals_no_foreign_use(self) -> None:
         """A response is ignored if an earlier one had already shown that its window is over by now."""
         log = new_log()
         early, late = send(log, 0.0, 2)
-        answer(log, [early], 0.01, quota=Quota(limit=20, remaining=19, retry_after=0.2))
-        answer(log, [late], 0.5, quota=Quota(limit=20, remaining=0, retry_after=0.2))
+        respond(log, [early], 0.01, quota=Quota(limit=20, remaining=19, retry_after=0.2))
+        respond(log, [late], 0.5, quota=Quota(limit=20, remaining=0, retry_after=0.2))
         assert LIMIT - 2 == log.remaining(0.5)
 
     @pytest.mark.parametrize("quota", [NO_HEADERS, Quota(remaining=0), Quota(limit=20, retry_after=1.5)])
     def test_incomplete_headers_reveal_no_foreign_use(self, quota: Quota) -> None:
         """Unless both remaining and ``Retry-After`` are present, the log works on its own."""
         log = new_log()
-        answer(log, send(log, 0.0), 0.0, quota=quota)
+        respond(log, send(log, 0.0), 0.0, quota=quota)
         assert LIMIT - 1 == log.remaining(0.0)
 
     def test_excessive_limit_is_capped(self) -> None:
         """A reported limit of fifty million requests costs no more than one of twenty."""
         log = new_log()
-        answer(log, send(log, 0.0), 0.0, quota=Quota(limit=50_000_000, remaining=0, retry_after=1.9))
+        respond(log, send(log, 0.0), 0.0, quota=Quota(limit=50_000_000, remaining=0, retry_after=1.9))
         assert MAX_LIMIT_FACTOR * LIMIT - 1 == log.foreign
         assert (LIMIT, 0) == (log.limit, log.remaining(0.0))
 
@@ -540,7 +540,7 @@ class TestHeaders:
         """A quota below the configured limit is respected, and requests already sent count against it."""
         log = new_log()
         slots = send(log, 0.0, 12)
-        answer(log, slots, 0.1, quota=Quota(limit=5))
+        respond(log, slots, 0.1, quota=Quota(limit=5))
         assert (5, 0) == (log.limit, log.remaining(0.1))
         end = 0.1 + TURNOVER + 1e-9
         assert 5 == len(granted(log, end))
@@ -549,7 +549,7 @@ class TestHeaders:
         """With eight slots occupied and five allowed, the next grant waits until four have freed up."""
         log = new_log()
         for number in range(8):
-            answer(
+            respond(
                 log,
                 send(log, number / 10),
                 number / 10,
@@ -562,7 +562,7 @@ class TestHeaders:
     def test_header_never_raises_the_limit(self, quota: Quota) -> None:
         """No more than the configured limit is used, even if the server offers more."""
         log = new_log()
-        answer(log, send(log, 0.0), 0.0, quota=quota)
+        respond(log, send(log, 0.0), 0.0, quota=quota)
         assert (LIMIT, LIMIT - 1) == (log.limit, log.remaining(0.0))
 
     def test_lowered_limit_recovers_to_the_configured_limit(self) -> None:
@@ -570,7 +570,7 @@ class TestHeaders:
         log = new_log()
         limits = []
         for allowed in (5, 50, 3, None, 0):
-            answer(log, send(log, 0.0), 0.0, quota=Quota(limit=allowed))
+            respond(log, send(log, 0.0), 0.0, quota=Quota(limit=allowed))
             limits.append(log.limit)
         assert [5, 20, 3, 3, 3] == limits
 
@@ -602,12 +602,12 @@ class TestForecasts:
         log = new_log()
         slots = send(log, 0.0, 2)
         assert pytest.approx(TURNOVER) == log.resets_in(0.0)
-        answer(log, slots[:1], 1.0)
+        respond(log, slots[:1], 1.0)
         log.unsent(slots[1])
         assert pytest.approx(TURNOVER - 1.0) == log.resets_in(2.0)
         (slot,) = send(log, 2.0)
         assert pytest.approx(TURNOVER) == log.resets_in(2.0)
-        answer(log, [slot], 2.0, 429, Quota(retry_after=30.0))
+        respond(log, [slot], 2.0, 429, Quota(retry_after=30.0))
         assert pytest.approx(30.0 + MARGIN) == log.resets_in(2.0)
         assert 0.0 == log.resets_in(100.0)
 
@@ -632,14 +632,14 @@ class TestForecasts:
             server = ServerModel(PERIOD)
             server.is_sliding = is_sliding
             log = SlidingWindowLog(LIMIT, PERIOD, server)
-            answer(log, send(log, 9.0, 5), 9.0)
+            respond(log, send(log, 9.0, 5), 9.0)
             assert pytest.approx(wait) == log.estimate(10.0, ahead)
 
     def test_estimate_with_a_known_end_of_window(self) -> None:
         """A window begun by a foreign request ends sooner than one period after our first request."""
         log = new_log()
         (slot,) = send(log, 0.0)
-        answer(log, [slot], 0.1, quota=Quota(limit=20, remaining=6, retry_after=0.7))
+        respond(log, [slot], 0.1, quota=Quota(limit=20, remaining=6, retry_after=0.7))
         assert pytest.approx(0.6 - ROUNDING) == log.estimate(0.1, 18)
 
     @pytest.mark.parametrize(("ahead", "wait"), [(0, 0.0), (19, 0.0), (20, 2.0), (59, 4.0), (10_000, 1000.0)])

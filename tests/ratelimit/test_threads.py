@@ -176,7 +176,7 @@ def test_waiters_of_a_stopped_loop_keep_their_places(backend: str) -> None:
             for number in (100, 101):
                 await numbered(number)
 
-    async def go_on(tasks: list[asyncio.Task[None]]) -> None:
+    async def resume(tasks: list[asyncio.Task[None]]) -> None:
         await asyncio.wait_for(asyncio.gather(numbered(200), *tasks), 20)
 
     loop = asyncio.new_event_loop()
@@ -184,7 +184,7 @@ def test_waiters_of_a_stopped_loop_keep_their_places(backend: str) -> None:
     anyio.run(others, backend=backend)
     assert [0, 100, 101] == order
     assert 0 == limiter.snapshot(KEY).queued
-    loop.run_until_complete(go_on(tasks))
+    loop.run_until_complete(resume(tasks))
     loop.close()
     assert [1, 2, 3, 4, 5, 200] == order[3:]
     assert 0 == limiter.snapshot(KEY).queued
@@ -196,7 +196,7 @@ def test_waiters_of_a_stopped_loop_keep_their_places(backend: str) -> None:
 def test_grants_of_a_blocked_loop_go_to_other_loops(blocked: str, backend: str) -> None:
     """Grants that a blocked loop does not pick up go to other loops' calls; its calls are served later."""
     limiter = LocalRateLimiter(2, 0.05)
-    ready, go_on = threading.Event(), threading.Event()
+    ready, resume = threading.Event(), threading.Event()
     served: list[str] = []
 
     async def one(name: str) -> None:
@@ -213,14 +213,14 @@ def test_grants_of_a_blocked_loop_go_to_other_loops(blocked: str, backend: str) 
             for permit in permits:
                 permit.unsent()  # grants two of the calls
             ready.set()
-            assert go_on.wait(30)
+            assert resume.wait(30)
 
     async def others() -> None:
         with anyio.fail_after(20):
             async with anyio.create_task_group() as group:
                 for number in range(3):
                     group.start_soon(one, f"other {number}")
-        go_on.set()
+        resume.set()
 
     thread = threading.Thread(target=lambda: anyio.run(block, backend=blocked))
     thread.start()
@@ -235,7 +235,7 @@ def test_grants_of_a_blocked_loop_go_to_other_loops(blocked: str, backend: str) 
 def test_cancellation_after_a_revoked_grant() -> None:
     """A call whose grant was taken back can still be canceled."""
     limiter = LocalRateLimiter(1, 0.05)
-    ready, go_on = threading.Event(), threading.Event()
+    ready, resume = threading.Event(), threading.Event()
 
     async def one() -> None:
         (await limiter.acquire(KEY)).unsent()
@@ -247,7 +247,7 @@ def test_cancellation_after_a_revoked_grant() -> None:
             await anyio.lowlevel.checkpoint()
             permit.unsent()
             ready.set()
-            assert go_on.wait(30)
+            assert resume.wait(30)
             group.cancel_scope.cancel()
 
     thread = threading.Thread(target=lambda: anyio.run(block))
@@ -257,7 +257,7 @@ def test_cancellation_after_a_revoked_grant() -> None:
     async def other() -> None:
         with anyio.fail_after(20):
             (await limiter.acquire(KEY)).unsent()
-        go_on.set()
+        resume.set()
 
     anyio.run(other)
     thread.join(30)

@@ -111,14 +111,14 @@ async def test_wake_from_another_loop(backend: str) -> None:
 
 
 @pytest.mark.parametrize("here", ["asyncio", "trio", None])
-@pytest.mark.parametrize("gone", ["asyncio", "trio"])
-def test_wake_on_a_closed_loop(here: str | None, gone: str) -> None:
+@pytest.mark.parametrize("closed", ["asyncio", "trio"])
+def test_wake_on_a_closed_loop(here: str | None, closed: str) -> None:
     """``wake`` returns False if the waiting task's loop has ended, wherever it is called."""
 
     async def make() -> Wakeup:
         return Wakeup()
 
-    wakeup = anyio.run(make, backend=gone)
+    wakeup = anyio.run(make, backend=closed)
 
     async def wake() -> bool:
         return wakeup.wake()

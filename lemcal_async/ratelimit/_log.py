@@ -241,11 +241,7 @@ class SlidingWindowLog:
 
         Assumes that all pending responses arrive now.
         """
-        ends = [now, self.cooldown.until, self._slots.last_end(now)]
-        window = self._windows.newest
-        if window is not None and self._foreign(now):
-            ends.append(self._over_at(window))
-        return max(ends) - now
+        return max(now, self.cooldown.until, self._slots.last_end(now)) - now
 
     def idle(self, now: float) -> bool:
         """Whether there is no state to keep."""

@@ -230,6 +230,15 @@ class TestLateAnswers:
         log.unsent(slots[0])
         assert LIMIT == log.remaining(0.1 + TURNOVER + 1e-9)
 
+    def test_released_later_request_proves_nothing(self) -> None:
+        """It was not among the requests that the response may have counted, so two slots stay occupied."""
+        log = new_log()
+        slots = send(log, 0.0, LIMIT)
+        respond(log, slots[:10], 0.1, quota=counted(LIMIT - 2))
+        (later,) = send(log, 0.1 + TURNOVER + 1e-9)
+        log.unsent(later)
+        assert LIMIT - 2 == log.remaining(0.1 + TURNOVER + 1e-9)
+
     @pytest.mark.parametrize("sent_at", [None, 0.15], ids=["not sent", "sent too late"])
     def test_response_may_include_a_foreign_request(self, sent_at: float | None) -> None:
         """A request not sent when the response arrived cannot have been counted."""
@@ -283,6 +292,18 @@ class TestLostRequests:
         respond(log, send(log, 10.0), 10.0, quota=counted(6))
         (slot,) = send(log, 20.0)
         assert "foreign use" == log.answered(slot, 20.0, 200, counted(6))
+
+    def test_attributed_requests_fill_the_window(self) -> None:
+        """A further response of the same window finds no foreign request beside them."""
+        log = new_log()
+        for slot in send(log, 0.0, 5):
+            log.unknown(slot, 1.0)
+        slots = send(log, 10.0, 2)
+        assert [None, "foreign use"] == [
+            log.answered(slot, 10.0, 200, counted(used, 2.0))
+            for slot, used in zip(slots, (7, 8), strict=True)
+        ]
+        assert 1 == log.foreign
 
     def test_lost_requests_are_attributed_within_a_minute(self) -> None:
         """After that, another client is the more likely explanation."""
@@ -479,14 +500,6 @@ class TestHeaders:
         log.take(3.0)
         assert pytest.approx(3.0 + 0.9 * PERIOD / 10) == log.next_at(3.0)
         assert 9 == log.remaining(3.0)
-
-    def test_reset_waits_for_foreign_requests(self) -> None:
-        """The whole budget is available once the window of the foreign requests is over."""
-        log = new_log()
-        respond(log, send(log, 0.0), 0.1, quota=Quota(limit=20, remaining=6, retry_after=5.0))
-        respond(log, send(log, 0.2), 0.3, quota=Quota(limit=20, remaining=5, retry_after=1.9))
-        assert 0 < log.foreign
-        assert log.resets_in(0.3) >= 1.9
 
     def test_foreign_requests_are_counted_once(self) -> None:
         """All responses of a window report the same foreign requests; only new ones take more room."""

@@ -9,8 +9,10 @@ from lemcal_async.ratelimit._server import (
     END_MARGIN,
     PINS_NEEDED,
     ROUNDING,
+    SKEW,
     SPREAD_MARGIN,
     MinimumRoundTrip,
+    ServerClock,
     ServerModel,
     Window,
     Windows,
@@ -64,6 +66,38 @@ class TestRoundTrips:
             trips.add(seconds, now := now + gap)
             assert trips.seconds >= 0.0
         assert trips.seconds <= min(seconds for seconds, _ in rounds)
+
+
+class TestServerClock:
+    """The offset of the server's clock, from windows whose end is known on both clocks."""
+
+    UNCERTAINTY = 1.0 + SKEW  # seconds: the server's clock shows whole seconds
+
+    def test_quick_responses_bound_the_offset(self) -> None:
+        """The highest offset counts; without any, a window may end at any time."""
+        clock = ServerClock()
+        assert math.inf == clock.latest(1000.0)
+        clock.add(9.9, 10.0, 1000.0, now=8.0)
+        assert pytest.approx(10.0 + self.UNCERTAINTY) == clock.latest(1000.0)
+        clock.add(13.1, 13.2, 1004.0, now=12.0)
+        clock.add(17.2, 17.3, 1007.0, now=16.0)
+        assert pytest.approx(9.2 + self.UNCERTAINTY) == clock.latest(1000.0)
+
+    def test_offsets_are_forgotten(self) -> None:
+        """Clocks drift: an offset counts for at least 30 seconds, and for at most 60 after the next one."""
+        clock = ServerClock()
+        clock.add(9.9, 10.0, 1000.0, now=8.0)
+        clock.add(40.2, 40.3, 1030.0, now=39.0)
+        assert pytest.approx(10.0 + self.UNCERTAINTY) == clock.latest(1000.0)
+        clock.add(71.2, 71.3, 1061.0, now=70.0)
+        assert pytest.approx(10.3 + self.UNCERTAINTY) == clock.latest(1000.0)
+
+    def test_clock_of_the_server_is_set_back(self) -> None:
+        """An offset that contradicts the known one replaces it."""
+        clock = ServerClock()
+        clock.add(9.9, 10.0, 1000.0, now=8.0)
+        clock.add(13.9, 14.0, 904.0, now=12.0)
+        assert pytest.approx(14.0 + self.UNCERTAINTY) == clock.latest(904.0)
 
 
 class TestServer:

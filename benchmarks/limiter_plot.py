@@ -42,7 +42,7 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
     )
     legend = (
         (0.015, QUIET, "Requests as the server counted them, the first call at the bottom:"),
-        (0.5, ACCEPTED, "● let through"),
+        (0.5, ACCEPTED, "● accepted"),
         (0.612, REFUSED, "● refused (429)"),
         (0.738, QUIET, "│ end of a window"),
     )
@@ -78,7 +78,7 @@ def _draw_row(row: Axes, outcome: Outcome, until: float) -> None:
     weight = "bold" if ours else "normal"
     row.text(-0.02, 0.5, outcome.job.limiter, transform=row.transAxes, ha="right", va="center", weight=weight)
     row.text(
-        1.02, 0.66, f"{outcome.seconds:.2f} s in all", transform=row.transAxes, va="center", weight=weight
+        1.02, 0.66, f"{outcome.seconds:.2f} s total", transform=row.transAxes, va="center", weight=weight
     )
     row.text(
         1.02,

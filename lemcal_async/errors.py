@@ -1,11 +1,11 @@
-"""The exceptions, all of them: what failed, in which call, and what the server said.
+"""All exceptions: what failed, in which call, and the server's message.
 
     LemcalError
     ├── ConfigurationError            wrong setup or wrong use; nothing was sent
-    ├── APIConnectionError            no answer
+    ├── APIConnectionError            no response
     │   └── APITimeoutError           also a TimeoutError
     ├── DeadlineExceededError         also a TimeoutError; the call's own deadline
-    ├── APIStatusError                an answer that is not a success
+    ├── APIStatusError                a response whose status is not a success
     │   ├── BadRequestError           400
     │   ├── AuthenticationError       401, and the 400/403/404 that are about the API key
     │   ├── PlanRequiredError         402
@@ -20,14 +20,14 @@
     │   ├── RateLimitError            429
     │   └── ServerError               5xx
     ├── ResponseDecodeError           a 2xx that is not the JSON asked for
-    └── StoreError                    the store of a synchronization failed
-        └── EmptyListError            a list too short to be believed yet
+    └── StoreError                    the store used by a synchronization failed
+        └── EmptyListError            a suspiciously short list, not accepted yet
 
-Each is a plain value: it pickles, crosses processes, and holds neither an object of an HTTP library
-nor a secret.
+Exceptions are plain values: they can be pickled and sent to other processes, and contain neither objects of
+an HTTP library nor secrets.
 """
 
-# Which error an answer becomes is decided in _responses.py.
+# _responses.py maps responses to errors.
 
 from typing import Any, ClassVar, cast
 
@@ -67,9 +67,9 @@ class CallInfo:
 
     Attributes:
         method: The HTTP method.
-        route: The path without its ids (``/meetingTypes/{id}``), so it can serve as a label.
-        attempts: How many times the request was tried; 0 if it never was.
-        waited: Seconds spent waiting for the rate limit and between attempts.
+        route: The path with placeholders for ids (``/meetingTypes/{id}``), suitable as a metric label.
+        attempts: The number of attempts; 0 if the request was never tried.
+        waited: Seconds spent waiting for the rate limiter and between attempts.
     """
 
     method: str | None = None
@@ -89,9 +89,9 @@ class BadRow:
     """A row of a list that could not be read.
 
     Attributes:
-        index: Its index in the list.
+        index: The row's index in the list.
         row: The row itself.
-        reason: What is wrong with it.
+        reason: Why the row could not be read.
     """
 
     index: int
@@ -100,11 +100,11 @@ class BadRow:
 
 
 class LemcalError(Exception):
-    """The base of everything this package raises on purpose.
+    """The base class of all exceptions that this package raises.
 
     Attributes:
-        call: The call that it is about.
-        server_message: The server's own words, None if it did not answer or said nothing of use.
+        call: The call that failed.
+        server_message: The server's error message; None if there was no response or no usable message.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class LemcalError(Exception):
 
     @property
     def status_code(self) -> int | None:
-        """The status of the last answer, None if there was none."""
+        """The status code of the last response; None if there was none."""
         return self._status_code
 
     @property
@@ -132,29 +132,29 @@ class LemcalError(Exception):
 
     @property
     def route(self) -> str | None:
-        """The path of the call without its ids: ``/meetingTypes/{id}``."""
+        """The path of the call with placeholders for ids: ``/meetingTypes/{id}``."""
         return self.call.route
 
     @property
     def attempts(self) -> int:
-        """How many times the request was tried; 0 if it never was."""
+        """The number of attempts; 0 if the request was never tried."""
         return self.call.attempts
 
     @property
     def waited(self) -> float:
-        """Seconds spent waiting for the rate limit and between attempts."""
+        """Seconds spent waiting for the rate limiter and between attempts."""
         return self.call.waited
 
 
 class ConfigurationError(LemcalError):
-    """The SDK was set up or called in a way that cannot work. Nothing was sent."""
+    """The SDK was configured or called incorrectly. Nothing was sent."""
 
 
 class APIConnectionError(LemcalError):
-    """No answer came: the connection failed, or broke before the answer was complete.
+    """No response: connecting failed, or the connection was lost before the response was complete.
 
     Attributes:
-        maybe_processed: True if the server may have carried out the request anyway.
+        maybe_processed: True if the server may have processed the request anyway.
     """
 
     def __init__(
@@ -169,12 +169,12 @@ class APITimeoutError(APIConnectionError, TimeoutError):
 
 
 class DeadlineExceededError(LemcalError, TimeoutError):
-    """The call's ``deadline=`` has passed, or is known to pass before the call could be made.
+    """The call's ``deadline=`` has passed, or would certainly pass before the request could be sent.
 
-    ``status_code`` and ``server_message`` are those of the last attempt, if it was answered.
+    ``status_code`` and ``server_message`` come from the last attempt, if it received a response.
 
     Attributes:
-        retry_after: The seconds after which another call has a chance, None if unknown.
+        retry_after: Seconds after which another call has a chance; None if unknown.
     """
 
     def __init__(
@@ -191,11 +191,11 @@ class DeadlineExceededError(LemcalError, TimeoutError):
 
 
 class APIStatusError(LemcalError):
-    """The server answered, but not with a success. A redirect counts as that too.
+    """The server responded with a status code other than a success, such as an error or a redirect.
 
     Attributes:
-        retry_after: The server's ``Retry-After`` in seconds, None if it sent none. This service sends it with
-            every answer (documented); only with a 429 or 503 is it an order to wait.
+        retry_after: The server's ``Retry-After`` in seconds; None if it sent none. This service sends the
+            header with every response (documented); it asks the client to wait only with a 429 or 503.
     """
 
     _usual_status: ClassVar[int] = 0
@@ -215,7 +215,7 @@ class APIStatusError(LemcalError):
 
     @property
     def status_code(self) -> int:
-        """The status of the answer."""
+        """The response's status code."""
         return cast("int", self._status_code)
 
 
@@ -226,7 +226,7 @@ class BadRequestError(APIStatusError):
 
 
 class AuthenticationError(APIStatusError):
-    """401, or one of the 400, 403 and 404 with which this platform rejects an API key."""
+    """401, or a 400, 403 or 404 with which this platform rejects an API key."""
 
     _usual_status = 401
 
@@ -238,13 +238,13 @@ class PlanRequiredError(APIStatusError):
 
 
 class PermissionDeniedError(APIStatusError):
-    """403: the credentials are good, but the action is not allowed."""
+    """403: the credentials are valid, but the action is not allowed."""
 
     _usual_status = 403
 
 
 class NotFoundError(APIStatusError):
-    """404: what was asked for does not exist."""
+    """404: the requested resource does not exist."""
 
     _usual_status = 404
 
@@ -258,7 +258,7 @@ class HookNotFoundError(NotFoundError):
 
 
 class MeetingNotFoundError(NotFoundError):
-    """The meeting is not in the account's list (the service has no call for a single meeting)."""
+    """The meeting is not in the account's list (the service has no endpoint for a single meeting)."""
 
 
 class MethodNotAllowedError(APIStatusError):
@@ -268,24 +268,24 @@ class MethodNotAllowedError(APIStatusError):
 
 
 class ConflictError(APIStatusError):
-    """409: it exists already."""
+    """409: the resource already exists."""
 
     _usual_status = 409
 
 
 class DuplicateHookError(ConflictError):
-    """409 on creating a hook: that target has one already.
+    """409 on creating a hook: the target URL already has one.
 
-    Its id cannot be recovered, because the service has no list of hooks (documented by absence).
+    Its id cannot be looked up, because the service does not list hooks (documented by absence).
     """
 
 
 class RateLimitError(APIStatusError):
-    """429, and no further attempt was allowed.
+    """429, and the retry policy allows no further attempt.
 
     Attributes:
-        limit: How many requests the window allows, as the server gave it.
-        remaining: How many of them were left, as the server gave it.
+        limit: The number of requests allowed per window, as reported by the server.
+        remaining: The number of requests left in the window, as reported by the server.
     """
 
     _usual_status = 429
@@ -319,12 +319,12 @@ class ServerError(APIStatusError):
 
 
 class ResponseDecodeError(LemcalError):
-    """A success that is not the JSON asked for: an HTML page, an empty body, another shape, bad rows.
+    """A successful response whose body is not the expected JSON: HTML, empty, the wrong type, or bad rows.
 
     Attributes:
-        rows: If only some rows of a list could not be read, the models of the others, in order.
-        bad_rows: Which rows are missing and why; the first 1,000 of them.
-        bad_row_count: How many rows are missing.
+        rows: If only some rows of a list could not be read, the models of all other rows, in order.
+        bad_rows: The rows that could not be read, and why; at most the first 1,000.
+        bad_row_count: The number of rows that could not be read.
     """
 
     def __init__(
@@ -344,9 +344,9 @@ class ResponseDecodeError(LemcalError):
 
 
 class StoreError(LemcalError):
-    """The store of a synchronization failed: the disk is full, the database is locked or unreachable.
+    """The store used by a synchronization failed, such as a full disk or a locked or unreachable database.
 
-    What is stored is unharmed.
+    The stored data is intact.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -354,4 +354,4 @@ class StoreError(LemcalError):
 
 
 class EmptyListError(StoreError):
-    """The service suddenly lists none, or less than half, of an account's meetings; nothing was changed."""
+    """The service suddenly lists none, or less than half, of an account's meetings. Nothing was changed."""

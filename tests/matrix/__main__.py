@@ -1,8 +1,8 @@
-"""Tries every transport in every scenario, and writes the table in docs/transports.md.
+"""Run every transport through every scenario, and write the table in docs/transports.md.
 
     python -m tests.matrix [--only NAME] [--write]
 
-Exits with 1 if a transport fails where it should not, or passes where the table says that it cannot.
+The exit status is 1 if a transport fails unexpectedly, or passes a scenario that it is known to fail.
 """
 
 import argparse
@@ -18,20 +18,20 @@ from .transports import TRANSPORTS, Transport
 
 PAGE = Path(__file__).parents[2] / "docs" / "transports.md"
 BEGIN, END = "<!-- matrix -->\n", "<!-- end of matrix -->\n"
-PATIENCE = 30  # seconds for one scenario
-PASSED, FAILED, LEFT_OUT = "✓", "✗", "-"
+SCENARIO_TIMEOUT = 30  # seconds for one scenario
+PASSED, FAILED, SKIPPED = "✓", "✗", "-"
 
 
-def try_one(name: str, transport: Transport, *, verbose: bool) -> str:
-    """Run one scenario on one transport; return the mark for it."""
+def run_scenario(name: str, transport: Transport, *, verbose: bool) -> str:
+    """Run one scenario on one transport, and return its mark in the table."""
     on_trio = name == "trio"
     if name in NETWORK and not transport.has_network:
-        return LEFT_OUT
+        return SKIPPED
     if on_trio and not transport.has_trio:
-        return LEFT_OUT
+        return SKIPPED
 
     async def run() -> None:
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(SCENARIO_TIMEOUT):
             await SCENARIOS[name](transport)
 
     try:
@@ -45,13 +45,13 @@ def try_one(name: str, transport: Transport, *, verbose: bool) -> str:
     return PASSED
 
 
-def table(marks: dict[str, dict[str, str]]) -> str:
-    """Return the table."""
-    lines = ["| transport | passes | does not pass | what to know |", "|---|---|---|---|"]
+def render_table(marks: dict[str, dict[str, str]]) -> str:
+    """Render the marks as a Markdown table."""
+    lines = ["| transport | passed | failed | notes |", "|---|---|---|---|"]
     for transport in TRANSPORTS:
         found = marks[transport.name]
         passed = sum(mark == PASSED for mark in found.values())
-        tried = sum(mark != LEFT_OUT for mark in found.values())
+        tried = sum(mark != SKIPPED for mark in found.values())
         failed = "; ".join(name for name, mark in found.items() if mark == FAILED)
         lines.append(f"| {transport.name} | {passed} of {tried} | {failed} | {transport.note} |")
     scenarios = "; ".join(SCENARIOS)
@@ -59,21 +59,21 @@ def table(marks: dict[str, dict[str, str]]) -> str:
 
 
 def main() -> None:
-    """Run what was asked for."""
+    """Run the selected scenarios on the selected transports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", default="", help="a part of the name of one transport")
-    parser.add_argument("--scenario", default="", help="a part of the name of one scenario")
-    parser.add_argument("--verbose", action="store_true", help="show known failures, too")
-    parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.name}")
+    parser.add_argument("--only", default="", help="run only transports whose name contains this")
+    parser.add_argument("--scenario", default="", help="run only scenarios whose name contains this")
+    parser.add_argument("--verbose", action="store_true", help="also show known failures")
+    parser.add_argument("--write", action="store_true", help=f"write the table to {PAGE.name}")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")  # those of the libraries that are tried
+    warnings.simplefilter("ignore")  # raised by the libraries under test
     marks: dict[str, dict[str, str]] = {}
     surprises = 0
     for transport in TRANSPORTS:
         if options.only not in transport.name:
             continue
         found = marks[transport.name] = {
-            name: try_one(name, transport, verbose=options.verbose)
+            name: run_scenario(name, transport, verbose=options.verbose)
             for name in SCENARIOS
             if options.scenario in name
         }
@@ -83,12 +83,12 @@ def main() -> None:
             print(f"    unexpected: {transport.name}: {name}: {found[name]}")
         print(transport.name, *found.values(), flush=True)
     if options.write and (options.only or options.scenario):
-        parser.error("--write needs all of them")
+        parser.error("--write needs every transport and scenario")
     if options.write:
         page = PAGE.read_text(encoding="utf-8")
         before, rest = page.split(BEGIN)
         after = rest.split(END)[1]
-        PAGE.write_text(f"{before}{BEGIN}\n{table(marks)}\n{END}{after}", encoding="utf-8")
+        PAGE.write_text(f"{before}{BEGIN}\n{render_table(marks)}\n{END}{after}", encoding="utf-8")
     sys.exit(surprises > 0)
 
 

@@ -1,4 +1,4 @@
-"""What is asked of every transport: a call or two on the sandbox, and what must come of it."""
+"""The scenarios for every transport: a call or two to the sandbox, and the expected outcome."""
 
 import contextlib
 import time
@@ -35,27 +35,27 @@ TARGET = "https://example.com/webhooks"
 
 
 class Service(Sandbox):
-    """A sandbox that compresses its answers."""
+    """A sandbox that compresses its responses."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request."""
+        """Handle a request."""
         await GZipMiddleware(super().__call__, minimum_size=1)(scope, receive, send)
 
 
 @attrs.frozen
 class Lab:
-    """A sandbox, and a client for it on the transport that is tried."""
+    """A sandbox, and clients for it on the transport under test."""
 
     sandbox: Sandbox
     wire: Any
 
     def client(self, account: int = 0, **options: Any) -> AsyncLemcal:
-        """Return a client; by default nothing but the transport is under test."""
+        """Return a client, by default without a rate limit."""
         options = {"limiter": Unlimited(), "retry": QUICK, "base_url": _base_url(self.sandbox), **options}
         return self.sandbox.client(account, transport=self.wire, **options)
 
     def seen(self, method: str, path: str) -> int:
-        """Return how many such requests have arrived."""
+        """Count the requests received with this method and path."""
         return sum((method, path) == (seen.method, seen.path) for seen in self.sandbox.requests)
 
 
@@ -78,11 +78,11 @@ def _base_url(sandbox: Sandbox) -> str:
 
 Run = Callable[[Transport], Awaitable[None]]
 SCENARIOS: dict[str, Run] = {}
-NETWORK: set[str] = set()  # those that need one
+NETWORK: set[str] = set()  # the scenarios that need a network
 
 
 def scenario(name: str, *, network: bool = False) -> Callable[[Run], Run]:
-    """Name a scenario."""
+    """Register a scenario under this name."""
 
     def register(run: Run) -> Run:
         SCENARIOS[name] = run
@@ -93,18 +93,18 @@ def scenario(name: str, *, network: bool = False) -> Callable[[Run], Run]:
     return register
 
 
-@scenario("models, compressed answers")
+@scenario("models, compressed responses")
 async def reads(transport: Transport) -> None:
-    """What was packed is unpacked, once."""
+    """Compressed bodies are decompressed exactly once."""
     async with lab(transport, meetings=50) as here:
         assert here.sandbox.user_id == (await here.client().me()).id
         found = await here.client().meetings.list()
         assert [row["_id"] for row in here.sandbox.meetings()] == [meeting.id for meeting in found]
 
 
-@scenario("bodies, empty answers")
+@scenario("request bodies, empty responses")
 async def writes(transport: Transport) -> None:
-    """A body arrives as it was sent, and a 204 has none."""
+    """A request body arrives unchanged, and a 204 has no body."""
     async with lab(transport) as here:
         hook = await here.client().hooks.create(f"{TARGET}?é=ü", any_meeting_type=True)
         assert hook is not None
@@ -113,9 +113,9 @@ async def writes(transport: Transport) -> None:
         assert [] == here.sandbox.hooks()
 
 
-@scenario("errors of the service")
+@scenario("service errors")
 async def errors(transport: Transport) -> None:
-    """With the class and the words that they have elsewhere."""
+    """Errors have the right class and the server's message."""
     async with lab(transport) as here:
         with pytest.raises(HookNotFoundError, match="404"):
             await here.client().hooks.delete("hoo_unknown")
@@ -126,7 +126,7 @@ async def errors(transport: Transport) -> None:
 
 @scenario("redirects are errors")
 async def redirects(transport: Transport) -> None:
-    """They lead nowhere."""
+    """No second request is sent."""
     async with lab(transport) as here:
         here.sandbox.inject(faults.redirect("/api/lemcal/meetings"))
         with pytest.raises(APIStatusError, match="302"):
@@ -134,18 +134,18 @@ async def redirects(transport: Transport) -> None:
         assert 1 == len(here.sandbox.requests)
 
 
-@scenario("cookies are not kept")
+@scenario("cookies are not stored")
 async def cookies(transport: Transport) -> None:
-    """Nor sent."""
+    """A retry sends no cookie."""
     async with lab(transport) as here:
         here.sandbox.inject(faults.status(503, headers={"Set-Cookie": "a=b; Path=/", "Retry-After": "0"}))
         await here.client().me()
         assert "cookie" not in here.sandbox.requests[-1].headers
 
 
-@scenario("accounts stay apart")
+@scenario("accounts are isolated")
 async def accounts(transport: Transport) -> None:
-    """Each is answered its own data, on the same transport."""
+    """Each account receives its own data over the shared transport."""
     async with lab(transport) as here:
         for _ in range(2):
             for number, account in enumerate(here.sandbox.accounts):
@@ -168,19 +168,19 @@ async def _within_the_limit(transport: Transport, window: str) -> None:
 
 @scenario("no 429, fixed window")
 async def fixed_window(transport: Transport) -> None:
-    """Four windows full of calls."""
+    """Calls that fill four windows."""
     await _within_the_limit(transport, "fixed")
 
 
 @scenario("no 429, sliding window")
 async def sliding_window(transport: Transport) -> None:
-    """The same where each moment counts."""
+    """The same calls against a sliding window."""
     await _within_the_limit(transport, "sliding")
 
 
-@scenario("429 is waited out")
+@scenario("429 is retried")
 async def refused(transport: Transport) -> None:
-    """And told when no further attempt is allowed."""
+    """Without retries, it raises RateLimitError."""
     async with lab(transport) as here:
         limiter = LocalRateLimiter(limit=8, period=0.6)
         here.sandbox.inject(faults.too_many_requests("0.2"))
@@ -192,9 +192,9 @@ async def refused(transport: Transport) -> None:
             await here.client(limiter=limiter, retry=ONCE).me()
 
 
-@scenario("each request is counted")
+@scenario("every request is counted")
 async def counted(transport: Transport) -> None:
-    """No request is sent that the limiter does not know of."""
+    """The transport sends no request that the limiter does not know about."""
     async with lab(transport) as here:
         here.sandbox.inject(faults.status(503, headers={"Retry-After": "0"}))
         with pytest.raises(LemcalError):
@@ -202,27 +202,27 @@ async def counted(transport: Transport) -> None:
         assert 1 == len(here.sandbox.requests)
 
 
-@scenario("GET is repeated after a 500")
+@scenario("GET is retried after a 500")
 async def repeated(transport: Transport) -> None:
-    """Once."""
+    """The GET is sent exactly twice."""
     async with lab(transport) as here:
         here.sandbox.inject(faults.status(500))
         await here.client().me()
         assert 2 == len(here.sandbox.requests)
 
 
-@scenario("GET is repeated after a reset", network=True)
+@scenario("GET is retried after a reset", network=True)
 async def reset(transport: Transport) -> None:
-    """Whether it was processed or not."""
+    """Whether or not the server processed the request."""
     async with lab(transport) as here:
         for fault in (faults.reset_after_processing(), faults.reset_before_processing()):
             here.sandbox.inject(fault)
             assert here.sandbox.user_id == (await here.client().me()).id
 
 
-@scenario("POST is not doubled", network=True)
+@scenario("POST is not sent twice", network=True)
 async def not_doubled(transport: Transport) -> None:
-    """Reset after it was processed, it is not sent again, and the error says that it may have been."""
+    """A POST reset after processing is not retried, and the error has ``maybe_processed``."""
     async with lab(transport) as here:
         here.sandbox.inject(faults.reset_after_processing(), method="POST")
         with pytest.raises(APIConnectionError) as caught:
@@ -231,9 +231,9 @@ async def not_doubled(transport: Transport) -> None:
         assert (1, 1) == (here.seen("POST", "/hooks"), len(here.sandbox.hooks()))
 
 
-@scenario("its slot is not given back", network=True)
+@scenario("a request that may have arrived keeps its slot", network=True)
 async def slot(transport: Transport) -> None:
-    """What may have been counted counts."""
+    """The server may have counted the request."""
     async with lab(transport) as here:
         limiter = LocalRateLimiter(limit=8, period=30)
         lemcal = here.client(limiter=limiter, retry=ONCE)
@@ -243,18 +243,18 @@ async def slot(transport: Transport) -> None:
         assert 7 == lemcal.rate_limit.remaining
 
 
-@scenario("half an answer is none", network=True)
+@scenario("truncated response is retried", network=True)
 async def truncated(transport: Transport) -> None:
-    """It is repeated for a GET."""
+    """A GET is sent again."""
     async with lab(transport) as here:
         here.sandbox.inject(faults.truncated())
         assert here.sandbox.user_id == (await here.client().me()).id
         assert 2 == len(here.sandbox.requests)
 
 
-@scenario("nobody listens", network=True)
-async def nobody_listens(transport: Transport) -> None:
-    """One error, of this package."""
+@scenario("connection refused", network=True)
+async def connection_refused(transport: Transport) -> None:
+    """Connecting to a closed port raises APIConnectionError."""
     async with lab(transport) as here:
         lemcal = here.client(base_url="http://127.0.0.1:9/api/lemcal", retry=ONCE)
         with pytest.raises(APIConnectionError):
@@ -263,12 +263,12 @@ async def nobody_listens(transport: Transport) -> None:
 
 @scenario("`timeout=`", network=True)
 async def timeout(transport: Transport) -> None:
-    """It is the time for one operation, and raises APITimeoutError."""
+    """The timeout applies to one operation, and raises APITimeoutError."""
     async with lab(transport) as here:
         here.sandbox.inject(faults.slow(8))
         with anyio.fail_after(5), pytest.raises(APITimeoutError):
             await here.client(timeout=0.4, retry=ONCE).me()
-        # Several operations may take longer together.
+        # Several operations together may take longer.
         here.sandbox.inject(faults.slow(0.3), times=2)
         for _ in range(2):
             await here.client(timeout=0.5, retry=ONCE).me()
@@ -276,7 +276,7 @@ async def timeout(transport: Transport) -> None:
 
 @scenario("`deadline=`", network=True)
 async def deadline(transport: Transport) -> None:
-    """It is the time for the whole call."""
+    """The deadline applies to the whole call."""
     async with lab(transport) as here:
         here.sandbox.inject(faults.slow(8))
         with anyio.fail_after(5), pytest.raises(DeadlineExceededError):
@@ -285,7 +285,7 @@ async def deadline(transport: Transport) -> None:
 
 @scenario("cancellation", network=True)
 async def cancellation(transport: Transport) -> None:
-    """At any moment, and the next call works."""
+    """After a call is canceled at any moment, the next call works."""
     async with lab(transport) as here:
         lemcal = here.client()
         for steps in range(0, 40, 2):
@@ -298,9 +298,9 @@ async def cancellation(transport: Transport) -> None:
                 assert here.sandbox.user_id == (await lemcal.me()).id
 
 
-@scenario("no secret in errors", network=True)
+@scenario("no secrets in errors", network=True)
 async def secrets(transport: Transport) -> None:
-    """In no frame of a traceback, with its local variables; nor what asyncio's own timeout leaves behind."""
+    """No secret in any traceback frame's local variables, even after a timeout scope."""
     async with lab(transport) as here:
         for fault in (faults.reset_after_processing(), faults.slow(8)):
             here.sandbox.inject(fault)
@@ -308,14 +308,14 @@ async def secrets(transport: Transport) -> None:
                 with anyio.fail_after(0.4):
                     await here.client(retry=ONCE, timeout=5).me()
             except Exception as error:
-                _check_quiet(error, here)
+                _check_no_secrets(error, here)
 
 
-def _check_quiet(error: BaseException, here: Lab) -> None:
+def _check_no_secrets(error: BaseException, here: Lab) -> None:
     key = here.sandbox.api_key
     hidden = [key, b64encode(f"{here.sandbox.user_id}:{key}".encode()).decode()]
     rendered = traceback.TracebackException.from_exception(error, capture_locals=True)
-    # What the scenarios hold themselves is not the question.
+    # Ignore the scenarios' own frames.
     own = [frame for frame in rendered.stack if "/tests/matrix/" in frame.filename]
     for frame in own:
         frame.locals = None
@@ -325,7 +325,7 @@ def _check_quiet(error: BaseException, here: Lab) -> None:
 
 @scenario("trio")
 async def on_trio(transport: Transport) -> None:
-    """The matrix runs this one there."""
+    """The matrix runs this scenario on trio."""
     async with lab(transport) as here:
         assert here.sandbox.user_id == (await here.client().me()).id
         assert None is not await here.client().hooks.create(TARGET, any_meeting_type=True)

@@ -1,4 +1,4 @@
-"""The transports of the matrix: the package's own, and those that people plug in."""
+"""The transports in the matrix: the package's own, and third-party ones."""
 
 import asyncio
 import contextlib
@@ -37,18 +37,18 @@ Open: TypeAlias = Callable[[Sandbox], AbstractAsyncContextManager[Any]]
 
 @attrs.frozen
 class Transport:
-    """One line of the table; ``fails`` names the scenarios that it cannot pass, and ``note`` says why."""
+    """A row of the table; ``fails`` names its known failures, and ``note`` explains them."""
 
     name: str
     open: Open
     note: str = ""
     fails: frozenset[str] = frozenset()
-    has_network: bool = True  # without one, there is nothing to break
+    has_network: bool = True  # False: in-process, so there are no connections to break
     has_trio: bool = True
 
 
-def made_by(make: Callable[[], Wire]) -> Open:
-    """Return what opens a transport and closes it."""
+def opener(make: Callable[[], Wire]) -> Open:
+    """Return a context manager that creates a transport and closes it on exit."""
 
     @contextlib.asynccontextmanager
     async def open_wire(_: Sandbox) -> AsyncIterator[Wire]:
@@ -63,7 +63,7 @@ def made_by(make: Callable[[], Wire]) -> Open:
 
 @contextlib.asynccontextmanager
 async def cached(_: Sandbox) -> AsyncIterator[Wire]:
-    """Hishel, as it comes."""
+    """Hishel with its default settings."""
     with tempfile.TemporaryDirectory() as folder:
         storage = hishel.AsyncSqliteStorage(database_path=Path(folder) / "cache.db")
         wire = hishel.httpx.AsyncCacheTransport(httpx.AsyncHTTPTransport(), storage)
@@ -75,7 +75,7 @@ async def cached(_: Sandbox) -> AsyncIterator[Wire]:
 
 @contextlib.asynccontextmanager
 async def through_socks(_: Sandbox) -> AsyncIterator[Wire]:
-    """httpx-socks, with a proxy of our own in front of the sandbox."""
+    """httpx-socks, with a local proxy in front of the sandbox."""
     async with socks_proxy() as port:
         wire = httpx_socks.AsyncProxyTransport.from_url(f"socks5://127.0.0.1:{port}")
         try:
@@ -86,7 +86,7 @@ async def through_socks(_: Sandbox) -> AsyncIterator[Wire]:
 
 @contextlib.asynccontextmanager
 async def socks_proxy() -> AsyncIterator[int]:
-    """Run a SOCKS5 proxy in a thread, for either event loop; yield its port."""
+    """Run a SOCKS5 proxy in a thread, so that it serves either backend; yield its port."""
     loop = asyncio.new_event_loop()
     ready = threading.Event()
     ports: list[int] = []
@@ -107,8 +107,8 @@ async def socks_proxy() -> AsyncIterator[int]:
             methods = (await reader.readexactly(2))[1]
             await reader.readexactly(methods)
             writer.write(b"\x05\x00")
-            asked = await reader.readexactly(4 + 4 + 2)  # CONNECT to an IPv4 address
-            host, port = ".".join(map(str, asked[4:8])), int.from_bytes(asked[8:])
+            request = await reader.readexactly(4 + 4 + 2)  # CONNECT to an IPv4 address
+            host, port = ".".join(map(str, request[4:8])), int.from_bytes(request[8:])
             try:
                 upstream = await asyncio.open_connection(host, port)
             except OSError:
@@ -145,8 +145,8 @@ async def in_process(sandbox: Sandbox) -> AsyncIterator[Wire]:
     yield httpx.ASGITransport(app=sandbox)
 
 
-def answered_by(sandbox: Sandbox) -> Callable[[httpx.Request], Any]:
-    """Return a handler for the libraries that mock: it asks the sandbox."""
+def sandbox_handler(sandbox: Sandbox) -> Callable[[httpx.Request], Any]:
+    """Return a handler for mocking libraries that forwards requests to the sandbox."""
     inner = httpx.ASGITransport(app=sandbox)
 
     async def handler(request: httpx.Request) -> httpx.Response:
@@ -160,22 +160,22 @@ def answered_by(sandbox: Sandbox) -> Callable[[httpx.Request], Any]:
 @contextlib.asynccontextmanager
 async def mocked(sandbox: Sandbox) -> AsyncIterator[Wire]:
     """Httpx's MockTransport."""
-    yield httpx.MockTransport(answered_by(sandbox))
+    yield httpx.MockTransport(sandbox_handler(sandbox))
 
 
 @contextlib.asynccontextmanager
 async def with_respx(sandbox: Sandbox) -> AsyncIterator[Wire]:
-    """A router of respx."""
+    """A respx router."""
     router = respx.Router(assert_all_called=False)
-    router.route().mock(side_effect=answered_by(sandbox))
+    router.route().mock(side_effect=sandbox_handler(sandbox))
     yield httpx.MockTransport(router.async_handler)
 
 
 @contextlib.asynccontextmanager
 async def with_pytest_httpx(sandbox: Sandbox) -> AsyncIterator[Wire]:
-    """What its fixture patches: httpx's own transport."""
+    """Patch httpx's own transport as pytest-httpx's fixture does."""
     mock = pytest_httpx.HTTPXMock(_HTTPXMockOptions())
-    mock.add_callback(answered_by(sandbox), is_reusable=True)
+    mock.add_callback(sandbox_handler(sandbox), is_reusable=True)
     wire = httpx.AsyncHTTPTransport()
     wire.handle_async_request = lambda request: mock._handle_async_request(wire, request)  # type: ignore[method-assign]
     try:
@@ -186,7 +186,7 @@ async def with_pytest_httpx(sandbox: Sandbox) -> AsyncIterator[Wire]:
 
 @contextlib.asynccontextmanager
 async def recorded(_: Sandbox) -> AsyncIterator[Wire]:
-    """vcrpy, recording: it patches httpcore's pool."""
+    """Record with vcrpy, which patches httpcore's connection pool."""
     with (
         tempfile.TemporaryDirectory() as folder,
         vcr.use_cassette(str(Path(folder) / "cassette.yaml"), record_mode="all"),
@@ -199,73 +199,73 @@ async def recorded(_: Sandbox) -> AsyncIterator[Wire]:
 
 
 def without_redirects() -> Wire:
-    """Return pyreqwest's transport; its client would follow redirects by itself."""
+    """Return pyreqwest's transport; its client follows redirects by default."""
     client = pyreqwest.client.ClientBuilder().follow_redirects(False).build()  # noqa: FBT003 - its API
     wire: Wire = pyreqwest.compatibility.httpx.HttpxTransport(client)
     return wire
 
 
-UNSEEN = (
-    "It does not see the package's own transports: pass `transport=httpx.AsyncHTTPTransport()` "
+NOT_INTERCEPTED = (
+    "It does not intercept this package's transports: pass `transport=httpx.AsyncHTTPTransport()` "
     "to the client in such tests."
 )
 
 TRANSPORTS = [
-    Transport("`PooledTransport` (the default)", made_by(PooledTransport)),
-    Transport("`HTTPX2Transport`", made_by(HTTPX2Transport)),
-    Transport("`AiohttpTransport`", made_by(AiohttpTransport), "asyncio only", has_trio=False),
-    Transport("`httpx.AsyncHTTPTransport`", made_by(httpx.AsyncHTTPTransport)),
-    Transport("`httpx2.AsyncHTTPTransport`", made_by(httpx2.AsyncHTTPTransport)),
+    Transport("`PooledTransport` (the default)", opener(PooledTransport)),
+    Transport("`HTTPX2Transport`", opener(HTTPX2Transport)),
+    Transport("`AiohttpTransport`", opener(AiohttpTransport), "asyncio only", has_trio=False),
+    Transport("`httpx.AsyncHTTPTransport`", opener(httpx.AsyncHTTPTransport)),
+    Transport("`httpx2.AsyncHTTPTransport`", opener(httpx2.AsyncHTTPTransport)),
     Transport(
         "httpx-aiohttp",
-        made_by(httpx_aiohttp.AiohttpTransport),
+        opener(httpx_aiohttp.AiohttpTransport),
         "asyncio only. It cannot prove that nothing was sent, so a POST that could not connect is not "
         "retried. `AiohttpTransport` can.",
         has_trio=False,
     ),
     Transport(
         "pyreqwest",
-        made_by(without_redirects),
-        "asyncio only. Build its client with `follow_redirects(False)`. Canceled, it raises a "
-        "`CancelledError` of its own, which ends the task instead of the scope: use `timeout=`, not "
+        opener(without_redirects),
+        "asyncio only. Build its client with `follow_redirects(False)`. When canceled, it raises its own "
+        "`CancelledError`, which ends the task instead of the scope: use `timeout=`, not "
         "`deadline=` or `move_on_after`.",
-        frozenset({"`deadline=`", "no secret in errors"}),
+        frozenset({"`deadline=`", "no secrets in errors"}),
         has_trio=False,
     ),
     Transport(
         "httpx-curl-cffi",
-        made_by(httpx_curl_cffi.AsyncCurlTransport),
-        "asyncio only. It follows redirects by itself, which nothing can prevent: an answer may be "
-        "another route's.",
+        opener(httpx_curl_cffi.AsyncCurlTransport),
+        "asyncio only. It always follows redirects, and this cannot be turned off: a response may come "
+        "from another route.",
         frozenset({"redirects are errors"}),
         has_trio=False,
     ),
     Transport(
         "hishel",
         cached,
-        "**Do not use it.** The key of its cache holds no credentials: one account is given another's "
-        "data. And what it answers from the cache is not what lemcal would.",
+        "**Do not use it.** Its cache key ignores the credentials, so one account receives another "
+        "account's data. Cached responses also differ from lemcal's current ones.",
         frozenset(
-            {"accounts stay apart", "no 429, fixed window", "no 429, sliding window", "429 is waited out"}
+            {"accounts are isolated", "no 429, fixed window", "no 429, sliding window", "429 is retried"}
         ),
     ),
     Transport(
         "httpx-retries",
-        made_by(lambda: httpx_retries.RetryTransport(httpx.AsyncHTTPTransport())),
-        "**Do not use it.** It sends again below the limiter, which then counts too few requests. The "
-        "client retries by itself.",
-        frozenset({"429 is waited out", "each request is counted", "`timeout=`"}),
+        opener(lambda: httpx_retries.RetryTransport(httpx.AsyncHTTPTransport())),
+        "**Do not use it.** It retries below the limiter, which then counts too few requests. The "
+        "client already retries.",
+        frozenset({"429 is retried", "every request is counted", "`timeout=`"}),
     ),
     Transport(
         "OpenTelemetry's `AsyncOpenTelemetryTransport`",
-        made_by(lambda: AsyncOpenTelemetryTransport(httpx.AsyncHTTPTransport())),
-        "Its instrumentor patches httpx's own transport only, and so does sentry's: with the package's "
-        "transports use [`otel.instrument()`](observability.md).",
+        opener(lambda: AsyncOpenTelemetryTransport(httpx.AsyncHTTPTransport())),
+        "Its instrumentor patches only httpx's own transport, and so does Sentry's. With this package's "
+        "transports, use [`otel.instrument()`](observability.md).",
     ),
     Transport("httpx-socks", through_socks),
     Transport("`httpx.ASGITransport`", in_process, has_network=False),
     Transport("`httpx.MockTransport`", mocked, has_network=False),
-    Transport("respx", with_respx, UNSEEN, has_network=False),
-    Transport("pytest-httpx", with_pytest_httpx, UNSEEN, has_network=False),
-    Transport("vcrpy", recorded, UNSEEN),
+    Transport("respx", with_respx, NOT_INTERCEPTED, has_network=False),
+    Transport("pytest-httpx", with_pytest_httpx, NOT_INTERCEPTED, has_network=False),
+    Transport("vcrpy", recorded, NOT_INTERCEPTED),
 ]

@@ -1,7 +1,7 @@
-"""Undoing the content encoding of a body, a piece at a time and bounded: a bomb is small until it bursts.
+"""Decompressing a body in chunks, with a size limit against decompression bombs.
 
-Requests ask for gzip and deflate, and other encodings are refused. A wire may have decompressed the body
-already and left the header as it was; a body that reads as JSON is taken as it is.
+Requests accept gzip and deflate; other encodings are errors. A wire may already have decompressed the body
+without removing the header, so a body that starts like JSON is returned unchanged.
 """
 
 import io
@@ -11,14 +11,14 @@ from collections.abc import Iterator
 
 from anyio.lowlevel import checkpoint
 
-_PIECE = 2**16  # bytes that are decompressed at once
-_TURN = 2**21  # bytes of output after which the event loop gets its turn: 12 MB take 30 ms
+_CHUNK_SIZE = 2**16  # bytes of input and output of one decompression step
+_BYTES_PER_TURN = 2**21  # of output, after which other tasks run: 12 MB take 30 ms
 
 _GZIP = 16 + zlib.MAX_WBITS
 _RAW_DEFLATE = -zlib.MAX_WBITS
 
 
-KNOWN = frozenset({"", "identity", "gzip", "x-gzip", "deflate"})
+SUPPORTED = frozenset({"", "identity", "gzip", "x-gzip", "deflate"})
 
 
 class CompressionError(Exception):
@@ -26,23 +26,23 @@ class CompressionError(Exception):
 
 
 async def decompress(encoding: str, body: bytes, max_bytes: int) -> bytes:
-    """Return the body as it was before it was compressed; raises CompressionError.
+    """Return the decompressed body; raises CompressionError.
 
-    The event loop gets its turn in between; canceled, what came of it is dropped.
+    Yields to the event loop regularly.
     """
     encoding = encoding.strip().lower()
     if _is_plain(encoding, body):
         return body
-    # Not a list to be joined in the end: that would take 8 ms for 12 MB, all in one go.
+    # Not a list of chunks: joining 12 MB at the end would block the event loop for 8 ms.
     content = io.BytesIO()
     size = turn = 0
-    for piece in _pieces(encoding, body):
-        size += len(piece)
+    for chunk in _chunks(encoding, body):
+        size += len(chunk)
         if size > max_bytes:
-            raise CompressionError(f"the answer is over {max_bytes} bytes when decompressed")
-        content.write(piece)
-        if size // _TURN > turn:
-            turn = size // _TURN
+            raise CompressionError(f"the response is over {max_bytes} bytes when decompressed")
+        content.write(chunk)
+        if size // _BYTES_PER_TURN > turn:
+            turn = size // _BYTES_PER_TURN
             await checkpoint()
     return content.getvalue()
 
@@ -50,51 +50,51 @@ async def decompress(encoding: str, body: bytes, max_bytes: int) -> bytes:
 def _is_plain(encoding: str, body: bytes) -> bool:
     if encoding in ("", "identity") or not body:
         return True
-    # No gzip or zlib stream begins like this, but one of raw deflate can.
-    return body[:1] in b'[{"' and not (encoding == "deflate" and _inflates(body))
+    # No gzip or zlib stream starts like this, but a raw deflate stream can.
+    return body[:1] in b'[{"' and not (encoding == "deflate" and _is_raw_deflate(body))
 
 
-def _inflates(body: bytes) -> bool:
+def _is_raw_deflate(body: bytes) -> bool:
     stream = zlib.decompressobj(_RAW_DEFLATE)
     try:
-        stream.decompress(body[:_PIECE], _PIECE)
+        stream.decompress(body[:_CHUNK_SIZE], _CHUNK_SIZE)
     except zlib.error:
         return False
     return not stream.unused_data
 
 
-def _pieces(encoding: str, body: bytes) -> Iterator[bytes]:
-    window = _window(encoding, body)
-    stream = zlib.decompressobj(window)
-    at, rest = 0, b""
-    while rest or at < len(body):
+def _chunks(encoding: str, body: bytes) -> Iterator[bytes]:
+    wbits = _wbits(encoding, body)
+    stream = zlib.decompressobj(wbits)
+    position, rest = 0, b""
+    while rest or position < len(body):
         if not rest:
-            rest, at = body[at : at + _PIECE], at + _PIECE
+            rest, position = body[position : position + _CHUNK_SIZE], position + _CHUNK_SIZE
         if stream.eof:
-            if window != _GZIP:  # gzip allows several members in a row; others end here
+            if wbits != _GZIP:  # only gzip allows several members in a row
                 return
-            stream = zlib.decompressobj(window)
+            stream = zlib.decompressobj(wbits)
         try:
-            yield stream.decompress(rest, _PIECE)
+            yield stream.decompress(rest, _CHUNK_SIZE)
         except zlib.error:
-            raise CompressionError(f"the answer is not {encoding}, as its header says") from None
+            raise CompressionError(f"the response is not {encoding}, contrary to its header") from None
         rest = stream.unused_data if stream.eof else stream.unconsumed_tail
     while not stream.eof:
-        piece = stream.decompress(b"", _PIECE)
-        if not piece:
-            raise CompressionError("the compressed answer breaks off")
-        yield piece
+        chunk = stream.decompress(b"", _CHUNK_SIZE)
+        if not chunk:
+            raise CompressionError("the compressed response is truncated")
+        yield chunk
 
 
-def _window(encoding: str, body: bytes) -> int:
-    """Return what zlib takes for the format."""
+def _wbits(encoding: str, body: bytes) -> int:
+    """Return zlib's ``wbits`` argument for the format."""
     if encoding in ("gzip", "x-gzip"):
         return _GZIP
     if encoding == "deflate":
-        # Called deflate, it may be zlib's format (as the standard says) or the raw one (as some send it).
+        # "deflate" means zlib's format according to the standard, but some servers send raw deflate.
         return zlib.MAX_WBITS if _is_zlib(body) else _RAW_DEFLATE
-    shown = re.sub(r"[^a-z0-9, -]", "", encoding)[:20]  # it is the server's text
-    raise CompressionError(f"the answer is compressed with {shown}, not with gzip or deflate as asked")
+    shown = re.sub(r"[^a-z0-9, -]", "", encoding)[:20]  # the server's text
+    raise CompressionError(f"the response is compressed with {shown}, not gzip or deflate as requested")
 
 
 def _is_zlib(body: bytes) -> bool:

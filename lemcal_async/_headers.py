@@ -1,7 +1,7 @@
-"""The rate-limit headers of an answer, as numbers. Pure: no clock is read here.
+"""Parsing a response's rate-limit headers. Pure: reads no clock.
 
 The service sends ``Retry-After`` (fractional seconds, sometimes joined with a date) and
-``X-RateLimit-*`` with *every* answer. What to do about them is up to the limiter and the retries.
+``X-RateLimit-*`` with *every* response. The limiter and the retry layer decide how to react.
 """
 
 import datetime as dt
@@ -13,10 +13,10 @@ from email.utils import parsedate_to_datetime
 
 import attrs
 
-LONGEST = 1e9  # seconds, some thirty years: nobody has to wait, or to print, more
+MAX_SECONDS = 1e9  # about thirty years: an upper bound for waits and messages
 _NUMBER = r"[+-]?[0-9]+(?:\.[0-9]*)?|[+-]?\.[0-9]+"
-# What JavaScript prints: ``Tue Feb 16 2021 09:02:42 GMT+0100 (Central European Standard Time)``. Parsed
-# by hand, because strptime's month names depend on the locale and email.utils drops the offset.
+# JavaScript's date format: ``Tue Feb 16 2021 09:02:42 GMT+0100 (Central European Standard Time)``. Parsed
+# by hand, because strptime's month names depend on the locale and email.utils ignores the offset.
 _JS_DATE = (
     r"[A-Z][a-z]{2} ([A-Z][a-z]{2}) ([0-9]{1,2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2})"
     r"(?: (?:GMT|UTC)(?:([+-])([0-9]{2}):?([0-9]{2}))?)?"
@@ -27,14 +27,14 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 @attrs.frozen
 class Quota:
-    """What one answer says about its key's window; None where it says nothing usable.
+    """The state of a key's window according to a response; None for anything unknown or unusable.
 
     Attributes:
-        limit: How many requests the window allows.
-        remaining: How many of them are left.
-        retry_after: Seconds from the moment of the answer. On a success, the rest of the window, not an order
+        limit: The number of requests that the window allows.
+        remaining: The number of requests left in the window.
+        retry_after: Seconds, counted from the response. On a success, the rest of the window, not a request
             to wait (documented).
-        resets_in: Seconds from the moment of the answer until the window ends.
+        resets_in: Seconds from the response until the window ends.
         reset_at: The end of the window on the server's clock: Unix time, truncated to seconds.
     """
 
@@ -46,16 +46,16 @@ class Quota:
 
     @property
     def is_from_service(self) -> bool:
-        """Whether the answer carries the headers of this service, and not only those of a proxy."""
+        """Whether the response has this service's own headers, not only those of a proxy."""
         return self.limit is not None and self.remaining is not None
 
 
 def parse_quota(headers: Mapping[str, str]) -> Quota:
-    """Read the quota from an answer's headers, a mapping with lower-case names."""
+    """Parse the quota in a response's headers, a mapping with lower-case names."""
     date = headers.get("date")
     retry_after = parse_retry_after(headers.get("retry-after"), date)
-    # The date is truncated to whole seconds; Retry-After is the same moment to the millisecond.
-    resets_in = _until(headers.get("x-ratelimit-reset"), date) if retry_after is None else retry_after
+    # The reset date is truncated to whole seconds; Retry-After has the same moment to the millisecond.
+    resets_in = _seconds_until(headers.get("x-ratelimit-reset"), date) if retry_after is None else retry_after
     return Quota(
         limit=_count(headers.get("x-ratelimit-limit")),
         remaining=_count(headers.get("x-ratelimit-remaining")),
@@ -72,7 +72,7 @@ _NAMES = {
 
 
 def parse_raw_quota(raw: Iterable[tuple[bytes, bytes]]) -> Quota:
-    """Read the quota from raw pairs: a third of the time that httpx's own look at its headers takes."""
+    """Parse the quota in raw headers, in a third of the time that lookups in httpx's headers take."""
     headers: dict[str, str] = {}
     for raw_name, raw_value in raw:
         name = _NAMES.get(raw_name.lower())
@@ -83,23 +83,23 @@ def parse_raw_quota(raw: Iterable[tuple[bytes, bytes]]) -> Quota:
 
 
 def parse_retry_after(value: str | None, date: str | None = None) -> float | None:
-    """Return the seconds that a ``Retry-After`` value means, never negative; None for nonsense.
+    """Return the seconds in a ``Retry-After`` value, never negative; None if it is invalid.
 
-    An absolute date is measured against ``date``, the same answer's ``Date`` header, so that the
-    local wall clock does not matter; without a ``Date`` it says nothing.
+    An absolute date is relative to ``date``, the response's ``Date`` header, so that the local clock does not
+    matter; without a ``Date``, the result is None.
     """
     if value is None:
         return None
-    for part in value.split(","):  # "2, Tue Feb 16 …": the header printed twice and joined
+    for part in value.split(","):  # "2, Tue Feb 16 …": two headers, joined
         text = part.strip()
         if re.fullmatch(_NUMBER, text):
             seconds = float(text)
-            return min(max(0.0, seconds), LONGEST) if math.isfinite(seconds) else None
-    return _until(value, date)
+            return min(max(0.0, seconds), MAX_SECONDS) if math.isfinite(seconds) else None
+    return _seconds_until(value, date)
 
 
-def _until(value: str | None, date: str | None) -> float | None:
-    """Return the seconds from ``date`` until the date in ``value``, 0 if it is past."""
+def _seconds_until(value: str | None, date: str | None) -> float | None:
+    """Return the seconds from ``date`` until the date in ``value``; 0 if that date has passed."""
     then, now = parse_date(value), parse_date(date)
     if then is None or now is None:
         return None
@@ -107,9 +107,9 @@ def _until(value: str | None, date: str | None) -> float | None:
 
 
 def parse_date(value: str | None) -> dt.datetime | None:
-    """Return the aware datetime of an HTTP or a JavaScript date in ``value``, None if there is neither.
+    """Return the aware datetime of an HTTP or JavaScript date in ``value``; None if there is neither.
 
-    A JavaScript date without a zone is taken as UTC, like everything else this service prints.
+    A JavaScript date without a time zone is read as UTC, which this service uses otherwise.
     """
     if value is None:
         return None
@@ -128,12 +128,12 @@ def parse_date(value: str | None) -> dt.datetime | None:
                 int(second),
                 tzinfo=dt.timezone(-offset if sign == "-" else offset),
             )
-    except ValueError:  # "Foo 99" has the form of a date and is none
+    except ValueError:  # "Foo 99" matches the pattern, but is not a date
         pass
     return None
 
 
-@functools.lru_cache(maxsize=256)  # the answers of one second say the same, and reading it is slow
+@functools.lru_cache(maxsize=256)  # all responses within a second have the same value, and parsing is slow
 def _timestamp(value: str | None) -> float | None:
     date = parse_date(value)
     return None if date is None else date.timestamp()
@@ -141,6 +141,6 @@ def _timestamp(value: str | None) -> float | None:
 
 @functools.lru_cache(maxsize=256)
 def _count(value: str | None) -> int | None:
-    # No quota has more than ten digits, and int() is slow for a great many.
+    # No quota has more than ten digits, and int() is slow for long strings.
     text = "" if value is None else value.strip()
     return int(text) if re.fullmatch(r"[0-9]{1,10}", text) else None

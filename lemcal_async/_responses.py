@@ -1,13 +1,13 @@
-"""What an answer means: the error it stands for, or the JSON in it.
+"""Turning a response into an error, or into the JSON data in its body.
 
-Pure: status, headers and body come in; an exception or plain data comes out. Rate-limit headers are read
-in ``_headers`` and come in as numbers; models are the business of ``_codec``. A message is one line: the
-call, the status, the server's own words (cleaned, shortened and redacted), and what to do.
+Pure: takes the status, headers and body, and returns an exception or plain data. ``_headers`` parses the
+rate-limit headers, and ``_codec`` creates models. An error message is one line: the call, the status, the
+server's message (cleaned, shortened and redacted), and advice.
 """
 
 import codecs
 
-# Else loaded by the first error that is read.
+# Otherwise imported when the first error is decoded.
 import encodings.utf_8_sig  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import html
 import json
@@ -52,34 +52,34 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
 }
 
 _ADVICE: dict[type[APIStatusError], str] = {
-    BadRequestError: "Correct the request; sent again as it is, it fails again.",
+    BadRequestError: "Correct the request; retrying it unchanged fails again.",
     AuthenticationError: "Check the user id and the API key: the service does not accept them.",
-    PlanRequiredError: "The account's plan does not include this: upgrade it, or leave the call out.",
+    PlanRequiredError: "The account's plan does not include this: upgrade the plan, or skip the call.",
     PermissionDeniedError: "The account is not allowed to do this.",
     NotFoundError: "Check the path and base_url.",
     MeetingTypeNotFoundError: "Check the id of the meeting type, and that it belongs to this account.",
     HookNotFoundError: (
-        "Check the id of the hook, and that it belongs to this account; it may be deleted already."
+        "Check the id of the hook, and that it belongs to this account; it may already be deleted."
     ),
     MethodNotAllowedError: "Check the method, the path and base_url.",
-    ConflictError: "There is one already.",
+    ConflictError: "It already exists.",
     DuplicateHookError: (
-        "That target has a hook already; pass exist_ok if that is fine. Its id cannot be looked up."
+        "The target already has a hook; pass exist_ok=True if that is fine. Its id cannot be looked up."
     ),
 }
 
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
-_READ_OF_ERRORS = 65_536  # bytes of a failure's body to look at
-_LONGEST_TEXT = 300  # characters of it to keep
-_LONGEST_HOST = 100
+_MAX_ERROR_BODY = 65_536  # bytes of an error's body to read
+_MAX_MESSAGE_LENGTH = 300  # characters of the server's message to keep
+_MAX_HOST_LENGTH = 100
 
-# Patterns are strings: re compiles each when it is first needed, and many programs never need them.
+# The patterns are strings, so that re compiles each on first use; many programs never need them.
 # "No API key provided", "User linked to this API key is blocked", "No user found for this API key"
-# (seen on the sibling product). The words stand alone: "?apikey=1" in a quoted URL does not count.
+# (observed on the sibling product). Only whole words match: "?apikey=1" in a quoted URL does not.
 _API_KEY = r"(?i)(?<![^\s\"'(])api[ _-]?keys?(?![^\s.,;:!?\"')])"
 _PAGE = r"(?i)<(?:!doctype\s+html|html|head|title|body|center|h1)\b"
 _TITLE = r"(?i)<title[^>]{0,200}>([^<]{1,400})<"
-# A hook's target URL often has the webhook token in its query, and an error may quote it.
+# A hook's target URL often contains the webhook token in its query, and an error may quote the URL.
 _URL_QUERY = r"(?<!\S)((?>\S*?://)[^\s?#]*+)[?#]\S*"
 
 
@@ -92,26 +92,26 @@ def error_from_response(
     redact: Callable[[str], str],
     quota: Quota,
 ) -> APIStatusError:
-    """Return the error that an answer other than a success stands for.
+    """Return the error for a response that is not a success.
 
-    ``headers`` has lower-case names (or finds them in any case), and ``call.method`` is in upper case.
-    ``redact`` is applied to everything the server said.
+    ``headers`` has lower-case names (or is case-insensitive), and ``call.method`` is in upper case.
+    ``redact`` is applied to all text from the server.
     """
-    words, is_page = _text_of(body)
-    # A page comes from something in front of the API: its words and its 404 say nothing about the account.
-    kind = _BY_STATUS.get(status_code, APIStatusError) if is_page else _class_of(status_code, words, call)
+    text, is_page = _error_text(body)
+    # An HTML page comes from a proxy in front of the API: neither its text nor its 404 concerns the account.
+    kind = _BY_STATUS.get(status_code, APIStatusError) if is_page else _error_class(status_code, text, call)
     if HTTPStatus.MULTIPLE_CHOICES <= status_code < HTTPStatus.BAD_REQUEST:
-        host = _shortened(redact(_host_of(headers.get("location", ""))), _LONGEST_HOST)
+        host = _shortened(redact(_host_of(headers.get("location", ""))), _MAX_HOST_LENGTH)
         advice = f"Redirects are never followed ({host or 'no host given'}): check base_url."
     else:
         advice = _advice(kind, status_code, call, quota, is_page=is_page)
-    words = _presentable(words, redact)
-    said = ", ".join(["an HTML page"] * is_page + [f'"{words}"'] * bool(words))
+    text = _presentable(text, redact)
+    details = ", ".join(["an HTML page"] * is_page + [f'"{text}"'] * bool(text))
     error = kind(
-        _message(status_code, call, f" ({said})." if said else ".", advice),
+        _message(status_code, call, f" ({details})." if details else ".", advice),
         call=call,
         status_code=status_code,
-        server_message=words or None,
+        server_message=text or None,
         retry_after=quota.retry_after,
     )
     if isinstance(error, RateLimitError):
@@ -120,46 +120,46 @@ def error_from_response(
 
 
 def server_text(body: bytes, redact: Callable[[str], str]) -> str:
-    """Return what the server says in the body of a failure, as an error may show it."""
-    return _presentable(_text_of(body)[0], redact)
+    """Return the server's message in the body of an error response, shortened and redacted."""
+    return _presentable(_error_text(body)[0], redact)
 
 
 def is_missing_hook(body: bytes) -> bool:
-    """Whether the body of a 404 is the service's own answer to deleting a hook that is gone.
+    """Whether the body of a 404 is the service's response to deleting a hook that no longer exists.
 
-    A page, or words about anything else (``API key not found``), say nothing about the hook.
+    An HTML page, or a message about something else (``API key not found``), does not concern the hook.
     """
-    words, is_page = _text_of(body)
-    return not is_page and (not words or "hook not found" in words.lower())
+    text, is_page = _error_text(body)
+    return not is_page and (not text or "hook not found" in text.lower())
 
 
 def read_json(status_code: int, body: Secret[bytes], call: CallInfo) -> Any:
-    """Return the data in the body of a success, None for a 204; raises ``ResponseDecodeError``.
+    """Return the data in the body of a successful response, None for a 204; raises ``ResponseDecodeError``.
 
-    The result can be written as JSON again: no NaN, no infinity. A wrong path or base URL can answer
-    200 with an HTML page, and 200 with nothing or ``""`` happens (observed): neither is data.
+    The result contains no NaN or infinity, so that it can be written as JSON again. A wrong path or base URL
+    can return 200 with an HTML page, and 200 with an empty body or ``""`` occurs (observed): both are errors.
     """
     if status_code == HTTPStatus.NO_CONTENT:
         return None
     data, problem = _parsed(body.reveal())
     if problem:
-        # Not within an `except`: the JSON error would come along, and it holds the whole body.
-        raise _unusable(status_code, call, problem)
+        # Not in an except block: the JSON error, which contains the whole body, would be the context.
+        raise _decode_error(status_code, call, problem)
     return data
 
 
 def rows_of(
     data: Secret[Any], names: tuple[str, ...], call: CallInfo, *, status_code: int = 200
 ) -> list[Any]:
-    """Return the rows of a list: a JSON array, or one in an object under one of ``names``.
+    """Return the rows of a list: ``data`` itself if it is an array, or its array under one of ``names``.
 
-    The array is documented; other integrations accept the envelopes too. Raises
+    A plain array is documented; other integrations also accept such envelopes. Raises
     ``ResponseDecodeError`` for anything else.
     """
     rows = _rows_in(data.reveal(), names)
     if rows is None:
         found = _type_of(data.reveal())
-        raise _unusable(status_code, call, f"the body is {found}, where a list was expected.")
+        raise _decode_error(status_code, call, f"the body is {found}, where a list was expected.")
     return rows
 
 
@@ -169,19 +169,19 @@ def _rows_in(data: Any, names: tuple[str, ...]) -> list[Any] | None:
 
 
 def object_of(data: Secret[Any], call: CallInfo, *, status_code: int = 200) -> dict[str, Any]:
-    """Return the JSON object that ``data`` is; raises ``ResponseDecodeError`` for anything else."""
+    """Return ``data`` if it is a JSON object; raises ``ResponseDecodeError`` for anything else."""
     if not _is_object(data.reveal()):
         found = _type_of(data.reveal())
-        raise _unusable(status_code, call, f"the body is {found}, where an object was expected.")
+        raise _decode_error(status_code, call, f"the body is {found}, where an object was expected.")
     return cast("dict[str, Any]", data.reveal())
 
 
-def _class_of(status_code: int, words: str, call: CallInfo) -> type[APIStatusError]:
-    lowered, route = words.lower(), call.route or ""
-    if status_code in {400, 403, 404} and re.search(_API_KEY, words):
+def _error_class(status_code: int, text: str, call: CallInfo) -> type[APIStatusError]:
+    lowered, route = text.lower(), call.route or ""
+    if status_code in {400, 403, 404} and re.search(_API_KEY, text):
         return AuthenticationError
     if status_code == HTTPStatus.NOT_FOUND:
-        # The words first: POST /hooks and GET /meetings answer so to an unknown meeting type.
+        # The message has priority: POST /hooks and GET /meetings return it for an unknown meeting type.
         if "meeting type not found" in lowered:
             return MeetingTypeNotFoundError
         if "hook not found" in lowered or route.startswith("/hooks/"):
@@ -202,48 +202,48 @@ def _advice(
     if kind is ServerError:
         repeatable = call.method is None or call.method in REPEATABLE
         if not repeatable and not is_refusal(status_code, quota):
-            return "The request may have been processed all the same: look before sending it again."
-        what = "service is not available now" if status_code == 503 else "server failed"
-        return f"The {what}: try again later."
+            return "The request may have been processed anyway: check before sending it again."
+        problem = "service is temporarily unavailable" if status_code == 503 else "server failed"
+        return f"The {problem}: try again later."
     if is_page:
-        return "The API sends no pages: check base_url, the path, and any proxy in between."
+        return "The API never returns HTML: check base_url, the path, and any proxy in between."
     if kind is DuplicateHookError and call.attempts > 1:
-        return "An earlier attempt of this call may have created it; its id cannot be looked up."
+        return "An earlier attempt of this call may have created the hook; its id cannot be looked up."
     return _ADVICE.get(kind, "")
 
 
 def _message(status_code: int, call: CallInfo, rest: str, advice: str) -> str:
-    answer = f"{status_code} {_PHRASES.get(status_code, '')}".rstrip()
-    tried = f"Tried {call.attempts} times, waited {call.waited:.1f} s." if call.attempts > 1 else ""
-    return _one_line(f"{call}: {answer}{rest} {advice} {tried}")
+    status = f"{status_code} {_PHRASES.get(status_code, '')}".rstrip()
+    attempts = f"Tried {call.attempts} times, waited {call.waited:.1f} s." if call.attempts > 1 else ""
+    return _one_line(f"{call}: {status}{rest} {advice} {attempts}")
 
 
-def _unusable(status_code: int, call: CallInfo, problem: str) -> ResponseDecodeError:
+def _decode_error(status_code: int, call: CallInfo, problem: str) -> ResponseDecodeError:
     return ResponseDecodeError(
         _message(status_code, call, f", but {problem}", ""), call=call, status_code=status_code
     )
 
 
-def _text_of(body: bytes) -> tuple[str, bool]:
-    """Return what the server says in a failure's body, on one line, and whether that is an HTML page.
+def _error_text(body: bytes) -> tuple[str, bool]:
+    """Return the message in an error's body, on one line, and whether the body is an HTML page.
 
-    It is not shortened yet: a key must be masked before it can be cut in two.
+    The message is not shortened yet, because a key must be masked before it could be cut in two.
     """
-    text = body[:_READ_OF_ERRORS].decode("utf-8-sig", "replace").strip()
+    text = body[:_MAX_ERROR_BODY].decode("utf-8-sig", "replace").strip()
     if _is_page(text):
         title = re.search(_TITLE, text)
         return (_one_line(html.unescape(title[1])) if title else ""), True
-    words = _one_line(_text_in_json(text))
-    # The last word of a body that is not read to its end may be half a key.
-    return (words if len(body) <= _READ_OF_ERRORS else words.rpartition(" ")[0]), False
+    message = _one_line(_json_message(text))
+    # The last word of a partly read body may be half of a key.
+    return (message if len(body) <= _MAX_ERROR_BODY else message.rpartition(" ")[0]), False
 
 
-def _presentable(words: str, redact: Callable[[str], str]) -> str:
-    return _shortened(redact(re.sub(_URL_QUERY, r"\1?***", words)), _LONGEST_TEXT)
+def _presentable(text: str, redact: Callable[[str], str]) -> str:
+    return _shortened(redact(re.sub(_URL_QUERY, r"\1?***", text)), _MAX_MESSAGE_LENGTH)
 
 
-def _text_in_json(text: str) -> str:
-    """Return the text in any of the JSON forms that this platform uses for errors, else all of it."""
+def _json_message(text: str) -> str:
+    """Return the message in any of the platform's JSON error formats, or the whole text."""
     if text[:1] not in {"{", "[", '"'}:
         return text
     try:
@@ -263,7 +263,7 @@ def _text_in_json(text: str) -> str:
 
 
 def _is_page(text: str) -> bool:
-    # By its looks: the platform labels plain words text/html as well.
+    # Content sniffing, because the platform also labels plain text as text/html.
     return text.startswith("<") and re.search(_PAGE, text[:2048]) is not None
 
 
@@ -271,8 +271,8 @@ def _one_line(text: str) -> str:
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 
-def _shortened(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 3] + "..."
+def _shortened(text: str, max_length: int) -> str:
+    return text if len(text) <= max_length else text[: max_length - 3] + "..."
 
 
 def _host_of(location: str) -> str:
@@ -283,7 +283,7 @@ def _host_of(location: str) -> str:
     return _one_line(host or "")
 
 
-def _refuse(_literal: str) -> NoReturn:
+def _reject_constant(_literal: str) -> NoReturn:
     raise ValueError
 
 
@@ -294,12 +294,12 @@ def _finite(literal: str) -> float:
     return value
 
 
-# Strict: what comes out can be written as JSON again.
-DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+# Strict, so that the result can be written as JSON again.
+DECODER = json.JSONDecoder(parse_constant=_reject_constant, parse_float=_finite)
 
 
 def _parsed(body: bytes) -> tuple[Any, str]:
-    """Return the data, and what is wrong with it or the empty string; nothing of the body is quoted."""
+    """Return the data, and the problem or an empty string. The problem does not quote the body."""
     data: Any = None
     text = problem = ""
     try:
@@ -309,16 +309,16 @@ def _parsed(body: bytes) -> tuple[Any, str]:
         problem = "the body is not UTF-8 text."
     except json.JSONDecodeError as error:
         if error.pos >= len(text) or error.msg.startswith("Unterminated string"):
-            problem = f"the body is JSON that breaks off after {len(body)} bytes."
+            problem = f"the body is JSON that is cut off after {len(body)} bytes."
         else:
             problem = f"the body is not JSON: {error.msg}, at character {error.pos}."
     except ValueError:
-        problem = "the body holds a number that is none in JSON (NaN, infinity, or far too long)."
+        problem = "the body contains a number that JSON does not allow (NaN, infinity, or far too long)."
     except RecursionError:
         problem = "the body is JSON that is nested too deeply."
     if data == "":
         problem = "the body is empty."
-    if problem and _is_page(body[:_READ_OF_ERRORS].decode("utf-8-sig", "replace").strip()):
+    if problem and _is_page(body[:_MAX_ERROR_BODY].decode("utf-8-sig", "replace").strip()):
         problem = "the body is an HTML page, not JSON. Check base_url and the path."
     return data, problem
 

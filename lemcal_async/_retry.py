@@ -1,7 +1,7 @@
-"""When a request is tried again, and after how long. Pure rules; the loop is the transport's.
+"""Whether and when to retry a request. Pure rules; the retry loop is in the transport layer.
 
-What decides is whether the server may have acted on the attempt. A refusal, and a connection that was
-never made, are safe to repeat; a broken answer to a POST is not.
+The decision depends on whether the server may have processed the attempt. After a refusal, or if the
+connection was never opened, a retry is safe; after an interrupted response to a POST, it is not.
 """
 
 import random
@@ -14,24 +14,25 @@ from lemcal_async._headers import Quota
 from lemcal_async.errors import ConfigurationError
 
 Failure = Literal["unsent", "broken", "fatal"]
-"""How an attempt without an answer ended: provably before anything was sent, later, or for good."""
+"""Why an attempt got no response: provably nothing was sent, it failed later, or a retry cannot succeed."""
 
 REPEATABLE = frozenset({"GET", "DELETE"})
 
 
 @attrs.frozen(kw_only=True)
 class RetryPolicy:
-    """How often and how patiently a call is tried. All times are in seconds.
+    """How failed calls are retried. All times are in seconds.
 
     Attributes:
-        attempts: How often a request is sent at most, counting the first time: 1 means no retries.
-        max_wait: The longest ``Retry-After`` that is waited for. For a longer one the call raises at once,
-            with the value on the error.
-        backoff: The first wait where the server names none; waits double from there, half of each at random.
-        backoff_max: The longest of those waits.
+        attempts: The maximum number of attempts, including the first: 1 disables retries.
+        max_wait: The longest ``Retry-After`` to wait for. If the server asks for more, the call raises
+            immediately; the error has the value.
+        backoff: The first wait if the server specifies none. Waits double from there, and half of each is
+            random.
+        backoff_max: The longest such wait.
 
     Raises:
-        ConfigurationError: For values that cannot work.
+        ConfigurationError: If a value is invalid.
     """
 
     attempts: int = 5
@@ -42,35 +43,35 @@ class RetryPolicy:
     def __attrs_post_init__(self) -> None:
         if not self.attempts >= 1:
             raise ConfigurationError(
-                f"RetryPolicy(attempts={self.attempts!r}): must be at least 1, for the first one counts"
+                f"RetryPolicy(attempts={self.attempts!r}): must be at least 1, including the first attempt"
             )
         for name in ("max_wait", "backoff", "backoff_max"):
             if not getattr(self, name) >= 0:
                 raise ConfigurationError(
-                    f"RetryPolicy({name}={getattr(self, name)!r}): must be seconds, 0 or more"
+                    f"RetryPolicy({name}={getattr(self, name)!r}): must be a number of seconds, 0 or more"
                 )
 
 
 def is_refusal(status_code: int, quota: Quota) -> bool:
-    """Whether an answer says that the request was not carried out.
+    """Whether a response means that the request was not processed.
 
-    A 503 says so only with the service's own headers. One without them comes from a proxy, which may
-    have given up on a request that the service went on to carry out.
+    For a 503, this is true only if it has the service's own headers. Any other 503 comes from a proxy, which
+    may have given up on a request that the service then processed.
     """
     return status_code in (401, 429) or (status_code == 503 and quota.is_from_service)
 
 
-def wait_after_answer(
+def wait_after_response(
     policy: RetryPolicy, method: str, status_code: int, quota: Quota, attempt: int
 ) -> float | None:
-    """Return the seconds to wait before trying again, None if this answer is to stand."""
+    """Return the seconds to wait before a retry; None if the response is final."""
     if attempt >= policy.attempts:
         return None
     if status_code == 429:
         wait = backoff(policy, attempt) if quota.retry_after is None else quota.retry_after
     elif status_code == 503 and (method in REPEATABLE or is_refusal(status_code, quota)):
-        # Every answer of this service carries Retry-After: it is the rest of the window, not a
-        # promise to be back by then.
+        # Every response of this service has Retry-After. It is the rest of the window, not a promise to be
+        # available by then.
         wait = max(quota.retry_after or 0.0, backoff(policy, attempt))
     elif status_code >= 500 and method in REPEATABLE:
         wait = backoff(policy, attempt)
@@ -80,7 +81,7 @@ def wait_after_answer(
 
 
 def wait_after_failure(policy: RetryPolicy, method: str, failure: Failure, attempt: int) -> float | None:
-    """Return the seconds to wait before trying again, None if the failure is to stand."""
+    """Return the seconds to wait before a retry; None if the failure is final."""
     if attempt >= policy.attempts or failure == "fatal":
         return None
     if failure == "broken" and method not in REPEATABLE:
@@ -89,6 +90,6 @@ def wait_after_failure(policy: RetryPolicy, method: str, failure: Failure, attem
 
 
 def backoff(policy: RetryPolicy, attempt: int, draw: Callable[[], float] = random.random) -> float:
-    """Return the seconds to wait after so many attempts, if the server does not say how long."""
+    """Return the seconds to wait after ``attempt`` attempts if the server does not specify a time."""
     full = min(policy.backoff_max, policy.backoff * 2.0 ** min(attempt - 1, 32), policy.max_wait)
     return full * (1 + draw()) / 2

@@ -26,7 +26,7 @@ from lemcal_async._version import __version__
 from lemcal_async.errors import CallInfo, ConfigurationError, LemcalError
 from lemcal_async.ratelimit import Key, Priority, RateLimit, RateLimiter
 from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport
-from lemcal_async.transport._call import CallState, deadline_error, extension, no_answer_error
+from lemcal_async.transport._call import CallState, deadline_error, extension, no_response_error
 from lemcal_async.transport._layers import Wire
 
 _logger = logging.getLogger("lemcal_async")
@@ -192,7 +192,7 @@ class AccountSession:
                 authorization, call.attempts = renewed, 0
                 response = await self._request(authorization, call, target, body)
         except httpx.RequestError as error:
-            failure = no_answer_error(error, call)
+            failure = no_response_error(error, call)
         else:
             return await decode(self._success(authorization, call, response))
         # Raised out here, because inside the except block the error of httpx, which holds the request

@@ -1,7 +1,7 @@
-"""Which URLs a request may go to: checks of the base URL, and of paths below it. Pure.
+"""Validation of base URLs, of paths below them, and of hook targets. Pure.
 
-Credentials travel with every request, so nothing that a caller passes as an id, a path or a parameter
-may lead to another host, or to a route other than the one that was meant.
+Every request carries credentials, so no id, path or parameter from the caller may lead to another host, or to
+a route other than the intended one.
 """
 
 import ipaddress
@@ -17,9 +17,9 @@ BASE_URL_VARIABLE = "LEMCAL_BASE_URL"
 
 
 def check_base_url(url: Secret[str], name: str = "base_url", *, allow_insecure_http: bool = False) -> str:
-    """Return ``url`` without a trailing slash, or raise ConfigurationError; ``name`` is what it calls it.
+    """Return ``url`` without a trailing slash, or raise ConfigurationError, which refers to it as ``name``.
 
-    Plain http would send the API key in the clear. It is allowed on loopback, or when asked for.
+    Plain http would send the API key unencrypted. It is allowed only on loopback, or if enabled explicitly.
     """
     if problem := _problem_of_base_url(url.reveal(), allow_insecure_http=allow_insecure_http):
         raise ConfigurationError(f"{name} {problem}")
@@ -27,29 +27,29 @@ def check_base_url(url: Secret[str], name: str = "base_url", *, allow_insecure_h
 
 
 def _problem_of_base_url(url: str, *, allow_insecure_http: bool) -> str:
-    """Return what is wrong, without quoting the URL: it may carry a password. Does not raise."""
+    """Return the problem, without quoting the URL, which may contain a password. Does not raise."""
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port  # reading .port checks it
-        (host or "").encode("idna")  # as connecting will
+        host, _ = parts.hostname, parts.port  # reading .port validates it
+        (host or "").encode("idna")  # as when connecting
     except (ValueError, TypeError, AttributeError):
         host = parts = None
-    if not parts or not host or parts.scheme not in {"http", "https"} or _has_blanks(url):
+    if not parts or not host or parts.scheme not in {"http", "https"} or _has_invalid_characters(url):
         return f"must be an absolute http(s) URL such as {DEFAULT_BASE_URL}"
     if parts.username is not None or parts.password is not None:
-        return "must not carry credentials; pass user_id= and api_key="
+        return "must not contain credentials; pass user_id= and api_key="
     if parts.query or parts.fragment or "?" in url or "#" in url:
         return "must not have a query or a fragment"
     if parts.scheme == "http" and not allow_insecure_http and not is_loopback(host):
         return (
-            f"is plain http to {host}, which would send the API key in the clear; "
+            f"is plain http to {host}, which would send the API key unencrypted; "
             "use https, or pass allow_insecure_http=True"
         )
     return ""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host`` is this machine itself."""
+    """Whether ``host`` is a loopback address or localhost."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -59,24 +59,24 @@ def is_loopback(host: str) -> bool:
 
 
 def quote_id(value: object, what: str) -> str:
-    """Return an id as one path segment; ``what`` names it in the error.
+    """Return an id as a single path segment; ``what`` names the argument in errors.
 
-    ``"/meetingTypes/" + "../me"`` would become ``/me`` on the way. Whatever could change the route is
-    refused rather than escaped, because no such id exists.
+    ``"/meetingTypes/" + "../me"`` would be normalized to ``/me``. Characters that could change the route are
+    rejected rather than escaped, because no such id exists.
     """
     if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{what} must be a non-empty string, got {_short(value)}")
-    if value in {".", ".."} or "/" in value or "\\" in value or _has_blanks(value):
-        raise ConfigurationError(f"{what} is not an id: {_short(value)} (slashes, dots or blanks)")
+        raise ConfigurationError(f"{what} must be a non-empty string, got {_abbreviated(value)}")
+    if value in {".", ".."} or "/" in value or "\\" in value or _has_invalid_characters(value):
+        raise ConfigurationError(f"{what} is not an id: {_abbreviated(value)} (slashes, dots or whitespace)")
     return quote(value, safe="")
 
 
 def check_path(path: str) -> str:
-    """Return a path for ``request()``, quoted as it is sent, or raise ConfigurationError."""
+    """Return the percent-encoded path for ``request()``, or raise ConfigurationError."""
     if not path.startswith("/") or path.startswith("//"):
         reason = "start it with one '/': absolute and '//' URLs would send the API key elsewhere"
-    elif "\\" in path or _has_blanks(path):
-        reason = "quote backslashes, blanks and control characters"
+    elif "\\" in path or _has_invalid_characters(path):
+        reason = "percent-encode backslashes, whitespace and control characters"
     elif "?" in path or "#" in path:
         reason = "pass the query as params="
     elif {".", ".."}.intersection(unquote(path).replace("\\", "/").split("/")):
@@ -87,7 +87,7 @@ def check_path(path: str) -> str:
 
 
 def with_query(path: str, params: Mapping[str, object] | None) -> str:
-    """Return ``path`` with ``params`` as its query. A None is left out, not sent as an empty value.
+    """Return ``path`` with ``params`` as its query. Parameters that are None are omitted.
 
     Raises ConfigurationError for text that cannot be encoded.
     """
@@ -99,9 +99,9 @@ def with_query(path: str, params: Mapping[str, object] | None) -> str:
         pairs += [(name, _text(item)) for item in items if item is not None]
     try:
         return f"{path}?{urlencode(pairs)}" if pairs else path
-    except UnicodeEncodeError:  # half a surrogate pair; the error holds the text, so it must not come along
+    except UnicodeEncodeError:  # a lone surrogate; raise below, so that the error's text is not the context
         pass
-    raise ConfigurationError(f"the parameters of {path} hold text that is not Unicode")
+    raise ConfigurationError(f"the parameters of {path} contain text that is not valid Unicode")
 
 
 def _text(value: object) -> str:
@@ -109,16 +109,16 @@ def _text(value: object) -> str:
 
 
 def check_target_url(url: Secret[str], name: str = "target_url") -> Secret[str]:
-    """Return the URL that a hook is to call, or raise ConfigurationError. It may carry a token.
+    """Return the target URL of a hook, or raise ConfigurationError. The URL may contain a token.
 
-    The service answers 400 ``Invalid targetUrl`` to anything but http and https (documented).
+    The service accepts only http and https, and otherwise returns 400 ``Invalid targetUrl`` (documented).
     """
     if not _is_web_url(url.reveal()):
         raise ConfigurationError(f"{name} must be an absolute http:// or https:// URL")
     if "#" in url.reveal():
-        # As of a token that was put there as it is: nobody would ever be sent the rest.
+        # Probably from a token that was not percent-encoded: a fragment is never sent.
         raise ConfigurationError(
-            f"{name} has a '#', and nothing behind it would be sent: quote the token, as "
+            f"{name} contains a '#', and nothing after it would be sent: percent-encode the token, as "
             "lemcal_async.webhooks.hook_url(url, token) does"
         )
     return url
@@ -127,29 +127,29 @@ def check_target_url(url: Secret[str], name: str = "target_url") -> Secret[str]:
 def _is_web_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and not _has_blanks(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and not _has_invalid_characters(url)
     except (ValueError, TypeError, AttributeError):
         return False
 
 
-# A hook's target usually carries a token in its query, and a message may quote an argument.
+# A hook's target URL usually has a token in its query, and messages may quote arguments.
 _QUERY = re.compile(r"(://[^\s?#]*)[?#]\S*")
-# After a colon it goes up to the last @: a password may hold a slash.
+# A password may contain slashes, so after a colon the match extends to the last @.
 _USER_INFO = re.compile(r"://(?:[^\s/?#:]*:[^\s?#]*|[^\s/?#]*)@")
 
 
 def without_secrets(text: str) -> str:
-    """Return ``text`` with what may be secret in its URLs left out: queries, fragments, user info."""
+    """Return ``text`` without the potentially secret parts of URLs: queries, fragments and user info."""
     return _QUERY.sub(r"\1?...", _USER_INFO.sub("://", text))
 
 
-def _has_blanks(text: str) -> bool:
-    # Half a surrogate pair cannot be encoded; it must not be sent any more than a control character.
+def _has_invalid_characters(text: str) -> bool:
+    # Control characters must not be sent, and lone surrogates cannot be encoded.
     return any(
         character <= " " or character == "\x7f" or "\ud800" <= character <= "\udfff" for character in text
     )
 
 
-def _short(value: object) -> str:
+def _abbreviated(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -235,21 +235,21 @@ MESSAGES: dict[str, tuple[APIStatusError, str]] = {
         error(404, "", DELETE_HOOK),
         (
             "DELETE /hooks/{id}: 404 Not Found. "
-            "Check the id of the hook, and that it belongs to this account; it may be deleted already."
+            "Check the id of the hook, and that it belongs to this account; it may already be deleted."
         ),
     ),
     "page with a title": (
         error(403, recorded("cdn_403.html")),
         (
             'GET /meetings: 403 Forbidden (an HTML page, "Attention Required! | Cloudflare"). '
-            "The API sends no pages: check base_url, the path, and any proxy in between."
+            "The API never returns HTML: check base_url, the path, and any proxy in between."
         ),
     ),
     "page without a title": (
         error(404, recorded("router_404.html")),
         (
             "GET /meetings: 404 Not Found (an HTML page). "
-            "The API sends no pages: check base_url, the path, and any proxy in between."
+            "The API never returns HTML: check base_url, the path, and any proxy in between."
         ),
     ),
     "server": (error(500), "GET /meetings: 500 Internal Server Error. The server failed: try again later."),
@@ -265,21 +265,21 @@ MESSAGES: dict[str, tuple[APIStatusError, str]] = {
         error(500, "", CREATE_HOOK),
         (
             "POST /hooks: 500 Internal Server Error. "
-            "The request may have been processed all the same: look before sending it again."
+            "The request may have been processed anyway: check before sending it again."
         ),
     ),
     "server, of a creation, by the CDN": (
         error(502, recorded("cdn_502.html"), CREATE_HOOK),
         (
             'POST /hooks: 502 Bad Gateway (an HTML page, "502 Bad Gateway"). '
-            "The request may have been processed all the same: look before sending it again."
+            "The request may have been processed anyway: check before sending it again."
         ),
     ),
     "unavailable, of a creation": (
         error(503, "", CREATE_HOOK),
         (
             "POST /hooks: 503 Service Unavailable. "
-            "The request may have been processed all the same: look before sending it again."
+            "The request may have been processed anyway: check before sending it again."
         ),
     ),
     "too many": (
@@ -494,16 +494,16 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     "XML": (b"<Error/>", "is not JSON: Expecting value, at character 0."),
     "more after the end": (b'[] {"email": "lea@example.com"}', "is not JSON: Extra data, at character 3."),
     "unquoted name": (b"[{a: 1}]", "is not JSON: Expecting property name"),
-    "cut after a value": (b'[{"a": 1}', "is JSON that breaks off after 9 bytes."),
-    "cut after a comma": (b'[{"a": 1}, ', "is JSON that breaks off after 11 bytes."),
-    "cut within an object": (b'[{"a": 1,', "is JSON that breaks off after 9 bytes."),
-    "cut within a string": (b'[{"email": "lea@exam', "is JSON that breaks off after 20 bytes."),
+    "cut after a value": (b'[{"a": 1}', "is JSON that is cut off after 9 bytes."),
+    "cut after a comma": (b'[{"a": 1}, ', "is JSON that is cut off after 11 bytes."),
+    "cut within an object": (b'[{"a": 1,', "is JSON that is cut off after 9 bytes."),
+    "cut within a string": (b'[{"email": "lea@exam', "is JSON that is cut off after 20 bytes."),
     "not UTF-8": (b'["\xe9"]', "is not UTF-8 text."),
     "UTF-16": ("[1]".encode("utf-16"), "is not UTF-8 text."),
-    "NaN": (b"[NaN]", "holds a number that is none in JSON"),
-    "infinity": (b"[-Infinity]", "holds a number that is none in JSON"),
-    "beyond a float": (b"[1e999]", "holds a number that is none in JSON"),
-    "beyond int()": (b"[" + b"1" * 5_000 + b"]", "holds a number that is none in JSON"),
+    "NaN": (b"[NaN]", "contains a number that JSON does not allow"),
+    "infinity": (b"[-Infinity]", "contains a number that JSON does not allow"),
+    "beyond a float": (b"[1e999]", "contains a number that JSON does not allow"),
+    "beyond int()": (b"[" + b"1" * 5_000 + b"]", "contains a number that JSON does not allow"),
     "too deep": (b"[" * 200_000 + b"]" * 200_000, "is JSON that is nested too deeply."),
 }
 

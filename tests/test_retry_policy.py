@@ -11,8 +11,8 @@ from lemcal_async._retry import (
     RetryPolicy,
     backoff,
     is_refusal,
-    wait_after_answer,
     wait_after_failure,
+    wait_after_response,
 )
 from lemcal_async.errors import ConfigurationError
 
@@ -48,14 +48,14 @@ def of_proxy(retry_after: float | None) -> Quota:
 def test_429_by_retry_after(method: str, retry_after: float) -> None:
     """A refusal was not processed: every method waits exactly as long as it is told."""
     for attempt in BACKOFF:
-        assert retry_after == wait_after_answer(RetryPolicy(), method, 429, own(retry_after), attempt)
+        assert retry_after == wait_after_response(RetryPolicy(), method, 429, own(retry_after), attempt)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_429_without_retry_after(method: str) -> None:
     """Told nothing, it backs off."""
     for attempt in BACKOFF:
-        assert is_backoff(wait_after_answer(RetryPolicy(), method, 429, own(None), attempt), attempt)
+        assert is_backoff(wait_after_response(RetryPolicy(), method, 429, own(None), attempt), attempt)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -63,20 +63,20 @@ def test_429_without_retry_after(method: str) -> None:
 def test_503_backs_off(method: str, retry_after: float | None) -> None:
     """Overloaded: its Retry-After is only the rest of the window, so the backoff counts if it is larger."""
     for attempt in BACKOFF:
-        assert is_backoff(wait_after_answer(RetryPolicy(), method, 503, own(retry_after), attempt), attempt)
+        assert is_backoff(wait_after_response(RetryPolicy(), method, 503, own(retry_after), attempt), attempt)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_503_with_a_large_retry_after(method: str) -> None:
     """The larger of the two."""
-    assert 9.5 == wait_after_answer(RetryPolicy(), method, 503, own(9.5), 1)
+    assert 9.5 == wait_after_response(RetryPolicy(), method, 503, own(9.5), 1)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("retry_after", [None, 0.0, 9.5])
 def test_503_of_a_proxy(method: str, retry_after: float | None) -> None:
     """The service may go on with what the proxy gave up on: only what can be repeated is."""
-    wait = wait_after_answer(RetryPolicy(), method, 503, of_proxy(retry_after), 1)
+    wait = wait_after_response(RetryPolicy(), method, 503, of_proxy(retry_after), 1)
     assert (method in REPEATABLE) == (wait is not None)
 
 
@@ -102,8 +102,8 @@ def test_refusals(status_code: int, quota: Quota, *, refused: bool) -> None:
 @pytest.mark.parametrize("status_code", [429, 503])
 def test_retry_after_above_max_wait(method: str, status_code: int) -> None:
     """An order to wait for longer than the policy's patience is not slept through."""
-    assert wait_after_answer(RetryPolicy(), method, status_code, own(60.001), 1) is None
-    assert 60.001 == wait_after_answer(RetryPolicy(max_wait=61), method, status_code, own(60.001), 1)
+    assert wait_after_response(RetryPolicy(), method, status_code, own(60.001), 1) is None
+    assert 60.001 == wait_after_response(RetryPolicy(max_wait=61), method, status_code, own(60.001), 1)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -111,7 +111,7 @@ def test_retry_after_above_max_wait(method: str, status_code: int) -> None:
 def test_5xx(method: str, status_code: int) -> None:
     """An error of the server is tried again only if repeating cannot do anything twice."""
     for attempt in BACKOFF:
-        wait = wait_after_answer(RetryPolicy(), method, status_code, own(1.9), attempt)
+        wait = wait_after_response(RetryPolicy(), method, status_code, own(1.9), attempt)
         assert is_backoff(wait, attempt) if method in REPEATABLE else wait is None
 
 
@@ -119,7 +119,7 @@ def test_5xx(method: str, status_code: int) -> None:
 def test_answers_that_stand(method: str) -> None:
     """Everything else is an answer, Retry-After or not: every answer of this service carries one."""
     for status_code in set(range(200, 500)) - {429}:
-        assert wait_after_answer(RetryPolicy(), method, status_code, own(0.5), 1) is None
+        assert wait_after_response(RetryPolicy(), method, status_code, own(0.5), 1) is None
 
 
 # ------------------------------------------------------------------------------------ failures
@@ -142,8 +142,8 @@ def test_attempts(method: str, attempts: int) -> None:
     policy = RetryPolicy(attempts=attempts)
     for attempt in range(1, 8):
         again = attempt < attempts
-        assert again == (wait_after_answer(policy, method, 429, own(1.0), attempt) is not None)
-        assert again == (wait_after_answer(policy, method, 503, own(1.0), attempt) is not None)
+        assert again == (wait_after_response(policy, method, 429, own(1.0), attempt) is not None)
+        assert again == (wait_after_response(policy, method, 503, own(1.0), attempt) is not None)
         assert again == (wait_after_failure(policy, method, "unsent", attempt) is not None)
 
 

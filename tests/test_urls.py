@@ -231,7 +231,7 @@ def test_paths(path: str, sent: str) -> None:
         ("@evil.example", "start it with one '/'"),
         (".evil.example", "start it with one '/'"),
         ("/\\evil.example", "backslashes"),
-        ("/a b", "blanks"),
+        ("/a b", "whitespace"),
         ("/a\r\nX: y", "control characters"),
         ("/\x00", "control characters"),
         ("/\ud800", "control characters"),
@@ -301,7 +301,7 @@ def test_parameters(params: dict[str, object] | None, url: str) -> None:
 @pytest.mark.parametrize("params", [{"a": "\ud800"}, {"\udfff": 1}, {"a": ["b", "\ud800"]}])
 def test_parameters_that_are_no_text(params: dict[str, object]) -> None:
     """Half a surrogate pair cannot be sent; the message names the path, not the value."""
-    with pytest.raises(ConfigurationError, match="parameters of /x hold text that is not Unicode"):
+    with pytest.raises(ConfigurationError, match="parameters of /x contain text that is not valid Unicode"):
         with_query("/x", params)
 
 
@@ -359,6 +359,6 @@ def test_no_targets(url: Any) -> None:
 
 def test_a_fragment_in_a_target() -> None:
     """A token with a number sign that was not quoted would lose its rest, and every delivery be a 401."""
-    with pytest.raises(ConfigurationError, match=r"quote the token, as .*hook_url") as caught:
+    with pytest.raises(ConfigurationError, match=r"percent-encode the token, as .*hook_url") as caught:
         check_target_url(Secret("https://you.example/hooks?token=a#hush"))
     assert "hush" not in str(caught.value)

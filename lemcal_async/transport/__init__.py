@@ -1,7 +1,7 @@
 """The layers between the client and the network, each an ``httpx.AsyncBaseTransport``.
 
-A request goes through ``RetryTransport``, then ``RateLimitTransport``, then the transport that sends it: a
-``PooledTransport``, unless another was passed in. Each layer fits any ``httpx.AsyncClient``.
+A request passes through ``RetryTransport``, then ``RateLimitTransport``, then the transport that sends it, by
+default a ``PooledTransport``. Each layer works in any ``httpx.AsyncClient``.
 """
 
 from lemcal_async.transport._layers import RateLimitTransport, RetryTransport

@@ -1,4 +1,4 @@
-"""What the environment says about connecting: the certificates to trust, and the proxies to use."""
+"""Connection settings from the environment: trusted certificates and proxies."""
 
 import os
 import threading
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-MakeContext: TypeAlias = "Callable[[bool], ssl.SSLContext]"  # takes whether to trust the environment
+MakeContext: TypeAlias = "Callable[[bool], ssl.SSLContext]"  # its argument is trust_env
 
 _contexts: "dict[tuple[MakeContext, bool], ssl.SSLContext]" = {}  # shared by the whole process
-_making = threading.Lock()
+_contexts_lock = threading.Lock()
 
 
 async def tls_context(make: MakeContext, *, trust_env: bool) -> "ssl.SSLContext":
-    """Return the process's context of that kind, made in a thread: reading the certificates takes 20 ms.
+    """Return the process's TLS context; create it in a thread, because reading the certificates takes 20 ms.
 
-    Raises ConfigurationError if a variable of the environment names a file that cannot be used.
+    Raises ConfigurationError if an environment variable names an unusable file.
     """
     if (make, trust_env) not in _contexts:
         problem = await anyio.to_thread.run_sync(_make_once, make, trust_env)
@@ -34,8 +34,8 @@ async def tls_context(make: MakeContext, *, trust_env: bool) -> "ssl.SSLContext"
 
 
 def _make_once(make: MakeContext, trust_env: bool) -> str:  # noqa: FBT001 - called by position
-    """Make a context unless another thread has; return what is wrong with the environment, if anything."""
-    with _making:
+    """Create the context unless another thread already has; return any problem with the environment."""
+    with _contexts_lock:
         if (make, trust_env) in _contexts:
             return ""
         problem = _unusable_directory() if trust_env else ""
@@ -43,7 +43,7 @@ def _make_once(make: MakeContext, trust_env: bool) -> str:  # noqa: FBT001 - cal
             return problem
         try:
             _contexts[make, trust_env] = make(trust_env)
-        except OSError:  # which those of TLS are
+        except OSError:  # includes ssl.SSLError
             problem = _unusable_file()
             if not problem:
                 raise
@@ -51,7 +51,7 @@ def _make_once(make: MakeContext, trust_env: bool) -> str:  # noqa: FBT001 - cal
 
 
 def _unusable_directory() -> str:
-    """Look at the directory of certificates: one that is missing would be ignored, and all refused."""
+    """Check the certificate directory: OpenSSL ignores a missing one, and then rejects every server."""
     path = os.environ.get("SSL_CERT_DIR")
     if path and not os.environ.get("SSL_CERT_FILE") and not any(map(os.path.isdir, path.split(os.pathsep))):
         return (
@@ -61,16 +61,16 @@ def _unusable_directory() -> str:
 
 
 def _unusable_file() -> str:
-    """Find the variable that an error is due to; the error itself often names no file."""
-    import ssl  # noqa: PLC0415 - there is one already
+    """Find the environment variable that caused an error; the error itself often names no file."""
+    import ssl  # noqa: PLC0415 - already loaded
 
-    def load(path: str) -> None:
+    def load_certificates(path: str) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
 
-    def log(path: str) -> None:
+    def open_key_log(path: str) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).keylog_filename = path
 
-    for name, use in (("SSL_CERT_FILE", load), ("SSLKEYLOGFILE", log)):
+    for name, use in (("SSL_CERT_FILE", load_certificates), ("SSLKEYLOGFILE", open_key_log)):
         path = os.environ.get(name)
         if path:
             try:
@@ -82,13 +82,13 @@ def _unusable_file() -> str:
 
 
 class Proxies:
-    """The proxies that the environment set when this was made; their URLs may hold passwords."""
+    """The environment's proxies at the time of creation; their URLs may contain passwords."""
 
     def __init__(self, *, trust_env: bool) -> None:
         self._by_scheme = Secret(urllib.request.getproxies() if trust_env else {})
 
     def get(self, scheme: str, host: str, port: int | None) -> Secret[str] | None:
-        """Return the URL of the proxy for a host, None if it is to be reached directly."""
+        """Return the URL of the proxy for a host; None for a direct connection."""
         by_scheme = self._by_scheme.reveal()
         if not (by_scheme.get(scheme) or by_scheme.get("all")):
             return None

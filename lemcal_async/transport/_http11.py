@@ -1,8 +1,7 @@
-"""HTTP/1.1 over one byte stream, by h11: what the package's own wires speak to a server they reach directly.
+"""HTTP/1.1 connections on h11, which the package's own wires use unless a proxy is configured.
 
-httpcore's connections do the same for twice the CPU: their locks guard against requests that share a
-connection, which the pool never lets happen, and each lets other tasks run. They remain in use behind
-proxies.
+httpcore's connections, which remain in use behind proxies, take twice the CPU. Their locks protect against
+concurrent requests on a connection, which the pool prevents anyway, and each lock yields to the event loop.
 """
 
 import math
@@ -20,65 +19,65 @@ if TYPE_CHECKING:
     from lemcal_async.transport._network import NetworkBackend
     from lemcal_async.transport._pooled import Target
 
-_AT_ONCE = 2**16  # bytes to read at once
-_LONGEST_HEAD = 100 * 1024  # bytes
-# A request that meets the server's close may have been carried out or not, and a POST is lost to its caller.
-_BEFORE_IT_CLOSES = 1.0  # seconds
+_READ_SIZE = 2**16  # bytes
+_MAX_HEAD_SIZE = 100 * 1024  # bytes
+# Do not reuse a connection that the server is about to close: the server may or may not process a request
+# sent then, and a POST cannot be retried.
+_KEEP_ALIVE_MARGIN = 1.0  # seconds
 _KEEP_ALIVE = re.compile(rb"\btimeout\s*=\s*\"?(\d{1,9})\b", re.IGNORECASE)
-MOST_INTERIM = 100  # answers of status 1xx before the one to a request
-TOO_MANY_INTERIM = f"the server sent over {MOST_INTERIM} interim answers (1xx)"
+MAX_INTERIM_RESPONSES = 100  # 1xx responses before a final response
+TOO_MANY_INTERIM_RESPONSES = f"the server sent over {MAX_INTERIM_RESPONSES} interim responses (1xx)"
 _END = h11.EndOfMessage()
 
 
 class HTTP11Connection:
-    """A connection to one origin, for one request at a time. It opens with its first request."""
+    """A connection to one origin, for one request at a time. The first request opens it."""
 
     def __init__(self, target: "Target", core: ModuleType, backend: "NetworkBackend") -> None:
         self._target = target
-        self._core = core  # httpcore or its fork, whose errors the streams raise
+        self._core = core  # httpcore or its fork, for the streams' exceptions
         self._backend = backend
         self._stream: Any = None  # until it is open
         self._is_closed = False
-        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LONGEST_HEAD)
-        self._has_failed = False  # to write a whole request
-        self._idle_seconds = math.inf  # for which the server leaves it open
+        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_SIZE)
+        self._write_failed = False
+        self._idle_timeout = math.inf  # the server's, in seconds
         self._usable_until = math.inf
 
     def is_closed(self) -> bool:
-        """Whether it cannot be used any more."""
+        """Whether the connection was closed."""
         return self._is_closed
 
     def has_expired(self) -> bool:
-        """Whether something has arrived that answers no request, or the other side has gone, or soon will."""
+        """Whether unsolicited data has arrived, or the server has closed the connection or soon will."""
         return time.monotonic() >= self._usable_until or bool(self._stream.get_extra_info("is_readable"))
 
     async def aclose(self) -> None:
-        """Close, without waiting for the other side."""
+        """Close the connection without waiting for the server."""
         self._is_closed = True
         if self._stream is not None:
             await self._stream.aclose()
 
     def as_httpcore(self) -> Any:
-        """Return httpcore's own connection to the same place, for a test that mocks those."""
+        """Return an httpcore connection to the same target, for tests that mock httpcore."""
         core: Any = self._core
         target = self._target
         origin = core.URL(scheme=target.scheme, host=target.host, port=target.port, target="/").origin
         return core.AsyncHTTPConnection(origin, ssl_context=target.tls, network_backend=self._backend)
 
     def make_ready(self) -> bool:
-        """Whether there can be another request, and nothing is left of the answer to this one."""
-        are_done = self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE
-        if self._has_failed or not are_done or self._h11.trailing_data != (b"", False):
+        """Prepare for another request; False if the connection cannot be reused or has unread data."""
+        both_done = self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE
+        if self._write_failed or not both_done or self._h11.trailing_data != (b"", False):
             return False
         self._h11.start_next_cycle()
-        self._usable_until = time.monotonic() + self._idle_seconds - _BEFORE_IT_CLOSES
+        self._usable_until = time.monotonic() + self._idle_timeout - _KEEP_ALIVE_MARGIN
         return True
 
-    async def send(self, request: httpx.Request) -> "HTTP11Answer":
-        """Send a request, and return its answer when the head is there.
+    async def send(self, request: httpx.Request) -> "HTTP11Response":
+        """Send a request, and return the response once its head has arrived.
 
-        Raises errors of httpcore, of h11 or of httpx.
-        To the request's ``trace`` extension it reports what httpcore does.
+        Raises errors of httpcore, h11 or httpx, and reports httpcore's events to the ``trace`` extension.
         """
         timeouts = request.extensions.get("timeout", {})
         if self._stream is None:
@@ -86,13 +85,13 @@ class HTTP11Connection:
         try:
             await self._write(request, timeouts.get("write"))
         except self._core.WriteError:
-            self._has_failed = True  # a server may have answered and hung up: the answer says why
+            self._write_failed = True  # the server may have sent a response before closing: it says why
         await _trace(request, "http11.receive_response_headers.started")
-        answer = await self._receive_head(request, timeouts.get("read"))
+        response = await self._receive_head(request, timeouts.get("read"))
         await _trace(request, "http11.receive_response_headers.complete")
-        return answer
+        return response
 
-    async def _connect(self, request: httpx.Request, timeout: float | None) -> None:  # noqa: ASYNC109 - of each step
+    async def _connect(self, request: httpx.Request, timeout: float | None) -> None:  # noqa: ASYNC109 - per operation
         target = self._target
         port = DEFAULT_PORTS[target.scheme] if target.port is None else target.port
         await _trace(request, "connection.connect_tcp.started")
@@ -106,7 +105,7 @@ class HTTP11Connection:
         self._stream = await self._stream.start_tls(target.tls, name, timeout)
         await _trace(request, "connection.start_tls.complete")
 
-    async def _write(self, request: httpx.Request, timeout: float | None) -> None:  # noqa: ASYNC109 - of each step
+    async def _write(self, request: httpx.Request, timeout: float | None) -> None:  # noqa: ASYNC109 - per operation
         stream = request.stream
         head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
         data = self._h11.send(head)
@@ -130,37 +129,37 @@ class HTTP11Connection:
                 if part:
                     await self._stream.write(self._h11.send(h11.Data(part)), timeout)
         finally:
-            # A generator that was left half way would be garbage.
+            # An unfinished async generator would be left to the garbage collector.
             if close := getattr(parts, "aclose", None):
                 await close()
         await self._stream.write(self._h11.send(_END), timeout)
 
-    async def _receive_head(self, request: httpx.Request, timeout: float | None) -> "HTTP11Answer":  # noqa: ASYNC109
-        self._take_in(await self._stream.read(_AT_ONCE, timeout))  # h11 has nothing yet
-        for _ in range(MOST_INTERIM + 1):
+    async def _receive_head(self, request: httpx.Request, timeout: float | None) -> "HTTP11Response":  # noqa: ASYNC109
+        self._feed(await self._stream.read(_READ_SIZE, timeout))  # h11 has no data yet
+        for _ in range(MAX_INTERIM_RESPONSES + 1):
             event = await self.event(timeout)
             if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
-                answer = HTTP11Answer(self, request, event, self._stream)
-                self._idle_seconds = _idle_seconds(answer.headers)
-                return answer
-        raise httpx.RemoteProtocolError(TOO_MANY_INTERIM)
+                response = HTTP11Response(self, request, event, self._stream)
+                self._idle_timeout = _idle_timeout(response.headers)
+                return response
+        raise httpx.RemoteProtocolError(TOO_MANY_INTERIM_RESPONSES)
 
-    async def event(self, timeout: float | None) -> Any:  # noqa: ASYNC109 - of each read
-        """Return what h11 makes of what arrives next."""
+    async def event(self, timeout: float | None) -> Any:  # noqa: ASYNC109 - per read
+        """Return h11's next event, reading from the stream as needed."""
         event = self._h11.next_event()
         while event is h11.NEED_DATA:
-            self._take_in(await self._stream.read(_AT_ONCE, timeout))
+            self._feed(await self._stream.read(_READ_SIZE, timeout))
             event = self._h11.next_event()
         return event
 
-    def _take_in(self, data: bytes) -> None:
+    def _feed(self, data: bytes) -> None:
         if not data and self._h11.their_state is h11.SEND_RESPONSE:
-            raise httpx.RemoteProtocolError("the server closed the connection without sending an answer")
+            raise httpx.RemoteProtocolError("the server closed the connection without sending a response")
         self._h11.receive_data(data)
 
 
-class HTTP11Answer:
-    """An answer whose body is still to be read: an iterator, of which nothing is left when it breaks off."""
+class HTTP11Response:
+    """A response whose body has not been read. An iterator, because it needs no cleanup if abandoned."""
 
     def __init__(
         self,
@@ -179,19 +178,19 @@ class HTTP11Answer:
         self._connection = connection
         self._request = request
         self._timeout = request.extensions.get("timeout", {}).get("read")
-        self._has_begun = False
+        self._has_started = False
 
     @property
-    def stream(self) -> "HTTP11Answer":
-        """What to read the body from: itself."""
+    def stream(self) -> "HTTP11Response":
+        """The iterator over the body: the response itself."""
         return self
 
-    def __aiter__(self) -> "HTTP11Answer":
+    def __aiter__(self) -> "HTTP11Response":
         return self
 
     async def __anext__(self) -> bytes:
-        if not self._has_begun:
-            self._has_begun = True
+        if not self._has_started:
+            self._has_started = True
             await _trace(self._request, "http11.receive_response_body.started")
         event = await self._connection.event(self._timeout)
         if isinstance(event, h11.Data):
@@ -200,21 +199,22 @@ class HTTP11Answer:
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Report that the answer is done with; the connection is the pool's business."""
+        """Report the end of the response; the pool takes care of the connection."""
         await _trace(self._request, "http11.response_closed.complete")
 
 
-def _idle_seconds(headers: list[tuple[bytes, bytes]]) -> float:
-    """Return for how long the server leaves the connection open between two requests, if it says so."""
+def _idle_timeout(headers: list[tuple[bytes, bytes]]) -> float:
+    """Return the idle timeout in the ``Keep-Alive`` header, in seconds; infinity if there is none."""
     for name, value in headers:
-        is_it = len(name) == len("keep-alive") and name.lower() == b"keep-alive"  # of most, a look will do
-        if is_it and (found := _KEEP_ALIVE.search(value)):
-            return int(found[1])
+        # Comparing the lengths first is faster.
+        is_keep_alive = len(name) == len("keep-alive") and name.lower() == b"keep-alive"
+        if is_keep_alive and (match := _KEEP_ALIVE.search(value)):
+            return int(match[1])
     return math.inf
 
 
 async def _trace(request: httpx.Request, event: str) -> None:
-    """Report to a request's ``trace`` extension, if it has one."""
+    """Call a request's ``trace`` extension, if it has one."""
     callback = request.extensions.get("trace")
     if callback is not None:
         await callback(event, {"request": request})

@@ -1,11 +1,11 @@
-"""The byte streams below connections, on asyncio and on trio: how they are opened, read and written.
+"""Byte streams for connections, on asyncio and trio.
 
-HTTP/1.1 pairs answers with requests by their order alone: a gateway that sends one answer twice shifts all
-that follow, and one account would be given another's data. So the streams notice bytes that answer no
-request, and a connection that has anything to read when a request is about to be sent is not used.
+HTTP/1.1 matches responses to requests only by their order. If a gateway sent a response twice, every later
+response on that connection would be off by one, and an account would receive another account's data. The
+streams therefore detect unsolicited data: a connection that is readable before a request is sent is not used.
 
-On asyncio the stream is a plain asyncio protocol: it sees every byte as it arrives, and costs half of what
-anyio's does. On trio it waits for the socket itself, and reads no further than it is asked to.
+On asyncio, the stream is a plain asyncio protocol, which sees every byte as it arrives and costs half as much
+as anyio's stream. On trio, it waits for the socket directly, and never reads ahead.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-UNASKED = "the server sent something before it was asked"
-_NO_TLS = "the connection was closed before TLS began"
-_NEXT_ADDRESS_AFTER = 0.25  # seconds
-_HIGH_WATER = 2**18  # bytes received and not yet read at which the server has to wait
+UNSOLICITED_DATA = "the server sent data before the request"
+_NO_TLS = "the connection was closed before the TLS handshake"
+_CONNECTION_ATTEMPT_DELAY = 0.25  # seconds
+_HIGH_WATER = 2**18  # unread bytes at which reading from the socket pauses
 
 
 class NetworkBackend:
-    """Opens streams for the connections of ``core``, which is httpcore or its fork."""
+    """Opens streams for connections of ``core``, which is httpcore or its fork."""
 
     def __init__(self, core: ModuleType) -> None:
         self._core = core
@@ -44,10 +44,10 @@ class NetworkBackend:
         host: str,
         port: int,
         timeout: float | None = None,  # noqa: ASYNC109 - httpcore's interface
-        local_address: str | None = None,  # noqa: ARG002 - never given
-        socket_options: Iterable[Any] | None = None,  # noqa: ARG002 - never given
+        local_address: str | None = None,  # noqa: ARG002 - httpcore's interface
+        socket_options: Iterable[Any] | None = None,  # noqa: ARG002 - httpcore's interface
     ) -> Any:
-        """Return a stream to ``host``."""
+        """Open a stream to ``host``."""
         core = self._core
         if not isinstance(current_token().native_token, asyncio.AbstractEventLoop):
             return await self._connect_on_trio(host, port, timeout)
@@ -58,34 +58,34 @@ class NetworkBackend:
                 await asyncio.get_running_loop().create_connection(lambda: protocol, sock=opened)
         except TimeoutError as error:
             raise core.ConnectTimeout(str(error)) from error
-        except (OSError, UnicodeError) as error:  # of a host name that cannot be
+        except (OSError, UnicodeError) as error:  # UnicodeError: invalid host name
             raise core.ConnectError(str(error)) from error
         return AsyncioStream(protocol, core)
 
     async def _connect_on_trio(self, host: str, port: int, timeout: float | None) -> "TrioStream":  # noqa: ASYNC109
-        import trio  # noqa: PLC0415 - whoever gets here runs it
+        import trio  # noqa: PLC0415 - already loaded
 
         try:
             with anyio.fail_after(timeout):
                 stream = await trio.open_tcp_stream(host, port)
         except TimeoutError as error:
             raise self._core.ConnectTimeout(str(error)) from error
-        except (OSError, UnicodeError) as error:  # of a host name that cannot be
+        except (OSError, UnicodeError) as error:  # UnicodeError: invalid host name
             raise self._core.ConnectError(str(error)) from error
         opened = socket.socket(fileno=stream.socket.detach())
         opened.setblocking(False)  # noqa: FBT003 - its only argument
         return TrioStream(opened, self._core)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait; part of httpcore's interface."""
+        """Sleep; part of httpcore's interface."""
         await anyio.sleep(seconds)
 
 
 async def _open_socket(host: str, port: int) -> socket.socket:
-    """Return a connected socket. Canceled at any moment, it leaves none behind.
+    """Return a connected socket; cancellation leaks none.
 
-    Of several addresses the next is tried after 0.25 s, beside those before it (RFC 8305). The event
-    loop's own ``create_connection`` can lose a socket when it is canceled in the middle of that.
+    Addresses are tried in parallel, each 0.25 s after the one before (Happy Eyeballs, RFC 8305). The event
+    loop's own ``create_connection`` can leak a socket if it is canceled meanwhile.
     """
     addresses = await _addresses(host, port)
     connected: list[socket.socket] = []
@@ -94,7 +94,7 @@ async def _open_socket(host: str, port: int) -> socket.socket:
     async def attempt(family: int, address: Any, ended: anyio.Event) -> None:
         opened: socket.socket | None = None
         try:
-            opened = socket.socket(family, socket.SOCK_STREAM)  # fails where there is no IPv6
+            opened = socket.socket(family, socket.SOCK_STREAM)  # fails for IPv6 if it is unavailable
             opened.setblocking(False)  # noqa: FBT003 - its only argument
             await asyncio.get_running_loop().sock_connect(opened, address)
             connected.append(opened)
@@ -112,7 +112,7 @@ async def _open_socket(host: str, port: int) -> socket.socket:
             for family, address in addresses:
                 ended = anyio.Event()
                 others.start_soon(attempt, family, address, ended)
-                with anyio.move_on_after(_NEXT_ADDRESS_AFTER):
+                with anyio.move_on_after(_CONNECTION_ATTEMPT_DELAY):
                     await ended.wait()
     except BaseException:
         for each in connected:
@@ -122,21 +122,21 @@ async def _open_socket(host: str, port: int) -> socket.socket:
         return connected[0]
     if len(errors) == 1:
         raise errors[0]
-    raise OSError("; ".join(dict.fromkeys(map(str, errors))))  # that of IPv6 alone would often mislead
+    raise OSError("; ".join(dict.fromkeys(map(str, errors))))  # the IPv6 error alone is often misleading
 
 
 async def _addresses(host: str, port: int) -> list[tuple[int, Any]]:
-    """Return families and addresses, IPv6 and IPv4 by turns, in the order that the resolver prefers."""
+    """Return families and addresses, alternating IPv6 and IPv4, otherwise in the resolver's order."""
     flags = socket.AI_NUMERICHOST if _is_address(host) else 0
-    if flags:  # needs no thread
+    if flags:  # does not block, so no thread is needed
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     else:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     families: dict[int, list[tuple[int, Any]]] = {}
     for family, *_, address in found:
         families.setdefault(family, []).append((family, address))
-    by_turns = itertools.zip_longest(*families.values())
-    return [each for turn in by_turns for each in turn if each is not None]
+    interleaved = itertools.zip_longest(*families.values())
+    return [each for group in interleaved for each in group if each is not None]
 
 
 def _is_address(host: str) -> bool:
@@ -148,12 +148,12 @@ def _is_address(host: str) -> bool:
 
 
 class _Protocol(asyncio.Protocol):
-    """Keeps what has arrived until it is read. One task reads or writes at a time."""
+    """Buffers received data until it is read. Only one task may read or write at a time."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport
         self.received = bytearray()
-        self.ended = False  # nothing more will arrive
+        self.ended = False  # whether the end of the stream was reached
         self.error: Exception | None = None  # why the connection was lost
         self._waiter: asyncio.Future[bool] | None = None
         self._reading = True
@@ -186,7 +186,7 @@ class _Protocol(asyncio.Protocol):
         self._wake()
 
     def take(self, max_bytes: int) -> bytes:
-        """Return what has arrived, up to ``max_bytes``."""
+        """Return the buffered data, at most ``max_bytes``."""
         data = bytes(self.received[:max_bytes])
         del self.received[:max_bytes]
         if not self._reading and len(self.received) <= _HIGH_WATER:
@@ -194,8 +194,8 @@ class _Protocol(asyncio.Protocol):
             self.transport.resume_reading()
         return data
 
-    async def wait(self, timeout: float | None) -> bool:  # noqa: ASYNC109 - a timer costs a tenth of a scope
-        """Wait until something has changed; False if ``timeout`` came first."""
+    async def wait(self, timeout: float | None) -> bool:  # noqa: ASYNC109 - 10 times cheaper than a scope
+        """Wait until the state changes; return False on timeout."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
         self._waiter = waiter
@@ -224,14 +224,14 @@ class AsyncioStream:
         self._protocol = protocol
         self._core = core
         self._is_readable = readable_check(protocol.transport.get_extra_info("socket"))
-        self._sending = False  # whether a request is on its way out
+        self._sending = False  # whether a request is being sent
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - as above
-        """Return what arrives next, nothing at the end; raise ReadTimeout or ReadError."""
+        """Return the next data, or nothing at the end; raise ReadTimeout or ReadError."""
         protocol = self._protocol
         self._sending = False
         if protocol.received:
-            await asyncio.sleep(0)  # other tasks run too, however fast the server is
+            await asyncio.sleep(0)  # let other tasks run, however fast the server is
         while not protocol.received:
             if protocol.error is not None:
                 raise self._core.ReadError(str(protocol.error))
@@ -242,11 +242,11 @@ class AsyncioStream:
         return protocol.take(max_bytes)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as above
-        """Send; raise WriteTimeout or WriteError, or RemoteProtocolError if an answer is there already."""
+        """Send data; raise WriteTimeout or WriteError, or RemoteProtocolError after unsolicited data."""
         protocol = self._protocol
         if not self._sending:
             if protocol.received:
-                raise self._core.RemoteProtocolError(UNASKED)
+                raise self._core.RemoteProtocolError(UNSOLICITED_DATA)
             self._sending = True
         if not buffer:
             return
@@ -259,9 +259,9 @@ class AsyncioStream:
             raise self._core.WriteError(str(protocol.error or "the connection is closed"))
 
     async def aclose(self) -> None:
-        """Close, without waiting for the other side."""
-        self._protocol.transport.abort()  # a close would flush, and wait for the goodbye of TLS
-        await asyncio.sleep(0)  # for the socket is closed with the next turn of the event loop
+        """Close the stream without waiting for the server."""
+        self._protocol.transport.abort()  # close() would flush, and wait for the TLS shutdown
+        await asyncio.sleep(0)  # the event loop closes the socket in its next iteration
 
     async def start_tls(
         self,
@@ -269,7 +269,7 @@ class AsyncioStream:
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - httpcore's interface
     ) -> "AsyncioStream":
-        """Return the stream that speaks TLS over this one; raise ConnectTimeout or ConnectError."""
+        """Return a TLS stream over this one; raise ConnectTimeout or ConnectError."""
         inner = self._protocol.transport
         protocol = _Protocol()
         try:
@@ -281,7 +281,7 @@ class AsyncioStream:
             inner.abort()
             if isinstance(error, TimeoutError):
                 raise self._core.ConnectTimeout(str(error)) from error
-            if isinstance(error, OSError):  # which those of TLS are
+            if isinstance(error, OSError):  # includes ssl.SSLError
                 raise self._core.ConnectError(str(error) or _NO_TLS) from error
             raise
         if transport is None:
@@ -290,7 +290,7 @@ class AsyncioStream:
         return AsyncioStream(protocol, self._core)
 
     def get_extra_info(self, info: str) -> Any:
-        """Return what httpcore asks for, None where that is unknown."""
+        """Return the value of a name that httpcore uses; None if unknown."""
         protocol = self._protocol
         if info == "is_readable":
             return bool(protocol.received) or protocol.ended or self._is_readable()
@@ -302,7 +302,7 @@ class AsyncioStream:
 
 
 def readable_check(opened: Any) -> "Callable[[], bool]":
-    """Return what tells whether a socket has something that the event loop has not seen yet."""
+    """Return a function that checks whether a socket has data that the event loop has not read yet."""
     if not hasattr(select, "poll"):  # Windows
         return lambda: bool(select.select([opened], [], [], 0)[0])
     poll = select.poll()
@@ -313,23 +313,23 @@ def readable_check(opened: Any) -> "Callable[[], bool]":
 class TrioStream:
     """A stream on a socket, or on trio's TLS over it, as httpcore's connections expect it.
 
-    It waits for the socket itself: trio's own stream goes through the scheduler twice more for each request.
+    It waits for the socket directly: trio's own stream takes two more scheduler turns per request.
     """
 
     def __init__(self, opened: socket.socket, core: ModuleType, tls: Any = None) -> None:
-        import trio  # noqa: PLC0415 - whoever gets here runs it
+        import trio  # noqa: PLC0415 - already loaded
 
         self._trio = trio
-        # A socket that is closed, by another task perhaps, raises ValueError.
+        # A socket that was closed, possibly by another task, raises ValueError.
         self._failures = (OSError, ValueError, trio.BrokenResourceError, trio.ClosedResourceError)
         self._socket = opened
         self._is_readable = readable_check(opened)
         self._core = core
         self._tls = tls
-        self._sending = False  # whether a request is on its way out
+        self._sending = False  # whether a request is being sent
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - as above
-        """Return what arrives next, nothing at the end; raise ReadTimeout or ReadError."""
+        """Return the next data, or nothing at the end; raise ReadTimeout or ReadError."""
         self._sending = False
         try:
             with self._trio.move_on_after(math.inf if timeout is None else timeout):
@@ -339,11 +339,11 @@ class TrioStream:
         raise self._core.ReadTimeout
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as above
-        """Send; raise WriteTimeout or WriteError, or RemoteProtocolError if an answer is there already."""
+        """Send data; raise WriteTimeout or WriteError, or RemoteProtocolError after unsolicited data."""
         if not self._sending:
-            # A TLS server may have sent session tickets, which are no answer.
+            # A TLS server may have sent session tickets, which are not unsolicited data.
             if self._is_readable() if self._tls is None else _has_unread(self._ssl_object):
-                raise self._core.RemoteProtocolError(UNASKED)
+                raise self._core.RemoteProtocolError(UNSOLICITED_DATA)
             self._sending = True
         try:
             rest = memoryview(buffer) if self._tls is not None else self._send(memoryview(buffer))
@@ -372,14 +372,14 @@ class TrioStream:
             rest = self._send(rest)
 
     def _send(self, data: memoryview) -> memoryview:
-        """Send what the socket takes now; return the rest."""
+        """Send as much as the socket accepts now; return the rest."""
         try:
             return data[self._socket.send(data) :]
         except BlockingIOError:
             return data
 
     async def aclose(self) -> None:
-        """Close."""
+        """Close the stream."""
         if self._tls is not None:
             await self._tls.aclose()
         elif self._socket.fileno() >= 0:
@@ -392,7 +392,7 @@ class TrioStream:
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - httpcore's interface
     ) -> "TrioStream":
-        """Return the stream that speaks TLS over this one; raise ConnectTimeout or ConnectError."""
+        """Return a TLS stream over this one; raise ConnectTimeout or ConnectError."""
         trio = self._trio
         below = self._tls or trio.SocketStream(trio.socket.from_stdlib_socket(self._socket))
         tls = trio.SSLStream(below, ssl_context, server_hostname=server_hostname, https_compatible=True)
@@ -404,13 +404,13 @@ class TrioStream:
             if isinstance(error, trio.TooSlowError):
                 raise self._core.ConnectTimeout(str(error)) from error
             if isinstance(error, trio.BrokenResourceError | OSError):
-                reason = str(error) or str(error.__cause__ or "") or _NO_TLS  # trio's own says nothing
+                reason = str(error) or str(error.__cause__ or "") or _NO_TLS  # trio's error has no message
                 raise self._core.ConnectError(reason) from error
             raise
         return TrioStream(self._socket, self._core, tls)
 
     def get_extra_info(self, info: str) -> Any:
-        """Return what httpcore asks for, None where that is unknown."""
+        """Return the value of a name that httpcore uses; None if unknown."""
         if info == "is_readable":
             return _has_unread(self._ssl_object) or self._is_readable()
         if info == "ssl_object":
@@ -427,10 +427,10 @@ class TrioStream:
 
 
 def _has_unread(tls: "ssl.SSLObject | None") -> bool:
-    """Whether TLS holds back something that was not asked for, or an end. What it holds is lost."""
+    """Whether TLS has unread data or has ended. The check consumes data."""
     if tls is None:
         return False
-    import ssl  # noqa: PLC0415 - whoever has such an object has it
+    import ssl  # noqa: PLC0415 - already loaded
 
     try:
         tls.read(1)

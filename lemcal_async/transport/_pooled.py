@@ -1,10 +1,10 @@
-"""The package's own wires: a fair semaphore, and behind it connections used one at a time.
+"""The package's own wires: a connection pool with a fair semaphore.
 
-The pools of httpcore can be left with dead slots by cancellation, and scan every queued request and every
-idle connection on each call. Here a connection belongs to one request at a time, the one used last is
-used next, and one that saw an exception, or bytes that nobody asked for, is closed and thrown away. How
-a connection is opened and spoken to is left to each wire; the default one speaks HTTP/1.1 by itself, and has
-httpcore for proxies and the certificates of httpx.
+In httpcore's pools, cancellation can leave dead slots, and each call scans all queued requests and all idle
+connections. In this pool, a connection serves one request at a time, the most recently used one is reused
+first, and after an exception or unsolicited data it is closed and discarded. Each wire decides how to open
+and use its connections; the default wire implements HTTP/1.1 itself, and uses httpcore for proxies and
+httpx's certificates.
 """
 
 import sys
@@ -29,7 +29,7 @@ from lemcal_async._auth import Secret
 from lemcal_async._concurrency import FairSemaphore, is_in_event_loop, preload
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Key
-from lemcal_async.transport._call import account_of, answer_httpx2, drop_frames
+from lemcal_async.transport._call import account_of, drop_frames, handle_httpx2_request
 from lemcal_async.transport._environment import MakeContext, Proxies, tls_context
 from lemcal_async.transport._http11 import HTTP11Connection
 from lemcal_async.transport._network import NetworkBackend
@@ -37,21 +37,21 @@ from lemcal_async.transport._network import NetworkBackend
 if TYPE_CHECKING:
     import ssl
 
-preload()  # with the import, which programs expect to take its time
+preload()  # at import time, when programs expect a delay
 
-Origin: TypeAlias = tuple[str, bytes, int | None]  # scheme, host as it is sent, port
+Origin: TypeAlias = tuple[str, bytes, int | None]  # scheme, ASCII host, port
 
 
 class Connection(Protocol):
-    """What a pool asks of a connection; those of httpcore fit."""
+    """A connection in a pool; httpcore's connections implement it."""
 
     def is_closed(self) -> bool: ...
     def has_expired(self) -> bool: ...
     async def aclose(self) -> None: ...
 
 
-class Answer(Protocol):
-    """What comes back over a connection; the responses of httpcore fit."""
+class WireResponse(Protocol):
+    """A response from a connection; httpcore's responses implement it."""
 
     @property
     def status(self) -> int: ...
@@ -67,9 +67,9 @@ C = TypeVar("C", bound=Connection)
 
 
 class Pool(Generic[C]):
-    """The idle connections of one event loop, kept for ``keepalive`` seconds, and the slots for all.
+    """An event loop's idle connections, kept for ``keepalive`` seconds, and the slots for all connections.
 
-    Nothing is closed in here: what is to be closed is handed back.
+    The pool itself closes nothing: it returns the connections that the caller must close.
     """
 
     def __init__(self, max_connections: int, keepalive: float) -> None:
@@ -79,9 +79,9 @@ class Pool(Generic[C]):
         self._idle: dict[Origin, deque[tuple[float, C]]] = {}
 
     def take(self, origin: Origin) -> tuple[C | None, list[C]]:
-        """Return the idle connection that was used last, and those that turned out to be dead.
+        """Return the most recently used idle connection, and any dead connections found on the way.
 
-        A stale one is left for ``put`` to sweep.
+        Stale connections are left for ``put`` to remove.
         """
         dead: list[C] = []
         idle = self._idle.get(origin)
@@ -93,7 +93,7 @@ class Pool(Generic[C]):
         return None, dead
 
     def put(self, origin: Origin, connection: C) -> list[C]:
-        """Keep a connection for the next request; return those that are to be closed instead."""
+        """Keep a connection for reuse; return the connections to close."""
         if self.closed or connection.is_closed():
             return [connection]
         now = time.monotonic()
@@ -105,7 +105,7 @@ class Pool(Generic[C]):
         return stale
 
     def drain(self) -> list[C]:
-        """Take out all idle connections."""
+        """Remove and return all idle connections."""
         drained = [connection for idle in self._idle.values() for _, connection in idle]
         self._idle.clear()
         return drained
@@ -113,7 +113,7 @@ class Pool(Generic[C]):
 
 @attrs.frozen
 class Target:
-    """Where a new connection leads, and how: what there is to know to open it."""
+    """The parameters of a new connection."""
 
     scheme: str
     host: str
@@ -124,10 +124,10 @@ class Target:
 
 
 class BasePooledTransport(httpx.AsyncBaseTransport):
-    """A transport on connections that a subclass opens; see ``PooledTransport`` for what it promises."""
+    """A pooled transport whose subclasses open the connections; ``PooledTransport`` lists its guarantees."""
 
-    # The event ``send_request_headers.started`` of httpcore's trace extension comes before the first byte
-    # of a request leaves: without it, nothing was sent.
+    # The trace event ``send_request_headers.started`` always precedes the first byte of a request: without
+    # the event, nothing was sent.
     reports_sending = True
 
     def __init__(
@@ -147,42 +147,42 @@ class BasePooledTransport(httpx.AsyncBaseTransport):
         self._trust_env = trust_env
         self._proxies = Proxies(trust_env=trust_env)
         self._pools: weakref.WeakKeyDictionary[Any, Pool[Any]] = weakref.WeakKeyDictionary()
-        self._changing = threading.Lock()  # which pools there are
+        self._pools_lock = threading.Lock()
         self._closed = False
         self._prepare()
 
     def _prepare(self) -> None:
-        """Load what connections are made of, if no event loop would stand still meanwhile."""
+        """Import the library for connections, unless that would block an event loop."""
 
     @property
     @abstractmethod
     def _make_context(self) -> MakeContext:
-        """What makes the TLS context that the library below would make for itself."""
+        """A function that creates the underlying library's default TLS context."""
 
     @abstractmethod
     async def _open(self, target: Target) -> Any:
-        """Return a connection; it may open when it is first used. Raise ValueError for a bad proxy."""
+        """Return a connection, which may open on first use. Raise ValueError for an invalid proxy."""
 
     @abstractmethod
-    async def _send(self, connection: Any, request: httpx.Request) -> Answer:
-        """Send a request over a connection; return when the head of its answer is there."""
+    async def _send(self, connection: Any, request: httpx.Request) -> WireResponse:
+        """Send a request over a connection, and return once the head of the response has arrived."""
 
     @abstractmethod
     def _is_clean(self, connection: Any) -> bool:
-        """Whether nothing is left of the answer that was read: no second one, no stray bytes."""
+        """Whether the connection has no unread data after a response: no second response, no stray bytes."""
 
     @abstractmethod
     def _translate(self, error: BaseException) -> httpx.RequestError | None:
-        """Return httpx's own error for one of the library below, None for any other."""
+        """Translate an error of the underlying library to httpx's; None for any other error."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send the request; the response holds its connection until it is closed."""
+        """Send the request. The response occupies its connection until it is closed."""
         if not isinstance(request, httpx.Request):  # pyright: ignore[reportUnnecessaryIsInstance]
-            return await answer_httpx2(self, request)
+            return await handle_httpx2_request(self, request)
         pool = self._pool()
         account = account_of(request)
         await self._acquire(pool, account, request)
-        handled = sys.exception()  # what the caller is handling, if anything: its frames are not ours to cut
+        handled = sys.exception()  # the caller's exception, if any, which keeps its traceback
         connection = None
         try:
             url = request.url
@@ -192,49 +192,49 @@ class BasePooledTransport(httpx.AsyncBaseTransport):
                 await _close(dead)
             if connection is None:
                 connection = await self._connect(origin)
-            answer = await self._send(connection, request)
+            response = await self._send(connection, request)
         except BaseException as error:
             drop_frames(error, handled)
-            known = self._translate(error)
+            translated = self._translate(error)
             pool.slots.release(account)
             if connection is not None:
                 await _close([connection])
-            if known is None:
+            if translated is None:
                 raise
-            raise known from error
+            raise translated from error
         return httpx.Response(
-            answer.status,
-            headers=answer.headers,
-            stream=_Body(self, pool, origin, connection, account, answer.stream),
-            extensions=answer.extensions,
+            response.status,
+            headers=response.headers,
+            stream=_Body(self, pool, origin, connection, account, response.stream),
+            extensions=response.extensions,
         )
 
     async def aclose(self) -> None:
-        """Close the idle connections of this event loop; those in use close when they come free."""
-        with self._changing:
+        """Close the idle connections of this event loop; connections in use close after their request."""
+        with self._pools_lock:
             self._closed = True
             for pool in self._pools.values():
                 pool.closed = True
-        here = self._pools.get(current_token().native_token)
-        if here is not None:
-            await _close(here.drain())
+        own_pool = self._pools.get(current_token().native_token)
+        if own_pool is not None:
+            await _close(own_pool.drain())
 
     def _pool(self) -> Pool[Any]:
         loop = current_token().native_token
         pool = self._pools.get(loop)
         if self._closed:
-            raise ConfigurationError("this transport is closed; make a new one")
+            raise ConfigurationError("this transport is closed; create a new one")
         if pool is None:
             pool = Pool[Any](self._max_connections, self._keepalive)
-            with self._changing:
-                # An idle connection keeps asyncio's loop alive, and so itself.
-                for ended in [other for other in self._pools if _is_closed(other)]:
-                    del self._pools[ended]
+            with self._pools_lock:
+                # An idle connection references its asyncio event loop, so the pool would never be collected.
+                for closed_loop in [other for other in self._pools if _is_closed(other)]:
+                    del self._pools[closed_loop]
                 self._pools[loop] = pool
         return pool
 
     async def _acquire(self, pool: Pool[Any], account: Key | None, request: httpx.Request) -> None:
-        """Take a slot. A request that belongs to no account waits as long as its client's pool timeout."""
+        """Acquire a slot. For a request without an account, its client's pool timeout applies."""
         began = anyio.current_time() if events.wanted() else None
         if not pool.slots.acquire_nowait(account):
             timeouts = request.extensions.get("timeout", {})
@@ -244,7 +244,7 @@ class BasePooledTransport(httpx.AsyncBaseTransport):
                 await pool.slots.acquire(account)
                 acquired = True
             if not acquired:
-                raise httpx.PoolTimeout(f"no connection came free within {timeout:.3g} s")
+                raise httpx.PoolTimeout(f"no connection became available within {timeout:.3g} s")
         if began is not None:
             in_use = self._max_connections - pool.slots.free
             events.emit(events.PoolEntered(in_use, self._max_connections, anyio.current_time() - began))
@@ -252,11 +252,11 @@ class BasePooledTransport(httpx.AsyncBaseTransport):
     async def _connect(self, origin: Origin) -> Any:
         scheme, raw_host, port = origin
         if scheme not in ("http", "https"):
-            raise httpx.UnsupportedProtocol(f"the URL must begin with http:// or https://, not {scheme!r}")
+            raise httpx.UnsupportedProtocol(f"the URL must start with http:// or https://, not {scheme!r}")
         host = raw_host.decode("ascii")
         proxy = self._proxies.get(scheme, host, port)
         tls = await self._context() if scheme == "https" else None
-        # The proxy is trusted if those say so whom the service is trusted by.
+        # The same certificate authorities apply to the proxy as to the service.
         is_secure = proxy is not None and proxy.reveal().lower().startswith("https:")
         proxy_tls = await self._context() if is_secure else None
         target = Target(scheme, host, port, proxy, tls, proxy_tls)
@@ -265,12 +265,12 @@ class BasePooledTransport(httpx.AsyncBaseTransport):
         except (RuntimeError, ValueError, httpx.InvalidURL):
             if proxy is None:
                 raise
-        # Outside of the except block, because the cause could show the proxy's password.
+        # Outside the except block, because the original error could contain the proxy's password.
         raise ConfigurationError(
             f"the proxy that the environment sets for {scheme} cannot be used: {self._proxy_hint}"
         )
 
-    _proxy_hint = "it must be an http://, https:// or socks5:// URL, and the last needs the package socksio"
+    _proxy_hint = "it must be an http://, https:// or socks5:// URL, and socks5:// requires socksio"
 
     async def _context(self) -> "ssl.SSLContext":
         if self._ssl_context is not None:
@@ -280,34 +280,34 @@ class BasePooledTransport(httpx.AsyncBaseTransport):
 
 @attrs.define(eq=False)
 class _Body(httpx.AsyncByteStream):
-    """The body of a response, which gives the connection back when it is closed."""
+    """The body of a response, which returns the connection to the pool when closed."""
 
     _transport: BasePooledTransport
     _pool: Pool[Any]
     _origin: Origin
-    _connection: Any  # None once it is given back
+    _connection: Any  # None after it was returned
     _account: Key | None
     _stream: Any
-    _parts: Any = None  # what is left of it
-    _whole: bool = False  # whether it was read to its end
+    _iterator: Any = None
+    _is_complete: bool = False  # whether the body was read to its end
 
     def __aiter__(self) -> Self:
-        self._parts = aiter(self._stream)
+        self._iterator = aiter(self._stream)
         return self
 
     async def __anext__(self) -> bytes:
         handled = sys.exception()
         try:
-            return cast("bytes", await anext(self._parts))
+            return cast("bytes", await anext(self._iterator))
         except StopAsyncIteration:
-            self._whole = True
+            self._is_complete = True
             raise
         except BaseException as error:
             drop_frames(error, handled)
-            known = self._transport._translate(error)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-            if known is None:
+            translated = self._transport._translate(error)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            if translated is None:
                 raise
-            raise known from error
+            raise translated from error
 
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
@@ -315,9 +315,9 @@ class _Body(httpx.AsyncByteStream):
             return
         to_close = [connection]
         try:
-            if self._whole:
+            if self._is_complete:
                 await self._stream.aclose()  # makes the connection ready for the next request
-                # Its other half.
+                # The transport and its bodies are one unit.
                 if self._transport._is_clean(connection):  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
                     to_close = self._pool.put(self._origin, connection)
         finally:
@@ -326,17 +326,17 @@ class _Body(httpx.AsyncByteStream):
 
 
 async def _close(connections: list[Any]) -> None:
-    # Shielded, but what makes them harmless (out of the pool, slot given back) has been done before:
-    # a native cancellation gets through a shield.
+    # asyncio's native cancellation ignores the shield, so callers first remove the connections from the pool
+    # and release their slots.
     if connections:
         with anyio.CancelScope(shield=True):
-            async with AsyncExitStack() as stack:  # one that is broken off does not keep the others open
+            async with AsyncExitStack() as stack:  # closes all connections, even if one close is interrupted
                 for connection in connections:
                     stack.push_async_callback(connection.aclose)
 
 
 def _is_closed(loop: Any) -> bool:
-    """Whether ``loop`` is one of asyncio that is closed; trio's are forgotten by themselves."""
+    """Whether ``loop`` is a closed asyncio event loop; trio's are garbage-collected without help."""
     return hasattr(loop, "is_closed") and bool(loop.is_closed())
 
 
@@ -345,14 +345,14 @@ _ERRORS = frozenset(
     | {"ProxyError", "ReadError", "ReadTimeout", "RemoteProtocolError", "TimeoutException"}
     | {"UnsupportedProtocol", "WriteError", "WriteTimeout"}
 )
-_loading = threading.Lock()
+_load_lock = threading.Lock()
 
 
 class HTTPCoreTransport(BasePooledTransport):
-    """A pooled transport on the connections of httpcore, or of its fork: the same classes and names."""
+    """A pooled transport for httpcore or its fork, which has classes of the same names."""
 
-    # Loaded with the first instance, or in a thread if that is made in an event loop: httpcore looks for
-    # trio and h2, and loads them if they are there.
+    # Imported by the first instance, or in a thread if that is created in an event loop: httpcore also
+    # imports trio and h2 if they are installed.
     _core: ModuleType | None = None
     _backend: NetworkBackend
 
@@ -367,7 +367,7 @@ class HTTPCoreTransport(BasePooledTransport):
 
     @classmethod
     def _load(cls) -> ModuleType:
-        with _loading:
+        with _load_lock:
             core = cls._core
             if core is None:
                 core = cls._import_core()
@@ -378,13 +378,13 @@ class HTTPCoreTransport(BasePooledTransport):
         core: Any = self._core or await anyio.to_thread.run_sync(self._load)
         if target.proxy is None:
             return HTTP11Connection(target, core, self._backend)
-        where = core.URL(scheme=target.scheme, host=target.host, port=target.port, target="/").origin
-        return self._proxy(core, target).create_connection(where)
+        origin = core.URL(scheme=target.scheme, host=target.host, port=target.port, target="/").origin
+        return self._proxy(core, target).create_connection(origin)
 
     def _proxy(self, core: ModuleType, target: Target) -> Any:
-        """Return what makes connections through a proxy. Raises if it cannot be used."""
+        """Return httpcore's pool for the proxy. Raises if the proxy is unusable."""
         assert target.proxy is not None  # noqa: S101 - for the type checker
-        proxy = httpx.Proxy(target.proxy.reveal())  # which knows how credentials stand in a URL
+        proxy = httpx.Proxy(target.proxy.reveal())  # parses the credentials in the URL
         address = core.URL(
             scheme=proxy.url.raw_scheme,
             host=proxy.url.raw_host,
@@ -396,14 +396,14 @@ class HTTPCoreTransport(BasePooledTransport):
             return core.AsyncSOCKSProxy(address, **options)
         return core.AsyncHTTPProxy(address, proxy_ssl_context=target.proxy_tls, **options)
 
-    async def _send(self, connection: Any, request: httpx.Request) -> Answer:
+    async def _send(self, connection: Any, request: httpx.Request) -> WireResponse:
         core: Any = self._core
         if isinstance(connection, HTTP11Connection):
             if not _is_mocked(core):
                 return await connection.send(request)
             connection = connection.as_httpcore()
         url = request.url
-        answer: Answer = await connection.handle_async_request(
+        response: WireResponse = await connection.handle_async_request(
             core.Request(
                 method=request.method,
                 url=core.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
@@ -412,41 +412,41 @@ class HTTPCoreTransport(BasePooledTransport):
                 extensions=request.extensions,
             )
         )
-        return answer
+        return response
 
     def _is_clean(self, connection: Any) -> bool:
         if isinstance(connection, HTTP11Connection):
             return connection.make_ready()
-        # httpcore does not look at what h11 holds beyond the end of an answer. If a version of it keeps
-        # that elsewhere, its connections are used once.
+        # httpcore ignores data that h11 received after the end of a response. If an httpcore version has no
+        # such attributes, its connections are not reused.
         while hasattr(connection, "_connection"):
-            connection = connection._connection  # noqa: SLF001 - no public way
+            connection = connection._connection  # noqa: SLF001 - no public API
         state = getattr(connection, "_h11_state", None)
         return state is not None and state.trailing_data == (b"", False)
 
     def _translate(self, error: BaseException) -> httpx.RequestError | None:
-        """Return httpx's own error for one of h11's, httpcore's or its fork's, which have the same names."""
+        """Translate an error of h11, httpcore or its fork to httpx's error of the same name."""
         for kind in type(error).__mro__:
             if kind.__name__ in _ERRORS and kind.__module__.startswith(("httpcore", "h11")):
-                # h11 quotes what it cannot read, which may be personal data.
+                # h11 quotes data that it cannot parse, which may be personal.
                 text = str(error).partition(": bytearray(")[0]
-                known: httpx.RequestError = getattr(httpx, kind.__name__)(text)
-                return known
+                translated: httpx.RequestError = getattr(httpx, kind.__name__)(text)
+                return translated
         return None
 
 
 def _is_mocked(core: Any) -> bool:
-    """Whether a test has put itself in the place of httpcore's connections, as respx does."""
+    """Whether a test has replaced httpcore's connections with a mock, as respx does."""
     return not core.AsyncHTTPConnection.handle_async_request.__module__.startswith(core.__name__)
 
 
 def _content_of(request: httpx.Request) -> Any:
     stream = request.stream
-    return _OnePiece(b"".join(stream)) if isinstance(stream, httpx.ByteStream) else stream
+    return _BytesBody(b"".join(stream)) if isinstance(stream, httpx.ByteStream) else stream
 
 
-class _OnePiece:
-    """A body in one piece. httpx has a generator for it, which is garbage if its sending breaks off."""
+class _BytesBody:
+    """A body of bytes; httpx's generator would be left to the garbage collector if sending fails."""
 
     def __init__(self, body: bytes) -> None:
         self._rest = body
@@ -462,30 +462,30 @@ class _OnePiece:
 
 
 class PooledTransport(HTTPCoreTransport):
-    """The default wire: a bounded number of connections per event loop, shared fairly.
+    """The default transport: a bounded number of connections per event loop, shared fairly.
 
-    An account that is busy or hangs does not keep the others waiting. It may be made before any event loop
-    runs, and serves several of them. Calls of an ``AsyncLemcal`` wait for a connection as long as their
-    deadline allows; in a plain ``httpx.AsyncClient`` its pool timeout holds. ``aclose`` lets requests under
-    way finish. Canceled at any moment, a request closes its connection and gives its slot to the next. A
-    connection that carries anything but the answers to its requests is closed before its next request, so
-    that an answer too many is not paired with that. One that arrives only after the next request has been
-    sent cannot be told from its answer in HTTP/1.1.
+    A busy or hanging account does not block the others. The transport can be created before an event loop is
+    running, and serves several event loops. Calls of an ``AsyncLemcal`` wait for a connection until their
+    deadline; in a plain ``httpx.AsyncClient``, the client's pool timeout applies. ``aclose`` lets requests in
+    flight finish. A canceled request closes its connection and passes its slot to the next waiter. If a
+    connection has received anything other than the responses to its requests, it is closed before its next
+    request, so that an extra response is never matched to that request. An extra response that arrives after
+    the next request was sent is indistinguishable from that request's response in HTTP/1.1.
 
     Args:
-        max_connections: How many connections there can be at once, per event loop.
+        max_connections: The maximum number of open connections per event loop.
         keepalive: Seconds after which an idle connection is closed, at the next use of the transport.
-        ssl_context: What TLS is set up with; if left out, one for the whole process.
-        trust_env: Whether the system's proxies (``HTTPS_PROXY``, ``NO_PROXY`` …) and certificates
-            (``SSL_CERT_FILE``, ``SSL_CERT_DIR``) are used.
+        ssl_context: The TLS context. Defaults to one shared by the whole process.
+        trust_env: Whether to use the system's proxies (``HTTPS_PROXY``, ``NO_PROXY`` …) and certificates
+            (``SSL_CERT_FILE``, ``SSL_CERT_DIR``).
 
     Raises:
-        ConfigurationError: For arguments that cannot work.
+        ConfigurationError: If an argument is invalid.
     """
 
     @staticmethod
     def _import_core() -> ModuleType:
-        import httpcore  # noqa: PLC0415 - see above
+        import httpcore  # noqa: PLC0415 - see _core
 
         return httpcore
 

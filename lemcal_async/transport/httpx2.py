@@ -1,4 +1,4 @@
-"""All that knows httpx2, the maintained fork of httpx: a wire on it, and bridges. Needs the extra ``httpx2``.
+"""A transport on httpx2, the maintained fork of httpx, and adapters for both. Needs the extra ``httpx2``.
 
 >>> from lemcal_async.transport.httpx2 import HTTPX2Transport
 >>> lemcal = AsyncLemcal(transport=HTTPX2Transport())
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 
 class HTTPX2Transport(HTTPCoreTransport):
-    """Does what ``PooledTransport`` does, with the same options, on httpx2.
+    """A transport like ``PooledTransport``, with the same options, built on httpx2.
 
-    Requests, responses and errors stay those of httpx. Like every transport that is passed to a client, it is
-    the caller's to close.
+    Requests, responses and errors are still httpx's. Like any transport passed to a client, the caller is
+    responsible for closing it.
 
     Args:
-        max_connections: How many connections there can be at once, per event loop.
+        max_connections: The maximum number of open connections per event loop.
         keepalive: Seconds after which an idle connection is closed, at the next use of the transport.
-        ssl_context: What TLS is set up with; if left out, one for the whole process.
-        trust_env: Whether the system's proxies (``HTTPS_PROXY``, ``NO_PROXY`` …) and certificates
-            (``SSL_CERT_FILE``, ``SSL_CERT_DIR``) are used.
+        ssl_context: The TLS context. Defaults to one shared by the whole process.
+        trust_env: Whether to use the system's proxies (``HTTPS_PROXY``, ``NO_PROXY`` …) and certificates
+            (``SSL_CERT_FILE``, ``SSL_CERT_DIR``).
 
     Raises:
-        ConfigurationError: For arguments that cannot work.
+        ConfigurationError: If an argument is invalid.
     """
 
     @staticmethod
@@ -56,7 +56,7 @@ def _httpx2_context(trust_env: bool) -> "ssl.SSLContext":  # noqa: FBT001 - call
 
 
 class HTTPX2Bridge(httpx.AsyncBaseTransport):
-    """Any transport of httpx2 as one of httpx, with httpx's errors."""
+    """Adapts an httpx2 transport to httpx's interface and errors."""
 
     def __init__(self, wire: httpx2.AsyncBaseTransport) -> None:
         self._wire = wire
@@ -64,7 +64,7 @@ class HTTPX2Bridge(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request."""
-        theirs = httpx2.Request(
+        httpx2_request = httpx2.Request(
             request.method,
             str(request.url),
             headers=request.headers.raw,
@@ -72,9 +72,9 @@ class HTTPX2Bridge(httpx.AsyncBaseTransport):
             extensions=request.extensions,
         )
         try:
-            response = await self._wire.handle_async_request(theirs)
+            response = await self._wire.handle_async_request(httpx2_request)
         except httpx2.RequestError as error:
-            known = _same(error, httpx)
+            translated = _translate_error(error, httpx)
         else:
             return httpx.Response(
                 response.status_code,
@@ -82,16 +82,16 @@ class HTTPX2Bridge(httpx.AsyncBaseTransport):
                 stream=_HTTPXBody.of(response.stream),
                 extensions=response.extensions,
             )
-        raise known  # outside of the except block, so that nothing shows what is below
+        raise translated  # outside the except block, so that the original error is not its context
 
     async def aclose(self) -> None:
         """Close the transport below."""
         await self._wire.aclose()
 
 
-async def answer(transport: httpx.AsyncBaseTransport, request: httpx2.Request) -> httpx2.Response:
-    """Answer a request of httpx2 by a transport of httpx, with httpx2's errors."""
-    ours = httpx.Request(
+async def handle_request(transport: httpx.AsyncBaseTransport, request: httpx2.Request) -> httpx2.Response:
+    """Send an httpx2 request through an httpx transport, with httpx2's errors."""
+    httpx_request = httpx.Request(
         request.method,
         str(request.url),
         headers=request.headers.raw,
@@ -99,9 +99,9 @@ async def answer(transport: httpx.AsyncBaseTransport, request: httpx2.Request) -
         extensions=request.extensions,
     )
     try:
-        response = await transport.handle_async_request(ours)
+        response = await transport.handle_async_request(httpx_request)
     except httpx.RequestError as error:
-        known = _same(error, httpx2)
+        translated = _translate_error(error, httpx2)
     else:
         return httpx2.Response(
             response.status_code,
@@ -109,37 +109,37 @@ async def answer(transport: httpx.AsyncBaseTransport, request: httpx2.Request) -
             stream=_HTTPX2Body.of(response.stream),
             extensions=response.extensions,
         )
-    raise known
+    raise translated
 
 
 class _Body:
-    """The body of a request or response of one library, for the other."""
+    """Adapts the body of a request or response to the other library."""
 
     _library: ModuleType
-    _errors: type[Exception]  # those of the other library
+    _errors: type[Exception]  # the other library's
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     @classmethod
     def of(cls, stream: Any) -> Any:
-        """Return ``stream`` for this library."""
+        """Adapt ``stream`` to this library."""
         if isinstance(stream, httpx.ByteStream | httpx2.ByteStream):
             return cls._library.ByteStream(b"".join(stream))
         return cls(stream)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        known = None
+        translated = None
         try:
             async for part in self._stream:
                 yield part
         except self._errors as error:
-            known = _same(error, self._library)
-        if known is not None:
-            raise known
+            translated = _translate_error(error, self._library)
+        if translated is not None:
+            raise translated
 
     async def aclose(self) -> None:
-        """Close the original."""
+        """Close the adapted stream."""
         await self._stream.aclose()
 
 
@@ -151,11 +151,11 @@ class _HTTPX2Body(_Body, httpx2.AsyncByteStream):
     _library, _errors = httpx2, httpx.RequestError
 
 
-def _same(error: Exception, library: Any) -> Exception:
-    """Return the error of the same name that ``library`` has."""
+def _translate_error(error: Exception, library: Any) -> Exception:
+    """Return the equivalent of ``error`` in ``library``, found by its class name."""
     for kind in type(error).__mro__:
-        known = getattr(library, kind.__name__, None)
-        if known is not None and issubclass(known, library.RequestError):
-            same: Exception = known(str(error))
-            return same
-    raise error  # not reached: both have RequestError
+        equivalent = getattr(library, kind.__name__, None)
+        if equivalent is not None and issubclass(equivalent, library.RequestError):
+            translated: Exception = equivalent(str(error))
+            return translated
+    raise error  # unreachable: both libraries have RequestError

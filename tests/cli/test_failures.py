@@ -112,7 +112,7 @@ def test_no_credentials(lemcal: Run) -> None:
             ["me", "--base-url", "http://api.example.com"],
             "the base URL is plain http, which would send the API",
         ),
-        (["me", "--base-url", "https://u:hush@example.com"], "base_url must not carry credentials"),
+        (["me", "--base-url", "https://u:hush@example.com"], "base_url must not contain credentials"),
         (["me", "--base-url", "hush"], "base_url must be an absolute http(s) URL"),
         (["me", "--base-url", ""], "base_url must be an absolute http(s) URL"),  # no fallback
     ],

@@ -335,7 +335,7 @@ WRONG: dict[str, tuple[Fault, str]] = {
     "string": (faults.json("Unauthorized"), "the body is a string, where "),
     "number": (faults.json(7), "the body is a number, where "),
     "null": (faults.json(None), "the body is null, where "),
-    "half": (faults.status(200, '[{"_id": "mee_'), "the body is JSON that breaks off after 14 bytes."),
+    "half": (faults.status(200, '[{"_id": "mee_'), "the body is JSON that is cut off after 14 bytes."),
     "no content": (faults.status(204), "the body is null, where "),
 }
 

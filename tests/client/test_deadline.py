@@ -18,7 +18,7 @@ from .conftest import AT_ONCE, KEY, TARGET, Wire, answering, check_plain, failin
 
 pytestmark = pytest.mark.anyio
 
-AGAIN = "it may have been processed: look before you send it again"
+AGAIN = "it may have been processed: check before you send it again"
 
 
 class Stopwatch:
@@ -85,7 +85,7 @@ async def test_a_queue_known_to_be_longer(lemcal_sandbox: Sandbox) -> None:
         await lemcal.me()
         watch = Stopwatch()
         with pytest.raises(
-            DeadlineExceededError, match=r"queue is [23]\d(\.\d)? s long, and only (10|\d\.\d+) s"
+            DeadlineExceededError, match=r"queue is [23]\d(\.\d)? s long, but only (10|\d\.\d+) s"
         ) as caught:
             await lemcal.with_options(deadline=10).meetings.list()
         assert watch.seconds < 9
@@ -102,7 +102,7 @@ async def test_the_last_answer_is_told(lemcal_sandbox: Sandbox) -> None:
     slowly = RetryPolicy(backoff=30.0, backoff_max=30.0)
     async with lemcal_sandbox.client(deadline=10, retry=slowly) as lemcal:
         with pytest.raises(
-            DeadlineExceededError, match=r"last attempt: 500 boom; allow more, or try again later$"
+            DeadlineExceededError, match=r"last attempt: 500 boom; allow more time, or try again later$"
         ) as caught:
             await lemcal.me()
     assert (500, "boom", 1) == (caught.value.status_code, caught.value.server_message, caught.value.attempts)
@@ -123,7 +123,7 @@ async def test_the_last_failure_is_told() -> None:
     """With the host that could not be reached, or the time that ran out."""
     for failure, text in (
         (httpx.ConnectError("refused"), "last attempt: refused"),
-        (httpx.ReadTimeout(""), r"last attempt: waiting for the answer took longer than 30 s \(timeout=\)"),
+        (httpx.ReadTimeout(""), r"last attempt: waiting for the response took longer than 30 s \(timeout=\)"),
     ):
         lemcal = failing(failure).client(deadline=10, retry=RetryPolicy(backoff=30.0, backoff_max=30.0))
         with pytest.raises(DeadlineExceededError, match=text) as caught:
@@ -158,7 +158,7 @@ async def test_a_wait_for_a_retry_known_to_be_longer(lemcal_sandbox: Sandbox) ->
     async with lemcal_sandbox.client(deadline=10) as lemcal:
         watch = Stopwatch()
         with pytest.raises(
-            DeadlineExceededError, match="a retry would have to wait 20 s, and only"
+            DeadlineExceededError, match="a retry would have to wait 20 s, but only"
         ) as caught:
             await lemcal.me()
         assert watch.seconds < 9

@@ -36,7 +36,7 @@ from .conftest import AT_ONCE, KEY, ONCE, TARGET, USER_ID, Wire, check_plain, fa
 pytestmark = pytest.mark.anyio
 
 OWN = {"Retry-After": "0", "X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "0"}
-AGAIN = "it may have been processed: look before you send it again"
+AGAIN = "it may have been processed: check before you send it again"
 
 Do = Callable[[AsyncLemcal], Awaitable[object]]
 GET: Do = lambda lemcal: lemcal.meetings.list()  # noqa: E731 - a table's worth of calls
@@ -170,7 +170,7 @@ async def test_an_order_to_wait_for_long(lemcal_sandbox: Sandbox) -> None:
         with pytest.raises(RateLimitError) as caught:
             await lemcal.me()
         assert 86400 == caught.value.retry_after
-        with pytest.raises(RateLimitError, match="the server refuses this key for another 8") as caught:
+        with pytest.raises(RateLimitError, match="the server rejects this key for another 8") as caught:
             await lemcal.me()
     assert ("/me", 20, 0) == (caught.value.route, caught.value.limit, caught.value.remaining)
     check_plain(caught.value)
@@ -181,7 +181,7 @@ async def test_a_post_that_the_server_failed_on(lemcal_sandbox: Sandbox) -> None
     """A 500 sometimes stands for a business error: it is not repeated, and says what may be."""
     lemcal_sandbox.inject(faults.status(500), times=2)
     async with lemcal_sandbox.client(retry=AT_ONCE) as lemcal:
-        with pytest.raises(ServerError, match="may have been processed all the same: look before"):
+        with pytest.raises(ServerError, match="may have been processed anyway: check before"):
             await POST(lemcal)
     assert 1 == len(lemcal_sandbox.requests)
 
@@ -204,7 +204,7 @@ async def test_no_connection(do: Do, call: str) -> None:
     """Nothing was sent, so any method is tried again, and nothing can have been processed."""
     async with AsyncLemcal(USER_ID, KEY, base_url=nobody_listens(), retry=AT_ONCE) as lemcal:
         with pytest.raises(
-            APIConnectionError, match=rf"^{call}: no answer.*127\.0\.0\.1:\d+.*5 attempts"
+            APIConnectionError, match=rf"^{call}: no response.*127\.0\.0\.1:\d+.*5 attempts"
         ) as caught:
             await do(lemcal)
         assert 20 == lemcal.rate_limit.remaining  # nor was it counted
@@ -253,7 +253,8 @@ async def test_a_get_that_broke(lemcal_sandbox: Sandbox) -> None:
     lemcal_sandbox.inject(faults.reset_before_processing(), times=3)
     async with lemcal_sandbox.client(retry=RetryPolicy(attempts=3, backoff=0.0)) as lemcal:
         with pytest.raises(
-            APIConnectionError, match=r"^GET /meetings: no answer from 127\.0\.0\.1:\d+: \S.* \(3 attempts, "
+            APIConnectionError,
+            match=r"^GET /meetings: no response from 127\.0\.0\.1:\d+: \S.* \(3 attempts, ",
         ) as caught:
             await GET(lemcal)
         assert 12 == len(await lemcal.meetings.list())
@@ -266,7 +267,7 @@ async def test_a_slow_answer(lemcal_sandbox: Sandbox) -> None:
     lemcal_sandbox.inject(faults.slow(30))
     async with lemcal_sandbox.client(timeout=0.05, retry=AT_ONCE) as lemcal:
         with pytest.raises(
-            TimeoutError, match=rf"waiting for the answer took longer than 0\.05 s \(timeout=\); {AGAIN}"
+            TimeoutError, match=rf"waiting for the response took longer than 0\.05 s \(timeout=\); {AGAIN}"
         ) as caught:
             await POST(lemcal)
     error = caught.value
@@ -289,7 +290,7 @@ async def test_a_slow_answer_to_a_get_is_asked_for_again(lemcal_sandbox: Sandbox
         (httpx.ConnectTimeout(""), APITimeoutError, False, "connecting took longer than 30 s"),
         (httpx.PoolTimeout(""), APITimeoutError, False, "waiting for a connection took longer"),
         (httpx.WriteTimeout(""), APITimeoutError, True, "sending took longer"),
-        (httpx.ReadTimeout(""), APITimeoutError, True, "waiting for the answer took longer"),
+        (httpx.ReadTimeout(""), APITimeoutError, True, "waiting for the response took longer"),
         (httpx.ConnectError("refused"), APIConnectionError, False, "refused"),
         (httpx.ProxyError("502 Bad Gateway"), APIConnectionError, False, "502 Bad Gateway"),
         (httpx.UnsupportedProtocol("ftp"), APIConnectionError, True, "ftp"),
@@ -308,7 +309,7 @@ async def test_whatever_a_wire_raises(
 ) -> None:
     """It becomes one of two errors, with its words and without its request."""
     wire = failing(failure)
-    with pytest.raises(kind, match=rf"^POST /hooks: no answer from api\.lemcal\.com: {words}") as caught:
+    with pytest.raises(kind, match=rf"^POST /hooks: no response from api\.lemcal\.com: {words}") as caught:
         await POST(wire.client())
     error = caught.value
     assert (kind, processed, processed) == (type(error), error.maybe_processed, AGAIN in str(error))
@@ -319,7 +320,7 @@ async def test_a_wire_that_cannot_decompress() -> None:
     """It has an answer, so asking again would be no use."""
     wire = failing(httpx.DecodingError("bad gzip"))
     with pytest.raises(
-        ResponseDecodeError, match=r"^GET /meetings: the answer cannot be .*: bad gzip$"
+        ResponseDecodeError, match=r"^GET /meetings: the response cannot be .*: bad gzip$"
     ) as caught:
         await GET(wire.client(retry=AT_ONCE))
     assert 1 == len(wire.requests)
@@ -376,7 +377,7 @@ async def test_maybe_processed_does_not_speak_of_refusals(status: int) -> None:
 async def test_a_post_that_a_proxy_gave_up_on() -> None:
     """The service may have carried it out all the same: it is not sent again, and the error says so."""
     wire = in_turn(httpx.Response(503, headers={"Retry-After": "0"}))
-    with pytest.raises(ServerError, match="may have been processed all the same: look before") as caught:
+    with pytest.raises(ServerError, match="may have been processed anyway: check before") as caught:
         await POST(wire.client(retry=AT_ONCE))
     assert (503, 1) == (caught.value.status_code, len(wire.requests))
 
@@ -384,7 +385,7 @@ async def test_a_post_that_a_proxy_gave_up_on() -> None:
 async def test_a_hook_that_an_earlier_attempt_may_have_made() -> None:
     """A conflict of a repeated call says so."""
     wire = in_turn(httpx.Response(503, headers=OWN), httpx.Response(409, text="Duplicate hook"))
-    with pytest.raises(DuplicateHookError, match="An earlier attempt of this call may have created it"):
+    with pytest.raises(DuplicateHookError, match="An earlier attempt of this call may have created the hook"):
         await POST(wire.client(retry=AT_ONCE))
 
 
@@ -423,7 +424,7 @@ async def test_an_answer_that_is_too_large(lemcal_sandbox: Sandbox) -> None:
     """It is not read to its end, and not asked for again."""
     async with lemcal_sandbox.client(max_response_bytes=1000) as lemcal:
         with pytest.raises(
-            ResponseDecodeError, match=r"^GET /meetings: the answer is over 1000 bytes"
+            ResponseDecodeError, match=r"^GET /meetings: the response is over 1000 bytes"
         ) as caught:
             await GET(lemcal)
         assert lemcal_sandbox.user_id == (await lemcal.me()).id
@@ -458,6 +459,6 @@ async def test_the_reason_may_lie_deeper() -> None:
     failure = httpx.ConnectError("")
     failure.__cause__ = OSError("certificate verify failed:\nself-signed")
     with pytest.raises(
-        APIConnectionError, match=r"no answer from api\.lemcal\.com: certificate verify failed: self"
+        APIConnectionError, match=r"no response from api\.lemcal\.com: certificate verify failed: self"
     ):
         await GET(failing(failure).client())

@@ -115,8 +115,8 @@ async def test_bad_rows_keep_their_place(caplog: pytest.LogCaptureFixture) -> No
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        (BODY[:-1], f"the body is JSON that breaks off after {len(BODY) - 1} bytes."),
-        (BODY[:-1] + b', {"_id": NaN}]', "holds a number that is none in JSON"),
+        (BODY[:-1], f"the body is JSON that is cut off after {len(BODY) - 1} bytes."),
+        (BODY[:-1] + b', {"_id": NaN}]', "contains a number that JSON does not allow"),
         (BODY + b"]", f"the body is not JSON: Extra data, at character {len(BODY)}."),
         (BODY.replace(b"mee_", b"mee\xff", 2000), "not UTF-8"),
         (b'{"rows": %b}' % BODY, "an object, where a list was expected"),

@@ -59,7 +59,7 @@ async def test_the_base_url_of_the_environment(
         assert lemcal_sandbox.user_id == (await lemcal.me()).id
     assert "at https://example.com/api>" in repr(AsyncLemcal(*account, base_url="https://example.com/api"))
     monkeypatch.setenv("LEMCAL_BASE_URL", "http://hush@example.com")
-    with pytest.raises(ConfigurationError, match=r"^LEMCAL_BASE_URL must not carry credentials") as caught:
+    with pytest.raises(ConfigurationError, match=r"^LEMCAL_BASE_URL must not contain credentials") as caught:
         AsyncLemcal(*account)
     assert "hush" not in str(caught.value)
     monkeypatch.setenv("LEMCAL_BASE_URL", "")

@@ -45,7 +45,7 @@ SET_UP: dict[str, tuple[dict[str, Any], str]] = {
         {"base_url": "https://256.1.1.1"},
         "the URL cannot be used: Invalid IPv4",
     ),
-    "base URL with credentials": ({"base_url": "https://a:b@example.com"}, "must not carry credentials"),
+    "base URL with credentials": ({"base_url": "https://a:b@example.com"}, "must not contain credentials"),
     "base URL with a query": ({"base_url": "https://example.com?a=b"}, "must not have a query"),
     "base URL with a fragment": (
         {"base_url": "https://example.com#a"},
@@ -59,15 +59,15 @@ SET_UP: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "transport of httpx.Client": (
         {"transport": httpx.HTTPTransport},
-        "transport= must be of type AsyncBaseTransport",
+        "transport= must be an httpx or httpx2 AsyncBaseTransport",
     ),
     "a client for a transport": (
         {"transport": object()},
-        "transport= must be of type AsyncBaseTransport, httpx's or httpx2's, not object",
+        "transport= must be an httpx or httpx2 AsyncBaseTransport, not object",
     ),
     "transport not called": (
         {"transport": PooledTransport},
-        "transport= must be of type AsyncBaseTransport, httpx's or httpx2's, not type",
+        "transport= must be an httpx or httpx2 AsyncBaseTransport, not type",
     ),
     "limiter of another kind": ({"limiter": 20}, "limiter= must be of type RateLimiter, not int"),
     "limiter not called": ({"limiter": LocalRateLimiter}, "limiter= must be of type RateLimiter, not "),
@@ -206,12 +206,15 @@ CALLS: dict[str, tuple[Do, str]] = {
     ),
     "no slash": (lambda c: c.request("GET", "me"), "start it with one '/'"),
     "no path": (lambda c: c.request("GET", ""), "start it with one '/'"),
-    "backslash": (lambda c: c.request("GET", "/\\example.com"), "quote backslashes"),
+    "backslash": (lambda c: c.request("GET", "/\\example.com"), "percent-encode backslashes"),
     "dots": (lambda c: c.request("GET", "/meetings/../me"), "dot segments"),
     "quoted dots": (lambda c: c.request("GET", "/meetings/%2E%2e/me"), "dot segments"),
     "query in the path": (lambda c: c.request("GET", "/meetings?a=b"), "pass the query as params="),
-    "blank in the path": (lambda c: c.request("GET", "/a b"), "quote backslashes, blanks"),
-    "newline in the path": (lambda c: c.request("GET", "/a\r\nX: y"), "quote backslashes, blanks"),
+    "blank in the path": (lambda c: c.request("GET", "/a b"), "percent-encode backslashes, whitespace"),
+    "newline in the path": (
+        lambda c: c.request("GET", "/a\r\nX: y"),
+        "percent-encode backslashes, whitespace",
+    ),
     "URL too long": (lambda c: c.request("GET", "/" + 70_000 * "a"), "the URL cannot be used: URL too long"),
     "params in pairs": (
         lambda c: c.request("GET", "/me", params=cast("Any", [("a", 1)])),
@@ -219,7 +222,7 @@ CALLS: dict[str, tuple[Do, str]] = {
     ),
     "params that cannot be encoded": (
         lambda c: c.request("GET", "/me", params={"a": "\ud800"}),
-        "not Unicode",
+        "not valid Unicode",
     ),
     "no method": (lambda c: c.request("", "/me"), "it must be an HTTP method such as 'GET'"),
     "method of None": (

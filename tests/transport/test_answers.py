@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from lemcal_async.transport import PooledTransport
-from lemcal_async.transport._http11 import MOST_INTERIM
+from lemcal_async.transport._http11 import MAX_INTERIM_RESPONSES
 from lemcal_async.transport.httpx2 import HTTPX2Transport
 
 from .conftest import MakeWire
@@ -61,9 +61,9 @@ def server() -> Iterator[Odd]:
 async def test_interim_answers(make_wire: MakeWire, server: Odd) -> None:
     """They are passed over, and the connection is kept; but not without end."""
     async with httpx.AsyncClient(transport=make_wire(), timeout=5) as client:
-        for number in (1, MOST_INTERIM):
+        for number in (1, MAX_INTERIM_RESPONSES):
             assert 200 == (await client.get(f"{server.url}/interim/{number}")).status_code
-        for number in (MOST_INTERIM + 1, 10_000):
+        for number in (MAX_INTERIM_RESPONSES + 1, 10_000):
             with pytest.raises(httpx.RemoteProtocolError, match="interim"):
                 await client.get(f"{server.url}/interim/{number}")
     assert [1, 1, 1, 2] == server.connections

@@ -58,7 +58,7 @@ async def test_a_post_that_was_processed(sandbox: Sandbox, fault: faults.Fault) 
     """It is not sent again, and the error says no word of what is below."""
     async with httpx2.AsyncHTTPTransport() as wire:
         sandbox.inject(fault)
-        with pytest.raises(APIConnectionError, match="POST /hooks: no answer") as caught:
+        with pytest.raises(APIConnectionError, match="POST /hooks: no response") as caught:
             await sandbox.client(transport=wire).hooks.create(TARGET, any_meeting_type=True)
     assert caught.value.maybe_processed
     assert (None, None) == (caught.value.__cause__, caught.value.__context__)

@@ -381,7 +381,7 @@ async def test_a_refused_request_keeps_its_permit() -> None:
 
     transport = layer(respond, recorder)
     await transport.handle_async_request(request)
-    assert (recorder.permits[0], 1.5) == (call_of(request).refused, call_of(request).held)
+    assert (recorder.permits[0], 1.5) == (call_of(request).refused_permit, call_of(request).paused_for)
     await transport.handle_async_request(request)
     await transport.handle_async_request(request)
     assert [None, recorder.permits[0], None] == [asked.again for asked in recorder.asked]
@@ -535,8 +535,8 @@ async def test_a_queue_longer_than_the_deadline() -> None:
         with pytest.raises(DeadlineExceededError) as caught:
             await lemcal.me()
     assert (
-        "GET /me: the rate limit's queue is 6.06 s long, and only 5 s are left of the deadline; "
-        "allow more, or send fewer calls at once"
+        "GET /me: the rate limiter's queue is 6.06 s long, but only 5 s are left until the deadline; "
+        "allow more time, or send fewer calls at once"
     ) == str(caught.value)
     assert isinstance(caught.value, TimeoutError)
     assert (6.06, "GET", "/me") == (caught.value.retry_after, caught.value.method, caught.value.route)
@@ -547,7 +547,7 @@ async def test_a_queue_longer_than_the_deadline() -> None:
 async def test_a_deadline_that_has_passed() -> None:
     """No time is left, not less than none."""
     transport = layer(limiter=Recorder(refusal=WouldWait(0.5, refused=False)))
-    with pytest.raises(DeadlineExceededError, match=r"0\.5 s long, and only 0 s are left"):
+    with pytest.raises(DeadlineExceededError, match=r"0\.5 s long, but only 0 s are left"):
         await transport.handle_async_request(request_of(deadline=anyio.current_time() - 3.0))
 
 
@@ -559,8 +559,8 @@ async def test_a_key_that_is_refused_for_long() -> None:
         with pytest.raises(RateLimitError) as caught:
             await lemcal.me()
     assert (
-        "GET /me: the server refuses this key for another 86400 s (429); "
-        "do not call before that, and find out who else uses the key"
+        "GET /me: the server rejects this key for another 86400 s (429); "
+        "wait until then, and find out who else uses the key"
     ) == str(caught.value)
     error = caught.value
     assert (429, 86_399.6, 17, 0) == (error.status_code, error.retry_after, error.limit, error.remaining)

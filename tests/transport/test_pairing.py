@@ -114,7 +114,9 @@ async def test_bytes_that_are_no_answer(
                 answer = (await client.get(f"{gateway.url}/stray/{number}")).text
             except httpx.RemoteProtocolError as error:
                 answer = str(error)
-            expected = "the answer is not valid HTTP" if make_wire is AiohttpTransport else f"/stray/{number}"
+            expected = (
+                "the response is not valid HTTP" if make_wire is AiohttpTransport else f"/stray/{number}"
+            )
             assert expected == answer
     assert [1, 2, 3] == gateway.connections
 
@@ -162,6 +164,6 @@ async def test_an_answer_before_the_request(make_wire: MakeWire) -> None:
         async with make_wire(max_connections=1) as transport:
             for number in range(3):
                 request = httpx.Request("GET", f"{gateway.url}/{number}", extensions={"trace": slowly})
-                with pytest.raises(httpx.RemoteProtocolError, match="before it was asked"):
+                with pytest.raises(httpx.RemoteProtocolError, match="sent data before the request"):
                     await transport.handle_async_request(request)
     assert [] == gateway.seen

@@ -495,7 +495,7 @@ async def test_what_the_limiter_holds_is_not_waited_twice(slept: list[float]) ->
 
     class Limiting(Script):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            call_of(request).held = 0.3 if self.attempts == 0 else 9
+            call_of(request).paused_for = 0.3 if self.attempts == 0 else 9
             return await super().handle_async_request(request)
 
     refused = httpx.Response(429, headers={"Retry-After": "0.5"})
@@ -525,7 +525,7 @@ async def test_a_retry_that_the_deadline_does_not_allow(slept: list[float]) -> N
     wire = Script(
         httpx.Response(429, headers={"Retry-After": "1"}), httpx.Response(429, headers={"Retry-After": "8"})
     )
-    with pytest.raises(DeadlineExceededError, match=r"GET /me: .* wait 8 s, and only [45]") as caught:
+    with pytest.raises(DeadlineExceededError, match=r"GET /me: .* wait 8 s, but only [45]") as caught:
         await RetryTransport(wire, QUICK).handle_async_request(request)
     error = caught.value
     assert (8, 2, 1) == (error.retry_after, error.attempts, error.waited)
@@ -632,9 +632,9 @@ async def test_compressed_on_the_wire(make_wire: MakeWire, server: Loopback) -> 
 @pytest.mark.parametrize(
     ("encoding", "body", "match"),
     [
-        ("gzip", b"no gzip", "not gzip, as its header says"),
-        ("gzip", gzip.compress(bytes(3000), mtime=0)[:-9], "breaks off"),
-        ("br", b"\x0b\x02\x80", "compressed with br, not with gzip or deflate as asked"),
+        ("gzip", b"no gzip", "not gzip, contrary to its header"),
+        ("gzip", gzip.compress(bytes(3000), mtime=0)[:-9], "is truncated"),
+        ("br", b"\x0b\x02\x80", "compressed with br, not gzip or deflate as requested"),
         ("gzip, gzip", gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), "compressed with gzip, gzip"),
     ],
 )
@@ -846,8 +846,8 @@ async def test_what_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "lemcal_async.retry")
     await send(Script(REFUSED, httpx.Response(503), httpx.Response(200)), RetryPolicy(attempts=4, backoff=0))
     assert [
-        "GET /me: ConnectError at attempt 1 of 4; the next in 0 s",
-        "GET /me: 503 at attempt 2 of 4; the next in 0 s",
+        "GET /me: ConnectError on attempt 1 of 4; retrying in 0 s",
+        "GET /me: 503 on attempt 2 of 4; retrying in 0 s",
     ] == caplog.messages
 
 

@@ -105,7 +105,7 @@ async def test_the_pool_timeout_of_a_plain_client(make_wire: MakeWire, server: L
     async with make_wire(max_connections=1) as transport, anyio.create_task_group() as group:
         group.start_soon(get, transport, f"{server.url}/hold")
         await anyio.to_thread.run_sync(server.arrived.acquire)
-        with pytest.raises(httpx.PoolTimeout, match=r"no connection came free within 0\.01 s"):
+        with pytest.raises(httpx.PoolTimeout, match=r"no connection became available within 0\.01 s"):
             await get(transport, server.url, pool_timeout=0.01)
         server.release()
     assert [1] == server.connections
@@ -333,7 +333,7 @@ async def test_use_after_closing(make_wire: MakeWire, server: Loopback) -> None:
         if used:
             await get(transport, server.url)
         await transport.aclose()
-        with pytest.raises(ConfigurationError, match="this transport is closed; make a new one"):
+        with pytest.raises(ConfigurationError, match="this transport is closed; create a new one"):
             await get(transport, server.url)
     assert 1 == len(server.seen)
 
@@ -398,8 +398,8 @@ async def test_a_stream_read_in_part(make_wire: MakeWire, server: Loopback) -> N
 
 
 STREAMS: dict[MakeWire, str] = {
-    PooledTransport: "lemcal_async.transport._http11.HTTP11Answer.aclose",
-    HTTPX2Transport: "lemcal_async.transport._http11.HTTP11Answer.aclose",
+    PooledTransport: "lemcal_async.transport._http11.HTTP11Response.aclose",
+    HTTPX2Transport: "lemcal_async.transport._http11.HTTP11Response.aclose",
     AiohttpTransport: "lemcal_async.transport.aiohttp._Stream.aclose",
 }
 

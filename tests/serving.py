@@ -1,4 +1,4 @@
-"""Real servers for ASGI apps, on both event loops, in the task that asks: uvicorn, and hypercorn on trio."""
+"""Real servers for ASGI apps, in the event loop of the test: uvicorn on asyncio, hypercorn on trio."""
 
 import functools
 import socket
@@ -16,20 +16,20 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 @attrs.frozen
 class Server:
-    """A server that listens on ``port``; ``stop`` begins its graceful shutdown."""
+    """A server that listens on ``port``; ``stop`` starts its graceful shutdown."""
 
     port: int
     stop: Callable[[], None]
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The base URL of the server."""
         return f"http://127.0.0.1:{self.port}"
 
 
 @asynccontextmanager
 async def serving(app: App, *, grace: int = 30) -> AsyncIterator[Server]:
-    """Serve while the context is open; requests have ``grace`` seconds to end when it stops."""
+    """Serve while the context is open; at shutdown, requests have ``grace`` seconds to finish."""
     serve = _uvicorn if anyio.get_cancelled_exc_class().__module__.startswith("asyncio") else _hypercorn
     with socket.create_server(("127.0.0.1", 0)) as listener:
         async with anyio.create_task_group() as tasks:
@@ -46,16 +46,16 @@ async def _uvicorn(app: App, listener: socket.socket, grace: int, *, task_status
     )
     stopping = anyio.Event()
 
-    class Announced(uvicorn.Server):
+    class AnnouncedServer(uvicorn.Server):
         async def main_loop(self) -> None:
-            await stopping.wait()  # uvicorn itself looks every 0.1 s
+            await stopping.wait()  # uvicorn itself polls every 0.1 s
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             task_status.started(Server(listener.getsockname()[1], stopping.set))
 
-    server = Announced(config)
-    await server._serve([listener])  # without its signal handlers, which are the test runner's
+    server = AnnouncedServer(config)
+    await server._serve([listener])  # without uvicorn's signal handlers, which would interfere with pytest
 
 
 async def _hypercorn(app: App, listener: socket.socket, grace: int, *, task_status: Any) -> None:

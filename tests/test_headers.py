@@ -1,4 +1,4 @@
-"""What the rate-limit headers of an answer mean, in every form in which they come."""
+"""Parsing the rate-limit headers in every format."""
 
 import datetime as dt
 import math
@@ -9,9 +9,9 @@ from hypothesis import given, strategies as st
 
 from lemcal_async._headers import Quota, parse_date, parse_quota, parse_raw_quota, parse_retry_after
 
-DATE = "Tue, 16 Feb 2021 08:02:40 GMT"  # the answer's own Date, two seconds before the dates below
+DATE = "Tue, 16 Feb 2021 08:02:40 GMT"  # the response's Date, two seconds before the dates below
 AT = dt.datetime(2021, 2, 16, 8, 2, 42, tzinfo=dt.UTC)
-# strftime would ask the locale.
+# strftime depends on the locale.
 MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 
 SAME_MOMENT = [
@@ -26,7 +26,7 @@ SAME_MOMENT = [
     "Tue Feb 16 2021 08:02:42",
     "Tue, 16 Feb 2021 08:02:42 GMT",
 ]
-NONSENSE = [
+INVALID = [
     "",
     " ",
     ",",
@@ -47,7 +47,7 @@ NONSENSE = [
     "soon",
     "{}",
 ]
-NO_DATES = [
+INVALID_DATES = [
     "Tue Foo 16 2021 09:02:42 GMT+0100",
     "Tue Feb 30 2021 09:02:42 GMT+0100",
     "Tue Feb 16 2021 25:02:42",
@@ -75,65 +75,65 @@ NO_DATES = [
         ("86400", 86400.0),
     ],
 )
-def test_seconds(value: str, seconds: float) -> None:
-    """Seconds, whole or fractional: the service sends milliseconds divided by 1000."""
+def test_numbers_of_seconds(value: str, seconds: float) -> None:
+    """Retry-After may be fractional: the service sends milliseconds divided by 1000."""
     assert seconds == parse_retry_after(value)
 
 
 @pytest.mark.parametrize("value", ["-5", "-0.5", "-.5"])
 def test_negative_seconds(value: str) -> None:
-    """A moment that has passed is no wait."""
+    """A negative number means no wait."""
     assert 0.0 == parse_retry_after(value)
 
 
-@pytest.mark.parametrize("value", [None, *NONSENSE, *NO_DATES])
-def test_nonsense(value: str | None) -> None:
-    """What is neither seconds nor a date says nothing; no infinite wait comes of it."""
+@pytest.mark.parametrize("value", [None, *INVALID, *INVALID_DATES])
+def test_invalid_values(value: str | None) -> None:
+    """A value that is neither seconds nor a date is ignored, and never causes an infinite wait."""
     assert parse_retry_after(value, DATE) is None
 
 
 @pytest.mark.parametrize("date", SAME_MOMENT)
 def test_absolute_dates(date: str) -> None:
-    """A JavaScript or HTTP date is measured against the answer's own Date, whatever its offset."""
+    """A JavaScript or HTTP date, with any offset, is relative to the response's Date."""
     assert 2.0 == parse_retry_after(date, DATE)
 
 
 @pytest.mark.parametrize("date", SAME_MOMENT)
-@pytest.mark.parametrize("own", [None, "", "yesterday"])
-def test_absolute_dates_without_a_date_of_the_answer(date: str, own: str | None) -> None:
-    """Without a Date to measure against, a date says nothing: the local clock may be hours off."""
-    assert parse_retry_after(date, own) is None
+@pytest.mark.parametrize("date_header", [None, "", "yesterday"])
+def test_absolute_dates_without_a_date_header(date: str, date_header: str | None) -> None:
+    """Without a Date header, an absolute date is ignored: the local clock may be hours off."""
+    assert parse_retry_after(date, date_header) is None
 
 
 @pytest.mark.parametrize("date", SAME_MOMENT)
 def test_past_dates(date: str) -> None:
-    """A date before the answer's own is no wait."""
+    """A date before the response's Date means no wait."""
     assert 0.0 == parse_retry_after(date, "Tue, 16 Feb 2021 08:02:43 GMT")
 
 
 @pytest.mark.parametrize("date", SAME_MOMENT)
-def test_joined_forms(date: str) -> None:
-    """The header printed twice and joined: the seconds are the finer of the two, wherever they stand."""
+def test_joined_headers(date: str) -> None:
+    """If two headers were joined, the number of seconds is used, because it is more precise."""
     assert 1.283 == parse_retry_after(f"1.283, {date}", DATE)
     assert 1.283 == parse_retry_after(f"{date}, 1.283", DATE)
     assert 1.283 == parse_retry_after(f"{date},1.283")
 
 
 def test_joined_dates() -> None:
-    """Two dates joined are one date."""
+    """Of two joined dates, the first is used."""
     assert 2.0 == parse_retry_after(f"{SAME_MOMENT[0]}, {SAME_MOMENT[3]}", DATE)
 
 
 # -------------------------------------------------------------------------------------- dates
 @pytest.mark.parametrize("date", SAME_MOMENT)
 def test_dates_are_aware(date: str) -> None:
-    """All forms of one moment are that moment."""
+    """All formats of a moment give the same aware datetime."""
     assert parse_date(date) == AT
 
 
-@pytest.mark.parametrize("value", [None, *NONSENSE, *NO_DATES])
-def test_no_dates(value: str | None) -> None:
-    """What has the form of a date and is none is no error either."""
+@pytest.mark.parametrize("value", [None, *INVALID, *INVALID_DATES])
+def test_invalid_dates(value: str | None) -> None:
+    """A value that only looks like a date gives None."""
     assert parse_date(value) is None
 
 
@@ -141,8 +141,8 @@ def test_no_dates(value: str | None) -> None:
     st.datetimes(dt.datetime(1970, 1, 1), dt.datetime(2100, 1, 1)),  # noqa: DTZ001  # the zone is drawn next
     st.integers(-12 * 4, 14 * 4).map(lambda quarters: dt.timezone(dt.timedelta(minutes=15 * quarters))),
 )
-def test_javascript_dates_are_read_as_printed(naive: dt.datetime, zone: dt.timezone) -> None:
-    """Any moment in any zone, as JavaScript prints it, to the second."""
+def test_javascript_dates(naive: dt.datetime, zone: dt.timezone) -> None:
+    """Any moment in any time zone is parsed to the second."""
     moment = naive.replace(microsecond=0, tzinfo=zone)
     printed = f"Sat {MONTHS[moment.month - 1]} {moment:%d %Y %H:%M:%S GMT%z} (Somewhere)"
     assert moment == parse_date(printed)
@@ -152,8 +152,8 @@ def test_javascript_dates_are_read_as_printed(naive: dt.datetime, zone: dt.timez
 RESET_AT = dt.datetime(2021, 2, 16, 8, 2, 42, tzinfo=dt.UTC).timestamp()
 
 
-def test_a_whole_answer() -> None:
-    """The set of headers that the vendor documents."""
+def test_all_headers() -> None:
+    """The headers that the vendor documents."""
     headers = httpx.Headers(
         {
             "Date": DATE,
@@ -167,14 +167,14 @@ def test_a_whole_answer() -> None:
     assert expected == parse_quota(headers)
 
 
-def test_the_reset_date_stands_in() -> None:
-    """Without a usable Retry-After, the reset date says when the window ends; it orders nobody to wait."""
+def test_reset_date_without_retry_after() -> None:
+    """Without a valid Retry-After, the reset date gives the end of the window, but no ``retry_after``."""
     headers = {"date": DATE, "retry-after": "nan", "x-ratelimit-reset": SAME_MOMENT[0]}
     assert Quota(resets_in=2.0, reset_at=RESET_AT) == parse_quota(headers)
 
 
 def test_no_headers() -> None:
-    """An answer without headers says nothing."""
+    """A response without headers has no quota."""
     assert Quota() == parse_quota({})
 
 
@@ -194,14 +194,14 @@ def test_no_headers() -> None:
     ],
 )
 def test_counts(value: str, number: int | None) -> None:
-    """Limit and remaining are plain whole numbers, or nothing."""
+    """Limit and remaining are non-negative integers, or None."""
     quota = parse_quota({"x-ratelimit-limit": value, "x-ratelimit-remaining": value})
     assert (number, number) == (quota.limit, quota.remaining)
 
 
-# ---------------------------------------------------------------------------------------- laws
+# ---------------------------------------------------------------------------------- properties
 pieces = st.one_of(
-    st.sampled_from([*SAME_MOMENT, *NONSENSE, *NO_DATES, DATE, "-5", "2", ", ", "GMT", "1e9999"]),
+    st.sampled_from([*SAME_MOMENT, *INVALID, *INVALID_DATES, DATE, "-5", "2", ", ", "GMT", "1e9999"]),
     st.floats().map(str),
     st.integers().map(str),
     st.from_regex(r"[A-Z][a-z]{2} (Jan|Feb|Dec) \d{1,2} \d{4} \d\d:\d\d:\d\d GMT[+-]\d{4}", fullmatch=True),
@@ -219,8 +219,8 @@ values = st.lists(pieces, min_size=1, max_size=3).map(",".join)
         values,
     )
 )
-def test_whatever_comes_is_a_finite_wait_or_nothing(headers: dict[str, str]) -> None:
-    """No header, however broken, raises or means a wait that is negative, infinite or no number."""
+def test_any_headers_give_finite_waits_or_none(headers: dict[str, str]) -> None:
+    """No header raises, or gives a wait that is negative, infinite or NaN."""
     quota = parse_quota(headers)
     for seconds in (quota.retry_after, quota.resets_in):
         assert seconds is None or (math.isfinite(seconds) and seconds >= 0)
@@ -228,8 +228,8 @@ def test_whatever_comes_is_a_finite_wait_or_nothing(headers: dict[str, str]) -> 
         assert count is None or count >= 0
 
 
-def test_raw_pairs() -> None:
-    """Read as httpx reads them: in any case, joined where they come twice; others need not be ASCII."""
+def test_raw_headers() -> None:
+    """Same result as with httpx: any case, repeated headers joined, other headers not necessarily ASCII."""
     raw = [
         (b"X-RateLimit-Limit", b"20"),
         (b"x-ratelimit-remaining", b" 7"),

@@ -1,4 +1,4 @@
-"""What an answer means: which error, with which words and advice, or which data."""
+"""Turning responses into errors, with their messages and advice, or into data."""
 
 import base64
 import json
@@ -46,14 +46,14 @@ CREDENTIALS = Credentials("usr_BuDuyx4chjoNfcmzM", Secret(SECRET))
 
 
 def unchanged(text: str) -> str:
-    """Stand for the redaction where the key does not matter."""
+    """Return the text without redaction."""
     return text
 
 
 def error(
     status: int, body: bytes | str = b"", call: CallInfo = MEETINGS, *, location: str | None = None
 ) -> APIStatusError:
-    """Return the error that an answer without headers of interest becomes."""
+    """Return the error for a response without relevant headers."""
     return error_from_response(
         status,
         {} if location is None else {"location": location},
@@ -65,11 +65,11 @@ def error(
 
 
 def recorded(name: str) -> bytes:
-    """Return a body of the kind that was seen on the wire."""
+    """Return a body as observed on the wire."""
     return (DATA / name).read_bytes()
 
 
-# --------------------------------------------------------------------------- which error it is
+# ------------------------------------------------------------------------------- error classes
 
 CLASSES: dict[str, tuple[int, str, CallInfo, type[APIStatusError]]] = {
     "no target URL": (400, "You must provide a targetUrl", CREATE_HOOK, BadRequestError),
@@ -98,7 +98,7 @@ CLASSES: dict[str, tuple[int, str, CallInfo, type[APIStatusError]]] = {
     "no such list": (404, "Not Found", MEETING_TYPES, NotFoundError),
     "meeting type": (404, "meeting type not found", MEETING_TYPE, MeetingTypeNotFoundError),
     "meeting type, by route": (404, "Not Found", MEETING_TYPE, MeetingTypeNotFoundError),
-    "meeting type, by words": (404, "Meeting type not found", MEETINGS, MeetingTypeNotFoundError),
+    "meeting type, by message": (404, "Meeting type not found", MEETINGS, MeetingTypeNotFoundError),
     "meeting type of a new hook": (
         404,
         '{"success": false, "error": "meeting type not found"}',
@@ -107,30 +107,30 @@ CLASSES: dict[str, tuple[int, str, CallInfo, type[APIStatusError]]] = {
     ),
     "hook": (404, "hook not found", DELETE_HOOK, HookNotFoundError),
     "hook, by route": (404, "", DELETE_HOOK, HookNotFoundError),
-    "hook, by words": (404, "Hook not found", CallInfo("GET", "/x", 1), HookNotFoundError),
+    "hook, by message": (404, "Hook not found", CallInfo("GET", "/x", 1), HookNotFoundError),
     "creating a hook": (404, "Not Found", CREATE_HOOK, NotFoundError),
-    "no such call": (404, "Not Found", CallInfo(), NotFoundError),
+    "unknown call": (404, "Not Found", CallInfo(), NotFoundError),
     "method": (405, "Method Not Allowed", CREATE_HOOK, MethodNotAllowedError),
     "duplicate hook": (409, "Duplicate hook", CREATE_HOOK, DuplicateHookError),
-    "duplicate hook, no words": (409, "", CREATE_HOOK, DuplicateHookError),
+    "duplicate hook, no message": (409, "", CREATE_HOOK, DuplicateHookError),
     "another conflict": (409, "Conflict", CallInfo("POST", "/x", 1), ConflictError),
     "conflict of a deletion": (409, "Conflict", DELETE_HOOK, ConflictError),
     "too many": (429, "Too Many Requests", MEETINGS, RateLimitError),
     "server": (500, "Internal Server Error", MEETINGS, ServerError),
-    "server speaks of the key": (500, "No API key provided", MEETINGS, ServerError),
+    "server error about the key": (500, "No API key provided", MEETINGS, ServerError),
     "unavailable": (503, "", MEETINGS, ServerError),
-    "the CDN's own": (520, "error code: 520", MEETINGS, ServerError),
+    "status of the CDN": (520, "error code: 520", MEETINGS, ServerError),
     "teapot": (418, "I'm a teapot", MEETINGS, APIStatusError),
     "redirect": (302, "", MEETINGS, APIStatusError),
     "not modified": (304, "", MEETINGS, APIStatusError),
     "informational": (103, "", MEETINGS, APIStatusError),
-    "no status of HTTP": (999, "", MEETINGS, APIStatusError),
+    "unassigned status": (999, "", MEETINGS, APIStatusError),
 }
 
 
 @pytest.mark.parametrize(("status", "body", "call", "expected"), CLASSES.values(), ids=CLASSES)
-def test_class(status: int, body: str, call: CallInfo, expected: type[APIStatusError]) -> None:
-    """Status, route and the server's words decide on the class, and all of them are on the error."""
+def test_error_class(status: int, body: str, call: CallInfo, expected: type[APIStatusError]) -> None:
+    """The class depends on the status, the route and the server's message."""
     found = error(status, body, call)
     assert (expected, status, call) == (type(found), found.status_code, found.call)
 
@@ -146,27 +146,27 @@ PAGES: dict[str, tuple[int, str, CallInfo, type[APIStatusError], str | None]] = 
     "no such route, hook": (404, "router_404.html", DELETE_HOOK, NotFoundError, None),
     "no such route, meeting type": (404, "router_404.html", MEETING_TYPE, NotFoundError, None),
     "CDN without origin": (502, "cdn_502.html", MEETINGS, ServerError, "502 Bad Gateway"),
-    "wall in front": (401, "application_200.html", ME, AuthenticationError, "lemcal"),
+    "login wall": (401, "application_200.html", ME, AuthenticationError, "lemcal"),
 }
 
 
-@pytest.mark.parametrize(("status", "name", "call", "expected", "words"), PAGES.values(), ids=PAGES)
-def test_page(
-    status: int, name: str, call: CallInfo, expected: type[APIStatusError], words: str | None
+@pytest.mark.parametrize(("status", "name", "call", "expected", "message"), PAGES.values(), ids=PAGES)
+def test_html_page(
+    status: int, name: str, call: CallInfo, expected: type[APIStatusError], message: str | None
 ) -> None:
-    """A page is none of the API's answers: its 404 tells of no hook, and only its title is kept."""
+    """An HTML page does not come from the API: its 404 is not about a hook, and only its title is kept."""
     found = error(status, recorded(name), call)
-    assert (expected, words) == (type(found), found.server_message)
+    assert (expected, message) == (type(found), found.server_message)
     assert "an HTML page" in str(found)
     assert "<" not in str(found)
 
 
-# ------------------------------------------------------------------------- what the server said
+# ------------------------------------------------------------------------- the server's message
 
-WORDS: dict[str, tuple[bytes | str, str | None]] = {
+SERVER_MESSAGES: dict[str, tuple[bytes | str, str | None]] = {
     "plain text": ("Invalid targetUrl", "Invalid targetUrl"),
-    "nothing": ("", None),
-    "blanks": (" \r\n\t ", None),
+    "empty": ("", None),
+    "whitespace": (" \r\n\t ", None),
     "error": ('{"error": "Invalid targetUrl"}', "Invalid targetUrl"),
     "error, code": ('{"error": "Invalid targetUrl", "code": "BAD_URL"}', "Invalid targetUrl"),
     "success, error": ('{"success": false, "error": "Invalid targetUrl"}', "Invalid targetUrl"),
@@ -191,8 +191,8 @@ WORDS: dict[str, tuple[bytes | str, str | None]] = {
     "lines in JSON": ('{"error": "Invalid\\n\\u2028\\u202etargetUrl"}', "Invalid targetUrl"),
     "not UTF-8": ("accès refusé".encode("latin-1"), "acc\ufffds refus\ufffd"),
     "long": ("x" * 301, "x" * 297 + "..."),
-    "just not too long": ("x" * 300, "x" * 300),
-    "too long to be read": ("denied " + "x" * 70_000, "denied"),
+    "longest allowed": ("x" * 300, "x" * 300),
+    "longer than what is read": ("denied " + "x" * 70_000, "denied"),
     "token in a quoted URL": (
         'Invalid targetUrl "https://example.com/in?token=hush-hush" for this account',
         'Invalid targetUrl "https://example.com/in?*** for this account',
@@ -200,22 +200,22 @@ WORDS: dict[str, tuple[bytes | str, str | None]] = {
     "fragment in a quoted URL": ("no hook for http://example.com#hush", "no hook for http://example.com?***"),
     "URL without a query": ("no hook for https://example.com/in", "no hook for https://example.com/in"),
     "title with entities": ("<html><title>\n A &amp; B </title></html>", "A & B"),
-    "title without an end": ("<html><title>A", None),
-    "XML that is no page": ("<Error>Denied</Error>", "<Error>Denied</Error>"),
+    "unclosed title": ("<html><title>A", None),
+    "XML other than HTML": ("<Error>Denied</Error>", "<Error>Denied</Error>"),
 }
 
 
-@pytest.mark.parametrize(("body", "words"), WORDS.values(), ids=WORDS)
-def test_words(body: bytes | str, words: str | None) -> None:
-    """Whatever the form, the words come as one line of bounded length, None if there are none of use."""
-    assert words == error(400, body, CREATE_HOOK).server_message
+@pytest.mark.parametrize(("body", "message"), SERVER_MESSAGES.values(), ids=SERVER_MESSAGES)
+def test_server_message(body: bytes | str, message: str | None) -> None:
+    """In every format, the message becomes one line of limited length, or None if there is none."""
+    assert message == error(400, body, CREATE_HOOK).server_message
 
 
 @pytest.mark.parametrize(
     "body", ["<title" * 10_000, "<html>" + "<title>" * 9_000, "a://" * 16_000, "[" * 65_536]
 )
-def test_words_of_a_hostile_body_take_no_time(body: str) -> None:
-    """No pattern runs away on a body made for that: it takes milliseconds, not minutes."""
+def test_hostile_body_does_not_slow_down_parsing(body: str) -> None:
+    """No pattern backtracks excessively: parsing takes milliseconds, not minutes."""
     before = time.process_time()
     error(400, body)
     assert time.process_time() - before < 2
@@ -224,14 +224,14 @@ def test_words_of_a_hostile_body_take_no_time(body: str) -> None:
 # -------------------------------------------------------------------------------- the message
 
 MESSAGES: dict[str, tuple[APIStatusError, str]] = {
-    "words": (
+    "message": (
         error(401, "Unauthorized"),
         (
             'GET /meetings: 401 Unauthorized ("Unauthorized"). '
             "Check the user id and the API key: the service does not accept them."
         ),
     ),
-    "no words": (
+    "no message": (
         error(404, "", DELETE_HOOK),
         (
             "DELETE /hooks/{id}: 404 Not Found. "
@@ -253,29 +253,29 @@ MESSAGES: dict[str, tuple[APIStatusError, str]] = {
         ),
     ),
     "server": (error(500), "GET /meetings: 500 Internal Server Error. The server failed: try again later."),
-    "server, of unknown call": (
+    "server, unknown call": (
         error(500, "", CallInfo()),
         "the call: 500 Internal Server Error. The server failed: try again later.",
     ),
-    "server, of a deletion": (
+    "server, deletion": (
         error(504, "", DELETE_HOOK),
         "DELETE /hooks/{id}: 504 Gateway Timeout. The server failed: try again later.",
     ),
-    "server, of a creation": (
+    "server, creation": (
         error(500, "", CREATE_HOOK),
         (
             "POST /hooks: 500 Internal Server Error. "
             "The request may have been processed anyway: check before sending it again."
         ),
     ),
-    "server, of a creation, by the CDN": (
+    "server, creation, from the CDN": (
         error(502, recorded("cdn_502.html"), CREATE_HOOK),
         (
             'POST /hooks: 502 Bad Gateway (an HTML page, "502 Bad Gateway"). '
             "The request may have been processed anyway: check before sending it again."
         ),
     ),
-    "unavailable, of a creation": (
+    "unavailable, creation": (
         error(503, "", CREATE_HOOK),
         (
             "POST /hooks: 503 Service Unavailable. "
@@ -297,18 +297,18 @@ MESSAGES: dict[str, tuple[APIStatusError, str]] = {
             "Tried 3 times, waited 4.2 s."
         ),
     ),
-    "route of several lines": (error(499, "", CallInfo("GET", "/a\nb", 1)), "GET /a b: 499."),
+    "multi-line route": (error(499, "", CallInfo("GET", "/a\nb", 1)), "GET /a b: 499."),
 }
 
 
 @pytest.mark.parametrize(("found", "message"), MESSAGES.values(), ids=MESSAGES)
 def test_message(found: APIStatusError, message: str) -> None:
-    """One line: the call, the status, the server's words, what to do, and how often it was tried."""
+    """One line: the call, the status, the server's message, advice, and the number of attempts."""
     assert message == str(found)
 
 
 @pytest.mark.parametrize(
-    ("location", "said"),
+    ("location", "host"),
     [
         ("https://user:hush@login.example.com:8443/a?token=hush#hush", "(login.example.com)"),
         ("//cdn.example.com/a", "(cdn.example.com)"),
@@ -318,18 +318,18 @@ def test_message(found: APIStatusError, message: str) -> None:
         (None, "(no host given)"),
     ],
 )
-def test_redirect_names_the_host_only(location: str | None, said: str) -> None:
-    """A redirect is an error: it tells where it leads, but neither path nor query nor user."""
+def test_redirect_names_only_the_host(location: str | None, host: str) -> None:
+    """A redirect is an error that names the target's host, but not its path, query or user."""
     found = error(307, recorded("cdn_502.html"), location=location)
     assert found.server_message == "502 Bad Gateway"
     assert str(found) == (
         'GET /meetings: 307 Temporary Redirect (an HTML page, "502 Bad Gateway"). '
-        f"Redirects are never followed {said}: check base_url."
+        f"Redirects are never followed {host}: check base_url."
     )
 
 
 def test_key_in_the_host_of_a_redirect_is_masked() -> None:
-    """Even there: everything that the server says goes through the redaction."""
+    """All text from the server is redacted."""
     credentials = Credentials("usr_x", Secret("hush-hush"))
     found = error_from_response(
         301,
@@ -343,7 +343,7 @@ def test_key_in_the_host_of_a_redirect_is_masked() -> None:
 
 
 def test_rate_limit_error_has_the_numbers() -> None:
-    """Seconds, limit and rest come from the caller, who has read the headers."""
+    """Its ``retry_after``, ``limit`` and ``remaining`` come from the quota."""
     found = error_from_response(429, {}, b"", MEETINGS, redact=unchanged, quota=Quota(20, 0, 1.283))
     assert isinstance(found, RateLimitError)
     assert (1.283, 20, 0, 429) == (found.retry_after, found.limit, found.remaining, found.status_code)
@@ -351,12 +351,12 @@ def test_rate_limit_error_has_the_numbers() -> None:
 
 
 def test_retry_after_is_on_every_error() -> None:
-    """The service sends it with every answer; 503 is where it matters as well."""
+    """The service sends it with every response; it also matters for a 503."""
     found = error_from_response(503, {}, b"", MEETINGS, redact=unchanged, quota=Quota(20, None, 2.0))
     assert (2.0, False) == (found.retry_after, hasattr(found, "limit"))
 
 
-# ----------------------------------------------------------------------------- laws of errors
+# --------------------------------------------------------------------------- error properties
 
 FAMILIES = {
     400: (BadRequestError, AuthenticationError),
@@ -374,11 +374,11 @@ calls = st.sampled_from(
 )
 statuses = st.one_of(st.sampled_from([*FAMILIES]), st.integers(100, 999))
 ENVELOPES: list[Callable[[str], Any]] = [
-    lambda words: {"error": words},
-    lambda words: {"success": False, "error": {"code": 1, "message": words}},
-    lambda words: {"ok": False, "message": words},
-    lambda words: {"unknown": [words]},
-    lambda words: words,
+    lambda text: {"error": text},
+    lambda text: {"success": False, "error": {"code": 1, "message": text}},
+    lambda text: {"ok": False, "message": text},
+    lambda text: {"unknown": [text]},
+    lambda text: text,
 ]
 bodies = st.one_of(
     st.binary(),
@@ -388,17 +388,17 @@ bodies = st.one_of(
 )
 
 
-def plain(found: APIStatusError) -> tuple[type[APIStatusError], str, dict[str, Any]]:
-    """Return all that an error is made of."""
+def contents(found: APIStatusError) -> tuple[type[APIStatusError], str, dict[str, Any]]:
+    """Return an error's type, message and attributes."""
     return type(found), str(found), vars(found)
 
 
 @settings(deadline=None)
 @given(statuses, bodies, calls, st.none() | st.text(), st.none() | st.floats(0, 1e6))
-def test_any_answer_gives_an_error_of_its_family(
+def test_any_response_gives_an_error_of_its_family(
     status: int, body: bytes, call: CallInfo, location: str | None, retry_after: float | None
 ) -> None:
-    """Nothing in an answer breaks the reading of it; the message is one line, and the error pickles."""
+    """Any response becomes an error whose message is one line, and which can be pickled."""
     headers = {} if location is None else {"location": location}
     found = error_from_response(
         status, headers, body, call, redact=unchanged, quota=Quota(retry_after=retry_after)
@@ -408,7 +408,7 @@ def test_any_answer_gives_an_error_of_its_family(
     assert (True, str(found)) == (str(found).isprintable(), str(found).strip())
     assert len(str(found)) < 700
     assert found.server_message is None or (found.server_message.isprintable() and found.server_message != "")
-    assert plain(found) == plain(pickle.loads(pickle.dumps(found)))
+    assert contents(found) == contents(pickle.loads(pickle.dumps(found)))
 
 
 @settings(deadline=None)
@@ -418,8 +418,8 @@ def test_any_answer_gives_an_error_of_its_family(
     st.sampled_from(["plain", "json", "html", "control", "late", "location"]),
     calls,
 )
-def test_no_error_repeats_the_key(status: int, secret: str, where: str, call: CallInfo) -> None:
-    """A server that echoes the key, in whatever form and place, does not get it into the error."""
+def test_no_error_contains_the_key(status: int, secret: str, where: str, call: CallInfo) -> None:
+    """If a server echoes the key, in any form and place, the error does not contain it."""
     credentials = Credentials("usr_BuDuyx4chjoNfcmzM", Secret(secret))
     standard = base64.b64encode(f"usr_BuDuyx4chjoNfcmzM:{secret}".encode()).decode()
     echo = f"{secret} for {credentials.authorization.reveal()}"
@@ -440,16 +440,16 @@ def test_no_error_repeats_the_key(status: int, secret: str, where: str, call: Ca
     assert [] == [form for form in (secret, standard.rstrip("=")) if form in shown]
 
 
-def test_key_at_the_cut_is_masked_whole() -> None:
-    """The words are masked before they are cut, so that no half of a key is left at the end."""
+def test_key_is_masked_before_truncation() -> None:
+    """The message does not end in half of a key."""
     found = error_from_response(
         400, {}, (b"x" * 290) + SECRET.encode(), MEETINGS, redact=CREDENTIALS.redact, quota=Quota()
     )
     assert "x" * 290 + "***" == found.server_message
 
 
-def test_key_at_the_end_of_what_is_read_is_left_out() -> None:
-    """A body too long to be read whole may end in half a key: its last word goes."""
+def test_last_word_of_a_partly_read_body_is_dropped() -> None:
+    """The last word may be half of a key."""
     body = b"denied" + b" " * (65_536 - 16) + SECRET.encode()
     found = error_from_response(400, {}, body, MEETINGS, redact=CREDENTIALS.redact, quota=Quota())
     assert found.server_message == "denied"
@@ -471,13 +471,13 @@ def test_key_at_the_end_of_what_is_read_is_left_out() -> None:
     ],
 )
 def test_json_is_read(body: bytes, data: Any) -> None:
-    """Any JSON but an empty string is data; whether it is of use is for the next one to say."""
+    """Any JSON value except an empty string is data."""
     assert data == read_json(200, Secret(body), MEETINGS)
 
 
 @pytest.mark.parametrize("body", [b"", b"No Content", b"{}"])
 def test_no_content_is_none(body: bytes) -> None:
-    """A 204 is a success that says nothing, whatever comes with it."""
+    """A 204 has no data, whatever its body."""
     assert read_json(204, Secret(body), DELETE_HOOK) is None
 
 
@@ -487,12 +487,12 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
         b"<html>\xe9</html>",
         "is an HTML page, not JSON. Check base_url and the path.",
     ),
-    "nothing": (b"", "is empty."),
-    "blanks": (b" \n", "is empty."),
+    "no body": (b"", "is empty."),
+    "whitespace": (b" \n", "is empty."),
     "empty string": (b'""', "is empty."),
     "text": (b"OK", "is not JSON: Expecting value, at character 0."),
     "XML": (b"<Error/>", "is not JSON: Expecting value, at character 0."),
-    "more after the end": (b'[] {"email": "lea@example.com"}', "is not JSON: Extra data, at character 3."),
+    "trailing data": (b'[] {"email": "lea@example.com"}', "is not JSON: Extra data, at character 3."),
     "unquoted name": (b"[{a: 1}]", "is not JSON: Expecting property name"),
     "cut after a value": (b'[{"a": 1}', "is JSON that is cut off after 9 bytes."),
     "cut after a comma": (b'[{"a": 1}, ', "is JSON that is cut off after 11 bytes."),
@@ -509,8 +509,8 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("body", "problem"), UNREADABLE.values(), ids=UNREADABLE)
-def test_success_that_is_no_json(body: bytes, problem: str) -> None:
-    """Each kind is named, nothing of the body is quoted, and no other exception comes along."""
+def test_success_that_is_not_json(body: bytes, problem: str) -> None:
+    """The error names the problem without quoting the body, and has no cause or context."""
     with pytest.raises(ResponseDecodeError) as caught:
         read_json(200, Secret(body), MEETINGS)
     assert str(caught.value).startswith(f"GET /meetings: 200 OK, but the body {problem}")
@@ -528,15 +528,15 @@ json_values = st.recursive(
 
 @settings(deadline=None)
 @given(json_values, st.booleans())
-def test_what_json_writes_is_read_back(value: Any, ascii_only: bool) -> None:  # noqa: FBT001 - hypothesis fills it in
-    """Reading is the inverse of writing."""
+def test_json_round_trip(value: Any, ascii_only: bool) -> None:  # noqa: FBT001 - from hypothesis
+    """``read_json`` is the inverse of ``json.dumps``."""
     assert value == read_json(200, Secret(json.dumps(value, ensure_ascii=ascii_only).encode()), MEETINGS)
 
 
 @settings(deadline=None)
 @given(bodies)
 def test_any_body_is_data_or_a_decode_error(body: bytes) -> None:
-    """What is read can be written as JSON again; all else is a ResponseDecodeError of one line."""
+    """The data can be written as JSON again; otherwise, the error message is one line."""
     try:
         data = read_json(200, Secret(body), MEETINGS)
     except ResponseDecodeError as caught:
@@ -563,7 +563,7 @@ NAMES = ("meetings", "data")
     ],
 )
 def test_rows(data: Any, rows: list[Any]) -> None:
-    """A list is the array itself, or the first array under one of the names."""
+    """The rows are the array itself, or the first array under one of the names."""
     assert rows == rows_of(Secret(data), NAMES, MEETINGS)
 
 
@@ -580,22 +580,22 @@ def test_rows(data: Any, rows: list[Any]) -> None:
         ({"other": []}, "an object"),
     ],
 )
-def test_no_rows(data: Any, kind: str) -> None:
-    """What came in place of a list is named by its type."""
+def test_body_is_not_a_list(data: Any, kind: str) -> None:
+    """The error names the type of the body."""
     with pytest.raises(ResponseDecodeError) as caught:
         rows_of(Secret(data), NAMES, MEETINGS)
     assert f"GET /meetings: 200 OK, but the body is {kind}, where a list was expected." == str(caught.value)
 
 
 def test_object() -> None:
-    """An object is handed on as it is."""
+    """An object is returned unchanged."""
     data = {"_id": "met_x"}
     assert data is object_of(Secret(data), MEETING_TYPE)
 
 
 @pytest.mark.parametrize(("data", "kind"), [([{}], "an array"), (None, "null"), ("", "a string")])
-def test_no_object(data: Any, kind: str) -> None:
-    """What came in place of an object is named by its type, together with the status."""
+def test_body_is_not_an_object(data: Any, kind: str) -> None:
+    """The error names the type of the body, and has the status."""
     with pytest.raises(ResponseDecodeError) as caught:
         object_of(Secret(data), CREATE_HOOK, status_code=201)
     assert f"POST /hooks: 201 Created, but the body is {kind}, where an object was expected." == str(

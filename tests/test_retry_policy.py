@@ -27,33 +27,33 @@ BACKOFF = {
 
 
 def is_backoff(wait: float | None, attempt: int) -> bool:
-    """Whether ``wait`` is what the default policy waits by itself after this attempt."""
+    """Whether ``wait`` is in the range of the default backoff after this attempt."""
     least, most = BACKOFF[attempt]
     return wait is not None and least <= wait <= most
 
 
 def own(retry_after: float | None) -> Quota:
-    """Return what the headers of an answer of the service itself say."""
+    """Return the quota of a response from the service itself."""
     return Quota(limit=20, remaining=0, retry_after=retry_after)
 
 
 def of_proxy(retry_after: float | None) -> Quota:
-    """Return what the headers say of an answer that a proxy gave in its stead."""
+    """Return the quota of a response from a proxy."""
     return Quota(retry_after=retry_after)
 
 
-# ------------------------------------------------------------------------------------- answers
+# ----------------------------------------------------------------------------------- responses
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("retry_after", [0.0, 0.039, 1.283, 60.0])
 def test_429_by_retry_after(method: str, retry_after: float) -> None:
-    """A refusal was not processed: every method waits exactly as long as it is told."""
+    """A refused request was not processed: every method is retried after exactly ``Retry-After``."""
     for attempt in BACKOFF:
         assert retry_after == wait_after_response(RetryPolicy(), method, 429, own(retry_after), attempt)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_429_without_retry_after(method: str) -> None:
-    """Told nothing, it backs off."""
+    """The policy backs off."""
     for attempt in BACKOFF:
         assert is_backoff(wait_after_response(RetryPolicy(), method, 429, own(None), attempt), attempt)
 
@@ -61,21 +61,21 @@ def test_429_without_retry_after(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("retry_after", [None, 0.0, 0.039])
 def test_503_backs_off(method: str, retry_after: float | None) -> None:
-    """Overloaded: its Retry-After is only the rest of the window, so the backoff counts if it is larger."""
+    """Retry-After is only the rest of the window, so the backoff applies if it is longer."""
     for attempt in BACKOFF:
         assert is_backoff(wait_after_response(RetryPolicy(), method, 503, own(retry_after), attempt), attempt)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_503_with_a_large_retry_after(method: str) -> None:
-    """The larger of the two."""
+    """The longer of Retry-After and the backoff applies."""
     assert 9.5 == wait_after_response(RetryPolicy(), method, 503, own(9.5), 1)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("retry_after", [None, 0.0, 9.5])
-def test_503_of_a_proxy(method: str, retry_after: float | None) -> None:
-    """The service may go on with what the proxy gave up on: only what can be repeated is."""
+def test_503_from_a_proxy(method: str, retry_after: float | None) -> None:
+    """The service may still process a request that the proxy gave up on: only GET and DELETE are retried."""
     wait = wait_after_response(RetryPolicy(), method, 503, of_proxy(retry_after), 1)
     assert (method in REPEATABLE) == (wait is not None)
 
@@ -94,14 +94,14 @@ def test_503_of_a_proxy(method: str, retry_after: float | None) -> None:
     ],
 )
 def test_refusals(status_code: int, quota: Quota, *, refused: bool) -> None:
-    """Which answers say that the request was not carried out."""
+    """A refusal means that the request was not processed."""
     assert refused == is_refusal(status_code, quota)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("status_code", [429, 503])
 def test_retry_after_above_max_wait(method: str, status_code: int) -> None:
-    """An order to wait for longer than the policy's patience is not slept through."""
+    """If Retry-After exceeds ``max_wait``, there is no retry."""
     assert wait_after_response(RetryPolicy(), method, status_code, own(60.001), 1) is None
     assert 60.001 == wait_after_response(RetryPolicy(max_wait=61), method, status_code, own(60.001), 1)
 
@@ -109,15 +109,15 @@ def test_retry_after_above_max_wait(method: str, status_code: int) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("status_code", [500, 501, 502, 504, 520, 599])
 def test_5xx(method: str, status_code: int) -> None:
-    """An error of the server is tried again only if repeating cannot do anything twice."""
+    """After a server error, only idempotent requests are retried."""
     for attempt in BACKOFF:
         wait = wait_after_response(RetryPolicy(), method, status_code, own(1.9), attempt)
         assert is_backoff(wait, attempt) if method in REPEATABLE else wait is None
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_answers_that_stand(method: str) -> None:
-    """Everything else is an answer, Retry-After or not: every answer of this service carries one."""
+def test_final_responses(method: str) -> None:
+    """Other responses are final, even though this service sends Retry-After with all of them."""
     for status_code in set(range(200, 500)) - {429}:
         assert wait_after_response(RetryPolicy(), method, status_code, own(0.5), 1) is None
 
@@ -128,7 +128,7 @@ def test_answers_that_stand(method: str) -> None:
     ("failure", "repeatable"), [("unsent", METHODS), ("broken", REPEATABLE), ("fatal", [])]
 )
 def test_failures(method: str, failure: Failure, repeatable: list[str]) -> None:
-    """What never left is safe to repeat; what broke afterward only where twice is once; the rest never."""
+    """Unsent requests are always retried, broken ones if idempotent, and fatal errors never."""
     for attempt in BACKOFF:
         wait = wait_after_failure(RetryPolicy(), method, failure, attempt)
         assert is_backoff(wait, attempt) if method in repeatable else wait is None
@@ -137,8 +137,8 @@ def test_failures(method: str, failure: Failure, repeatable: list[str]) -> None:
 # ------------------------------------------------------------------------------------ attempts
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("attempts", [1, 2, 5])
-def test_attempts(method: str, attempts: int) -> None:
-    """The first one counts: ``attempts=1`` means no retries."""
+def test_attempts_include_the_first(method: str, attempts: int) -> None:
+    """``attempts=1`` means no retries."""
     policy = RetryPolicy(attempts=attempts)
     for attempt in range(1, 8):
         again = attempt < attempts
@@ -148,14 +148,14 @@ def test_attempts(method: str, attempts: int) -> None:
 
 
 def test_the_defaults() -> None:
-    """Five attempts, a minute of patience."""
+    """Five attempts, and waits of up to a minute."""
     assert RetryPolicy(attempts=5, max_wait=60.0, backoff=0.5, backoff_max=8.0) == RetryPolicy()
 
 
 # ------------------------------------------------------------------------------------- backoff
 @given(st.integers(1, 33), st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1e6))
-def test_backoff(attempt: int, base: float, backoff_max: float, max_wait: float) -> None:
-    """It doubles up to its bound, between half and all of it, and never beyond ``max_wait``."""
+def test_backoff_bounds(attempt: int, base: float, backoff_max: float, max_wait: float) -> None:
+    """The backoff doubles up to its maximum, is at least half of that, and never exceeds ``max_wait``."""
     policy = RetryPolicy(attempts=50, backoff=base, backoff_max=backoff_max, max_wait=max_wait)
     full = min(base * 2.0 ** (attempt - 1), backoff_max, max_wait)
     wait = wait_after_failure(policy, "POST", "unsent", attempt)
@@ -163,33 +163,33 @@ def test_backoff(attempt: int, base: float, backoff_max: float, max_wait: float)
     assert full / 2 <= wait <= full
 
 
-def test_backoff_is_spread() -> None:
-    """Clients that failed together do not come back together."""
+def test_backoff_is_random() -> None:
+    """Clients that failed at the same time do not retry at the same time."""
     policy = RetryPolicy()
     assert 0.25 == backoff(policy, 1, draw=lambda: 0.0)
     assert 0.375 == backoff(policy, 1, draw=lambda: 0.5)
     assert len({wait_after_failure(policy, "GET", "unsent", 1) for _ in range(50)}) > 1
 
 
-def test_a_late_attempt_does_not_overflow() -> None:
-    """Two to the power of the attempt is not computed for its own sake."""
+def test_backoff_of_a_late_attempt_does_not_overflow() -> None:
+    """The exponent is limited."""
     policy = RetryPolicy(attempts=1_000_000)
     wait = wait_after_failure(policy, "GET", "unsent", 999_999)
     assert wait is not None
     assert 4.0 <= wait <= 8.0
 
 
-# -------------------------------------------------------------------------------- what is refused
+# ----------------------------------------------------------------------------- invalid arguments
 @pytest.mark.parametrize("attempts", [0, -1])
-def test_no_attempts(attempts: int) -> None:
-    """There is no call without a first attempt."""
+def test_invalid_attempts(attempts: int) -> None:
+    """At least one attempt is required."""
     with pytest.raises(ConfigurationError, match=rf"attempts={attempts}\): must be at least 1"):
         RetryPolicy(attempts=attempts)
 
 
 @pytest.mark.parametrize("name", ["max_wait", "backoff", "backoff_max"])
 @pytest.mark.parametrize("value", [-0.001, math.nan, -math.inf])
-def test_no_seconds(name: str, value: float) -> None:
-    """Waits are seconds; the message names the option."""
+def test_invalid_seconds(name: str, value: float) -> None:
+    """Waits are numbers of seconds; the message names the argument."""
     with pytest.raises(ConfigurationError, match=f"{name}={value!r}.*0 or more"):
         RetryPolicy(**{name: value})  # type: ignore[arg-type]  # one of the three

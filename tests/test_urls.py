@@ -1,4 +1,4 @@
-"""Credentials go to the configured address only, and below its path only."""
+"""Credentials are sent only to the configured host, and only below its path."""
 
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -19,7 +19,7 @@ from lemcal_async._urls import (
 )
 from lemcal_async.errors import ConfigurationError
 
-# What paths and ids are made of that wish to be elsewhere.
+# Building blocks of paths and ids that try to reach another route.
 trouble = st.lists(
     st.one_of(
         st.sampled_from(
@@ -51,7 +51,7 @@ trouble = st.lists(
     ],
 )
 def test_base_urls(url: str, checked: str) -> None:
-    """Https anywhere, http on this machine; a trailing slash makes no difference."""
+    """Https is allowed for any host, http on loopback; a trailing slash is removed."""
     assert checked == check_base_url(Secret(url))
 
 
@@ -78,8 +78,8 @@ def test_base_urls(url: str, checked: str) -> None:
         httpx.URL("https://example.com"),
     ],
 )
-def test_no_base_urls(url: Any) -> None:
-    """Anything but an absolute http(s) URL is refused with an example of one."""
+def test_invalid_base_urls(url: Any) -> None:
+    """Anything but an absolute http(s) URL is rejected; the message shows an example."""
     with pytest.raises(ConfigurationError, match="must be an absolute http") as caught:
         check_base_url(Secret(url))
     assert DEFAULT_BASE_URL in str(caught.value)
@@ -98,8 +98,8 @@ def test_no_base_urls(url: Any) -> None:
         ("https://hush example.com", "absolute"),
     ],
 )
-def test_base_urls_with_more_than_an_address(url: str, what: str) -> None:
-    """Credentials, queries and fragments have no place in it, and are not repeated in the message."""
+def test_base_urls_with_credentials_or_query(url: str, what: str) -> None:
+    """Credentials, queries and fragments are rejected, and not quoted in the message."""
     with pytest.raises(ConfigurationError, match=what) as caught:
         check_base_url(Secret(url))
     assert "hush" not in str(caught.value)
@@ -117,7 +117,7 @@ def test_base_urls_with_more_than_an_address(url: str, what: str) -> None:
     ],
 )
 def test_plain_http(url: str) -> None:
-    """Plain http sends the API key in clear: to other machines only when asked for."""
+    """Plain http to other hosts would send the API key unencrypted, so it must be enabled explicitly."""
     with pytest.raises(ConfigurationError, match="allow_insecure_http=True"):
         check_base_url(Secret(url))
     assert url == check_base_url(Secret(url), allow_insecure_http=True)
@@ -136,8 +136,8 @@ def test_plain_http(url: str) -> None:
         ("", False),
     ],
 )
-def test_loopback(host: str, loopback: bool) -> None:  # noqa: FBT001  # a column of the table
-    """This machine by name or by address."""
+def test_loopback_hosts(host: str, loopback: bool) -> None:  # noqa: FBT001  # from parametrize
+    """Localhost by name or by address."""
     assert loopback == is_loopback(host)
 
 
@@ -154,14 +154,14 @@ def test_loopback(host: str, loopback: bool) -> None:  # noqa: FBT001  # a colum
         ("a:b@c", "a%3Ab%40c"),
     ],
 )
-def test_ids(value: str, quoted: str) -> None:
-    """An id is one segment of the path, whatever it holds."""
+def test_valid_ids(value: str, quoted: str) -> None:
+    """An id is quoted as a single path segment."""
     assert quoted == quote_id(value, "hook_id")
 
 
 @pytest.mark.parametrize("value", [None, "", 0, 7, b"mee_x", ["mee_x"], {}])
 def test_missing_ids(value: object) -> None:
-    """An id that is empty or no string would address the list, or nothing."""
+    """An id must be a non-empty string: an empty one would address the list."""
     with pytest.raises(ConfigurationError, match="hook_id must be a non-empty string, got"):
         quote_id(value, "hook_id")
 
@@ -170,13 +170,13 @@ def test_missing_ids(value: object) -> None:
     "value",
     [".", "..", "/", "../me", "a/b", "a\\b", "a b", " ", "a\n", "\x00", "\x7f", "\t", "\ud800", "a\udfff"],
 )
-def test_ids_that_lead_elsewhere(value: str) -> None:
-    """What could change the route is refused, not escaped: no such id exists."""
+def test_ids_that_change_the_route(value: str) -> None:
+    """An id that could change the route is rejected, not escaped: no such id exists."""
     with pytest.raises(ConfigurationError, match="hook_id is not an id"):
         quote_id(value, "hook_id")
 
 
-def test_long_ids_are_not_repeated_whole() -> None:
+def test_long_ids_are_abbreviated_in_messages() -> None:
     """A message stays readable."""
     with pytest.raises(ConfigurationError) as caught:
         quote_id("x" * 10_000 + "/", "hook_id")
@@ -187,7 +187,7 @@ def test_long_ids_are_not_repeated_whole() -> None:
 @given(trouble)
 @settings(max_examples=200)
 def test_an_accepted_id_stays_one_segment(value: str) -> None:
-    """Whatever is accepted arrives at the server as the same text, in the same place."""
+    """Any accepted id arrives at the server unchanged, as one segment."""
     try:
         quoted = quote_id(value, "id")
     except ConfigurationError:
@@ -216,7 +216,7 @@ def test_an_accepted_id_stays_one_segment(value: str) -> None:
     ],
 )
 def test_paths(path: str, sent: str) -> None:
-    """A path below the base URL is sent as it stands; what is quoted already is not quoted twice."""
+    """A path is percent-encoded where needed, and never twice."""
     assert sent == check_path(path)
 
 
@@ -249,8 +249,8 @@ def test_paths(path: str, sent: str) -> None:
         ("/a%5c..%5Cme", "dot segments"),
     ],
 )
-def test_paths_that_lead_elsewhere(path: str, reason: str) -> None:
-    """Other hosts, other routes and queries in disguise are refused, with what to do instead."""
+def test_paths_that_change_the_route(path: str, reason: str) -> None:
+    """Paths to other hosts or routes, or with a query, are rejected; the message says what to do."""
     with pytest.raises(ConfigurationError, match=f"below the base URL.*{reason}"):
         check_path(path)
 
@@ -263,7 +263,7 @@ def test_paths_that_lead_elsewhere(path: str, reason: str) -> None:
 )
 @settings(max_examples=200)
 def test_an_accepted_path_stays_below_the_base(base: str, path: str) -> None:
-    """Whatever is accepted goes to the same host, to a path below the base's, with no query of its own."""
+    """Any accepted path leads to the same host and below the base path, and has no query."""
     try:
         accepted = check_path(path)
     except ConfigurationError:
@@ -294,13 +294,13 @@ def test_an_accepted_path_stays_below_the_base(base: str, path: str) -> None:
     ],
 )
 def test_parameters(params: dict[str, object] | None, url: str) -> None:
-    """None is left out rather than sent as an empty value, lists are repeated, bools are JSON's."""
+    """None is omitted, lists become repeated parameters, and bools are written as in JSON."""
     assert url == with_query("/x", params)
 
 
 @pytest.mark.parametrize("params", [{"a": "\ud800"}, {"\udfff": 1}, {"a": ["b", "\ud800"]}])
-def test_parameters_that_are_no_text(params: dict[str, object]) -> None:
-    """Half a surrogate pair cannot be sent; the message names the path, not the value."""
+def test_parameters_with_lone_surrogates(params: dict[str, object]) -> None:
+    """A lone surrogate cannot be encoded; the message names the path, not the value."""
     with pytest.raises(ConfigurationError, match="parameters of /x contain text that is not valid Unicode"):
         with_query("/x", params)
 
@@ -309,8 +309,8 @@ encodable = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @given(st.dictionaries(encodable, encodable))
-def test_parameters_arrive_as_given(params: dict[str, str]) -> None:
-    """No value can become another parameter, or part of the path."""
+def test_parameters_arrive_unchanged(params: dict[str, str]) -> None:
+    """No value can turn into another parameter or into part of the path."""
     parts = urlsplit(with_query("/x", params))
     assert ("", "/x", "") == (parts.netloc, parts.path, parts.fragment)
     assert list(params.items()) == parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(params))
@@ -327,8 +327,8 @@ def test_parameters_arrive_as_given(params: dict[str, str]) -> None:
         "http://localhost:8000",
     ],
 )
-def test_targets(url: str) -> None:
-    """A hook may call any http(s) URL; it is passed on unchanged."""
+def test_valid_targets(url: str) -> None:
+    """The target of a hook may be any http(s) URL, and is not changed."""
     assert url == check_target_url(Secret(url)).reveal()
 
 
@@ -350,15 +350,15 @@ def test_targets(url: str) -> None:
         b"https://example.com/hush",
     ],
 )
-def test_no_targets(url: Any) -> None:
-    """Anything else is refused before the service does; it is not repeated, for it may carry a token."""
+def test_invalid_targets(url: Any) -> None:
+    """Anything else is rejected before it is sent, and not quoted, because it may contain a token."""
     with pytest.raises(ConfigurationError, match="must be an absolute http") as caught:
         check_target_url(Secret(url))
     assert "hush" not in str(caught.value)
 
 
-def test_a_fragment_in_a_target() -> None:
-    """A token with a number sign that was not quoted would lose its rest, and every delivery be a 401."""
+def test_target_with_a_fragment() -> None:
+    """The part of a token after an unencoded ``#`` is never sent, so every delivery would get a 401."""
     with pytest.raises(ConfigurationError, match=r"percent-encode the token, as .*hook_url") as caught:
         check_target_url(Secret("https://you.example/hooks?token=a#hush"))
     assert "hush" not in str(caught.value)

@@ -423,7 +423,7 @@ class TrioStream:
 
     @property
     def _ssl_object(self) -> "ssl.SSLObject | None":
-        return None if self._tls is None else self._tls._ssl_object  # noqa: SLF001 - no public way
+        return None if self._tls is None else self._tls._ssl_object  # noqa: SLF001 - no public API
 
 
 def _has_unread(tls: "ssl.SSLObject | None") -> bool:

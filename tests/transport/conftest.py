@@ -1,4 +1,4 @@
-"""The wires that everything in here is tested on."""
+"""The wires that every test in this folder runs on."""
 
 from typing import TypeAlias
 
@@ -17,11 +17,11 @@ WIRES: dict[str, MakeWire] = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what cannot be: aiohttp runs on asyncio only."""
-    items[:] = [item for item in items if not _needs_trio_of_aiohttp(item)]
+    """Deselect aiohttp on trio: aiohttp runs on asyncio only."""
+    items[:] = [item for item in items if not _is_aiohttp_on_trio(item)]
 
 
-def _needs_trio_of_aiohttp(item: pytest.Item) -> bool:
+def _is_aiohttp_on_trio(item: pytest.Item) -> bool:
     callspec = getattr(item, "callspec", None)
     params: dict[str, object] = {} if callspec is None else callspec.params
     return (params.get("make_wire"), params.get("anyio_backend")) == ("aiohttp", "trio")

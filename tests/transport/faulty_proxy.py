@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server that does to connections what bad networks and gateways do."""
+"""A TCP proxy that disturbs connections as bad networks and gateways do."""
 
 import contextlib
 import random
@@ -12,16 +12,16 @@ import anyio
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-# What is done to the answer to one request, and how often, in percent; the rest passes unharmed.
+# Faults and their probabilities in percent; all other responses pass unchanged.
 FAULTS: Final = {
-    "reset before the server sees it": 3,
-    "reset after the server has seen it": 3,
-    "cut in the middle": 3,
+    "reset before processing": 3,
+    "reset after processing": 3,
+    "truncated": 3,
     "sent twice": 2,
-    "garbage in front": 2,
-    "a page in its place": 2,
-    "a 500 in its place": 3,
-    "a 503 in its place": 3,
+    "garbage before the response": 2,
+    "replaced with HTML": 2,
+    "replaced with a 500": 3,
+    "replaced with a 503": 3,
     "late": 4,
     "trickling": 2,
     "never": 1,
@@ -31,7 +31,7 @@ _ERROR: Final = b"HTTP/1.1 %d Oops\r\nContent-Length: 4\r\n\r\noops"
 
 
 class FaultyProxy:
-    """Serves on a port of its own, in a thread; ``faults`` counts what it has done."""
+    """Serves on its own port, in a thread; ``faults`` counts the faults so far."""
 
     def __init__(self, port: int, seed: int = 1) -> None:
         self._target = port
@@ -57,14 +57,14 @@ class FaultyProxy:
         async with listener, anyio.create_task_group() as tasks:
             tasks.start_soon(listener.serve, self._serve)
             self._started.set()
-            while not self._stop.is_set():  # noqa: ASYNC110  # it is set in another thread
+            while not self._stop.is_set():  # noqa: ASYNC110  # set by another thread
                 await anyio.sleep(0.02)
             tasks.cancel_scope.cancel()
 
     async def _serve(self, client: ByteStream) -> None:
         buffered = BufferedByteReceiveStream(client)
         async with client:
-            # Closed in the end as by a reset, whoever may still want to send.
+            # Close with a reset at the end, even with unsent data.
             raw = client.extra(SocketAttribute.raw_socket)
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             with contextlib.suppress(
@@ -79,15 +79,15 @@ class FaultyProxy:
                     pass
 
     async def _exchange(self, requests: BufferedByteReceiveStream, client: ByteStream) -> bool:
-        """Pass one request on, and answer it; whether the connection can go on."""
+        """Forward a request and respond; return whether to keep the connection."""
         request = await _message(requests)
-        fault = self._draw()
-        if fault == "reset before the server sees it":
+        fault = self._draw_fault()
+        if fault == "reset before processing":
             return False
         async with await anyio.connect_tcp("127.0.0.1", self._target) as upstream:
             await upstream.send(request)
-            answer = await _message(BufferedByteReceiveStream(upstream))
-        if fault == "reset after the server has seen it":
+            response = await _message(BufferedByteReceiveStream(upstream))
+        if fault == "reset after processing":
             return False
         if fault == "never":
             await anyio.sleep(3)
@@ -95,26 +95,26 @@ class FaultyProxy:
         if fault == "late":
             await anyio.sleep(self._random.uniform(0.05, 0.6))
         if fault == "trickling":
-            piece = max(1, len(answer) // 20)
-            for at in range(0, len(answer), piece):
-                await client.send(answer[at : at + piece])
+            size = max(1, len(response) // 20)
+            for start in range(0, len(response), size):
+                await client.send(response[start : start + size])
                 await anyio.sleep(0.01)
             return True
-        instead = {
-            "cut in the middle": answer[: self._random.randrange(1, len(answer))],
-            "sent twice": answer + answer,
-            "garbage in front": b"\x00\xffgarbage\r\n" + answer,
-            "a page in its place": _PAGE,
-            "a 500 in its place": _ERROR % 500,
-            "a 503 in its place": _ERROR % 503,
+        replacements = {
+            "truncated": response[: self._random.randrange(1, len(response))],
+            "sent twice": response + response,
+            "garbage before the response": b"\x00\xffgarbage\r\n" + response,
+            "replaced with HTML": _PAGE,
+            "replaced with a 500": _ERROR % 500,
+            "replaced with a 503": _ERROR % 503,
         }
-        await client.send(instead.get(fault, answer))
-        return fault != "cut in the middle"
+        await client.send(replacements.get(fault, response))
+        return fault != "truncated"
 
-    def _draw(self) -> str:
+    def _draw_fault(self) -> str:
         drawn = self._random.uniform(0, 100)
-        for fault, share in FAULTS.items():
-            drawn -= share
+        for fault, percent in FAULTS.items():
+            drawn -= percent
             if drawn < 0:
                 self.faults[fault] += 1
                 return fault
@@ -122,7 +122,7 @@ class FaultyProxy:
 
 
 async def _message(stream: BufferedByteReceiveStream) -> bytes:
-    """Read one message with a Content-Length, or without a body."""
+    """Read a message that has a Content-Length or no body."""
     head = await stream.receive_until(b"\r\n\r\n", 65_536) + b"\r\n\r\n"
     length = 0
     for line in head.lower().split(b"\r\n"):

@@ -1,4 +1,4 @@
-"""An HTTP server on a real socket that counts its connections; its paths say what it answers."""
+"""An HTTP server on a real socket that counts its connections; the path selects the response."""
 
 import asyncio
 import contextlib
@@ -14,8 +14,8 @@ import attrs
 
 
 @attrs.frozen
-class Seen:
-    """A request as it arrived; ``connection`` is the number of the one it came on, from 1."""
+class ReceivedRequest:
+    """A request as received; ``connection`` is the number of its connection, starting at 1."""
 
     connection: int
     method: str
@@ -25,12 +25,12 @@ class Seen:
 
 
 class Loopback:
-    """HTTP/1.1 on 127.0.0.1, in a thread of its own, while its context is open.
+    """An HTTP/1.1 server on 127.0.0.1, in its own thread, while its context is open.
 
-    ``/`` is answered ``{}``; ``/sleep/0.01`` the same, later; ``/hold`` the same, after ``release()``;
-    ``/drop`` the same, and then the connection is closed without a word; ``/cut`` with half a body;
-    ``/endless`` with a body without end; ``/gzip/1000`` with so many zeros, compressed, and
-    ``/gzip/1000/2`` with them compressed twice. ``X-Connection`` says which connection it was.
+    ``/`` returns ``{}``; ``/sleep/0.01`` the same after a delay; ``/hold`` the same after ``release()``;
+    ``/drop`` the same, and then closes the connection without notice; ``/cut`` returns half a body,
+    ``/endless`` an endless body, ``/gzip/1000`` as many zeros, compressed, and
+    ``/gzip/1000/2`` the same compressed twice. ``X-Connection`` is the number of the connection.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -43,12 +43,12 @@ class Loopback:
         self._writers: set[asyncio.StreamWriter] = set()
         self._thread = threading.Thread(target=self._run, name="loopback")
         self.port = 0
-        self.seen: list[Seen] = []
-        self.arrived = threading.Semaphore(0)  # once for each request
-        self.open = 0  # connections now
-        self.most_open = 0
-        self.busy = 0  # requests now
-        self.most_busy = 0
+        self.requests: list[ReceivedRequest] = []
+        self.arrived = threading.Semaphore(0)  # released once per request
+        self.open = 0  # current connections
+        self.max_open = 0
+        self.busy = 0  # current requests
+        self.max_busy = 0
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -61,20 +61,20 @@ class Loopback:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The base URL of the server."""
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def connections(self) -> list[int]:
         """The number of each request's connection."""
-        return [seen.connection for seen in self.seen]
+        return [request.connection for request in self.requests]
 
     def release(self) -> None:
-        """Let the requests for ``/hold`` go on."""
+        """Let the requests for ``/hold`` continue."""
         self._loop.call_soon_threadsafe(self._released.set)
 
     def drop_connections(self) -> None:
-        """Close what is open."""
+        """Close all open connections."""
 
         async def drop() -> None:
             for writer in self._writers:
@@ -82,10 +82,10 @@ class Loopback:
 
         asyncio.run_coroutine_threadsafe(drop(), self._loop).result(5)
 
-    def settled(self, *, most: int) -> int:
-        """Return how many connections are open, once that is ``most`` or fewer, or after 5 s."""
+    def settled(self, *, at_most: int) -> int:
+        """Wait up to 5 s until at most this many connections are open; return their number."""
         until = time.monotonic() + 5
-        while self.open > most and time.monotonic() < until:
+        while self.open > at_most and time.monotonic() < until:
             time.sleep(0.005)
         return self.open
 
@@ -100,7 +100,7 @@ class Loopback:
         await self._stopped.wait()
         server.close()
         handlers = asyncio.all_tasks() - {asyncio.current_task()}
-        while handlers:  # until all have ended, those too that are held
+        while handlers:  # until all have ended, including held requests
             for handler in handlers:
                 handler.cancel()
             for writer in self._writers:
@@ -112,9 +112,9 @@ class Loopback:
         number = next(self._numbers)
         self._writers.add(writer)
         self.open += 1
-        self.most_open = max(self.most_open, self.open)
+        self.max_open = max(self.max_open, self.open)
         try:
-            # A client that breaks off, the paths that hang up, and the end of the server come out here.
+            # Raised if the client disconnects, by the paths that hang up, and when the server stops.
             with contextlib.suppress(asyncio.IncompleteReadError, OSError):
                 while True:
                     await self._request(number, reader, writer)
@@ -125,7 +125,7 @@ class Loopback:
                 with contextlib.suppress(OSError):
                     await writer.wait_closed()
             finally:
-                self.open -= 1  # only now has the other side been told
+                self.open -= 1  # only now has the client been notified
 
     async def _request(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -133,25 +133,27 @@ class Loopback:
         method, target, _ = first.split(" ")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
-        seen = Seen(number, method, target, headers, body)
-        self.seen.append(seen)
+        request = ReceivedRequest(number, method, target, headers, body)
+        self.requests.append(request)
         self.arrived.release()
         self.busy += 1
-        self.most_busy = max(self.most_busy, self.busy)
+        self.max_busy = max(self.max_busy, self.busy)
         try:
-            await self.answer(seen, reader, writer)
+            await self.respond(request, reader, writer)
             await writer.drain()
         finally:
             self.busy -= 1
 
-    async def answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Write the answer to one request; ConnectionError hangs up."""
+    async def respond(
+        self, request: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Respond to a request; raising ConnectionError closes the connection."""
         body, encoding = b"{}", ""
-        match seen.target.split("/")[1:]:
+        match request.target.split("/")[1:]:
             case ["sleep", seconds]:
-                await _unless_gone(asyncio.sleep(float(seconds)), reader)
+                await _unless_disconnected(asyncio.sleep(float(seconds)), reader)
             case ["hold"]:
-                await _unless_gone(self._released.wait(), reader)
+                await _unless_disconnected(self._released.wait(), reader)
             case ["endless"]:
                 await _write_endless(writer)
             case ["gzip", size, *layers]:
@@ -160,22 +162,22 @@ class Loopback:
                 for _ in names:
                     body = gzip.compress(body)
                 encoding = f"Content-Encoding: {', '.join(names)}\r\n"
-        length = f"Content-Length: {len(body) * (2 if seen.target == '/cut' else 1)}\r\n"
-        head = f"HTTP/1.1 200 OK\r\nX-Connection: {seen.connection}\r\n{encoding}{length}\r\n"
+        length = f"Content-Length: {len(body) * (2 if request.target == '/cut' else 1)}\r\n"
+        head = f"HTTP/1.1 200 OK\r\nX-Connection: {request.connection}\r\n{encoding}{length}\r\n"
         writer.write(head.encode() + body)
-        if seen.target in {"/drop", "/cut"}:
+        if request.target in {"/drop", "/cut"}:
             await writer.drain()
             raise ConnectionAbortedError
 
 
-async def _unless_gone(wait: Coroutine[Any, Any, object], reader: asyncio.StreamReader) -> None:
-    """Wait, but notice a client that goes; it sends nothing else meanwhile."""
+async def _unless_disconnected(wait: Coroutine[Any, Any, object], reader: asyncio.StreamReader) -> None:
+    """Wait, but stop if the client disconnects; it sends nothing else meanwhile."""
     if await first_of(wait, reader.read(1)) == 1:
         raise ConnectionAbortedError
 
 
 async def first_of(*waits: Coroutine[Any, Any, object]) -> int:
-    """Return which of them ended first, by its place; the others are canceled."""
+    """Return the index of the coroutine that ends first; cancel the others."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Answers as no sane server sends them: none is given more of the program than it is worth."""
+"""Abnormal responses: they cannot block the program or leak into errors."""
 
 import asyncio
 from collections.abc import Iterator
@@ -13,25 +13,27 @@ from lemcal_async.transport._http11 import MAX_INTERIM_RESPONSES
 from lemcal_async.transport.httpx2 import HTTPX2Transport
 
 from .conftest import MakeWire
-from .loopback import Loopback, Seen
+from .loopback import Loopback, ReceivedRequest
 
 PERSONAL = "guest@example.com"
 
 
-class Odd(Loopback):
-    """Sends what the path asks for: ``/interim/3`` three interim answers before the real one.
+class AbnormalServer(Loopback):
+    """A server whose path selects the response: ``/interim/3`` sends three interim responses first.
 
-    ``/waiting`` sends one, and nothing more; ``/broken`` half of a head.
+    ``/waiting`` sends only an interim response, ``/broken`` half a head, ``/unchunked`` invalid chunks.
     """
 
-    async def answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Write the answer."""
-        match seen.target.split("/")[1:]:
+    async def respond(
+        self, request: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Write the response."""
+        match request.target.split("/")[1:]:
             case ["interim", number]:
                 writer.write(b"HTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\n" * int(number))
             case ["waiting"]:
                 writer.write(b"HTTP/1.1 102 Processing\r\n\r\n")
-                await reader.read(1)  # until the client goes
+                await reader.read(1)  # until the client disconnects
                 return
             case ["broken"]:
                 writer.write(b"HTTP/1.1 200 OK\r\nX-Guest: %s\r\n" % PERSONAL.encode())
@@ -39,7 +41,7 @@ class Odd(Loopback):
                 raise ConnectionAbortedError
             case ["unchunked" | "unchunked-later" as when]:
                 writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-                if when == "unchunked-later":  # when somebody waits for the body
+                if when == "unchunked-later":  # after the client started to read the body
                     await writer.drain()
                     await asyncio.sleep(0.05)
                 writer.write(b'[{"email":"%s"}]\r\n' % PERSONAL.encode())
@@ -47,19 +49,19 @@ class Odd(Loopback):
             case ["large"]:
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % 2**18 + bytes(2**18))
                 return
-        await super().answer(seen, reader, writer)
+        await super().respond(request, reader, writer)
 
 
 @pytest.fixture
-def server() -> Iterator[Odd]:
+def server() -> Iterator[AbnormalServer]:
     """Serve plain HTTP."""
-    with Odd() as server:
+    with AbnormalServer() as server:
         yield server
 
 
 @pytest.mark.anyio
-async def test_interim_answers(make_wire: MakeWire, server: Odd) -> None:
-    """They are passed over, and the connection is kept; but not without end."""
+async def test_interim_responses(make_wire: MakeWire, server: AbnormalServer) -> None:
+    """They are skipped and the connection is kept, unless there are too many."""
     async with httpx.AsyncClient(transport=make_wire(), timeout=5) as client:
         for number in (1, MAX_INTERIM_RESPONSES):
             assert 200 == (await client.get(f"{server.url}/interim/{number}")).status_code
@@ -70,8 +72,8 @@ async def test_interim_answers(make_wire: MakeWire, server: Odd) -> None:
 
 
 @pytest.mark.anyio
-async def test_silence_after_an_interim_answer(make_wire: MakeWire, server: Odd) -> None:
-    """It is not waited out for longer than any other."""
+async def test_silence_after_an_interim_response(make_wire: MakeWire, server: AbnormalServer) -> None:
+    """The read timeout applies."""
     async with httpx.AsyncClient(transport=make_wire(), timeout=0.2) as client:
         with anyio.fail_after(5), pytest.raises(httpx.ReadTimeout):
             await client.get(f"{server.url}/waiting")
@@ -79,8 +81,8 @@ async def test_silence_after_an_interim_answer(make_wire: MakeWire, server: Odd)
 
 @pytest.mark.parametrize("path", ["unchunked", "unchunked-later", "broken"])
 @pytest.mark.anyio
-async def test_no_error_quotes_an_answer(make_wire: MakeWire, server: Odd, path: str) -> None:
-    """The list of meetings may be what could not be read."""
+async def test_no_error_quotes_the_response(make_wire: MakeWire, server: AbnormalServer, path: str) -> None:
+    """The invalid data may be a list of meetings."""
     async with httpx.AsyncClient(transport=make_wire(), timeout=5) as client:
         with pytest.raises(httpx.RemoteProtocolError) as caught:
             await client.get(f"{server.url}/{path}")
@@ -90,8 +92,10 @@ async def test_no_error_quotes_an_answer(make_wire: MakeWire, server: Odd, path:
 
 @pytest.mark.parametrize("make_wire", [PooledTransport, HTTPX2Transport])
 @pytest.mark.anyio
-async def test_a_body_that_is_there_already(make_wire: MakeWire, server: Odd) -> None:
-    """Others run in between, though nothing is to be waited for."""
+async def test_reading_a_buffered_body_yields_to_other_tasks(
+    make_wire: MakeWire, server: AbnormalServer
+) -> None:
+    """Other tasks run although the whole body has arrived."""
     turns = 0
 
     async def other() -> None:
@@ -105,7 +109,7 @@ async def test_a_body_that_is_there_already(make_wire: MakeWire, server: Odd) ->
         client.stream("GET", f"{server.url}/large") as response,
         anyio.create_task_group() as group,
     ):
-        await anyio.sleep(0.1)  # a moment for what the server has written
+        await anyio.sleep(0.1)  # until the body has arrived
         group.start_soon(other)
         await anyio.lowlevel.checkpoint()
         turns = 0

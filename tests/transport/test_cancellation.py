@@ -1,4 +1,4 @@
-"""Calls canceled at any moment: every later call works, and no connection is left behind."""
+"""Calls canceled at any moment: every later call works, and no connection leaks."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ WORKERS = 60
 CONNECTIONS = 10
 
 Get = Callable[[], Coroutine[Any, Any, object]]
-Disturb = Callable[[Get, random.Random], Awaitable[None]]
+Cancel = Callable[[Get, random.Random], Awaitable[None]]
 CancelAfter = Callable[[int, Get], Awaitable[bool]]
 
 
@@ -40,26 +40,26 @@ def server() -> Iterator[Loopback]:
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
-    """Serve a sandbox without a rate limit: nobody should have to wait here."""
+    """Serve a sandbox without a rate limit."""
     with Sandbox(limit=None, meetings=0).serve() as sandbox:
         yield sandbox
 
 
-def patience(rng: random.Random) -> float:
-    """Return the seconds after which to cancel: at once, on the way, or never."""
+def draw_delay(rng: random.Random) -> float:
+    """Return the seconds after which to cancel: immediately, during the call, or never."""
     return rng.uniform(0, rng.choice([0.005, 0.07])) if rng.random() < 0.8 else 30
 
 
 async def by_scope(get: Get, rng: random.Random) -> None:
-    """Cancel a call as anyio and trio do."""
-    with anyio.move_on_after(patience(rng)):
+    """Cancel a call with a cancel scope."""
+    with anyio.move_on_after(draw_delay(rng)):
         await get()
 
 
 async def by_task(get: Get, rng: random.Random) -> None:
-    """Cancel a call as asyncio does, some more than once: that gets through what shields a scope."""
+    """Cancel a call with ``Task.cancel()``, sometimes repeatedly, which ignores shields."""
     task = asyncio.ensure_future(get())
-    await asyncio.wait([task], timeout=patience(rng))
+    await asyncio.wait([task], timeout=draw_delay(rng))
     for _ in range(rng.randint(1, 3)):
         task.cancel()
         await asyncio.sleep(0)
@@ -67,8 +67,8 @@ async def by_task(get: Get, rng: random.Random) -> None:
         await task
 
 
-async def storm(server: Loopback, transport: BasePooledTransport, disturb: Disturb, seconds: float) -> None:
-    """Cancel calls at random for some seconds, and until enough happened; then look what is left."""
+async def storm(server: Loopback, transport: BasePooledTransport, cancel: Cancel, seconds: float) -> None:
+    """Cancel calls at random for some seconds, and until enough has happened; then check for leaks."""
     rng = random.Random(0)
     until = time.monotonic() + seconds
     completed = 0
@@ -81,14 +81,14 @@ async def storm(server: Loopback, transport: BasePooledTransport, disturb: Distu
             completed += 1
 
         def is_over() -> bool:
-            # Some must have got through, and some have broken their connections, or this shows nothing. A
-            # slow machine gets more time for it, not less to do.
-            shows_something = completed > 20 and max(server.connections) > 2 * CONNECTIONS
-            return shows_something and time.monotonic() > until
+            # The test is only meaningful if some calls completed, and some closed their connections. A
+            # slow machine gets more time.
+            is_meaningful = completed > 20 and max(server.connections) > 2 * CONNECTIONS
+            return is_meaningful and time.monotonic() > until
 
         async def worker() -> None:
             while not is_over():
-                await disturb(get, rng)
+                await cancel(get, rng)
 
         async with anyio.create_task_group() as group:
             for _ in range(WORKERS):
@@ -104,10 +104,10 @@ async def storm(server: Loopback, transport: BasePooledTransport, disturb: Distu
         assert 200 == completed
         assert CONNECTIONS == pool.slots.free
         idle = sum(map(len, pool._idle.values()))
-        assert idle == await anyio.to_thread.run_sync(lambda: server.settled(most=idle))
+        assert idle == await anyio.to_thread.run_sync(lambda: server.settled(at_most=idle))
         assert idle <= CONNECTIONS
-    assert 0 == await anyio.to_thread.run_sync(lambda: server.settled(most=0))
-    gc.collect()  # a socket that nobody closed would be found here
+    assert 0 == await anyio.to_thread.run_sync(lambda: server.settled(at_most=0))
+    gc.collect()  # reports unclosed sockets
 
 
 FOR = pytest.mark.parametrize("seconds", [0.5, pytest.param(30.0, marks=pytest.mark.storm)])
@@ -116,7 +116,7 @@ FOR = pytest.mark.parametrize("seconds", [0.5, pytest.param(30.0, marks=pytest.m
 @FOR
 @pytest.mark.anyio
 async def test_random_moments(make_wire: MakeWire, server: Loopback, seconds: float) -> None:
-    """By cancel scopes, on both event loops."""
+    """With cancel scopes, on both backends."""
     await storm(server, make_wire(max_connections=CONNECTIONS), by_scope, seconds)
 
 
@@ -124,12 +124,12 @@ async def test_random_moments(make_wire: MakeWire, server: Loopback, seconds: fl
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
 async def test_random_moments_by_task(make_wire: MakeWire, server: Loopback, seconds: float) -> None:
-    """By ``Task.cancel()``, which knows of no scopes."""
+    """With ``Task.cancel()``, which ignores scopes."""
     await storm(server, make_wire(max_connections=CONNECTIONS), by_task, seconds)
 
 
 async def scope_after(steps: int, get: Get) -> bool:
-    """Cancel a call after so many steps of the event loop; whether it completed before."""
+    """Cancel a call after a number of event loop steps; return whether it completed before."""
     completed = False
 
     async def call() -> None:
@@ -146,7 +146,7 @@ async def scope_after(steps: int, get: Get) -> bool:
 
 
 async def task_after(steps: int, get: Get, times: int = 1) -> bool:
-    """Do the same by ``Task.cancel()``, more than once if need be."""
+    """Do the same with ``Task.cancel()``, ``times`` times."""
     task = asyncio.ensure_future(get())
     for _ in range(steps):
         await asyncio.sleep(0)
@@ -161,10 +161,10 @@ async def task_after(steps: int, get: Get, times: int = 1) -> bool:
 async def every_moment(
     make_wire: MakeWire, sandbox: Sandbox, cancel_after: CancelAfter, *, connected: bool
 ) -> None:
-    """Cancel ``me()`` after 0, 1, 2 … steps, until that is late; all over one connection."""
+    """Cancel ``me()`` after 0, 1, 2 … steps until it completes first; over a single connection."""
     limiter = LocalRateLimiter(limit=100_000)
     steps = completed = 0
-    while completed < 4:  # how many steps a call takes depends on the network too
+    while completed < 4:  # the number of steps of a call also depends on the network
         transport = make_wire(max_connections=1)
         lemcal = sandbox.client(transport=transport, limiter=limiter)
         with anyio.fail_after(10):
@@ -177,13 +177,13 @@ async def every_moment(
         await transport.aclose()
         steps += 1
     assert steps > 5
-    gc.collect()  # a socket that nobody closed would be found here
+    gc.collect()  # reports unclosed sockets
 
 
 @pytest.mark.parametrize("connected", [False, True])
 @pytest.mark.anyio
 async def test_every_moment(make_wire: MakeWire, sandbox: Sandbox, connected: bool) -> None:  # noqa: FBT001  # a parameter of the test
-    """Of a whole call, on a new connection and on one that is there; by cancel scopes."""
+    """With cancel scopes, on a new connection and on an existing one."""
     await every_moment(make_wire, sandbox, scope_after, connected=connected)
 
 
@@ -194,7 +194,7 @@ async def test_every_moment(make_wire: MakeWire, sandbox: Sandbox, connected: bo
 async def test_every_moment_by_task(
     *, make_wire: MakeWire, sandbox: Sandbox, connected: bool, times: int
 ) -> None:  # same
-    """By ``Task.cancel()``, and again while the call is being cleaned up."""
+    """With ``Task.cancel()``, repeated during the call's cleanup."""
     await every_moment(make_wire, sandbox, functools.partial(task_after, times=times), connected=connected)
 
 
@@ -202,7 +202,7 @@ async def test_every_moment_by_task(
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.anyio
 async def test_closing_by_task(make_wire: MakeWire, server: Loopback, steps: int) -> None:
-    """Canceled while it closes one connection, it closes the others too: nobody else could."""
+    """If closing is canceled, the other connections are closed, too."""
     transport = make_wire()
     client = httpx.AsyncClient(transport=transport, timeout=10)
     async with anyio.create_task_group() as group:
@@ -210,14 +210,14 @@ async def test_closing_by_task(make_wire: MakeWire, server: Loopback, steps: int
             group.start_soon(client.get, f"{server.url}/sleep/0.05")
     assert 4 == server.open
     assert not await task_after(steps, transport.aclose)
-    assert 0 == await anyio.to_thread.run_sync(lambda: server.settled(most=0))
+    assert 0 == await anyio.to_thread.run_sync(lambda: server.settled(at_most=0))
 
 
 SECRET = "Basic dXNyX3g6c2VjcmV0"  # usr_x:secret
 
 
 def frames_of(error: BaseException) -> str:
-    """Return the local variables of all frames that hang on an error; but for the tests' own."""
+    """Return the local variables of all frames in an error's tracebacks, except the tests' own."""
     texts: list[str] = []
     chain: list[BaseException | None] = [error]
     while chain:
@@ -230,8 +230,8 @@ def frames_of(error: BaseException) -> str:
 
 
 @pytest.mark.anyio
-async def test_no_frame_holds_what_was_sent(make_wire: MakeWire, server: Loopback) -> None:
-    """Whatever passes a wire in a plain client, at whichever moment: no frame shows the credentials."""
+async def test_no_traceback_contains_the_credentials(make_wire: MakeWire, server: Loopback) -> None:
+    """For any exception from a wire in a plain client, no frame's variables contain the credentials."""
     shown: list[str] = []
 
     async def call(transport: BasePooledTransport, path: str) -> None:

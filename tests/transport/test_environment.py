@@ -1,4 +1,4 @@
-"""What the environment may get wrong, and host names that are not ASCII."""
+"""Invalid settings in the environment, and host names that are not ASCII."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ VARIABLES = (
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start without settings, and without contexts that were made from others."""
+    """Start without settings, and without TLS contexts from earlier tests."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -49,7 +49,7 @@ def server() -> Iterator[Loopback]:
 
 @pytest.fixture
 def garbage(tmp_path: Path) -> Path:
-    """Return a file that holds no certificate."""
+    """Return a file without a valid certificate."""
     path = tmp_path / "garbage.pem"
     path.write_text("-----BEGIN CERTIFICATE-----\nno\n-----END CERTIFICATE-----\n")
     return path
@@ -66,7 +66,7 @@ def garbage(tmp_path: Path) -> Path:
     ],
 )
 @pytest.mark.anyio
-async def test_a_file_that_cannot_be_used(
+async def test_unusable_files(
     *,
     make_wire: MakeWire,
     monkeypatch: pytest.MonkeyPatch,
@@ -76,11 +76,11 @@ async def test_a_file_that_cannot_be_used(
     value: str,
     reason: str,
 ) -> None:
-    """One line that names the variable and the path, at each call; and no slot is lost."""
+    """Each call raises one line that names the variable and the path; no slot is lost."""
     path = value.format(tmp=tmp_path)
     monkeypatch.setenv(name, path)
     if name == "SSLKEYLOGFILE" and make_wire.__name__ == "HTTPX2Transport":
-        monkeypatch.setenv("SSL_CERT_FILE", str(_certifi()))  # httpx2 looks at the other only then
+        monkeypatch.setenv("SSL_CERT_FILE", str(_certifi()))  # otherwise httpx2 ignores SSLKEYLOGFILE
     async with make_wire(max_connections=1) as transport:
         lemcal = AsyncLemcal("usr_x", "secret", base_url="https://127.0.0.1:1", transport=transport)
         for _ in range(2):
@@ -91,7 +91,7 @@ async def test_a_file_that_cannot_be_used(
             assert (None, None) == (caught.value.__cause__, caught.value.__context__)
             assert "\n" not in str(caught.value)
         monkeypatch.delenv(name)
-        with pytest.raises(httpx.ConnectError):  # as soon as it is corrected
+        with pytest.raises(httpx.ConnectError):  # after the correction
             await transport.handle_async_request(httpx.Request("GET", "https://127.0.0.1:1"))
 
 
@@ -102,10 +102,10 @@ def _certifi() -> str:
 
 
 @pytest.mark.anyio
-async def test_it_is_not_trusted(
+async def test_environment_is_ignored_without_trust_env(
     make_wire: MakeWire, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Then it is not looked at."""
+    """An invalid setting does not matter."""
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing"))
     async with make_wire(trust_env=False) as transport:
         with pytest.raises(httpx.ConnectError):
@@ -113,10 +113,10 @@ async def test_it_is_not_trusted(
 
 
 @pytest.mark.anyio
-async def test_plain_http_needs_none(
+async def test_plain_http_needs_no_certificates(
     make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It goes on."""
+    """An invalid certificate file does not matter."""
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing"))
     async with httpx.AsyncClient(transport=make_wire()) as client:
         assert 200 == (await client.get(server.url)).status_code
@@ -124,11 +124,11 @@ async def test_plain_http_needs_none(
 
 @contextmanager
 def resolver(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[int, Any]) -> Iterator[list[str]]:
-    """Have every host name mean these addresses; provide the names that were asked for."""
-    asked: list[str] = []
+    """Resolve every host name to these addresses; yield the list of requested names."""
+    names: list[str] = []
 
     def getaddrinfo(name: str | bytes, *_: object, **__: object) -> list[tuple[Any, ...]]:
-        asked.append(name if isinstance(name, str) else name.decode())
+        names.append(name if isinstance(name, str) else name.decode())
         return [(family, socket.SOCK_STREAM, 6, "", address) for family, address in addresses]
 
     class Resolver(trio.abc.HostnameResolver):
@@ -146,7 +146,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[int, Any]) -> It
             trio.socket.set_custom_hostname_resolver(Resolver())
         except RuntimeError:  # on asyncio
             patch.setattr(socket, "getaddrinfo", getaddrinfo)
-        yield asked
+        yield names
 
 
 HOSTS = [
@@ -159,11 +159,11 @@ HOSTS = [
 
 @pytest.mark.parametrize(("host", "sent"), HOSTS)
 @pytest.mark.anyio
-async def test_a_host_that_is_not_ascii(
+async def test_international_host_names(
     make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch, host: str, sent: str
 ) -> None:
-    """It is looked up, and sent, in its ASCII form."""
-    with resolver(monkeypatch, (socket.AF_INET, ("127.0.0.1", server.port))) as asked:
+    """The ASCII form is resolved, and sent as the Host header."""
+    with resolver(monkeypatch, (socket.AF_INET, ("127.0.0.1", server.port))) as names:
         async with make_wire() as transport:
             lemcal = AsyncLemcal(
                 "usr_x",
@@ -173,24 +173,24 @@ async def test_a_host_that_is_not_ascii(
                 allow_insecure_http=True,
             )
             assert {} == (await lemcal.request("GET", "/")).data
-    assert [sent] == asked
-    assert [f"{sent}:{server.port}"] == [seen.headers["host"] for seen in server.seen]
+    assert [sent] == names
+    assert [f"{sent}:{server.port}"] == [request.headers["host"] for request in server.requests]
 
 
 @pytest.mark.parametrize("host", ["a..example", f"{'a' * 64}.example"])
 @pytest.mark.anyio
-async def test_a_host_that_cannot_be(make_wire: MakeWire, host: str) -> None:
-    """It is not found, as any other that does not exist."""
+async def test_invalid_host_names(make_wire: MakeWire, host: str) -> None:
+    """They raise a ConnectError, as nonexistent hosts do."""
     async with httpx.AsyncClient(transport=make_wire()) as client:
         with pytest.raises(httpx.ConnectError, match="label"):
             await client.get(f"http://{host}/")
 
 
 @pytest.mark.anyio
-async def test_a_machine_without_ipv6(
+async def test_machine_without_ipv6(
     make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its resolver may name IPv6 addresses all the same, and they are passed over."""
+    """IPv6 addresses from the resolver are skipped."""
 
     class NoIPv6(socket.socket):
         def __init__(self, family: int = -1, *arguments: Any, **options: Any) -> None:
@@ -210,30 +210,30 @@ async def test_a_machine_without_ipv6(
 
 
 @pytest.mark.anyio
-async def test_several_addresses_that_refuse(make_wire: MakeWire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error does not speak of the first one alone."""
-    with Loopback() as gone:
+async def test_several_unreachable_addresses(make_wire: MakeWire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error does not mention only the first address."""
+    with Loopback() as closed:
         pass
     addresses = (
-        (socket.AF_INET6, ("::1", gone.port, 0, 0)),
-        (socket.AF_INET, ("127.0.0.1", gone.port)),
+        (socket.AF_INET6, ("::1", closed.port, 0, 0)),
+        (socket.AF_INET, ("127.0.0.1", closed.port)),
     )
     with resolver(monkeypatch, *addresses):
         async with httpx.AsyncClient(transport=make_wire()) as client:
             with pytest.raises(httpx.ConnectError, match=r"127\.0\.0\.1|all attempts"):
-                await client.get(f"http://lemcal.example:{gone.port}/")
+                await client.get(f"http://lemcal.example:{closed.port}/")
 
 
 @pytest.mark.parametrize(("host", "sent"), HOSTS[:2])
 @pytest.mark.anyio
-async def test_such_a_host_behind_a_proxy(
+async def test_international_host_names_through_a_proxy(
     make_wire: MakeWire, monkeypatch: pytest.MonkeyPatch, host: str, sent: str
 ) -> None:
-    """The proxy is told the ASCII form, too."""
+    """The proxy receives the ASCII form."""
     with Proxy() as proxy:
         monkeypatch.setenv("ALL_PROXY", proxy.url)
         async with httpx.AsyncClient(transport=make_wire(), timeout=5) as client:
             await client.get(f"http://{host}/")
             with pytest.raises(httpx.ProxyError, match="502"):
                 await client.get(f"https://{host}/")
-    assert [f"http://{sent}/", f"{sent}:443"] == [seen.target for seen in proxy.seen]
+    assert [f"http://{sent}/", f"{sent}:443"] == [request.target for request in proxy.requests]

@@ -1,4 +1,4 @@
-"""The fair semaphore: who goes next, what one account may hold, and that no slot is ever lost."""
+"""The fair semaphore: its order, the slots per account, and that no slot is ever lost."""
 
 import asyncio
 import random
@@ -21,27 +21,27 @@ from .loopback import Loopback
 
 
 async def settle() -> None:
-    """Let all tasks run until they wait."""
+    """Let all tasks run until they block."""
     for _ in range(10):
         await anyio.lowlevel.checkpoint()
 
 
 class Users:
-    """Tasks that want a slot each, and hold it until told."""
+    """Tasks that each acquire a slot, and hold it until released."""
 
     def __init__(self, slots: FairSemaphore, tasks: anyio.abc.TaskGroup) -> None:
         self.slots = slots
         self.entered: list[str | None] = []
         self._tasks = tasks
 
-    async def want(self, *accounts: str | None) -> None:
-        """Have a task for each account want a slot."""
+    async def start(self, *accounts: str | None) -> None:
+        """Start a task for each account that acquires a slot."""
         for account in accounts:
             self._tasks.start_soon(self._enter, account)
             await settle()
 
-    async def leave(self, *accounts: str | None) -> list[str | None]:
-        """Give slots back, one after the other; return who got them."""
+    async def release(self, *accounts: str | None) -> list[str | None]:
+        """Release slots one by one; return the accounts that acquire them."""
         before = len(self.entered)
         for account in accounts:
             self.slots.release(account)
@@ -55,21 +55,21 @@ class Users:
 
 @pytest.mark.anyio
 async def test_accounts_take_turns() -> None:
-    """Not tasks: who asks often waits no less than who asks once."""
+    """An account with many waiting tasks has no advantage."""
     async with anyio.create_task_group() as tasks:
         users = Users(FairSemaphore(2), tasks)
-        await users.want("held", "other", "a", "a", "a", "b", "c", "c")
+        await users.start("held", "other", "a", "a", "a", "b", "c", "c")
         assert ["held", "other"] == users.entered
         assert 6 == users.slots.waiting
-        assert ["a"] == await users.leave("held")
-        assert ["b"] == await users.leave("other")
-        assert ["c", "a", "c", "a"] == await users.leave("a", "b", "c", "a")
+        assert ["a"] == await users.release("held")
+        assert ["b"] == await users.release("other")
+        assert ["c", "a", "c", "a"] == await users.release("a", "b", "c", "a")
         assert 0 == users.slots.waiting
 
 
 @pytest.mark.anyio
 async def test_first_come_first_served() -> None:
-    """Within an account, and among those who belong to none."""
+    """Requests without an account are served in order."""
     slots = FairSemaphore(1)
     served: list[int] = []
 
@@ -90,34 +90,34 @@ async def test_first_come_first_served() -> None:
 
 @pytest.mark.parametrize(("count", "most"), [(1, 1), (2, 1), (3, 2), (4, 3), (5, 4), (10, 8), (100, 80)])
 @pytest.mark.anyio
-async def test_what_one_account_may_hold(count: int, most: int) -> None:
-    """Four fifths of all, and never the last slot if it has another."""
+async def test_maximum_slots_per_account(count: int, most: int) -> None:
+    """Four fifths of the slots, and never the last free slot if it already has one."""
     async with anyio.create_task_group() as tasks:
         users = Users(FairSemaphore(count), tasks)
-        await users.want(*["busy"] * (count + 5))
+        await users.start(*["busy"] * (count + 5))
         assert ["busy"] * most == users.entered
-        await users.want(*["new"] * (count > most))
+        await users.start(*["new"] * (count > most))
         assert ["new"] * (count > most) == users.entered[most:]
         tasks.cancel_scope.cancel()
 
 
 @pytest.mark.anyio
-async def test_requests_of_nobody_may_hold_all() -> None:
-    """A plain client has no accounts to be fair to."""
+async def test_requests_without_an_account_may_use_all_slots() -> None:
+    """In a plain client there are no accounts to share slots between."""
     async with anyio.create_task_group() as tasks:
         users = Users(FairSemaphore(10), tasks)
-        await users.want(*[None] * 12)
+        await users.start(*[None] * 12)
         assert 10 == len(users.entered)
-        await users.leave(None, None)
+        await users.release(None, None)
         assert 12 == len(users.entered)
 
 
 @pytest.mark.anyio
-async def test_several_hang() -> None:
-    """Each takes less than the one before, and the next gets a slot at once."""
+async def test_several_hanging_accounts() -> None:
+    """Each gets fewer slots than the one before, and the next account gets a slot immediately."""
     async with anyio.create_task_group() as tasks:
         users = Users(FairSemaphore(100), tasks)
-        await users.want(*["one"] * 100, *["two"] * 100, *["three"] * 100, "healthy")
+        await users.start(*["one"] * 100, *["two"] * 100, *["three"] * 100, "healthy")
         assert {"one": 80, "two": 16, "three": 3, "healthy": 1} == Counter(users.entered)
         tasks.cancel_scope.cancel()
 
@@ -125,7 +125,7 @@ async def test_several_hang() -> None:
 @pytest.mark.parametrize("granted", [False, True])
 @pytest.mark.anyio
 async def test_canceled_by_scope(*, granted: bool) -> None:
-    """While it waits, and when it has just been given a slot."""
+    """A task is canceled while it waits, or when it was just granted a slot."""
     slots = FairSemaphore(1)
     await slots.acquire("held")
 
@@ -142,7 +142,7 @@ async def test_canceled_by_scope(*, granted: bool) -> None:
             async with anyio.create_task_group() as inner:
                 inner.start_soon(visit, "a")
                 await settle()
-                await users.want("b")
+                await users.start("b")
                 if granted:
                     slots.release("held")
                 scope.cancel()
@@ -158,7 +158,7 @@ async def test_canceled_by_scope(*, granted: bool) -> None:
 @pytest.mark.parametrize("granted", [False, True])
 @pytest.mark.anyio
 async def test_canceled_by_task(*, granted: bool) -> None:
-    """The same by ``Task.cancel()``, and more than once."""
+    """The same with ``Task.cancel()``, also repeated."""
     slots = FairSemaphore(1)
     await slots.acquire("held")
     tasks = [asyncio.create_task(slots.acquire(account)) for account in "abc"]
@@ -178,7 +178,7 @@ async def test_canceled_by_task(*, granted: bool) -> None:
 
 @pytest.mark.anyio
 async def test_ten_thousand_accounts() -> None:
-    """All served, in turn, and nothing is kept of them."""
+    """All are served, and no state is kept."""
     slots = FairSemaphore(10)
     served: list[int] = []
 
@@ -197,8 +197,8 @@ async def test_ten_thousand_accounts() -> None:
     assert [[], []] == [list(slots._with), list(slots._without)]
 
 
-class Machine(RuleBasedStateMachine):
-    """Any order of entering, leaving and giving up, on a bare event loop, step by step."""
+class SemaphoreMachine(RuleBasedStateMachine):
+    """Any sequence of acquiring, releasing and canceling, step by step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,32 +211,32 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: not self.count)
     @rule(count=st.integers(1, 12))
     def build(self, count: int) -> None:
-        """Start with so many slots."""
+        """Create the semaphore."""
         self.count, self.slots = count, FairSemaphore(count)
 
     @precondition(lambda self: self.count)
     @rule(account=st.sampled_from([None, "a", "b", "c"]), times=st.integers(1, 5))
     def enter(self, account: str | None, times: int) -> None:
-        """Want slots."""
+        """Start acquiring slots."""
         for _ in range(times):
             self.waiting.append((account, self.loop.create_task(self.slots.acquire(account))))
 
     @precondition(lambda self: self.inside)
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
-        """Give a slot back."""
+        """Release a slot."""
         self.slots.release(self.inside.pop(data.draw(st.integers(0, len(self.inside) - 1))))
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        """Give up waiting, or a slot that has come in the same moment."""
+        """Cancel a task that waits, or was just granted a slot."""
         _, task = self.waiting[data.draw(st.integers(0, len(self.waiting) - 1))]
         task.cancel()
 
     @rule()
     def run(self) -> None:
-        """Let the tasks run."""
+        """Run the tasks."""
         self.loop.run_until_complete(settle())
         for account, task in list(self.waiting):
             if task.done():
@@ -247,7 +247,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def no_slot_is_lost(self) -> None:
-        """Once all tasks have run, and nobody waits who could go."""
+        """No slot is lost, and no task waits that could have a slot."""
         self.run()
         assert self.count == self.slots.free + len(self.inside)
         assert len(self.waiting) == self.slots.waiting
@@ -260,20 +260,20 @@ class Machine(RuleBasedStateMachine):
                 assert self.slots.free <= 1 or mine >= 4 * self.slots.free
 
     def teardown(self) -> None:
-        """Cancel what waits."""
+        """Cancel the waiting tasks."""
         for _, task in self.waiting:
             task.cancel()
         self.loop.run_until_complete(settle())
         self.loop.close()
 
 
-TestMachine = Machine.TestCase
+TestMachine = SemaphoreMachine.TestCase
 TestMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 
 
 @pytest.mark.anyio
-async def test_a_hanging_tenant(make_wire: MakeWire) -> None:
-    """All its calls hang, and it has no limiter that would hold it back: the others do not notice."""
+async def test_hanging_account_does_not_block_others(make_wire: MakeWire) -> None:
+    """All of its calls hang, and no limiter slows it down."""
     with Loopback() as server:
         transport = make_wire(max_connections=5)
         async with (
@@ -292,12 +292,12 @@ async def test_a_hanging_tenant(make_wire: MakeWire) -> None:
                     other = hanging.for_account(f"usr_{number}", "secret")
                     assert {} == (await other.request("GET", "/")).data
             tasks.cancel_scope.cancel()
-        assert 4 == sum(seen.target == "/hold" for seen in server.seen)
+        assert 4 == sum(request.target == "/hold" for request in server.requests)
 
 
 @pytest.mark.anyio
-async def test_a_busy_tenant(make_wire: MakeWire) -> None:
-    """However many calls it has waiting, another's goes at its next turn."""
+async def test_busy_account_does_not_delay_others(make_wire: MakeWire) -> None:
+    """Calls of other accounts are served in turn, however many calls of one account wait."""
     done: list[str] = []
     with Loopback() as server:
         async with (
@@ -322,8 +322,8 @@ async def test_a_busy_tenant(make_wire: MakeWire) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_account_of_a_plain_request() -> None:
-    """It has none; nor does the wire make a call of it."""
+async def test_plain_request_has_no_account() -> None:
+    """Looking up the account does not create a call state."""
     request = httpx.Request("GET", "https://example.com", extensions={"lemcal_async": random})
     assert None is account_of(request)
     assert {"lemcal_async": random} == request.extensions

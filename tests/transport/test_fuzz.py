@@ -1,4 +1,4 @@
-"""Answers mutated at random, from bytes to model or error: nothing but documented errors comes out."""
+"""Randomly mutated responses: each becomes a model or a documented error."""
 
 import asyncio
 import gzip
@@ -14,7 +14,7 @@ from lemcal_async.errors import LemcalError
 from lemcal_async.ratelimit import Unlimited
 
 from .conftest import MakeWire
-from .loopback import Loopback, Seen
+from .loopback import Loopback, ReceivedRequest
 
 Call = Callable[[AsyncLemcal], Awaitable[object]]
 MEETINGS = (
@@ -35,7 +35,7 @@ CALLS: dict[str, tuple[Call, bytes]] = {
     "delete hook": (lambda lemcal: lemcal.hooks.delete("hoo_x"), b""),
     "request": (lambda lemcal: lemcal.request("GET", "/anything"), b'{"a":[1,2.5,null,true,"\\u00fc"]}'),
 }
-NASTY = b"""X-City: Z\xfcrich
+HOSTILE_HEADERS = b"""X-City: Z\xfcrich
 X-\xff: 1
 Content-Encoding: gzip
 Content-Encoding: br
@@ -62,7 +62,7 @@ Upgrade: h2c
  folded
 Content-Type: application/json; charset=\xff
 Content-Type: text/html; charset=utf-7""".split(b"\n")
-NASTY.append(b"X" * 70_000 + b": 1")
+HOSTILE_HEADERS.append(b"X" * 70_000 + b": 1")
 ENCODINGS: list[tuple[Callable[[bytes], bytes], bytes]] = [
     (gzip.compress, b"gzip"),
     (zlib.compress, b"deflate"),
@@ -90,7 +90,7 @@ STATUSES = [
 
 
 def mutated(body: bytes, draw: random.Random) -> bytes:
-    """Return the bytes of an answer, with some faults."""
+    """Return the bytes of a response, with random faults."""
     headers = [b"Content-Type: application/json", b"X-RateLimit-Limit: 20", b"X-RateLimit-Remaining: 19"]
     status = b"200 OK"
     if draw.random() < 0.3:
@@ -116,14 +116,14 @@ def mutated(body: bytes, draw: random.Random) -> bytes:
         )
     elif draw.random() < 0.9:
         headers.append(b"Content-Length: %d" % (len(body) + draw.choice([0, 0, 0, 0, 1, -1])))
-    headers += draw.sample(NASTY, draw.choice([0, 0, 1, 2, 4]))
+    headers += draw.sample(HOSTILE_HEADERS, draw.choice([0, 0, 1, 2, 4]))
     draw.shuffle(headers)
-    answer = b"HTTP/1.1 " + status + b"\r\n" + b"\r\n".join(headers) + b"\r\n\r\n" + body
+    response = b"HTTP/1.1 " + status + b"\r\n" + b"\r\n".join(headers) + b"\r\n\r\n" + body
     if draw.random() < 0.2:
-        answer = draw.choice(
-            [_flipped(answer, draw), answer[: draw.randrange(len(answer))], b"", b"\x00" + answer]
+        response = draw.choice(
+            [_flipped(response, draw), response[: draw.randrange(len(response))], b"", b"\x00" + response]
         )
-    return answer
+    return response
 
 
 def _flipped(data: bytes, draw: random.Random) -> bytes:
@@ -134,31 +134,33 @@ def _flipped(data: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
-class Mutating(Loopback):
-    """Answers with the bytes that it is given, and hangs up."""
+class MutatingServer(Loopback):
+    """Responds with the given bytes, and closes the connection."""
 
     def __init__(self) -> None:
         super().__init__()
         self.next = b""
 
-    async def answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Write them."""
+    async def respond(
+        self, request: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Write the bytes."""
         writer.write(self.next)
         await writer.drain()
         raise ConnectionAbortedError
 
 
 @pytest.fixture
-def server() -> Iterator[Mutating]:
-    """Serve."""
-    with Mutating() as server:
+def server() -> Iterator[MutatingServer]:
+    """Start the server."""
+    with MutatingServer() as server:
         yield server
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.mark.storm)])
 @pytest.mark.anyio
-async def test_mutated_answers(make_wire: MakeWire, server: Mutating, count: int) -> None:
-    """Each ends in a model or in an error of this package, soon, and the next call works."""
+async def test_mutated_responses(make_wire: MakeWire, server: MutatingServer, count: int) -> None:
+    """Each call soon returns a model or raises one of this package's errors."""
     seed = random.randrange(2**32)
     draw = random.Random(seed)
     outcomes: dict[str, int] = {}
@@ -183,8 +185,8 @@ async def test_mutated_answers(make_wire: MakeWire, server: Mutating, count: int
             except LemcalError as error:
                 outcome = type(error).__name__
             except BaseException as error:
-                error.add_note(f"seed {seed}, answer {number}: {server.next[:2000]!r}")
+                error.add_note(f"seed {seed}, response {number}: {server.next[:2000]!r}")
                 raise
             outcomes[outcome] = outcomes.get(outcome, 0) + 1
-    # Whatever was drawn, some of each kind must have been among it, or this shows nothing.
+    # The test is only meaningful if each of these occurred.
     assert {"a model", "APIConnectionError", "ResponseDecodeError"} <= set(outcomes), outcomes

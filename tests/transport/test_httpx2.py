@@ -1,4 +1,4 @@
-"""httpx2 both ways: its transports below the layers, and the layers in its client."""
+"""httpx2's transports below the layers, and the layers in httpx2's client."""
 
 import subprocess
 import sys
@@ -35,12 +35,12 @@ def server() -> Iterator[Loopback]:
         yield server
 
 
-# ------------------------------------------------------------------ its transports below
+# ------------------------------------------------------------------ httpx2's transports
 
 
 @pytest.mark.anyio
-async def test_its_transport(sandbox: Sandbox) -> None:
-    """It takes the place of the wire; the layers stay."""
+async def test_httpx2_transport(sandbox: Sandbox) -> None:
+    """An httpx2 transport replaces the wire; the layers stay."""
     async with httpx2.AsyncHTTPTransport() as wire:
         lemcal = sandbox.client(transport=wire)
         assert sandbox.user_id == (await lemcal.me()).id
@@ -49,13 +49,13 @@ async def test_its_transport(sandbox: Sandbox) -> None:
         await lemcal.hooks.delete(hook.id)
         sandbox.inject(faults.status(500))
         assert 12 == len(await lemcal.meetings.list())
-        assert [200, 200, 204, 500, 200] == [seen.status_code for seen in sandbox.requests]
+        assert [200, 200, 204, 500, 200] == [request.status_code for request in sandbox.requests]
 
 
 @pytest.mark.parametrize("fault", [faults.reset_after_processing(), faults.truncated()])
 @pytest.mark.anyio
-async def test_a_post_that_was_processed(sandbox: Sandbox, fault: faults.Fault) -> None:
-    """It is not sent again, and the error says no word of what is below."""
+async def test_post_that_may_have_been_processed(sandbox: Sandbox, fault: faults.Fault) -> None:
+    """The POST is not retried, and the error does not mention the transport's library."""
     async with httpx2.AsyncHTTPTransport() as wire:
         sandbox.inject(fault)
         with pytest.raises(APIConnectionError, match="POST /hooks: no response") as caught:
@@ -67,7 +67,7 @@ async def test_a_post_that_was_processed(sandbox: Sandbox, fault: faults.Fault) 
 
 @pytest.mark.anyio
 async def test_nothing_was_sent(server: Loopback) -> None:
-    """Its transports prove that, by the events of httpcore2: a POST is tried again."""
+    """httpcore2's events prove it, so a POST is retried."""
     async with httpx2.AsyncHTTPTransport() as wire:
         lemcal = AsyncLemcal(
             "usr_x",
@@ -84,8 +84,8 @@ async def test_nothing_was_sent(server: Loopback) -> None:
 
 
 @pytest.mark.anyio
-async def test_its_timeouts(server: Loopback) -> None:
-    """They have the same names."""
+async def test_timeouts_of_httpx2(server: Loopback) -> None:
+    """They have the same names as httpx's."""
     async with httpx2.AsyncHTTPTransport() as wire:
         lemcal = AsyncLemcal(
             "usr_x",
@@ -100,38 +100,38 @@ async def test_its_timeouts(server: Loopback) -> None:
             await lemcal.request("GET", "/hold")
 
 
-# ------------------------------------------------------------------ the layers in its client
+# ------------------------------------------------------------------ the layers in httpx2's client
 
 
 def layers(make_wire: MakeWire) -> RetryTransport:
-    """Return all of them."""
+    """Return all layers."""
     return RetryTransport(RateLimitTransport(make_wire(), LocalRateLimiter()), RetryPolicy(max_wait=1))
 
 
 async def parts() -> AsyncIterator[bytes]:
-    """Make a body that can be read once."""
+    """Yield a body that can be read only once."""
     yield b'{"targetUrl": "https://example.com/parts",'
     yield b'"anyMeetingType": true}'
 
 
 @pytest.mark.anyio
-async def test_its_client(make_wire: MakeWire, sandbox: Sandbox) -> None:
-    """A client of httpx2 gets responses of httpx2, through all layers."""
+async def test_httpx2_client(make_wire: MakeWire, sandbox: Sandbox) -> None:
+    """An httpx2 client receives httpx2 responses through all layers."""
     auth = (sandbox.user_id, sandbox.api_key)
     wire: Any = layers(make_wire)
     async with httpx2.AsyncClient(transport=wire, base_url=sandbox.base_url, auth=auth) as client:
         sandbox.inject(faults.too_many_requests("0.01"))
-        answer = await client.get("/me")
-        assert (200, sandbox.user_id) == (answer.status_code, answer.json()["_id"])
-        assert answer.elapsed.total_seconds() > 0
+        response = await client.get("/me")
+        assert (200, sandbox.user_id) == (response.status_code, response.json()["_id"])
+        assert response.elapsed.total_seconds() > 0
         created = await client.post("/hooks", content=parts())
         assert "https://example.com/parts" == created.json()["targetUrl"]
-    assert [429, 200, 200] == [seen.status_code for seen in sandbox.requests]
+    assert [429, 200, 200] == [request.status_code for request in sandbox.requests]
 
 
 @pytest.mark.anyio
-async def test_a_wire_alone_in_its_client(make_wire: MakeWire, server: Loopback) -> None:
-    """Streams too; errors are those of httpx2."""
+async def test_wire_in_httpx2_client(make_wire: MakeWire, server: Loopback) -> None:
+    """Streaming works, and errors are httpx2's."""
     wire: Any = make_wire(max_connections=1)
     async with httpx2.AsyncClient(transport=wire, timeout=5) as client:
         for _ in range(2):
@@ -172,6 +172,6 @@ print("done")
 
 
 def test_everything_on_httpx2() -> None:
-    """A program may call ``httpx2.alias_httpx()`` first; then nothing of httpx is there at all."""
+    """After ``httpx2.alias_httpx()``, httpx is not imported at all."""
     done = subprocess.run([sys.executable, "-c", ALIASED], capture_output=True, check=False, text=True)
     assert ("done\n", "") == (done.stdout, done.stderr)

@@ -1,4 +1,4 @@
-"""The rate-limit layer: whose budget it asks for, what it reports of each request, and what it raises."""
+"""The rate-limit layer: the keys it uses, the outcomes it reports, and the errors it raises."""
 
 import asyncio
 import contextlib
@@ -45,8 +45,8 @@ Cancel = Callable[[Send, anyio.Event], Coroutine[Any, Any, None]]
 
 
 @attrs.frozen
-class Asked:
-    """One question to a limiter."""
+class Acquisition:
+    """The arguments of a call to ``acquire``."""
 
     key: Key
     priority: Priority
@@ -56,13 +56,13 @@ class Asked:
 
 @attrs.define
 class Recorder:
-    """A limiter that grants at once, or after ``delay``, and writes down what it is asked and told."""
+    """A limiter that grants after ``delay``, and records acquisitions and reports."""
 
     delay: float = 0.0
-    hold: float = 0.0
+    pause: float = 0.0
     refusal: WouldWait | None = None
-    asked: list[Asked] = attrs.field(factory=list)
-    told: list[str] = attrs.field(factory=list)
+    acquisitions: list[Acquisition] = attrs.field(factory=list)
+    reports: list[str] = attrs.field(factory=list)
     permits: list[Permit] = attrs.field(factory=list)
 
     async def acquire(
@@ -70,11 +70,11 @@ class Recorder:
         key: Key,
         *,
         priority: Priority = "interactive",
-        timeout: float | None = None,  # noqa: ASYNC109 - the protocol's
+        timeout: float | None = None,  # noqa: ASYNC109 - part of the protocol
         again: Permit | None = None,
     ) -> Permit:
-        """Grant, or refuse."""
-        self.asked.append(Asked(key, priority, timeout, again))
+        """Grant or refuse a permit."""
+        self.acquisitions.append(Acquisition(key, priority, timeout, again))
         await anyio.sleep(self.delay)
         if self.refusal is not None:
             raise self.refusal
@@ -82,115 +82,115 @@ class Recorder:
         return self.permits[-1]
 
     def snapshot(self, key: Key) -> RateLimit:
-        """Return what nobody else would."""
+        """Return recognizable values."""
         return RateLimit(limit=17, remaining=3, resets_in=1.0, queued=0, paused_for=0.0)
 
 
 @attrs.frozen(eq=False)
 class RecordedPermit:
-    """A permit whose reports can be read."""
+    """A permit that records the reports it receives."""
 
     recorder: Recorder
 
     def sent(self) -> None:
-        """Take down the departure."""
-        self.recorder.told.append("sent")
+        """Record that the request was sent."""
+        self.recorder.reports.append("sent")
 
     def answered(self, status_code: int, quota: Quota) -> float:
-        """Take down the answer, with what shows that its headers were read."""
-        self.recorder.told.append(f"answered {status_code}, {quota.remaining} left")
-        return self.recorder.hold
+        """Record the response, including a value from its headers."""
+        self.recorder.reports.append(f"answered {status_code}, {quota.remaining} left")
+        return self.recorder.pause
 
     def unsent(self) -> None:
-        """Take down that it never left."""
-        self.recorder.told.append("unsent")
+        """Record that the request was not sent."""
+        self.recorder.reports.append("unsent")
 
     def unknown(self) -> None:
-        """Take down that nobody knows."""
-        self.recorder.told.append("unknown")
+        """Record that the outcome is unknown."""
+        self.recorder.reports.append("unknown")
 
 
-async def depart(request: httpx.Request, method: str | None = None) -> None:
-    """Tell that the request leaves, as httpcore does."""
+async def report_sending(request: httpx.Request, method: str | None = None) -> None:
+    """Report that the request is being sent, as httpcore does."""
     info = {"request": httpcore.Request(method or request.method, "https://api.example.com")}
     await request.extensions["trace"]("http11.send_request_headers.started", info)
 
 
-async def answer(request: httpx.Request) -> httpx.Response:
-    """Answer, and tell nothing."""
+async def respond(request: httpx.Request) -> httpx.Response:
+    """Respond without reporting anything."""
     return httpx.Response(200, json=USER, headers={"X-RateLimit-Remaining": "7"})
 
 
-async def depart_and_answer(request: httpx.Request) -> httpx.Response:
-    """Answer, and tell when the request leaves."""
-    await depart(request)
-    return await answer(request)
+async def report_and_respond(request: httpx.Request) -> httpx.Response:
+    """Report that the request is being sent, and respond."""
+    await report_sending(request)
+    return await respond(request)
 
 
-def layer(handler: Handler = answer, limiter: RateLimiter | None = None) -> RateLimitTransport:
-    """Return the layer on a wire that does as ``handler`` does."""
+def layer(handler: Handler = respond, limiter: RateLimiter | None = None) -> RateLimitTransport:
+    """Return the layer on a mock transport with this handler."""
     return RateLimitTransport(httpx.MockTransport(handler), limiter)
 
 
 def request_of(account: tuple[str, str] = ONE, **call: Any) -> httpx.Request:
-    """Return a request as the client makes it, but for the key."""
+    """Return a request as the client creates it, but without the key."""
     request = httpx.Request("GET", URL, extensions=extension(CallState("GET", "/me", **call)))
     return next(httpx.BasicAuth(*account).auth_flow(request))
 
 
-def most_in(period: float, times: list[float]) -> int:
-    """Return the greatest number of ``times`` in any ``period``."""
+def max_in_period(period: float, times: list[float]) -> int:
+    """Return the maximum number of ``times`` within any ``period``."""
     return max(sum(start <= moment < start + period for moment in times) for start in times)
 
 
-# Whose budget.
+# Keys.
 
 
 def test_the_recorder_is_a_rate_limiter() -> None:
-    """Anything that has the two methods is."""
+    """Any object with the two methods is a rate limiter."""
     assert isinstance(Recorder(), RateLimiter)
 
 
 def test_the_limiter_is_the_process_wide_one_unless_given() -> None:
-    """Whichever that is at the time."""
+    """The default is looked up at the time of use."""
     given = LocalRateLimiter()
     assert (default_limiter(), given) == (layer().limiter, layer(limiter=given).limiter)
 
 
 @pytest.mark.anyio
-async def test_a_plain_client_shares_the_budget_of_the_sdk() -> None:
-    """The same account at the same address: the key is told from the header where no call carries it."""
+async def test_plain_client_shares_the_limit_of_the_sdk() -> None:
+    """For a request of a plain client, the key is derived from the URL and the header."""
     limiter = LocalRateLimiter(3, 60.0)
     transport = layer(limiter=limiter)
     async with httpx.AsyncClient(transport=transport, auth=ONE) as client:
         await client.get(URL)
-    async with AsyncLemcal(*ONE, transport=httpx.MockTransport(answer), limiter=limiter) as lemcal:
+    async with AsyncLemcal(*ONE, transport=httpx.MockTransport(respond), limiter=limiter) as lemcal:
         await lemcal.me()
         assert 1 == lemcal.rate_limit.remaining
         assert 3 == lemcal.for_account(*TWO).rate_limit.remaining
 
 
 @pytest.mark.anyio
-async def test_the_key_of_the_call_comes_first() -> None:
-    """The client knows it, and spares the layer the reading of headers."""
+async def test_the_key_of_the_call_has_priority() -> None:
+    """The client knows the key, so the layer does not derive it."""
     recorder, key = Recorder(), Key("https://api.example.com", "0a" * 16)
     await layer(limiter=recorder).handle_async_request(request_of(key=key))
-    assert [key] == [asked.key for asked in recorder.asked]
+    assert [key] == [acquisition.key for acquisition in recorder.acquisitions]
 
 
 @pytest.mark.anyio
-async def test_a_request_without_credentials_has_a_budget_too() -> None:
-    """The server counts it somewhere."""
+async def test_request_without_credentials_has_a_key() -> None:
+    """The server may count such requests, too."""
     recorder = Recorder()
     async with httpx.AsyncClient(transport=layer(limiter=recorder)) as client:
         await client.get(URL)
         await client.get(URL, auth=ONE)
-    assert 2 == len({asked.key for asked in recorder.asked})
+    assert 2 == len({acquisition.key for acquisition in recorder.acquisitions})
 
 
 @pytest.mark.anyio
 async def test_two_accounts_on_one_stack_do_not_delay_each_other() -> None:
-    """One has used its budget up, the other goes."""
+    """One account has reached its limit; the other still sends."""
     transport = layer(limiter=LocalRateLimiter(1, 60.0))
     with anyio.fail_after(5):
         await transport.handle_async_request(request_of(ONE))
@@ -201,31 +201,31 @@ async def test_two_accounts_on_one_stack_do_not_delay_each_other() -> None:
 
 
 @pytest.mark.anyio
-async def test_what_the_limiter_is_asked() -> None:
-    """The call's lane, and the time it has left."""
+async def test_arguments_of_acquire() -> None:
+    """The call's priority and remaining time are passed on."""
     recorder = Recorder()
-    async with AsyncLemcal(*ONE, transport=httpx.MockTransport(answer), limiter=recorder) as lemcal:
+    async with AsyncLemcal(*ONE, transport=httpx.MockTransport(respond), limiter=recorder) as lemcal:
         await lemcal.me()
         await lemcal.with_options(priority="bulk", deadline=9.0).me()
-    first, second = recorder.asked
+    first, second = recorder.acquisitions
     assert ("interactive", None, None) == (first.priority, first.timeout, first.again)
     assert ("bulk", None) == (second.priority, second.again)
     assert 9.0 == pytest.approx(second.timeout, abs=0.5)
 
 
-# What is reported: how the request ended, and when it left.
+# Reports: how the request ended, and when it was sent.
 
 
 @pytest.mark.parametrize(
     ("handler", "expected"),
-    [(answer, ["answered 200, 7 left"]), (depart_and_answer, ["sent", "answered 200, 7 left"])],
+    [(respond, ["answered 200, 7 left"]), (report_and_respond, ["sent", "answered 200, 7 left"])],
 )
 @pytest.mark.anyio
-async def test_an_answer(handler: Handler, expected: list[str]) -> None:
-    """It is reported with its headers, and the departure if the wire tells."""
+async def test_response_is_reported(handler: Handler, expected: list[str]) -> None:
+    """The headers are reported, too, and the sending if the wire reports it."""
     recorder = Recorder()
     await layer(handler, recorder).handle_async_request(request_of())
-    assert expected == recorder.told
+    assert expected == recorder.reports
 
 
 ERRORS = [
@@ -239,7 +239,7 @@ ERRORS = [
 
 
 class Wire(httpx.MockTransport):
-    """A wire that promises to report when it sends, or does not."""
+    """A wire that may promise to report when it sends."""
 
     def __init__(self, handler: Handler, *, reports_sending: bool) -> None:
         super().__init__(handler)
@@ -248,7 +248,7 @@ class Wire(httpx.MockTransport):
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize(
-    ("reports_sending", "events", "told"),
+    ("reports_sending", "events", "reports"),
     [
         (True, [], ["unsent"]),
         (False, ["connection.connect_tcp.started"], ["unsent"]),
@@ -258,10 +258,10 @@ class Wire(httpx.MockTransport):
     ],
 )
 @pytest.mark.anyio
-async def test_a_failure(
-    error: type[Exception], *, reports_sending: bool, events: list[str], told: list[str]
+async def test_failure_is_reported(
+    error: type[Exception], *, reports_sending: bool, events: list[str], reports: list[str]
 ) -> None:
-    """Its name proves nothing: the slot goes back only if the wire shows that it sent nothing."""
+    """The type of error proves nothing: the slot is returned only if the wire proves that it sent nothing."""
     recorder = Recorder()
 
     async def fail(request: httpx.Request) -> httpx.Response:
@@ -273,28 +273,28 @@ async def test_a_failure(
     transport = RateLimitTransport(Wire(fail, reports_sending=reports_sending), recorder)
     with pytest.raises(error):
         await transport.handle_async_request(request_of())
-    assert told == recorder.told
+    assert reports == recorder.reports
 
 
 @pytest.mark.anyio
-async def test_what_was_reported_once_proves_nothing_later() -> None:
-    """Each attempt counts by itself: a wire may send some requests by other means than others."""
+async def test_events_of_one_attempt_prove_nothing_about_another() -> None:
+    """A wire may send different requests in different ways."""
     recorder = Recorder()
 
     async def fail(request: httpx.Request) -> httpx.Response:
         if len(recorder.permits) == 1:
-            return await depart_and_answer(request)
+            return await report_and_respond(request)
         raise httpx.ConnectError("broken")
 
     transport = layer(fail, recorder)
     await transport.handle_async_request(request_of())
     with pytest.raises(httpx.ConnectError):
         await transport.handle_async_request(request_of())
-    assert "unknown" == recorder.told[-1]
+    assert "unknown" == recorder.reports[-1]
 
 
 async def by_scope(send: Send, stuck: anyio.Event) -> None:
-    """Cancel as anyio and trio do."""
+    """Cancel with a cancel scope."""
     async with anyio.create_task_group() as group:
         group.start_soon(send)
         await stuck.wait()
@@ -302,7 +302,7 @@ async def by_scope(send: Send, stuck: anyio.Event) -> None:
 
 
 async def natively(send: Send, stuck: anyio.Event) -> None:
-    """Cancel as asyncio does."""
+    """Cancel with ``Task.cancel()``."""
     task = asyncio.ensure_future(send())
     await stuck.wait()
     task.cancel()
@@ -319,7 +319,7 @@ CANCELLATIONS = [
 
 @pytest.mark.parametrize(("anyio_backend", "cancel"), CANCELLATIONS)
 @pytest.mark.parametrize(
-    ("tells", "leaves", "expected"),
+    ("reports", "sends", "expected"),
     [
         (True, False, ["unsent"]),
         (True, True, ["sent", "unknown"]),
@@ -328,32 +328,32 @@ CANCELLATIONS = [
 )
 @pytest.mark.anyio
 async def test_canceled_on_the_wire(
-    cancel: Cancel, *, tells: bool, leaves: bool, expected: list[str]
+    cancel: Cancel, *, reports: bool, sends: bool, expected: list[str]
 ) -> None:
-    """Before the request left the slot goes back; later, or if nobody can tell, it counts as used."""
+    """The slot is returned if the request was certainly not sent; otherwise, it counts as used."""
     recorder, stuck = Recorder(), anyio.Event()
 
     async def hang(request: httpx.Request) -> httpx.Response:
         if len(recorder.permits) == 1:
-            return await (depart_and_answer if tells else answer)(request)
-        if leaves:
-            await depart(request)
+            return await (report_and_respond if reports else respond)(request)
+        if sends:
+            await report_sending(request)
         stuck.set()
         await anyio.sleep_forever()
         raise AssertionError
 
-    transport = RateLimitTransport(Wire(hang, reports_sending=tells), recorder)
+    transport = RateLimitTransport(Wire(hang, reports_sending=reports), recorder)
     await transport.handle_async_request(request_of())
-    recorder.told.clear()
+    recorder.reports.clear()
     with anyio.fail_after(5):
         await cancel(lambda: transport.handle_async_request(request_of()), stuck)
-    assert expected == recorder.told
+    assert expected == recorder.reports
 
 
 @pytest.mark.parametrize(("anyio_backend", "cancel"), CANCELLATIONS)
 @pytest.mark.anyio
 async def test_canceled_in_the_queue(cancel: Cancel) -> None:
-    """Nothing was granted, so there is nothing to report; the wait counts all the same."""
+    """Without a permit there is nothing to report, but the wait counts."""
     recorder, request, stuck = Recorder(delay=60.0), request_of(), anyio.Event()
 
     async def send() -> None:
@@ -366,14 +366,14 @@ async def test_canceled_in_the_queue(cancel: Cancel) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(wait)
         await cancel(send, stuck)
-    assert [] == recorder.told
+    assert [] == recorder.reports
     assert 0.0 < call_of(request).waited < 5.0
 
 
 @pytest.mark.anyio
-async def test_a_refused_request_keeps_its_permit() -> None:
-    """It shows it when it asks again, once; and what the limiter holds is not waited for twice."""
-    recorder, request = Recorder(hold=1.5), request_of()
+async def test_refused_request_presents_its_permit() -> None:
+    """The next acquisition, and only that, has the permit; the limiter's pause is recorded."""
+    recorder, request = Recorder(pause=1.5), request_of()
     statuses = [429, 503, 200]
 
     async def respond(request: httpx.Request) -> httpx.Response:
@@ -384,12 +384,12 @@ async def test_a_refused_request_keeps_its_permit() -> None:
     assert (recorder.permits[0], 1.5) == (call_of(request).refused_permit, call_of(request).paused_for)
     await transport.handle_async_request(request)
     await transport.handle_async_request(request)
-    assert [None, recorder.permits[0], None] == [asked.again for asked in recorder.asked]
+    assert [None, recorder.permits[0], None] == [acquisition.again for acquisition in recorder.acquisitions]
 
 
 @pytest.mark.anyio
-async def test_a_request_used_twice_begins_a_new_call() -> None:
-    """What became of the first is nothing to the second; a first layer in a plain client sees to it."""
+async def test_sending_a_request_again_begins_a_new_call() -> None:
+    """The second call does not inherit the state of the first."""
     request = httpx.Request("GET", URL)
     first = begin_call(request)
     assert first is call_of(request) is begin_call(request)
@@ -400,29 +400,29 @@ async def test_a_request_used_twice_begins_a_new_call() -> None:
     assert "GET /api/lemcal/me" == str(second)
 
 
-# The wire's trace.
+# Trace events of the wire.
 
 
 @pytest.mark.anyio
-async def test_a_connect_is_not_the_request() -> None:
-    """The CONNECT to a proxy leaves first; canceled or failed after that, the request itself has not."""
+async def test_connect_to_a_proxy_is_not_the_request() -> None:
+    """If the CONNECT request fails, the request itself was not sent."""
     recorder = Recorder()
 
     async def tunnel(request: httpx.Request) -> httpx.Response:
-        await depart(request, method="CONNECT")
+        await report_sending(request, method="CONNECT")
         raise httpx.ConnectError("the other side of the proxy is down")
 
     with pytest.raises(httpx.ConnectError):
         await layer(tunnel, recorder).handle_async_request(request_of())
-    assert ["unsent"] == recorder.told
+    assert ["unsent"] == recorder.reports
 
 
 @pytest.mark.parametrize("make", [PooledTransport, HTTPX2Transport, httpx.AsyncHTTPTransport])
 @pytest.mark.anyio
-async def test_a_real_wire_tells(
+async def test_real_wires_report_sending(
     make: Callable[[], httpx.AsyncBaseTransport], lemcal_sandbox: Sandbox
 ) -> None:
-    """The departure is known, on a new connection as on a used one; and callers' own traces go on."""
+    """Both new and reused connections report it, and the caller's own trace callback still works."""
     recorder, events = Recorder(), []
 
     async def trace(name: str, info: dict[str, Any]) -> None:
@@ -433,32 +433,32 @@ async def test_a_real_wire_tells(
             request = client.build_request(
                 "GET", f"{lemcal_sandbox.base_url}/me", extensions={"trace": trace}
             )
-            answer = await client.send(request, auth=(lemcal_sandbox.user_id, lemcal_sandbox.api_key))
-            assert lemcal_sandbox.user_id == answer.json()["_id"]
+            response = await client.send(request, auth=(lemcal_sandbox.user_id, lemcal_sandbox.api_key))
+            assert lemcal_sandbox.user_id == response.json()["_id"]
             assert trace is request.extensions["trace"]
-    assert ["sent", "answered 200, 19 left", "sent", "answered 200, 18 left"] == recorder.told
+    assert ["sent", "answered 200, 19 left", "sent", "answered 200, 18 left"] == recorder.reports
     assert 1 == events.count("connection.connect_tcp.complete")
-    told = (
+    expected = (
         "send_request_headers.started",
         "receive_response_headers.complete",
         "receive_response_body.complete",
     )
-    for name in told:
+    for name in expected:
         assert 2 == events.count(f"http11.{name}")
 
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.anyio
-async def test_the_request_is_left_as_it_was(*, fails: bool) -> None:
-    """Without a trace of ours, or with the caller's own."""
+async def test_trace_extension_is_restored(*, fails: bool) -> None:
+    """Afterward, the request has the caller's callback or none."""
 
     async def wire(request: httpx.Request) -> httpx.Response:
         if fails:
             raise httpx.ConnectError("no")
-        return await depart_and_answer(request)
+        return await report_and_respond(request)
 
     async def trace(name: str, info: dict[str, Any]) -> None:
-        """Take note of nothing."""
+        """Ignore the event."""
 
     for extensions in ({}, {"trace": trace}):
         request = httpx.Request("GET", URL, extensions=extensions)
@@ -470,14 +470,14 @@ async def test_the_request_is_left_as_it_was(*, fails: bool) -> None:
 
 @pytest.mark.anyio
 async def test_slow_connections_do_not_pile_up() -> None:
-    """What counts is when requests leave: between grant and departure may lie more than a period."""
-    dice, arrivals = random.Random(1), list[float]()
+    """The limit applies to sending: a request may be sent more than a period after its permit."""
+    rng, arrivals = random.Random(1), list[float]()
 
     async def connect_slowly(request: httpx.Request) -> httpx.Response:
-        await anyio.sleep(dice.choice([0.0, 0.05, 0.15]))
-        await depart(request)
+        await anyio.sleep(rng.choice([0.0, 0.05, 0.15]))
+        await report_sending(request)
         arrivals.append(anyio.current_time())
-        await anyio.sleep(dice.random() * 0.02)
+        await anyio.sleep(rng.random() * 0.02)
         return httpx.Response(200)
 
     transport = layer(connect_slowly, LocalRateLimiter(5, 0.1))
@@ -486,22 +486,22 @@ async def test_slow_connections_do_not_pile_up() -> None:
             for _ in range(20):
                 group.start_soon(transport.handle_async_request, request_of())
     assert 20 == len(arrivals)
-    assert most_in(0.1, arrivals) <= 5
+    assert max_in_period(0.1, arrivals) <= 5
 
 
 # Refusals.
 
 
 @pytest.mark.anyio
-async def test_a_refused_request_goes_before_later_ones() -> None:
-    """Its turn comes again as soon as the server allows; the others come after, in their order."""
-    seen: list[str] = []
+async def test_refused_request_goes_first() -> None:
+    """It is sent as soon as the server allows, and the others follow in order."""
+    paths: list[str] = []
     arrived, all_queued = anyio.Event(), anyio.Event()
 
     async def refuse_once(request: httpx.Request) -> httpx.Response:
-        seen.append(request.url.path)
-        if len(seen) > 1:
-            return await answer(request)
+        paths.append(request.url.path)
+        if len(paths) > 1:
+            return await respond(request)
         arrived.set()
         await all_queued.wait()
         return httpx.Response(429, headers={"Retry-After": "0.1"})
@@ -522,15 +522,15 @@ async def test_a_refused_request_goes_before_later_ones() -> None:
                 group.start_soon(send, path)
                 await anyio.wait_all_tasks_blocked()
             all_queued.set()
-    assert ["/a", "/a", "/b", "/c", "/d"] == seen
+    assert ["/a", "/a", "/b", "/c", "/d"] == paths
 
 
 @pytest.mark.anyio
-async def test_a_queue_longer_than_the_deadline() -> None:
-    """It raises at once, says both lengths, and when to try again."""
+async def test_queue_longer_than_the_deadline() -> None:
+    """The error is immediate, and names both times and when to try again."""
     recorder = Recorder(refusal=WouldWait(6.06, refused=False))
     async with AsyncLemcal(
-        *ONE, transport=httpx.MockTransport(answer), limiter=recorder, deadline=5.0
+        *ONE, transport=httpx.MockTransport(respond), limiter=recorder, deadline=5.0
     ) as lemcal:
         with pytest.raises(DeadlineExceededError) as caught:
             await lemcal.me()
@@ -544,18 +544,18 @@ async def test_a_queue_longer_than_the_deadline() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_deadline_that_has_passed() -> None:
-    """No time is left, not less than none."""
+async def test_deadline_that_has_passed() -> None:
+    """The message says 0 s, not a negative time."""
     transport = layer(limiter=Recorder(refusal=WouldWait(0.5, refused=False)))
     with pytest.raises(DeadlineExceededError, match=r"0\.5 s long, but only 0 s are left"):
         await transport.handle_async_request(request_of(deadline=anyio.current_time() - 3.0))
 
 
 @pytest.mark.anyio
-async def test_a_key_that_is_refused_for_long() -> None:
-    """It is the server's 429 that stands, for this call as for the one that met it."""
+async def test_long_refusal_of_a_key() -> None:
+    """The call raises the RateLimitError of the server's earlier 429."""
     recorder = Recorder(refusal=WouldWait(86_399.6, refused=True))
-    async with AsyncLemcal(*ONE, transport=httpx.MockTransport(answer), limiter=recorder) as lemcal:
+    async with AsyncLemcal(*ONE, transport=httpx.MockTransport(respond), limiter=recorder) as lemcal:
         with pytest.raises(RateLimitError) as caught:
             await lemcal.me()
     assert (
@@ -568,8 +568,8 @@ async def test_a_key_that_is_refused_for_long() -> None:
 
 
 @pytest.mark.anyio
-async def test_an_order_to_wait_for_a_day_meets_all_calls() -> None:
-    """The one that gets it, those that are queued, and those that come."""
+async def test_retry_after_of_a_day_fails_all_calls() -> None:
+    """The call that receives it, queued calls, and later calls raise."""
     hits = 0
 
     async def refuse(request: httpx.Request) -> httpx.Response:
@@ -598,8 +598,8 @@ async def test_an_order_to_wait_for_a_day_meets_all_calls() -> None:
 
 
 @pytest.mark.anyio
-async def test_the_wait_is_counted() -> None:
-    """Over all attempts of a call, and shown on errors."""
+async def test_waiting_time_is_recorded() -> None:
+    """It is the total over all attempts of a call, and is on errors."""
     recorder, request = Recorder(delay=0.05), request_of()
     await layer(limiter=recorder).handle_async_request(request)
     assert 0.04 < call_of(request).waited < 5.0
@@ -611,8 +611,8 @@ async def test_the_wait_is_counted() -> None:
 
 
 @pytest.mark.anyio
-async def test_closing_closes_what_is_below() -> None:
-    """Transports own each other downwards, as in httpx."""
+async def test_closing_closes_the_wrapped_transport() -> None:
+    """A layer owns its wire, as in httpx."""
     closed: list[str] = []
 
     class Wire(httpx.AsyncBaseTransport):
@@ -623,13 +623,13 @@ async def test_closing_closes_what_is_below() -> None:
     assert ["wire"] == closed
 
 
-# The whole, against a server that counts.
+# End to end, against a server with a rate limit.
 
 
 @pytest.mark.parametrize("window", ["fixed", "sliding"])
 @pytest.mark.anyio
-async def test_no_429_from_a_server_that_counts(window: WindowKind) -> None:
-    """25 calls at once, at 5 in 0.2 s: all answered, none refused, however it counts."""
+async def test_no_429_from_a_real_server(window: WindowKind) -> None:
+    """25 concurrent calls at 5 per 0.2 s: none receives a 429, for either kind of window."""
     with Sandbox(limit=5, period=0.2, window=window).serve() as sandbox:
         async with sandbox.client(limiter=LocalRateLimiter(5, 0.2), retry=RetryPolicy(attempts=1)) as lemcal:
             with anyio.fail_after(20):
@@ -637,37 +637,37 @@ async def test_no_429_from_a_server_that_counts(window: WindowKind) -> None:
                     for _ in range(25):
                         group.start_soon(lemcal.me)
         assert [200] * 25 == [request.status_code for request in sandbox.requests]
-        # A server that counts in windows lets the end of one and the beginning of the next go together.
-        at_most = 5 if window == "sliding" else 10
-        assert 5 <= most_in(0.2, [request.at for request in sandbox.requests]) <= at_most
+        # With fixed windows, requests at the end of one and the start of the next can be close together.
+        allowed = 5 if window == "sliding" else 10
+        assert 5 <= max_in_period(0.2, [request.at for request in sandbox.requests]) <= allowed
 
 
 @attrs.define
-class LapsedOnce(RecordedPermit):
-    """A permit that has run out by the time its request is to leave."""
+class ExpiredPermit(RecordedPermit):
+    """A permit that has expired when its request is about to be sent."""
 
     def sent(self) -> bool:  # type: ignore[override]
-        """Refuse to have it sent."""
-        self.recorder.told.append("lapsed")
+        """Report the expiry."""
+        self.recorder.reports.append("expired")
         return False
 
 
 @attrs.define
-class Lapsing(Recorder):
-    """A limiter whose first permit runs out, as of a process that stood still."""
+class ExpiringLimiter(Recorder):
+    """A limiter whose first permit expires, as in a suspended process."""
 
     async def acquire(
         self,
         key: Key,
         *,
         priority: Priority = "interactive",
-        timeout: float | None = None,  # noqa: ASYNC109 - the protocol's
+        timeout: float | None = None,  # noqa: ASYNC109 - part of the protocol
         again: Permit | None = None,
     ) -> Permit:
-        """Grant a permit that has run out first, and a good one then."""
+        """Grant an expired permit first, and then valid ones."""
         await super().acquire(key, priority=priority, timeout=timeout, again=again)
         if len(self.permits) == 1:
-            self.permits[0] = LapsedOnce(self)
+            self.permits[0] = ExpiredPermit(self)
         return self.permits[-1]
 
 
@@ -675,13 +675,13 @@ class Lapsing(Recorder):
 @pytest.mark.parametrize(
     "wire", [PooledTransport, HTTPX2Transport, AiohttpTransport, httpx.AsyncHTTPTransport]
 )
-async def test_14_13_a_permit_that_ran_out_sends_nothing(
+async def test_expired_permit_sends_nothing(
     wire: Callable[[], httpx.AsyncBaseTransport], anyio_backend_name: str
 ) -> None:
-    """The call asks again and goes first; the server sees one request, and the caller no error."""
+    """The call acquires a new permit with priority; the server receives one request."""
     if wire is AiohttpTransport and anyio_backend_name == "trio":
         pytest.skip("aiohttp runs on asyncio only")
-    limiter = Lapsing()
+    limiter = ExpiringLimiter()
     with Sandbox().serve() as sandbox:
         async with (
             wire() as transport,
@@ -696,5 +696,5 @@ async def test_14_13_a_permit_that_ran_out_sends_nothing(
         ):
             await lemcal.me()
         assert 1 == len(sandbox.requests)
-    assert [None, limiter.permits[0]] == [asked.again for asked in limiter.asked]
-    assert ["lapsed", "unsent", "sent"] == limiter.told[:3]
+    assert [None, limiter.permits[0]] == [acquisition.again for acquisition in limiter.acquisitions]
+    assert ["expired", "unsent", "sent"] == limiter.reports[:3]

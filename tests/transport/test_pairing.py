@@ -1,4 +1,4 @@
-"""No answer that can be told from the right one is given to another request, whatever a gateway does."""
+"""No request receives another request's response, if the two are distinguishable."""
 
 import asyncio
 import ssl
@@ -14,17 +14,17 @@ import trustme
 from lemcal_async.transport.aiohttp import AiohttpTransport
 
 from .conftest import MakeWire
-from .loopback import Loopback, Seen
+from .loopback import Loopback, ReceivedRequest
 
-READ_AT_ONCE = 2**16  # bytes that the wires ask for in one go
+READ_SIZE = 2**16  # bytes that the wires read at a time
 
 
 class Gateway(Loopback):
-    """Names the target in each answer, and sends some twice, or unasked.
+    """Returns the request's target, and sends some responses twice, or unsolicited.
 
-    ``/twice/...`` is answered twice in one go, ``/later/...`` once more a moment later, ``/stray/...`` with
-    bytes behind the answer that are none; ``/exact/...`` is answered twice, where the first answer ends
-    where a read does. With ``greets`` a connection begins with an answer to nothing.
+    ``/twice/...`` sends the response twice at once, ``/later/...`` again after a while, ``/stray/...`` followed
+    by stray bytes; ``/exact/...`` sends it twice, and the first response ends at the end of a read. If
+    ``greets`` is true, each connection starts with an unsolicited response.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None, *, greets: bool = False) -> None:
@@ -34,31 +34,33 @@ class Gateway(Loopback):
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.greets:
-            writer.write(_answer(b"nobody's"))
+            writer.write(_response(b"unsolicited"))
             await writer.drain()
         await super()._connected(reader, writer)
 
-    async def answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Write the answer, and what else the path asks for."""
-        answer = _answer(seen.target.encode(), seen.connection)
-        match seen.target.split("/")[1]:
+    async def respond(
+        self, request: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Write the response, and any additional data."""
+        response = _response(request.target.encode(), request.connection)
+        match request.target.split("/")[1]:
             case "twice":
-                writer.write(answer * 2)
+                writer.write(response * 2)
             case "stray":
-                writer.write(answer + b"?\r\n")
+                writer.write(response + b"?\r\n")
             case "exact":
-                padding = READ_AT_ONCE - len(answer) - len("X-Padding: \r\n")
-                writer.write(_answer(seen.target.encode(), seen.connection, padding) * 2)
+                padding = READ_SIZE - len(response) - len("X-Padding: \r\n")
+                writer.write(_response(request.target.encode(), request.connection, padding) * 2)
             case "later":
-                writer.write(answer)
+                writer.write(response)
                 await writer.drain()
                 await self.again.wait()
-                writer.write(answer)
+                writer.write(response)
             case _:
-                writer.write(answer)
+                writer.write(response)
 
 
-def _answer(body: bytes, connection: int = 0, padding: int | None = None) -> bytes:
+def _response(body: bytes, connection: int = 0, padding: int | None = None) -> bytes:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nX-Connection: %d\r\n" % (len(body), connection)
     if padding is not None:
         head += b"X-Padding: " + b"x" * padding + b"\r\n"
@@ -73,7 +75,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture(params=["http", "https"])
 def gateway(request: pytest.FixtureRequest, authority: trustme.CA) -> Iterator[Gateway]:
-    """Serve, in clear and by TLS."""
+    """Start a gateway, with and without TLS."""
     tls = None
     if request.param == "https":
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -84,7 +86,7 @@ def gateway(request: pytest.FixtureRequest, authority: trustme.CA) -> Iterator[G
 
 @pytest.fixture
 def client_tls(authority: trustme.CA) -> ssl.SSLContext:
-    """Trust those servers."""
+    """Return a TLS context that trusts the gateway."""
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
@@ -92,40 +94,40 @@ def client_tls(authority: trustme.CA) -> ssl.SSLContext:
 
 @pytest.mark.parametrize("path", ["twice", "exact"])
 @pytest.mark.anyio
-async def test_more_than_was_asked_for(
+async def test_duplicate_responses(
     make_wire: MakeWire, gateway: Gateway, client_tls: ssl.SSLContext, path: str
 ) -> None:
-    """Each request has its own answer, and each a connection of its own."""
+    """Each request receives its own response, over a new connection."""
     async with httpx.AsyncClient(transport=make_wire(ssl_context=client_tls), timeout=5) as client:
         for number in range(5):
-            answer = await client.get(f"{gateway.url}/{path}/{number}")
-            assert f"/{path}/{number}" == answer.text
+            response = await client.get(f"{gateway.url}/{path}/{number}")
+            assert f"/{path}/{number}" == response.text
     assert [1, 2, 3, 4, 5] == gateway.connections
 
 
 @pytest.mark.anyio
-async def test_bytes_that_are_no_answer(
+async def test_stray_bytes_after_a_response(
     make_wire: MakeWire, gateway: Gateway, client_tls: ssl.SSLContext
 ) -> None:
-    """They cost the connection, and with some parsers the answer before them."""
+    """The connection is closed; with some parsers, the response fails, too."""
     async with httpx.AsyncClient(transport=make_wire(ssl_context=client_tls), timeout=5) as client:
         for number in range(3):
             try:
-                answer = (await client.get(f"{gateway.url}/stray/{number}")).text
+                outcome = (await client.get(f"{gateway.url}/stray/{number}")).text
             except httpx.RemoteProtocolError as error:
-                answer = str(error)
+                outcome = str(error)
             expected = (
                 "the response is not valid HTTP" if make_wire is AiohttpTransport else f"/stray/{number}"
             )
-            assert expected == answer
+            assert expected == outcome
     assert [1, 2, 3] == gateway.connections
 
 
 @pytest.mark.anyio
-async def test_an_answer_that_comes_again_later(
+async def test_duplicate_response_on_an_idle_connection(
     make_wire: MakeWire, gateway: Gateway, client_tls: ssl.SSLContext
 ) -> None:
-    """While the connection is idle: it is not used again."""
+    """The connection is not reused."""
     async with httpx.AsyncClient(transport=make_wire(ssl_context=client_tls), timeout=5) as client:
         first = await client.get(f"{gateway.url}/later/1")
         gateway._loop.call_soon_threadsafe(gateway.again.set)
@@ -142,10 +144,10 @@ def _until_idle(gateway: Gateway) -> None:
 
 
 @pytest.mark.anyio
-async def test_connections_that_carry_nothing_else_are_kept(
+async def test_connections_to_a_correct_server_are_kept(
     make_wire: MakeWire, gateway: Gateway, client_tls: ssl.SSLContext
 ) -> None:
-    """The check costs an honest server nothing."""
+    """The check does not close correct connections."""
     async with httpx.AsyncClient(transport=make_wire(ssl_context=client_tls), timeout=5) as client:
         for number in range(5):
             assert f"/{number}" == (await client.get(f"{gateway.url}/{number}")).text
@@ -153,8 +155,8 @@ async def test_connections_that_carry_nothing_else_are_kept(
 
 
 @pytest.mark.anyio
-async def test_an_answer_before_the_request(make_wire: MakeWire) -> None:
-    """It answers nothing, so it is refused. Only what arrives behind the request passes for its answer."""
+async def test_response_before_the_request(make_wire: MakeWire) -> None:
+    """A response that arrives before the request is an error."""
 
     async def slowly(name: str, _: object) -> None:
         if name.endswith("send_request_headers.started"):
@@ -166,4 +168,4 @@ async def test_an_answer_before_the_request(make_wire: MakeWire) -> None:
                 request = httpx.Request("GET", f"{gateway.url}/{number}", extensions={"trace": slowly})
                 with pytest.raises(httpx.RemoteProtocolError, match="sent data before the request"):
                     await transport.handle_async_request(request)
-    assert [] == gateway.seen
+    assert [] == gateway.requests

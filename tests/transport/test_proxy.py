@@ -1,4 +1,4 @@
-"""The proxies that the environment sets, as the default wire honors them."""
+"""The environment's proxies, on every wire."""
 
 import asyncio
 import contextlib
@@ -16,28 +16,30 @@ from lemcal_async.transport import _environment
 from lemcal_async.transport._pooled import BasePooledTransport
 
 from .conftest import MakeWire
-from .loopback import Loopback, Seen, first_of
+from .loopback import Loopback, ReceivedRequest, first_of
 
-PASSWORD = "s3cret"  # invented, to be looked for
+PASSWORD = "s3cret"  # made up
 BASIC = "Basic bGVtY2FsOnMzY3JldA=="  # lemcal:s3cret
 
 
 class Proxy(Loopback):
-    """A forward proxy: it passes plain requests on, and opens tunnels for the others."""
+    """A forward proxy: it forwards plain requests, and opens tunnels for https."""
 
-    async def answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Connect to the target, and pass everything between it and the client."""
-        url = httpx.URL(f"//{seen.target}" if seen.method == "CONNECT" else seen.target)
+    async def respond(
+        self, request: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Connect to the target, and relay all data."""
+        url = httpx.URL(f"//{request.target}" if request.method == "CONNECT" else request.target)
         try:
             from_target, to_target = await _connect(url)
         except OSError:
             writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
             return
         try:
-            if seen.method == "CONNECT":
+            if request.method == "CONNECT":
                 writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
             else:
-                to_target.write(f"{seen.method} {url.path} HTTP/1.1\r\n\r\n".encode())
+                to_target.write(f"{request.method} {url.path} HTTP/1.1\r\n\r\n".encode())
             await first_of(_pipe(reader, to_target), _pipe(from_target, writer))
             raise ConnectionAbortedError
         finally:
@@ -48,7 +50,7 @@ class Proxy(Loopback):
 
 async def _connect(url: httpx.URL) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     if url.host.endswith(".example"):
-        raise OSError("there is no such host")  # without asking a name server, which may take its time
+        raise OSError("there is no such host")  # a name server could be slow
     return await asyncio.open_connection(url.host, url.port)
 
 
@@ -60,7 +62,7 @@ async def _pipe(incoming: asyncio.StreamReader, outgoing: asyncio.StreamWriter) 
 
 @pytest.fixture(autouse=True)
 def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the proxies of the machine out of the tests."""
+    """Ignore the machine's own proxies."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -74,7 +76,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def server_tls(authority: trustme.CA) -> ssl.SSLContext:
-    """Return the TLS of a server here."""
+    """Return a server's TLS context."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     return context
@@ -82,7 +84,7 @@ def server_tls(authority: trustme.CA) -> ssl.SSLContext:
 
 @pytest.fixture
 def client_tls(authority: trustme.CA) -> ssl.SSLContext:
-    """Return the TLS of a client that trusts it."""
+    """Return the TLS context of a client that trusts the server."""
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
@@ -90,7 +92,7 @@ def client_tls(authority: trustme.CA) -> ssl.SSLContext:
 
 @pytest.fixture
 def proxy() -> Iterator[Proxy]:
-    """Serve a proxy."""
+    """Start a proxy."""
     with Proxy() as proxy:
         yield proxy
 
@@ -110,26 +112,28 @@ def secure(server_tls: ssl.SSLContext) -> Iterator[Loopback]:
 
 
 async def get(transport: BasePooledTransport, url: str) -> int:
-    """Return the status of the answer to a GET."""
+    """Send a GET, and return the response's status code."""
     async with httpx.AsyncClient(transport=transport, timeout=5) as client:
         return (await client.get(url)).status_code
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])
 @pytest.mark.anyio
-async def test_http(
+async def test_http_through_a_proxy(
     make_wire: MakeWire, server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The proxy is given the whole URL."""
+    """The proxy receives the full URL."""
     monkeypatch.setenv(name, proxy.url)
     assert 200 == await get(make_wire(), f"{server.url}/through")
-    assert [("GET", f"{server.url}/through")] == [(seen.method, seen.target) for seen in proxy.seen]
-    assert ["/through"] == [seen.target for seen in server.seen]
+    assert [("GET", f"{server.url}/through")] == [
+        (request.method, request.target) for request in proxy.requests
+    ]
+    assert ["/through"] == [request.target for request in server.requests]
 
 
 @pytest.mark.parametrize("name", ["https_proxy", "HTTPS_PROXY", "ALL_PROXY"])
 @pytest.mark.anyio
-async def test_https(
+async def test_https_through_a_proxy(
     *,
     make_wire: MakeWire,
     secure: Loopback,
@@ -138,17 +142,19 @@ async def test_https(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
-    """The proxy learns the host and nothing else; the tunnel is used again."""
+    """The proxy learns only the host and port; the tunnel is reused."""
     monkeypatch.setenv(name, proxy.url)
     async with httpx.AsyncClient(transport=make_wire(ssl_context=client_tls), timeout=5) as client:
         for _ in range(2):
             assert 200 == (await client.get(f"{secure.url}/secret")).status_code
-    assert [("CONNECT", f"127.0.0.1:{secure.port}")] == [(seen.method, seen.target) for seen in proxy.seen]
+    assert [("CONNECT", f"127.0.0.1:{secure.port}")] == [
+        (request.method, request.target) for request in proxy.requests
+    ]
     assert [1, 1] == secure.connections
 
 
 @pytest.mark.anyio
-async def test_a_proxy_that_speaks_tls(
+async def test_https_proxy(
     *,
     make_wire: MakeWire,
     secure: Loopback,
@@ -157,43 +163,43 @@ async def test_a_proxy_that_speaks_tls(
     client_tls: ssl.SSLContext,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is trusted by the same context as the service."""
+    """The same TLS context is used for the proxy and the service."""
     with Proxy(server_tls) as proxy:
         monkeypatch.setenv("ALL_PROXY", proxy.url)
         assert 200 == await get(make_wire(ssl_context=client_tls), secure.url)
         assert 200 == await get(make_wire(ssl_context=client_tls), server.url)
-    assert ["CONNECT", "GET"] == [seen.method for seen in proxy.seen]
+    assert ["CONNECT", "GET"] == [request.method for request in proxy.requests]
 
 
 @pytest.mark.anyio
-async def test_for_the_other_scheme(
+async def test_proxy_for_the_other_scheme(
     make_wire: MakeWire, server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A proxy for https says nothing about http."""
+    """A proxy for https is not used for http."""
     monkeypatch.setenv("HTTPS_PROXY", proxy.url)
     assert 200 == await get(make_wire(), server.url)
-    assert [] == proxy.seen
+    assert [] == proxy.requests
 
 
 @pytest.mark.anyio
-async def test_a_setting_without_a_scheme(
+async def test_proxy_without_a_scheme(
     make_wire: MakeWire, server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Host and port are common, and mean http."""
+    """``host:port`` means http."""
     monkeypatch.setenv("HTTP_PROXY", f"127.0.0.1:{proxy.port}")
     assert 200 == await get(make_wire(), server.url)
-    assert 1 == len(proxy.seen)
+    assert 1 == len(proxy.requests)
 
 
 @pytest.mark.anyio
-async def test_credentials(
+async def test_proxy_credentials(
     make_wire: MakeWire, server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They go to the proxy, and no further."""
+    """They are sent only to the proxy."""
     monkeypatch.setenv("HTTP_PROXY", f"http://lemcal:{PASSWORD}@127.0.0.1:{proxy.port}")
     assert 200 == await get(make_wire(), server.url)
-    assert [BASIC] == [seen.headers["proxy-authorization"] for seen in proxy.seen]
-    assert "proxy-authorization" not in server.seen[0].headers
+    assert [BASIC] == [request.headers["proxy-authorization"] for request in proxy.requests]
+    assert "proxy-authorization" not in server.requests[0].headers
 
 
 @pytest.mark.parametrize("value", ["127.0.0.1", "example.com, 127.0.0.1", "*", "127.0.0.1:{port}"])
@@ -208,23 +214,23 @@ async def test_no_proxy(
     name: str,
     value: str,
 ) -> None:
-    """Hosts that are reached directly, with a port or without."""
+    """The hosts in NO_PROXY are connected to directly, with or without a port."""
     monkeypatch.setenv("ALL_PROXY", proxy.url)
     monkeypatch.setenv(name, value.format(port=server.port))
     assert 200 == await get(make_wire(), server.url)
-    assert [] == proxy.seen
+    assert [] == proxy.requests
 
 
 @pytest.mark.parametrize("value", ["example.com", "127.0.0.1:1", ""])
 @pytest.mark.anyio
-async def test_no_proxy_for_others(
+async def test_no_proxy_for_other_hosts(
     make_wire: MakeWire, server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
-    """They make no difference here."""
+    """Other hosts in NO_PROXY have no effect."""
     monkeypatch.setenv("ALL_PROXY", proxy.url)
     monkeypatch.setenv("NO_PROXY", value)
     assert 200 == await get(make_wire(), server.url)
-    assert 1 == len(proxy.seen)
+    assert 1 == len(proxy.requests)
 
 
 @pytest.mark.parametrize(
@@ -239,44 +245,44 @@ async def test_no_proxy_for_others(
     ],
 )
 def test_no_proxy_for_a_port(monkeypatch: pytest.MonkeyPatch, value: str, url: str) -> None:
-    """It may be the scheme's own, which the URL does not say; IPv6 addresses are in brackets or not."""
+    """The port may be the scheme's default; IPv6 addresses may have brackets."""
     monkeypatch.setenv("ALL_PROXY", "http://proxy.example")
     target = httpx.URL(url)
-    asked = target.scheme, target.host, target.port
-    assert _environment.Proxies(trust_env=True).get(*asked) is not None
+    origin = target.scheme, target.host, target.port
+    assert _environment.Proxies(trust_env=True).get(*origin) is not None
     monkeypatch.setenv("NO_PROXY", value)
-    assert _environment.Proxies(trust_env=True).get(*asked) is None
+    assert _environment.Proxies(trust_env=True).get(*origin) is None
 
 
 @pytest.mark.anyio
-async def test_a_setting_that_is_empty(
+async def test_empty_proxy_variable(
     make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It means no proxy."""
+    """An empty value means no proxy."""
     monkeypatch.setenv("HTTP_PROXY", "")
     assert 200 == await get(make_wire(), server.url)
 
 
 @pytest.mark.anyio
-async def test_the_environment_is_not_trusted(
+async def test_no_proxies_without_trust_env(
     make_wire: MakeWire, server: Loopback, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then it sets no proxy."""
+    """The environment's proxies are ignored."""
     monkeypatch.setenv("ALL_PROXY", proxy.url)
     assert 200 == await get(make_wire(trust_env=False), server.url)
-    assert [] == proxy.seen
+    assert [] == proxy.requests
 
 
 @pytest.mark.anyio
-async def test_a_target_that_the_proxy_cannot_reach(
+async def test_proxy_that_cannot_reach_the_target(
     make_wire: MakeWire, proxy: Proxy, client_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It counts as the proxy's error: nothing was passed on."""
+    """The call raises a ProxyError."""
     monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-    with Loopback() as gone:
+    with Loopback() as closed:
         pass
     with pytest.raises(httpx.ProxyError, match="502"):
-        await get(make_wire(ssl_context=client_tls), f"https://127.0.0.1:{gone.port}")
+        await get(make_wire(ssl_context=client_tls), f"https://127.0.0.1:{closed.port}")
 
 
 @pytest.mark.parametrize(
@@ -292,10 +298,10 @@ async def test_a_target_that_the_proxy_cannot_reach(
 )
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.anyio
-async def test_a_setting_that_cannot_work(
+async def test_invalid_proxy(
     make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch, value: str, scheme: str
 ) -> None:
-    """It is refused when it would be used, without the password; and no slot is lost."""
+    """Each request raises an error without the password, and no slot is lost."""
     monkeypatch.setenv("ALL_PROXY", value)
     transport = make_wire(max_connections=1)
     request = httpx.Request("GET", f"{scheme}://127.0.0.1:{server.port}")
@@ -308,4 +314,4 @@ async def test_a_setting_that_cannot_work(
         error = caught.value
         assert (None, None) == (error.__cause__, error.__context__)
         assert PASSWORD not in "".join(traceback.format_exception(error))
-    assert [] == server.seen
+    assert [] == server.requests

@@ -1,4 +1,4 @@
-"""The retry layer: what it repeats, how long it waits, and how much of an answer it reads."""
+"""The retry layer: what it retries, how long it waits, and how it reads responses."""
 
 import asyncio
 import gc
@@ -32,27 +32,27 @@ from .loopback import Loopback
 QUICK = RetryPolicy(backoff=0.01)
 HOOK = {"targetUrl": "https://example.com/hook", "anyMeetingType": True}
 URL = "https://lemcal.example.com/me"
-OWN = {"Retry-After": "0.01", "X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "0"}
+SERVICE_HEADERS = {"Retry-After": "0.01", "X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "0"}
 
-REFUSED = httpx.ConnectError("refused")
-CONNECTING_TOOK_LONG = httpx.ConnectTimeout("slow")
-NO_CONNECTION_FREE = httpx.PoolTimeout("full")
-PROXY_FAILED = httpx.ProxyError("502 Bad Gateway")
-BROKEN = httpx.ReadError("reset")
-ANSWER_TOOK_LONG = httpx.ReadTimeout("slow")
-SENDING_BROKE = httpx.WriteError("reset")
-NO_HTTP = httpx.RemoteProtocolError("not HTTP")
-UNPACKING_FAILED = httpx.DecodingError("not gzip")
-OUR_FAULT = httpx.LocalProtocolError("a header with a line break")
-NO_SUCH_SCHEME = httpx.UnsupportedProtocol("ftp")
+CONNECT_ERROR = httpx.ConnectError("refused")
+CONNECT_TIMEOUT = httpx.ConnectTimeout("slow")
+POOL_TIMEOUT = httpx.PoolTimeout("full")
+PROXY_ERROR = httpx.ProxyError("502 Bad Gateway")
+READ_ERROR = httpx.ReadError("reset")
+READ_TIMEOUT = httpx.ReadTimeout("slow")
+WRITE_ERROR = httpx.WriteError("reset")
+PROTOCOL_ERROR = httpx.RemoteProtocolError("not HTTP")
+DECODING_ERROR = httpx.DecodingError("not gzip")
+LOCAL_PROTOCOL_ERROR = httpx.LocalProtocolError("a header with a line break")
+UNSUPPORTED_PROTOCOL = httpx.UnsupportedProtocol("ftp")
 
 UNSENT = httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ProxyError
 
 Outcome = httpx.Response | Exception
 
 
-class Script(httpx.AsyncBaseTransport):
-    """A wire on which each attempt ends as written; it reports its sending, unless told otherwise."""
+class FakeWire(httpx.AsyncBaseTransport):
+    """A wire with scripted outcomes; by default, it reports sending."""
 
     def __init__(self, *outcomes: Outcome, reports_sending: bool = True) -> None:
         self._outcomes = iter(outcomes)
@@ -63,12 +63,12 @@ class Script(httpx.AsyncBaseTransport):
         self.closed = False
 
     async def __aenter__(self) -> Self:
-        """Note it."""
+        """Record the call."""
         self.entered = True
         return self
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Take the next outcome."""
+        """Return or raise the next outcome."""
         self.attempts += 1
         self.bodies.append(b"".join([part async for part in request.stream]))  # type: ignore[union-attr]  # async
         outcome = next(self._outcomes)
@@ -80,7 +80,7 @@ class Script(httpx.AsyncBaseTransport):
         return outcome
 
     async def aclose(self) -> None:
-        """Note it."""
+        """Record the call."""
         self.closed = True
 
 
@@ -102,26 +102,26 @@ def server() -> Iterator[Loopback]:
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
-    """Serve a sandbox without a rate limit, which is another layer's."""
+    """Serve a sandbox without a rate limit."""
     with Sandbox(limit=None).serve() as sandbox:
         yield sandbox
 
 
 @pytest.fixture
-def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Let all waits end at once, and return how long they would have been."""
-    slept: list[float] = []
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let all waits end immediately; return their durations."""
+    waits: list[float] = []
 
     async def sleep(seconds: float) -> None:
-        slept.append(seconds)
+        waits.append(seconds)
         await anyio.lowlevel.checkpoint()
 
     monkeypatch.setattr(anyio, "sleep", sleep)
-    return slept
+    return waits
 
 
 def request_of_client(method: str = "GET") -> httpx.Request:
-    """Return a request as ``AsyncLemcal`` makes it."""
+    """Return a request as ``AsyncLemcal`` creates it."""
     return httpx.Request(method, URL, extensions=extension(CallState(method, "/me", redact=str)))
 
 
@@ -133,13 +133,13 @@ async def send(
     return await layer.handle_async_request(httpx.Request(method, URL))
 
 
-# Real faults of a real server. A POST is repeated only where the server has refused it.
+# Real faults of a real server. A POST is retried only if the server refused it.
 @pytest.mark.parametrize(
     ("fault", "get", "post"),
     [
         (faults.too_many_requests("0.01"), [429, 200], [429, 200]),
         (faults.too_many_requests(None), [429, 200], [429, 200]),
-        (faults.status(503, headers=OWN), [503, 200], [503, 200]),
+        (faults.status(503, headers=SERVICE_HEADERS), [503, 200], [503, 200]),
         (faults.status(503, headers={"Retry-After": "0.01"}), [503, 200], [503]),  # a proxy's
         (faults.status(500), [500, 200], [500]),
         (faults.html_error(502), [502, 200], [502]),
@@ -156,7 +156,7 @@ async def send(
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.anyio
-async def test_what_is_repeated(
+async def test_retries_by_fault(
     *,
     make_wire: MakeWire,
     sandbox: Sandbox,
@@ -165,7 +165,7 @@ async def test_what_is_repeated(
     post: list[int | None],
     method: str,
 ) -> None:
-    """By the answers that the server gave, None for none."""
+    """Compares the status codes that the server sent, None for no response."""
     sandbox.inject(fault)
     expected = get if method == "GET" else post
     broken = isinstance(fault, faults.Reset | faults.Truncated)
@@ -177,7 +177,7 @@ async def test_what_is_repeated(
                 await client.post("/hooks", json=HOOK)
         else:
             assert expected[-1] == (await client.post("/hooks", json=HOOK)).status_code
-    assert expected == [seen.status_code for seen in sandbox.requests]
+    assert expected == [request.status_code for request in sandbox.requests]
 
 
 @pytest.mark.parametrize(
@@ -187,60 +187,60 @@ async def test_what_is_repeated(
         (faults.status(503), [503, 204]),
         (faults.status(500), [500, 204]),
         (faults.reset_before_processing(), [None, 204]),
-        # The first attempt did it, and the second finds nothing left.
+        # The first attempt deleted the hook, so the second does not find it.
         (faults.reset_after_processing(), [None, 404]),
         (faults.truncated(), [204, 404]),
     ],
 )
 @pytest.mark.anyio
-async def test_a_delete_is_repeated_until_it_is_done(
+async def test_delete_is_retried(
     make_wire: MakeWire, sandbox: Sandbox, fault: Fault, statuses: list[int | None]
 ) -> None:
-    """That its retry finds nothing is the success of an earlier attempt."""
+    """A 404 for the retry means that an earlier attempt succeeded."""
     async with connect(make_wire, sandbox) as client:
         hook = (await client.post("/hooks", json=HOOK)).json()
         sandbox.inject(fault)
-        answer = await client.delete(f"/hooks/{hook['_id']}")
-    assert (204, b"") == (answer.status_code, answer.content)
-    assert statuses == [seen.status_code for seen in sandbox.requests[1:]]
+        response = await client.delete(f"/hooks/{hook['_id']}")
+    assert (204, b"") == (response.status_code, response.content)
+    assert statuses == [request.status_code for request in sandbox.requests[1:]]
     assert [] == sandbox.hooks()
 
 
 @pytest.mark.anyio
-async def test_a_delete_that_finds_nothing_at_once(make_wire: MakeWire, sandbox: Sandbox) -> None:
-    """It has not succeeded."""
+async def test_first_404_of_a_delete(make_wire: MakeWire, sandbox: Sandbox) -> None:
+    """Without an earlier attempt, the 404 is returned."""
     async with connect(make_wire, sandbox) as client:
-        answer = await client.delete("/hooks/hoo_unknown")
-    assert 404 == answer.status_code
+        response = await client.delete("/hooks/hoo_unknown")
+    assert 404 == response.status_code
 
 
 @pytest.mark.anyio
-async def test_a_get_whose_retry_finds_nothing() -> None:
-    """It has not succeeded either."""
-    assert 404 == (await send(Script(httpx.Response(503), httpx.Response(404)))).status_code
+async def test_404_of_a_retried_get() -> None:
+    """The 404 is returned."""
+    assert 404 == (await send(FakeWire(httpx.Response(503), httpx.Response(404)))).status_code
 
 
 @pytest.mark.parametrize(
     ("error", "get", "post"),
     [
-        (REFUSED, 2, 2),
-        (CONNECTING_TOOK_LONG, 2, 2),
-        (NO_CONNECTION_FREE, 2, 2),
-        (PROXY_FAILED, 2, 2),
-        (BROKEN, 2, 1),
-        (SENDING_BROKE, 2, 1),
-        (ANSWER_TOOK_LONG, 2, 1),
-        (NO_HTTP, 2, 1),
-        (UNPACKING_FAILED, 1, 1),
-        (OUR_FAULT, 1, 1),
-        (NO_SUCH_SCHEME, 1, 1),
+        (CONNECT_ERROR, 2, 2),
+        (CONNECT_TIMEOUT, 2, 2),
+        (POOL_TIMEOUT, 2, 2),
+        (PROXY_ERROR, 2, 2),
+        (READ_ERROR, 2, 1),
+        (WRITE_ERROR, 2, 1),
+        (READ_TIMEOUT, 2, 1),
+        (PROTOCOL_ERROR, 2, 1),
+        (DECODING_ERROR, 1, 1),
+        (LOCAL_PROTOCOL_ERROR, 1, 1),
+        (UNSUPPORTED_PROTOCOL, 1, 1),
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "PUT"])
 @pytest.mark.anyio
 async def test_attempts_by_error(error: httpx.RequestError, get: int, post: int, method: str) -> None:
-    """What was never sent is repeated for every method, what may have been processed for two."""
-    wire = Script(error, httpx.Response(200))
+    """Unsent requests are retried for every method, others only for GET and DELETE."""
+    wire = FakeWire(error, httpx.Response(200))
     expected = get if method in {"GET", "DELETE"} else post
     if expected == 2:
         assert 200 == (await send(wire, method=method)).status_code
@@ -251,12 +251,14 @@ async def test_attempts_by_error(error: httpx.RequestError, get: int, post: int,
     assert expected == wire.attempts
 
 
-@pytest.mark.parametrize("error", [REFUSED, CONNECTING_TOOK_LONG, NO_CONNECTION_FREE, PROXY_FAILED])
+@pytest.mark.parametrize("error", [CONNECT_ERROR, CONNECT_TIMEOUT, POOL_TIMEOUT, PROXY_ERROR])
 @pytest.mark.parametrize(("method", "attempts"), [("GET", 2), ("DELETE", 2), ("POST", 1), ("PUT", 1)])
 @pytest.mark.anyio
-async def test_a_wire_that_proves_nothing(error: httpx.RequestError, method: str, attempts: int) -> None:
-    """Its failures to connect may be resets after the server has acted: some wires call those so, too."""
-    wire = Script(error, httpx.Response(200), reports_sending=False)
+async def test_wire_that_does_not_report_sending(
+    error: httpx.RequestError, method: str, attempts: int
+) -> None:
+    """Its connect errors may be resets after processing, so a POST is not retried."""
+    wire = FakeWire(error, httpx.Response(200), reports_sending=False)
     request = httpx.Request(method, URL)
     if attempts == 2:
         assert 200 == (await RetryTransport(wire, QUICK).handle_async_request(request)).status_code
@@ -269,31 +271,39 @@ async def test_a_wire_that_proves_nothing(error: httpx.RequestError, method: str
 @pytest.mark.parametrize(
     ("status", "headers", "sent"),
     [
-        *[(200, OWN, True), (404, OWN, True), (500, OWN, True), (503, {}, True)],
-        *[(401, OWN, False), (429, OWN, False), (429, {}, False), (503, OWN, False)],
+        *[
+            (200, SERVICE_HEADERS, True),
+            (404, SERVICE_HEADERS, True),
+            (500, SERVICE_HEADERS, True),
+            (503, {}, True),
+        ],
+        *[
+            (401, SERVICE_HEADERS, False),
+            (429, SERVICE_HEADERS, False),
+            (429, {}, False),
+            (503, SERVICE_HEADERS, False),
+        ],
     ],
 )
 @pytest.mark.anyio
-async def test_what_an_answer_says_of_the_request(
-    status: int, headers: dict[str, str], *, sent: bool
-) -> None:
-    """Refusals have changed nothing; after any other answer the request may have been carried out."""
+async def test_sent_by_status(status: int, headers: dict[str, str], *, sent: bool) -> None:
+    """After any response except a refusal, the request may have been processed."""
     request = httpx.Request("POST", URL)
-    wire = Script(httpx.Response(status, headers=headers))
+    wire = FakeWire(httpx.Response(status, headers=headers))
     await RetryTransport(wire, RetryPolicy(attempts=1)).handle_async_request(request)
     assert (sent, False) == (call_of(request).sent, call_of(request).maybe_processed)
 
 
 @pytest.mark.anyio
-async def test_a_wire_that_proves_it_by_its_events() -> None:
-    """One that has reported of this attempt that it connects, and not that it sends."""
+async def test_wire_that_proves_by_its_events_that_nothing_was_sent() -> None:
+    """It reported connecting in this attempt, but not sending."""
 
-    class Connecting(Script):
+    class Connecting(FakeWire):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             await request.extensions["trace"]("connection.connect_tcp.started", {})
             return await super().handle_async_request(request)
 
-    wire = Connecting(REFUSED, httpx.Response(200), reports_sending=False)
+    wire = Connecting(CONNECT_ERROR, httpx.Response(200), reports_sending=False)
     assert 200 == (await send(wire, method="POST")).status_code
 
 
@@ -307,11 +317,11 @@ async def test_a_wire_that_proves_it_by_its_events() -> None:
 )
 @pytest.mark.parametrize(("method", "attempts"), [("GET", 2), ("POST", 1)])
 @pytest.mark.anyio
-async def test_what_other_libraries_raise(
+async def test_exceptions_of_other_libraries(
     error: Exception, kind: type[Exception], text: str, method: str, attempts: int
 ) -> None:
-    """It becomes an error of httpx, and is retried as what may have been processed."""
-    wire = Script(*[error] * attempts)
+    """They become httpx's errors; the request may have been processed."""
+    wire = FakeWire(*[error] * attempts)
     layer = RetryTransport(wire, RetryPolicy(attempts=2, backoff=0))
     with pytest.raises(kind) as caught:
         await layer.handle_async_request(request_of_client(method))
@@ -319,8 +329,8 @@ async def test_what_other_libraries_raise(
 
 
 @pytest.mark.anyio
-async def test_what_an_app_raises_in_a_plain_client() -> None:
-    """It passes as it is, with its traceback: a test of the app wants to see it."""
+async def test_exception_of_an_app_in_a_plain_client() -> None:
+    """It passes unchanged, with its traceback, because a test of the app needs it."""
 
     async def app(*_: Any) -> None:
         raise ZeroDivisionError
@@ -333,9 +343,9 @@ async def test_what_an_app_raises_in_a_plain_client() -> None:
 
 
 @pytest.mark.anyio
-async def test_an_assertion_passes() -> None:
-    """A mock transport makes it, for the test that it is part of."""
-    wire = Script(AssertionError("not mocked"))
+async def test_assertion_errors_pass_unchanged() -> None:
+    """A mock transport raises them for its test."""
+    wire = FakeWire(AssertionError("not mocked"))
     with pytest.raises(AssertionError, match="not mocked"):
         await send(wire)
     assert 1 == wire.attempts
@@ -343,10 +353,10 @@ async def test_an_assertion_passes() -> None:
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
-async def test_a_wire_that_cancels_by_itself() -> None:
-    """Nobody asked for it, so it is a failure, and does not end the task."""
+async def test_wire_that_raises_cancelled_error() -> None:
+    """Without a cancellation, this is a failure that does not end the task."""
 
-    class Canceling(Script):
+    class Canceling(FakeWire):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             if self.attempts == 0:
                 self.attempts += 1
@@ -354,37 +364,37 @@ async def test_a_wire_that_cancels_by_itself() -> None:
             return await super().handle_async_request(request)
 
     wire = Canceling(httpx.Response(200))
-    answer = await RetryTransport(wire, QUICK).handle_async_request(request_of_client())
-    assert 200 == answer.status_code
+    response = await RetryTransport(wire, QUICK).handle_async_request(request_of_client())
+    assert 200 == response.status_code
     assert 2 == wire.attempts
 
 
 @pytest.mark.parametrize(
-    ("first", "body", "done"),
+    ("first", "body", "success"),
     [
         (httpx.Response(500), b"hook not found", True),
         (httpx.Response(500), b'{"error": "Hook not found"}', True),
         (httpx.Response(502), b"", True),
-        (BROKEN, b"hook not found", True),
+        (READ_ERROR, b"hook not found", True),
         (httpx.Response(503, headers={"Retry-After": "0"}), b"", True),  # a proxy's
         (httpx.Response(500), b"API key not found", False),
         (httpx.Response(500), b"<html><title>404 Not Found</title></html>", False),
         (httpx.Response(500), b"Not Found", False),
-        (httpx.Response(429, headers=OWN), b"hook not found", False),
-        (httpx.Response(503, headers=OWN), b"hook not found", False),
-        (REFUSED, b"", False),
+        (httpx.Response(429, headers=SERVICE_HEADERS), b"hook not found", False),
+        (httpx.Response(503, headers=SERVICE_HEADERS), b"hook not found", False),
+        (CONNECT_ERROR, b"", False),
     ],
 )
 @pytest.mark.anyio
-async def test_a_delete_whose_retry_finds_nothing(first: Outcome, body: bytes, *, done: bool) -> None:
-    """It has succeeded if an earlier attempt may have been processed, and the service says what is gone."""
-    answer = await send(Script(first, httpx.Response(404, content=body)), method="DELETE")
-    assert (204 if done else 404) == answer.status_code
+async def test_404_of_a_retried_delete(first: Outcome, body: bytes, *, success: bool) -> None:
+    """It is a success if an earlier attempt may have been processed and the 404 is about the hook."""
+    response = await send(FakeWire(first, httpx.Response(404, content=body)), method="DELETE")
+    assert (204 if success else 404) == response.status_code
 
 
 @pytest.mark.anyio
-async def test_nobody_listens(make_wire: MakeWire) -> None:
-    """The last attempt's error is raised, after as many as allowed."""
+async def test_connection_refused(make_wire: MakeWire) -> None:
+    """After the maximum number of attempts, the last error is raised."""
     with Loopback() as server:
         pass
     request = httpx.Request("POST", server.url)
@@ -395,21 +405,21 @@ async def test_nobody_listens(make_wire: MakeWire) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_last_answer_is_returned(make_wire: MakeWire, sandbox: Sandbox) -> None:
-    """After as many attempts as allowed."""
+async def test_the_last_response_is_returned(make_wire: MakeWire, sandbox: Sandbox) -> None:
+    """After the maximum number of attempts, the last response is returned."""
     sandbox.inject(faults.status(502), times=2)
     sandbox.inject(faults.status(503, "the last"))
     async with connect(make_wire, sandbox, RetryPolicy(attempts=3, backoff=0.01)) as client:
-        answer = await client.get("/me")
-    assert (503, "the last") == (answer.status_code, answer.text)
+        response = await client.get("/me")
+    assert (503, "the last") == (response.status_code, response.text)
     assert 3 == len(sandbox.requests)
 
 
-@pytest.mark.parametrize("outcome", [httpx.Response(429), httpx.Response(503), REFUSED])
+@pytest.mark.parametrize("outcome", [httpx.Response(429), httpx.Response(503), CONNECT_ERROR])
 @pytest.mark.anyio
 async def test_one_attempt_means_no_retries(outcome: Outcome) -> None:
-    """Whatever it ends with."""
-    wire = Script(outcome)
+    """The outcome does not matter."""
+    wire = FakeWire(outcome)
     if isinstance(outcome, httpx.Response):
         assert outcome is await send(wire, RetryPolicy(attempts=1))
     else:
@@ -419,9 +429,9 @@ async def test_one_attempt_means_no_retries(outcome: Outcome) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_policy_of_the_call_wins() -> None:
-    """Over that of the transport."""
-    wire = Script(httpx.Response(503), httpx.Response(200))
+async def test_policy_of_the_call_has_priority() -> None:
+    """It overrides the transport's policy."""
+    wire = FakeWire(httpx.Response(503), httpx.Response(200))
     call = CallState("GET", "/me", retry=RetryPolicy(attempts=1))
     request = httpx.Request("GET", URL, extensions=extension(call))
     assert 503 == (await RetryTransport(wire, QUICK).handle_async_request(request)).status_code
@@ -450,79 +460,81 @@ async def test_the_policy_of_the_call_wins() -> None:
     ],
 )
 @pytest.mark.anyio
-async def test_the_wait_after_a_429(
-    slept: list[float], headers: dict[str, str], least: float, most: float
+async def test_wait_after_a_429(
+    waits: list[float], headers: dict[str, str], least: float, most: float
 ) -> None:
-    """As long as Retry-After says, whatever its form; the backoff when it says nothing."""
-    wire = Script(httpx.Response(429, headers=headers), httpx.Response(200))
+    """Retry-After in any format, or the backoff if it is missing or invalid."""
+    wire = FakeWire(httpx.Response(429, headers=headers), httpx.Response(200))
     assert 200 == (await send(wire, RetryPolicy(backoff=0.4), "POST")).status_code
-    (wait,) = slept
+    (wait,) = waits
     assert least <= wait <= most
 
 
 @pytest.mark.parametrize(("retry_after", "least", "most"), [("0.01", 0.2, 0.4), ("1.5", 1.5, 1.5)])
 @pytest.mark.anyio
-async def test_the_wait_after_a_503(slept: list[float], retry_after: str, least: float, most: float) -> None:
-    """The longer of Retry-After, which every answer carries, and the backoff."""
-    wire = Script(httpx.Response(503, headers={"Retry-After": retry_after}), httpx.Response(200))
+async def test_wait_after_a_503(waits: list[float], retry_after: str, least: float, most: float) -> None:
+    """The longer of the backoff and Retry-After, which every response has."""
+    wire = FakeWire(httpx.Response(503, headers={"Retry-After": retry_after}), httpx.Response(200))
     await send(wire, RetryPolicy(backoff=0.4))
-    (wait,) = slept
+    (wait,) = waits
     assert least <= wait <= most
 
 
-@pytest.mark.parametrize("outcome", [httpx.Response(500, headers={"Retry-After": "1.5"}), BROKEN])
+@pytest.mark.parametrize("outcome", [httpx.Response(500, headers={"Retry-After": "1.5"}), READ_ERROR])
 @pytest.mark.anyio
-async def test_the_wait_after_other_failures(slept: list[float], outcome: Outcome) -> None:
-    """It doubles up to its bound, half of it at random; Retry-After is no order there."""
-    await send(Script(*[outcome] * 4, httpx.Response(200)), RetryPolicy(backoff=0.1, backoff_max=0.3))
-    for full, wait in zip([0.1, 0.2, 0.3, 0.3], slept, strict=True):
+async def test_wait_after_other_failures(waits: list[float], outcome: Outcome) -> None:
+    """The backoff doubles up to its maximum, half of it random; Retry-After is ignored."""
+    await send(FakeWire(*[outcome] * 4, httpx.Response(200)), RetryPolicy(backoff=0.1, backoff_max=0.3))
+    for full, wait in zip([0.1, 0.2, 0.3, 0.3], waits, strict=True):
         assert full / 2 <= wait <= full
 
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.anyio
-async def test_a_retry_after_above_the_longest_wait(slept: list[float], status: int) -> None:
-    """It is returned at once, with the value on it."""
-    wire = Script(httpx.Response(status, headers={"Retry-After": "61"}))
-    answer = await send(wire, RetryPolicy(max_wait=60))
-    assert (status, "61") == (answer.status_code, answer.headers["retry-after"])
-    assert [] == slept
+async def test_retry_after_above_max_wait(waits: list[float], status: int) -> None:
+    """The response is returned immediately, including the header."""
+    wire = FakeWire(httpx.Response(status, headers={"Retry-After": "61"}))
+    response = await send(wire, RetryPolicy(max_wait=60))
+    assert (status, "61") == (response.status_code, response.headers["retry-after"])
+    assert [] == waits
 
 
 @pytest.mark.anyio
-async def test_what_the_limiter_holds_is_not_waited_twice(slept: list[float]) -> None:
-    """The layer below makes the request wait for that long anyway."""
+async def test_pause_of_the_limiter_is_deducted(waits: list[float]) -> None:
+    """The layer below waits for that time anyway."""
 
-    class Limiting(Script):
+    class Limiting(FakeWire):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             call_of(request).paused_for = 0.3 if self.attempts == 0 else 9
             return await super().handle_async_request(request)
 
     refused = httpx.Response(429, headers={"Retry-After": "0.5"})
     await send(Limiting(refused, refused, httpx.Response(200)))
-    assert [pytest.approx(0.2), 0] == slept
+    assert [pytest.approx(0.2), 0] == waits
 
 
 @pytest.mark.anyio
-async def test_below_it_the_limiter_waits(make_wire: MakeWire, sandbox: Sandbox, slept: list[float]) -> None:
-    """With the rate limit between, a 429 is waited out there, for as long as it says, and not here, too."""
+async def test_rate_limit_layer_waits_after_a_429(
+    make_wire: MakeWire, sandbox: Sandbox, waits: list[float]
+) -> None:
+    """With a rate-limit layer below, the retry layer does not wait after a 429."""
     sandbox.inject(faults.too_many_requests("0.2"))
     transport = RetryTransport(RateLimitTransport(make_wire(), LocalRateLimiter()), QUICK)
     async with httpx.AsyncClient(
         transport=transport, base_url=sandbox.base_url, auth=(sandbox.user_id, sandbox.api_key)
     ) as client:
         assert 200 == (await client.get("/me")).status_code
-    first, second = (seen.at for seen in sandbox.requests)
+    first, second = (request.at for request in sandbox.requests)
     assert 0.2 <= second - first
-    assert 0.0 == max(slept)
+    assert 0.0 == max(waits)
 
 
 @pytest.mark.anyio
-async def test_a_retry_that_the_deadline_does_not_allow(slept: list[float]) -> None:
-    """It is refused at once, and says after what time there is a chance."""
+async def test_retry_beyond_the_deadline(waits: list[float]) -> None:
+    """The error is immediate, and says after what time another call has a chance."""
     call = CallState("GET", "/me", deadline=anyio.current_time() + 5)
     request = httpx.Request("GET", URL, extensions=extension(call))
-    wire = Script(
+    wire = FakeWire(
         httpx.Response(429, headers={"Retry-After": "1"}), httpx.Response(429, headers={"Retry-After": "8"})
     )
     with pytest.raises(DeadlineExceededError, match=r"GET /me: .* wait 8 s, but only [45]") as caught:
@@ -530,23 +542,23 @@ async def test_a_retry_that_the_deadline_does_not_allow(slept: list[float]) -> N
     error = caught.value
     assert (8, 2, 1) == (error.retry_after, error.attempts, error.waited)
     assert (None, None) == (error.__cause__, error.__context__)
-    assert [1] == slept
+    assert [1] == waits
 
 
 @pytest.mark.anyio
-async def test_a_deadline_that_allows_the_retry(slept: list[float]) -> None:
-    """It changes nothing."""
+async def test_retry_within_the_deadline(waits: list[float]) -> None:
+    """The deadline has no effect."""
     call = CallState("GET", "/me", deadline=anyio.current_time() + 5)
     request = httpx.Request("GET", URL, extensions=extension(call))
-    wire = Script(httpx.Response(429, headers={"Retry-After": "1"}), httpx.Response(200))
+    wire = FakeWire(httpx.Response(429, headers={"Retry-After": "1"}), httpx.Response(200))
     assert 200 == (await RetryTransport(wire, QUICK).handle_async_request(request)).status_code
-    assert ([1], 1) == (slept, call.waited)
+    assert ([1], 1) == (waits, call.waited)
 
 
 @pytest.mark.anyio
-async def test_no_wait_is_left_behind() -> None:
-    """Canceled while it waits, it ends at once and does not try again."""
-    wire = Script(httpx.Response(429, headers={"Retry-After": "30"}))
+async def test_cancellation_ends_a_wait() -> None:
+    """A call canceled while waiting ends immediately, without another attempt."""
+    wire = FakeWire(httpx.Response(429, headers={"Retry-After": "30"}))
     with anyio.move_on_after(0.05) as scope:
         await send(wire)
     assert scope.cancelled_caught
@@ -554,7 +566,7 @@ async def test_no_wait_is_left_behind() -> None:
 
 
 async def parts() -> AsyncIterator[bytes]:
-    """Make a body that can be read once."""
+    """Yield a body that can be read only once."""
     yield b'{"targetUrl": "https://example.com/parts",'
     yield b'"anyMeetingType": true}'
 
@@ -567,20 +579,20 @@ async def parts() -> AsyncIterator[bytes]:
 async def test_the_body_is_sent_again(
     make_wire: MakeWire, sandbox: Sandbox, body: dict[str, Any], target: str
 ) -> None:
-    """Whole, even if it can be read only once."""
+    """The whole body is sent, even if it can be read only once."""
     sandbox.inject(faults.too_many_requests("0.01"), times=2)
     body = {name: value() if callable(value) else value for name, value in body.items()}
     async with connect(make_wire, sandbox) as client:
-        answer = await client.post("/hooks", **body)
-    assert 200 == answer.status_code
+        response = await client.post("/hooks", **body)
+    assert 200 == response.status_code
     assert [target] == [hook["targetUrl"] for hook in sandbox.hooks()]
-    assert [429, 429, 200] == [seen.status_code for seen in sandbox.requests]
+    assert [429, 429, 200] == [request.status_code for request in sandbox.requests]
 
 
 @pytest.mark.anyio
 async def test_every_attempt_has_the_same_body() -> None:
-    """To the byte."""
-    wire = Script(httpx.Response(429), REFUSED, httpx.Response(200))
+    """The bodies of all attempts are identical."""
+    wire = FakeWire(httpx.Response(429), CONNECT_ERROR, httpx.Response(200))
     await RetryTransport(wire, QUICK).handle_async_request(httpx.Request("POST", URL, content=parts()))
     assert 1 == len(set(wire.bodies))
     assert b'{"targetUrl": "https://example.com/parts","anyMeetingType": true}' == wire.bodies[0]
@@ -588,22 +600,22 @@ async def test_every_attempt_has_the_same_body() -> None:
 
 @pytest.mark.parametrize("body", [b"", bytes(3000)])
 @pytest.mark.anyio
-async def test_a_compressed_answer(body: bytes) -> None:
-    """It is decoded, and its headers no longer say otherwise."""
+async def test_compressed_response(body: bytes) -> None:
+    """The body is decompressed, and the encoding headers are removed."""
     packed = gzip.compress(body)
     headers = {"Content-Encoding": "gzip", "Content-Length": str(len(packed)), "X-Kept": "yes"}
-    wire = Script(httpx.Response(200, headers=headers, stream=Stream(packed)))
-    answer = await send(wire)
-    assert body == answer.content
+    wire = FakeWire(httpx.Response(200, headers=headers, stream=Stream(packed)))
+    response = await send(wire)
+    assert body == response.content
     assert ("yes", None, None) == (
-        answer.headers["x-kept"],
-        answer.headers.get("content-length"),
-        answer.headers.get("content-encoding"),
+        response.headers["x-kept"],
+        response.headers.get("content-length"),
+        response.headers.get("content-encoding"),
     )
 
 
 class Stream(httpx.AsyncByteStream):
-    """A body that comes in parts."""
+    """A body that arrives in parts."""
 
     def __init__(self, *parts: bytes | Exception) -> None:
         self._parts = parts
@@ -616,16 +628,16 @@ class Stream(httpx.AsyncByteStream):
             yield part
 
     async def aclose(self) -> None:
-        """Note it."""
+        """Record the call."""
         self.closed = True
 
 
 @pytest.mark.anyio
-async def test_compressed_on_the_wire(make_wire: MakeWire, server: Loopback) -> None:
-    """The connection is used again afterward."""
+async def test_compressed_response_on_real_wires(make_wire: MakeWire, server: Loopback) -> None:
+    """The connection is reused."""
     async with httpx.AsyncClient(transport=RetryTransport(make_wire())) as client:
-        answers = [await client.get(f"{server.url}/gzip/5000") for _ in range(2)]
-    assert [bytes(5000)] * 2 == [answer.content for answer in answers]
+        responses = [await client.get(f"{server.url}/gzip/5000") for _ in range(2)]
+    assert [bytes(5000)] * 2 == [response.content for response in responses]
     assert [1, 1] == server.connections
 
 
@@ -639,25 +651,25 @@ async def test_compressed_on_the_wire(make_wire: MakeWire, server: Loopback) -> 
     ],
 )
 @pytest.mark.anyio
-async def test_what_cannot_be_decompressed(encoding: str, body: bytes, match: str) -> None:
-    """It is an answer, so asking again would be no use; of a failure, the status is told all the same."""
+async def test_undecodable_compressed_body(encoding: str, body: bytes, match: str) -> None:
+    """There is no retry; an error response is returned without its body."""
     headers = {"Content-Encoding": encoding}
-    wire = Script(httpx.Response(200, headers=headers, stream=Stream(body)))
+    wire = FakeWire(httpx.Response(200, headers=headers, stream=Stream(body)))
     with pytest.raises(ResponseDecodeError, match=match) as caught:
         await send(wire)
     assert (1, 200) == (wire.attempts, caught.value.status_code)
-    answer = await send(Script(httpx.Response(400, headers=headers, stream=Stream(body))))
-    assert (400, b"") == (answer.status_code, answer.content)
+    response = await send(FakeWire(httpx.Response(400, headers=headers, stream=Stream(body))))
+    assert (400, b"") == (response.status_code, response.content)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd"])
 @pytest.mark.parametrize("text", [b'{"_id": "usr_1"}', b"[1, 2]", b'"text"'])
 @pytest.mark.anyio
-async def test_a_body_that_the_wire_has_decompressed(encoding: str, text: bytes) -> None:
-    """Some leave the header as it was. It is not decompressed once more."""
+async def test_body_already_decompressed_by_the_wire(encoding: str, text: bytes) -> None:
+    """The body is not decompressed again if the wire has kept the header."""
     headers = {"Content-Encoding": encoding}
-    answer = await send(Script(httpx.Response(200, headers=headers, stream=Stream(text))))
-    assert (text, None) == (answer.content, answer.headers.get("content-encoding"))
+    response = await send(FakeWire(httpx.Response(200, headers=headers, stream=Stream(text))))
+    assert (text, None) == (response.content, response.headers.get("content-encoding"))
 
 
 @pytest.mark.parametrize(
@@ -665,56 +677,56 @@ async def test_a_body_that_the_wire_has_decompressed(encoding: str, text: bytes)
     [gzip.compress(b"[" * 3000, mtime=0), zlib.compress(b"[" * 3000), zlib.compress(b"[" * 3000)[2:-4]],
 )
 @pytest.mark.anyio
-async def test_each_kind_of_compression(packed: bytes) -> None:
-    """Called deflate, it comes with a header or without."""
+async def test_compression_formats(packed: bytes) -> None:
+    """``deflate`` may be zlib's format or raw."""
     encoding = "gzip" if packed[:2] == b"\x1f\x8b" else "deflate"
-    answer = await send(
-        Script(httpx.Response(200, headers={"Content-Encoding": encoding}, stream=Stream(packed)))
+    response = await send(
+        FakeWire(httpx.Response(200, headers={"Content-Encoding": encoding}, stream=Stream(packed)))
     )
-    assert b"[" * 3000 == answer.content
+    assert b"[" * 3000 == response.content
 
 
 @pytest.mark.anyio
 async def test_headers_that_are_not_ascii() -> None:
-    """Those of a compressed answer are passed on to the byte."""
+    """The raw headers of a compressed response are kept."""
     city = (b"X-City", "Zürich".encode("latin-1"))
     headers = [(b"Content-Encoding", b"gzip"), city]
-    answer = await send(Script(httpx.Response(200, headers=headers, stream=Stream(gzip.compress(b"{}")))))
-    assert (b"{}", [city]) == (answer.content, answer.headers.raw)
+    response = await send(FakeWire(httpx.Response(200, headers=headers, stream=Stream(gzip.compress(b"{}")))))
+    assert (b"{}", [city]) == (response.content, response.headers.raw)
 
 
 @pytest.mark.anyio
-async def test_another_encoding_that_the_client_asked_for() -> None:
-    """A plain client with brotli reads it by itself."""
-    response = httpx.Response(200, headers={"Content-Encoding": "br"}, stream=Stream(b"\x0b\x02\x80"))
+async def test_other_encoding_accepted_by_the_client() -> None:
+    """A plain client with brotli decodes the body itself."""
+    compressed = httpx.Response(200, headers={"Content-Encoding": "br"}, stream=Stream(b"\x0b\x02\x80"))
     request = httpx.Request("GET", URL, headers={"Accept-Encoding": "gzip, br"})
-    answer = await RetryTransport(Script(response), QUICK).handle_async_request(request)
-    assert b"\x0b\x02\x80" == b"".join([part async for part in answer.aiter_raw()])
-    assert "br" == answer.headers["content-encoding"]
+    response = await RetryTransport(FakeWire(compressed), QUICK).handle_async_request(request)
+    assert b"\x0b\x02\x80" == b"".join([part async for part in response.aiter_raw()])
+    assert "br" == response.headers["content-encoding"]
 
 
 @pytest.mark.anyio
-async def test_a_plain_client_knows_how_long_it_took() -> None:
-    """Although the answer is read before the client starts its clock."""
-    wire = Script(httpx.Response(200, stream=Stream(b"{}")), httpx.Response(200, content=b"{}"))
+async def test_elapsed_in_a_plain_client() -> None:
+    """``elapsed`` includes the time before the layer returned the response."""
+    wire = FakeWire(httpx.Response(200, stream=Stream(b"{}")), httpx.Response(200, content=b"{}"))
     async with httpx.AsyncClient(transport=RetryTransport(wire)) as client:
         for _ in range(2):
             assert 0 < (await client.get(URL)).elapsed.total_seconds() < 60
 
 
 @pytest.mark.anyio
-async def test_a_body_that_breaks() -> None:
-    """It is closed, and counts as a failure of the attempt."""
-    stream = Stream(b"{", BROKEN)
-    wire = Script(httpx.Response(200, stream=stream), httpx.Response(200, content=b"{}"))
+async def test_interrupted_body() -> None:
+    """The stream is closed, and the attempt has failed."""
+    stream = Stream(b"{", READ_ERROR)
+    wire = FakeWire(httpx.Response(200, stream=stream), httpx.Response(200, content=b"{}"))
     assert b"{}" == (await send(wire)).content
     assert stream.closed
 
 
 @pytest.mark.parametrize("size", [1000, 1001])
 @pytest.mark.anyio
-async def test_the_bound_itself_is_allowed(make_wire: MakeWire, server: Loopback, size: int) -> None:
-    """One byte more is not."""
+async def test_response_of_the_maximum_size(make_wire: MakeWire, server: Loopback, size: int) -> None:
+    """The maximum is allowed; one more byte is an error."""
     async with httpx.AsyncClient(transport=RetryTransport(make_wire(), max_response_bytes=1000)) as client:
         if size > 1000:
             with pytest.raises(ResponseDecodeError, match="over 1000 bytes"):
@@ -728,15 +740,15 @@ async def test_the_bound_itself_is_allowed(make_wire: MakeWire, server: Loopback
     [
         ("/endless", 100, [1, 2]),
         ("/endless", 3_000_000, [1, 2]),
-        ("/gzip/30000000", 1_000_000, [1, 1]),  # came whole: only what it would become is too large
+        ("/gzip/30000000", 1_000_000, [1, 1]),  # fully received; only the decompressed body is too large
         ("/gzip/30000000", 10_000, [1, 2]),
     ],
 )
 @pytest.mark.anyio
-async def test_too_large_an_answer(
+async def test_oversized_response(
     make_wire: MakeWire, server: Loopback, path: str, bound: int, connections: list[int]
 ) -> None:
-    """Refused without a retry; no connection and no half-read generator is left behind."""
+    """It raises without a retry, and leaks no connection or unfinished generator."""
     async with make_wire(max_connections=1) as pool:
         layer = RetryTransport(pool, QUICK, max_response_bytes=bound)
         request = httpx.Request("GET", server.url + path)
@@ -746,22 +758,22 @@ async def test_too_large_an_answer(
         del caught, request
         gc.collect()
         await anyio.lowlevel.checkpoint()
-        answer = await layer.handle_async_request(httpx.Request("GET", server.url))
-        assert b"{}" == answer.content
-        assert 1 == await anyio.to_thread.run_sync(lambda: server.settled(most=1))
+        response = await layer.handle_async_request(httpx.Request("GET", server.url))
+        assert b"{}" == response.content
+        assert 1 == await anyio.to_thread.run_sync(lambda: server.settled(at_most=1))
     assert connections == server.connections
 
 
 @pytest.mark.parametrize(("layers", "match"), [(1, "over 100000 bytes"), (2, "with gzip, gzip, not")])
 @pytest.mark.anyio
-async def test_a_bomb(layers: int, match: str) -> None:
-    """However often it is compressed, what it would become does not fill the memory."""
+async def test_decompression_bomb(layers: int, match: str) -> None:
+    """Memory use stays small, even if the body is compressed repeatedly."""
     body = bytes(30_000_000)
     for _ in range(layers):
         body = gzip.compress(body)
     stream = Stream(*(body[at : at + 1000] for at in range(0, len(body), 1000)))
     headers = {"Content-Encoding": ", ".join(["gzip"] * layers)}
-    wire = Script(httpx.Response(200, headers=headers, stream=stream))
+    wire = FakeWire(httpx.Response(200, headers=headers, stream=stream))
     tracemalloc.start()
     try:
         with pytest.raises(ResponseDecodeError, match=match):
@@ -774,15 +786,15 @@ async def test_a_bomb(layers: int, match: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_too_large_an_answer_from_memory() -> None:
-    """A transport that has read it already makes no difference."""
+async def test_oversized_response_of_an_in_memory_transport() -> None:
+    """The limit also applies if the transport has already read the body."""
     with pytest.raises(ResponseDecodeError, match="over 3 bytes"):
-        await send(Script(httpx.Response(200, content=b"1234")), max_response_bytes=3)
+        await send(FakeWire(httpx.Response(200, content=b"1234")), max_response_bytes=3)
 
 
 @pytest.mark.anyio
-async def test_too_large_an_answer_of_another_transport() -> None:
-    """A body that goes on for ever, closed or not, is not read for ever."""
+async def test_endless_body_that_ignores_closing() -> None:
+    """Reading stops even if the body continues after it was closed."""
 
     class Endless(httpx.AsyncByteStream):
         closed = False
@@ -798,16 +810,16 @@ async def test_too_large_an_answer_of_another_transport() -> None:
 
     stream = Endless()
     with anyio.fail_after(5), pytest.raises(ResponseDecodeError, match="over 3000 bytes"):
-        await send(Script(httpx.Response(200, stream=stream)), max_response_bytes=3000)
+        await send(FakeWire(httpx.Response(200, stream=stream)), max_response_bytes=3000)
     assert stream.closed
 
 
-@pytest.mark.parametrize(("failures", "made"), [(0, 0), (1, 1), (3, 1)])
+@pytest.mark.parametrize(("failures", "expected"), [(0, 0), (1, 1), (3, 1)])
 @pytest.mark.anyio
-async def test_a_retry_object_is_made_when_there_is_something_to_retry(
-    monkeypatch: pytest.MonkeyPatch, failures: int, made: int
+async def test_retry_object_is_created_only_for_retries(
+    monkeypatch: pytest.MonkeyPatch, failures: int, expected: int
 ) -> None:
-    """It costs more than all the rest of a call; and one serves all attempts of one call."""
+    """Creating it costs more than the rest of a call; a call creates at most one."""
     count = 0
 
     class Counting(tenacity.AsyncRetrying):
@@ -817,20 +829,20 @@ async def test_a_retry_object_is_made_when_there_is_something_to_retry(
             super().__init__(**options)
 
     monkeypatch.setattr(tenacity, "AsyncRetrying", Counting)
-    await send(Script(*[REFUSED] * failures, httpx.Response(200)))
-    assert made == count
+    await send(FakeWire(*[CONNECT_ERROR] * failures, httpx.Response(200)))
+    assert expected == count
 
 
-def test_there_is_no_wait_before_an_attempt() -> None:
-    """Should tenacity ever ask for it, that is an error, and no wait of 0 s."""
+def test_no_result_before_an_attempt() -> None:
+    """If tenacity asked for the result too early, it would be an error."""
     state = tenacity.RetryCallState(tenacity.AsyncRetrying(), None, (), {})
     with pytest.raises(RuntimeError, match="no attempt"):
         _layers._attempt_of(state)
 
 
 @pytest.mark.anyio
-async def test_calls_do_not_mix(make_wire: MakeWire, sandbox: Sandbox) -> None:
-    """Each of many at once has its own count of attempts."""
+async def test_concurrent_calls_count_their_own_attempts(make_wire: MakeWire, sandbox: Sandbox) -> None:
+    """Concurrent calls do not share state."""
     sandbox.inject(faults.status(503), times=60)
     requests = [httpx.Request("GET", f"{sandbox.base_url}/me") for _ in range(30)]
     policy = RetryPolicy(attempts=50, backoff=0.001)
@@ -841,10 +853,13 @@ async def test_calls_do_not_mix(make_wire: MakeWire, sandbox: Sandbox) -> None:
 
 
 @pytest.mark.anyio
-async def test_what_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Each retry, one line, at INFO."""
+async def test_retries_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Each retry logs one line at INFO."""
     caplog.set_level(logging.INFO, "lemcal_async.retry")
-    await send(Script(REFUSED, httpx.Response(503), httpx.Response(200)), RetryPolicy(attempts=4, backoff=0))
+    await send(
+        FakeWire(CONNECT_ERROR, httpx.Response(503), httpx.Response(200)),
+        RetryPolicy(attempts=4, backoff=0),
+    )
     assert [
         "GET /me: ConnectError on attempt 1 of 4; retrying in 0 s",
         "GET /me: 503 on attempt 2 of 4; retrying in 0 s",
@@ -852,12 +867,12 @@ async def test_what_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.anyio
-async def test_closing_closes_what_is_below() -> None:
-    """Transports own each other downwards, as in httpx; and they are entered so."""
-    wire = Script()
+async def test_layers_enter_and_close_the_wrapped_transport() -> None:
+    """A layer owns its wire, as in httpx."""
+    wire = FakeWire()
     await RetryTransport(RateLimitTransport(wire)).aclose()
     assert (False, True) == (wire.entered, wire.closed)
-    wire = Script()
+    wire = FakeWire()
     async with RetryTransport(RateLimitTransport(wire)):
         assert (True, False) == (wire.entered, wire.closed)
     assert wire.closed
@@ -865,27 +880,27 @@ async def test_closing_closes_what_is_below() -> None:
 
 @pytest.fixture
 def router() -> Iterator[respx.MockRouter]:
-    """Stand in for the network below the wire."""
+    """Mock httpcore below the wire."""
     with respx.mock(using="httpcore") as router:
         yield router
 
 
 @pytest.mark.anyio
 async def test_all_layers_in_a_plain_client(router: respx.MockRouter) -> None:
-    """They fit any client; and tests of others mock the network below them as they are used to."""
+    """The layers work in any client, and tests can mock httpcore below them."""
     route = router.get(URL).mock(
         side_effect=[httpx.ConnectError, httpx.Response(502), httpx.Response(200, json={"_id": "usr_1"})]
     )
     transport = RetryTransport(RateLimitTransport(PooledTransport(), LocalRateLimiter()), QUICK)
     async with httpx.AsyncClient(transport=transport) as client:
-        answer = await client.get(URL)
-    assert {"_id": "usr_1"} == answer.json()
+        response = await client.get(URL)
+    assert {"_id": "usr_1"} == response.json()
     assert 3 == route.call_count
 
 
 @pytest.mark.anyio
-async def test_a_long_answer_is_decoded_in_turns() -> None:
-    """Others have theirs meanwhile: 12 MB take 30 ms."""
+async def test_decompressing_a_large_body_yields_to_other_tasks() -> None:
+    """12 MB take 30 ms."""
     body = b"".join(number.to_bytes(4, "big") for number in range(2_000_000))
     packed = gzip.compress(body, 1)
 
@@ -899,15 +914,15 @@ async def test_a_long_answer_is_decoded_in_turns() -> None:
     )
     turns = 0
 
-    async def others() -> None:
+    async def count_turns() -> None:
         nonlocal turns
         while True:
             turns += 1
             await anyio.lowlevel.checkpoint()
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(others)
-        answer = await RetryTransport(wire).handle_async_request(httpx.Request("GET", URL))
+        tasks.start_soon(count_turns)
+        response = await RetryTransport(wire).handle_async_request(httpx.Request("GET", URL))
         tasks.cancel_scope.cancel()
-    assert body == answer.content
+    assert body == response.content
     assert turns >= 2

@@ -1,6 +1,6 @@
-"""Minutes of calls through a faulty proxy: nothing but right answers and documented errors, and no leak.
+"""Minutes of calls through a faulty proxy: only correct results and documented errors, and no leaks.
 
-``nox -s storms -- soak`` runs it for 5 minutes on each wire and event loop, or for LEMCAL_SOAK_SECONDS.
+``nox -s storms -- soak`` runs for 5 minutes on each wire and backend, or for LEMCAL_SOAK_SECONDS.
 """
 
 import gc
@@ -29,7 +29,7 @@ TASKS = 24
 
 
 class Soak:
-    """Calls of many accounts at once, and what became of them."""
+    """Concurrent calls of many accounts, and their outcomes."""
 
     def __init__(self, sandbox: Sandbox, lemcal: AsyncLemcal, seed: int) -> None:
         self.sandbox = sandbox
@@ -43,7 +43,7 @@ class Soak:
         self.undocumented: list[str] = []
 
     async def run(self, seconds: float) -> None:
-        """Call until the time is over."""
+        """Make calls for this many seconds."""
         until = anyio.current_time() + seconds
         async with anyio.create_task_group() as tasks:
             for _ in range(TASKS):
@@ -60,7 +60,7 @@ class Soak:
                 self.outcomes["canceled" if scope.cancelled_caught else "answered"] += 1
             except LemcalError as error:
                 self.outcomes[type(error).__name__] += 1
-            except Exception as error:  # noqa: BLE001  # that is what is looked for
+            except Exception as error:  # noqa: BLE001  # undocumented errors are recorded
                 self.undocumented.append(repr(error))
 
     async def _me(self, number: int, lemcal: AsyncLemcal) -> None:
@@ -82,19 +82,19 @@ class Soak:
             return
         self._check(False, "meeting")  # noqa: FBT003
 
-    def _check(self, right: bool, what: str) -> None:  # noqa: FBT001
-        if not right:
-            self.wrong.append(what)
+    def _check(self, correct: bool, call: str) -> None:  # noqa: FBT001
+        if not correct:
+            self.wrong.append(call)
 
 
 def open_files() -> int:
-    """Return how many files and sockets this process has open."""
+    """Return the number of open files and sockets of this process."""
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def soaked(make_wire: MakeWire, seconds: float, seed: int) -> tuple[Soak, FaultyProxy, int, int]:
-    """Run a soak; return it with its proxy, refused requests, and the files that are left open."""
-    # Long meetings lists are no part of it; the latency is what makes requests overlap.
+async def run_soak(make_wire: MakeWire, seconds: float, seed: int) -> tuple[Soak, FaultyProxy, int, int]:
+    """Run a soak; return it with its proxy, the number of 429s, and the number of leaked files."""
+    # Few meetings, so that calls are fast; the latency makes requests overlap.
     with Sandbox(accounts=ACCOUNTS, meetings=3, latency=(0.002, 0.01)).serve() as sandbox:
         port = int(sandbox.base_url.partition("127.0.0.1:")[2].partition("/")[0])
         with FaultyProxy(port, seed) as proxy:
@@ -112,52 +112,52 @@ async def soaked(make_wire: MakeWire, seconds: float, seed: int) -> tuple[Soak, 
             await soak.run(seconds)
             await wire.aclose()
             until = time.monotonic() + 10
-            # The proxy's own ends close, too.
+            # The proxy's connections close, too.
             while open_files() > before + 5 and time.monotonic() < until:  # noqa: ASYNC110
                 await anyio.sleep(0.1)
-            left = max(0, open_files() - before - 5)
-        refused = sum(seen.status_code == 429 for seen in list(sandbox.requests))
-    return soak, proxy, refused, left
+            leaked = max(0, open_files() - before - 5)
+        refused = sum(request.status_code == 429 for request in list(sandbox.requests))
+    return soak, proxy, refused, leaked
 
 
-def table(soak: Soak, proxy: FaultyProxy, refused: int, left: int) -> str:
-    """Return what a soak came to."""
+def table(soak: Soak, proxy: FaultyProxy, refused: int, leaked: int) -> str:
+    """Return a table of the results."""
     rows = {
         "calls": sum(soak.outcomes.values()) + len(soak.undocumented),
         "faults": sum(proxy.faults.values()),
-        "wrong answers": len(soak.wrong),
+        "wrong results": len(soak.wrong),
         "undocumented errors": len(soak.undocumented),
-        "refused for the rate limit": refused,
-        "files left open": left,
+        "429s": refused,
+        "leaked files": leaked,
         **dict(soak.outcomes.most_common()),
     }
-    return "\n".join(f"{what:<28}{count:>8}" for what, count in rows.items())
+    return "\n".join(f"{name:<28}{count:>8}" for name, count in rows.items())
 
 
 async def check(make_wire: MakeWire, seconds: float, seed: int, show: Callable[[str], object]) -> None:
-    """Run a soak and look at everything."""
-    result = await soaked(make_wire, seconds, seed)
+    """Run a soak, and check its results."""
+    result = await run_soak(make_wire, seconds, seed)
     show(table(*result))
-    soak, proxy, refused, left = result
+    soak, proxy, refused, leaked = result
     assert proxy.faults
     assert [] == soak.wrong
     assert [] == soak.undocumented
-    assert (0, 0) == (refused, left)
+    assert (0, 0) == (refused, leaked)
     assert soak.outcomes["answered"]
 
 
 async def test_a_short_soak(make_wire: MakeWire) -> None:
-    """A few seconds of it, in the suite."""
+    """A few seconds, for the regular test suite."""
     await check(make_wire, 2, 1, print)
 
 
 @pytest.mark.storm
 @pytest.mark.timeout(900)
 async def test_soak(make_wire: MakeWire) -> None:
-    """Minutes of it; every kind of fault was met."""
+    """Several minutes, with every kind of fault."""
     seconds = float(os.environ.get("LEMCAL_SOAK_SECONDS", "300"))
     faults: Counter[str] = Counter()
-    soak: Awaitable[tuple[Soak, FaultyProxy, int, int]] = soaked(make_wire, seconds, 2)
+    soak: Awaitable[tuple[Soak, FaultyProxy, int, int]] = run_soak(make_wire, seconds, 2)
     result = await soak
     print(table(*result))  # noqa: T201  # what a soak is for
     assert ([], [], 0, 0) == (result[0].wrong, result[0].undocumented, result[2], result[3])

@@ -1,4 +1,4 @@
-"""The wires: which connection a request gets, and what becomes of it afterward."""
+"""The wires: which connection a request uses, and when connections are reused or closed."""
 
 import asyncio
 import gc
@@ -24,7 +24,7 @@ from lemcal_async.transport.aiohttp import AiohttpTransport
 from lemcal_async.transport.httpx2 import HTTPX2Transport
 
 from .conftest import MakeWire
-from .loopback import Loopback, Seen
+from .loopback import Loopback, ReceivedRequest
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def server() -> Iterator[Loopback]:
 
 
 async def get(transport: httpx.AsyncBaseTransport, url: str, pool_timeout: float = 5.0) -> int:
-    """Return the number of the connection that a GET is answered on."""
+    """Send a GET, and return the number of its connection."""
     timeout = httpx.Timeout(5.0, pool=pool_timeout).as_dict()
     response = await transport.handle_async_request(
         httpx.Request("GET", url, extensions={"timeout": timeout})
@@ -45,28 +45,28 @@ async def get(transport: httpx.AsyncBaseTransport, url: str, pool_timeout: float
     return int(response.headers["x-connection"])
 
 
-async def settled(server: Loopback, *, most: int) -> int:
-    """Return how many connections the server has, once they are few enough."""
-    return await anyio.to_thread.run_sync(lambda: server.settled(most=most))
+async def settled(server: Loopback, *, at_most: int) -> int:
+    """Wait until the server has at most this many connections; return their number."""
+    return await anyio.to_thread.run_sync(lambda: server.settled(at_most=at_most))
 
 
 async def together(*calls: Callable[[], Coroutine[Any, Any, object]]) -> None:
-    """Await them all at once."""
+    """Await the calls concurrently."""
     async with anyio.create_task_group() as group:
         for call in calls:
             group.start_soon(call)
 
 
 @pytest.mark.anyio
-async def test_one_after_another(make_wire: MakeWire, server: Loopback) -> None:
-    """All over the same connection."""
+async def test_sequential_requests_share_a_connection(make_wire: MakeWire, server: Loopback) -> None:
+    """Five requests use the same connection."""
     async with make_wire() as transport:
         assert [1] * 5 == [await get(transport, server.url) for _ in range(5)]
 
 
 @pytest.mark.anyio
-async def test_the_last_used_is_used_next(make_wire: MakeWire, server: Loopback) -> None:
-    """So that those not needed age."""
+async def test_most_recently_used_connection_is_reused(make_wire: MakeWire, server: Loopback) -> None:
+    """Surplus connections can then expire."""
     async with make_wire() as transport:
         used: list[int] = []
 
@@ -79,8 +79,8 @@ async def test_the_last_used_is_used_next(make_wire: MakeWire, server: Loopback)
 
 
 @pytest.mark.anyio
-async def test_origins_do_not_share(make_wire: MakeWire) -> None:
-    """A connection goes to one scheme, host and port."""
+async def test_origins_do_not_share_connections(make_wire: MakeWire) -> None:
+    """A connection serves one scheme, host and port."""
     with Loopback() as one, Loopback() as other:
         async with make_wire() as transport:
             for _ in range(2):
@@ -90,18 +90,18 @@ async def test_origins_do_not_share(make_wire: MakeWire) -> None:
 
 
 @pytest.mark.anyio
-async def test_no_more_connections_than_allowed(make_wire: MakeWire, server: Loopback) -> None:
-    """However many requests there are, at no moment."""
+async def test_max_connections(make_wire: MakeWire, server: Loopback) -> None:
+    """The limit holds with many concurrent requests."""
     async with make_wire(max_connections=3) as transport:
         await together(*[lambda: get(transport, f"{server.url}/sleep/0.01")] * 30)
         assert {1, 2, 3} == set(server.connections)
-    assert 30 == len(server.seen)
-    assert (3, 3) == (server.most_open, server.most_busy)
+    assert 30 == len(server.requests)
+    assert (3, 3) == (server.max_open, server.max_busy)
 
 
 @pytest.mark.anyio
-async def test_the_pool_timeout_of_a_plain_client(make_wire: MakeWire, server: Loopback) -> None:
-    """It bounds the wait for a connection, and what waited takes none."""
+async def test_pool_timeout_of_a_plain_client(make_wire: MakeWire, server: Loopback) -> None:
+    """It limits the wait for a connection, and leaks no slot."""
     async with make_wire(max_connections=1) as transport, anyio.create_task_group() as group:
         group.start_soon(get, transport, f"{server.url}/hold")
         await anyio.to_thread.run_sync(server.arrived.acquire)
@@ -113,7 +113,7 @@ async def test_the_pool_timeout_of_a_plain_client(make_wire: MakeWire, server: L
 
 @pytest.mark.anyio
 async def test_calls_of_an_account_wait_for_a_connection(make_wire: MakeWire, server: Loopback) -> None:
-    """As long as their deadline allows: there may be thousands of them, and none has failed."""
+    """The pool timeout does not apply to them, because thousands may wait."""
     async with make_wire(max_connections=1) as transport:
         lemcal = AsyncLemcal(
             "usr_x", "secret", base_url=server.url, transport=transport, timeout=httpx.Timeout(5, pool=0.01)
@@ -125,38 +125,36 @@ async def test_calls_of_an_account_wait_for_a_connection(make_wire: MakeWire, se
 @pytest.mark.parametrize("anyio_backend", ["trio"])
 @pytest.mark.anyio
 async def test_aiohttp_on_trio(server: Loopback) -> None:
-    """It says what to use instead, and sends nothing."""
+    """The error says what to use instead, and nothing is sent."""
     async with AiohttpTransport() as transport:
         with pytest.raises(ConfigurationError, match="asyncio only; on trio use PooledTransport"):
             await get(transport, server.url)
-    assert [] == server.seen
+    assert [] == server.requests
 
 
 @pytest.mark.parametrize("max_connections", [0, -1])
-def test_a_pool_of_nothing_is_refused(make_wire: MakeWire, max_connections: int) -> None:
-    """Where it is made."""
+def test_invalid_max_connections(make_wire: MakeWire, max_connections: int) -> None:
+    """The constructor raises."""
     with pytest.raises(ConfigurationError, match="max_connections"):
         make_wire(max_connections=max_connections)
 
 
 @pytest.mark.parametrize("path", ["/cut", "/sleep/60"])
 @pytest.mark.anyio
-async def test_a_connection_that_broke_is_thrown_away(
-    make_wire: MakeWire, server: Loopback, path: str
-) -> None:
-    """And its slot goes to the next request."""
+async def test_failed_connection_is_closed(make_wire: MakeWire, server: Loopback, path: str) -> None:
+    """Its slot is available to the next request."""
     transport = make_wire(max_connections=1)
     async with httpx.AsyncClient(transport=transport, timeout=0.2) as client:
         with pytest.raises((httpx.RemoteProtocolError, httpx.ReadTimeout)):
             await client.get(server.url + path)
-        assert 0 == await settled(server, most=0)
+        assert 0 == await settled(server, at_most=0)
         assert "2" == (await client.get(server.url)).headers["x-connection"]
 
 
 @pytest.mark.parametrize("fault", [faults.reset_before_processing(), faults.truncated()])
 @pytest.mark.anyio
-async def test_it_works_after_a_fault(make_wire: MakeWire, fault: faults.Fault) -> None:
-    """Whatever the server did."""
+async def test_requests_work_after_a_fault(make_wire: MakeWire, fault: faults.Fault) -> None:
+    """The request after a fault succeeds."""
     with Sandbox(limit=None).serve() as sandbox:
         async with httpx.AsyncClient(transport=make_wire(max_connections=1)) as client:
             for _ in range(2):
@@ -168,8 +166,8 @@ async def test_it_works_after_a_fault(make_wire: MakeWire, fault: faults.Fault) 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/", "127.0.0.1/", "unix:/tmp/socket"])
 @pytest.mark.anyio
-async def test_other_protocols(make_wire: MakeWire, url: str) -> None:
-    """They are refused, and cost no slot."""
+async def test_unsupported_protocols(make_wire: MakeWire, url: str) -> None:
+    """They raise, and leak no slot."""
     async with make_wire(max_connections=1) as transport:
         for _ in range(2):
             with anyio.fail_after(5), pytest.raises(httpx.UnsupportedProtocol, match="http://"):
@@ -177,8 +175,8 @@ async def test_other_protocols(make_wire: MakeWire, url: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_nobody_listens(make_wire: MakeWire) -> None:
-    """The slot is given back."""
+async def test_connection_refused(make_wire: MakeWire) -> None:
+    """The slot is released."""
     with Loopback() as server:
         pass
     async with make_wire(max_connections=1) as transport:
@@ -189,26 +187,26 @@ async def test_nobody_listens(make_wire: MakeWire) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.anyio
-async def test_the_server_closes_an_idle_connection(
+async def test_idle_connection_closed_by_the_server(
     make_wire: MakeWire, server: Loopback, method: str
 ) -> None:
-    """The next request takes a new one, whatever its method."""
+    """The next request uses a new connection, whatever its method."""
     async with httpx.AsyncClient(transport=make_wire()) as client:
         for _ in range(3):
             assert 200 == (await client.request(method, f"{server.url}/drop")).status_code
-            assert 0 == await settled(server, most=0)
+            assert 0 == await settled(server, at_most=0)
         await client.get(server.url)
         server.drop_connections()
-        assert 0 == await settled(server, most=0)
+        assert 0 == await settled(server, at_most=0)
         assert 200 == (await client.request(method, server.url)).status_code
     assert [1, 2, 3, 4, 5] == server.connections
 
 
 @pytest.mark.anyio
-async def test_idle_connections_are_closed(
+async def test_stale_connections_are_closed(
     make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After ``keepalive`` seconds, at the next use; younger ones stay."""
+    """They are closed after ``keepalive`` seconds, at the next use; others stay open."""
     now = 1000.0
     monkeypatch.setattr(_pooled, "time", SimpleNamespace(monotonic=lambda: now))
     async with make_wire(keepalive=60) as transport:
@@ -219,42 +217,44 @@ async def test_idle_connections_are_closed(
         assert 3 == server.open
         now += 30
         assert last == await get(transport, server.url)
-        assert 1 == await settled(server, most=1)
+        assert 1 == await settled(server, at_most=1)
 
 
 @pytest.mark.anyio
-async def test_an_old_connection_is_not_used(
+async def test_stale_connection_is_not_reused(
     make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Something between may have forgotten it."""
+    """A device in between may have dropped it."""
     now = 1000.0
     monkeypatch.setattr(_pooled, "time", SimpleNamespace(monotonic=lambda: now))
     async with make_wire(keepalive=60) as transport:
         await get(transport, server.url)
         now += 61
         assert 2 == await get(transport, server.url)
-        assert 1 == await settled(server, most=1)
+        assert 1 == await settled(server, at_most=1)
 
 
-class ClosesSoon(Loopback):
-    """Says for how long it leaves an idle connection open: ``/5`` five seconds."""
+class KeepAliveServer(Loopback):
+    """Announces in ``Keep-Alive`` for how long it keeps idle connections open: ``/5`` for five seconds."""
 
-    async def answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Write the answer."""
-        seconds = seen.target.strip("/").encode()
+    async def respond(
+        self, request: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Write the response."""
+        seconds = request.target.strip("/").encode()
         writer.write(b"HTTP/1.1 200 OK\r\nKeep-Alive: max=100, timeout=%b\r\n" % seconds)
-        writer.write(b"X-Connection: %d\r\nContent-Length: 0\r\n\r\n" % seen.connection)
+        writer.write(b"X-Connection: %d\r\nContent-Length: 0\r\n\r\n" % request.connection)
 
 
 @pytest.mark.parametrize("make_wire", [PooledTransport, HTTPX2Transport])
 @pytest.mark.anyio
-async def test_a_connection_that_the_server_is_about_to_close(
+async def test_connection_that_the_server_is_about_to_close(
     make_wire: MakeWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not used: of a POST that met the close, nobody could say whether it was carried out."""
+    """It is not reused: a POST sent during the close may or may not be processed."""
     now = 1000.0
     monkeypatch.setattr(_http11, "time", SimpleNamespace(monotonic=lambda: now))
-    with ClosesSoon() as server:
+    with KeepAliveServer() as server:
         async with make_wire() as transport:
             assert 1 == await get(transport, f"{server.url}/5")
             now += 3
@@ -264,14 +264,14 @@ async def test_a_connection_that_the_server_is_about_to_close(
             now += 50
             assert 2 == await get(transport, f"{server.url}/1")
             assert 3 == await get(transport, f"{server.url}/5")
-            assert 1 == await settled(server, most=1)
+            assert 1 == await settled(server, at_most=1)
 
 
 @pytest.mark.anyio
-async def test_old_connections_to_elsewhere_are_closed(
+async def test_stale_connections_to_other_origins_are_closed(
     make_wire: MakeWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Any use of the transport will do."""
+    """Any request through the transport closes them."""
     now = 1000.0
     monkeypatch.setattr(_pooled, "time", SimpleNamespace(monotonic=lambda: now))
     with Loopback() as one, Loopback() as other:
@@ -279,22 +279,22 @@ async def test_old_connections_to_elsewhere_are_closed(
             await get(transport, one.url)
             now += 61
             await get(transport, other.url)
-            assert 0 == await settled(one, most=0)
+            assert 0 == await settled(one, at_most=0)
 
 
 @pytest.mark.anyio
-async def test_closing_closes_what_is_idle(make_wire: MakeWire, server: Loopback) -> None:
-    """At once, as often as it is called."""
+async def test_closing_closes_idle_connections(make_wire: MakeWire, server: Loopback) -> None:
+    """They are closed immediately; closing again does nothing."""
     transport = make_wire()
     await together(*[lambda: get(transport, f"{server.url}/sleep/0.02")] * 3)
     await transport.aclose()
-    assert 0 == await settled(server, most=0)
+    assert 0 == await settled(server, at_most=0)
     await transport.aclose()
 
 
 @pytest.mark.anyio
-async def test_closing_what_was_never_used(make_wire: MakeWire, server: Loopback) -> None:
-    """Is for good, too."""
+async def test_closing_an_unused_transport(make_wire: MakeWire, server: Loopback) -> None:
+    """The transport cannot be used afterward."""
     transport = make_wire()
     await transport.aclose()
     await transport.aclose()
@@ -305,7 +305,7 @@ async def test_closing_what_was_never_used(make_wire: MakeWire, server: Loopback
 
 @pytest.mark.anyio
 async def test_closing_lets_requests_finish(make_wire: MakeWire, server: Loopback) -> None:
-    """Those that are under way or waiting; then their connections are closed too."""
+    """Requests in flight or waiting complete, and then their connections are closed."""
     transport = make_wire(max_connections=1)
     done: list[int] = []
 
@@ -322,12 +322,12 @@ async def test_closing_lets_requests_finish(make_wire: MakeWire, server: Loopbac
             await get(transport, server.url)
         server.release()
     assert [1, 2] == done
-    assert 0 == await settled(server, most=0)
+    assert 0 == await settled(server, at_most=0)
 
 
 @pytest.mark.anyio
 async def test_use_after_closing(make_wire: MakeWire, server: Loopback) -> None:
-    """It is refused, whether it was used before or not."""
+    """Requests raise, whether or not the transport was used before."""
     for used in (True, False):
         transport = make_wire()
         if used:
@@ -335,12 +335,12 @@ async def test_use_after_closing(make_wire: MakeWire, server: Loopback) -> None:
         await transport.aclose()
         with pytest.raises(ConfigurationError, match="this transport is closed; create a new one"):
             await get(transport, server.url)
-    assert 1 == len(server.seen)
+    assert 1 == len(server.requests)
 
 
 @pytest.mark.anyio
 async def test_streaming_in_a_plain_client(make_wire: MakeWire, server: Loopback) -> None:
-    """Read to its end, the connection is used again; the body comes in parts."""
+    """The body arrives in parts, and after its end, the connection is reused."""
     async with httpx.AsyncClient(transport=make_wire(max_connections=1)) as client:
         for _ in range(2):
             async with client.stream("GET", f"{server.url}/gzip/9000") as response:
@@ -349,8 +349,8 @@ async def test_streaming_in_a_plain_client(make_wire: MakeWire, server: Loopback
 
 
 @pytest.mark.anyio
-async def test_a_stream_holds_its_connection(make_wire: MakeWire, server: Loopback) -> None:
-    """Until it is closed; then the next request goes on."""
+async def test_open_stream_occupies_its_connection(make_wire: MakeWire, server: Loopback) -> None:
+    """Once it is closed, the next request is sent."""
     async with httpx.AsyncClient(transport=make_wire(max_connections=1)) as client:
         async with client.stream("GET", server.url):
             with anyio.move_on_after(0.1) as scope:
@@ -361,27 +361,27 @@ async def test_a_stream_holds_its_connection(make_wire: MakeWire, server: Loopba
 
 
 @pytest.mark.anyio
-async def test_a_stream_closed_early(make_wire: MakeWire, server: Loopback) -> None:
-    """What was not read is not waited for: the connection is thrown away."""
+async def test_stream_closed_early(make_wire: MakeWire, server: Loopback) -> None:
+    """The rest of the body is not read: the connection is closed."""
     async with httpx.AsyncClient(transport=make_wire(max_connections=1)) as client:
         for path in ("/endless", "/gzip/9000"):
             async with client.stream("GET", server.url + path) as response:
                 pass
             assert response.is_closed
             await response.aclose()
-            assert 0 == await settled(server, most=0)
+            assert 0 == await settled(server, at_most=0)
         assert "3" == (await client.get(server.url)).headers["x-connection"]
 
 
 async def read_to_the_end(body: AsyncIterator[bytes]) -> None:
-    """Read what there is."""
+    """Read the rest of the body."""
     async for _ in body:
         pass
 
 
 @pytest.mark.anyio
-async def test_a_stream_read_in_part(make_wire: MakeWire, server: Loopback) -> None:
-    """Read on after it was closed, it ends by itself, and leaves no generator to the garbage collector."""
+async def test_partly_read_stream(make_wire: MakeWire, server: Loopback) -> None:
+    """Reading after closing raises, and no generator is left to the garbage collector."""
     async with make_wire(max_connections=1) as transport:
         response = await transport.handle_async_request(httpx.Request("GET", f"{server.url}/endless"))
         assert isinstance(response.stream, httpx.AsyncByteStream)
@@ -389,7 +389,7 @@ async def test_a_stream_read_in_part(make_wire: MakeWire, server: Loopback) -> N
         assert b"" != await anext(body)
         await response.aclose()
         await response.stream.aclose()  # again
-        assert 0 == await settled(server, most=0)
+        assert 0 == await settled(server, at_most=0)
         with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
             await read_to_the_end(body)
         del response, body
@@ -405,10 +405,10 @@ STREAMS: dict[MakeWire, str] = {
 
 
 @pytest.mark.anyio
-async def test_a_stream_that_fails_while_it_is_closed(
+async def test_stream_that_fails_to_close(
     make_wire: MakeWire, server: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The slot is given back all the same."""
+    """The slot is released anyway."""
 
     async def aclose(_: object) -> None:
         await anyio.lowlevel.checkpoint()
@@ -430,23 +430,23 @@ async def test_a_stream_that_fails_while_it_is_closed(
 
 @pytest.fixture
 def garbage() -> Iterator[None]:
-    """Collect what an event loop that has ended leaves open.
+    """Collect the connections that a closed event loop leaves open.
 
-    Nobody can close that any more, but the garbage collector, which says so.
+    Only the garbage collector can still close them, with a warning.
     """
     yield
     gc.collect()
 
 
 def backends_of(make_wire: MakeWire) -> list[str]:
-    """Return the event loops that a wire runs on."""
+    """Return the backends that a wire supports."""
     return ["asyncio"] if make_wire is AiohttpTransport else ["asyncio", "trio"]
 
 
 @pytest.mark.usefixtures("garbage")
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-def test_event_loops_one_after_another(make_wire: MakeWire, server: Loopback) -> None:
-    """A transport made before there was any serves them all, each with connections of its own."""
+def test_sequential_event_loops(make_wire: MakeWire, server: Loopback) -> None:
+    """A transport created before any event loop serves all of them, each with its own connections."""
     transport = make_wire(max_connections=1)
 
     async def twice() -> list[int]:
@@ -462,8 +462,8 @@ def test_event_loops_one_after_another(make_wire: MakeWire, server: Loopback) ->
 
 @pytest.mark.usefixtures("garbage")
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-def test_event_loops_at_once(make_wire: MakeWire, server: Loopback) -> None:
-    """In threads, asyncio and trio; each has slots and connections of its own."""
+def test_concurrent_event_loops(make_wire: MakeWire, server: Loopback) -> None:
+    """Event loops in several threads each have their own slots and connections."""
     transport = make_wire(max_connections=2)
     used: dict[int, set[int]] = {}
     barrier = threading.Barrier(4)
@@ -484,15 +484,15 @@ def test_event_loops_at_once(make_wire: MakeWire, server: Loopback) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert 160 == len(server.seen)
+    assert 160 == len(server.requests)
     assert [2, 2, 2, 2] == [len(connections) for connections in used.values()]
     assert 8 == len(set().union(*used.values()))
 
 
 @pytest.mark.usefixtures("garbage")
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-def test_event_loops_that_have_ended_are_forgotten(make_wire: MakeWire, server: Loopback) -> None:
-    """With the connections that they had, so that a thousand of them leave nothing behind."""
+def test_pools_of_closed_event_loops_are_removed(make_wire: MakeWire, server: Loopback) -> None:
+    """Their connections are closed, too, so that many event loops leak nothing."""
     transport = make_wire()
 
     async def once() -> int:
@@ -503,12 +503,12 @@ def test_event_loops_that_have_ended_are_forgotten(make_wire: MakeWire, server: 
         assert number == anyio.run(once, backend=backends[number % len(backends)])
         gc.collect()
         assert len(transport._pools) <= 1
-        assert server.settled(most=1) <= 1
+        assert server.settled(at_most=1) <= 1
 
 
 @pytest.fixture
 def tls(authority: trustme.CA) -> Iterator[Loopback]:
-    """Serve HTTPS, with a certificate that only those know who are told."""
+    """Serve HTTPS, with a certificate of the test's own authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     with Loopback(context) as server:
@@ -523,26 +523,26 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def fresh_contexts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Start without TLS contexts; return the names of the threads in which httpx and httpx2 make some."""
-    made: list[str] = []
+    """Start without TLS contexts; return the names of the threads in which httpx and httpx2 create them."""
+    threads: list[str] = []
     monkeypatch.setattr(_environment, "_contexts", {})
     for library in (httpx, httpx2):
 
         def counting(
             create: Callable[..., ssl.SSLContext] = library.create_ssl_context, **options: bool
         ) -> ssl.SSLContext:
-            made.append(threading.current_thread().name)
+            threads.append(threading.current_thread().name)
             return create(**options)
 
         monkeypatch.setattr(library, "create_ssl_context", counting)
-    return made
+    return threads
 
 
 @pytest.mark.anyio
 async def test_tls(
     make_wire: MakeWire, tls: Loopback, authority: trustme.CA, fresh_contexts: list[str]
 ) -> None:
-    """With the context that it was given, and no other."""
+    """The given context is used, and no other is created."""
     context = ssl.create_default_context()
     authority.configure_trust(context)
     async with make_wire(ssl_context=context) as transport:
@@ -551,18 +551,18 @@ async def test_tls(
 
 
 @pytest.mark.anyio
-async def test_a_certificate_that_is_not_trusted(make_wire: MakeWire, tls: Loopback) -> None:
-    """Nothing is sent; it counts as a failure to connect, and says why."""
+async def test_untrusted_certificate(make_wire: MakeWire, tls: Loopback) -> None:
+    """Nothing is sent, and a ConnectError gives the reason."""
     async with make_wire(max_connections=1) as transport:
         for _ in range(2):
             with anyio.fail_after(5), pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
                 await get(transport, tls.url)
-        assert 0 == await settled(tls, most=0)
-    assert [] == tls.seen
+        assert 0 == await settled(tls, at_most=0)
+    assert [] == tls.requests
 
 
 class HangsUp(Loopback):
-    """Reads what arrives first, and closes the connection."""
+    """Closes the connection after the first byte."""
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -571,8 +571,8 @@ class HangsUp(Loopback):
 
 @pytest.mark.parametrize("make_wire", [PooledTransport, HTTPX2Transport])
 @pytest.mark.anyio
-async def test_a_handshake_that_breaks_off(make_wire: MakeWire) -> None:
-    """It says so."""
+async def test_interrupted_handshake(make_wire: MakeWire) -> None:
+    """The error has a message."""
     with HangsUp() as server:
         async with make_wire() as transport:
             with anyio.fail_after(5), pytest.raises(httpx.ConnectError, match=r"\w"):
@@ -583,7 +583,7 @@ async def test_a_handshake_that_breaks_off(make_wire: MakeWire) -> None:
 async def test_one_context_for_the_process(
     make_wire: MakeWire, tls: Loopback, fresh_contexts: list[str]
 ) -> None:
-    """Reading the certificates takes 20 ms: it is done once, and not on the event loop."""
+    """Reading the certificates takes 20 ms, so it happens once, in a thread."""
     for _ in range(2):
         async with make_wire() as transport:
             for _ in range(2):
@@ -597,27 +597,27 @@ async def test_one_context_for_the_process(
 async def test_plain_http_reads_no_certificates(
     make_wire: MakeWire, server: Loopback, fresh_contexts: list[str]
 ) -> None:
-    """Nor does httpx make a context for it with each connection."""
+    """No TLS context is created, not even by httpx for each connection."""
     async with make_wire() as transport:
         await together(*[lambda: get(transport, f"{server.url}/sleep/0.01")] * 3)
     assert [] == fresh_contexts
 
 
-def test_a_context_that_two_threads_want() -> None:
-    """The second finds that of the first."""
-    made: list[ssl.SSLContext] = []
+def test_context_requested_by_two_threads() -> None:
+    """The second thread finds the first one's context."""
+    contexts: list[ssl.SSLContext] = []
 
-    def make(_: bool) -> ssl.SSLContext:  # noqa: FBT001 - as it is called
-        made.append(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
-        return made[-1]
+    def make(_: bool) -> ssl.SSLContext:  # noqa: FBT001 - called by position
+        contexts.append(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        return contexts[-1]
 
     for _ in range(2):
         assert "" == _environment._make_once(make, trust_env=True)
-    assert made == [_environment._contexts.pop((make, True))]
+    assert contexts == [_environment._contexts.pop((make, True))]
 
 
 async def read(transport: httpx.AsyncBaseTransport, request: httpx.Request) -> None:
-    """Send a request and read its answer."""
+    """Send a request, and read the response."""
     response = await transport.handle_async_request(request)
     try:
         await response.aread()
@@ -626,9 +626,9 @@ async def read(transport: httpx.AsyncBaseTransport, request: httpx.Request) -> N
 
 
 @pytest.mark.anyio
-async def test_an_error_that_is_not_the_wires(make_wire: MakeWire, server: Loopback) -> None:
-    """What a caller's own trace raises comes out as it is; the slot is given back."""
-    # aiohttp's connections report the moment of sending only.
+async def test_exception_of_a_trace_callback(make_wire: MakeWire, server: Loopback) -> None:
+    """It propagates unchanged, and the slot is released."""
+    # The aiohttp transport reports only sending.
     event = "send_request_headers" if make_wire is AiohttpTransport else "receive_response_body"
 
     async def trace(name: str, _: object) -> None:

@@ -1,6 +1,6 @@
-"""A long list, from the bytes of its body to models, with every field read once.
+"""Decoding a long list, from the bytes of its body to models, and reading every field once.
 
-Ours goes through ``meetings.list()`` itself with all its layers, on a transport that answers from memory.
+This package is measured with ``meetings.list()`` through all layers, on an in-memory transport.
 """
 
 import functools
@@ -22,18 +22,18 @@ from lemcal_async.errors import ResponseDecodeError
 from lemcal_async.ratelimit import Unlimited
 from lemcal_async.sandbox._demo import make_account
 
-MEETINGS = 20_000  # 14 MB of the sandbox's
+MEETINGS = 20_000  # 14 MB from the sandbox
 ROUNDS = 5
 
 
 def body_of(count: int) -> bytes:
-    """Return a list of ``count`` meetings as the service would send it."""
+    """Return the body of a list of ``count`` meetings, as the service would send it."""
     rows = make_account(0, 0, count).meetings
     return json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def client(body: bytes, encoding: str = "identity") -> AsyncLemcal:
-    """Return a client whose transport answers everything with ``body``."""
+    """Return a client whose transport responds to every request with ``body``."""
     headers = {} if encoding == "identity" else {"Content-Encoding": encoding}
     parts = [body[at : at + 65_536] for at in range(0, len(body), 65_536)]  # as httpcore reads them
 
@@ -48,7 +48,7 @@ def client(body: bytes, encoding: str = "identity") -> AsyncLemcal:
 
 
 def seconds(read: Callable[[], list[object]]) -> float:
-    """Return how long it takes to read the list and all its fields, the collector as it is by default."""
+    """Return the seconds to read the list and all its fields, with the default garbage collector settings."""
     gc.collect()
     before = time.perf_counter()
     read_all(read())
@@ -56,14 +56,14 @@ def seconds(read: Callable[[], list[object]]) -> float:
 
 
 async def longest_stall(call: Callable[[], Awaitable[object]]) -> float:
-    """Return the longest time for which no other task gets a turn, in seconds.
+    """Return the longest time without a turn for other tasks, in seconds.
 
-    This is CPU time of the thread, which never waits here: what other programs take does not count.
+    The time is CPU time of the thread, which never waits here, so other programs do not count.
     """
     longest = 0.0
-    gc.collect()  # what earlier measurements left behind
+    gc.collect()  # garbage of earlier measurements
 
-    async def others() -> None:
+    async def heartbeat() -> None:
         nonlocal longest
         last = time.thread_time()
         while True:
@@ -72,7 +72,7 @@ async def longest_stall(call: Callable[[], Awaitable[object]]) -> float:
             longest, last = max(longest, now - last), now
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(others)
+        tasks.start_soon(heartbeat)
         await anyio.lowlevel.checkpoint()
         await call()
         tasks.cancel_scope.cancel()
@@ -80,7 +80,7 @@ async def longest_stall(call: Callable[[], Awaitable[object]]) -> float:
 
 
 def peak_memory(body: bytes) -> float:
-    """Return the peak of memory while the list is read, as a multiple of models and body."""
+    """Return the peak memory while reading the list, relative to the models plus the body."""
     lemcal = client(body)
     gc.collect()
     tracemalloc.start()
@@ -88,7 +88,7 @@ def peak_memory(body: bytes) -> float:
     models, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found
-    return (peak + len(body)) / (models + len(body))  # the body was there before
+    return (peak + len(body)) / (models + len(body))  # the body was allocated before
 
 
 def measure() -> Iterator[Measurement]:
@@ -105,7 +105,7 @@ def measure() -> Iterator[Measurement]:
     )
     what = f"decode {MEETINGS:,} meetings ({len(body) / 1e6:.0f} MB)"
     yield Measurement(f"{what}: pydantic, extra='allow'", taken["pydantic"] * 1e3, "ms")
-    yield Measurement(f"{what}: msgspec, unknown fields lost", taken["msgspec"] * 1e3, "ms")
+    yield Measurement(f"{what}: msgspec, unknown fields dropped", taken["msgspec"] * 1e3, "ms")
     yield Measurement(f"{what}: meetings.list()", taken["ours"] * 1e3, "ms")
     yield Measurement("decode: meetings.list() / pydantic", taken["ours"] / taken["pydantic"], "x", 0.40)
     for backend in ("asyncio", "trio"):
@@ -122,21 +122,21 @@ def measure() -> Iterator[Measurement]:
 
 
 def flood(row: str) -> Measurement:
-    """Return what 10 MB of rows that are no meetings cost, as a multiple of parsing them and no more."""
+    """Return the time to reject 10 MB of invalid rows, relative to parsing the JSON alone."""
     count = 10_000_000 // (len(row) + 1)
     body = f"[{','.join([row] * count)}]".encode()
     lemcal = client(body).with_options(deadline=60)
 
-    async def rejected() -> int:
+    async def count_bad_rows() -> int:
         try:
             await lemcal.meetings.list()
         except ResponseDecodeError as error:
             return error.bad_row_count
         return 0
 
-    def refuse() -> float:
+    def reject() -> float:
         before = time.perf_counter()
-        assert count == anyio.run(rejected)
+        assert count == anyio.run(count_bad_rows)
         return time.perf_counter() - before
 
     def parse() -> float:
@@ -144,8 +144,8 @@ def flood(row: str) -> Measurement:
         assert count == len(json.loads(body))
         return time.perf_counter() - before
 
-    taken = alternate(ROUNDS, {"ours": refuse, "json": parse})
-    what = f"decode: {count:,} rows of {row} refused / json.loads"
+    taken = alternate(ROUNDS, {"ours": reject, "json": parse})
+    what = f"decode: {count:,} rows of {row} rejected / json.loads"
     return Measurement(what, taken["ours"] / taken["json"], "x", 6)
 
 

@@ -1,9 +1,9 @@
-"""How long the first use of each part holds up the event loop, in fresh interpreters, beside bare httpx.
+"""How long the first use of each part blocks the event loop in a fresh interpreter, compared with bare httpx.
 
-Everything that loads something late is tried: the first call on each wire, the first error, long list,
-webhook delivery, store and Redis access. A heartbeat measures the CPU time of the whole process between
-two of its beats, so that other programs do not matter, and work in threads does not count unless it keeps
-the event loop from running.
+All parts with deferred imports are measured: the first call on each wire, the first error, long list,
+webhook delivery and store. A heartbeat task measures the CPU time of the whole process between
+two beats, so that other programs do not matter, and work in threads does not count unless it blocks
+the event loop.
 """
 
 import functools
@@ -63,13 +63,13 @@ else:
 
 @attrs.frozen
 class FirstUse:
-    """A part, what a program does at its beginning, and what it then awaits."""
+    """A use of a part: the setup before the event loop runs, and the measured action."""
 
     name: str
     before: str
     action: str
     backends: tuple[str, ...] = ("asyncio", "trio")
-    beside: str = "bare httpx"
+    peer: str = "bare httpx"
 
 
 CLIENT = "from lemcal_async import AsyncLemcal\nlemcal = AsyncLemcal('usr_x', 'secret', base_url=URL{})"
@@ -78,8 +78,8 @@ BARE = FirstUse(
     "import httpx\nclient = httpx.AsyncClient()",
     "(await client.get(URL + '/me')).json(); await client.aclose()",
 )
-BARE_LATE = FirstUse(
-    "bare httpx, made in the event loop",
+BARE_INSIDE = FirstUse(
+    "bare httpx, created in the event loop",
     "import httpx",
     "client = httpx.AsyncClient(); " + BARE.action,
 )
@@ -109,13 +109,13 @@ USES = [
         "list of 5,000",
         CLIENT.replace("URL", "URL + '/many'").format(""),
         "await lemcal.meetings.list(); await lemcal.aclose()",
-        beside=BARE_LIST.name,
+        peer=BARE_LIST.name,
     ),
     FirstUse(
-        "call of a client made in the event loop",
+        "call of a client created in the event loop",
         "from lemcal_async import AsyncLemcal",
         "lemcal = AsyncLemcal('usr_x', 'secret', base_url=URL); await lemcal.me(); await lemcal.aclose()",
-        beside="bare httpx, made in the event loop",
+        peer="bare httpx, created in the event loop",
     ),
     FirstUse(
         "webhook delivery",
@@ -135,7 +135,7 @@ USES = [
 
 
 def stall(use: FirstUse, backend: str, url: str) -> float:
-    """Return the longest stall of one fresh interpreter, in milliseconds."""
+    """Return the longest stall in a fresh interpreter, in milliseconds."""
     program = PROGRAM.format(before=use.before, action=use.action)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", program, url, folder, backend]
@@ -149,18 +149,18 @@ def measure() -> Iterator[Measurement]:
     """Yield the figures."""
     with fixed_server() as url:
         for backend in ("asyncio", "trio"):
-            uses = {use.name: use for use in [BARE, BARE_LIST, BARE_LATE, *USES] if backend in use.backends}
+            uses = {use.name: use for use in [BARE, BARE_LIST, BARE_INSIDE, *USES] if backend in use.backends}
             taken = alternate(
                 ROUNDS, {name: functools.partial(stall, use, backend, url) for name, use in uses.items()}
             )
-            for bare in (BARE, BARE_LIST, BARE_LATE):
+            for bare in (BARE, BARE_LIST, BARE_INSIDE):
                 stalled = taken[bare.name]
                 yield Measurement(f"first use, {backend}: {bare.name}, longest stall", stalled, "ms")
             for use in USES:
                 if use.name in taken:
-                    beyond = taken[use.name] - taken[use.beside]
+                    beyond = taken[use.name] - taken[use.peer]
                     what = f"first use, {backend}: {use.name}, stall beyond"
-                    yield Measurement(what, beyond, "ms", BOUND, note=f"beside {use.beside}")
+                    yield Measurement(what, beyond, "ms", BOUND, note=f"compared with {use.peer}")
 
 
 if __name__ == "__main__":

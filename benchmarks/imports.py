@@ -1,4 +1,4 @@
-"""What an import takes, beside that of the dependencies alone, and what it brings along."""
+"""Import time, relative to importing the dependencies alone, and the optional packages that it loads."""
 
 import functools
 import json
@@ -17,14 +17,14 @@ ROUNDS = 15
 
 
 def seconds(statement: str) -> float:
-    """Return the seconds that an import takes in a fresh interpreter."""
+    """Return the seconds for an import in a fresh interpreter."""
     code = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
 
 
 def optional_packages_loaded() -> list[str]:
-    """Return which optional packages the client brings along."""
-    # httpx itself loads rich where it finds it, for its own command line.
+    """Return the optional packages that importing the client loads."""
+    # httpx itself loads rich if it is installed, for its command line.
     code = (
         f"{DEPENDENCIES}; import sys, json; before = set(sys.modules); from lemcal_async import AsyncLemcal; "
         f"print(json.dumps([name for name in {OPTIONAL!r} if name in set(sys.modules) - before]))"

@@ -1,7 +1,7 @@
-"""Many keys in one limiter: what a key costs in CPU and memory, in use, in flight and idle.
+"""Many keys in one limiter: CPU and memory per key, in use, in flight and idle.
 
-The clock is virtual and the server answers at once, so that nothing but the work is measured. CPU is
-that of whole calls through the client, memory that of the limiter alone.
+The clock is virtual and the server responds immediately, so that only CPU work is measured. CPU figures are
+for whole calls through the client, memory figures for the limiter alone.
 """
 
 import functools
@@ -20,65 +20,65 @@ from lemcal_async._headers import Quota
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit
 from lemcal_async.sandbox._ratelimit import COUNTERS, rate_limit_headers
 
-MANY = 10_000
-MOST = 50_000
+MANY_KEYS = 10_000
+MOST_KEYS = 50_000
 CALLS = 5_000
 ROUNDS = 5
-EVERY = 1.0  # seconds between two calls of one account, so that all keys stay in use
+INTERVAL = 1.0  # seconds between two calls of an account, so that all keys stay in use
 
 
 class _Server:
-    """Counts like the service, on a virtual clock."""
+    """Counts requests like the service, on a virtual clock."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self._counter = COUNTERS["fixed"](20, 2.0, lambda: self.now)
 
-    def answer(self, request: httpx.Request) -> httpx.Response:
-        """Answer one request."""
+    def respond(self, request: httpx.Request) -> httpx.Response:
+        """Respond to a request."""
         count = self._counter.count(request.headers["authorization"])
         assert count.allowed
         return httpx.Response(200, headers=rate_limit_headers(count, self.now), json={"_id": "usr_x"})
 
 
 class _Calls:
-    """Calls of so many accounts in turn; each account calls every ``EVERY`` seconds."""
+    """Calls of several accounts in turn; each account makes a call every ``INTERVAL`` seconds."""
 
     def __init__(self, accounts: int) -> None:
         self._server = _Server()
         limiter = LocalRateLimiter(clock=lambda: self._server.now)
-        wire = httpx.MockTransport(self._server.answer)
+        wire = httpx.MockTransport(self._server.respond)
         root = AsyncLemcal("usr_x", "secret", transport=wire, limiter=limiter)
         self._accounts = [root.for_account(f"usr_{number}", "secret") for number in range(accounts)]
         self._turn = 0
 
     async def cpu(self, calls: int) -> float:
-        """Return the seconds of CPU that a call takes."""
+        """Return the CPU seconds per call."""
         before = time.process_time()
         for _ in range(calls):
-            self._server.now += EVERY / len(self._accounts)
+            self._server.now += INTERVAL / len(self._accounts)
             await self._accounts[self._turn % len(self._accounts)].me()
             self._turn += 1
         return (time.process_time() - before) / calls
 
 
 def growth() -> tuple[float, float]:
-    """Return the microseconds of a call with many keys, and how many times those with one key that is."""
-    few, many = _Calls(1), _Calls(MANY)
-    anyio.run(many.cpu, MANY)  # all of them are in use from here on
+    """Return the CPU microseconds of a call with many keys, and the ratio to a call with one key."""
+    few, many = _Calls(1), _Calls(MANY_KEYS)
+    anyio.run(many.cpu, MANY_KEYS)  # all keys are in use from here on
     anyio.run(few.cpu, 100)
     gc.collect()
-    ratios, taken = [], []
+    ratios, times = [], []
     for _ in range(ROUNDS):
-        one = anyio.run(few.cpu, CALLS)
-        all_of_them = anyio.run(many.cpu, CALLS)
-        ratios.append(all_of_them / one)
-        taken.append(all_of_them)
-    return statistics.median(taken) * 1e6, statistics.median(ratios)
+        with_one = anyio.run(few.cpu, CALLS)
+        with_many = anyio.run(many.cpu, CALLS)
+        ratios.append(with_many / with_one)
+        times.append(with_many)
+    return statistics.median(times) * 1e6, statistics.median(ratios)
 
 
 async def memory(keys: int, each: int) -> tuple[float, float, float]:
-    """Return the bytes of a key with ``each`` requests in flight, after their answers, and once idle."""
+    """Return the bytes per key with ``each`` requests in flight, after their responses, and once idle."""
     server = _Server()
     limiter = LocalRateLimiter(clock=lambda: server.now)
     names = [Key("https://api.example.com", f"{number:032x}") for number in range(keys)]
@@ -97,7 +97,7 @@ async def memory(keys: int, each: int) -> tuple[float, float, float]:
         permits.clear()
         used = _traced() / keys
         server.now += 60.0
-        for _ in range(1 + keys // 1000):  # others go on calling, and each call forgets up to a thousand keys
+        for _ in range(1 + keys // 1000):  # each later call removes up to a thousand idle keys
             (await limiter.acquire(names[0])).unsent()
         return in_flight, used, _traced() / keys
     finally:
@@ -112,15 +112,17 @@ def _traced() -> int:
 def measure() -> Iterator[Measurement]:
     """Yield the figures."""
     taken, ratio = growth()
-    yield Measurement(f"keys: CPU of a call with {MANY:,} keys in use", taken, "us")
-    yield Measurement(f"keys: that of a call with 1 key, {MANY:,} times as many", ratio, "x", 1.1)
-    in_flight, used, idle = anyio.run(functools.partial(memory, MOST, 1))
-    each = f"keys: memory of each of {MOST:,}"
+    yield Measurement(f"keys: CPU of a call with {MANY_KEYS:,} keys in use", taken, "us")
+    yield Measurement(f"keys: CPU of a call with {MANY_KEYS:,} keys / with 1", ratio, "x", 1.1)
+    in_flight, used, idle = anyio.run(functools.partial(memory, MOST_KEYS, 1))
+    each = f"keys: memory of each of {MOST_KEYS:,}"
     yield Measurement(f"{each} with a request in flight", in_flight / 1024, "KiB", 4)
-    yield Measurement(f"{each} after its answer", used / 1024, "KiB", 3)
+    yield Measurement(f"{each} after its response", used / 1024, "KiB", 3)
     yield Measurement(f"{each} once idle", idle, "B", 100)
-    _, full, _ = anyio.run(functools.partial(memory, MOST // 10, 20))
-    yield Measurement(f"keys: memory of each of {MOST // 10:,} with a full window", full / 1024, "KiB", 8)
+    _, full, _ = anyio.run(functools.partial(memory, MOST_KEYS // 10, 20))
+    yield Measurement(
+        f"keys: memory of each of {MOST_KEYS // 10:,} with a full window", full / 1024, "KiB", 8
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The same meetings as pydantic and msgspec have them: what there is to compare decoding with."""
+"""Equivalent models in pydantic and msgspec, to compare decoding with."""
 
 from datetime import datetime
 from typing import Any
@@ -8,7 +8,7 @@ from pydantic import AliasChoices, AwareDatetime, BaseModel, ConfigDict, Field, 
 
 
 class _Base(BaseModel):
-    model_config = ConfigDict(extra="allow", frozen=True)  # unknown fields are kept, as ours are
+    model_config = ConfigDict(extra="allow", frozen=True)  # keeps unknown fields, as this package's models do
 
 
 class PydanticLead(_Base):
@@ -90,7 +90,7 @@ class MsgspecAnswer(msgspec.Struct):
 
 
 class MsgspecMeeting(msgspec.Struct, rename=lambda name: "_id" if name == "id" else _camel(name)):
-    """A meeting; of alternative spellings one only."""
+    """A meeting; supports only one of the alternative spellings."""
 
     id: str
     user_id: str | None = None
@@ -113,7 +113,7 @@ with_msgspec = msgspec.json.Decoder(list[MsgspecMeeting]).decode
 
 
 def read_all(meetings: list[Any]) -> None:
-    """Read every field, for some libraries put work off until then."""
+    """Read every field, because some libraries defer work until then."""
     for meeting in meetings:
         _ = (meeting.id, meeting.user_id, meeting.meeting_type_id, meeting.meeting_type_name)
         _ = (meeting.provided_infos, meeting.event_id, meeting.start, meeting.end, meeting.timezone)

@@ -1,8 +1,8 @@
-"""Everything that is measured here: one table, JSON, and pictures.
+"""Run the benchmarks of this folder that share a table, and write JSON and pictures.
 
     python -m benchmarks.run [--only decode,wires] [--out FOLDER] [--against FOLDER/results.json]
 
-Exits with 1 if a figure is out of its bounds.
+The exit status is 1 if a figure is out of bounds.
 """
 
 import argparse
@@ -24,15 +24,15 @@ def measure(parts: list[str]) -> Iterator[Measurement]:
 
 
 def main() -> None:
-    """Measure, show, draw and save."""
+    """Measure, print, save and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", default=",".join(PARTS), help="some parts, with commas between")
-    parser.add_argument("--out", type=Path, help="a folder for results.json and the pictures")
-    parser.add_argument("--against", type=Path, help="the results.json of an earlier run, to be shown beside")
+    parser.add_argument("--only", default=",".join(PARTS), help="comma-separated parts to run")
+    parser.add_argument("--out", type=Path, help="folder for results.json and the pictures")
+    parser.add_argument("--against", type=Path, help="results.json of an earlier run, to compare with")
     options = parser.parse_args()
     parts = options.only.split(",")
     if unknown := set(parts) - set(PARTS):
-        parser.error(f"--only: there is no {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
+        parser.error(f"--only: unknown part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
     measurements = show(measure(parts), load(options.against) if options.against else None)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""Servers to measure against, each in a process of its own, so that only the client's CPU is counted.
+"""Servers for benchmarks, each in its own process, so that only the client's CPU time is measured.
 
-Both answer by the path: ``/me`` with a user, ``/meetings`` with five meetings, ``/many/meetings`` with 5,000,
-``/missing`` with a 404. ``fixed_server`` costs next to nothing, and takes a moment if the path ends in
-``/slow``. ``counting_server`` counts as lemcal does, per credential, sends its rate-limit headers, and
-refuses.
+The path selects the response: ``/me`` a user, ``/meetings`` five meetings, ``/many/meetings`` 5,000,
+``/missing`` a 404. ``fixed_server`` uses very little CPU time, and delays the response if the path ends in
+``/slow``. ``counting_server`` counts requests per credential as lemcal does, sends its rate-limit headers,
+and responds with 429 above the limit.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from lemcal_async.sandbox._ratelimit import FixedWindow, rate_limit_headers
 
 END_OF_HEAD = b"\r\n\r\n"
 SLOW = 1.0  # seconds
-PLENTY = [
+UNLIMITED_HEADERS = [
     "Retry-After: 1.283",
     "X-RateLimit-Limit: 1000000",
     "X-RateLimit-Remaining: 999999",
@@ -29,14 +29,14 @@ PLENTY = [
 
 @contextmanager
 def fixed_server() -> Iterator[str]:
-    """Run the cheap server; yield the base URL."""
+    """Run the server without a rate limit; yield its base URL."""
     with _process("fixed") as url:
         yield url
 
 
 @contextmanager
 def counting_server() -> Iterator[str]:
-    """Run the server with lemcal's rate limit; yield the base URL."""
+    """Run the server with lemcal's rate limit; yield its base URL."""
     with _process("counting") as url:
         yield url
 
@@ -54,7 +54,7 @@ def _process(kind: str) -> Iterator[str]:
 
 
 def bodies() -> dict[bytes, tuple[str, bytes]]:
-    """Return status and body by the end of the path."""
+    """Return the status and body for each path suffix."""
     sandbox = Sandbox(meetings=5)
     meetings = sandbox.meetings()
     many = [{**meetings[number % 5], "_id": f"mee_{number}"} for number in range(5_000)]
@@ -72,33 +72,33 @@ def bodies() -> dict[bytes, tuple[str, bytes]]:
     }
 
 
-class Fixed(asyncio.Protocol):
-    """Answers requests without a body, one after the other."""
+class FixedProtocol(asyncio.Protocol):
+    """Responds to requests without a body, in order."""
 
     bodies = bodies()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start with nothing received."""
+        """Initialize the connection."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self.received = b""
 
     def data_received(self, data: bytes) -> None:
-        """Answer each request whose head is whole."""
+        """Respond to each complete request."""
         *heads, self.received = (self.received + data).split(END_OF_HEAD)
         for head in heads:
-            answer = self.answer(head)
+            response = self.respond(head)
             if b"/slow " in head:
-                asyncio.get_running_loop().call_later(SLOW, self.transport.write, answer)
+                asyncio.get_running_loop().call_later(SLOW, self.transport.write, response)
             else:
-                self.transport.write(answer)
+                self.transport.write(response)
 
-    def answer(self, head: bytes) -> bytes:
-        """Return the answer to one request."""
-        return self.written(head, PLENTY)
+    def respond(self, head: bytes) -> bytes:
+        """Return the response to a request."""
+        return self.encode(head, UNLIMITED_HEADERS)
 
-    def written(self, head: bytes, headers: list[str], status: str | None = None) -> bytes:
-        """Return an answer in bytes."""
+    def encode(self, head: bytes, headers: list[str], status: str | None = None) -> bytes:
+        """Return a response as bytes."""
         path = head.split(b" ", 2)[1]
         usual, body = next(self.bodies[end] for end in self.bodies if path.endswith(end))
         lines = [
@@ -109,21 +109,21 @@ class Fixed(asyncio.Protocol):
         return "\r\n".join(lines + headers).encode() + END_OF_HEAD + body
 
 
-class Counting(Fixed):
-    """Answers 429 to whoever asks too often."""
+class CountingProtocol(FixedProtocol):
+    """Responds with 429 above the rate limit."""
 
     counter = FixedWindow(20, 2.0, time.monotonic)
 
-    def answer(self, head: bytes) -> bytes:
+    def respond(self, head: bytes) -> bytes:
         """Count the request."""
         credential = head.lower().partition(b"authorization: ")[2].partition(b"\r\n")[0]
         count = self.counter.count(credential.decode())
         headers = [f"{name}: {value}" for name, value in rate_limit_headers(count, time.time()).items()]
-        return self.written(head, headers, None if count.allowed else "429 Too Many Requests")
+        return self.encode(head, headers, None if count.allowed else "429 Too Many Requests")
 
 
-async def serve(protocol: type[Fixed]) -> None:
-    """Serve until standard input ends."""
+async def serve(protocol: type[FixedProtocol]) -> None:
+    """Serve until standard input is closed."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(protocol, "127.0.0.1", 0, backlog=1000)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/api/lemcal", flush=True)
@@ -131,4 +131,4 @@ async def serve(protocol: type[Fixed]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve({"fixed": Fixed, "counting": Counting}[sys.argv[1]]))
+    asyncio.run(serve({"fixed": FixedProtocol, "counting": CountingProtocol}[sys.argv[1]]))

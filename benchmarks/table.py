@@ -1,6 +1,6 @@
-"""What a measurement is, and how it is shown: a table, JSON, and one run beside another.
+"""Measurements, and their output as a table, as JSON, and compared with an earlier run.
 
-Every figure with a bound is a ratio of two from the same run, or so far from its bound that the
+Every figure with a bound is a ratio of two figures from the same run, or so far from its bound that the
 machine does not matter.
 """
 
@@ -19,7 +19,7 @@ import attrs
 
 @attrs.frozen
 class Measurement:
-    """One line: what, how much of which unit, and what it must not exceed (or fall below: ``at_least``)."""
+    """A figure with its unit and its upper bound, or lower bound if ``at_least`` is true."""
 
     what: str
     value: float
@@ -30,14 +30,14 @@ class Measurement:
 
     @property
     def holds(self) -> bool:
-        """Whether it is within its bound."""
+        """Whether the value is within its bound."""
         if self.bound is None:
             return True
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
 
 def alternate(rounds: int, kinds: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """Measure each kind in turn, several times, because machines are noisy; return the medians."""
+    """Measure each kind in interleaved rounds, because machines are noisy; return the medians."""
     taken: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(rounds):
         for kind, measure in kinds.items():
@@ -46,7 +46,7 @@ def alternate(rounds: int, kinds: dict[str, Callable[[], float]]) -> dict[str, f
 
 
 def show(measurements: Iterable[Measurement], before: dict[str, float] | None = None) -> list[Measurement]:
-    """Print each as it comes, beside what an earlier run had; return them all."""
+    """Print measurements as they arrive, next to those of an earlier run; return all of them."""
     print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs\n")
     print(f"{'what':<62} {'measured':>11} {'bound':>9}{'before':>11}")
     shown: list[Measurement] = []
@@ -61,7 +61,7 @@ def show(measurements: Iterable[Measurement], before: dict[str, float] | None = 
 
 
 def save(measurements: Iterable[Measurement], path: Path) -> None:
-    """Write them as JSON, with what they were measured on."""
+    """Write the measurements as JSON, with the commit and the machine."""
     data: dict[str, Any] = {
         "commit": _commit(),
         "python": platform.python_version(),
@@ -72,13 +72,13 @@ def save(measurements: Iterable[Measurement], path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, float]:
-    """Return the figures of an earlier run, by what they are of."""
+    """Return the values of an earlier run by name."""
     data = json.loads(path.read_text(encoding="utf-8"))
     return {each["what"]: each["value"] for each in data["measurements"]}
 
 
 def main(measure: Callable[[], Iterator[Measurement]]) -> None:
-    """Run one script alone; exit with 1 if anything is out of bounds."""
+    """Run a single benchmark; exit with 1 if a figure is out of bounds."""
     sys.exit(not all(each.holds for each in show(measure())))
 
 

@@ -1,11 +1,11 @@
-"""What a call costs in CPU of this process: the whole client on each wire, beside bare HTTP clients.
+"""CPU time of a call in this process: the whole client on each wire, compared with bare HTTP clients.
 
-Under real conditions: 200 accounts, the limit that lemcal has, a server that counts as lemcal does. Every
-round has new accounts, and none of them more calls than its limit allows, so that nobody waits.
+The conditions are realistic: 200 accounts, lemcal's limit, and a server that counts as lemcal does. Each
+round has new accounts, and no account exceeds its limit, so that no call waits.
 
-What is compared is measured one after the other, in either order by turns, and each starts with no garbage
-of the others. The ratio of two is the median of the ratios of all rounds: what slows the machine down for a
-while hits both.
+Clients are measured one after the other, in alternating order, each after a garbage collection. The ratio of
+two clients is the median of the ratios of all rounds, because a temporary slowdown of the machine affects
+both.
 """
 
 import gc
@@ -34,18 +34,18 @@ CALLS = 1_500
 ACCOUNTS = 200
 ROUNDS = 4
 IDLE = (1, 25, 100, 400)
-KEEPALIVE = 600.0  # seconds, longer than it takes: all of them are there to the end
+KEEPALIVE = 600.0  # seconds, so long that no connection expires during the benchmark
 ROUTES = {"me()": "/me", "meetings.list()": "/meetings"}
 
 Call = Callable[[], Awaitable[object]]
-MakeCall = Callable[[str, str], Call]  # from a user id and the name of a call
-Bare = Callable[[AsyncExitStack, str], Awaitable[MakeCall]]
+MakeCall = Callable[[str, str], Call]  # arguments: a user id, and a key of ROUTES
+OpenClient = Callable[[AsyncExitStack, str], Awaitable[MakeCall]]
 
 _rounds = itertools.count()
 
 
 async def cpu_per_call(calls: list[Call], times: int = CALLS, concurrent: int = CONCURRENT) -> float:
-    """Return the CPU seconds per call, with so many workers, the calls by turns."""
+    """Return the CPU seconds per call; ``concurrent`` workers make the calls in turn."""
     remaining = itertools.islice(itertools.cycle(calls), times)
 
     async def worker() -> None:
@@ -61,19 +61,19 @@ async def cpu_per_call(calls: list[Call], times: int = CALLS, concurrent: int = 
 
 
 async def with_httpx(stack: AsyncExitStack, base_url: str) -> MakeCall:
-    """Return what a program on httpx does."""
+    """Open a bare httpx client."""
     client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
     return plain(client, base_url)
 
 
 async def with_httpx2(stack: AsyncExitStack, base_url: str) -> MakeCall:
-    """Return what a program on httpx2 does."""
+    """Open a bare httpx2 client."""
     client = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False))
     return plain(client, base_url)
 
 
 def plain(client: Any, base_url: str) -> MakeCall:
-    """Return the calls of a client without limiter, retries and models."""
+    """Return calls through a client without limiter, retries and models."""
 
     def make(user_id: str, name: str) -> Call:
         url, auth = base_url + ROUTES[name], (user_id, "secret")
@@ -87,7 +87,7 @@ def plain(client: Any, base_url: str) -> MakeCall:
 
 
 async def with_aiohttp(stack: AsyncExitStack, base_url: str) -> MakeCall:
-    """Return what a program on aiohttp does."""
+    """Open a bare aiohttp client."""
     session = await stack.enter_async_context(aiohttp.ClientSession())
 
     def make(user_id: str, name: str) -> Call:
@@ -102,8 +102,8 @@ async def with_aiohttp(stack: AsyncExitStack, base_url: str) -> MakeCall:
     return make
 
 
-def with_lemcal(wire: Callable[[], Any]) -> Bare:
-    """Return the whole client on a wire, with a sibling for each account."""
+def with_lemcal(wire: Callable[[], Any]) -> OpenClient:
+    """Return a function that opens the whole client on a wire, with a sibling for each account."""
 
     async def open_client(stack: AsyncExitStack, base_url: str) -> MakeCall:
         transport = await stack.enter_async_context(wire())
@@ -120,7 +120,7 @@ def with_lemcal(wire: Callable[[], Any]) -> Bare:
     return open_client
 
 
-CLIENTS: dict[str, Bare] = {
+CLIENTS: dict[str, OpenClient] = {
     "on httpx": with_lemcal(PooledTransport),
     "bare httpx": with_httpx,
     "on aiohttp": with_lemcal(AiohttpTransport),
@@ -128,7 +128,7 @@ CLIENTS: dict[str, Bare] = {
     "on httpx2": with_lemcal(HTTPX2Transport),
     "bare httpx2": with_httpx2,
 }
-# Each wire, what it is beside, and how much of that it may cost.
+# Each client, its peer, and the bound of their ratio.
 RATIOS = [
     ("on httpx", "bare httpx", 0.45),
     ("on httpx2", "bare httpx2", 0.9),
@@ -136,18 +136,18 @@ RATIOS = [
 ]
 
 
-Taken = dict[tuple[str, str], list[float]]  # by client and call, the CPU of one call in seconds in each round
+Times = dict[tuple[str, str], list[float]]  # CPU seconds of a call in each round, by client and call
 
 
-async def clients(base_url: str, backend: str) -> Taken:
-    """Measure each call of each client, in rounds that take turns."""
+async def clients(base_url: str, backend: str) -> Times:
+    """Measure each call of each client, in interleaved rounds."""
     async with AsyncExitStack() as stack:
         makers = [
             (name, await open_client(stack, base_url))
             for name, open_client in CLIENTS.items()
             if backend == "asyncio" or "aiohttp" not in name
         ]
-        taken: Taken = {}
+        taken: Times = {}
         for _ in range(ROUNDS):
             makers.reverse()
             for route, (name, make) in itertools.product(ROUTES, makers):
@@ -158,14 +158,14 @@ async def clients(base_url: str, backend: str) -> Taken:
 
 
 def median_ratio(ours: list[float], theirs: list[float]) -> float:
-    """Return the median of the ratios of rounds that were measured one after the other."""
-    return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+    """Return the median of the ratios of corresponding rounds."""
+    return statistics.median(own / peer for own, peer in zip(ours, theirs, strict=True))
 
 
 async def with_idle(base_url: str, kind: str) -> dict[int, list[float]]:
-    """Return the CPU of one call after another, by how many connections are idle, in rounds by turns."""
+    """Return the CPU seconds of sequential calls by number of idle connections, in interleaved rounds."""
     async with AsyncExitStack() as stack:
-        calls = {count: await call_beside_idle(stack, base_url, kind, count) for count in IDLE}
+        calls = {count: await call_with_idle(stack, base_url, kind, count) for count in IDLE}
         taken: dict[int, list[float]] = {count: [] for count in IDLE}
         for _ in range(ROUNDS):
             for count, call in calls.items():
@@ -174,8 +174,8 @@ async def with_idle(base_url: str, kind: str) -> dict[int, list[float]]:
         return taken
 
 
-async def call_beside_idle(stack: AsyncExitStack, base_url: str, kind: str, idle: int) -> Call:
-    """Return a call of a client that has so many idle connections."""
+async def call_with_idle(stack: AsyncExitStack, base_url: str, kind: str, idle: int) -> Call:
+    """Return a call of a client that has ``idle`` idle connections."""
     most = max(IDLE)
     wire: httpx.AsyncBaseTransport
     if kind == "httpx":
@@ -208,11 +208,11 @@ def measure() -> Iterator[Measurement]:
                     ratio = median_ratio(taken[ours, route], taken[theirs, route])
                     yield Measurement(f"call, {backend}: {route}, {ours} / {theirs}", ratio, "x", bound)
     with fixed_server() as base_url:
-        for kind, what in (("httpx", "bare httpx"), ("me()", "me()")):
+        for kind, name in (("httpx", "bare httpx"), ("me()", "me()")):
             idle = anyio.run(with_idle, base_url, kind)
             for count, seconds in idle.items():
                 middle = statistics.median(seconds) * 1e6
-                yield Measurement(f"call, {count} idle connections: {what}", middle, "µs")
+                yield Measurement(f"call, {count} idle connections: {name}", middle, "µs")
             if kind == "me()":
                 most = max(IDLE)
                 growth = median_ratio(idle[most], idle[1])

@@ -22,9 +22,9 @@ READ_SIZE = 2**16  # bytes that the wires read at a time
 class Gateway(Loopback):
     """Returns the request's target, and sends some responses twice, or unsolicited.
 
-    ``/twice/...`` sends the response twice at once, ``/later/...`` again after a while, ``/stray/...`` followed
-    by stray bytes; ``/exact/...`` sends it twice, and the first response ends at the end of a read. If
-    ``greets`` is true, each connection starts with an unsolicited response.
+    ``/twice/...`` sends the response twice at once, ``/later/...`` again after a while, ``/stray/...``
+    followed by stray bytes; ``/exact/...`` sends it twice, and the first response ends at the end of a read.
+    If ``greets`` is true, each connection starts with an unsolicited response.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None, *, greets: bool = False) -> None:

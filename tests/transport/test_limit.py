@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -535,9 +536,9 @@ async def test_queue_longer_than_the_deadline() -> None:
         with pytest.raises(DeadlineExceededError) as caught:
             await lemcal.me()
     assert (
-        "GET /me: the rate limiter's queue is 6.06 s long, but only 5 s are left until the deadline; "
+        "GET /me: the rate limiter's queue is 6.06 s long, but only N s are left until the deadline; "
         "allow more time, or send fewer calls at once"
-    ) == str(caught.value)
+    ) == re.sub(r"only (5|4\.\d+) s", "only N s", str(caught.value))
     assert isinstance(caught.value, TimeoutError)
     assert (6.06, "GET", "/me") == (caught.value.retry_after, caught.value.method, caught.value.route)
     assert (1, None, None) == (caught.value.attempts, caught.value.__cause__, caught.value.__context__)

@@ -1,9 +1,9 @@
 """How long the first use of each part blocks the event loop in a fresh interpreter, compared with bare httpx.
 
 All parts with deferred imports are measured: the first call on each wire, the first error, long list,
-webhook delivery and store. A heartbeat task measures the CPU time of the whole process between
-two beats, so that other programs do not matter, and work in threads does not count unless it blocks
-the event loop.
+webhook delivery, store, and access to Redis. A heartbeat task measures the CPU time of the whole process
+between two beats, so that other programs do not matter, and work in threads does not count unless it
+blocks the event loop.
 """
 
 import functools
@@ -11,19 +11,24 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import attrs
 
 from benchmarks.servers import fixed_server
 from benchmarks.table import Measurement, alternate, main
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from redis_server import RedisServer
+
 ROUNDS = 3
 BOUND = 10.0  # ms more than bare httpx's first call
 
 PROGRAM = """
 import sys, time
-URL, FOLDER = sys.argv[1], sys.argv[2]
-if sys.argv[3] == "trio":
+URL, FOLDER, REDIS = sys.argv[1:4]
+if sys.argv[4] == "trio":
     import trio
 {before}
 
@@ -47,7 +52,7 @@ async def measured(spawn, sleep):
     await spawn(beat, run)
     print(longest * 1e3)
 
-if sys.argv[3] == "asyncio":
+if sys.argv[4] == "asyncio":
     import anyio, asyncio
     async def spawn(*functions):
         await asyncio.gather(*(function() for function in functions))
@@ -131,14 +136,20 @@ USES = [
         "store = SQLStore('sqlite:///' + FOLDER + '/lemcal.db')",
         "\n    async with store:\n        await sync_meetings([lemcal], store)\n    await lemcal.aclose()",
     ),
+    FirstUse(
+        "request granted through Redis",
+        "from lemcal_async.ratelimit import Key, RedisRateLimiter\n"
+        "limiter, key = RedisRateLimiter(REDIS), Key(URL, '0' * 32)",
+        "\n    async with limiter:\n        (await limiter.acquire(key)).unsent()",
+    ),
 ]
 
 
-def stall(use: FirstUse, backend: str, url: str) -> float:
+def stall(use: FirstUse, backend: str, url: str, redis_url: str) -> float:
     """Return the longest stall in a fresh interpreter, in milliseconds."""
     program = PROGRAM.format(before=use.before, action=use.action)
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", program, url, folder, backend]
+        command = [sys.executable, "-c", program, url, folder, redis_url, backend]
         done = subprocess.run(command, capture_output=True, check=False, text=True)
     if done.returncode:
         raise RuntimeError(f"{use.name} on {backend}:\n{done.stderr}")
@@ -147,11 +158,12 @@ def stall(use: FirstUse, backend: str, url: str) -> float:
 
 def measure() -> Iterator[Measurement]:
     """Yield the figures."""
-    with fixed_server() as url:
+    with fixed_server() as url, RedisServer() as redis:
         for backend in ("asyncio", "trio"):
             uses = {use.name: use for use in [BARE, BARE_LIST, BARE_INSIDE, *USES] if backend in use.backends}
             taken = alternate(
-                ROUNDS, {name: functools.partial(stall, use, backend, url) for name, use in uses.items()}
+                ROUNDS,
+                {name: functools.partial(stall, use, backend, url, redis.url) for name, use in uses.items()},
             )
             for bare in (BARE, BARE_LIST, BARE_INSIDE):
                 stalled = taken[bare.name]

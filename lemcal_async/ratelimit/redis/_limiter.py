@@ -18,7 +18,7 @@ import attrs
 
 from lemcal_async import events
 from lemcal_async._auth import Secret
-from lemcal_async._concurrency import Wakeup
+from lemcal_async._concurrency import Wakeup, preload
 from lemcal_async.errors import ConfigurationError, LemcalError
 from lemcal_async.ratelimit._base import Key, Permit, Priority, RateLimit
 from lemcal_async.ratelimit._local import LocalRateLimiter
@@ -93,6 +93,7 @@ class RedisRateLimiter(LocalRateLimiter):
             raise ConfigurationError(
                 "timeout= must be above 0 (seconds); prefix= must not be empty or contain braces"
             )
+        preload()
         self._when_down: WhenDown = when_down
         self._policy = FallbackPolicy(limit, share)
         self._connection = RedisConnection(address, timeout, lambda: self._breaker.is_open)

@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 
@@ -30,12 +31,14 @@ class Gateway(Loopback):
     def __init__(self, tls: ssl.SSLContext | None = None, *, greets: bool = False) -> None:
         super().__init__(tls)
         self.greets = greets
+        self.greeted = threading.Semaphore(0)  # released once for each greeting
         self.again = asyncio.Event()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.greets:
             writer.write(_response(b"unsolicited"))
             await writer.drain()
+            self.greeted.release()
         await super()._connected(reader, writer)
 
     async def respond(
@@ -158,14 +161,15 @@ async def test_connections_to_a_correct_server_are_kept(
 async def test_response_before_the_request(make_wire: MakeWire) -> None:
     """A response that arrives before the request is an error."""
 
-    async def slowly(name: str, _: object) -> None:
-        if name.endswith("send_request_headers.started"):
-            await anyio.sleep(0.05)
+    with Gateway(greets=True) as server:
 
-    with Gateway(greets=True) as gateway:
+        async def wait(name: str, _: object) -> None:
+            if name.endswith("send_request_headers.started"):
+                assert await anyio.to_thread.run_sync(server.greeted.acquire, True, 20.0)  # noqa: FBT003
+
         async with make_wire(max_connections=1) as transport:
             for number in range(3):
-                request = httpx.Request("GET", f"{gateway.url}/{number}", extensions={"trace": slowly})
+                request = httpx.Request("GET", f"{server.url}/{number}", extensions={"trace": wait})
                 with pytest.raises(httpx.RemoteProtocolError, match="sent data before the request"):
                     await transport.handle_async_request(request)
-    assert [] == gateway.requests
+    assert [] == server.requests

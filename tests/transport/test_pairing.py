@@ -160,7 +160,6 @@ async def test_connections_to_a_correct_server_are_kept(
 @pytest.mark.anyio
 async def test_response_before_the_request(make_wire: MakeWire) -> None:
     """A response that arrives before the request is an error."""
-
     with Gateway(greets=True) as server:
 
         async def wait(name: str, _: object) -> None:

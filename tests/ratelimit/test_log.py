@@ -442,6 +442,21 @@ class TestTrialRequest:
         log.answered(second, 0.2, 200, NO_HEADERS)
         assert 1 == len(granted(log, 1.2))
 
+    @pytest.mark.parametrize("end", ["answered", "unsent", "unknown"])
+    def test_end_of_an_earlier_request_does_not_replace_the_trial(self, end: str) -> None:
+        """While the trial is pending, no other request is granted, whatever earlier requests report."""
+        log = new_log()
+        first, second = send(log, 0.0, 2)
+        log.answered(first, 0.1, 429, Quota(retry_after=1.0))
+        assert 1 == len(granted(log, 1.2))
+        if end == "answered":
+            log.answered(second, 1.2, 200, NO_HEADERS)
+        elif end == "unsent":
+            log.unsent(second)
+        else:
+            log.unknown(second, 1.2)
+        assert [] == granted(log, 1.2)
+
 
 class TestHeaders:
     """The effects of a response's quota headers."""

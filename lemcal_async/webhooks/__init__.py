@@ -1,7 +1,7 @@
-"""Receiving the webhooks of lemcal, which carry no signature: nothing in a delivery is believed.
+"""Receive lemcal's webhooks. They are unsigned, so nothing in a delivery is trusted.
 
-``WebhookReceiver`` takes a delivery as a hint, fetches the meeting back from the account, and only then
-calls a handler or wakes the synchronization. It is an ASGI app that needs no web framework.
+``WebhookReceiver`` treats a delivery as a hint: it fetches the meeting from the account, and only then calls
+a handler or wakes the synchronization. It is an ASGI app that needs no web framework.
 """
 
 from lemcal_async.webhooks._dispatch import Claim, Dedup, InMemoryDedup

@@ -1,8 +1,8 @@
-"""Handling a verified meeting once: who does it, for how long, and what becomes of the other deliveries.
+"""Calls the handler once per verified meeting, with a timeout, and deduplicates repeated deliveries.
 
-Deliveries of a meeting that is being handled in this process wait for its outcome; those that reach
-another process are sent away by the deduplication, to come again. A handler that fails, or takes too
-long, has not handled the meeting. Across a crash the promise is at least once.
+Deliveries of a meeting that this process is handling wait for its outcome; deliveries that reach another
+process get a 503, so that the sender retries. If a handler fails or times out, the meeting does not count as
+handled. Across a crash, a meeting is handled at least once.
 """
 
 import inspect
@@ -22,35 +22,35 @@ from lemcal_async.models import Meeting
 from lemcal_async.webhooks._http import log_error, logger
 
 DEDUP_TIMEOUT = 5.0
-"""Seconds for each question to the deduplication."""
-THREADS: Final = 20  # for handlers that are plain functions; of their own, so that they hold up nobody else
+"""Timeout of each call to the deduplication, in seconds."""
+THREADS: Final = 20  # for plain handlers, apart from anyio's default limit, so that they block no other work
 
 Claim: TypeAlias = Literal["new", "busy", "done"]
-"""Whether a meeting is ours to handle now, in somebody else's hands, or handled."""
+"""The result of a claim: claimed by the caller, claimed by another process, or already handled."""
 
 
 @runtime_checkable
 class Dedup(Protocol):
-    """Knows which meetings of which account were handled, and which are being handled.
+    """Records which meetings of each account were handled, and which are being handled.
 
-    What it raises counts as a failure of the handler: the delivery is to come again.
+    An exception that it raises counts as a handler failure: the sender is asked to retry the delivery.
     """
 
     async def claim(self, user_id: str, meeting_id: str, lease: float) -> Claim:
-        """Take a meeting to handle it, or say who has it.
+        """Claim a meeting in order to handle it.
 
-        Returns ``"new"`` if it is the caller's to handle, ``"busy"`` if it is another one's, whose lease has
-        not ended, and ``"done"`` if it was handled.
+        Returns ``"new"`` if the caller now holds the claim, ``"busy"`` if another caller holds an unexpired
+        claim, and ``"done"`` if the meeting was handled.
 
         Args:
             user_id: The account.
             meeting_id: The meeting's id.
-            lease: For how many seconds it is the caller's at most.
+            lease: Seconds until the claim expires.
         """
         ...
 
     async def done(self, user_id: str, meeting_id: str) -> None:
-        """Record that it was handled, for good.
+        """Record permanently that the meeting was handled.
 
         Args:
             user_id: The account.
@@ -59,7 +59,7 @@ class Dedup(Protocol):
         ...
 
     async def release(self, user_id: str, meeting_id: str) -> None:
-        """Give it back: it was not handled.
+        """Release the claim: the meeting was not handled.
 
         Args:
             user_id: The account.
@@ -69,16 +69,17 @@ class Dedup(Protocol):
 
 
 class InMemoryDedup:
-    """The deduplication of one process: the meetings that were handled last, and those under way.
+    """Deduplication within one process: recently handled meetings and current claims.
 
-    A restart forgets them, so a delivery that comes again after it is handled again. About 300 bytes each.
+    A restart clears it, so a meeting that is delivered again afterward is handled again. An entry takes about
+    300 bytes.
 
     Args:
-        size: How many handled meetings are remembered.
-        clock: What tells the time, in seconds.
+        size: The number of handled meetings to remember.
+        clock: Returns the current time in seconds.
 
     Raises:
-        ConfigurationError: For a size below 1.
+        ConfigurationError: If ``size`` is below 1.
     """
 
     def __init__(self, size: int = 10_000, *, clock: Callable[[], float] = monotonic) -> None:
@@ -87,10 +88,10 @@ class InMemoryDedup:
         self._size = size
         self._clock = clock
         self._done: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._claimed: dict[tuple[str, str], float] = {}  # until when; never more than are under way
+        self._claimed: dict[tuple[str, str], float] = {}  # when each claim expires
 
     async def claim(self, user_id: str, meeting_id: str, lease: float) -> Claim:
-        """Take a meeting; see ``Dedup.claim``."""
+        """Claim a meeting; see ``Dedup.claim``."""
         key = (user_id, meeting_id)
         now = self._clock()
         if key in self._done:
@@ -102,7 +103,7 @@ class InMemoryDedup:
         return "new"
 
     async def done(self, user_id: str, meeting_id: str) -> None:
-        """Record that it was handled; the one that was asked for longest ago is forgotten for it."""
+        """Record that the meeting was handled, and evict the least recently used record if full."""
         key = (user_id, meeting_id)
         self._claimed.pop(key, None)
         self._done[key] = None
@@ -110,27 +111,27 @@ class InMemoryDedup:
             self._done.popitem(last=False)
 
     async def release(self, user_id: str, meeting_id: str) -> None:
-        """Give it back."""
+        """Release the claim."""
         self._claimed.pop((user_id, meeting_id), None)
 
 
 Outcome: TypeAlias = Literal["handled", "repeated", "failed", "busy"]
-"""What became of a delivery: handled now, or before, or not, or another process is at it."""
+"""Handled now, handled before, not handled, or being handled by another process."""
 
 OnTimeout: TypeAlias = Callable[[], Awaitable[None]] | None
-"""Awaited when a handler in a thread runs out of time, to answer the sender; None: nobody waits longer."""
+"""Awaited when a handler in a thread times out, to respond to the sender. None: the thread is abandoned."""
 
 
 @attrs.define(eq=False)
 class _Running:
-    """A meeting that is being handled, for those who want to know how that ends."""
+    """A meeting that is being handled; other deliveries of it wait for ``ended``."""
 
     handled: bool = False
     ended: anyio.Event = attrs.field(factory=anyio.Event)
 
 
 class Dispatcher:
-    """Calls ``handler``, an async or a plain function, at most once at a time for each meeting."""
+    """Calls ``handler``, an async or a plain function, with at most one call per meeting at a time."""
 
     def __init__(self, handler: Callable[..., object], dedup: Dedup, handler_timeout: float) -> None:
         self._handler = handler
@@ -143,12 +144,11 @@ class Dispatcher:
     async def dispatch(
         self, user_id: str, meeting: Meeting, arguments: tuple[Any, ...], on_timeout: OnTimeout
     ) -> Outcome:
-        """Have a meeting handled, unless it is already.
+        """Handle a meeting, unless it was handled before.
 
-        It returns when the handler has ended. One that runs in a thread cannot be stopped: with
-        ``on_timeout`` its end is waited for after the sender was told to come again, without it is
-        abandoned. Canceled, an async handler is canceled too; a thread is left alone, and the meeting
-        is its own until its claim lapses.
+        Returns when the handler has ended. A handler in a thread cannot be stopped: with ``on_timeout`` the
+        sender is asked to retry and the thread is awaited; without it, the thread is abandoned. Canceling
+        this call cancels an async handler; a thread keeps running, and its claim stays until it expires.
         """
         key = (user_id, meeting.id)
         if running := self._running.get(key):
@@ -157,8 +157,8 @@ class Dispatcher:
         running = self._running[key] = _Running()
         try:
             return await self._claim_and_run(user_id, meeting, arguments, running, on_timeout)
-        except Exception as error:  # noqa: BLE001 - logged, and the delivery comes again
-            log_error(error, "meeting %s: dedup= failed; the delivery is to come again", meeting.id)
+        except Exception as error:  # noqa: BLE001 - logged, and the sender retries
+            log_error(error, "meeting %s: dedup= failed; the sender should retry", meeting.id)
             return "failed"
         finally:
             del self._running[key]
@@ -178,38 +178,38 @@ class Dispatcher:
         if claim != "new":
             running.handled = claim == "done"
             return "repeated" if claim == "done" else "busy"
-        keep = not self._is_async  # a thread may finish its work, whatever becomes of us
+        keep_claim = not self._is_async  # after a cancellation, a thread may still finish its work
         handled: bool | None
         try:
             if self._is_async:
                 handled = await self._await(meeting, lambda: self._handler(*arguments))
             else:
                 handled = await self._run_in_thread(meeting, arguments, running, on_timeout)
-            keep = handled is not False
+            keep_claim = handled is not False
             if handled:
                 with anyio.fail_after(DEDUP_TIMEOUT, shield=True):
                     await self._dedup.done(user_id, meeting.id)
                 running.handled = True
         finally:
-            if not keep:
+            if not keep_claim:
                 await self._release(user_id, meeting)
         return "handled" if handled else "failed"
 
     async def _release(self, user_id: str, meeting: Meeting) -> None:
-        """Give the meeting back; raises nothing, for there may be a cancellation under way."""
+        """Release the claim without raising, because a cancellation may be propagating."""
         with anyio.move_on_after(DEDUP_TIMEOUT, shield=True):
             try:
                 await self._dedup.release(user_id, meeting.id)
-            except Exception as error:  # noqa: BLE001 - logged; the claim lapses by itself
-                log_error(error, "meeting %s: dedup= did not release it", meeting.id)
+            except Exception as error:  # noqa: BLE001 - logged; the claim expires on its own
+                log_error(error, "meeting %s: dedup= failed to release the claim", meeting.id)
 
     async def _await(self, meeting: Meeting, call: Callable[[], Any]) -> bool:
-        """Await what the handler returns, for so long at most; whether it succeeded."""
+        """Await an async handler with its timeout; return whether it succeeded."""
         with anyio.move_on_after(self._handler_timeout):
             try:
                 with no_foreign_cancellation():
                     await call()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the delivery is to come again
+            except Exception as error:  # noqa: BLE001 - logged, and the sender retries
                 _log_failure(meeting, error)
                 return False
             return True
@@ -223,7 +223,7 @@ class Dispatcher:
         running: _Running,
         on_timeout: OnTimeout,
     ) -> bool | None:
-        """Whether the handler succeeded; None if it was left behind, and may still come to its end."""
+        """Return whether the handler succeeded, or None if it was abandoned and may still finish."""
         threads = self._threads.get(None)
         if threads is None:
             threads = anyio.CapacityLimiter(THREADS)
@@ -232,11 +232,11 @@ class Dispatcher:
         ended = anyio.Event()
 
         def call() -> None:
-            # The outcome is left in a list: trio lets no coroutine out of a thread, and a CancelledError
-            # that the handler raises must not be taken for our own.
+            # The result goes into a list, because trio does not return a coroutine from a thread, and a
+            # CancelledError that the handler raises must not be mistaken for a cancellation of this task.
             try:
                 returned.append(self._handler(*arguments))
-            except BaseException as error:  # noqa: BLE001 - whatever it is, the delivery is to come again
+            except BaseException as error:  # noqa: BLE001 - logged, and the sender retries
                 _log_failure(meeting, error)
 
         async def work() -> None:
@@ -256,18 +256,17 @@ class Dispatcher:
                     await on_timeout()
         if not ended.is_set():
             return None
-        if returned and inspect.isawaitable(returned[0]):  # a lambda around an async function, say
+        if returned and inspect.isawaitable(returned[0]):  # such as a lambda that calls an async function
             return await self._await(meeting, lambda: returned[0])
         return bool(returned)
 
     def _log_timeout(self, meeting: Meeting) -> None:
         logger.error(
-            "meeting %s: on_meeting has not returned within handler_timeout=%.3g s; the delivery is to come "
-            "again",
+            "meeting %s: on_meeting did not return within handler_timeout=%.3g s; the sender should retry",
             meeting.id,
             self._handler_timeout,
         )
 
 
 def _log_failure(meeting: Meeting, error: BaseException) -> None:
-    log_error(error, "meeting %s: on_meeting failed; the delivery is to come again", meeting.id)
+    log_error(error, "meeting %s: on_meeting failed; the sender should retry", meeting.id)

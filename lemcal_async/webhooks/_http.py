@@ -1,7 +1,7 @@
-"""From a request to the meeting it names, and from an outcome to the answer; ASGI at the end of the file.
+"""Parses deliveries and builds responses; the ASGI part is at the end of the file.
 
-Knows what a delivery must look like and how a token is compared. Whether anything in it is true is not
-decided here: the body gives an id to look for, and a hint where, and nothing else of it is used.
+This module validates requests and compares tokens, but does not verify meetings. Of the body, only the
+meeting id and, as a hint, the meeting type id are used.
 """
 
 import base64
@@ -24,95 +24,95 @@ logger = logging.getLogger("lemcal_async.webhooks")
 
 
 def log_error(error: BaseException, message: str, *arguments: object) -> None:
-    """Log what somebody else's code raised, with its traceback.
+    """Log an exception of a callback with its traceback, but without its message.
 
-    The words of an error may quote a booking, and a database's its password; those of this package do not.
+    The message may quote a booking or a database password. Errors of this package are logged in full.
     """
     if isinstance(error, LemcalError):
-        logger.error(f"{message}: %s", *arguments, error)  # noqa: G004 - the messages are this package's own
+        logger.error(f"{message}: %s", *arguments, error)  # noqa: G004 - the message is a constant of this package
         return
     masked = type(type(error).__name__, (Exception,), {"__module__": type(error).__module__})
     logger.error(message, *arguments, exc_info=(masked, masked(), error.__traceback__))
 
 
 MAX_BODY_BYTES: Final = 2**20
-"""The largest body that is read, in bytes. A meeting takes about 600."""
+"""The largest accepted body, in bytes. A meeting takes about 600."""
 
-_MOST: Final = str(MAX_BODY_BYTES).encode()
+_MAX_BODY_DIGITS: Final = str(MAX_BODY_BYTES).encode()
 _MAX_DEPTH: Final = 64
 _MAX_FIELDS: Final = 100  # of the query
-# Prefix and 17 characters, of which only the alphabet is relied on: an id is logged and stored as it is.
+# Observed ids are a prefix and 17 characters. Only the alphabet matters: ids are logged and stored unescaped.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 
 @attrs.frozen
-class Reject:
-    """Answer with ``status_code``; ``reason`` is for whoever sets the hook up, and quotes nothing."""
+class Rejection:
+    """Respond with ``status_code``. ``reason`` helps to set up the hook, and never quotes the request."""
 
     status_code: int
     reason: str
 
 
 @attrs.frozen
-class Verify:
-    """Look for this meeting; ``meeting_type_id`` narrows the first look, and may be a lie."""
+class MeetingRef:
+    """The meeting to verify. ``meeting_type_id`` narrows the first lookup, and may be forged."""
 
     meeting_id: str
     meeting_type_id: str | None = None
 
 
-UNAUTHORIZED: Final = Reject(401, "the token is missing or wrong")
-TOO_LARGE: Final = Reject(413, f"the body is over {MAX_BODY_BYTES} bytes")
-TOO_SLOW: Final = Reject(408, "the body took too long")
+UNAUTHORIZED: Final = Rejection(401, "the token is missing or wrong")
+TOO_LARGE: Final = Rejection(413, f"the body is over {MAX_BODY_BYTES} bytes")
+TOO_SLOW: Final = Rejection(408, "the body took too long")
 
 # --------------------------------------------------------------------------- tokens
 
-# Tokens are kept and compared as digests under a key that only this process has. A digest cannot be
-# guessed piece by piece, so looking one up takes a time that says nothing, however many there are.
+# Tokens are stored and compared as digests, keyed with a secret of this process. A digest cannot be guessed
+# byte by byte, so the time of a lookup reveals nothing, however many tokens there are.
 _KEY: Final = secrets.token_bytes(32)
 _PLAIN: Final = re.compile(r"[A-Za-z0-9._~/=+-]+")
 
 
 def digest_of(token: str | bytes) -> bytes:
-    """Return what a token is known by in this process."""
+    """Return the keyed digest that stands for a token in this process."""
     encoded = token if isinstance(token, bytes) else token.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(encoded, key=_KEY, digest_size=32).digest()
 
 
 def hook_url(url: str, token: str) -> str:
-    """Return the URL to register as a hook, with the token in its query, quoted as it must be.
+    """Return the URL to register as a hook, with the quoted token in its query.
 
-    ``await lemcal.hooks.create(hook_url("https://you.example/hooks/lemcal", token), …)``. A token that is put
-    into an f-string instead loses its ``& % #`` on the way.
+    ``await lemcal.hooks.create(hook_url("https://you.example/hooks/lemcal", token), …)``. An f-string would
+    not quote ``& % #`` and would corrupt the token.
 
     Args:
         url: The service's own address for webhooks.
         token: The token.
 
     Raises:
-        ConfigurationError: If the token is empty, or if the URL has a token or a fragment already.
+        ConfigurationError: If the token is empty, or if the URL already has a token or a fragment.
     """
     if not token:
         raise ConfigurationError("hook_url(): the token must not be empty")
     parts = urlsplit(url)
     if parts.fragment or any(name == "token" for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
-        raise ConfigurationError("hook_url() takes a URL without a fragment and without a token of its own")
+        raise ConfigurationError("hook_url(): the URL must have no fragment and no token parameter")
     return f"{url.rstrip('?')}{'&' if parts.query else '?'}token={quote(token, safe='')}"
 
 
 def needs_quoting(token: str) -> bool:
-    """Whether a token arrives as another one if it is put into a URL as it is."""
+    """Whether a URL would change the token unless it is quoted."""
     return _PLAIN.fullmatch(token) is None
 
 
 def tokens_in(query: bytes, headers: Headers) -> tuple[bytes, ...]:
-    """Return the digests of what a request presents as its token; none if that is not exactly one.
+    """Return the digests of the token that a request presents; empty unless it presents exactly one.
 
-    The token stands in the query, or is the password of Basic credentials. A ``+`` in a query can mean a
-    space or itself: both are looked at. A token given twice is none: what a proxy looked at need not be
-    what we do.
+    The token is in the query, or is the password of Basic credentials. A ``+`` in a query may stand for a
+    space or for itself, so both readings are returned. A repeated token is refused, because a proxy may have
+    checked the other one.
     """
     fields = query.split(b"&", _MAX_FIELDS)
     values = [value for name, _, value in (each.partition(b"=") for each in fields) if _is_token(name)]
@@ -145,13 +145,13 @@ def _basic_password(headers: Headers) -> tuple[bytes, ...]:
 # --------------------------------------------------------------------------- requests
 
 
-def check_method(method: str) -> Reject | None:
-    """Return why a request with this method is refused, None if it is not."""
-    return None if method == "POST" else Reject(405, "deliveries come by POST")
+def check_method(method: str) -> Rejection | None:
+    """Return why a request with this method is rejected, or None."""
+    return None if method == "POST" else Rejection(405, "deliveries use POST")
 
 
 def headers_of(headers: Mapping[Any, Any] | Iterable[tuple[Any, Any]]) -> Headers:
-    """Return headers, of text or bytes, as ASGI has them: pairs of bytes with names in lower case."""
+    """Return headers, given as text or bytes, in ASGI form: pairs of bytes with lowercase names."""
     given: Any = headers.items() if isinstance(headers, Mapping) else headers  # pyright: ignore[reportUnknownVariableType]
     pairs: Iterable[tuple[object, object]] = given
     return [(_bytes(name).lower(), _bytes(value)) for name, value in pairs]
@@ -161,40 +161,40 @@ def _bytes(value: object) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
 
 
-def check_headers(headers: Headers) -> Reject | None:
-    """Return why a body is refused before it is read, None if it is not."""
+def check_headers(headers: Headers) -> Rejection | None:
+    """Return why the body is rejected before it is read, or None."""
     for name, value in headers:
         if name.lower() == b"content-length" and value.isdigit():
-            # Only believed when it is bad news, for the body is counted too. As text, because a header
-            # of 6,000 digits is no int.
+            # Trusted only if it is too large; the body is counted as it is read. Compared as text,
+            # because int() rejects thousands of digits.
             digits = value.lstrip(b"0")
-            if (len(digits), digits) > (len(_MOST), _MOST):
+            if (len(digits), digits) > (len(_MAX_BODY_DIGITS), _MAX_BODY_DIGITS):
                 return TOO_LARGE
     return None
 
 
-def read_body(body: bytes) -> Reject | Verify:
-    """Return which meeting a body speaks of."""
+def parse_body(body: bytes) -> Rejection | MeetingRef:
+    """Return the meeting that a body names."""
     if len(body) > MAX_BODY_BYTES:
         return TOO_LARGE
     try:
         data: Any = json.loads(body.decode("utf-8-sig"))
-    except (ValueError, RecursionError):  # ValueError: not UTF-8, not JSON, a number of 5,000 digits
-        return Reject(400, "the body is not JSON in UTF-8")
+    except (ValueError, RecursionError):  # ValueError: not UTF-8, not JSON, or too many digits
+        return Rejection(400, "the body is not UTF-8 JSON")
     if not isinstance(data, dict):
-        return Reject(400, "the body is not a JSON object")
+        return Rejection(400, "the body is not a JSON object")
     if _is_deep(data):
-        return Reject(400, f"the body is nested more than {_MAX_DEPTH} deep")
+        return Rejection(400, f"the body is nested more than {_MAX_DEPTH} deep")
     fields = cast("dict[str, object]", data)
-    return _verify(fields.get("_id"), fields.get("meetingTypeId"))
+    return _parse_ids(fields.get("_id"), fields.get("meetingTypeId"))
 
 
-def _verify(meeting_id: object, meeting_type_id: object) -> Reject | Verify:
+def _parse_ids(meeting_id: object, meeting_type_id: object) -> Rejection | MeetingRef:
     if not isinstance(meeting_id, str) or not _ID.fullmatch(meeting_id):
-        return Reject(400, "the body has no usable _id")
-    # A hint that cannot be used is no reason to lose a booking.
+        return Rejection(400, "the body has no usable _id")
+    # An invalid hint is no reason to reject a booking.
     usable = isinstance(meeting_type_id, str) and _ID.fullmatch(meeting_type_id)
-    return Verify(meeting_id, str(meeting_type_id) if usable else None)
+    return MeetingRef(meeting_id, str(meeting_type_id) if usable else None)
 
 
 def _is_deep(data: Any) -> bool:
@@ -211,18 +211,18 @@ def _is_deep(data: Any) -> bool:
     return True
 
 
-# --------------------------------------------------------------------------- answers
+# --------------------------------------------------------------------------- responses
 
 RETRY_AFTER: Final = 5.0
-"""Seconds, where nothing better is known."""
+"""Default ``Retry-After``, in seconds."""
 _MAX_RETRY_AFTER: Final = 300.0
 
 
 @attrs.frozen
 class Reply:
-    """An answer; ``outcome`` is the ``status`` in its JSON, ``retry_after`` is in seconds.
+    """A response. ``outcome`` is the ``status`` in its JSON body, ``retry_after`` is in seconds.
 
-    ``unread`` says that the body was not read to its end, so that the connection is of no more use.
+    ``unread`` means that the request body was not read completely, so the connection cannot be reused.
     """
 
     status_code: int
@@ -238,7 +238,7 @@ class Reply:
         ).encode()
 
     def headers(self) -> dict[str, str]:
-        """Return the headers, with names in lower case."""
+        """Return the headers, with lowercase names."""
         headers = {"content-type": "application/json"}
         if self.retry_after is not None:
             seconds = math.ceil(min(max(self.retry_after, 1.0), _MAX_RETRY_AFTER))
@@ -248,13 +248,13 @@ class Reply:
         return headers
 
 
-def rejected(reject: Reject) -> Reply:
-    """Return the answer to a delivery that is not even looked into."""
+def rejected(reject: Rejection) -> Reply:
+    """Return the response to a rejected request."""
     return Reply(reject.status_code, "rejected", reject.reason, unread=reject.status_code != 400)
 
 
-def come_again(outcome: str, retry_after: float | None = None) -> Reply:
-    """Return the answer to a delivery that could not be dealt with now."""
+def retry_later(outcome: str, retry_after: float | None = None) -> Reply:
+    """Return a 503 that asks the sender to retry the delivery."""
     return Reply(503, outcome, retry_after=RETRY_AFTER if retry_after is None else retry_after)
 
 
@@ -269,7 +269,7 @@ _HIDDEN: Final = b"token=hidden"
 
 
 def hide_query(scope: Scope) -> bytes:
-    """Return the query, and take it out of the scope: access logs show it, and tracebacks the scope."""
+    """Return the query and remove it from the scope, which access logs and tracebacks show."""
     query: bytes = scope.get("query_string", b"")
     if query:
         scope["query_string"] = _HIDDEN
@@ -277,16 +277,16 @@ def hide_query(scope: Scope) -> bytes:
 
 
 class Responder:
-    """Sends one answer, the first that it is given."""
+    """Sends the first response that it is given, and ignores any further one."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._send = send
         self._is_head = scope["method"] == "HEAD"
-        self._closes = scope.get("http_version", "1.1").startswith("1")  # the header is of HTTP/1 alone
+        self._closes = scope.get("http_version", "1.1").startswith("1")  # only HTTP/1 has the header
         self.sent: Reply | None = None
 
     async def __call__(self, reply: Reply) -> None:
-        """Send it, unless one was sent. Nobody may be there any more: that is no error."""
+        """Send a response, unless one was sent. A disconnected client is not an error."""
         if self.sent is not None:
             return
         body = reply.content()
@@ -297,16 +297,16 @@ class Responder:
         status = reply.status_code
         try:
             await self._send({"type": "http.response.start", "status": status, "headers": headers})
-            self.sent = reply  # not before: who is canceled till then may still send another
+            self.sent = reply  # only now, so that after a cancellation another response can be sent
             await self._send({"type": "http.response.body", "body": b"" if self._is_head else body})
         except OSError:
             self.sent = reply
 
 
-async def receive_body(receive: Receive, until: float) -> bytes | Reject | None:
-    """Read a body, until a moment on the event loop's clock; None if the client has left.
+async def receive_body(receive: Receive, until: float) -> bytes | Rejection | None:
+    """Read a body until ``until`` on the event loop's clock; return None if the client disconnects.
 
-    It is counted as it comes: what is too large is neither kept nor waited for.
+    The size is checked as the body arrives, so a body that is too large is neither buffered nor awaited.
     """
     parts: list[bytes] = []
     size = 0
@@ -326,7 +326,7 @@ async def receive_body(receive: Receive, until: float) -> bytes | Reject | None:
 
 
 async def serve_lifespan(receive: Receive, send: Send) -> None:
-    """Take part in the server's start and end: there is nothing to do."""
+    """Acknowledge the server's startup and shutdown; nothing else to do."""
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})

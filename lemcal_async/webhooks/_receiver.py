@@ -1,7 +1,7 @@
-"""``WebhookReceiver``: from the first byte of a delivery to its answer, under one deadline.
+"""``WebhookReceiver``: handles a delivery from its first byte to the response, under one deadline.
 
-What a delivery must look like is known to ``_http``, whose it is to ``_tenants``, whether it is true to
-``_lookup``, and what happens then to ``_dispatch``. Here they are put in order.
+``_http`` parses the delivery, ``_tenants`` finds its account, ``_lookup`` verifies the meeting and
+``_dispatch`` calls the handler. This module runs them in order.
 """
 
 import contextlib
@@ -23,58 +23,58 @@ from lemcal_async.webhooks._dispatch import Dedup, Dispatcher, InMemoryDedup, On
 from lemcal_async.webhooks._http import (
     UNAUTHORIZED,
     Headers,
+    MeetingRef,
     Receive,
-    Reject,
+    Rejection,
     Reply,
     Responder,
     Scope,
     Send,
-    Verify,
     check_headers,
     check_method,
-    come_again,
     headers_of,
     hide_query,
     log_error,
     logger,
-    read_body,
+    parse_body,
     receive_body,
     rejected,
+    retry_later,
     serve_lifespan,
     tokens_in,
 )
-from lemcal_async.webhooks._lookup import Batches, Lookups, Missing, Unavailable
+from lemcal_async.webhooks._lookup import Batchers, Lookups, Missing, Unavailable
 from lemcal_async.webhooks._tenants import Accounts, Directory, Token, directory_of, name_in
 
 Handler: TypeAlias = Callable[[Meeting], object]
-"""Called with each new meeting; async, or a plain function that is run in a thread."""
+"""Called with each new meeting: an async function, or a plain one, which runs in a thread."""
 
 TenantHandler: TypeAlias = Callable[[Meeting, AsyncLemcal], object]
-"""The same, with the client of the account that the meeting belongs to."""
+"""Called with each new meeting and the client of its account."""
 
 
 @runtime_checkable
 class Wakes(Protocol):
-    """What a delivery wakes: ``lemcal_async.sync.Wake``, or a fleet's waker."""
+    """An object that deliveries wake, such as ``lemcal_async.sync.Wake`` or a fleet's waker."""
 
     def wake(self, user_id: str | None = None) -> object:
-        """Have an account synchronized now. What it returns is awaited, if it can be.
+        """Request synchronization of an account now. An awaitable result is awaited.
 
-        Called in the event loop: a plain function must return at once. What it raises counts as a failure:
-        the delivery is to come again.
+        Runs in the event loop, so a plain function must return immediately. If it raises, the sender is asked
+        to retry the delivery.
 
         Args:
-            user_id: The account; None for all.
+            user_id: The account, or None for all accounts.
         """
         ...
 
 
-_Body: TypeAlias = bytes | Reject | None
+_Body: TypeAlias = bytes | Rejection | None
 
 
 @attrs.frozen
 class _Request:
-    """A delivery as it came in; ``body`` reads it, until a moment on the event loop's clock."""
+    """An incoming delivery. ``body`` reads the body until a deadline on the event loop's clock."""
 
     method: str
     name: str
@@ -85,35 +85,36 @@ class _Request:
 
 
 class WebhookReceiver:
-    """Receives the webhooks of an account, as an ASGI app (``POST …?token=…``) or by ``handle``.
+    """Receives an account's webhooks, as an ASGI app (``POST …?token=…``) or through ``handle``.
 
-    Deliveries are unsigned, so nothing in one is believed: the meeting is looked up in the account's list by
-    its id, and what is found there is handled. There are three outcomes. *Found*: 200, once ``on_meeting``
-    has returned (and ``wake`` was woken). *Not in the list*, although it was looked at again for ``list_lag``
-    seconds: 200 and ``{"status": "ignored"}``. *Nobody can say*, because lemcal cannot be reached, or the
-    handler failed: 503 with ``Retry-After``, so that it comes again. With ``wake`` alone nothing is looked
-    up: a synchronization sees for itself what is new.
+    Deliveries are unsigned, so nothing in them is trusted: the receiver looks up the meeting by its id in the
+    account's list and handles what the list contains. There are three outcomes. *Verified*: 200, once
+    ``on_meeting`` has returned (and ``wake`` was called). *Not found*, even after retries for ``list_lag``
+    seconds: 200 with ``{"status": "ignored"}``. *Unavailable*, because lemcal could not be reached or the
+    handler failed: 503 with ``Retry-After``, so that the sender retries. With ``wake`` alone nothing is
+    looked up, because the synchronization finds what is new.
 
     A meeting is handled once, however often it is delivered; across a crash, at least once.
 
-    It may be made before any event loop runs, and serves one at a time. The clients stay the caller's to
-    close. Canceled, as by a server that shuts down, it answers 503 and gives the meeting back.
+    A receiver can be created before any event loop runs, and serves one event loop at a time. The caller is
+    responsible for closing the clients. If canceled, for example by a server that shuts down, the receiver
+    responds with 503 and releases the meeting.
 
     Args:
         lemcal: The account's client.
-        token: The secret in the URL, or several while one is replaced; ``hook_url`` builds that URL.
-        accounts: For many accounts, in place of ``lemcal`` and ``token``: a mapping from tokens to clients,
-            or an async function from the name in the path to a ``Tenant``.
-        on_meeting: Handles a meeting: an async or a plain function, which runs in a thread. With ``accounts``
-            it gets the client, too: ``on_meeting(meeting, lemcal)``.
-        wake: What is woken by each delivery.
-        dedup: What remembers which meetings were handled; if left out, this process does.
-        deadline: Seconds that a delivery has to come in and be verified.
-        handler_timeout: Seconds that ``on_meeting`` has.
-        list_lag: For how many seconds a meeting is looked for that is not in the list.
+        token: The secret in the URL, or several during a rotation. ``hook_url`` builds the URL.
+        accounts: For many accounts, instead of ``lemcal`` and ``token``: a mapping from tokens to clients, or
+            an async function from the name in the path to a ``Tenant``.
+        on_meeting: Handles a meeting: an async function, or a plain one, which runs in a thread. With
+            ``accounts`` it also receives the client: ``on_meeting(meeting, lemcal)``.
+        wake: The object that each delivery wakes.
+        dedup: The record of handled meetings. Defaults to the memory of this process.
+        deadline: Seconds in which a delivery must arrive and be verified.
+        handler_timeout: Seconds allowed for ``on_meeting``.
+        list_lag: Seconds for which lookups are repeated while the list does not contain the meeting.
 
     Raises:
-        ConfigurationError: For arguments that cannot work.
+        ConfigurationError: If an argument is invalid.
     """
 
     @overload
@@ -154,7 +155,7 @@ class WebhookReceiver:
         handler_timeout: float = 30.0,
         list_lag: float = 2.0,
     ) -> None:
-        # A token can be given in any of these places by mistake, too.
+        # Any of these arguments may contain a token, even if only by mistake.
         given, lemcal, token, accounts = Secret((lemcal, token, accounts)), None, None, None
         handler, on_meeting = Secret(on_meeting), None
         self._many = given.reveal()[2] is not None
@@ -179,7 +180,7 @@ class WebhookReceiver:
         self._list_lag = list_lag
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, as an ASGI app."""
+        """Handle an ASGI request."""
         if scope["type"] == "lifespan":
             await serve_lifespan(receive, send)
             return
@@ -193,7 +194,7 @@ class WebhookReceiver:
             return await receive_body(receive, until)
 
         async def on_timeout() -> None:
-            await respond(come_again("failed"))
+            await respond(retry_later("failed"))
 
         tokens = tokens_in(query.reveal(), scope["headers"])
         request = _Request(scope["method"], name_in(scope), tokens, scope["headers"], read, on_timeout)
@@ -202,10 +203,10 @@ class WebhookReceiver:
             reply = await self._reply(request)
             if reply is not None:
                 await respond(reply)
-        except BaseException:  # canceled, on trio perhaps in a group
-            # Whatever became of it, the sender is told to come again. The server may be past listening.
+        except BaseException:  # a cancellation, which on trio may be inside an exception group
+            # Ask the sender to retry, whatever happened. The server may already have stopped sending.
             with anyio.move_on_after(1.0, shield=True), contextlib.suppress(Exception):
-                await respond(come_again("unavailable"))
+                await respond(retry_later("unavailable"))
             raise
         finally:
             _emit_handled(respond.sent, began)
@@ -219,104 +220,104 @@ class WebhookReceiver:
         *,
         tenant: str = "",
     ) -> tuple[int, dict[str, str], bytes]:
-        """Answer a delivery without ASGI (on Lambda, aiohttp.web, Django): return status, headers, body.
+        """Handle a delivery without ASGI (Lambda, aiohttp.web, Django); return status, headers and body.
 
-        A plain handler that runs out of time is left behind in its thread.
+        A plain handler that times out is abandoned in its thread.
 
         Args:
             method: The HTTP method.
-            query: The query string as it came, without the ``?``.
+            query: The raw query string, without the ``?``.
             headers: The headers, as a mapping or as pairs.
-            body: The whole body.
-            tenant: The name that ``accounts`` finds a tenant by.
+            body: The complete body.
+            tenant: The name that ``accounts`` resolves to a tenant.
 
         Raises:
-            ConfigurationError: An argument is of another type. Nothing else but a cancellation is raised.
+            ConfigurationError: If an argument has the wrong type. Only a cancellation is raised otherwise.
         """
         secret, query = Secret(query), ""
-        given, headers = Secret(headers), ()  # a token can be in either
+        given, headers = Secret(headers), ()  # both may contain a token
         if problem := _problem_with_arguments(secret, given, body):
             raise ConfigurationError(problem)
         pairs = headers_of(given.reveal())
 
-        async def read(until: float) -> _Body:  # noqa: ARG001 - it is here already
+        async def read(until: float) -> _Body:  # noqa: ARG001 - the body is already read
             return body
 
         raw = secret.reveal()
         tokens = tokens_in(raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogatepass"), pairs)
         began = anyio.current_time()
         reply = await self._reply(_Request(method.upper(), tenant, tokens, pairs, read))
-        if reply is None:  # a client that has left, which nobody can here
-            raise RuntimeError("a delivery was left without an answer")
+        if reply is None:  # only a disconnected client has no reply, and here no client can disconnect
+            raise RuntimeError("handle() has no response to return")
         _emit_handled(reply, began)
         return reply.status_code, reply.headers(), reply.content()
 
     async def _reply(self, request: _Request) -> Reply | None:
-        """Return the answer to a delivery; None if the client has left."""
+        """Return the response to a delivery, or None if the client has disconnected."""
         until = anyio.current_time() + self._deadline
         refusal = check_method(request.method)
-        lemcal = rejected(refusal) if refusal else await self._find_account(request)
+        lemcal = rejected(refusal) if refusal else await self._authorize(request)
         if isinstance(lemcal, Reply):
             return lemcal
         body = check_headers(request.headers) or await request.body(until)
-        wanted = read_body(body) if isinstance(body, bytes) else body
-        if not isinstance(wanted, Verify):
+        wanted = parse_body(body) if isinstance(body, bytes) else body
+        if not isinstance(wanted, MeetingRef):
             return None if wanted is None else rejected(wanted)
         if self._dispatcher is None:
             return await self._wake(lemcal, until) or Reply(200, "handled")
         return await self._verify_and_dispatch(self._dispatcher, lemcal, wanted, request, until)
 
     async def _verify_and_dispatch(
-        self, dispatcher: Dispatcher, lemcal: AsyncLemcal, wanted: Verify, request: _Request, until: float
+        self, dispatcher: Dispatcher, lemcal: AsyncLemcal, wanted: MeetingRef, request: _Request, until: float
     ) -> Reply:
-        finding = await self._lookups.find(lemcal, wanted, until, self._list_lag)
-        if isinstance(finding, Missing):
-            logger.info("meeting %s: not in the list, ignored", wanted.meeting_id)
+        result = await self._lookups.find(lemcal, wanted, until, self._list_lag)
+        if isinstance(result, Missing):
+            logger.info("meeting %s: not in the account's list; delivery ignored", wanted.meeting_id)
             return Reply(200, "ignored")
-        if isinstance(finding, Unavailable):
-            logger.warning("meeting %s cannot be verified: %s", wanted.meeting_id, finding.reason)
-            return come_again("unavailable", finding.retry_after)
+        if isinstance(result, Unavailable):
+            logger.warning("meeting %s: cannot be verified: %s", wanted.meeting_id, result.reason)
+            return retry_later("unavailable", result.retry_after)
         if refused := await self._wake(lemcal, until):
             return refused
-        arguments = (finding, lemcal) if self._many else (finding,)
-        outcome = await dispatcher.dispatch(lemcal.user_id, finding, arguments, request.on_timeout)
-        return Reply(200, outcome) if outcome in {"handled", "repeated"} else come_again(outcome)
+        arguments = (result, lemcal) if self._many else (result,)
+        outcome = await dispatcher.dispatch(lemcal.user_id, result, arguments, request.on_timeout)
+        return Reply(200, outcome) if outcome in {"handled", "repeated"} else retry_later(outcome)
 
-    async def _find_account(self, request: _Request) -> AsyncLemcal | Reply:
-        """Return the client of the account that a request may speak of, or why it may not."""
+    async def _authorize(self, request: _Request) -> AsyncLemcal | Reply:
+        """Return the client of the account that a request is authorized for, or an error response."""
         try:
             lemcal = await self._directory.find(request.name, request.tokens)
             if lemcal is None:
                 return rejected(UNAUTHORIZED)
-            lemcal.user_id  # noqa: B018 - raises if a function that returns the key fails
-        except Exception as error:  # noqa: BLE001 - of the user's own functions
-            log_error(error, "a delivery's account could not be found; the delivery is to come again")
-            return come_again("unavailable")
+            lemcal.user_id  # noqa: B018 - raises if the api_key function fails
+        except Exception as error:  # noqa: BLE001 - the user's functions may raise anything
+            log_error(error, "result the account of a delivery failed; the sender should retry")
+            return retry_later("unavailable")
         return lemcal
 
     async def _wake(self, lemcal: AsyncLemcal, until: float) -> Reply | None:
         if self._waker is None or await self._waker.wake(lemcal.user_id, until):
             return None
-        return come_again("failed")
+        return retry_later("failed")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} for {'many accounts' if self._many else 'one account'}>"
 
 
 class _Waker:
-    """Wakes one account at most once in 0.75 s, however many deliveries ask for it."""
+    """Wakes each account at most once per 0.75 s, however many deliveries arrive."""
 
     def __init__(self, wakes: Wakes) -> None:
         self._wakes = wakes
-        self._batches = Batches[None, bool]()
+        self._batchers = Batchers[None, bool]()
 
     async def wake(self, user_id: str, until: float) -> bool:
-        """Whether a wake-up that began after the call succeeded before ``until``, by the loop's clock."""
+        """Whether a wake-up that began after this call succeeded before ``until``, on the loop's clock."""
 
-        async def call(asked: list[None], seconds: float) -> list[bool]:
-            return [await self._wake(user_id, seconds)] * len(asked)
+        async def call(requests: list[None], seconds: float) -> list[bool]:
+            return [await self._wake(user_id, seconds)] * len(requests)
 
-        return await self._batches.of(user_id).ask(None, until, call) or False
+        return await self._batchers.get(user_id).submit(None, until, call) or False
 
     async def _wake(self, user_id: str, seconds: float) -> bool:
         try:
@@ -324,8 +325,8 @@ class _Waker:
                 outcome = self._wakes.wake(user_id)
                 if inspect.isawaitable(outcome):
                     await outcome
-        except Exception as error:  # noqa: BLE001 - logged, and the delivery comes again
-            log_error(error, "%s could not be woken; the delivery is to come again", user_id)
+        except Exception as error:  # noqa: BLE001 - logged, and the sender retries
+            log_error(error, "account %s: wake= failed; the sender should retry", user_id)
             return False
         return True
 
@@ -337,9 +338,9 @@ def _emit_handled(reply: Reply | None, began: float) -> None:
 
 
 def _problem_with_arguments(query: Secret[Any], headers: Secret[Any], body: object) -> str | None:
-    """Return what is wrong with what ``handle`` is given, None if nothing is."""
+    """Return what is wrong with the arguments of ``handle``, or None."""
     if not isinstance(query.reveal(), str | bytes):
-        return f"query= must be the query string as it came, not {type(query.reveal()).__name__}"
+        return f"query= must be the raw query string, not {type(query.reveal()).__name__}"
     if not isinstance(headers.reveal(), Iterable):
         return f"headers= must be a mapping or pairs, not {type(headers.reveal()).__name__}"
     if not isinstance(body, bytes):
@@ -350,20 +351,20 @@ def _problem_with_arguments(query: Secret[Any], headers: Secret[Any], body: obje
 def _check_options(
     handler: Secret[Any], parameters: tuple[str, ...], *, wake: object, dedup: object, **seconds: object
 ) -> None:
-    """Raise ConfigurationError for arguments that cannot work, rather than at the first booking."""
+    """Raise ConfigurationError for invalid arguments now, rather than at the first booking."""
     if handler.reveal() is None and wake is None:
-        raise ConfigurationError("a WebhookReceiver needs on_meeting=, wake= or both")
+        raise ConfigurationError("WebhookReceiver needs on_meeting=, wake= or both")
     if handler.reveal() is not None:
         if not callable(handler.reveal()):
             raise ConfigurationError("on_meeting= must be a function")
         if problem := problem_with_callback("on_meeting", handler.reveal(), parameters):
             raise ConfigurationError(problem)
     if wake is not None and (isinstance(wake, type) or not isinstance(wake, Wakes)):
-        raise ConfigurationError("wake= must be an object with a method wake(user_id), such as sync.Wake()")
+        raise ConfigurationError("wake= must be an object with a wake(user_id) method, such as sync.Wake()")
     if dedup is not None and (isinstance(dedup, type) or not isinstance(dedup, Dedup)):
         raise ConfigurationError("dedup= must be an object with claim, done and release, such as SQLStore")
     for name, value in seconds.items():
         least = 0 if name == "list_lag" else math.ulp(0)
         if not isinstance(value, int | float) or not least <= value < math.inf:
             bound = "0 or more" if name == "list_lag" else "above 0"
-            raise ConfigurationError(f"{name}={value!r}: it must be seconds, {bound}")
+            raise ConfigurationError(f"{name}={value!r}: it must be a number of seconds, {bound}")

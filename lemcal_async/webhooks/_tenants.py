@@ -1,7 +1,7 @@
-"""Whose account a delivery is for: by its token, or by its path and then its token.
+"""Finds the account of a delivery, by its token or by its path and token.
 
-A token that is unknown and an account that is unknown get the same answer after the same work. Tokens
-are kept as digests only.
+An unknown token and an unknown account get the same response after the same work. Tokens are stored only as
+digests.
 """
 
 import secrets
@@ -16,31 +16,31 @@ from lemcal_async.errors import ConfigurationError
 from lemcal_async.webhooks._http import Scope, digest_of, logger, needs_quoting
 
 Token: TypeAlias = str | Iterable[str]
-"""A token, or several that are valid at once, as while one is replaced by another."""
+"""A token, or several that are valid at once, for example during a rotation."""
 
 
 _NEEDED: Final = (
-    "token= must be a string, or several, none of them empty; "
-    'python -c "import secrets; print(secrets.token_urlsafe(32))" makes a good one'
+    "token= must be one nonempty string, or several; to generate one, run "
+    'python -c "import secrets; print(secrets.token_urlsafe(32))"'
 )
 
 
 def digests_of(token: Token) -> frozenset[bytes]:
-    """Return the digests of one token or several; ConfigurationError if there is none, or an empty one."""
+    """Return the digests of one or several tokens. Raises ConfigurationError for none or empty ones."""
     secret, token = Secret(token), ""
     tokens = _tokens_of(secret)
     if not tokens.reveal():
         raise ConfigurationError(_NEEDED)
     if any(map(needs_quoting, tokens.reveal())):
         logger.warning(
-            "a webhook token has characters that a URL does not carry as they are: register the hook with "
-            "hook_url(url, token), of lemcal_async.webhooks, or choose another token"
+            "a webhook token contains characters that a URL must quote: build the hook's URL with "
+            "lemcal_async.webhooks.hook_url(url, token), or choose another token"
         )
     return frozenset(map(digest_of, tokens.reveal()))
 
 
 def _tokens_of(secret: Secret[Any]) -> Secret[list[str]]:
-    """Return the tokens, none if there is anything wrong with one of them."""
+    """Return the tokens, or an empty list if any of them is invalid."""
     given = secret.reveal()
     tokens: list[object] = [given]
     if isinstance(given, Iterable) and not isinstance(given, str):
@@ -51,14 +51,14 @@ def _tokens_of(secret: Secret[Any]) -> Secret[list[str]]:
 
 @attrs.frozen
 class Tenant:
-    """An account of a service with many.
+    """One of a service's many accounts.
 
     Args:
-        lemcal (AsyncLemcal): Its client.
-        token (str | Iterable[str]): The token of its deliveries, or several.
+        lemcal (AsyncLemcal): The account's client.
+        token (str | Iterable[str]): The token of the account's deliveries, or several.
 
     Raises:
-        ConfigurationError: If there is no token, or an empty one.
+        ConfigurationError: If there is no token, or one is empty.
     """
 
     lemcal: AsyncLemcal
@@ -66,49 +66,49 @@ class Tenant:
 
 
 FindTenant: TypeAlias = Callable[[str], Awaitable[Tenant | None]]
-"""From the name in the path of a delivery to the tenant, None for an unknown one."""
+"""An async function from the name in a delivery's path to the tenant, or None if the name is unknown."""
 
 Accounts: TypeAlias = Mapping[str, AsyncLemcal] | FindTenant
-"""The clients by their tokens, or a function that finds a tenant by its name."""
+"""The clients by token, or an async function that finds a tenant by name."""
 
 
-_NOBODYS: Final = frozenset({secrets.token_bytes(32)})  # the tokens of a tenant that there is not
+_NO_TOKENS: Final = frozenset({secrets.token_bytes(32)})  # matches no token, for unknown tenants
 
 
 class Directory(Protocol):
-    """Finds the account that a delivery is for."""
+    """Finds the account of a delivery."""
 
     async def find(self, name: str, tokens: tuple[bytes, ...]) -> AsyncLemcal | None:
-        """Return the client of the account, None unless one of the tokens (digests) is its own."""
+        """Return the account's client, or None unless one of the tokens (as digests) belongs to it."""
         ...
 
 
 class ByToken:
-    """The token alone says which account."""
+    """Finds the account by token alone."""
 
     def __init__(self, clients: Mapping[bytes, AsyncLemcal]) -> None:
         self._clients = dict(clients)
 
     async def find(self, name: str, tokens: tuple[bytes, ...]) -> AsyncLemcal | None:  # noqa: ARG002
-        """Look the token up."""
+        """Look up the token."""
         return next((self._clients[token] for token in tokens if token in self._clients), None)
 
 
 class ByPath:
-    """The path says which account, and the token is one of that account's own."""
+    """Finds the account by path, and checks that the token belongs to it."""
 
     def __init__(self, find: FindTenant) -> None:
         self._find = find
 
     async def find(self, name: str, tokens: tuple[bytes, ...]) -> AsyncLemcal | None:
-        """Find the tenant, and compare."""
+        """Find the tenant and compare the tokens."""
         tenant = await self._find(name)
-        known = not (_NOBODYS if tenant is None else tenant.tokens).isdisjoint(tokens)
+        known = not (_NO_TOKENS if tenant is None else tenant.tokens).isdisjoint(tokens)
         return tenant.lemcal if known and tenant is not None else None
 
 
 def name_in(scope: Scope) -> str:
-    """Return the only path parameter of a route; else what follows the path of the mount."""
+    """Return the route's only path parameter, or else the path below the mount."""
     parameters: Mapping[str, object] = scope.get("path_params") or {}
     if len(parameters) == 1:
         return str(*parameters.values())
@@ -117,14 +117,14 @@ def name_in(scope: Scope) -> str:
 
 
 def directory_of(given: Secret[tuple[Any, Any, Any]]) -> Directory:
-    """Return the directory for a client and its token, or for accounts, as the receiver was given them.
+    """Return the directory for the receiver's arguments: a client and its token, or accounts.
 
-    Raises ConfigurationError if there is anything wrong.
+    Raises ConfigurationError if the arguments are invalid.
     """
     lemcal, token, accounts = (Secret(value) for value in given.reveal())
     no_client = lemcal.reveal() is None
     if no_client != (token.reveal() is None) or no_client == (accounts.reveal() is None):
-        raise ConfigurationError("a WebhookReceiver takes either a client and token=, or accounts=")
+        raise ConfigurationError("WebhookReceiver takes either a client and token=, or accounts=")
     if not no_client:
         if not _is_client(lemcal.reveal()):
             kind = type(lemcal.reveal()).__name__
@@ -146,7 +146,7 @@ def _by_token(accounts: Secret[Mapping[str, AsyncLemcal]]) -> ByToken:
     }
     if len(clients) == len(accounts.reveal()) > 0:
         return ByToken(clients)
-    raise ConfigurationError("accounts= must map tokens, none of them empty, to clients (AsyncLemcal)")
+    raise ConfigurationError("accounts= must map nonempty tokens to clients (AsyncLemcal)")
 
 
 def _is_client(value: object) -> bool:

@@ -137,7 +137,7 @@ async def test_a_failure_is_no_handling(kind: str, caplog: pytest.LogCaptureFixt
     ours = [record for record in caplog.records if record.name == "lemcal_async.webhooks"]
     assert 2 == len(ours)
     for record in ours:
-        assert "meeting mee_1: on_meeting failed; the delivery is to come again" == record.getMessage()
+        assert "meeting mee_1: on_meeting failed; the sender should retry" == record.getMessage()
     assert 'raise ValueError("' in caplog.text  # the line of the source
     assert "test_dispatch.py" in caplog.text
     assert "guest@" not in caplog.text

@@ -9,8 +9,8 @@ import pytest
 from lemcal_async import AsyncLemcal, Meeting
 from lemcal_async.ratelimit import Unlimited
 from lemcal_async.webhooks import _lookup
-from lemcal_async.webhooks._http import Verify
-from lemcal_async.webhooks._lookup import Finding, Lookups, Missing, Unavailable
+from lemcal_async.webhooks._http import MeetingRef
+from lemcal_async.webhooks._lookup import LookupResult, Lookups, Missing, Unavailable
 
 pytestmark = pytest.mark.anyio
 
@@ -45,7 +45,7 @@ class Asker:
         self.lookups = Lookups()
         self.lemcal = wire.client()
         self.tasks = tasks
-        self.findings: dict[str, Finding] = {}
+        self.findings: dict[str, LookupResult] = {}
 
     async def ask(self, meeting_id: str, meeting_type_id: str | None = None, *, seconds: float = 30) -> None:
         """Ask, and return when the question has been put."""
@@ -56,7 +56,7 @@ class Asker:
         task_status.started()
         until = anyio.current_time() + seconds
         self.findings[meeting_id] = await self.lookups.find(
-            self.lemcal, Verify(meeting_id, type_id), until, None
+            self.lemcal, MeetingRef(meeting_id, type_id), until, None
         )
 
 
@@ -172,7 +172,7 @@ async def test_one_who_waits_is_canceled() -> None:
         await anyio.wait_all_tasks_blocked()
         await released(wire)
     assert {"mee_1": Missing(), "mee_2": Missing()} == asker.findings
-    assert asker.lookups._batches.of(asker.lemcal.rate_limit_key).is_idle()
+    assert asker.lookups._batchers.get(asker.lemcal.rate_limit_key).is_idle()
 
 
 async def test_time_runs_out() -> None:
@@ -183,11 +183,13 @@ async def test_time_runs_out() -> None:
         await asker.ask("mee_1", seconds=0.1)
         await asker.ask("mee_2", seconds=0.05)
         await asker.ask("mee_3", seconds=-1)
-    assert Unavailable("the list did not come in time") == asker.findings["mee_2"] == asker.findings["mee_3"]
+    assert (
+        Unavailable("the list did not arrive in time") == asker.findings["mee_2"] == asker.findings["mee_3"]
+    )
     late = asker.findings["mee_1"]
     assert isinstance(late, Unavailable)
     assert "no answer within the deadline" in late.reason
-    assert asker.lookups._batches.of(asker.lemcal.rate_limit_key).is_idle()
+    assert asker.lookups._batchers.get(asker.lemcal.rate_limit_key).is_idle()
 
 
 async def test_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +216,7 @@ async def test_the_gap_is_longer_than_there_is_time(monkeypatch: pytest.MonkeyPa
         asker = Asker(wire, tasks)
         await asker.ask("mee_1")
         await asker.ask("mee_2", seconds=0.05)
-    assert Unavailable("the list did not come in time") == asker.findings["mee_2"]
+    assert Unavailable("the list did not arrive in time") == asker.findings["mee_2"]
     assert 1 == len(wire.queries)
 
 
@@ -231,27 +233,27 @@ async def test_a_key_function_that_fails(failure: Exception) -> None:
 
     lemcal = AsyncLemcal("usr_1", key, transport=Gated())
     assert lemcal.user_id
-    finding = await Lookups().find(lemcal, Verify("mee_1"), anyio.current_time() + 5, None)
+    finding = await Lookups().find(lemcal, MeetingRef("mee_1"), anyio.current_time() + 5, None)
     assert Unavailable(type(failure).__name__) == finding
 
 
 async def test_many_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that are idle are forgotten, those in use are kept."""
     monkeypatch.setattr(_lookup, "GAP", 0.0)
-    batches = _lookup.Batches[int, int]()
-    first = batches.of("usr_1")
-    assert batches.of("usr_1") is first
+    batchers = _lookup.Batchers[int, int]()
+    first = batchers.get("usr_1")
+    assert batchers.get("usr_1") is first
 
     def others_come() -> None:
         for number in range(50):
-            batches.of(f"other_{number}")
-        assert 3 >= len(batches._batches)
+            batchers.get(f"other_{number}")
+        assert 3 >= len(batchers._batchers)
 
     with first.in_use():
         others_come()
-        assert batches.of("usr_1") is first
+        assert batchers.get("usr_1") is first
     others_come()
-    assert batches.of("usr_1") is not first
+    assert batchers.get("usr_1") is not first
 
 
 async def test_an_empty_list_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,14 +262,14 @@ async def test_an_empty_list_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None
     wire.open = True
     lemcal, lookups = wire.client(), Lookups()
 
-    async def find() -> Finding:
-        return await lookups.find(lemcal, Verify("mee_1"), anyio.current_time() + 5, None)
+    async def find() -> LookupResult:
+        return await lookups.find(lemcal, MeetingRef("mee_1"), anyio.current_time() + 5, None)
 
     assert Missing() == await find()  # a new account has no meetings
     wire.meetings = [{"_id": "mee_2"}]
     assert Missing() == await find()
     wire.meetings = []
-    doubt = Unavailable("the list is empty, and was not before")
+    doubt = Unavailable("the list is empty, but was not before")
     assert [doubt, doubt] == [await find(), await find()]
-    monkeypatch.setattr(_lookup, "EMPTY_LIST_DOUBT", 0.0)
+    monkeypatch.setattr(_lookup, "EMPTY_LIST_GRACE", 0.0)
     assert [Missing(), Missing()] == [await find(), await find()]

@@ -11,14 +11,14 @@ from hypothesis import given, strategies as st
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.webhooks._http import (
     MAX_BODY_BYTES,
-    Reject,
-    Verify,
+    MeetingRef,
+    Rejection,
     check_headers,
     check_method,
     digest_of,
     headers_of,
     hook_url,
-    read_body,
+    parse_body,
     tokens_in,
 )
 
@@ -32,14 +32,14 @@ ANYTHING = st.recursive(
 @given(st.binary())
 def test_any_body(body: bytes) -> None:
     """Whatever comes in, it is a decision."""
-    assert isinstance(read_body(body), Reject | Verify)
+    assert isinstance(parse_body(body), Rejection | MeetingRef)
 
 
 @given(ANYTHING, ANYTHING, st.dictionaries(st.text(), ANYTHING))
 def test_any_json(meeting_id: Any, meeting_type_id: Any, more: dict[str, Any]) -> None:
     """Only a plain id passes, as it is; the type is a hint that is dropped when it is of no use."""
-    decision = read_body(json.dumps({**more, "_id": meeting_id, "meetingTypeId": meeting_type_id}).encode())
-    if isinstance(decision, Verify):
+    decision = parse_body(json.dumps({**more, "_id": meeting_id, "meetingTypeId": meeting_type_id}).encode())
+    if isinstance(decision, MeetingRef):
         assert meeting_id == decision.meeting_id
         assert meeting_id.isascii()
         assert decision.meeting_type_id in {
@@ -54,12 +54,12 @@ def test_any_json(meeting_id: Any, meeting_type_id: Any, more: dict[str, Any]) -
 def test_ids(meeting_id: str, meeting_type_id: str | None) -> None:
     """Ids as the service makes them pass, of any length."""
     body = json.dumps({"_id": meeting_id, "meetingTypeId": meeting_type_id}).encode()
-    assert Verify(meeting_id, meeting_type_id) == read_body(body)
+    assert MeetingRef(meeting_id, meeting_type_id) == parse_body(body)
 
 
 def test_the_last_of_two_ids_counts() -> None:
     """As everywhere in JSON; which one it is does not matter, as it is looked up."""
-    assert Verify("mee_2") == read_body(b'{"_id": "mee_1", "_id": "mee_2"}')
+    assert MeetingRef("mee_2") == parse_body(b'{"_id": "mee_1", "_id": "mee_2"}')
 
 
 @pytest.mark.parametrize(("depth", "passes"), [(1, True), (60, True), (64, False), (500, False)])
@@ -67,15 +67,15 @@ def test_depth(depth: int, *, passes: bool) -> None:
     """Meetings are about 5 deep."""
     for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
         inner = opening * depth + (b"0" if opening != b"[" else b"") + closing * depth
-        assert passes == isinstance(read_body(b'{"_id": "mee_1", "x": %b}' % inner), Verify)
+        assert passes == isinstance(parse_body(b'{"_id": "mee_1", "x": %b}' % inner), MeetingRef)
 
 
 def test_size() -> None:
     """To the byte; a body that is just within may be real."""
     fill = MAX_BODY_BYTES - len(b'{"_id": "mee_1", "x": ""}')
-    assert Verify("mee_1") == read_body(b'{"_id": "mee_1", "x": "%b"}' % (b"x" * fill))
-    too_large = read_body(b'{"_id": "mee_1", "x": "%b"}' % (b"x" * (fill + 1)))
-    assert isinstance(too_large, Reject)
+    assert MeetingRef("mee_1") == parse_body(b'{"_id": "mee_1", "x": "%b"}' % (b"x" * fill))
+    too_large = parse_body(b'{"_id": "mee_1", "x": "%b"}' % (b"x" * (fill + 1)))
+    assert isinstance(too_large, Rejection)
     assert 413 == too_large.status_code
 
 

@@ -120,7 +120,7 @@ async def test_accounts_that_cannot_be_found(caplog: pytest.LogCaptureFixture) -
 
     receiver = WebhookReceiver(accounts=find, on_meeting=ignore)
     assert (503, "unavailable") == await ask(receiver, "/acme", {"_id": "mee_1"})
-    assert "a delivery's account could not be found" in caplog.text
+    assert "finding the account of a delivery failed" in caplog.text
     assert "OSError: postgresql" not in caplog.text
 
 
@@ -210,7 +210,7 @@ async def test_a_wake_that_fails(sandbox: Sandbox, caplog: pytest.LogCaptureFixt
     async with scene(sandbox, wake=Bell(broken=True)) as stage:
         assert (503, "failed") == (await stage.post(stage.book())).brief
         assert [] == stage.handled
-    assert f"{sandbox.user_id} could not be woken" in caplog.text
+    assert f"account {sandbox.user_id}: wake= failed" in caplog.text
     assert "OSError" in caplog.text
 
 
@@ -224,7 +224,7 @@ async def test_a_wake_that_hangs(sandbox: Sandbox, caplog: pytest.LogCaptureFixt
     async with scene(sandbox, wake=Waker(), on_meeting=None, deadline=0.3) as stage:
         with anyio.fail_after(10):
             assert (503, "failed") == (await stage.post({"_id": "mee_1"})).brief
-    assert f"{sandbox.user_id} could not be woken" in caplog.text
+    assert f"account {sandbox.user_id}: wake= failed" in caplog.text
     assert "TimeoutError" in caplog.text
 
 
@@ -332,22 +332,22 @@ def wrong_set_ups(lemcal: AsyncLemcal) -> dict[str, Callable[[], object]]:
         "either a client and": lambda: make(token=TOKEN, on_meeting=ignore),
         "a client and token=": lambda: make(lemcal, **one, accounts={TOKEN: lemcal}),
         "must be an AsyncLemcal, not str": lambda: make(TOKEN, **one),
-        "none of them empty": lambda: make(lemcal, token="", on_meeting=ignore),
+        "must be one nonempty string": lambda: make(lemcal, token="", on_meeting=ignore),
         "or several": lambda: make(lemcal, token=[], on_meeting=ignore),
         "token= must": lambda: make(lemcal, token=[TOKEN, 5], on_meeting=ignore),
         "needs on_meeting=, wake= or both": lambda: make(lemcal, token=TOKEN),
         "on_meeting= must": lambda: make(lemcal, token=TOKEN, on_meeting=TOKEN),
         "wake= must": lambda: make(lemcal, **one, wake=object()),
         "dedup= must": lambda: make(lemcal, **one, dedup={}),
-        "deadline=0: it must be seconds": lambda: make(lemcal, **one, deadline=0),
-        "deadline=inf: it must be seconds": lambda: make(lemcal, **one, deadline=float("inf")),
-        "handler_timeout=.*: it must be seconds": lambda: make(lemcal, **one, handler_timeout=-1),
-        "list_lag=.*: it must be seconds": lambda: make(lemcal, **one, list_lag=-1),
+        "deadline=0: it must be a number of seconds": lambda: make(lemcal, **one, deadline=0),
+        "deadline=inf: it must be a number of seconds": lambda: make(lemcal, **one, deadline=float("inf")),
+        "handler_timeout=.*: it must be a number of seconds": lambda: make(lemcal, **one, handler_timeout=-1),
+        "list_lag=.*: it must be a number of seconds": lambda: make(lemcal, **one, list_lag=-1),
         "accounts= must map": lambda: make(accounts={TOKEN: lemcal, "": lemcal}, on_meeting=ignore),
-        "map tokens": lambda: make(accounts={}, on_meeting=ignore),
+        "map nonempty tokens": lambda: make(accounts={}, on_meeting=ignore),
         "to clients": lambda: make(accounts={TOKEN: TOKEN}, on_meeting=ignore),
         "accounts= must be a mapping": lambda: make(accounts=TOKEN, on_meeting=ignore),
-        "makes a good one": lambda: Tenant(lemcal, ""),
+        "to generate one": lambda: Tenant(lemcal, ""),
     }
 
 
@@ -484,7 +484,7 @@ async def test_handled_without_asgi(sandbox: Sandbox, lemcal: AsyncLemcal) -> No
 @pytest.mark.parametrize(
     ("query", "headers", "body", "message"),
     [
-        ({"token": TOKEN}, {}, b"{}", r"^query= must be the query string as it came, not dict$"),
+        ({"token": TOKEN}, {}, b"{}", r"^query= must be the raw query string, not dict$"),
         (f"token={TOKEN}", None, b"{}", r"^headers= must be a mapping or pairs, not NoneType$"),
         (f"token={TOKEN}", {"Authorization": "Basic eDp5"}, "{}", r"^body= must be bytes, not str$"),
     ],

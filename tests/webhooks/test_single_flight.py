@@ -11,8 +11,8 @@ from hypothesis import given, strategies as st
 from lemcal_async import AsyncLemcal, Meeting
 from lemcal_async.ratelimit import Unlimited
 from lemcal_async.webhooks import _lookup
-from lemcal_async.webhooks._http import Verify
-from lemcal_async.webhooks._lookup import Finding, Lookups, Missing
+from lemcal_async.webhooks._http import MeetingRef
+from lemcal_async.webhooks._lookup import LookupResult, Lookups, Missing
 
 # What can happen, with the number of the meeting (or of the question) that it happens to.
 STEP = st.tuples(st.sampled_from(["ask", "ask", "book", "answer", "cancel"]), st.integers(0, 5))
@@ -28,7 +28,7 @@ class Stage:
         self.under_way: list[anyio.Event] = []
         self.asked: list[tuple[str, str | None, int]] = []
         self.scopes: list[anyio.CancelScope] = []
-        self.findings: dict[int, tuple[Finding, int]] = {}  # with how many calls had begun by then
+        self.findings: dict[int, tuple[LookupResult, int]] = {}  # with how many calls had begun by then
         self.asking = 0  # how many questions are open
         self.lookups = Lookups()
         transport = _Wire(self)
@@ -44,7 +44,7 @@ class Stage:
             self.scopes.append(scope)
             task_status.started()
             until = anyio.current_time() + 60
-            finding = await self.lookups.find(self.lemcal, Verify(meeting_id, type_id), until, None)
+            finding = await self.lookups.find(self.lemcal, MeetingRef(meeting_id, type_id), until, None)
             self.findings[place] = finding, len(self.calls)
         self.asking -= 1
 
@@ -121,6 +121,6 @@ def test_invariant(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 assert Missing() == finding
                 assert booked_at is None or booked_at >= min(fitting)
         assert len(world.calls) <= len(world.asked)
-        assert not world.lookups._batches.of(world.lemcal.rate_limit_key)._waiting
+        assert not world.lookups._batchers.get(world.lemcal.rate_limit_key)._waiting
 
     play()

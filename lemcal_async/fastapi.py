@@ -1,7 +1,7 @@
-"""A client for a FastAPI service: opened and closed with it, at hand in each route, with honest errors.
+"""FastAPI integration: a lifespan, the client as a dependency, a webhook route and exception handlers.
 
-It needs the extra ``fastapi``. Starlette needs nothing of this: a ``WebhookReceiver`` is an ASGI app,
-and goes into a ``Route`` as it is. The client is held on ``app.state``, so every task of the app finds it.
+It needs the extra ``fastapi``. Starlette needs no integration: a ``WebhookReceiver`` is an ASGI app that fits
+into a ``Route``. The client is stored on ``app.state``, where every task of the app can find it.
 """
 
 import logging
@@ -23,7 +23,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] not in {"fastapi", "starlette"}:
         raise
-    raise ImportError("this needs the extra fastapi: pip install 'lemcal-async[fastapi]'") from None
+    raise ImportError("this module needs the extra fastapi: pip install 'lemcal-async[fastapi]'") from None
 
 from lemcal_async import errors
 from lemcal_async._auth import Secret
@@ -37,60 +37,60 @@ __all__ = ["Lemcal", "add_exception_handlers", "get_lemcal", "lifespan", "webhoo
 logger = logging.getLogger("lemcal_async.fastapi")
 
 Lifespan: TypeAlias = Callable[[FastAPI], AbstractAsyncContextManager[None]]
-"""What ``FastAPI(lifespan=…)`` takes."""
+"""The type of ``FastAPI(lifespan=…)``."""
 
 
 def lifespan(lemcal: AsyncLemcal, *, hook_url: str | None = None) -> Lifespan:
-    """Return a lifespan that puts a client on ``app.state.lemcal``, and closes its connections at the end.
+    """Return a lifespan that puts a client on ``app.state.lemcal`` and closes its connections at shutdown.
 
-    An app may be started again, as by a second ``TestClient`` or invocation: the client is opened anew.
+    The app can be started again, for example by another ``TestClient``: each start reopens the client.
 
-    Whether lemcal can be reached does not decide whether the service starts: after 5 s the start goes on, and
-    the hook is registered in the background, again and again until that succeeds or lemcal refuses it for
-    good. That there is a hook already is fine. What happens is logged.
+    The service starts even if lemcal is unreachable: after 5 s, startup continues and the hook is registered
+    in the background, with retries until it succeeds or lemcal rejects it permanently. An existing hook is
+    fine. Each outcome is logged.
 
-    Within a lifespan of one's own: ``async with lifespan(lemcal)(app): …``.
+    In your own lifespan: ``async with lifespan(lemcal)(app): …``.
 
     Args:
         lemcal: The client.
-        hook_url: The service's own address for webhooks, token and all (``webhooks.hook_url`` quotes it), to
-            which new bookings of any meeting type are posted. None for no webhooks.
+        hook_url: The service's own address for webhooks, including the token (``webhooks.hook_url`` quotes
+            it). It receives new bookings of any meeting type. None to register no hook.
 
     Raises:
-        ConfigurationError: For an address that lemcal would not take.
+        ConfigurationError: If lemcal would not accept the address.
     """
     url, hook_url = Secret(hook_url), None
     hook = None if url.reveal() is None else _Hook(lemcal, url)
 
     @asynccontextmanager
     async def live(app: FastAPI) -> AsyncGenerator[None]:
-        lemcal._reopen()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]  # no business of users'
+        lemcal._reopen()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]  # not public
         async with lemcal:
             app.state.lemcal = lemcal
             if hook is None:
                 yield
                 return
-            async with _in_background(hook.keep_registering) as tried:
+            async with _running(hook.keep_registering) as attempted:
                 with anyio.move_on_after(HOOK_TIMEOUT):
-                    await tried.wait()
-                if not tried.is_set():
-                    logger.warning("lemcal is slow: registering the hook in the background")
+                    await attempted.wait()
+                if not attempted.is_set():
+                    logger.warning("lemcal is slow; the hook is being registered in the background")
                 yield
 
     return live
 
 
 @asynccontextmanager
-async def _in_background(
+async def _running(
     work: Callable[[anyio.Event], Coroutine[Any, Any, None]],
 ) -> AsyncGenerator[anyio.Event]:
-    """Have something done as long as the block lasts. What the block raises is not put into a group."""
+    """Run ``work`` for as long as the block lasts, without wrapping the block's exception in a group."""
     raised: BaseException | None = None
-    tried = anyio.Event()
+    attempted = anyio.Event()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(work, tried)
+        tasks.start_soon(work, attempted)
         try:
-            yield tried
+            yield attempted
         except Exception as error:  # noqa: BLE001 - raised below
             raised = error
         tasks.cancel_scope.cancel()
@@ -99,44 +99,43 @@ async def _in_background(
 
 
 class _Hook:
-    """The hook of this service, whose URL has a token in it."""
+    """The hook of this service. Its URL contains a token."""
 
     def __init__(self, lemcal: AsyncLemcal, url: Secret[Any]) -> None:
         self._lemcal = lemcal
-        self._url: Secret[str] = check_target_url(url)  # a wrong one raises now, and not at the start
+        self._url: Secret[str] = check_target_url(url)  # raises now, rather than at startup
 
-    async def keep_registering(self, tried: anyio.Event) -> None:
-        """Register it, unless it is registered; try again while that may help. Logs what happens."""
-        pause = _FIRST_PAUSE
+    async def keep_registering(self, attempted: anyio.Event) -> None:
+        """Register the hook unless it exists, retry transient failures, and log each outcome."""
+        delay = _INITIAL_DELAY
         while True:
-            again = await self._register(pause)
-            tried.set()
-            if not again:
+            retry = await self._register(delay)
+            attempted.set()
+            if not retry:
                 return
-            await anyio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            await anyio.sleep(delay)
+            delay = min(delay * 2, _MAX_DELAY)
 
-    async def _register(self, pause: float) -> bool:
-        """Whether to try again, after ``pause`` seconds."""
+    async def _register(self, delay: float) -> bool:
+        """Return whether to retry, after ``delay`` seconds."""
         try:
             hook = await self._lemcal.hooks.create(self._url.reveal(), any_meeting_type=True, exist_ok=True)
         except errors.LemcalError as error:
-            again = isinstance(error, _PASSING)
-            logger.error(  # noqa: TRY400 - the words say it all
-                "the hook was not registered: %s; unless it was before, new bookings are not delivered until "
-                "it is; %s",
+            retry = isinstance(error, _TRANSIENT_ERRORS)
+            logger.error(  # noqa: TRY400 - the message is enough
+                "the hook was not registered: %s; unless it already exists, no bookings are delivered; %s",
                 self._without_url(str(error)).rstrip("."),
-                f"the next attempt is in {pause:.0f} s" if again else "this is not tried again",
+                f"the next attempt is in {delay:.0f} s" if retry else "it will not be retried",
             )
-            return again
+            return retry
         if hook is None:
-            logger.info("the hook was registered before")
+            logger.info("the hook already exists")
         else:
-            logger.info("registered the hook %s; keep the id, the service does not list it", hook.id)
+            logger.info("registered the hook %s; keep the id, because the service lists no hooks", hook.id)
         return False
 
     def _without_url(self, text: str) -> str:
-        """Take the URL out of an error's words, which may quote the server, and the server the URL."""
+        """Mask the URL in an error's message, which may quote a response that quotes the URL."""
         url = self._url.reveal()
         query = urlsplit(url).query
         values = [value for _, value in parse_qsl(query)]
@@ -146,10 +145,10 @@ class _Hook:
 
 
 HOOK_TIMEOUT = 5.0
-"""Seconds for which the start of an app waits for its hook."""
-_FIRST_PAUSE = 5.0
-_LONGEST_PAUSE = 300.0
-_PASSING = (
+"""Seconds for which startup waits for the registration of the hook."""
+_INITIAL_DELAY = 5.0
+_MAX_DELAY = 300.0
+_TRANSIENT_ERRORS = (
     errors.APIConnectionError,
     errors.DeadlineExceededError,
     errors.RateLimitError,
@@ -159,42 +158,41 @@ _PASSING = (
 
 
 async def get_lemcal(connection: HTTPConnection) -> AsyncLemcal:
-    """Return the client of the app; to be overridden in tests by ``app.dependency_overrides``.
+    """Return the app's client. In tests, override it through ``app.dependency_overrides``.
 
     Args:
-        connection: The request, which FastAPI passes.
+        connection: The request, passed by FastAPI.
 
     Raises:
-        ConfigurationError: If the app has no client, because it was made without ``lifespan``.
+        ConfigurationError: If the app has no client because it was created without ``lifespan``.
     """
     lemcal: AsyncLemcal | None = getattr(connection.app.state, "lemcal", None)
     if lemcal is None:
-        raise errors.ConfigurationError("this app has no client: make it FastAPI(lifespan=lifespan(lemcal))")
+        raise errors.ConfigurationError("this app has no client: use FastAPI(lifespan=lifespan(lemcal))")
     return lemcal
 
 
 Lemcal: TypeAlias = Annotated[AsyncLemcal, Depends(get_lemcal)]
-"""The client, as the parameter of a route: ``async def route(lemcal: Lemcal)``."""
+"""The client as a route parameter: ``async def route(lemcal: Lemcal)``."""
 
 
 # --------------------------------------------------------------------------- webhooks
 
 
 def webhook_router(receiver: WebhookReceiver, path: str = "/webhooks/lemcal") -> APIRouter:
-    """Return a router with one route, the receiver's, described in OpenAPI.
+    """Return a router that serves the receiver at one route and describes it in OpenAPI.
 
-    The receiver also answers other methods, a trailing slash and WebSockets there, so that a token in the
-    query is hidden before the server logs it, whatever the request was.
+    The receiver also handles other methods, a trailing slash and WebSockets at this path, so that the token
+    in the query is hidden before the server logs it, whatever the request.
 
     Args:
-        receiver: What answers the deliveries.
-        path: The route. It may hold a parameter that says which account a delivery is for:
-            ``/webhooks/{tenant}``.
+        receiver: The receiver of the deliveries.
+        path: The route. It may contain a parameter that identifies the account: ``/webhooks/{tenant}``.
     """
     router = APIRouter()
 
     async def deliver(request: Request) -> Response:
-        return _Handed(receiver, request)
+        return _ReceiverResponse(receiver, request)
 
     router.add_api_route(
         path,
@@ -203,8 +201,8 @@ def webhook_router(receiver: WebhookReceiver, path: str = "/webhooks/lemcal") ->
         name="lemcal_webhook",
         summary="Receive a booking from lemcal",
         description=(
-            "Called by lemcal with each new booking. Only its id is used: the meeting is fetched back "
-            "before anything is done with it."
+            "Called by lemcal with each new booking. Only the booking's id is used: the meeting is fetched "
+            "from lemcal before it is handled."
         ),
         tags=["webhooks"],
         response_class=JSONResponse,
@@ -213,17 +211,17 @@ def webhook_router(receiver: WebhookReceiver, path: str = "/webhooks/lemcal") ->
         openapi_extra={"parameters": _parameters(path), "requestBody": _BODY},
     )
 
-    for place in (path, path.rstrip("/") if path.endswith("/") else f"{path}/"):
-        router.routes.append(Route(place, receiver, include_in_schema=False))  # of any method
-        router.routes.append(WebSocketRoute(place, receiver))
+    for variant in (path, path.rstrip("/") if path.endswith("/") else f"{path}/"):
+        router.routes.append(Route(variant, receiver, include_in_schema=False))  # any method
+        router.routes.append(WebSocketRoute(variant, receiver))
     return router
 
 
-class _Handed(Response):
-    """A response that the receiver gives in our place. It reads the request itself.
+class _ReceiverResponse(Response):
+    """A response that lets the receiver read the request and respond to it.
 
-    The body may have been read before, by an error tracker or a dependency of the app: then it is the one
-    that the request has kept.
+    If an error tracker or an app-wide dependency has already read the body, the receiver gets the copy that
+    the request keeps.
     """
 
     def __init__(self, app: WebhookReceiver, request: Request) -> None:
@@ -252,13 +250,13 @@ _STATUS: dict[str, Any] = {
     "application/json": {"schema": {"type": "object", "properties": {"status": {"type": "string"}}}}
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Handled, now or before (`handled`, `repeated`), or not a meeting (`ignored`)"},
-    400: {"description": "No JSON object with an `_id`"},
+    200: {"description": "Handled now or before (`handled`, `repeated`), or no such meeting (`ignored`)"},
+    400: {"description": "The body is not a JSON object with an `_id`"},
     401: {"description": "The token is missing or wrong"},
     408: {"description": "The body took too long"},
     413: {"description": "The body is over 1 MiB"},
     503: {
-        "description": "It cannot be verified or was not handled; to be delivered again",
+        "description": "The meeting cannot be verified or was not handled; retry the delivery",
         "headers": {"Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}},
     },
 }
@@ -267,7 +265,7 @@ for _response in _RESPONSES.values():
 
 _BODY: dict[str, Any] = {
     "required": True,
-    "description": "The meeting as lemcal has it, at top level",
+    "description": "The meeting's fields at the top level",
     "content": {
         "application/json": {
             "schema": {
@@ -281,9 +279,10 @@ _BODY: dict[str, Any] = {
 
 
 def _parameters(path: str) -> list[dict[str, Any]]:
-    places = [("query", "token"), *(("path", name) for name in re.findall(r"{(\w+)}", path))]
+    parameters = [("query", "token"), *(("path", name) for name in re.findall(r"{(\w+)}", path))]
     return [
-        {"in": place, "name": name, "required": True, "schema": {"type": "string"}} for place, name in places
+        {"in": location, "name": name, "required": True, "schema": {"type": "string"}}
+        for location, name in parameters
     ]
 
 
@@ -291,22 +290,22 @@ def _parameters(path: str) -> list[dict[str, Any]]:
 
 
 def add_exception_handlers(app: FastAPI) -> None:
-    """Have the errors of lemcal, raised in any route, answered for what they are.
+    """Turn lemcal errors that any route raises into responses.
 
-    What is wrong between this service and lemcal is no fault of who asks: 502, 503 or 504, with
-    ``Retry-After`` where a time is known. What is not there is a 404, what exists a 409. The answer says no
-    more than that; the log does.
+    Problems between this service and lemcal are not the caller's fault: they become 502, 503 or 504, with
+    ``Retry-After`` if a time is known. A missing object becomes 404, a duplicate one 409. The response
+    contains no further details; the log does.
 
     Args:
-        app: The app whose errors they are.
+        app: The app to add the handlers to.
     """
-    app.exception_handler(errors.LemcalError)(_answer)
+    app.exception_handler(errors.LemcalError)(_error_response)
 
 
-async def _answer(request: Request, error: errors.LemcalError) -> Response:
+async def _error_response(request: Request, error: errors.LemcalError) -> Response:
     status, detail = _detail_of(error)
     if status >= 500:
-        logger.warning("%s %s: %d, because: %s", request.method, _route(request), status, error)
+        logger.warning("%s %s: responded with %d: %s", request.method, _route(request), status, error)
     retry_after: float | None = getattr(error, "retry_after", None)
     headers: dict[str, str] = {}
     if status in {503, 504} and retry_after is not None:
@@ -316,26 +315,26 @@ async def _answer(request: Request, error: errors.LemcalError) -> Response:
 
 _DETAILS: dict[type[errors.LemcalError], tuple[int, str]] = {
     errors.RateLimitError: (503, "lemcal is busy, try again later"),
-    errors.DeadlineExceededError: (504, "lemcal did not answer in time"),
-    errors.APITimeoutError: (504, "lemcal did not answer in time"),
+    errors.DeadlineExceededError: (504, "lemcal did not respond in time"),
+    errors.APITimeoutError: (504, "lemcal did not respond in time"),
     errors.APIConnectionError: (502, "lemcal cannot be reached"),
-    errors.NotFoundError: (404, "not found at lemcal"),
-    errors.ConflictError: (409, "it already exists at lemcal"),
+    errors.NotFoundError: (404, "not found in lemcal"),
+    errors.ConflictError: (409, "already exists in lemcal"),
     errors.AuthenticationError: (502, "lemcal denied access to this service"),
     errors.PlanRequiredError: (502, "lemcal denied access to this service"),
     errors.PermissionDeniedError: (502, "lemcal denied access to this service"),
     errors.ConfigurationError: (500, "this service is misconfigured"),
-    errors.LemcalError: (502, "unexpected answer from lemcal"),
+    errors.LemcalError: (502, "unexpected response from lemcal"),
 }
 
 
 def _detail_of(error: errors.LemcalError) -> tuple[int, str]:
-    """Return the status and the detail for an error."""
+    """Return the response's status code and detail for an error."""
     if error.status_code == 503:
         return _DETAILS[errors.RateLimitError]
     return next(_DETAILS[kind] for kind in type(error).__mro__ if kind in _DETAILS)
 
 
 def _route(request: Request) -> str:
-    """Return the route as it was declared: the path itself may hold anything."""
+    """Return the route's path template, because the request's path may contain anything."""
     return getattr(request.scope.get("route"), "path", "")

@@ -134,8 +134,8 @@ async def test_registers_its_hook(lemcal_sandbox: Sandbox, caplog: pytest.LogCap
     (hook,) = lemcal_sandbox.hooks()
     assert (url, True) == (hook["targetUrl"], hook["anyMeetingType"])
     said = [record.getMessage() for record in caplog.records if record.name == "lemcal_async.fastapi"]
-    assert [f"registered the hook {hook['_id']}; keep the id, the service does not list it"] == said[:1]
-    assert ["the hook was registered before"] == said[1:]
+    assert [f"registered the hook {hook['_id']}; keep the id, because the service lists no hooks"] == said[:1]
+    assert ["the hook already exists"] == said[1:]
     assert TOKEN not in caplog.text
 
 
@@ -186,7 +186,7 @@ async def test_a_failed_registration_is_tried_again(
     lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What passes is waited out; the log has the cause, and says what it means."""
-    monkeypatch.setattr("lemcal_async.fastapi._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("lemcal_async.fastapi._INITIAL_DELAY", 0.01)
     caplog.set_level(logging.INFO)
     url = f"https://example.com/?token={TOKEN}"
     lemcal_sandbox.inject(faults.status(500, f"no hook for {url}"), method="POST")
@@ -196,7 +196,7 @@ async def test_a_failed_registration_is_tried_again(
                 await anyio.sleep(0.01)
     assert "the hook was not registered: POST /hooks: 500" in caplog.text
     assert "no hook for https://example.com/?***" in caplog.text
-    assert "unless it was before, new bookings are not delivered until it is; the next attempt" in caplog.text
+    assert "unless it already exists, no bookings are delivered; the next attempt" in caplog.text
     assert TOKEN not in caplog.text
 
 
@@ -425,7 +425,7 @@ async def test_errors_are_answered_for_what_they_are(
     logged = [record.getMessage() for record in caplog.records if record.name == "lemcal_async.fastapi"]
     assert (status >= 500) == bool(logged)
     for line in logged:
-        assert line.startswith(f"GET /me: {status}, because: GET /me: ")
+        assert line.startswith(f"GET /me: responded with {status}: GET /me: ")
         assert lemcal_sandbox.api_key not in line
 
 

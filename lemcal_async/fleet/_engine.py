@@ -1,7 +1,7 @@
-"""What a fleet asks of the engine that carries its turns, and the engine of a single process.
+"""The interface of the queue engines that carry a fleet's turns, and the in-memory engine.
 
-An engine may lose what it was given, and may hand a turn out twice: the schedule in the database knows
-better. So it only has to be quick.
+An engine only has to be fast: it may lose turns or deliver them twice, because the schedule in the database
+is authoritative.
 """
 
 from collections import deque
@@ -16,49 +16,49 @@ from lemcal_async.errors import LemcalError
 
 
 class EngineError(LemcalError):
-    """The queue cannot be reached, or failed. The schedule is unharmed: its accounts come up again."""
+    """The queue is unreachable or failed. The schedule is intact, and its accounts come due again."""
 
 
 @attrs.frozen
 class Turn:
-    """An account to be synchronized. ``claimed`` tells which claim this is for; None: somebody woke it."""
+    """One synchronization of an account. ``claimed`` identifies the claim, and is None after a wake-up."""
 
     user_id: str
     claimed: float | None = None
 
 
 Batch: TypeAlias = Sequence[Turn]
-"""Turns that go to one worker, which takes one after the other: a queue costs as much for many as for one."""
+"""Turns that one worker takes in sequence. Queueing a batch costs as much as queueing one turn."""
 
 TakeTurns: TypeAlias = Callable[[Batch], Awaitable[None]]
-"""Takes the turns of a batch to their end. It raises nothing but a cancellation."""
+"""Runs the turns of a batch to completion. Raises nothing except when canceled."""
 
 
 class Queue(Protocol):
     """A connection to the queue. All methods raise EngineError."""
 
     async def put(self, batches: Sequence[Batch]) -> None:
-        """Queue batches; those that begin with a woken account pass the others."""
+        """Queue batches; a batch that begins with a woken account goes first."""
         ...
 
     async def depth(self) -> int:
-        """Return how many batches are queued and not begun."""
+        """Return the number of queued batches that no worker has started."""
         ...
 
     async def workers(self) -> int:
-        """Return how many workers take turns."""
+        """Return the number of workers."""
         ...
 
 
 class Engine(Protocol):
-    """What carries turns from those who know what is due to the workers."""
+    """Carries turns from the schedule to the workers."""
 
     def connect(self) -> AbstractAsyncContextManager[Queue]:
         """Connect to the queue for as long as the block lasts. Raises EngineError."""
         ...
 
     async def run(self, take: TakeTurns, *, concurrency: int, stop: anyio.Event) -> None:
-        """Take batches, so many at once, until ``stop`` is set and those under way have ended.
+        """Take up to ``concurrency`` batches at once, until ``stop`` is set and running batches have ended.
 
         Raises EngineError.
         """
@@ -66,31 +66,31 @@ class Engine(Protocol):
 
 
 class MemoryEngine:
-    """A queue in this process, for tests and for a fleet of one process."""
+    """An in-memory queue, for tests and for a fleet within one process."""
 
     def __init__(self) -> None:
         self._woken: deque[Batch] = deque()
-        self._swept: deque[Batch] = deque()
-        self._news = anyio.Event()
+        self._scheduled: deque[Batch] = deque()
+        self._changed = anyio.Event()
         self._workers = 0
 
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[Queue]:
-        """Nothing is to be connected."""
+        """Return the queue itself; there is nothing to connect to."""
         yield self
 
     async def put(self, batches: Sequence[Batch]) -> None:
         """Queue batches."""
         for batch in batches:
-            (self._woken if batch[0].claimed is None else self._swept).append(batch)
-        self._news.set()
+            (self._woken if batch[0].claimed is None else self._scheduled).append(batch)
+        self._changed.set()
 
     async def depth(self) -> int:
-        """Return how many are queued."""
-        return len(self._woken) + len(self._swept)
+        """Return the number of queued batches."""
+        return len(self._woken) + len(self._scheduled)
 
     async def workers(self) -> int:
-        """Return how many workers there are in this process."""
+        """Return the number of workers in this process."""
         return self._workers
 
     async def run(self, take: TakeTurns, *, concurrency: int, stop: anyio.Event) -> None:
@@ -101,16 +101,16 @@ class MemoryEngine:
                 for _ in range(concurrency):
                     tasks.start_soon(self._take_batches, take, stop)
                 await stop.wait()
-                self._news.set()
+                self._changed.set()
         finally:
             self._workers -= 1
 
     async def _take_batches(self, take: TakeTurns, stop: anyio.Event) -> None:
         while not stop.is_set():
-            queue = self._woken or self._swept
+            queue = self._woken or self._scheduled
             if queue:
                 await take(queue.popleft())
             else:
-                if self._news.is_set():
-                    self._news = anyio.Event()
-                await self._news.wait()
+                if self._changed.is_set():
+                    self._changed = anyio.Event()
+                await self._changed.wait()

@@ -1,4 +1,4 @@
-"""``Fleet``: the accounts, their schedule, and the way to become a worker."""
+"""``Fleet``: manages the accounts and their schedule, and runs workers."""
 
 import logging
 from collections.abc import AsyncGenerator, Iterable, Sequence
@@ -27,20 +27,20 @@ logger = logging.getLogger("lemcal_async.fleet")
 
 @attrs.frozen
 class FleetStatus:
-    """What a fleet has to do, and how far behind it is.
+    """A fleet's workload and backlog.
 
     Attributes:
         accounts: All accounts.
-        due: Accounts whose time has come.
-        oldest_due: For how many seconds the first of them has been due; None if none is.
-        queued: Batches in the queue, of up to 8 turns each; None while the queue cannot be reached.
-        running: Turns under way.
+        due: Accounts that are due for a synchronization.
+        oldest_due: Seconds for which the longest-due account has been due. None if no account is due.
+        queued: Queued batches of up to 8 turns each. None while the queue is unreachable.
+        running: Turns in progress.
         failing: Accounts whose last turn failed.
-        paused: Accounts that rest.
+        paused: Paused accounts.
         undelivered: Changes that wait for their handler.
-        oldest_undelivered: For how many seconds the first of them has been waiting; None if none is.
+        oldest_undelivered: Seconds for which the oldest of these changes has waited. None if there are none.
         parked: Changes that wait for ``retry_parked()``.
-        workers: The workers; None while the queue cannot be reached.
+        workers: The number of workers. None while the queue is unreachable.
     """
 
     accounts: int
@@ -57,29 +57,29 @@ class FleetStatus:
 
 
 class FleetWaker:
-    """Has accounts synchronized now. ``WebhookReceiver(…, wake=…)`` takes one."""
+    """Requests immediate synchronizations, for example as ``WebhookReceiver(…, wake=…)``."""
 
     def __init__(self, schedule: Schedule, queue: Queue | None) -> None:
         self._schedule = schedule
         self._queue = queue
 
     async def wake(self, user_id: str | None = None) -> None:
-        """Return when the wake-up is stored in the database: from then on it is not lost.
+        """Wake an account. Once this returns, the wake-up is stored in the database and cannot be lost.
 
         Args:
             user_id: The account.
 
         Raises:
-            ConfigurationError: If the account is not in the fleet, or None.
+            ConfigurationError: If ``user_id`` is None or the account is not in the fleet.
             StoreError: If the database fails.
         """
         if user_id is None:
-            raise ConfigurationError("a fleet is woken account by account: wake(user_id)")
+            raise ConfigurationError("a fleet cannot wake all accounts at once: pass wake(user_id)")
         if not await self.wake_many([user_id]):
-            raise ConfigurationError(f"{user_id} is not in the fleet; fleet.add([{user_id!r}]) adds it")
+            raise ConfigurationError(f"{user_id} is not in the fleet; add it with fleet.add([{user_id!r}])")
 
     async def wake_many(self, user_ids: Sequence[str]) -> int:
-        """Wake several accounts; return how many are in the fleet.
+        """Wake several accounts; return how many of them are in the fleet.
 
         Args:
             user_ids: The accounts.
@@ -92,35 +92,36 @@ class FleetWaker:
             try:
                 await self._queue.put([[Turn(user_id)] for user_id in user_ids])
             except EngineError as error:
-                # It is in the database, and a worker that looks there finds it.
-                logger.warning("wake-ups reach the workers half a second later: %s", error)
+                # The wake-up is in the database, which the workers poll.
+                logger.warning("wake-ups reach the workers up to half a second late: %s", error)
         return known
 
 
 class Fleet:
-    """Accounts that are synchronized by any number of workers, on any number of machines.
+    """Accounts that any number of workers, on any number of machines, keep synchronized.
 
-    Made before any event loop runs; everything but ``waker()`` connects for itself.
+    A fleet can be created before any event loop runs. Each method connects on its own; ``waker()`` stays
+    connected for the length of its block.
 
     Args:
-        store: The URL of the database, PostgreSQL for several machines.
-        queue: The URL of a Redis (7 or later) or Valkey; ``memory://`` is for a fleet of one process, as in
-            tests.
-        credentials: An async function from a user id to the account's API key: keys are neither stored nor
+        store: The database URL. Several machines need PostgreSQL.
+        queue: The URL of a Redis (7 or later) or Valkey, or ``memory://`` for a fleet within one process, as
+            in tests.
+        credentials: An async function from a user id to the account's API key. Keys are neither stored nor
             queued.
-        interval: Seconds between two synchronizations of an account, unless it was added with another
-            interval.
-        on_change: Called with each change: in order per account, at least once, and without doubles unless a
-            worker dies. What it raises backs the account off.
-        on_changes: Called with lists of an account's changes, in place of ``on_change``.
-        max_attempts: How often the handler may raise for a change; then the change is parked.
-        lemcal: The client whose transport, limiter and options the accounts share (closed by the caller),
-            else one of the fleet's own.
-        grace: Seconds that the turns under way have to end when a worker is stopped by a signal.
+        interval: Seconds between two synchronizations of an account, unless the account was added with its
+            own interval.
+        on_change: Called with each change: in order per account, at least once, and only once unless a worker
+            dies. If it raises, the account backs off.
+        on_changes: Called with lists of an account's changes, instead of ``on_change``.
+        max_attempts: The number of times the handler may raise for a change before the change is parked.
+        lemcal: The client whose transport, limiter and options the accounts share. The caller is responsible
+            for closing it. Defaults to a client that the fleet creates and closes.
+        grace: Seconds that running turns have to finish after a signal stops the worker.
 
     Raises:
-        ConfigurationError: For arguments that cannot work, also by its methods.
-        StoreError: By its methods, if the database fails.
+        ConfigurationError: If an argument is invalid. Methods raise it, too.
+        StoreError: If the database fails. Only methods raise it.
     """
 
     def __init__(
@@ -140,16 +141,16 @@ class Fleet:
         self._store_url, queue_url = (Secret(url) for url in secrets.reveal())
         for name, value in (("interval", interval), ("grace", grace)):
             if not _is_seconds(value):
-                raise ConfigurationError(f"{name}={value!r}: it must be seconds above 0")
+                raise ConfigurationError(f"{name}={value!r}: it must be a number of seconds above 0")
         if not callable(credentials):
-            raise ConfigurationError("credentials= must be an async function from a user id to its API key")
+            raise ConfigurationError("credentials= must be an async function from a user id to an API key")
         if problem := problem_with_callback("credentials", credentials, ("user_id",)):
             raise ConfigurationError(problem)
         self._interval = float(interval)
         self._grace = grace
         self._credentials = credentials
         self._options = SyncOptions(
-            max_concurrency=1,  # a worker says how many
+            max_concurrency=1,  # run() sets it
             on_change=on_change,
             on_changes=on_changes,
             max_attempts=max_attempts,
@@ -159,55 +160,55 @@ class Fleet:
         self._lemcal = lemcal
         self._store = SQLStore(self._store_url.reveal())
         self._schedule = self._store.schedule()
-        self._users = 0  # of the store, in this process
-        self._engine = _engine_at(queue_url, _name_of(self._store_url))
+        self._store_users = 0  # in this process; the last one closes the store
+        self._engine = _create_engine(queue_url, _queue_name(self._store_url))
 
     def __repr__(self) -> str:
         return f"<Fleet on {self._store!r}>"
 
     async def add(self, user_ids: Iterable[str], *, interval: float | None = None) -> int:
-        """Add accounts, due at once, or give those that are there another interval.
+        """Add accounts, due at once, and set the interval of accounts already in the fleet.
 
-        Idempotent. Returns how many are new.
+        Idempotent. Returns the number of new accounts.
 
         Args:
             user_ids: The accounts.
-            interval: Seconds between two synchronizations; None for the fleet's.
+            interval: Seconds between two synchronizations. None for the fleet's ``interval``.
         """
         if interval is not None and not _is_seconds(interval):
-            raise ConfigurationError(f"interval={interval!r}: it must be seconds above 0")
-        async with self._opened():
+            raise ConfigurationError(f"interval={interval!r}: it must be a number of seconds above 0")
+        async with self._open_store():
             return await self._schedule.add(_ids(user_ids), interval or self._interval)
 
     async def remove(self, user_ids: Iterable[str]) -> int:
-        """Take accounts out of the fleet; their data stays. Returns how many were in it.
+        """Remove accounts from the fleet but keep their data. Returns the number removed.
 
         Args:
             user_ids: The accounts.
         """
-        async with self._opened():
+        async with self._open_store():
             return await self._schedule.remove(_ids(user_ids))
 
     async def pause(self, user_ids: Iterable[str]) -> int:
-        """Let accounts rest. A turn under way ends as usual. Returns how many are in the fleet.
+        """Pause accounts. A running turn ends as usual. Returns how many of them are in the fleet.
 
         Args:
             user_ids: The accounts.
         """
-        async with self._opened():
+        async with self._open_store():
             return await self._schedule.pause(_ids(user_ids))
 
     async def resume(self, user_ids: Iterable[str]) -> int:
-        """Let paused accounts go on, due at once. Returns how many were paused.
+        """Resume paused accounts, due at once. Returns how many of them were paused.
 
         Args:
             user_ids: The accounts.
         """
-        async with self._opened():
+        async with self._open_store():
             return await self._schedule.resume(_ids(user_ids))
 
     async def wake(self, user_ids: Iterable[str]) -> int:
-        """Have accounts synchronized now, before all that are only due. Returns how many are in the fleet.
+        """Synchronize accounts now, ahead of due ones. Returns how many of them are in the fleet.
 
         Args:
             user_ids: The accounts.
@@ -217,13 +218,13 @@ class Fleet:
 
     @asynccontextmanager
     async def waker(self) -> AsyncGenerator[FleetWaker]:
-        """Provide what wakes accounts for as long as the block lasts, as for a ``WebhookReceiver``."""
-        async with self._opened(), self._connected() as queue:
+        """Provide a waker for the length of the block, for example for a ``WebhookReceiver``."""
+        async with self._open_store(), self._connect_queue() as queue:
             yield FleetWaker(self._schedule, queue)
 
     async def status(self) -> FleetStatus:
-        """Return what there is to do."""
-        async with self._opened(), self._connected() as queue:
+        """Return the fleet's workload and backlog."""
+        async with self._open_store(), self._connect_queue() as queue:
             return await self._status(queue)
 
     async def _status(self, queue: Queue | None) -> FleetStatus:
@@ -240,20 +241,20 @@ class Fleet:
         return events.FleetSampled(await self._status(queue))
 
     @asynccontextmanager
-    async def _opened(self) -> AsyncGenerator[None]:
-        """Have the store open for as long as anybody here uses it."""
-        self._users += 1
+    async def _open_store(self) -> AsyncGenerator[None]:
+        """Keep the store open while anything in this process uses it."""
+        self._store_users += 1
         try:
             yield
         finally:
-            self._users -= 1
-            if not self._users:
+            self._store_users -= 1
+            if not self._store_users:
                 with anyio.CancelScope(shield=True):
                     await self._store.aclose()
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncGenerator[Queue | None]:
-        """Connect to the queue; None if it is away, as the database knows all."""
+    async def _connect_queue(self) -> AsyncGenerator[Queue | None]:
+        """Connect to the queue; yield None if it is unreachable, because the database is authoritative."""
         async with AsyncExitStack() as stack:
             queue: Queue | None = None
             try:
@@ -265,20 +266,20 @@ class Fleet:
     # ----------------------------------------------------------------------- a worker
 
     async def run(self, concurrency: int = 16) -> None:
-        """Be a worker, until SIGTERM, SIGINT or a cancellation.
+        """Run a worker until SIGTERM, SIGINT or cancellation.
 
-        At a signal the turns under way have ``grace`` seconds to end; then their accounts are given back, due
-        at once. Canceled, that happens immediately. A queue or a database that is away is tried again, with a
-        growing pause, and logged. Signals are seen in the main thread only.
+        After a signal, running turns have ``grace`` seconds to finish; then their accounts are released, due
+        at once. A cancellation releases them immediately. If the queue or the database is unreachable, the
+        worker logs it and retries with increasing delays. Signals are only handled in the main thread.
 
         Args:
-            concurrency: How many turns at once.
+            concurrency: The maximum number of concurrent turns.
         """
         if not _is_count(concurrency):
             raise ConfigurationError(f"concurrency={concurrency!r}: it must be a whole number, at least 1")
         lemcal = self._lemcal or AsyncLemcal.for_accounts()
         try:
-            async with self._opened():
+            async with self._open_store():
                 options = attrs.evolve(self._options, max_concurrency=concurrency)
                 turns = Turns(self._store, lemcal, self._credentials, options)
                 worker = FleetWorker(
@@ -289,7 +290,7 @@ class Fleet:
                     grace=self._grace,
                     sample=self._sample,
                 )
-                await worker.live()
+                await worker.run()
         finally:
             if self._lemcal is None:
                 with anyio.CancelScope(shield=True):
@@ -306,22 +307,22 @@ def _ids(user_ids: Iterable[str]) -> list[str]:
     return ids
 
 
-def _engine_at(url: Secret[str], name: str) -> Engine:
+def _create_engine(url: Secret[str], name: str) -> Engine:
     scheme = urlsplit(url.reveal()).scheme if _is_text(url.reveal()) else ""
     if scheme == "memory":
         return MemoryEngine()
     if scheme not in {"redis", "rediss", "unix"}:
         raise ConfigurationError("queue= must be a URL such as redis://host:6379, or memory://")
-    from lemcal_async.fleet._streaq import StreaqEngine  # noqa: PLC0415  # it needs streaQ
+    from lemcal_async.fleet._streaq import StreaqEngine  # noqa: PLC0415  # needs streaQ
 
     return StreaqEngine(url, name)
 
 
-def _name_of(store_url: Secret[str]) -> str:
-    """Return a name for the queue that is the same for all workers of one database, and holds no secret."""
+def _queue_name(store_url: Secret[str]) -> str:
+    """Return the queue's name: the same for all workers of a database, and without secrets."""
     parts = urlsplit(store_url.reveal())
-    place = f"{parts.hostname}:{parts.port}{parts.path}"
-    return f"lemcal-{blake2b(place.encode(), digest_size=6).hexdigest()}"
+    database = f"{parts.hostname}:{parts.port}{parts.path}"
+    return f"lemcal-{blake2b(database.encode(), digest_size=6).hexdigest()}"
 
 
 def _is_seconds(value: object) -> bool:

@@ -1,7 +1,7 @@
-"""The engine on streaQ: batches of turns as tasks in the streams of a Redis (7 or later) or Valkey.
+"""The streaQ engine: batches of turns are tasks in the streams of a Redis (7 or later) or Valkey.
 
-streaQ's own schedule is not used: its delayed queue is emptied by one script, however long. Task data is
-JSON. A worker that a Redis error has ended is started again by the fleet.
+streaQ's own scheduling is not used, because a single script empties its delayed queue, however long. Task
+data is JSON. If a Redis error ends a worker, the fleet restarts it.
 """
 
 import json
@@ -23,13 +23,13 @@ from lemcal_async._auth import Secret
 from lemcal_async.fleet._engine import Batch, EngineError, Queue, TakeTurns, Turn
 
 _TASK: Final = "turns"
-_WOKEN, _SWEPT = "woken", "swept"
-_UNRESPONSIVE: Final = 60.0  # seconds until the batch of a worker that died is handed to another
-_TRIES: Final = 3  # of a batch whose workers die; the schedule goes on with its accounts
+_WOKEN, _SCHEDULED = "woken", "swept"
+_WORKER_TIMEOUT: Final = 60.0  # seconds until a dead worker's batch goes to another worker
+_MAX_TRIES: Final = 3  # for a batch whose workers die; after that, its accounts come due again
 
 
 class StreaqEngine:
-    """A queue in the Redis at ``url``; ``name`` tells the queues of several fleets apart."""
+    """A queue in the Redis at ``url``; ``name`` distinguishes the queues of several fleets."""
 
     def __init__(self, url: Secret[str], name: str) -> None:
         self._url = url
@@ -37,41 +37,41 @@ class StreaqEngine:
 
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[Queue]:
-        """Connect, by a worker that never works."""
-        worker = self._make(1)
+        """Connect through a streaQ worker that runs no tasks."""
+        worker = self._create_worker(1)
         raised: Exception | None = None
-        with _translated():
+        with _engine_errors():
             async with worker:
                 try:
                     yield _StreaqQueue(worker)
-                except Exception as error:  # noqa: BLE001  # raised below, or a group would come of it
+                except Exception as error:  # noqa: BLE001  # raised below, so that it is not wrapped in a group
                     raised = error
         if raised is not None:
             raise raised
 
-    def _make(self, concurrency: int) -> "_Worker":
+    def _create_worker(self, concurrency: int) -> "_Worker":
         return _Worker(
             redis_url=self._url.reveal(),
             queue_name=self._name,
             concurrency=concurrency,
-            prefetch=1,  # what is fetched ahead of time cannot be passed by a wake-up
-            priorities=[_SWEPT, _WOKEN],
+            prefetch=1,  # a wake-up cannot overtake prefetched batches
+            priorities=[_SCHEDULED, _WOKEN],
             serializer=_dumps,
             deserializer=json.loads,
-            idle_timeout=_UNRESPONSIVE,
+            idle_timeout=_WORKER_TIMEOUT,
         )
 
     async def run(self, take: TakeTurns, *, concurrency: int, stop: anyio.Event) -> None:
         """Take batches."""
-        worker = self._make(concurrency)
+        worker = self._create_worker(concurrency)
         worker.stop = stop
 
         async def turns(batch: list[tuple[str, float | None]]) -> None:
             await take([Turn(user_id, claimed) for user_id, claimed in batch])
 
-        # Results are for nobody; what cannot be taken, the database brings up again.
-        worker.task(name=_TASK, max_tries=_TRIES, silent=True, ttl=0)(turns)
-        with _translated():
+        # Results are not needed; if a batch fails, its accounts come due again.
+        worker.task(name=_TASK, max_tries=_MAX_TRIES, silent=True, ttl=0)(turns)
+        with _engine_errors():
             await worker.run_async()
 
 
@@ -84,33 +84,33 @@ class _StreaqQueue:
         worker = self._worker
         tasks = [
             worker.enqueue_unsafe(_TASK, [(turn.user_id, turn.claimed) for turn in batch]).start(
-                priority=_WOKEN if batch[0].claimed is None else _SWEPT
+                priority=_WOKEN if batch[0].claimed is None else _SCHEDULED
             )
             for batch in batches
         ]
-        with _translated():
+        with _engine_errors():
             await worker.enqueue_many(tasks)
 
     async def depth(self) -> int:
-        """Return how many batches are queued and not begun."""
+        """Return the number of queued batches that no worker has started."""
         worker = self._worker
-        with _translated():
+        with _engine_errors():
             queued = await worker.queue_size(include_scheduled=False)
             running = await worker.redis.scard(f"{worker.prefix}:index:running")
         return max(0, queued - running)
 
     async def workers(self) -> int:
-        """Return how many workers have lately said that they are there."""
+        """Return the number of workers with a recent health entry."""
         worker = self._worker
         found = 0
-        with _translated():
+        with _engine_errors():
             async for _ in worker.redis.scan_iter(match=f"{worker.prefix}:health:*"):
                 found += 1
         return found
 
 
 class _Worker(Worker[Any]):
-    """A worker that ends when it is told to, and leaves signals and turns under way to the fleet."""
+    """A worker that ends when ``stop`` is set, and leaves signals and running turns to the fleet."""
 
     stop: anyio.Event
 
@@ -119,7 +119,7 @@ class _Worker(Worker[Any]):
         scope.cancel()
 
     async def run_consumers(self, receive: Any, *arguments: Any, **options: Any) -> None:
-        streams = _Clones(receive)
+        streams = _StreamClones(receive)
         try:
             await super().run_consumers(streams, *arguments, **options)  # type: ignore[arg-type]
         finally:
@@ -130,8 +130,8 @@ class _Worker(Worker[Any]):
             await super().producer(queue, *arguments, **options)
 
 
-class _Clones:
-    """A stream whose clones are closed with it: streaQ leaves them open when its tasks are cut short."""
+class _StreamClones:
+    """A stream that closes its clones, which streaQ leaves open when its tasks are canceled."""
 
     def __init__(self, stream: Any) -> None:
         self._streams = [stream]
@@ -150,23 +150,23 @@ def _dumps(value: Any) -> str:
 
 
 @contextmanager
-def _translated() -> Generator[None]:
-    """Have what Redis and streaQ raise, also in groups, become an EngineError; without the URL."""
+def _engine_errors() -> Generator[None]:
+    """Turn errors of Redis and streaQ, grouped or not, into an EngineError without the URL."""
     try:
         yield
     except (RedisError, OSError, TimeoutError) as error:
         text = f"{type(error).__name__}: {error}"
     except BaseExceptionGroup as group:
-        others = group.split((RedisError, OSError, TimeoutError))[1]
-        if others is not None:
+        unrelated = group.split((RedisError, OSError, TimeoutError))[1]
+        if unrelated is not None:
             raise
-        text = _first(group)
+        text = _first_error_text(group)
     else:
         return
     raise EngineError(f"the queue failed: {text}")
 
 
-def _first(error: BaseException) -> str:
+def _first_error_text(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         inner: tuple[BaseException, ...] = error.exceptions  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         error = inner[0]

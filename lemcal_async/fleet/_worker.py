@@ -1,4 +1,4 @@
-"""A worker's life: keeping the queue filled with what is due, taking turns, ending well."""
+"""A worker: fills the queue with due accounts, takes turns, and shuts down gracefully."""
 
 import logging
 import signal
@@ -16,17 +16,17 @@ from lemcal_async.sync._schedule import Due, Schedule
 
 logger = logging.getLogger("lemcal_async.fleet")
 
-_LOOK_EVERY: Final = 0.5  # seconds between two looks for what is due, if no turn ends in between
-_LOOK_AT_LEAST: Final = 0.02  # seconds between two looks in any case
-_FIRST_PAUSE: Final = 0.5  # seconds before a queue that has failed is tried again, then twice as long
-_LONGEST_PAUSE: Final = 30.0
-_LARGEST_BATCH: Final = 8  # turns
-_BATCH_SECONDS: Final = 1.0  # that the turns of a batch may take, about
-_REPORT_EVERY: Final = 15.0  # seconds between two FleetSampled events of a worker
+_POLL_INTERVAL: Final = 0.5  # seconds between two polls for due accounts, if no batch ends in between
+_MIN_POLL_INTERVAL: Final = 0.02  # seconds
+_INITIAL_DELAY: Final = 0.5  # seconds until the first retry after a failure; doubles each time
+_MAX_DELAY: Final = 30.0
+_MAX_BATCH_SIZE: Final = 8  # turns
+_BATCH_SECONDS: Final = 1.0  # target duration of a batch
+_SAMPLE_INTERVAL: Final = 15.0  # seconds between two FleetSampled events of a worker
 
 
 class FleetWorker:
-    """One worker: it looks for what is due, takes turns, and ends."""
+    """One worker: polls for due accounts and takes turns until it is stopped."""
 
     def __init__(
         self,
@@ -43,19 +43,19 @@ class FleetWorker:
         self._turns = turns
         self._concurrency = concurrency
         self._grace = grace
-        self._take_sample = sample
+        self._get_sample = sample
         self._stop = anyio.Event()
         self._ended = anyio.Event()
-        self._look = anyio.Event()
-        self._sample_at = 0.0
-        self._batches_ended = 0  # since the last look
+        self._poll_now = anyio.Event()
+        self._next_sample_at = 0.0
+        self._batches_ended = 0  # since the last poll
         turns.on_ended = self._batch_ended
 
-    async def live(self) -> None:
-        """Work until it is to end."""
+    async def run(self) -> None:
+        """Work until a signal or a cancellation."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch_signals)
-            tasks.start_soon(self._serve)
+            tasks.start_soon(self._work)
             try:
                 await self._ended.wait()
             except anyio.get_cancelled_exc_class():
@@ -71,19 +71,21 @@ class FleetWorker:
             return
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
-                if self._stop.is_set():  # the second one: now
+                if self._stop.is_set():  # a second signal: stop immediately
                     self._turns.cancel()
                     continue
-                logger.info("%s: %d turns have %.3g s to finish", number.name, len(self._turns), self._grace)
+                logger.info(
+                    "%s: %d running turns have %.3g s to finish", number.name, len(self._turns), self._grace
+                )
                 self._stop.set()
 
-    async def _serve(self) -> None:
-        """Take turns until told to stop, whatever becomes of the queue meanwhile. Ends by itself."""
+    async def _work(self) -> None:
+        """Take turns until stopped, even while the queue fails. Shielded from cancellation."""
         try:
             with anyio.CancelScope(shield=True):
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._dispatch)
-                    tasks.start_soon(self._end_in_time)
+                    tasks.start_soon(self._cancel_after_grace)
                     tasks.start_soon(self._turns.renew_leases)
                     await self._take_turns()
                     tasks.cancel_scope.cancel()
@@ -91,57 +93,57 @@ class FleetWorker:
             self._ended.set()
 
     async def _take_turns(self) -> None:
-        pause = _FIRST_PAUSE
+        delay = _INITIAL_DELAY
         while not self._stop.is_set():
             began = anyio.current_time()
             try:
                 await self._engine.run(self._turns.take, concurrency=self._concurrency, stop=self._stop)
             except EngineError as error:
-                if anyio.current_time() - began > _LONGEST_PAUSE:
-                    pause = _FIRST_PAUSE
-                logger.warning("%s; the worker goes on in %.3g s", error, pause)
-                with anyio.move_on_after(pause):
+                if anyio.current_time() - began > _MAX_DELAY:
+                    delay = _INITIAL_DELAY
+                logger.warning("%s; the worker retries in %.3g s", error, delay)
+                with anyio.move_on_after(delay):
                     await self._stop.wait()
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                delay = min(2 * delay, _MAX_DELAY)
 
-    async def _end_in_time(self) -> None:
+    async def _cancel_after_grace(self) -> None:
         await self._stop.wait()
         self._turns.stop()
         await anyio.sleep(self._grace)
         self._turns.cancel()
 
     def _batch_ended(self) -> None:
-        """Look for more when as many batches have ended as go at once: as many again are in the queue."""
+        """Poll once ``concurrency`` batches have ended: the queue still holds as many."""
         self._batches_ended += 1
         if self._batches_ended >= self._concurrency or not len(self._turns):
             self._batches_ended = 0
-            self._look.set()
+            self._poll_now.set()
 
     async def _dispatch(self) -> None:
-        """Keep the queue short and never empty: claim what is due whenever turns have ended."""
-        pause = _FIRST_PAUSE
+        """Keep the queue short but never empty: claim due accounts whenever batches have ended."""
+        delay = _INITIAL_DELAY
         while not self._stop.is_set():
             try:
                 async with self._engine.connect() as queue:
                     while not self._stop.is_set():
-                        await self._fill(queue)
-                        await self._sample(queue)
-                        pause = _FIRST_PAUSE
-                        await self._wait_for_news()
+                        await self._fill_queue(queue)
+                        await self._emit_sample(queue)
+                        delay = _INITIAL_DELAY
+                        await self._wait_for_poll()
             except (EngineError, StoreError) as error:
-                logger.warning("looking for accounts that are due failed, again in %.3g s: %s", pause, error)
-                with anyio.move_on_after(pause):
+                logger.warning("queueing due accounts failed; retrying in %.3g s: %s", delay, error)
+                with anyio.move_on_after(delay):
                     await self._stop.wait()
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                delay = min(2 * delay, _MAX_DELAY)
 
-    async def _fill(self, queue: Queue) -> None:
+    async def _fill_queue(self, queue: Queue) -> None:
         while not self._stop.is_set():
-            # Twice as many, because what a worker had fetched when it died stays in the queue for a minute.
+            # Twice the concurrency, because the batches of a dead worker stay in the queue for a minute.
             room = 2 * self._concurrency - await queue.depth()
             if room <= 0:
                 return
-            # A queue costs more than a short turn: so long as turns are short, several go together.
-            size = min(_LARGEST_BATCH, max(1, int(_BATCH_SECONDS / self._turns.seconds_each)))
+            # Queueing costs more than a short turn, so short turns are queued in batches.
+            size = min(_MAX_BATCH_SIZE, max(1, int(_BATCH_SECONDS / self._turns.mean_seconds)))
             due = await self._schedule.claim(limit=room * size)
             if due:
                 try:
@@ -152,23 +154,23 @@ class FleetWorker:
             if len(due) < room * size:
                 return
 
-    async def _wait_for_news(self) -> None:
-        await anyio.sleep(_LOOK_AT_LEAST)
-        with anyio.move_on_after(_LOOK_EVERY):
-            await self._look.wait()
-        if self._look.is_set():
-            self._look = anyio.Event()
+    async def _wait_for_poll(self) -> None:
+        await anyio.sleep(_MIN_POLL_INTERVAL)
+        with anyio.move_on_after(_POLL_INTERVAL):
+            await self._poll_now.wait()
+        if self._poll_now.is_set():
+            self._poll_now = anyio.Event()
 
-    async def _sample(self, queue: Queue) -> None:
-        """Tell listeners how the fleet is, now and then."""
-        if events.wanted() and anyio.current_time() >= self._sample_at:
-            self._sample_at = anyio.current_time() + _REPORT_EVERY
-            events.emit(await self._take_sample(queue))
+    async def _emit_sample(self, queue: Queue) -> None:
+        """Emit the fleet's status to subscribers every ``_SAMPLE_INTERVAL`` seconds."""
+        if events.wanted() and anyio.current_time() >= self._next_sample_at:
+            self._next_sample_at = anyio.current_time() + _SAMPLE_INTERVAL
+            events.emit(await self._get_sample(queue))
 
 
 def _batches(due: list[Due], count: int) -> list[list[Turn]]:
-    """Divide what is due into so many batches at most; who was woken waits for nobody."""
+    """Divide due accounts into batches: one per woken account, and up to ``count`` for the others."""
     woken = [[Turn(each.user_id)] for each in due if each.wanted]
-    swept = [Turn(each.user_id, each.due_at) for each in due if not each.wanted]
-    size = -(-len(swept) // count)
-    return woken + [swept[start : start + size] for start in range(0, len(swept), size or 1)]
+    scheduled = [Turn(each.user_id, each.due_at) for each in due if not each.wanted]
+    size = -(-len(scheduled) // count)
+    return woken + [scheduled[start : start + size] for start in range(0, len(scheduled), size or 1)]

@@ -1,7 +1,7 @@
-"""What a fleet does: claims, scaling, wake-ups, and that nothing is lost while everything is killed.
+"""Fleet benchmarks: the cost of claims and turns, scaling, wake-up latency, and a chaos run.
 
-Real PostgreSQL, real Valkey, workers as processes, and the sandbox with its rate limit. The default is a
-short run; a long one is ``--accounts 2000 --meetings 50 --kills 28 --seconds 300``.
+They use real PostgreSQL and Valkey, workers in their own processes, and the sandbox with its rate limit. The
+default is a short run; for a long one, pass ``--accounts 2000 --meetings 50 --kills 28 --seconds 300``.
 Usage: ``python -m benchmarks.fleet [claim|turn|scaling|wake|chaos ...] [options]``.
 """
 
@@ -41,10 +41,10 @@ from redis_server import RedisServer
 PARTS = ("claim", "turn", "scaling", "wake", "chaos")
 
 
-def fleet_of(place: "Place", **options: Any) -> Fleet:
-    """Return the fleet, as each process has one."""
-    keys = json.loads((place.folder / "keys.json").read_text())
-    handled = os.open(place.folder / "handled", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+def fleet_of(environment: "Environment", **options: Any) -> Fleet:
+    """Return a fleet; each process creates its own."""
+    keys = json.loads((environment.folder / "keys.json").read_text())
+    handled = os.open(environment.folder / "handled", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     async def key_of(user_id: str) -> str | None:
         key: str | None = keys.get(user_id)
@@ -54,20 +54,27 @@ def fleet_of(place: "Place", **options: Any) -> Fleet:
         line = f"{change.user_id} {change.seq} {change.meeting_id} {time.time()}\n"
         os.write(handled, line.encode())
 
-    lemcal = AsyncLemcal.for_accounts(base_url=place.base_url)
+    lemcal = AsyncLemcal.for_accounts(base_url=environment.base_url)
     options = {"interval": 3600, "grace": 10, **options}
-    return Fleet(place.store, place.queue, credentials=key_of, on_change=on_change, lemcal=lemcal, **options)
+    return Fleet(
+        environment.store,
+        environment.queue,
+        credentials=key_of,
+        on_change=on_change,
+        lemcal=lemcal,
+        **options,
+    )
 
 
-class Place:
-    """Where a part is measured: folder, database, queue, service."""
+class Environment:
+    """The environment of a benchmark: folder, database, queue and service."""
 
     def __init__(self, folder: Path, store: str, queue: str, base_url: str) -> None:
         self.folder, self.store, self.queue, self.base_url = folder, store, queue, base_url
 
     @contextlib.contextmanager
     def workers(self, count: int, concurrency: int) -> Iterator[list["subprocess.Popen[bytes]"]]:
-        """Run workers as processes; they end gracefully."""
+        """Run worker processes, and stop them gracefully."""
         running = [self.worker(concurrency) for _ in range(count)]
         try:
             yield running
@@ -78,23 +85,23 @@ class Place:
                 process.wait(60)
 
     def worker(self, concurrency: int) -> "subprocess.Popen[bytes]":
-        """Start one."""
+        """Start a worker process."""
         arguments = [str(self.folder), self.store, self.queue, self.base_url, str(concurrency)]
         return subprocess.Popen([sys.executable, "-m", "benchmarks.fleet", "worker", *arguments])
 
     def handled(self) -> list[list[str]]:
-        """Return what the handlers were given: account, seq, meeting, moment."""
+        """Return the changes that the handlers received: account, seq, meeting and time."""
         file = self.folder / "handled"
         return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
 
     def cpu(self) -> float:
-        """Return the CPU seconds of the workers that have ended."""
+        """Return the CPU seconds of all finished workers."""
         return sum(float(file.read_text()) for file in self.folder.glob("cpu-*"))
 
 
 def work(folder: str, store: str, queue: str, base_url: str, concurrency: str) -> None:
-    """Be a worker; at its end the CPU that it took is left in a file, without that of its start."""
-    fleet = fleet_of(Place(Path(folder), store, queue, base_url))  # imports what the queue needs
+    """Run a worker, then write its CPU seconds, without those of startup, to a file."""
+    fleet = fleet_of(Environment(Path(folder), store, queue, base_url))  # imports the queue's dependencies
     began = resource.getrusage(resource.RUSAGE_SELF)
     anyio.run(fleet.run, int(concurrency))
     ended = resource.getrusage(resource.RUSAGE_SELF)
@@ -103,15 +110,15 @@ def work(folder: str, store: str, queue: str, base_url: str, concurrency: str) -
 
 
 class Bench:
-    """The servers, and a fresh place for each part."""
+    """The servers, and a new environment for each benchmark."""
 
     def __init__(self, options: argparse.Namespace, postgres: str, redis: RedisServer) -> None:
         self.options, self.postgres, self.redis = options, postgres, redis
         self._count = 0
 
     @contextlib.contextmanager
-    def place(self, sandbox: Sandbox) -> Iterator[Place]:
-        """Provide an empty database and an empty queue."""
+    def environment(self, sandbox: Sandbox) -> Iterator[Environment]:
+        """Provide an environment with an empty database and an empty queue."""
         self._count += 1
         name = f"fleet{self._count}"
         with psycopg.connect(self.postgres, autocommit=True) as connection:
@@ -121,30 +128,30 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             keys = {account.user_id: account.api_key for account in sandbox.accounts}
             (Path(folder) / "keys.json").write_text(json.dumps(keys))
-            yield Place(Path(folder), store, self.redis.tcp_url, sandbox.base_url)
+            yield Environment(Path(folder), store, self.redis.tcp_url, sandbox.base_url)
 
     def servers_cpu(self) -> dict[str, float]:
-        """Return the CPU seconds that each server has taken so far."""
+        """Return the CPU seconds that each server has used so far."""
         with psycopg.connect(self.postgres) as connection:
             ((file,),) = connection.execute("SHOW data_directory").fetchall()
         postgres = psutil.Process(int((Path(file) / "postmaster.pid").read_text().split()[0]))
         own, backends = postgres.cpu_times(), [child.cpu_times() for child in postgres.children()]
         ended = own.children_user + own.children_system
-        said = dict(line.split(":") for line in self.redis.command("INFO", "cpu").split() if ":" in line)
+        info = dict(line.split(":") for line in self.redis.command("INFO", "cpu").split() if ":" in line)
         return {
             "PostgreSQL": ended + sum(times.user + times.system for times in [own, *backends]),
-            "Valkey": float(said["used_cpu_user"]) + float(said["used_cpu_sys"]),
+            "Valkey": float(info["used_cpu_user"]) + float(info["used_cpu_sys"]),
         }
 
     async def claim(self) -> list[Measurement]:
-        """Measure what it costs to claim an account, with more and more of them."""
+        """Measure the cost of claiming an account, with an increasing number of accounts."""
         found = []
         for count in (1_000, 100_000, *([1_000_000] if self.options.million else [])):
-            with Sandbox(accounts=1).serve() as sandbox, self.place(sandbox) as place:
-                async with SQLStore(place.store) as store:
+            with Sandbox(accounts=1).serve() as sandbox, self.environment(sandbox) as environment:
+                async with SQLStore(environment.store) as store:
                     schedule = store.schedule()
                     await schedule.add(["usr_0"], interval=300)
-                    with psycopg.connect(place.store, autocommit=True) as connection:
+                    with psycopg.connect(environment.store, autocommit=True) as connection:
                         connection.execute(
                             "INSERT INTO accounts (user_id, revision, empty_lists, interval, due_at,"
                             " failures, wanted, paused)"
@@ -161,27 +168,27 @@ class Bench:
         return found
 
     async def turn(self) -> list[Measurement]:
-        """Measure the CPU of a turn beside that of the same account in ``sync_meetings``."""
+        """Compare the CPU time of a turn with that of the same account in ``sync_meetings``."""
         count = self.options.accounts
         found = []
         sandbox = Sandbox(accounts=count, meetings=50, limit=None)
-        with sandbox.serve(), self.place(sandbox) as place, self.place(sandbox) as other:
-            fleet, ids = fleet_of(place), [account.user_id for account in sandbox.accounts]
+        with sandbox.serve(), self.environment(sandbox) as environment, self.environment(sandbox) as other:
+            fleet, ids = fleet_of(environment), [account.user_id for account in sandbox.accounts]
             lemcal = AsyncLemcal.for_accounts(base_url=sandbox.base_url)
             async with SQLStore(other.store) as store, lemcal:
                 clients = [lemcal.for_account(a.user_id, a.api_key) for a in sandbox.accounts]
                 for what in ("first run", "nothing new", "nothing new, each woken"):
-                    before, servers = place.cpu(), self.servers_cpu()
+                    before, servers = environment.cpu(), self.servers_cpu()
                     if what == "first run":
                         await fleet.add(ids)
                     elif what == "nothing new":
-                        with psycopg.connect(place.store) as connection:
+                        with psycopg.connect(environment.store) as connection:
                             connection.execute("UPDATE accounts SET due_at = 1")
                     else:
                         await fleet.wake(ids)
-                    with place.workers(1, 16):
-                        await until(fleet, is_at_rest, 300)
-                    turns = place.cpu() - before
+                    with environment.workers(1, 16):
+                        await until(fleet, is_idle, 300)
+                    turns = environment.cpu() - before
                     for name, seconds in self.servers_cpu().items():
                         each = (seconds - servers[name]) / count * 1e3
                         found.append(Measurement(f"CPU of {name} per turn, {what}", each, "ms"))
@@ -200,21 +207,21 @@ class Bench:
         return found
 
     async def scaling(self) -> list[Measurement]:
-        """Measure one worker and four, where waiting for lemcal dominates."""
+        """Compare one worker with four, with slow responses from lemcal."""
         seconds, cpu = {}, {}
         for count in (1, 4):
             accounts = 120 * count
             sandbox = Sandbox(accounts=accounts, meetings=5, limit=None)
-            with sandbox.serve(), self.place(sandbox) as place:
+            with sandbox.serve(), self.environment(sandbox) as environment:
                 sandbox.inject(faults.slow(0.3), times=10**9)
-                fleet = fleet_of(place)
-                with place.workers(count, 4):
+                fleet = fleet_of(environment)
+                with environment.workers(count, 4):
                     await until(fleet, lambda status, count=count: status.workers == count, 60)  # type: ignore[misc]
                     began = time.perf_counter()
                     await fleet.add([account.user_id for account in sandbox.accounts])
-                    await until(fleet, is_at_rest, 300)
+                    await until(fleet, is_idle, 300)
                     seconds[count] = (time.perf_counter() - began) / accounts
-                cpu[count] = place.cpu() / accounts
+                cpu[count] = environment.cpu() / accounts
         return [
             Measurement(
                 "accounts per second, 4 workers / 1", seconds[1] / seconds[4], "x", 3.6, at_least=True
@@ -223,17 +230,17 @@ class Bench:
         ]
 
     async def wake(self) -> list[Measurement]:
-        """Measure the time from a wake-up to the handler, of an idle fleet and of one with a backlog."""
+        """Measure the time from a wake-up to the handler, in an idle fleet and in one with a backlog."""
         found = []
         for what, bound in (("idle", 0.1), ("under backlog", 0.5)):
             accounts = 40 if what == "idle" else self.options.accounts
             sandbox = Sandbox(accounts=accounts, meetings=5, limit=None)
-            with sandbox.serve(), self.place(sandbox) as place:
-                fleet = fleet_of(place)
+            with sandbox.serve(), self.environment(sandbox) as environment:
+                fleet = fleet_of(environment)
                 ids = [account.user_id for account in sandbox.accounts]
                 await fleet.add(ids[:40])
-                with place.workers(2, 8):
-                    await until(fleet, is_at_rest, 120)
+                with environment.workers(2, 8):
+                    await until(fleet, is_idle, 120)
                     await fleet.add(ids)
                     booked: dict[str, float] = {}
                     async with fleet.waker() as waker:
@@ -245,9 +252,9 @@ class Bench:
                         with anyio.fail_after(120):
                             while not booked.keys() <= ids_done:
                                 await anyio.sleep(0.1)
-                                ids_done = {line[2] for line in place.handled()}
+                                ids_done = {line[2] for line in environment.handled()}
                 took = sorted(
-                    float(line[3]) - booked[line[2]] for line in place.handled() if line[2] in booked
+                    float(line[3]) - booked[line[2]] for line in environment.handled() if line[2] in booked
                 )
                 found.append(
                     Measurement(
@@ -257,31 +264,33 @@ class Bench:
         return found
 
     async def chaos(self) -> list[Measurement]:
-        """Kill workers, the queue and the database under bookings; count what becomes of the changes."""
+        """Kill workers, queue and database during bookings; count lost, repeated and reordered changes."""
         options = self.options
-        concurrency, random_ = 4, random.Random(1)
+        concurrency, rng = 4, random.Random(1)
         sandbox = Sandbox(accounts=options.accounts, meetings=options.meetings)
-        with sandbox.serve(), self.place(sandbox) as place:
-            fleet = fleet_of(place)
+        with sandbox.serve(), self.environment(sandbox) as environment:
+            fleet = fleet_of(environment)
             ids = [account.user_id for account in sandbox.accounts]
             await fleet.add(ids, interval=30)
-            with psycopg.connect(self.postgres, autocommit=True) as connection:  # as a server has it
+            with psycopg.connect(
+                self.postgres, autocommit=True
+            ) as connection:  # the default of a real server
                 connection.execute("ALTER SYSTEM RESET synchronous_commit")
                 connection.execute("SELECT pg_reload_conf()")
-            workers = [place.worker(concurrency) for _ in range(4)]
+            workers = [environment.worker(concurrency) for _ in range(4)]
             began, booked, kills = time.monotonic(), 0, 0
             done = {"wiped": False, "restarted": False, "postgres": False}
             while (passed := time.monotonic() - began) < options.seconds:
-                account = random_.randrange(len(ids))
+                account = rng.randrange(len(ids))
                 sandbox.book(account)
                 booked += 1
-                with contextlib.suppress(Exception):  # the database is restarted under it
+                with contextlib.suppress(Exception):  # the database may be restarting
                     await fleet.wake([ids[account]])
                 if kills < options.kills * passed / options.seconds:
-                    victim = random_.randrange(4)
+                    victim = rng.randrange(4)
                     workers[victim].kill()
                     workers[victim].wait()
-                    workers[victim] = place.worker(concurrency)
+                    workers[victim] = environment.worker(concurrency)
                     kills += 1
                 share = passed / options.seconds
                 if share > 0.3 and not done["wiped"]:
@@ -296,44 +305,42 @@ class Bench:
                 await anyio.sleep(0.05)
             expected = options.accounts * options.meetings + booked
             with anyio.move_on_after(600):
-                while len({(line[0], line[2]) for line in place.handled()}) < expected:  # noqa: ASYNC110
+                while len({(line[0], line[2]) for line in environment.handled()}) < expected:  # noqa: ASYNC110
                     await anyio.sleep(1)
             for process in workers:
                 process.send_signal(signal.SIGTERM)
             for process in workers:
                 process.wait(60)
-            lines = place.handled()
+            lines = environment.handled()
         changes = Counter((line[0], line[1]) for line in lines)
         seqs = defaultdict(list)
         for user_id, seq in dict.fromkeys((line[0], int(line[1])) for line in lines):
             seqs[user_id].append(seq)
         lost = expected - len({(line[0], line[2]) for line in lines})
-        doubled = sum(count - 1 for count in changes.values())
-        disordered = sum(sorted(order) != order for order in seqs.values())
+        repeated = sum(count - 1 for count in changes.values())
+        reordered = sum(sorted(order) != order for order in seqs.values())
         return [
             Measurement(f"lost, {kills} kills, {expected:,} changes", lost, "changes", 0),
-            Measurement("accounts out of order", disordered, "accounts", 0),
-            Measurement("handled twice", doubled, "changes", kills * concurrency * 50),
-            Measurement(
-                "handled twice / kills and turns under way", doubled / max(1, kills * concurrency), "x"
-            ),
+            Measurement("accounts out of order", reordered, "accounts", 0),
+            Measurement("handled twice", repeated, "changes", kills * concurrency * 50),
+            Measurement("handled twice / (kills x concurrency)", repeated / max(1, kills * concurrency), "x"),
         ]
 
 
-def is_at_rest(status: Any) -> bool:
-    """Whether nothing is to be done."""
+def is_idle(status: Any) -> bool:
+    """Whether no account is due, queued or running."""
     return not (status.due or status.running or status.queued)
 
 
 async def until(fleet: Fleet, reached: Callable[[Any], bool], seconds: float) -> None:
-    """Wait for a status."""
+    """Wait until the fleet's status satisfies ``reached``."""
     with anyio.fail_after(seconds):
         while not reached(await fleet.status()):  # noqa: ASYNC110
             await anyio.sleep(0.1)
 
 
 def main() -> None:
-    """Measure, print, and fail if a bound is missed."""
+    """Run the benchmarks, and exit with status 1 if a bound is exceeded."""
     if sys.argv[1:2] == ["worker"]:
         work(*sys.argv[2:])
         return

@@ -1,10 +1,10 @@
-"""What a burst of webhooks costs: list calls, and how long the senders wait for their answers.
+"""The cost of a burst of webhooks: list calls, and the senders' wait for their responses.
 
-200 deliveries of 200 different meetings come in within a second, over real sockets, while lemcal lets
-20 requests through in 2 s. The peer does what a hand-written receiver does: it fetches the list for
-each delivery, through the same client and limiter. Ratios are of the same run.
+200 deliveries of 200 different meetings arrive within a second over real sockets, while lemcal accepts 20
+requests per 2 s. The baseline is a typical hand-written receiver, which fetches the list for each delivery
+through the same client and limiter. Ratios come from the same run.
 
-With ``--plot FILE.png`` the answers are drawn over time (needs matplotlib).
+``--plot FILE.png`` draws the responses over time (needs matplotlib).
 """
 
 import argparse
@@ -37,14 +37,14 @@ Make = Callable[[AsyncLemcal, Callable[[Meeting], Awaitable[None]]], App]
 
 @attrs.frozen
 class Burst:
-    """What became of it. ``latencies`` are in seconds; ``ended`` is when each answer came."""
+    """The result of a burst. ``latencies`` and ``ended`` (when each response arrived) are in seconds."""
 
     latencies: list[float]
     ended: list[float]
     statuses: set[int]
     handled: int
     list_calls: int
-    refused: int
+    rejected: int
 
     @property
     def p95(self) -> float:
@@ -53,12 +53,12 @@ class Burst:
 
 
 def receiver(lemcal: AsyncLemcal, keep: Callable[[Meeting], Awaitable[None]]) -> App:
-    """Return ours."""
+    """Return the receiver under test."""
     return WebhookReceiver(lemcal, token=TOKEN, on_meeting=keep)
 
 
 def by_hand(lemcal: AsyncLemcal, keep: Callable[[Meeting], Awaitable[None]]) -> App:
-    """Return the peer: a list call for each delivery."""
+    """Return the baseline: a list call for each delivery."""
 
     async def app(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -90,7 +90,7 @@ async def serving(app: App) -> AsyncIterator[str]:
 
 
 async def burst(make: Make, *, types: int, meetings: int, latency: tuple[float, float]) -> Burst:
-    """Deliver them all, and see what it takes."""
+    """Send the deliveries and measure."""
     handled: list[str] = []
     latencies: list[float] = []
     ended: list[float] = []
@@ -136,39 +136,39 @@ async def burst(make: Make, *, types: int, meetings: int, latency: tuple[float, 
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "one type, 12 other meetings, 2 ms away": {"types": 1, "meetings": 12, "latency": (0.002, 0.002)},
+    "one type, 12 other meetings, 2 ms": {"types": 1, "meetings": 12, "latency": (0.002, 0.002)},
     "all types, 12 other meetings, 40-200 ms": {"types": 99, "meetings": 12, "latency": (0.04, 0.2)},
     "all types, 5,000 other meetings, 40-200 ms": {"types": 99, "meetings": 5000, "latency": (0.04, 0.2)},
 }
 
 
-def measure(peer: list[Burst], ours: list[Burst]) -> Iterator[tuple[str, str, str]]:
-    """Yield what, how much, and the bound it is held to."""
+def measure(baseline: list[Burst], ours: list[Burst]) -> Iterator[tuple[str, str, str]]:
+    """Yield the name, value and bound of each measurement."""
     for case, options in CASES.items():
         result = anyio.run(functools.partial(burst, receiver, **options))
         ours.append(result)
         yield case, "", ""
-        yield "  handled, and the answers", f"{result.handled}, {result.statuses}", "200, {200}"
-        yield "  list calls", f"{result.list_calls} ({result.refused} refused)", "3"
-        yield "  time to the answer, median", f"{statistics.median(result.latencies):.2f} s", ""
-        yield "  time to the answer, p95", f"{result.p95:.2f} s", "3 s"
+        yield "  handled, status codes", f"{result.handled}, {result.statuses}", "200, {200}"
+        yield "  list calls", f"{result.list_calls} ({result.rejected} rejected)", "3"
+        yield "  response time, median", f"{statistics.median(result.latencies):.2f} s", ""
+        yield "  response time, p95", f"{result.p95:.2f} s", "3 s"
     case, options = next(iter(CASES.items()))
     result = anyio.run(functools.partial(burst, by_hand, **options))
-    peer.append(result)
+    baseline.append(result)
     yield f"by hand: {case}", "", ""
-    yield "  list calls", f"{result.list_calls} ({result.refused} refused)", ""
-    yield "  time to the answer, p95", f"{result.p95:.2f} s = {result.p95 / ours[0].p95:.0f} x ours", ""
+    yield "  list calls", f"{result.list_calls} ({result.rejected} rejected)", ""
+    yield "  response time, p95", f"{result.p95:.2f} s = {result.p95 / ours[0].p95:.0f} x WebhookReceiver", ""
 
 
-def plot(file: str, peer: Burst, ours: Burst) -> None:
-    """Draw how the answers come in."""
+def plot(file: str, baseline: Burst, ours: Burst) -> None:
+    """Draw the responses over time."""
     import matplotlib.pyplot as plt
 
     _, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-    for name, result in (("WebhookReceiver", ours), ("a list call for each", peer)):
+    for name, result in (("WebhookReceiver", ours), ("one list call per delivery", baseline)):
         axes.step([0.0, *result.ended], range(DELIVERIES + 1), where="post", label=name)
     axes.set_xlabel("seconds")
-    axes.set_ylabel("deliveries answered")
+    axes.set_ylabel("responses")
     axes.legend()
     plt.savefig(file, dpi=120)
 
@@ -178,14 +178,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--plot", metavar="FILE.png")
     arguments = parser.parse_args()
-    peer: list[Burst] = []
+    baseline: list[Burst] = []
     ours: list[Burst] = []
-    print(f"{DELIVERIES} deliveries in {SECONDS:.0f} s; lemcal lets 20 requests through in 2 s\n")
-    print(f"{'what':<48} {'measured':<28} bound")
-    for what, measured, bound in measure(peer, ours):
-        print(f"{what:<48} {measured:<28} {bound}", flush=True)
+    print(f"{DELIVERIES} deliveries in {SECONDS:.0f} s; lemcal accepts 20 requests per 2 s\n")
+    print(f"{'measurement':<48} {'measured':<28} bound")
+    for name, measured, bound in measure(baseline, ours):
+        print(f"{name:<48} {measured:<28} {bound}", flush=True)
     if arguments.plot:
-        plot(arguments.plot, peer[0], ours[0])
+        plot(arguments.plot, baseline[0], ours[0])
 
 
 if __name__ == "__main__":

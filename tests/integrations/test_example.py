@@ -1,4 +1,4 @@
-"""The example service, started as a user would, with a sandbox of its own."""
+"""The example service, started as a user would start it, with its own sandbox."""
 
 import re
 import signal
@@ -19,7 +19,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "fastapi_app.py"
 
 @attrs.frozen
 class Example:
-    """The running service, and where its sandbox takes bookings."""
+    """The running service, and the URL for bookings in its sandbox."""
 
     process: "subprocess.Popen[str]"
     url: str
@@ -27,11 +27,11 @@ class Example:
 
     @property
     def meetings(self) -> str:
-        """Where meetings of the sandbox are controlled."""
+        """The URL that controls meetings in the sandbox."""
         return self.bookings.replace("/bookings", "/meetings")
 
     def get(self, path: str, *, until: int) -> list[dict[str, Any]]:
-        """Return a list of the service, once it has so many rows; it is given ten seconds."""
+        """Return a list from the service once it has ``until`` rows, or after ten seconds."""
         deadline = time.monotonic() + 10
         rows: list[dict[str, Any]] = []
         while len(rows) < until and time.monotonic() < deadline:
@@ -43,15 +43,15 @@ class Example:
         return rows
 
     def stop(self) -> tuple[int, str, str]:
-        """Press Ctrl-C; return its status, its access log, and what else it had to say."""
+        """Press Ctrl-C; return the exit status, the access log and standard error."""
         self.process.send_signal(signal.SIGINT)
-        access, said = self.process.communicate(timeout=20)
-        return self.process.returncode, access, said
+        access_log, stderr = self.process.communicate(timeout=20)
+        return self.process.returncode, access_log, stderr
 
 
 @pytest.fixture
 def example() -> Iterator[Example]:
-    """Start it."""
+    """Start the example service."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-W", "error", str(EXAMPLE), "--sandbox", "--port", str(port)]
@@ -65,16 +65,16 @@ def example() -> Iterator[Example]:
         process.kill()
 
 
-def test_a_booking_arrives(example: Example) -> None:
-    """Through a real hook on a real socket; it stops without a word of complaint, and tells no token."""
+def test_booking_arrives(example: Example) -> None:
+    """A booking arrives through a real hook; the service stops without errors and logs no token."""
     before = example.get("/meetings", until=1)
-    gone = httpx.post(f"{example.meetings}/{before[0]['_id']}/cancel").raise_for_status().json()
+    canceled = httpx.post(f"{example.meetings}/{before[0]['_id']}/cancel").raise_for_status().json()
     booked = httpx.post(example.bookings, json={}).raise_for_status().json()
     assert [booked] == example.get("/bookings", until=1)
-    # The delivery woke the synchronization, which found the cancellation as well: no hook tells of those.
+    # The delivery woke the synchronization, which also found the cancellation, for which there is no hook.
     changes = {change["kind"]: change["meeting"] for change in example.get("/changes", until=2)}
-    assert {"created": booked, "canceled": gone} == changes
+    assert {"created": booked, "canceled": canceled} == changes
     assert len(before) == len(example.get("/meetings", until=len(before)))
-    status, access, said = example.stop()
-    assert (0, []) == (status, [line for line in said.splitlines() if not line.startswith("INFO")])
-    assert 'POST /webhooks/lemcal?token=hidden HTTP/1.1" 200' in access
+    status, access_log, stderr = example.stop()
+    assert (0, []) == (status, [line for line in stderr.splitlines() if not line.startswith("INFO")])
+    assert 'POST /webhooks/lemcal?token=hidden HTTP/1.1" 200' in access_log

@@ -1,4 +1,4 @@
-"""A FastAPI service with a client, a webhook and honest errors, on real sockets and without."""
+"""A FastAPI service with a client, a webhook and exception handlers, with and without real sockets."""
 
 import logging
 import subprocess
@@ -32,7 +32,7 @@ TOKEN = "wh-token-8Lp3-quiet"
 
 
 async def ignore(*_: object) -> None:
-    """Be a handler that is content with everything."""
+    """Accept any meeting."""
 
 
 def service(lemcal: AsyncLemcal, **options: Any) -> FastAPI:
@@ -52,59 +52,59 @@ def service(lemcal: AsyncLemcal, **options: Any) -> FastAPI:
 
 
 @asynccontextmanager
-async def browsing(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """Run an app's lifespan, and ask it without a socket."""
+async def http_client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """Run an app's lifespan, and provide an HTTP client without a socket."""
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://service") as browser,
+        httpx.AsyncClient(transport=transport, base_url="http://service") as http,
     ):
-        yield browser
+        yield http
 
 
 # ------------------------------------------------------------------ lifespan and dependency
 
 
-async def test_the_client_lives_as_long_as_the_app(lemcal_sandbox: Sandbox) -> None:
-    """It is there in each route, and closed at the end."""
+async def test_client_lives_as_long_as_the_app(lemcal_sandbox: Sandbox) -> None:
+    """Routes get the client, and the lifespan closes it."""
     lemcal = lemcal_sandbox.client()
-    async with browsing(service(lemcal)) as browser:
-        assert lemcal_sandbox.user_id == (await browser.get("/me")).json()
+    async with http_client(service(lemcal)) as http:
+        assert lemcal_sandbox.user_id == (await http.get("/me")).json()
         meeting_id = lemcal_sandbox.meetings()[0]["_id"]
-        assert meeting_id == (await browser.get(f"/meetings/{meeting_id}")).json()["_id"]
+        assert meeting_id == (await http.get(f"/meetings/{meeting_id}")).json()["_id"]
     with pytest.raises(errors.ConfigurationError, match="closed"):
         await lemcal.me()
 
 
 async def test_on_a_real_server(lemcal_sandbox: Sandbox) -> None:
-    """Where lifespan and requests are tasks of their own."""
-    async with serving(service(lemcal_sandbox.client())) as server, httpx.AsyncClient() as browser:
-        assert lemcal_sandbox.user_id == (await browser.get(f"{server.url}/me")).json()
+    """On a real server, the lifespan and the requests run in separate tasks."""
+    async with serving(service(lemcal_sandbox.client())) as server, httpx.AsyncClient() as http:
+        assert lemcal_sandbox.user_id == (await http.get(f"{server.url}/me")).json()
 
 
-async def test_overridden(lemcal_sandbox: Sandbox) -> None:
-    """In tests, the routes get another client."""
+async def test_overridden_dependency(lemcal_sandbox: Sandbox) -> None:
+    """Tests can replace the client of the routes."""
     app = service(AsyncLemcal("usr_1", "k1"))
-    async with lemcal_sandbox.client() as other, browsing(app) as browser:
+    async with lemcal_sandbox.client() as other, http_client(app) as http:
         app.dependency_overrides[get_lemcal] = lambda: other
-        assert lemcal_sandbox.user_id == (await browser.get("/me")).json()
+        assert lemcal_sandbox.user_id == (await http.get("/me")).json()
 
 
 async def test_without_the_lifespan() -> None:
-    """It is said what is missing."""
+    """Without the lifespan, the error says what is missing."""
     app = FastAPI()
 
     @app.get("/me")
     async def me(lemcal: Lemcal) -> str:
         return lemcal.user_id
 
-    async with browsing(app) as browser:
+    async with http_client(app) as http:
         with pytest.raises(errors.ConfigurationError, match=r"FastAPI\(lifespan=lifespan\(lemcal\)\)"):
-            await browser.get("/me")
+            await http.get("/me")
 
 
-async def test_within_a_lifespan_of_ones_own(lemcal_sandbox: Sandbox) -> None:
-    """They nest."""
+async def test_nested_in_own_lifespan(lemcal_sandbox: Sandbox) -> None:
+    """The lifespan works within another one."""
 
     @asynccontextmanager
     async def own(app: FastAPI) -> AsyncIterator[None]:
@@ -117,45 +117,47 @@ async def test_within_a_lifespan_of_ones_own(lemcal_sandbox: Sandbox) -> None:
     async def me(lemcal: Lemcal) -> str:
         return lemcal.user_id
 
-    async with browsing(app) as browser:
-        assert lemcal_sandbox.user_id == (await browser.get("/me")).json()
+    async with http_client(app) as http:
+        assert lemcal_sandbox.user_id == (await http.get("/me")).json()
 
 
-# ------------------------------------------------------------------ the hook of one's own
+# ------------------------------------------------------------------ hook registration
 
 
-async def test_registers_its_hook(lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
-    """At the start, and at the next start there is one already; the log says which, without the token."""
+async def test_registers_hook(lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """The first start registers the hook, the next one finds it; the log says which, without the token."""
     url = f"https://example.com/webhooks/lemcal?token={TOKEN}"
     with caplog.at_level(logging.INFO):
         for _ in range(2):
-            async with browsing(service(lemcal_sandbox.client(), hook_url=url)) as browser:
-                await browser.get("/me")
+            async with http_client(service(lemcal_sandbox.client(), hook_url=url)) as http:
+                await http.get("/me")
     (hook,) = lemcal_sandbox.hooks()
     assert (url, True) == (hook["targetUrl"], hook["anyMeetingType"])
-    said = [record.getMessage() for record in caplog.records if record.name == "lemcal_async.fastapi"]
-    assert [f"registered the hook {hook['_id']}; keep the id, because the service lists no hooks"] == said[:1]
-    assert ["the hook already exists"] == said[1:]
+    messages = [record.getMessage() for record in caplog.records if record.name == "lemcal_async.fastapi"]
+    assert [
+        f"registered the hook {hook['_id']}; keep the id, because the service lists no hooks"
+    ] == messages[:1]
+    assert ["the hook already exists"] == messages[1:]
     assert TOKEN not in caplog.text
 
 
 @pytest.mark.parametrize(
     "fault", [faults.status(401, f"no hook for {TOKEN}"), faults.reset_after_processing()]
 )
-async def test_starts_without_its_hook(
+async def test_starts_without_hook(
     lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture, fault: faults.Fault
 ) -> None:
-    """A lemcal that is down takes nobody down with it."""
+    """The service starts even if lemcal is down."""
     lemcal_sandbox.inject(fault, method="POST")
     url = f"https://example.com/?token={TOKEN}"
-    async with browsing(service(lemcal_sandbox.client(), hook_url=url)) as browser:
-        assert 200 == (await browser.get("/me")).status_code
+    async with http_client(service(lemcal_sandbox.client(), hook_url=url)) as http:
+        assert 200 == (await http.get("/me")).status_code
     assert "the hook was not registered" in caplog.text
     assert TOKEN not in caplog.text
 
 
-async def test_a_hook_url_that_is_none(lemcal_sandbox: Sandbox) -> None:
-    """That is a mistake of ours, and shows when the lifespan is made."""
+async def test_invalid_hook_url(lemcal_sandbox: Sandbox) -> None:
+    """An invalid URL raises when the lifespan is created, without showing the token."""
     with pytest.raises(errors.ConfigurationError, match="target_url") as caught:
         service(lemcal_sandbox.client(), hook_url=f"example.com/?token={TOKEN}")
     rendered = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
@@ -164,17 +166,17 @@ async def test_a_hook_url_that_is_none(lemcal_sandbox: Sandbox) -> None:
     assert TOKEN not in str(caught.value) + repr([frame.locals for frame in frames])
 
 
-async def test_a_slow_lemcal_does_not_hold_up_the_start(
+async def test_slow_lemcal_does_not_delay_startup(
     lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hook is registered in the background."""
+    """If lemcal is slow, the hook is registered in the background."""
     monkeypatch.setattr("lemcal_async.fastapi.HOOK_TIMEOUT", 0.05)
     caplog.set_level(logging.INFO)
     lemcal_sandbox.inject(faults.slow(1.5), method="POST")
     url = f"https://example.com/?token={TOKEN}"
-    async with browsing(service(lemcal_sandbox.client(), hook_url=url)) as browser:
+    async with http_client(service(lemcal_sandbox.client(), hook_url=url)) as http:
         assert "registered the hook" not in caplog.text
-        assert 200 == (await browser.get("/me")).status_code
+        assert 200 == (await http.get("/me")).status_code
         with anyio.fail_after(20):
             while "registered the hook" not in caplog.text:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
@@ -182,15 +184,15 @@ async def test_a_slow_lemcal_does_not_hold_up_the_start(
     assert 1 == len(lemcal_sandbox.hooks())
 
 
-async def test_a_failed_registration_is_tried_again(
+async def test_failed_registration_is_retried(
     lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What passes is waited out; the log has the cause, and says what it means."""
+    """Transient errors are retried; the log explains the cause and the consequence."""
     monkeypatch.setattr("lemcal_async.fastapi._INITIAL_DELAY", 0.01)
     caplog.set_level(logging.INFO)
     url = f"https://example.com/?token={TOKEN}"
     lemcal_sandbox.inject(faults.status(500, f"no hook for {url}"), method="POST")
-    async with browsing(service(lemcal_sandbox.client(), hook_url=url)):
+    async with http_client(service(lemcal_sandbox.client(), hook_url=url)):
         with anyio.fail_after(20):
             while "registered the hook hoo_" not in caplog.text:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
@@ -200,34 +202,34 @@ async def test_a_failed_registration_is_tried_again(
     assert TOKEN not in caplog.text
 
 
-async def test_what_the_app_raises_stays_what_it_is(lemcal_sandbox: Sandbox) -> None:
-    """Also beside a registration in the background."""
+async def test_app_exception_is_not_wrapped(lemcal_sandbox: Sandbox) -> None:
+    """The background registration does not wrap the app's exception in a group."""
     begin = lifespan(lemcal_sandbox.client(), hook_url="https://example.com/?token=t")
     with pytest.raises(ZeroDivisionError):
         async with begin(FastAPI()):
             raise ZeroDivisionError
 
 
-def test_an_app_is_started_again(lemcal_sandbox: Sandbox) -> None:
-    """By a second test client, or the second invocation of a function in the cloud."""
+def test_app_can_be_restarted(lemcal_sandbox: Sandbox) -> None:
+    """A second test client, or the next invocation of a cloud function, restarts the app."""
     lemcal = lemcal_sandbox.client()
     app = service(lemcal)
     app.include_router(webhook_router(WebhookReceiver(lemcal, token=TOKEN, on_meeting=ignore)))
     for _ in range(3):
-        with TestClient(app) as browser:
-            assert lemcal_sandbox.user_id == browser.get("/me").json()
+        with TestClient(app) as http:
+            assert lemcal_sandbox.user_id == http.get("/me").json()
             url = f"/webhooks/lemcal?token={TOKEN}"
-            assert 200 == browser.post(url, json=lemcal_sandbox.book()).status_code
+            assert 200 == http.post(url, json=lemcal_sandbox.book()).status_code
     with pytest.raises(errors.ConfigurationError, match="closed"):
         anyio.run(lemcal.me)
 
 
-# ------------------------------------------------------------------ the receiver's router
+# ------------------------------------------------------------------ webhook_router
 
 
 @pytest.mark.parametrize("reader", ["dependency", "middleware"])
-async def test_a_body_that_somebody_has_read(lemcal_sandbox: Sandbox, reader: str) -> None:
-    """As error trackers do, and dependencies of the whole app."""
+async def test_body_that_was_already_read(lemcal_sandbox: Sandbox, reader: str) -> None:
+    """Error trackers and app-wide dependencies read the body before the route."""
 
     async def read(request: Request) -> None:
         await request.body()
@@ -242,18 +244,16 @@ async def test_a_body_that_somebody_has_read(lemcal_sandbox: Sandbox, reader: st
         app.middleware("http")(read_first)
     app.include_router(webhook_router(WebhookReceiver(lemcal, token=TOKEN, on_meeting=ignore, deadline=5)))
     url = f"/webhooks/lemcal?token={TOKEN}"
-    async with browsing(app) as sender:
-        answer = await sender.post(url, json=lemcal_sandbox.book())
-        assert (200, {"status": "handled"}) == (answer.status_code, answer.json())
+    async with http_client(app) as sender:
+        response = await sender.post(url, json=lemcal_sandbox.book())
+        assert (200, {"status": "handled"}) == (response.status_code, response.json())
         assert 413 == (await sender.post(url, content=b" " * (MAX_BODY_BYTES + 1))).status_code
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE", "PROPFIND", "POST"])
 @pytest.mark.parametrize("path", ["/webhooks/lemcal", "/webhooks/lemcal/"])
-async def test_the_token_is_hidden_before_the_server_logs(
-    lemcal_sandbox: Sandbox, method: str, path: str
-) -> None:
-    """Whatever the request is: an access log shows the query as it is in the scope in the end."""
+async def test_token_is_hidden_from_access_log(lemcal_sandbox: Sandbox, method: str, path: str) -> None:
+    """Whatever the request, the scope that the access log uses no longer contains the token."""
     lemcal = lemcal_sandbox.client()
     app = service(lemcal)
     app.include_router(webhook_router(WebhookReceiver(lemcal, token=TOKEN, on_meeting=ignore)))
@@ -265,14 +265,14 @@ async def test_the_token_is_hidden_before_the_server_logs(
 
     transport = httpx.ASGITransport(server)
     async with lemcal, httpx.AsyncClient(transport=transport, base_url="http://x") as sender:
-        answer = await sender.request(method, path, params={"token": TOKEN}, json=lemcal_sandbox.book())
-    assert (200 if method == "POST" else 405) == answer.status_code
-    assert "location" not in answer.headers
+        response = await sender.request(method, path, params={"token": TOKEN}, json=lemcal_sandbox.book())
+    assert (200 if method == "POST" else 405) == response.status_code
+    assert "location" not in response.headers
     assert [b"token=hidden"] == seen
 
 
-def test_a_websocket_is_refused(lemcal_sandbox: Sandbox) -> None:
-    """And its token hidden as well."""
+def test_websocket_is_rejected(lemcal_sandbox: Sandbox) -> None:
+    """The token of a WebSocket request is hidden, too."""
     app = FastAPI()
     receiver = WebhookReceiver(lemcal_sandbox.client(), token=TOKEN, on_meeting=ignore)
     app.include_router(webhook_router(receiver))
@@ -290,35 +290,35 @@ def test_a_websocket_is_refused(lemcal_sandbox: Sandbox) -> None:
     assert [b"token=hidden"] == seen
 
 
-def test_beside_an_error_tracker(lemcal_sandbox: Sandbox) -> None:
-    """Sentry's integration reads the body before the route does."""
+def test_with_error_tracker(lemcal_sandbox: Sandbox) -> None:
+    """Sentry's integration reads the body before the route."""
     lemcal = lemcal_sandbox.client()
-    kept: list[Any] = []
+    envelopes: list[Any] = []
 
-    class Kept(sentry_sdk.transport.Transport):
+    class RecordingTransport(sentry_sdk.transport.Transport):
         def capture_envelope(self, envelope: Any) -> None:
-            kept.append(envelope)
+            envelopes.append(envelope)
 
     with sentry_sdk.isolation_scope():
         sentry_sdk.init(
             dsn="http://key@127.0.0.1:9/1",
-            transport=Kept,
+            transport=RecordingTransport,
             traces_sample_rate=1.0,
         )
         try:
             app = service(lemcal)
             app.include_router(webhook_router(WebhookReceiver(lemcal, token=TOKEN, on_meeting=ignore)))
             with TestClient(app) as sender:
-                answer = sender.post(f"/webhooks/lemcal?token={TOKEN}", json=lemcal_sandbox.book())
+                response = sender.post(f"/webhooks/lemcal?token={TOKEN}", json=lemcal_sandbox.book())
         finally:
             sentry_sdk.init(dsn=None)
-    assert (200, {"status": "handled"}) == (answer.status_code, answer.json())
-    assert kept
-    assert TOKEN not in repr([envelope.serialize() for envelope in kept])
+    assert (200, {"status": "handled"}) == (response.status_code, response.json())
+    assert envelopes
+    assert TOKEN not in repr([envelope.serialize() for envelope in envelopes])
 
 
-async def test_the_receiver_has_a_route(lemcal_sandbox: Sandbox) -> None:
-    """It reads the request itself, and answers as it does anywhere."""
+async def test_receiver_route(lemcal_sandbox: Sandbox) -> None:
+    """The receiver responds as it does without FastAPI."""
     handled: list[str] = []
 
     async def keep(meeting: Meeting) -> None:
@@ -332,8 +332,8 @@ async def test_the_receiver_has_a_route(lemcal_sandbox: Sandbox) -> None:
     async with serving(app) as server, httpx.AsyncClient(base_url=server.url) as sender:
 
         async def status(token: str = TOKEN, method: str = "POST", **body: Any) -> int:
-            answer = await sender.request(method, "/hooks/webhooks/lemcal", params={"token": token}, **body)
-            return answer.status_code
+            response = await sender.request(method, "/hooks/webhooks/lemcal", params={"token": token}, **body)
+            return response.status_code
 
         assert 200 == await status(json=booked)
         assert 200 == await status(json=booked)
@@ -343,8 +343,8 @@ async def test_the_receiver_has_a_route(lemcal_sandbox: Sandbox) -> None:
     assert [booked["_id"]] == handled
 
 
-async def test_the_path_says_whose(lemcal_sandbox: Sandbox) -> None:
-    """A parameter of the route is the tenant's name."""
+async def test_tenant_in_path(lemcal_sandbox: Sandbox) -> None:
+    """The route's path parameter is the tenant's name."""
     lemcal = lemcal_sandbox.client()
 
     async def find(name: str) -> Tenant | None:
@@ -352,7 +352,7 @@ async def test_the_path_says_whose(lemcal_sandbox: Sandbox) -> None:
 
     app = service(lemcal)
     app.include_router(webhook_router(WebhookReceiver(accounts=find, on_meeting=ignore), "/hooks/{tenant}"))
-    async with browsing(app) as sender:
+    async with http_client(app) as sender:
         for tenant, status in (("acme", 200), ("beta", 401)):
             url = f"/hooks/{tenant}?token={TOKEN}"
             assert status == (await sender.post(url, json=lemcal_sandbox.book())).status_code
@@ -361,7 +361,7 @@ async def test_the_path_says_whose(lemcal_sandbox: Sandbox) -> None:
 
 
 def test_openapi() -> None:
-    """The route is described: token, body, and each answer."""
+    """The schema describes the token, the body and each response."""
     app = FastAPI()
     receiver = WebhookReceiver(AsyncLemcal("usr_1", "k1"), token=TOKEN, on_meeting=ignore)
     app.include_router(webhook_router(receiver))
@@ -374,14 +374,14 @@ def test_openapi() -> None:
     assert TOKEN not in repr(schema)
 
 
-async def test_starlette_takes_it_as_it_is(lemcal_sandbox: Sandbox) -> None:
-    """No integration is needed there."""
+async def test_starlette_needs_no_integration(lemcal_sandbox: Sandbox) -> None:
+    """A receiver is a Starlette endpoint."""
     async with lemcal_sandbox.client() as lemcal:
         receiver = WebhookReceiver(lemcal, token=TOKEN, on_meeting=ignore)
         app = Starlette(routes=[Route("/hooks/lemcal", receiver)])
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as sender:
-            answer = await sender.post(f"/hooks/lemcal?token={TOKEN}", json=lemcal_sandbox.book())
-        assert 200 == answer.status_code
+            response = await sender.post(f"/hooks/lemcal?token={TOKEN}", json=lemcal_sandbox.book())
+        assert 200 == response.status_code
 
 
 # ------------------------------------------------------------------ errors
@@ -409,19 +409,19 @@ async def test_starlette_takes_it_as_it_is(lemcal_sandbox: Sandbox) -> None:
         (faults.slow(5), 504, None),
     ],
 )
-async def test_errors_are_answered_for_what_they_are(
+async def test_errors_become_responses(
     lemcal_sandbox: Sandbox,
     fault: faults.Fault,
     status: int,
     retry_after: str | None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Who asks learns whether to come again, and nothing of how we and lemcal stand."""
+    """The response says whether to retry, and nothing about the service's relation to lemcal."""
     lemcal_sandbox.inject(fault)
-    async with browsing(service(lemcal_sandbox.client(retry=ONCE, deadline=0.5))) as browser:
-        answer = await browser.get("/me")
-    assert (status, retry_after) == (answer.status_code, answer.headers.get("retry-after"))
-    assert ["detail"] == list(answer.json())
+    async with http_client(service(lemcal_sandbox.client(retry=ONCE, deadline=0.5))) as http:
+        response = await http.get("/me")
+    assert (status, retry_after) == (response.status_code, response.headers.get("retry-after"))
+    assert ["detail"] == list(response.json())
     logged = [record.getMessage() for record in caplog.records if record.name == "lemcal_async.fastapi"]
     assert (status >= 500) == bool(logged)
     for line in logged:
@@ -430,28 +430,28 @@ async def test_errors_are_answered_for_what_they_are(
 
 
 async def test_other_errors(lemcal_sandbox: Sandbox) -> None:
-    """No such meeting; a queue that is longer than the deadline; a timeout; nobody there; wrong use."""
+    """A missing meeting, a wait beyond the deadline, a timeout, an unreachable host and an invalid id."""
     slow = Sandbox(limit=2, period=600)
     limiter = LocalRateLimiter(limit=2, period=600)
     with slow.serve():
         app = service(slow.client(retry=ONCE, deadline=30, limiter=limiter))
-        async with browsing(app) as browser:
-            assert 404 == (await browser.get("/meetings/mee_1")).status_code
-            assert 500 == (await browser.get("/meetings/..%5C")).status_code  # nothing was sent
-            assert 200 == (await browser.get("/me")).status_code
-            late = await browser.get("/me")  # refused at once
+        async with http_client(app) as http:
+            assert 404 == (await http.get("/meetings/mee_1")).status_code
+            assert 500 == (await http.get("/meetings/..%5C")).status_code  # an invalid id: nothing was sent
+            assert 200 == (await http.get("/me")).status_code
+            late = await http.get("/me")  # fails immediately
             assert (504, True) == (late.status_code, int(late.headers["retry-after"]) >= 1)
     lemcal_sandbox.inject(faults.slow(5))
     other = lemcal_sandbox.client(retry=ONCE, timeout=0.1)
-    async with browsing(service(other)) as browser:
-        assert 504 == (await browser.get("/me")).status_code
-    nobody = AsyncLemcal("usr_1", "k1", base_url="http://127.0.0.1:9", retry=ONCE)
-    async with browsing(service(nobody)) as browser:
-        assert 502 == (await browser.get("/me")).status_code
+    async with http_client(service(other)) as http:
+        assert 504 == (await http.get("/me")).status_code
+    unreachable = AsyncLemcal("usr_1", "k1", base_url="http://127.0.0.1:9", retry=ONCE)
+    async with http_client(service(unreachable)) as http:
+        assert 502 == (await http.get("/me")).status_code
 
 
-def test_it_names_its_extra() -> None:
-    """Where it is not installed."""
+def test_missing_extra() -> None:
+    """Without FastAPI, the ImportError names the extra."""
     program = (
         "import sys; sys.modules['fastapi'] = None\n"
         "try:\n"

@@ -1,4 +1,4 @@
-"""A sender of deliveries that may be as odd as it likes: bytes on a socket, and what came back."""
+"""A sender that can deliver malformed requests: raw bytes on a socket, and the parsed response."""
 
 import contextlib
 import json
@@ -10,20 +10,20 @@ import attrs
 
 
 @attrs.frozen
-class Answer:
-    """What a receiver answered; a status code of None is no answer at all."""
+class Response:
+    """A receiver's response. A status code of None means that there was none."""
 
     status_code: int | None
     outcome: str | None
     headers: Mapping[str, str]
 
     @property
-    def brief(self) -> tuple[int | None, str | None]:
-        """Status and outcome."""
+    def summary(self) -> tuple[int | None, str | None]:
+        """The status code and the outcome."""
         return self.status_code, self.outcome
 
 
-NONE = Answer(None, None, {})
+NO_REPLY = Response(None, None, {})
 
 
 async def post(
@@ -36,11 +36,11 @@ async def post(
     length: int | None = None,
     leave: bool = False,
     pause: float = 0.0,
-) -> Answer:
-    """Send a request, and read its answer.
+) -> Response:
+    """Send a request and read its response.
 
-    Several parts are sent chunked, with ``pause`` seconds between. ``length`` is what the header claims
-    in place of the truth; with ``leave`` the connection is closed when all is sent.
+    Several parts are sent chunked, ``pause`` seconds apart. ``length`` overrides the Content-Length header.
+    With ``leave``, the connection is closed once the request is sent.
     """
     parts = [body] if isinstance(body, bytes) else [*body]
     if isinstance(body, bytes):
@@ -57,7 +57,7 @@ async def post(
                 while True:
                     received.append(await stream.receive())
 
-        # From the start: who is refused before all is sent finds the connection broken later on.
+        # Read from the start: after an early rejection, the connection may break before the body is sent.
         if not leave:
             tasks.start_soon(read)
         with contextlib.suppress(anyio.BrokenResourceError):
@@ -68,9 +68,9 @@ async def post(
     return _read(b"".join(received))
 
 
-def _read(received: bytes) -> Answer:
+def _read(received: bytes) -> Response:
     if not received:
-        return NONE
+        return NO_REPLY
     head, _, body = received.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -78,4 +78,4 @@ def _read(received: bytes) -> Answer:
         content: Any = json.loads(body)
     except ValueError:
         content = {}
-    return Answer(int(first.split()[1]), content.get("status"), headers)
+    return Response(int(first.split()[1]), content.get("status"), headers)

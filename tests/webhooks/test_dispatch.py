@@ -1,4 +1,4 @@
-"""A meeting is handled once: by one task, in one process, and again only if that failed."""
+"""A meeting is handled once, by one task in one process, and again only after a failure."""
 
 import asyncio
 import functools
@@ -21,76 +21,76 @@ pytestmark = pytest.mark.anyio
 MEETING = Meeting("mee_1")
 
 
-class Journal(InMemoryDedup):
-    """A deduplication that writes down what it is asked, and fails when it is told to."""
+class RecordingDedup(InMemoryDedup):
+    """A deduplication that records its calls, and fails in the given method."""
 
     def __init__(self, *, fails_at: str = "") -> None:
         super().__init__()
-        self.asked: list[str] = []
+        self.calls: list[str] = []
         self._fails_at = fails_at
 
-    def _note(self, what: str) -> None:
-        self.asked.append(what)
-        if what == self._fails_at:
-            raise OSError("the database at postgresql://me:secret@host is gone")
+    def _record(self, method: str) -> None:
+        self.calls.append(method)
+        if method == self._fails_at:
+            raise OSError("the database at postgresql://me:secret@host is down")
 
     async def claim(self, user_id: str, meeting_id: str, lease: float) -> Claim:
-        """Write it down."""
-        self._note("claim")
+        """Record the call."""
+        self._record("claim")
         return await super().claim(user_id, meeting_id, lease)
 
     async def done(self, user_id: str, meeting_id: str) -> None:
-        """Write it down."""
-        self._note("done")
+        """Record the call."""
+        self._record("done")
         await super().done(user_id, meeting_id)
 
     async def release(self, user_id: str, meeting_id: str) -> None:
-        """Write it down."""
-        self._note("release")
+        """Record the call."""
+        self._record("release")
         await super().release(user_id, meeting_id)
 
 
-class Desk:
-    """Has meetings handled, and notes when the senders were told to come again."""
+class Harness:
+    """A dispatcher, its deduplication, and whether a sender was asked to retry after a timeout."""
 
     def __init__(self, handler: Callable[..., Any], dedup: Dedup | None = None, limit: float = 30) -> None:
-        self.dedup = dedup or Journal()
+        self.dedup = dedup or RecordingDedup()
         self.dispatcher = Dispatcher(handler, self.dedup, limit)
-        self.told_late = anyio.Event()
+        self.timed_out = anyio.Event()
 
     async def handle(self, meeting: Meeting = MEETING, *more: Any) -> str:
         """Return the outcome."""
 
-        async def late() -> None:
-            self.told_late.set()
+        async def on_timeout() -> None:
+            self.timed_out.set()
 
-        return await self.dispatcher.dispatch("usr_1", meeting, (meeting, *more), late)
+        return await self.dispatcher.dispatch("usr_1", meeting, (meeting, *more), on_timeout)
 
     async def claim(self) -> Claim:
-        """Return what another process would hear."""
+        """Claim the meeting as another process would."""
         return await self.dedup.claim("usr_1", "mee_1", 1)
 
 
-async def async_function(meeting: Meeting, kept: list[Any]) -> None:
+async def async_function(meeting: Meeting, threads: list[Any]) -> None:
     """Handle."""
-    kept.append(threading.current_thread())
+    threads.append(threading.current_thread())
 
 
-def plain_function(meeting: Meeting, kept: list[Any]) -> None:
-    """Handle, and be allowed to block."""
-    kept.append(threading.current_thread())
+def plain_function(meeting: Meeting, threads: list[Any]) -> None:
+    """Handle; may block."""
+    threads.append(threading.current_thread())
 
 
 class AsyncObject:
-    """An object that is called like an async function."""
+    """An object with an async ``__call__``."""
 
-    async def __call__(self, meeting: Meeting, kept: list[Any]) -> None:
+    async def __call__(self, meeting: Meeting, threads: list[Any]) -> None:
         """Handle."""
-        kept.append(threading.current_thread())
+        threads.append(threading.current_thread())
 
 
-def around(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a plain function that returns whatever another one does, as many a lambda is."""
+def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function in a plain one that returns its result, like a lambda."""
 
     def plain(*arguments: Any) -> Any:
         return function(*arguments)
@@ -107,22 +107,22 @@ def around(function: Callable[..., Any]) -> Callable[..., Any]:
         (AsyncObject().__call__, False),
         (plain_function, True),
         (functools.partial(plain_function), True),
-        (around(async_function), False),
-        (around(plain_function), True),
+        (wrapped(async_function), False),
+        (wrapped(plain_function), True),
     ],
 )
 async def test_kinds_of_handlers(handler: Callable[..., Any], *, in_thread: bool) -> None:
-    """Async ones run on the event loop, others in a thread, where they may block."""
-    kept: list[threading.Thread] = []
-    desk = Desk(handler)
-    assert "handled" == await desk.handle(MEETING, kept)
-    assert "repeated" == await desk.handle(MEETING, kept)
-    assert [in_thread] == [thread is not threading.current_thread() for thread in kept]
+    """Async handlers run on the event loop, plain ones in a thread, where they may block."""
+    threads: list[threading.Thread] = []
+    harness = Harness(handler)
+    assert "handled" == await harness.handle(MEETING, threads)
+    assert "repeated" == await harness.handle(MEETING, threads)
+    assert [in_thread] == [thread is not threading.current_thread() for thread in threads]
 
 
-@pytest.mark.parametrize("kind", ["async", "plain", "around"])
-async def test_a_failure_is_no_handling(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    """It comes again; the log has the meeting and the traceback, and not the error's words."""
+@pytest.mark.parametrize("kind", ["async", "plain", "wrapped"])
+async def test_failed_handler_is_called_again(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The log contains the meeting and the traceback, but not the error's message."""
 
     async def fail(meeting: Meeting) -> None:
         raise ValueError("guest" + "@example.com")
@@ -130,13 +130,13 @@ async def test_a_failure_is_no_handling(kind: str, caplog: pytest.LogCaptureFixt
     def fail_in_thread(meeting: Meeting) -> None:
         raise ValueError("guest" + "@example.com")
 
-    desk = Desk({"async": fail, "plain": fail_in_thread, "around": around(fail)}[kind])
+    harness = Harness({"async": fail, "plain": fail_in_thread, "wrapped": wrapped(fail)}[kind])
     with caplog.at_level(logging.DEBUG):
-        assert ("failed", "failed") == (await desk.handle(), await desk.handle())
-    assert "new" == await desk.claim()
-    ours = [record for record in caplog.records if record.name == "lemcal_async.webhooks"]
-    assert 2 == len(ours)
-    for record in ours:
+        assert ("failed", "failed") == (await harness.handle(), await harness.handle())
+    assert "new" == await harness.claim()
+    records = [record for record in caplog.records if record.name == "lemcal_async.webhooks"]
+    assert 2 == len(records)
+    for record in records:
         assert "meeting mee_1: on_meeting failed; the sender should retry" == record.getMessage()
     assert 'raise ValueError("' in caplog.text  # the line of the source
     assert "test_dispatch.py" in caplog.text
@@ -144,8 +144,8 @@ async def test_a_failure_is_no_handling(kind: str, caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize("succeeds", [True, False])
-async def test_those_who_come_meanwhile_share_the_outcome(*, succeeds: bool) -> None:
-    """Ten at once are one handling."""
+async def test_concurrent_deliveries_share_the_outcome(*, succeeds: bool) -> None:
+    """Ten concurrent deliveries cause one handler call."""
     calls: list[str] = []
     release = anyio.Event()
 
@@ -155,23 +155,23 @@ async def test_those_who_come_meanwhile_share_the_outcome(*, succeeds: bool) -> 
         if not succeeds:
             raise ValueError
 
-    desk = Desk(handler)
+    harness = Harness(handler)
     outcomes: list[str] = []
 
-    async def one() -> None:
-        outcomes.append(await desk.handle())
+    async def deliver() -> None:
+        outcomes.append(await harness.handle())
 
     async with anyio.create_task_group() as tasks:
         for _ in range(10):
-            tasks.start_soon(one)
+            tasks.start_soon(deliver)
         await anyio.wait_all_tasks_blocked()
         assert ["mee_1"] == calls
         release.set()
     assert (["handled"] + ["repeated"] * 9 if succeeds else ["failed"] * 10) == sorted(outcomes)
 
 
-async def test_others_go_on() -> None:
-    """Meetings do not hold each other up, nor do accounts."""
+async def test_meetings_are_handled_concurrently() -> None:
+    """A meeting does not delay another one."""
     both = anyio.Event()
     calls: list[str] = []
 
@@ -181,17 +181,17 @@ async def test_others_go_on() -> None:
             both.set()
         await both.wait()
 
-    desk = Desk(handler)
+    harness = Harness(handler)
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(desk.handle)
-            tasks.start_soon(desk.handle, Meeting("mee_2"))
+            tasks.start_soon(harness.handle)
+            tasks.start_soon(harness.handle, Meeting("mee_2"))
     assert ["mee_1", "mee_2"] == sorted(calls)
 
 
-@pytest.mark.parametrize("kind", ["async", "around"])
-async def test_too_late(kind: str) -> None:
-    """It is canceled, and comes again."""
+@pytest.mark.parametrize("kind", ["async", "wrapped"])
+async def test_timeout_cancels_async_handler(kind: str) -> None:
+    """A handler that times out is canceled, and its claim released."""
     canceled: list[bool] = []
 
     async def hang(meeting: Meeting) -> None:
@@ -200,12 +200,12 @@ async def test_too_late(kind: str) -> None:
         finally:
             canceled.append(True)
 
-    desk = Desk(hang if kind == "async" else around(hang), limit=0.1)
-    assert ("failed", [True], "new") == (await desk.handle(), canceled, await desk.claim())
+    harness = Harness(hang if kind == "async" else wrapped(hang), limit=0.1)
+    assert ("failed", [True], "new") == (await harness.handle(), canceled, await harness.claim())
 
 
-async def test_so_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain functions take no more threads than they have, however many meetings are booked."""
+async def test_thread_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain handlers use a limited number of threads, however many meetings are booked."""
     monkeypatch.setattr(_dispatch, "THREADS", 2)
     running: list[str] = []
     seen: list[int] = []
@@ -216,96 +216,96 @@ async def test_so_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(len(running))
         running.remove(meeting.id)
 
-    desk = Desk(handler)
+    harness = Harness(handler)
     async with anyio.create_task_group() as tasks:
         for number in range(8):
-            tasks.start_soon(desk.handle, Meeting(f"mee_{number}"))
+            tasks.start_soon(harness.handle, Meeting(f"mee_{number}"))
     assert (8, 2) == (len(seen), max(seen))
 
 
 @pytest.mark.parametrize("succeeds", [True, False])
-async def test_a_thread_that_takes_too_long(*, succeeds: bool) -> None:
-    """The sender is told to come again, and so are others; when the thread ends, it counts."""
+async def test_timeout_of_plain_handler(*, succeeds: bool) -> None:
+    """All senders are asked to retry; when the thread ends, its result counts."""
     calls: list[str] = []
-    proceed = threading.Event()
+    finish = threading.Event()
 
     def slow(meeting: Meeting) -> None:
         calls.append(meeting.id)
-        proceed.wait(20)
+        finish.wait(20)
         if not succeeds:
             raise ValueError
 
-    desk = Desk(slow, limit=0.1)
+    harness = Harness(slow, limit=0.1)
     outcomes: list[str] = []
 
     async def first() -> None:
-        outcomes.append(await desk.handle())
+        outcomes.append(await harness.handle())
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(first)
         with anyio.fail_after(10):
-            await desk.told_late.wait()
-        assert ([], "failed", "busy") == (outcomes, await desk.handle(), await desk.claim())
-        proceed.set()
+            await harness.timed_out.wait()
+        assert ([], "failed", "busy") == (outcomes, await harness.handle(), await harness.claim())
+        finish.set()
     assert (["handled"] if succeeds else ["failed"]) == outcomes
-    assert (["mee_1"], "done" if succeeds else "new") == (calls, await desk.claim())
+    assert (["mee_1"], "done" if succeeds else "new") == (calls, await harness.claim())
 
 
-async def test_canceled() -> None:
-    """An async handler is canceled, and the meeting given back; those who waited are told."""
-    dedup = Journal()
+async def test_cancellation_of_async_handler() -> None:
+    """The handler is canceled and its claim released; waiting deliveries fail."""
+    dedup = RecordingDedup()
 
     async def hang(meeting: Meeting) -> None:
         await anyio.sleep_forever()
 
-    desk = Desk(hang, dedup)
+    harness = Harness(hang, dedup)
     outcomes: list[str] = []
 
     async def follow() -> None:
-        outcomes.append(await desk.handle())
+        outcomes.append(await harness.handle())
 
     async with anyio.create_task_group() as tasks:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as doomed:
-                doomed.start_soon(desk.handle)
+                doomed.start_soon(harness.handle)
                 await anyio.wait_all_tasks_blocked()
                 tasks.start_soon(follow)
                 await anyio.wait_all_tasks_blocked()
                 scope.cancel()
-    assert (["failed"], ["claim", "release"]) == (outcomes, dedup.asked)
-    assert "new" == await desk.claim()
+    assert (["failed"], ["claim", "release"]) == (outcomes, dedup.calls)
+    assert "new" == await harness.claim()
 
 
-async def test_canceled_beside_a_thread() -> None:
-    """It cannot be stopped, so the meeting stays its own until the claim lapses."""
-    proceed, started = threading.Event(), threading.Event()
+async def test_cancellation_of_plain_handler() -> None:
+    """A thread cannot be stopped, so it keeps its claim until the claim expires."""
+    finish, started = threading.Event(), threading.Event()
 
     def slow(meeting: Meeting) -> None:
         started.set()
-        proceed.wait(20)
+        finish.wait(20)
 
-    desk = Desk(slow)
+    harness = Harness(slow)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(desk.handle)
+        tasks.start_soon(harness.handle)
         await anyio.to_thread.run_sync(started.wait, 10)
         tasks.cancel_scope.cancel()
-    proceed.set()
-    assert ("busy", "busy") == (await desk.claim(), await desk.handle())
+    finish.set()
+    assert ("busy", "busy") == (await harness.claim(), await harness.handle())
 
 
-@pytest.mark.parametrize("what", ["claim", "done", "release"])
-async def test_the_dedup_fails(what: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing counts as handled that is not remembered; its words stay out of the log."""
+@pytest.mark.parametrize("method", ["claim", "done", "release"])
+async def test_failing_dedup(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A meeting that cannot be recorded does not count as handled; the error's message is not logged."""
     calls: list[str] = []
 
     async def handler(meeting: Meeting) -> None:
         calls.append(meeting.id)
-        if what == "release":
+        if method == "release":
             raise ValueError
 
-    desk = Desk(handler, Journal(fails_at=what))
-    assert "failed" == await desk.handle()
-    assert (0 if what == "claim" else 1) == len(calls)
+    harness = Harness(handler, RecordingDedup(fails_at=method))
+    assert "failed" == await harness.handle()
+    assert (0 if method == "claim" else 1) == len(calls)
     assert "meeting mee_1: dedup= " in caplog.text
     assert "OSError" in caplog.text
     assert "secret@host is" not in "".join(
@@ -313,40 +313,40 @@ async def test_the_dedup_fails(what: str, caplog: pytest.LogCaptureFixture) -> N
     )
 
 
-@pytest.mark.parametrize("what", ["claim", "done", "release"])
-async def test_the_dedup_hangs(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For so long at most, and then it comes again."""
+@pytest.mark.parametrize("method", ["claim", "done", "release"])
+async def test_hanging_dedup(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that takes too long fails the delivery."""
     monkeypatch.setattr("lemcal_async.webhooks._dispatch.DEDUP_TIMEOUT", 0.05)
 
     async def handler(meeting: Meeting) -> None:
-        if what == "release":
+        if method == "release":
             raise ValueError
 
     async def hang(*_: object) -> None:
         await anyio.sleep_forever()
 
-    dedup = Journal()
-    monkeypatch.setattr(dedup, what, hang)
-    assert "failed" == await Desk(handler, dedup).handle()
+    dedup = RecordingDedup()
+    monkeypatch.setattr(dedup, method, hang)
+    assert "failed" == await Harness(handler, dedup).handle()
 
 
-async def test_another_process() -> None:
-    """Has it, and is waited for by the sender; or had it."""
-    dedup = Journal()
+async def test_claim_of_another_process() -> None:
+    """A meeting that another process is handling is busy; one that it handled is repeated."""
+    dedup = RecordingDedup()
     calls: list[str] = []
 
     async def handler(meeting: Meeting) -> None:
         calls.append(meeting.id)
 
-    desk = Desk(handler, dedup)
-    assert ("new", "busy") == (await desk.claim(), await desk.handle())
+    harness = Harness(handler, dedup)
+    assert ("new", "busy") == (await harness.claim(), await harness.handle())
     await dedup.done("usr_1", "mee_1")
-    assert ("repeated", []) == (await desk.handle(), calls)
+    assert ("repeated", []) == (await harness.handle(), calls)
 
 
-@pytest.mark.parametrize("kind", ["async", "plain", "around"])
-async def test_a_cancellation_that_nobody_asked_for(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A handler that awaits what somebody else canceled has failed; its delivery is not lost."""
+@pytest.mark.parametrize("kind", ["async", "plain", "wrapped"])
+async def test_foreign_cancellation(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A handler that awaits a canceled task has failed, and its delivery is not lost."""
 
     async def fail(meeting: Meeting) -> None:
         raise anyio.get_cancelled_exc_class()._create() if _is_trio() else asyncio.CancelledError  # type: ignore[attr-defined]
@@ -354,9 +354,9 @@ async def test_a_cancellation_that_nobody_asked_for(kind: str, caplog: pytest.Lo
     def fail_in_thread(meeting: Meeting) -> None:
         raise asyncio.CancelledError
 
-    desk = Desk({"async": fail, "plain": fail_in_thread, "around": around(fail)}[kind])
-    assert "failed" == await desk.handle()
-    assert "new" == await desk.claim()
+    harness = Harness({"async": fail, "plain": fail_in_thread, "wrapped": wrapped(fail)}[kind])
+    assert "failed" == await harness.handle()
+    assert "new" == await harness.claim()
     assert "on_meeting failed" in caplog.text
 
 
@@ -364,20 +364,20 @@ def _is_trio() -> bool:
     return "trio" in anyio.get_cancelled_exc_class().__module__
 
 
-async def test_a_thread_that_nobody_waits_for() -> None:
-    """Without a sender to answer early, the thread is left behind, and the meeting stays its own."""
-    proceed = threading.Event()
-    dedup = Journal()
-    dispatcher = Dispatcher(lambda _: proceed.wait(20), dedup, 0.05)
+async def test_abandoned_thread() -> None:
+    """Without ``on_timeout``, the thread is abandoned and keeps its claim."""
+    finish = threading.Event()
+    dedup = RecordingDedup()
+    dispatcher = Dispatcher(lambda _: finish.wait(20), dedup, 0.05)
     assert "failed" == await dispatcher.dispatch("usr_1", MEETING, (MEETING,), None)
-    proceed.set()
+    finish.set()
     assert "busy" == await dedup.claim("usr_1", "mee_1", 1)
 
 
 @pytest.mark.parametrize("handler", [lambda: None, lambda a, b: None, lambda *, meeting: None, AsyncObject()])
 @pytest.mark.parametrize("anyio_backend", ["none"])
-def test_a_handler_that_cannot_be_called(anyio_backend: str, handler: Callable[..., Any]) -> None:
-    """It is refused when the receiver is made, and not at the first booking."""
+def test_handler_with_wrong_parameters(anyio_backend: str, handler: Callable[..., Any]) -> None:
+    """Such a handler is rejected when the receiver is created, not at the first booking."""
     client = AsyncLemcal("usr_1", "k1")
     with pytest.raises(
         ConfigurationError, match=r"on_meeting= is called as .*\(meeting\), and does not take"
@@ -386,11 +386,11 @@ def test_a_handler_that_cannot_be_called(anyio_backend: str, handler: Callable[.
     WebhookReceiver(client, token="t", on_meeting=print)
 
 
-# --------------------------------------------------------------------------- the dedup of one process
+# --------------------------------------------------------------------------- InMemoryDedup
 
 
-async def test_claims_lapse() -> None:
-    """After the lease, whoever had it must be gone."""
+async def test_claims_expire() -> None:
+    """After the lease, another caller can claim the meeting."""
     now = 100.0
     dedup = InMemoryDedup(clock=lambda: now)
     assert ["new", "busy"] == [await dedup.claim("usr_1", "mee_1", 30) for _ in range(2)]
@@ -402,8 +402,8 @@ async def test_claims_lapse() -> None:
     assert "new" == await dedup.claim("usr_1", "mee_1", 30)
 
 
-async def test_it_is_bounded() -> None:
-    """Those that were not asked for longest go first."""
+async def test_size_limit() -> None:
+    """The least recently used records are evicted first."""
     dedup = InMemoryDedup(3)
     for number in range(1, 4):
         await dedup.done("usr_1", f"mee_{number}")
@@ -413,7 +413,7 @@ async def test_it_is_bounded() -> None:
     assert ["done", "new", "done", "done"] == claims
 
 
-def test_of_no_size() -> None:
-    """It could not remember anything."""
+def test_size_of_zero() -> None:
+    """A size below 1 is rejected."""
     with pytest.raises(ConfigurationError, match="at least 1"):
         InMemoryDedup(0)

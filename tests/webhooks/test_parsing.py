@@ -1,4 +1,4 @@
-"""The pure part: what a head and a body are worth."""
+"""Parsing of heads and bodies, without a server."""
 
 import base64
 import json
@@ -31,47 +31,47 @@ ANYTHING = st.recursive(
 
 @given(st.binary())
 def test_any_body(body: bytes) -> None:
-    """Whatever comes in, it is a decision."""
+    """Any body is either accepted or rejected, without an error."""
     assert isinstance(parse_body(body), Rejection | MeetingRef)
 
 
 @given(ANYTHING, ANYTHING, st.dictionaries(st.text(), ANYTHING))
 def test_any_json(meeting_id: Any, meeting_type_id: Any, more: dict[str, Any]) -> None:
-    """Only a plain id passes, as it is; the type is a hint that is dropped when it is of no use."""
-    decision = parse_body(json.dumps({**more, "_id": meeting_id, "meetingTypeId": meeting_type_id}).encode())
-    if isinstance(decision, MeetingRef):
-        assert meeting_id == decision.meeting_id
+    """Only a valid id is accepted, unchanged; an invalid type is dropped."""
+    parsed = parse_body(json.dumps({**more, "_id": meeting_id, "meetingTypeId": meeting_type_id}).encode())
+    if isinstance(parsed, MeetingRef):
+        assert meeting_id == parsed.meeting_id
         assert meeting_id.isascii()
-        assert decision.meeting_type_id in {
+        assert parsed.meeting_type_id in {
             None,
             meeting_type_id if isinstance(meeting_type_id, str) else None,
         }
     else:
-        assert 400 == decision.status_code
+        assert 400 == parsed.status_code
 
 
 @given(st.from_regex(r"\A(mee|met)_[A-Za-z0-9]{1,30}\Z"), st.none() | st.from_regex(r"\Amet_[a-z0-9]{17}\Z"))
 def test_ids(meeting_id: str, meeting_type_id: str | None) -> None:
-    """Ids as the service makes them pass, of any length."""
+    """Ids in the service's format are accepted, at any length."""
     body = json.dumps({"_id": meeting_id, "meetingTypeId": meeting_type_id}).encode()
     assert MeetingRef(meeting_id, meeting_type_id) == parse_body(body)
 
 
-def test_the_last_of_two_ids_counts() -> None:
-    """As everywhere in JSON; which one it is does not matter, as it is looked up."""
+def test_last_of_two_ids_wins() -> None:
+    """As usual in JSON. Which id wins does not matter, because it is looked up."""
     assert MeetingRef("mee_2") == parse_body(b'{"_id": "mee_1", "_id": "mee_2"}')
 
 
 @pytest.mark.parametrize(("depth", "passes"), [(1, True), (60, True), (64, False), (500, False)])
 def test_depth(depth: int, *, passes: bool) -> None:
-    """Meetings are about 5 deep."""
+    """Meetings are nested about 5 levels deep."""
     for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
         inner = opening * depth + (b"0" if opening != b"[" else b"") + closing * depth
         assert passes == isinstance(parse_body(b'{"_id": "mee_1", "x": %b}' % inner), MeetingRef)
 
 
 def test_size() -> None:
-    """To the byte; a body that is just within may be real."""
+    """The limit is exact to the byte."""
     fill = MAX_BODY_BYTES - len(b'{"_id": "mee_1", "x": ""}')
     assert MeetingRef("mee_1") == parse_body(b'{"_id": "mee_1", "x": "%b"}' % (b"x" * fill))
     too_large = parse_body(b'{"_id": "mee_1", "x": "%b"}' % (b"x" * (fill + 1)))
@@ -96,27 +96,27 @@ def test_size() -> None:
     ],
 )
 def test_content_length(value: bytes, status: int | None) -> None:
-    """It is believed when it says too much; else the body is counted."""
-    refusal = check_headers([(b"host", b"x"), (b"Content-Length", value)])
-    assert status == (refusal and refusal.status_code)
+    """A Content-Length that is too large is rejected; otherwise the body is counted."""
+    rejection = check_headers([(b"host", b"x"), (b"Content-Length", value)])
+    assert status == (rejection and rejection.status_code)
 
 
 def test_no_content_length() -> None:
-    """As of a chunked body."""
+    """A chunked body has none."""
     assert check_headers([(b"transfer-encoding", b"chunked")]) is None
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "post", ""])
 def test_methods(method: str) -> None:
-    """There is one."""
-    refusal = check_method(method)
-    assert refusal is not None
-    assert (405, None) == (refusal.status_code, check_method("POST"))
+    """Only POST is allowed."""
+    rejection = check_method(method)
+    assert rejection is not None
+    assert (405, None) == (rejection.status_code, check_method("POST"))
 
 
 @given(st.text(min_size=1))
-def test_a_token_is_found(token: str) -> None:
-    """However it is quoted; what cannot be quoted is no token of ours."""
+def test_quoted_token(token: str) -> None:
+    """A quoted token is found. Text that cannot be encoded is not a token."""
     try:
         query = f"a=b&token={quote(token)}"
     except UnicodeEncodeError:
@@ -128,13 +128,13 @@ def test_a_token_is_found(token: str) -> None:
 
 
 @pytest.mark.parametrize("token", ["a+b", "a/b==", "plain", "a b"])
-def test_a_token_that_was_not_quoted(token: str) -> None:
-    """What a URL carries as it is arrives; a plus sign may stand for itself or for a space."""
+def test_unquoted_token(token: str) -> None:
+    """A plus sign may stand for itself or for a space."""
     assert digest_of(token) in tokens_in(b"token=" + token.encode(), [])
 
 
-def test_a_token_as_a_password() -> None:
-    """For servers that log the query; a token in the query comes first."""
+def test_token_as_password() -> None:
+    """Basic credentials are for servers that log the query. A token in the query takes precedence."""
     basic = (b"authorization", b"Basic " + base64.b64encode(b"lemcal:s3cr:et"))
     assert (digest_of("s3cr:et"),) == tokens_in(b"", [basic])
     assert (digest_of("q"),) == tokens_in(b"token=q", [basic])
@@ -145,7 +145,7 @@ def test_a_token_as_a_password() -> None:
     "value", [b"", b"Basic", b"Basic !!", b"Bearer x", b"Basic " + base64.b64encode(b"x")]
 )
 def test_no_password(value: bytes) -> None:
-    """Other forms of authorization, broken ones, and those without a password."""
+    """Other schemes, malformed credentials, and those without a password are ignored."""
     assert () == tokens_in(b"", [(b"authorization", value)])
 
 
@@ -165,13 +165,13 @@ def test_no_password(value: bytes) -> None:
     ],
 )
 def test_no_token(query: bytes) -> None:
-    """Nothing that could be one, or more than one."""
+    """A query without a token, or with several, has none."""
     assert () == tokens_in(query, [])
 
 
 @given(st.binary(), st.binary())
 def test_any_query(first: bytes, second: bytes) -> None:
-    """Digests of other tokens are others."""
+    """Different tokens have different digests."""
     assert len(tokens_in(first, [])) <= 2
     assert (
         tokens_in(b"token=x" + first.hex().encode(), []) == tokens_in(b"token=x" + second.hex().encode(), [])
@@ -182,14 +182,14 @@ def test_any_query(first: bytes, second: bytes) -> None:
     ("url", "token"),
     [("https://you.example/x", ""), ("https://you.example/x?token=a", "b"), ("https://you.example/x#y", "b")],
 )
-def test_no_url_for_a_hook(url: str, token: str) -> None:
-    """Two tokens would be none, and what follows a fragment is never sent."""
+def test_invalid_hook_url(url: str, token: str) -> None:
+    """A second token would invalidate both, and a fragment is never sent."""
     with pytest.raises(ConfigurationError, match=r"hook_url\(\)"):
         hook_url(url, token)
 
 
-def test_headers() -> None:
-    """Text or bytes, a mapping or pairs."""
+def test_header_types() -> None:
+    """Headers may be text or bytes, a mapping or pairs."""
     expected = [(b"content-type", b"x"), (b"a", b"1")]
     assert expected == headers_of({"Content-Type": "x", "A": "1"})
     assert expected == headers_of([(b"Content-Type", b"x"), ("A", "1")])

@@ -1,4 +1,4 @@
-"""The receiver as a whole: whose a delivery is, what it wakes, what it logs, what it needs."""
+"""The complete receiver: tokens and tenants, wake-ups, load, logs, ASGI, and use without ASGI."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ from lemcal_async.ratelimit import Unlimited
 from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.webhooks import Tenant, WebhookReceiver, _lookup, hook_url
 
-from .conftest import ONCE, TOKEN, scene
+from .conftest import ONCE, TOKEN, running_receiver
 from .posting import post
 
 pytestmark = pytest.mark.anyio
@@ -31,31 +31,31 @@ NEW_TOKEN = "wh-token-new-9Kq"
 
 
 async def ignore(*_: object) -> None:
-    """Be a handler that is content with everything."""
+    """Accept any meeting."""
 
 
-async def ask(app: App, path: str, body: object, *, token: str = TOKEN) -> tuple[int, str]:
-    """Deliver to an app without a socket; return status and outcome."""
+async def deliver_to(app: App, path: str, body: object, *, token: str = TOKEN) -> tuple[int, str]:
+    """Deliver to an app without a socket; return status code and outcome."""
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as sender:
-        answer = await sender.post(path, params={"token": token}, json=body)
-        return answer.status_code, answer.json()["status"]
+        response = await sender.post(path, params={"token": token}, json=body)
+        return response.status_code, response.json()["status"]
 
 
 # ------------------------------------------------------------------ tokens and tenants
 
 
 async def test_several_tokens(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
-    """Both are good while one replaces the other."""
+    """During a rotation, both tokens are accepted."""
     receiver = WebhookReceiver(lemcal, token=[TOKEN, NEW_TOKEN], on_meeting=ignore)
     async with lemcal:
-        assert (200, "handled") == await ask(receiver, "/", sandbox.book())
-        assert (200, "handled") == await ask(receiver, "/", sandbox.book(), token=NEW_TOKEN)
-        assert (401, "rejected") == await ask(receiver, "/", sandbox.book(), token="other")
+        assert (200, "handled") == await deliver_to(receiver, "/", sandbox.book())
+        assert (200, "handled") == await deliver_to(receiver, "/", sandbox.book(), token=NEW_TOKEN)
+        assert (401, "rejected") == await deliver_to(receiver, "/", sandbox.book(), token="other")
 
 
 async def test_accounts_by_token(sandbox: Sandbox) -> None:
-    """The token says whose the delivery is; the handler gets that account's client."""
+    """The token identifies the account; the handler receives its client."""
     got: list[tuple[str, str]] = []
 
     async def keep(meeting: Meeting, lemcal: AsyncLemcal) -> None:
@@ -67,16 +67,16 @@ async def test_accounts_by_token(sandbox: Sandbox) -> None:
         accounts = {"token-1": first, "token-1b": first, "token-2": second}
         receiver = WebhookReceiver(accounts=accounts, on_meeting=keep, list_lag=0)
         one, two = sandbox.book(), sandbox.book(account=1)
-        assert (200, "handled") == await ask(receiver, "/", one, token="token-1b")
-        assert (200, "handled") == await ask(receiver, "/", two, token="token-2")
-        assert (200, "ignored") == await ask(receiver, "/", two, token="token-1")
-        assert (401, "rejected") == await ask(receiver, "/", one, token="token-3")
+        assert (200, "handled") == await deliver_to(receiver, "/", one, token="token-1b")
+        assert (200, "handled") == await deliver_to(receiver, "/", two, token="token-2")
+        assert (200, "ignored") == await deliver_to(receiver, "/", two, token="token-1")
+        assert (401, "rejected") == await deliver_to(receiver, "/", one, token="token-3")
     assert [(one["_id"], sandbox.user_id), (two["_id"], other.user_id)] == got
 
 
 @pytest.mark.parametrize("mounting", ["bare", "mount", "route"])
 async def test_accounts_by_path(sandbox: Sandbox, mounting: str) -> None:
-    """The path says whose it is, and the token must be that one's own."""
+    """The path identifies the account, and the token must belong to it."""
     got: list[str] = []
     asked: list[str] = []
 
@@ -103,29 +103,29 @@ async def test_accounts_by_path(sandbox: Sandbox, mounting: str) -> None:
         base, tail = {"bare": ("", ""), "mount": ("/hooks", ""), "route": ("/hooks", "/new")}[mounting]
         app = apps[mounting]
         one, two = sandbox.book(), sandbox.book(account=1)
-        assert (200, "handled") == await ask(app, f"{base}/acme{tail}", one, token="token-1")
-        assert (200, "handled") == await ask(app, f"{base}/beta{tail}", two, token="token-2b")
-        assert (200, "ignored") == await ask(app, f"{base}/acme{tail}", two, token="token-1")
-        assert (401, "rejected") == await ask(app, f"{base}/acme{tail}", two, token="token-2")
-        assert (401, "rejected") == await ask(app, f"{base}/gamma{tail}", two, token="token-2")
+        assert (200, "handled") == await deliver_to(app, f"{base}/acme{tail}", one, token="token-1")
+        assert (200, "handled") == await deliver_to(app, f"{base}/beta{tail}", two, token="token-2b")
+        assert (200, "ignored") == await deliver_to(app, f"{base}/acme{tail}", two, token="token-1")
+        assert (401, "rejected") == await deliver_to(app, f"{base}/acme{tail}", two, token="token-2")
+        assert (401, "rejected") == await deliver_to(app, f"{base}/gamma{tail}", two, token="token-2")
     assert ["acme", "beta", "acme", "acme", "gamma"] == asked
     assert [sandbox.user_id, other.user_id] == got
 
 
-async def test_accounts_that_cannot_be_found(caplog: pytest.LogCaptureFixture) -> None:
-    """The directory is down: nobody knows whose it is, so it is to come again."""
+async def test_failing_account_lookup(caplog: pytest.LogCaptureFixture) -> None:
+    """If the account cannot be looked up, the sender is asked to retry."""
 
     async def find(name: str) -> Tenant | None:
-        raise OSError("postgresql://me:secret@host is gone")
+        raise OSError("postgresql://me:secret@host is down")
 
     receiver = WebhookReceiver(accounts=find, on_meeting=ignore)
-    assert (503, "unavailable") == await ask(receiver, "/acme", {"_id": "mee_1"})
+    assert (503, "unavailable") == await deliver_to(receiver, "/acme", {"_id": "mee_1"})
     assert "finding the account of a delivery failed" in caplog.text
     assert "OSError: postgresql" not in caplog.text
 
 
-async def test_a_wrong_key_for_another_account_shares_nothing(sandbox: Sandbox) -> None:
-    """A tenant that claims to be another cannot verify anything by the other's list calls."""
+async def test_wrong_key_shares_no_list_call(sandbox: Sandbox) -> None:
+    """A tenant with a made-up key for another account cannot use the owner's list calls."""
     sandbox.inject(faults.slow(0.3), path="/meetings")
     async with sandbox.client(retry=ONCE) as owner:
         thief = owner.for_account(owner.user_id, "made-up")
@@ -133,66 +133,64 @@ async def test_a_wrong_key_for_another_account_shares_nothing(sandbox: Sandbox) 
         booked = sandbox.book()
         outcomes: dict[str, tuple[int, str]] = {}
 
-        async def one(token: str) -> None:
-            outcomes[token] = await ask(receiver, "/", booked, token=token)
+        async def deliver(token: str) -> None:
+            outcomes[token] = await deliver_to(receiver, "/", booked, token=token)
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(one, "t-1")
+            tasks.start_soon(deliver, "t-1")
             with anyio.fail_after(30):
                 while not sandbox.requests:  # noqa: ASYNC110  # the owner's list call is under way
                     await anyio.sleep(0.005)
-            tasks.start_soon(one, "t-2")
+            tasks.start_soon(deliver, "t-2")
         assert {"t-1": (200, "handled"), "t-2": (503, "unavailable")} == outcomes
-        assert (503, "unavailable") == await ask(receiver, "/", booked, token="t-2")
+        assert (503, "unavailable") == await deliver_to(receiver, "/", booked, token="t-2")
 
 
-# ------------------------------------------------------------------ signal mode
+# ------------------------------------------------------------------ wake-ups
 
 
-class Bell:
-    """What a delivery wakes."""
+class RecordingWaker:
+    """Records wake-ups."""
 
     def __init__(self, *, broken: bool = False) -> None:
-        self.rung: list[str | None] = []
+        self.woken: list[str | None] = []
         self._broken = broken
 
     def wake(self, user_id: str | None = None) -> None:
-        """Note who rang."""
+        """Record the account."""
         if self._broken:
             raise OSError
-        self.rung.append(user_id)
+        self.woken.append(user_id)
 
 
-async def test_a_delivery_wakes(sandbox: Sandbox) -> None:
-    """Alone, whatever it says, and nothing is fetched; beside a handler, when it is verified."""
-    bell = Bell()
-    async with scene(sandbox, wake=bell, on_meeting=None) as stage:
-        assert (200, "handled") == (await stage.post({"_id": "mee_forged"})).brief
-        assert ([sandbox.user_id], []) == (bell.rung, stage.lists())
-    async with scene(sandbox, wake=bell) as stage:
-        assert (200, "ignored") == (await stage.post({"_id": "mee_forged"})).brief
-        assert 1 == len(bell.rung)
-        assert (200, "handled") == (await stage.post(stage.book())).brief
-        assert (2, 1) == (len(bell.rung), len(stage.handled))
+async def test_delivery_wakes(sandbox: Sandbox) -> None:
+    """Without a handler, any delivery wakes and nothing is fetched; with one, only verified ones do."""
+    waker = RecordingWaker()
+    async with running_receiver(sandbox, wake=waker, on_meeting=None) as harness:
+        assert (200, "handled") == (await harness.post({"_id": "mee_forged"})).summary
+        assert ([sandbox.user_id], []) == (waker.woken, harness.lists())
+    async with running_receiver(sandbox, wake=waker) as harness:
+        assert (200, "ignored") == (await harness.post({"_id": "mee_forged"})).summary
+        assert 1 == len(waker.woken)
+        assert (200, "handled") == (await harness.post(harness.book())).summary
+        assert (2, 1) == (len(waker.woken), len(harness.handled))
 
 
 @pytest.mark.parametrize("handler", ["with a handler", "alone"])
-async def test_forged_deliveries_wake_seldom(
-    sandbox: Sandbox, handler: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However many come in at once, they share a wake-up that begins after they came."""
+async def test_wake_ups_are_shared(sandbox: Sandbox, handler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Concurrent deliveries share a wake-up that begins after they arrive."""
     monkeypatch.undo()
-    bell = Bell()
+    waker = RecordingWaker()
     options: dict[str, Any] = {"on_meeting": None} if handler == "alone" else {}
-    async with scene(sandbox, wake=bell, **options) as stage:
-        booked = stage.book()
-        answers = await stage.post_at_once([booked] * 100)
-        assert {200} == {answer.status_code for answer in answers}
-        assert 1 <= len(bell.rung) <= 3
+    async with running_receiver(sandbox, wake=waker, **options) as harness:
+        booked = harness.book()
+        responses = await harness.post_concurrently([booked] * 100)
+        assert {200} == {response.status_code for response in responses}
+        assert 1 <= len(waker.woken) <= 3
 
 
-async def test_a_wake_that_is_awaited(sandbox: Sandbox) -> None:
-    """A fleet stores the wake-up before the delivery is answered."""
+async def test_async_wake(sandbox: Sandbox) -> None:
+    """An async wake is awaited before the response, as a fleet stores the wake-up."""
     stored: list[str | None] = []
 
     class Waker:
@@ -200,30 +198,30 @@ async def test_a_wake_that_is_awaited(sandbox: Sandbox) -> None:
             await anyio.lowlevel.checkpoint()
             stored.append(user_id)
 
-    async with scene(sandbox, wake=Waker(), on_meeting=None) as stage:
-        assert (200, "handled") == (await stage.post({"_id": "mee_1"})).brief
+    async with running_receiver(sandbox, wake=Waker(), on_meeting=None) as harness:
+        assert (200, "handled") == (await harness.post({"_id": "mee_1"})).summary
     assert [sandbox.user_id] == stored
 
 
-async def test_a_wake_that_fails(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
-    """It is to come again."""
-    async with scene(sandbox, wake=Bell(broken=True)) as stage:
-        assert (503, "failed") == (await stage.post(stage.book())).brief
-        assert [] == stage.handled
+async def test_failing_wake(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """If the wake-up fails, the sender is asked to retry."""
+    async with running_receiver(sandbox, wake=RecordingWaker(broken=True)) as harness:
+        assert (503, "failed") == (await harness.post(harness.book())).summary
+        assert [] == harness.handled
     assert f"account {sandbox.user_id}: wake= failed" in caplog.text
     assert "OSError" in caplog.text
 
 
-async def test_a_wake_that_hangs(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
-    """The sender hears within the deadline that it is to come again, and the log says why."""
+async def test_hanging_wake(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """The sender is asked to retry within the deadline, and the log says why."""
 
     class Waker:
         async def wake(self, user_id: str | None = None) -> None:
             await anyio.sleep_forever()
 
-    async with scene(sandbox, wake=Waker(), on_meeting=None, deadline=0.3) as stage:
+    async with running_receiver(sandbox, wake=Waker(), on_meeting=None, deadline=0.3) as harness:
         with anyio.fail_after(10):
-            assert (503, "failed") == (await stage.post({"_id": "mee_1"})).brief
+            assert (503, "failed") == (await harness.post({"_id": "mee_1"})).summary
     assert f"account {sandbox.user_id}: wake= failed" in caplog.text
     assert "TimeoutError" in caplog.text
 
@@ -231,79 +229,79 @@ async def test_a_wake_that_hangs(sandbox: Sandbox, caplog: pytest.LogCaptureFixt
 # ------------------------------------------------------------------ load
 
 
-async def test_two_hundred_at_once(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They cost a list call per 0.75 s, and one for the last of them, however many meetings they are of."""
+async def test_two_hundred_concurrent_deliveries(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cost one list call per 0.75 s and a last one, whatever their number."""
     monkeypatch.undo()
     types = [entry["_id"] for entry in sandbox.meeting_types()]
-    async with scene(sandbox) as stage:
-        booked = [stage.book(meeting_type_id=types[number % len(types)]) for number in range(200)]
+    async with running_receiver(sandbox) as harness:
+        booked = [harness.book(meeting_type_id=types[number % len(types)]) for number in range(200)]
         began = anyio.current_time()
-        answers = await stage.post_at_once(booked)
+        responses = await harness.post_concurrently(booked)
         gaps = (anyio.current_time() - began) / _lookup.GAP
-        assert {(200, "handled")} == {answer.brief for answer in answers}
-        assert {meeting["_id"] for meeting in booked} == set(stage.handled_ids)
-        assert 200 == len(stage.handled)
-        assert len(stage.lists()) <= gaps + 2
+        assert {(200, "handled")} == {response.summary for response in responses}
+        assert {meeting["_id"] for meeting in booked} == set(harness.handled_ids)
+        assert 200 == len(harness.handled)
+        assert len(harness.lists()) <= gaps + 2
 
 
-async def test_lemcal_is_asked_for_the_type_alone(sandbox: Sandbox) -> None:
-    """A long list is the dearest part of a delivery; a lie costs a look at all of it."""
-    async with scene(sandbox) as stage:
-        booked = stage.book()
-        await stage.post(booked)
-        await stage.post({**stage.book(), "meetingTypeId": "met_other"})
-        assert [f"meetingTypeId={booked['meetingTypeId']}", "meetingTypeId=met_other", ""] == stage.lists()
+async def test_list_call_is_narrowed_to_type(sandbox: Sandbox) -> None:
+    """Only the list of the meeting's type is fetched; a forged type costs one more list call."""
+    async with running_receiver(sandbox) as harness:
+        booked = harness.book()
+        await harness.post(booked)
+        await harness.post({**harness.book(), "meetingTypeId": "met_other"})
+        assert [f"meetingTypeId={booked['meetingTypeId']}", "meetingTypeId=met_other", ""] == harness.lists()
 
 
-async def test_restarts_with_a_memory(sandbox: Sandbox) -> None:
-    """What was answered 200 is not handled again by the next receiver that is given the same memory."""
+async def test_restart_with_shared_dedup(sandbox: Sandbox) -> None:
+    """A meeting that got a 200 is not handled again by the next receiver with the same deduplication."""
     from lemcal_async.webhooks import InMemoryDedup
 
-    memory = InMemoryDedup()
-    async with scene(sandbox, dedup=memory) as before:
+    dedup = InMemoryDedup()
+    async with running_receiver(sandbox, dedup=dedup) as before:
         booked = before.book()
-        assert (200, "handled") == (await before.post(booked)).brief
-    async with scene(sandbox, dedup=memory) as after:
-        assert (200, "repeated") == (await after.post(booked)).brief
+        assert (200, "handled") == (await before.post(booked)).summary
+    async with running_receiver(sandbox, dedup=dedup) as after:
+        assert (200, "repeated") == (await after.post(booked)).summary
         assert [] == after.handled
 
 
-# ------------------------------------------------------------------ what shows
+# ------------------------------------------------------------------ secrets, errors and events
 
 
-async def test_the_token_shows_nowhere(
+async def test_token_is_never_logged(
     sandbox: Sandbox, caplog: pytest.LogCaptureFixture, anyio_backend: str
 ) -> None:
-    """Not in the log of the receiver, nor in the server's, which knows the whole URL."""
+    """The token is in neither the receiver's log nor the server's, which logs the whole URL."""
     import uvicorn.logging  # noqa: F401 - its loggers
 
     async def fail(meeting: Meeting) -> None:
         raise ValueError(TOKEN)
 
     with caplog.at_level(logging.DEBUG):
-        async with scene(sandbox, handler=fail) as stage:
-            await stage.post(stage.book())
-            await stage.post({"_id": "mee_1"})
-            await stage.post({"_id": "mee_1"}, method="GET")
-            await stage.post(b"", token=f"{TOKEN}-mistyped")
-            assert TOKEN not in repr(stage.receiver)
-            assert TOKEN not in repr(vars(stage.receiver))
-            private = [meeting.guest.email for meeting in stage.handled if meeting.guest]
-    ours = [record.getMessage() for record in caplog.records if record.name != "httpcore.http11"]
-    if anyio_backend == "asyncio":  # hypercorn writes its access log as it is told to
-        assert 4 == len([line for line in ours if "/hook?token=hidden" in line])
-    assert ours
+        async with running_receiver(sandbox, handler=fail) as harness:
+            await harness.post(harness.book())
+            await harness.post({"_id": "mee_1"})
+            await harness.post({"_id": "mee_1"}, method="GET")
+            await harness.post(b"", token=f"{TOKEN}-mistyped")
+            assert TOKEN not in repr(harness.receiver)
+            assert TOKEN not in repr(vars(harness.receiver))
+            private = [meeting.guest.email for meeting in harness.handled if meeting.guest]
+    shown = [record.getMessage() for record in caplog.records if record.name != "httpcore.http11"]
+    if anyio_backend == "asyncio":  # hypercorn's access log is off by default
+        assert 4 == len([line for line in shown if "/hook?token=hidden" in line])
+    assert shown
     assert private
-    for line in ours:
+    for line in shown:
         assert TOKEN not in line
         assert not [email for email in private if email and email in line]
 
 
 async def test_tracebacks(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
-    """With local variables they show neither the token nor the digest's key, whatever passes through."""
+    """Tracebacks with local variables show no token."""
 
     class Stop(BaseException):
-        """What nobody handles."""
+        """An exception that the receiver does not handle."""
 
     async def stop(meeting: Meeting) -> None:
         raise Stop
@@ -311,69 +309,71 @@ async def test_tracebacks(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
     receiver = WebhookReceiver(lemcal, token=TOKEN, on_meeting=stop)
     async with lemcal:
         with pytest.raises(BaseException) as caught:
-            await ask(receiver, "/", sandbox.book())
+            await deliver_to(receiver, "/", sandbox.book())
     rendered = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
-    ours = [
+    shown = [
         frame.locals
         for frame in rendered.stack
         if "/webhooks/" in frame.filename and "/tests/" not in frame.filename
     ]
-    assert len(ours) > 2
-    assert TOKEN not in repr(ours)
+    assert len(shown) > 2
+    assert TOKEN not in repr(shown)
 
 
-def wrong_set_ups(lemcal: AsyncLemcal) -> dict[str, Callable[[], object]]:
-    """Return what cannot work, with a token in each."""
-    make: Any = WebhookReceiver
+def invalid_arguments(lemcal: AsyncLemcal) -> dict[str, Callable[[], object]]:
+    """Return calls with invalid arguments, each with a token, by a part of the message."""
+    create: Any = WebhookReceiver
     one = {"token": TOKEN, "on_meeting": ignore}
     return {
-        "takes either": lambda: make(on_meeting=ignore),
-        "takes either a client": lambda: make(lemcal, on_meeting=ignore),
-        "either a client and": lambda: make(token=TOKEN, on_meeting=ignore),
-        "a client and token=": lambda: make(lemcal, **one, accounts={TOKEN: lemcal}),
-        "must be an AsyncLemcal, not str": lambda: make(TOKEN, **one),
-        "must be one nonempty string": lambda: make(lemcal, token="", on_meeting=ignore),
-        "or several": lambda: make(lemcal, token=[], on_meeting=ignore),
-        "token= must": lambda: make(lemcal, token=[TOKEN, 5], on_meeting=ignore),
-        "needs on_meeting=, wake= or both": lambda: make(lemcal, token=TOKEN),
-        "on_meeting= must": lambda: make(lemcal, token=TOKEN, on_meeting=TOKEN),
-        "wake= must": lambda: make(lemcal, **one, wake=object()),
-        "dedup= must": lambda: make(lemcal, **one, dedup={}),
-        "deadline=0: it must be a number of seconds": lambda: make(lemcal, **one, deadline=0),
-        "deadline=inf: it must be a number of seconds": lambda: make(lemcal, **one, deadline=float("inf")),
-        "handler_timeout=.*: it must be a number of seconds": lambda: make(lemcal, **one, handler_timeout=-1),
-        "list_lag=.*: it must be a number of seconds": lambda: make(lemcal, **one, list_lag=-1),
-        "accounts= must map": lambda: make(accounts={TOKEN: lemcal, "": lemcal}, on_meeting=ignore),
-        "map nonempty tokens": lambda: make(accounts={}, on_meeting=ignore),
-        "to clients": lambda: make(accounts={TOKEN: TOKEN}, on_meeting=ignore),
-        "accounts= must be a mapping": lambda: make(accounts=TOKEN, on_meeting=ignore),
+        "takes either": lambda: create(on_meeting=ignore),
+        "takes either a client": lambda: create(lemcal, on_meeting=ignore),
+        "either a client and": lambda: create(token=TOKEN, on_meeting=ignore),
+        "a client and token=": lambda: create(lemcal, **one, accounts={TOKEN: lemcal}),
+        "must be an AsyncLemcal, not str": lambda: create(TOKEN, **one),
+        "must be one nonempty string": lambda: create(lemcal, token="", on_meeting=ignore),
+        "or several": lambda: create(lemcal, token=[], on_meeting=ignore),
+        "token= must": lambda: create(lemcal, token=[TOKEN, 5], on_meeting=ignore),
+        "needs on_meeting=, wake= or both": lambda: create(lemcal, token=TOKEN),
+        "on_meeting= must": lambda: create(lemcal, token=TOKEN, on_meeting=TOKEN),
+        "wake= must": lambda: create(lemcal, **one, wake=object()),
+        "dedup= must": lambda: create(lemcal, **one, dedup={}),
+        "deadline=0: it must be a number of seconds": lambda: create(lemcal, **one, deadline=0),
+        "deadline=inf: it must be a number of seconds": lambda: create(lemcal, **one, deadline=float("inf")),
+        "handler_timeout=.*: it must be a number of seconds": lambda: create(
+            lemcal, **one, handler_timeout=-1
+        ),
+        "list_lag=.*: it must be a number of seconds": lambda: create(lemcal, **one, list_lag=-1),
+        "accounts= must map": lambda: create(accounts={TOKEN: lemcal, "": lemcal}, on_meeting=ignore),
+        "map nonempty tokens": lambda: create(accounts={}, on_meeting=ignore),
+        "to clients": lambda: create(accounts={TOKEN: TOKEN}, on_meeting=ignore),
+        "accounts= must be a mapping": lambda: create(accounts=TOKEN, on_meeting=ignore),
         "to generate one": lambda: Tenant(lemcal, ""),
     }
 
 
-async def test_wrong_set_up(lemcal: AsyncLemcal) -> None:
-    """It is said what to do, and the token is not shown."""
-    for words, make in wrong_set_ups(lemcal).items():
-        with pytest.raises(ConfigurationError, match=words) as caught:
-            make()
+async def test_invalid_arguments(lemcal: AsyncLemcal) -> None:
+    """The error says what to do, and does not show the token."""
+    for message, create in invalid_arguments(lemcal).items():
+        with pytest.raises(ConfigurationError, match=message) as caught:
+            create()
         rendered = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
-        ours = [frame for frame in rendered.stack if "/lemcal_async/" in frame.filename]
+        frames = [frame for frame in rendered.stack if "/lemcal_async/" in frame.filename]
         assert TOKEN not in str(caught.value)
-        assert TOKEN not in repr([frame.locals for frame in ours]), words
+        assert TOKEN not in repr([frame.locals for frame in frames]), message
 
 
 async def test_events(sandbox: Sandbox) -> None:
-    """Each delivery is told with its outcome; one whose sender left is not."""
-    heard: list[events.Event] = []
-    leave = events.subscribe(heard.append)
+    """Each delivery emits an event with its outcome."""
+    received: list[events.Event] = []
+    unsubscribe = events.subscribe(received.append)
     try:
-        async with scene(sandbox) as stage:
-            booked = stage.book()
+        async with running_receiver(sandbox) as harness:
+            booked = harness.book()
             for body in (booked, booked, {"_id": "mee_forged"}, b""):
-                await stage.post(body)
+                await harness.post(body)
     finally:
-        leave()
-    handled = [event for event in heard if isinstance(event, events.WebhookHandled)]
+        unsubscribe()
+    handled = [event for event in received if isinstance(event, events.WebhookHandled)]
     expected = [("handled", 200), ("repeated", 200), ("ignored", 200), ("rejected", 400)]
     assert expected == [(event.outcome, event.status_code) for event in handled]
     assert all(0 <= event.seconds < 10 for event in handled)
@@ -382,8 +382,8 @@ async def test_events(sandbox: Sandbox) -> None:
 # ------------------------------------------------------------------ ASGI
 
 
-async def test_a_websocket_is_closed(lemcal: AsyncLemcal) -> None:
-    """There is none here."""
+async def test_websocket_is_closed(lemcal: AsyncLemcal) -> None:
+    """The receiver closes WebSockets."""
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -398,8 +398,8 @@ async def test_a_websocket_is_closed(lemcal: AsyncLemcal) -> None:
     await lemcal.aclose()
 
 
-async def test_a_sender_that_is_gone(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
-    """A server may say so by an OSError."""
+async def test_disconnected_sender(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
+    """A server may report the disconnect as an OSError."""
 
     async def send(message: Any) -> None:
         raise BrokenPipeError
@@ -413,8 +413,8 @@ async def test_a_sender_that_is_gone(sandbox: Sandbox, lemcal: AsyncLemcal) -> N
     await lemcal.aclose()
 
 
-async def test_http_2_knows_no_connection_header(lemcal: AsyncLemcal) -> None:
-    """There a connection is not closed for a body that was not read."""
+async def test_http_2_has_no_connection_header(lemcal: AsyncLemcal) -> None:
+    """HTTP/2 does not close a connection because of an unread body."""
     heads: list[dict[str, str]] = []
 
     async def send(message: Any) -> None:
@@ -422,7 +422,7 @@ async def test_http_2_knows_no_connection_header(lemcal: AsyncLemcal) -> None:
             heads.append({name.decode(): value.decode() for name, value in message["headers"]})
 
     async def receive() -> Any:
-        raise AssertionError("the body is not asked for")
+        raise AssertionError("the body must not be read")
 
     receiver = WebhookReceiver(lemcal, token=TOKEN, on_meeting=ignore)
     for version in ("1.1", "2"):
@@ -433,34 +433,34 @@ async def test_http_2_knows_no_connection_header(lemcal: AsyncLemcal) -> None:
 
 
 async def test_restarted_servers(sandbox: Sandbox) -> None:
-    """The same receiver goes on in the next server."""
+    """A receiver works in one server after another."""
     async with sandbox.client() as lemcal:
         receiver = WebhookReceiver(lemcal, token=TOKEN, on_meeting=ignore)
         for _ in range(2):
             body = b'{"_id": "%b"}' % sandbox.book()["_id"].encode()
             async with serving(receiver) as server:
-                assert (200, "handled") == (await post(server.port, body, query=f"?token={TOKEN}")).brief
+                assert (200, "handled") == (await post(server.port, body, query=f"?token={TOKEN}")).summary
 
 
 @pytest.mark.parametrize("backends", [["asyncio", "trio", "asyncio"], ["trio", "asyncio", "trio"]])
 @pytest.mark.parametrize("anyio_backend", ["none"])
-def test_one_event_loop_after_another(anyio_backend: str, backends: list[str]) -> None:
-    """Made outside of any, and used in several, whose clocks and threads have nothing in common."""
+def test_successive_event_loops(anyio_backend: str, backends: list[str]) -> None:
+    """A receiver created outside of an event loop works in one loop after another."""
     rows = [{"_id": f"mee_{number}"} for number in range(3)]
     wire = httpx.MockTransport(lambda _: httpx.Response(200, json=rows))
     lemcal = AsyncLemcal("usr_1", "k1", transport=wire, limiter=Unlimited())
     handled: list[str] = []
     receiver = WebhookReceiver(lemcal, token=TOKEN, on_meeting=lambda meeting: handled.append(meeting.id))
     for row, backend in zip(rows, backends, strict=True):
-        assert (200, "handled") == anyio.run(ask, receiver, "/", row, backend=backend)
+        assert (200, "handled") == anyio.run(deliver_to, receiver, "/", row, backend=backend)
     assert [row["_id"] for row in rows] == handled
 
 
 # ------------------------------------------------------------------ without ASGI
 
 
-async def test_handled_without_asgi(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
-    """The same answers, for Lambda, aiohttp.web, Django and whatever else."""
+async def test_handle_without_asgi(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
+    """``handle`` returns the same responses, for Lambda, aiohttp.web, Django and others."""
     receiver = WebhookReceiver(lemcal, token="a+b&c", on_meeting=ignore, list_lag=0)
     booked = json.dumps(sandbox.book()).encode()
     query = hook_url("https://you.example/", "a+b&c").partition("?")[2]
@@ -492,11 +492,11 @@ async def test_handled_without_asgi(sandbox: Sandbox, lemcal: AsyncLemcal) -> No
 async def test_wrong_types_without_asgi(
     lemcal: AsyncLemcal, query: Any, headers: Any, body: Any, message: str
 ) -> None:
-    """What Lambda and its like hand over as text or as a mapping is refused, and the error holds no token."""
+    """Wrong types, such as Lambda's text bodies, are rejected, and the error contains no token."""
     receiver = WebhookReceiver(lemcal, token=TOKEN, on_meeting=ignore)
     with pytest.raises(ConfigurationError, match=message) as caught:
         await receiver.handle("POST", query, headers, body)
-    # The first frame is this test's own, which holds the token.
+    # The first frame is this test's own, which contains the token.
     rendered = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
     shown = repr([frame.locals for frame in rendered.stack if "/lemcal_async/" in frame.filename])
     assert "Secret" in shown
@@ -504,8 +504,8 @@ async def test_wrong_types_without_asgi(
     assert "eDp5" not in shown
 
 
-async def test_a_tenant_without_asgi(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
-    """The caller says which name the path has."""
+async def test_tenant_without_asgi(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
+    """The caller passes the name from the path."""
 
     async def find(name: str) -> Tenant | None:
         return Tenant(lemcal, TOKEN) if name == "acme" else None
@@ -517,24 +517,24 @@ async def test_a_tenant_without_asgi(sandbox: Sandbox, lemcal: AsyncLemcal) -> N
         assert 401 == (await receiver.handle("POST", f"token={TOKEN}", {}, booked))[0]
 
 
-async def test_a_slow_plain_handler_without_asgi(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
-    """Its thread is left behind when the time is up, and the caller gets its answer."""
-    proceed = threading.Event()
+async def test_timeout_of_plain_handler_without_asgi(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
+    """On a timeout, the thread is abandoned, and the caller gets a response."""
+    finish = threading.Event()
     receiver = WebhookReceiver(
-        lemcal, token=TOKEN, on_meeting=lambda _: proceed.wait(20), handler_timeout=0.05
+        lemcal, token=TOKEN, on_meeting=lambda _: finish.wait(20), handler_timeout=0.05
     )
     async with lemcal:
         booked = json.dumps(sandbox.book()).encode()
         status, _, body = await receiver.handle("POST", f"token={TOKEN}", {}, booked)
-    proceed.set()
+    finish.set()
     assert (503, {"status": "failed"}) == (status, json.loads(body))
 
 
 @pytest.mark.parametrize(("token", "warned"), [("a&b", True), ("a b", True), ("ü", True), ("a+b/c=", False)])
-async def test_a_token_that_needs_quoting(
+async def test_token_that_needs_quoting(
     lemcal: AsyncLemcal, token: str, caplog: pytest.LogCaptureFixture, *, warned: bool
 ) -> None:
-    """It works, if the URL is built as it must be: the log says how, and not which token it is."""
+    """A warning says how to quote the token, without showing it."""
     WebhookReceiver(lemcal, token=token, on_meeting=ignore)
     assert warned == ("hook_url(url, token)" in caplog.text)
     assert token not in caplog.text

@@ -1,4 +1,4 @@
-"""Stops and restarts, in the middle of everything: nothing is lost, nothing is handled again."""
+"""Stops and restarts at any moment: nothing is lost, and nothing is handled again."""
 
 import logging
 import threading
@@ -16,52 +16,52 @@ from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.webhooks import InMemoryDedup, WebhookReceiver
 from lemcal_async.webhooks._http import Receive, Scope, Send
 
-from .conftest import TOKEN, scene
-from .posting import Answer, post
+from .conftest import TOKEN, running_receiver
+from .posting import Response, post
 
 pytestmark = pytest.mark.anyio
 
 
-async def deliver_until_answered(port: Any, body: bytes, answers: list[Answer]) -> None:
-    """Deliver again and again, as a sender that does not give up, until there is a 200."""
+async def deliver_until_handled(port: Any, body: bytes, responses: list[Response]) -> None:
+    """Deliver repeatedly until there is a 200."""
     while True:
         try:
-            answers.append(await post(port(), body, query=f"?token={TOKEN}"))
+            responses.append(await post(port(), body, query=f"?token={TOKEN}"))
         except OSError:
-            pass  # nobody listens: the service is being restarted
+            pass  # the service is restarting
         else:
-            if answers[-1].status_code == 200:
+            if responses[-1].status_code == 200:
                 return
         await anyio.sleep(0.05)
 
 
 @pytest.mark.parametrize("grace", [30, 0])
-async def test_restart_in_a_burst(sandbox: Sandbox, lemcal: AsyncLemcal, grace: int) -> None:
-    """Everything is handled, and what was answered 200 before is not handled after."""
+async def test_restart_during_burst(sandbox: Sandbox, lemcal: AsyncLemcal, grace: int) -> None:
+    """Every meeting is handled, and none that got a 200 before the restart is handled after it."""
     sandbox.inject(faults.slow(0.2), times=1, path="/meetings")
-    memory = InMemoryDedup()  # stands for one that lasts
+    dedup = InMemoryDedup()  # stands in for a persistent one
     handled: Counter[str] = Counter()
-    some, all_answered = anyio.Event(), anyio.Event()
+    ten_handled, all_handled = anyio.Event(), anyio.Event()
 
     async def handler(meeting: Meeting) -> None:
         await anyio.sleep(0.01 * (len(handled) % 5))
         handled[meeting.id] += 1
         if len(handled) == 10:
-            some.set()
+            ten_handled.set()
 
     booked = [sandbox.book()["_id"] for _ in range(40)]
-    answers: dict[str, list[Answer]] = {meeting_id: [] for meeting_id in booked}
+    responses: dict[str, list[Response]] = {meeting_id: [] for meeting_id in booked}
     ports: list[int] = []
 
     async def sender(meeting_id: str) -> None:
         body = f'{{"_id": "{meeting_id}"}}'.encode()
-        await deliver_until_answered(lambda: ports[-1], body, answers[meeting_id])
-        if all(each and each[-1].status_code == 200 for each in answers.values()):
-            all_answered.set()
+        await deliver_until_handled(lambda: ports[-1], body, responses[meeting_id])
+        if all(each and each[-1].status_code == 200 for each in responses.values()):
+            all_handled.set()
 
     async with lemcal, anyio.create_task_group() as tasks:
         for run in range(2):
-            receiver = WebhookReceiver(lemcal, token=TOKEN, on_meeting=handler, dedup=memory)
+            receiver = WebhookReceiver(lemcal, token=TOKEN, on_meeting=handler, dedup=dedup)
             async with serving(receiver, grace=grace) as server:
                 ports.append(server.port)
                 for place, meeting_id in enumerate(booked if run == 0 else []):
@@ -69,46 +69,46 @@ async def test_restart_in_a_burst(sandbox: Sandbox, lemcal: AsyncLemcal, grace: 
                     await anyio.sleep(0.002 * (place % 3))
                 with anyio.fail_after(20):
                     if run == 0:
-                        await some.wait()
+                        await ten_handled.wait()
                     else:
-                        await all_answered.wait()
+                        await all_handled.wait()
     assert set(booked) == set(handled)
     assert {1} == set(handled.values())
 
 
-async def test_a_graceful_stop(
+async def test_graceful_stop(
     sandbox: Sandbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Deliveries that are under way, at whatever stage, end as ever; nobody has anything to complain of."""
+    """Running deliveries end normally at any harness, without warnings."""
     sandbox.inject(faults.slow(0.2), times=1, path="/meetings")
-    answers: list[Answer] = []
+    responses: list[Response] = []
     both = anyio.Event()
-    receive_one, arrived = WebhookReceiver.__call__, 0
+    original, arrived = WebhookReceiver.__call__, 0
 
-    async def noted(self: WebhookReceiver, scope: Scope, receive: Receive, send: Send) -> None:
+    async def counted(self: WebhookReceiver, scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal arrived
         arrived += scope["type"] == "http"
         if arrived == 2:
             both.set()
-        await receive_one(self, scope, receive, send)
+        await original(self, scope, receive, send)
 
-    monkeypatch.setattr(WebhookReceiver, "__call__", noted)
+    monkeypatch.setattr(WebhookReceiver, "__call__", counted)
     with caplog.at_level(logging.WARNING):
-        async with scene(sandbox) as stage, anyio.create_task_group() as tasks:
+        async with running_receiver(sandbox) as harness, anyio.create_task_group() as tasks:
 
             async def deliver(body: Any) -> None:
-                answers.append(await stage.post(body))
+                responses.append(await harness.post(body))
 
-            tasks.start_soon(deliver, stage.book())
+            tasks.start_soon(deliver, harness.book())
             tasks.start_soon(deliver, {"_id": "mee_forged"})
             await both.wait()
-            stage.server.stop()
-        assert {(200, "handled"), (200, "ignored")} == {answer.brief for answer in answers}
+            harness.server.stop()
+        assert {(200, "handled"), (200, "ignored")} == {response.summary for response in responses}
     assert [] == [record for record in caplog.records if record.name != "lemcal_async.webhooks"]
 
 
-async def test_a_plain_handler_that_takes_too_long(sandbox: Sandbox) -> None:
-    """The sender is told to come again, and when it does, the thread has done its work."""
+async def test_timeout_of_plain_handler(sandbox: Sandbox) -> None:
+    """The sender is asked to retry, and once the thread has ended, a retry is a repeated delivery."""
     proceed = threading.Event()
     calls: list[str] = []
 
@@ -116,20 +116,20 @@ async def test_a_plain_handler_that_takes_too_long(sandbox: Sandbox) -> None:
         calls.append(meeting.id)
         proceed.wait(20)
 
-    async with scene(sandbox, on_meeting=slow, handler_timeout=0.1) as stage:
-        booked = stage.book()
-        assert (503, "failed") == (await stage.post(booked)).brief
-        assert (503, "failed") == (await stage.post(booked)).brief
+    async with running_receiver(sandbox, on_meeting=slow, handler_timeout=0.1) as harness:
+        booked = harness.book()
+        assert (503, "failed") == (await harness.post(booked)).summary
+        assert (503, "failed") == (await harness.post(booked)).summary
         proceed.set()
-        answer = await stage.post(booked)
-        while answer.status_code == 503:
-            answer = await stage.post(booked)
-        assert (200, "repeated") == answer.brief
+        response = await harness.post(booked)
+        while response.status_code == 503:
+            response = await harness.post(booked)
+        assert (200, "repeated") == response.summary
         assert [booked["_id"]] == calls
 
 
-async def test_canceled_at_any_moment(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
-    """Wherever the server cuts it off, it is answered 503 and can come again."""
+async def test_cancellation_at_any_moment(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
+    """A canceled delivery gets a 503 and can be delivered again."""
     body = b'{"_id": "%b"}' % sandbox.book()["_id"].encode()
     handled: list[str] = []
 
@@ -169,5 +169,5 @@ async def test_canceled_at_any_moment(sandbox: Sandbox, lemcal: AsyncLemcal) -> 
     assert {200, 503} >= set(statuses)
     assert 200 == statuses[-1]
     assert 1 == len(set(handled))
-    # What was answered 200 was handled, and not again after that.
+    # A meeting that got a 200 was handled, and is not handled again.
     assert len(handled) <= 1 + statuses.index(200)

@@ -1,4 +1,4 @@
-"""The invariant of the lookup, under any order of questions, answers, bookings and cancellations."""
+"""Invariants of the lookup, under any order of lookups, responses, bookings and cancellations."""
 
 from typing import Any
 
@@ -14,113 +14,115 @@ from lemcal_async.webhooks import _lookup
 from lemcal_async.webhooks._http import MeetingRef
 from lemcal_async.webhooks._lookup import LookupResult, Lookups, Missing
 
-# What can happen, with the number of the meeting (or of the question) that it happens to.
-STEP = st.tuples(st.sampled_from(["ask", "ask", "book", "answer", "cancel"]), st.integers(0, 5))
+# What happens, and the number of the meeting (or of the lookup) that it happens to.
+STEP = st.tuples(st.sampled_from(["look up", "look up", "book", "respond", "cancel"]), st.integers(0, 5))
 
 
-class Stage:
-    """A lemcal whose list calls begin and end when they are told to, and those who ask it."""
+class Simulation:
+    """A fake lemcal with controlled list calls, and the lookups that use it."""
 
     def __init__(self) -> None:
         self.now = 0  # steps
         self.booked: dict[str, int] = {}
-        self.calls: list[tuple[int, str]] = []  # when each began, and what it was narrowed to
-        self.under_way: list[anyio.Event] = []
-        self.asked: list[tuple[str, str | None, int]] = []
+        self.calls: list[tuple[int, str]] = []  # when each began, and its meeting type
+        self.running_calls: list[anyio.Event] = []
+        self.lookups_started: list[tuple[str, str | None, int]] = []
         self.scopes: list[anyio.CancelScope] = []
-        self.findings: dict[int, tuple[LookupResult, int]] = {}  # with how many calls had begun by then
-        self.asking = 0  # how many questions are open
+        self.results: dict[int, tuple[LookupResult, int]] = {}  # with the number of calls begun by then
+        self.open_lookups = 0
         self.lookups = Lookups()
-        transport = _Wire(self)
+        transport = _Transport(self)
         self.lemcal = AsyncLemcal("usr_1", "k1", transport=transport, limiter=Unlimited())
 
-    async def ask(self, number: int, *, task_status: Any) -> None:
-        """Ask for a meeting, of a type that its number says, as a task."""
-        place = len(self.asked)
+    async def look_up(self, number: int, *, task_status: Any) -> None:
+        """Look up a meeting, whose type follows from its number, as a task."""
+        index = len(self.lookups_started)
         meeting_id, type_id = f"mee_{number}", (None, "met_0", "met_1")[number % 3]
-        self.asked.append((meeting_id, type_id, self.now))
-        self.asking += 1
+        self.lookups_started.append((meeting_id, type_id, self.now))
+        self.open_lookups += 1
         with anyio.CancelScope() as scope:
             self.scopes.append(scope)
             task_status.started()
             until = anyio.current_time() + 60
-            finding = await self.lookups.find(self.lemcal, MeetingRef(meeting_id, type_id), until, None)
-            self.findings[place] = finding, len(self.calls)
-        self.asking -= 1
+            result = await self.lookups.find(self.lemcal, MeetingRef(meeting_id, type_id), until, None)
+            self.results[index] = result, len(self.calls)
+        self.open_lookups -= 1
 
     async def play(self, steps: list[tuple[str, int]]) -> None:
-        """Let it all happen, and then let every call end."""
+        """Run the steps, and then let every call end."""
         async with anyio.create_task_group() as tasks:
-            for what, number in steps:
+            for action, number in steps:
                 self.now += 1
-                if what == "ask":
-                    await tasks.start(self.ask, number)
-                elif what == "book":
+                if action == "look up":
+                    await tasks.start(self.look_up, number)
+                elif action == "book":
                     self.booked.setdefault(f"mee_{number}", self.now)
-                elif what == "cancel" and number < len(self.scopes):
+                elif action == "cancel" and number < len(self.scopes):
                     self.scopes[number].cancel()
-                elif what == "answer" and self.under_way:
-                    self.under_way[-1].set()
-                for _ in range(number * 5):  # the others get more or less far until the next step
+                elif action == "respond" and self.running_calls:
+                    self.running_calls[-1].set()
+                for _ in range(number * 5):  # let other tasks run for a varying number of steps
                     await anyio.lowlevel.checkpoint()
-                assert len(self.under_way) <= 1
-            while self.asking:
-                for call in self.under_way:
+                assert len(self.running_calls) <= 1
+            while self.open_lookups:
+                for call in self.running_calls:
                     call.set()
                 await anyio.lowlevel.checkpoint()
 
 
-class _Wire(httpx.AsyncBaseTransport):
-    def __init__(self, world: Stage) -> None:
-        self._world = world
+class _Transport(httpx.AsyncBaseTransport):
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Answer later, with what is booked now."""
-        world = self._world
-        only = request.url.params.get("meetingTypeId")
-        world.calls.append((world.now, only or ""))
-        # A meeting's type is what its number says, so that a narrowed list has what it must.
+        """Respond later, with the meetings that are booked now."""
+        simulation = self._simulation
+        type_filter = request.url.params.get("meetingTypeId")
+        simulation.calls.append((simulation.now, type_filter or ""))
+        # A meeting's type follows from its number, so that a narrowed list contains the right meetings.
         types = {f"mee_{number}": (None, "met_0", "met_1")[number % 3] for number in range(6)}
-        rows = [{"_id": id_} for id_ in world.booked if only in {None, types[id_]}]
+        rows = [{"_id": id_} for id_ in simulation.booked if type_filter in {None, types[id_]}]
         ended = anyio.Event()
-        world.under_way.append(ended)
+        simulation.running_calls.append(ended)
         try:
             await ended.wait()
         finally:
-            world.under_way.remove(ended)
+            simulation.running_calls.remove(ended)
         return httpx.Response(200, json=rows)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_invariant(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One call at a time; each question is answered, truly, by a call that began after it was asked."""
+def test_invariants(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls run one at a time; each lookup gets the result of a call that began after it."""
     monkeypatch.setattr(_lookup, "GAP", 0.0)
 
     @given(st.lists(STEP, max_size=30))
     def play(steps: list[tuple[str, int]]) -> None:
-        async def main() -> Stage:
-            world = Stage()
-            await world.play(steps)
-            return world
+        async def main() -> Simulation:
+            simulation = Simulation()
+            await simulation.play(steps)
+            return simulation
 
-        world = anyio.run(main, backend=backend)
-        for place, (meeting_id, type_id, asked_at) in enumerate(world.asked):
-            if place not in world.findings:
-                assert world.scopes[place].cancel_called
+        simulation = anyio.run(main, backend=backend)
+        for index, (meeting_id, type_id, started_at) in enumerate(simulation.lookups_started):
+            if index not in simulation.results:
+                assert simulation.scopes[index].cancel_called
                 continue
-            finding, calls = world.findings[place]
-            fitting = [
-                began for began, only in world.calls[:calls] if began >= asked_at and only in {"", type_id}
+            result, calls = simulation.results[index]
+            eligible = [
+                began
+                for began, type_filter in simulation.calls[:calls]
+                if began >= started_at and type_filter in {"", type_id}
             ]
-            assert fitting
-            booked_at = world.booked.get(meeting_id)
-            if isinstance(finding, Meeting):
+            assert eligible
+            booked_at = simulation.booked.get(meeting_id)
+            if isinstance(result, Meeting):
                 assert booked_at is not None
-                assert meeting_id == finding.id
+                assert meeting_id == result.id
             else:
-                assert Missing() == finding
-                assert booked_at is None or booked_at >= min(fitting)
-        assert len(world.calls) <= len(world.asked)
-        assert not world.lookups._batchers.get(world.lemcal.rate_limit_key)._waiting
+                assert Missing() == result
+                assert booked_at is None or booked_at >= min(eligible)
+        assert len(simulation.calls) <= len(simulation.lookups_started)
+        assert not simulation.lookups._batchers.get(simulation.lemcal.rate_limit_key)._waiting
 
     play()

@@ -78,7 +78,7 @@ class Turns:
             checked = self._with_lease_check(options.on_changes, lambda changes: changes[0].user_id)
             options = attrs.evolve(options, on_changes=checked)
         self._delivers = options.on_change is not None or options.on_changes is not None
-        self._runner = Runner(_LeasedStores(store, self._held), options)
+        self._runner = Runner(_LeasedStore(store, self._held), options)
 
     def __len__(self) -> int:
         """Return the number of running turns."""
@@ -99,7 +99,7 @@ class Turns:
         remaining = list(reversed(batch))
         try:
             while remaining and not self._is_stopping:
-                await self._take(remaining.pop())
+                await self._run_turn(remaining.pop())
         finally:
             if remaining:
                 with anyio.move_on_after(_RELEASE_TIMEOUT, shield=True):
@@ -118,7 +118,7 @@ class Turns:
                 "%d accounts could not be unclaimed and wait for their interval: %s", len(due), error
             )
 
-    async def _take(self, turn: Turn) -> None:
+    async def _run_turn(self, turn: Turn) -> None:
         if turn.user_id in self._held:
             return
         try:
@@ -126,13 +126,13 @@ class Turns:
                 began = monotonic()
                 lease = await self._schedule.acquire(turn.user_id, LEASE, claimed=turn.claimed or 0.0)
                 if lease is not None:
-                    await self._hold(lease, began)
+                    await self._run_with_lease(lease, began)
                     self.mean_seconds += _SMOOTHING * (monotonic() - began - self.mean_seconds)
         except Exception as error:  # the database failed: the account is due when its lease expires
             message = str(error) if isinstance(error, LemcalError) else None
             logger.error("account %s: the turn failed: %s", turn.user_id, message, exc_info=not message)  # noqa: TRY400
 
-    async def _hold(self, lease: Lease, began: float) -> None:
+    async def _run_with_lease(self, lease: Lease, began: float) -> None:
         scope = anyio.CancelScope()
         held = _HeldAccount(
             lease,
@@ -235,7 +235,7 @@ class Turns:
         held.check()
 
 
-class _LeasedStores:
+class _LeasedStore:
     """The store as a turn uses it: each method requires the lease of its account.
 
     What acquiring the lease returned is not queried again, and an unchanged list releases the lease.

@@ -184,14 +184,14 @@ def parse_body(body: bytes) -> Rejection | MeetingRef:
     if not isinstance(data, dict):
         return Rejection(400, "the body is not a JSON object")
     if _is_deep(data):
-        return Rejection(400, f"the body is nested more than {_MAX_DEPTH} deep")
+        return Rejection(400, f"the body is nested more than {_MAX_DEPTH} levels deep")
     fields = cast("dict[str, object]", data)
     return _parse_ids(fields.get("_id"), fields.get("meetingTypeId"))
 
 
 def _parse_ids(meeting_id: object, meeting_type_id: object) -> Rejection | MeetingRef:
     if not isinstance(meeting_id, str) or not _ID.fullmatch(meeting_id):
-        return Rejection(400, "the body has no usable _id")
+        return Rejection(400, "the body has no valid _id")
     # An invalid hint is no reason to reject a booking.
     usable = isinstance(meeting_type_id, str) and _ID.fullmatch(meeting_type_id)
     return MeetingRef(meeting_id, str(meeting_type_id) if usable else None)
@@ -248,9 +248,9 @@ class Reply:
         return headers
 
 
-def rejected(reject: Rejection) -> Reply:
+def rejected(rejection: Rejection) -> Reply:
     """Return the response to a rejected request."""
-    return Reply(reject.status_code, "rejected", reject.reason, unread=reject.status_code != 400)
+    return Reply(rejection.status_code, "rejected", rejection.reason, unread=rejection.status_code != 400)
 
 
 def retry_later(outcome: str, retry_after: float | None = None) -> Reply:

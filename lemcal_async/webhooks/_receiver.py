@@ -74,7 +74,7 @@ _Body: TypeAlias = bytes | Rejection | None
 
 @attrs.frozen
 class _Request:
-    """An incoming delivery. ``body`` reads the body until a deadline on the event loop's clock."""
+    """An incoming delivery. ``body`` reads the body, up to a deadline on the event loop's clock."""
 
     method: str
     name: str
@@ -255,8 +255,8 @@ class WebhookReceiver:
     async def _reply(self, request: _Request) -> Reply | None:
         """Return the response to a delivery, or None if the client has disconnected."""
         until = anyio.current_time() + self._deadline
-        refusal = check_method(request.method)
-        lemcal = rejected(refusal) if refusal else await self._authorize(request)
+        rejection = check_method(request.method)
+        lemcal = rejected(rejection) if rejection else await self._authorize(request)
         if isinstance(lemcal, Reply):
             return lemcal
         body = check_headers(request.headers) or await request.body(until)
@@ -277,8 +277,8 @@ class WebhookReceiver:
         if isinstance(result, Unavailable):
             logger.warning("meeting %s: cannot be verified: %s", wanted.meeting_id, result.reason)
             return retry_later("unavailable", result.retry_after)
-        if refused := await self._wake(lemcal, until):
-            return refused
+        if failed := await self._wake(lemcal, until):
+            return failed
         arguments = (result, lemcal) if self._many else (result,)
         outcome = await dispatcher.dispatch(lemcal.user_id, result, arguments, request.on_timeout)
         return Reply(200, outcome) if outcome in {"handled", "repeated"} else retry_later(outcome)
@@ -291,7 +291,7 @@ class WebhookReceiver:
                 return rejected(UNAUTHORIZED)
             lemcal.user_id  # noqa: B018 - raises if the api_key function fails
         except Exception as error:  # noqa: BLE001 - the user's functions may raise anything
-            log_error(error, "result the account of a delivery failed; the sender should retry")
+            log_error(error, "finding the account of a delivery failed; the sender should retry")
             return retry_later("unavailable")
         return lemcal
 

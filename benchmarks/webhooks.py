@@ -44,7 +44,7 @@ class Burst:
     statuses: set[int]
     handled: int
     list_calls: int
-    rejected: int
+    refused: int
 
     @property
     def p95(self) -> float:
@@ -149,14 +149,14 @@ def measure(baseline: list[Burst], ours: list[Burst]) -> Iterator[tuple[str, str
         ours.append(result)
         yield case, "", ""
         yield "  handled, status codes", f"{result.handled}, {result.statuses}", "200, {200}"
-        yield "  list calls", f"{result.list_calls} ({result.rejected} rejected)", "3"
+        yield "  list calls", f"{result.list_calls} ({result.refused} refused)", "3"
         yield "  response time, median", f"{statistics.median(result.latencies):.2f} s", ""
         yield "  response time, p95", f"{result.p95:.2f} s", "3 s"
     case, options = next(iter(CASES.items()))
     result = anyio.run(functools.partial(burst, by_hand, **options))
     baseline.append(result)
     yield f"by hand: {case}", "", ""
-    yield "  list calls", f"{result.list_calls} ({result.rejected} rejected)", ""
+    yield "  list calls", f"{result.list_calls} ({result.refused} refused)", ""
     yield "  response time, p95", f"{result.p95:.2f} s = {result.p95 / ours[0].p95:.0f} x WebhookReceiver", ""
 
 

@@ -1,7 +1,7 @@
 """The async Python SDK for lemcal, the booking calendar.
 
-``AsyncLemcal`` is the client, the models are what it returns, and the errors what it raises. Names are
-loaded when they are first used: the pytest plugin and ``lemcal --version`` need none of them.
+``AsyncLemcal`` is the client; it returns the models and raises the errors. Names are imported on first use,
+because the pytest plugin and ``lemcal --version`` need none of them.
 """
 
 from importlib import import_module
@@ -117,7 +117,7 @@ _HOMES = {
     "RetryPolicy": "_retry",
     "from_wire": "_codec",
     "to_wire": "_codec",
-}  # names ending in "Error" are in errors, everything else is a model
+}  # names ending in "Error" are in errors, all other names are models
 
 
 def __getattr__(name: str) -> Any:
@@ -127,7 +127,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = _HOMES.get(name) or ("errors" if name.endswith("Error") else "models")
     value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value  # found there from now on
+    globals()[name] = value  # so that __getattr__ runs once per name
     return value
 
 

@@ -1,11 +1,12 @@
-"""The user id and API key: the forms people hold them in, the environment, and keeping them out of sight.
+"""Reads the user id and API key, in every form that people store them in, and keeps them secret.
 
-The service takes HTTP Basic, ``userId:apiKey`` (documented). Every form becomes one value,
-``Credentials``; anything wrong becomes a ``ConfigurationError`` that says what to do. Nothing is sent
-from here.
+The service uses HTTP Basic authentication, ``userId:apiKey`` (documented). Every form is converted to
+``Credentials``; invalid credentials raise a ``ConfigurationError`` that says what to do. This module sends
+nothing.
 
-Error trackers render tracebacks with local variables. So a function that may raise holds a key only
-inside a ``Secret``, and a function that looks at a plain key returns what is wrong instead of raising.
+Error trackers render tracebacks with local variables. Therefore, a function that may raise holds a key only
+inside a ``Secret``, and a function that handles a plain key returns a description of the problem instead of
+raising.
 """
 
 import base64
@@ -25,28 +26,28 @@ USER_ID_VARIABLE = "LEMCAL_USER_ID"
 API_KEY_VARIABLE = "LEMCAL_API_KEY"
 
 ApiKey: TypeAlias = str | Callable[[], str]
-"""An API key in any of its forms, or a function without arguments that returns the current one."""
+"""An API key in any supported form, or a function without arguments that returns the current key."""
 
 _PREFIX = "usr_"
 _MASK = "***"
-_SHORT = 4  # characters; a shorter key is part of too many words, and the masks would spell it out
+_SHORT = 4  # characters; a shorter key occurs in ordinary words, so the position of masks would reveal it
 
 _VISIBLE_ASCII = r"[!-~]*"
 _BASIC = r"(?i)basic\s"
-_WITHOUT_USER = r":[!-~]+"  # what lemlist takes: an empty user name with the key as the password
+_WITHOUT_USER = r":[!-~]+"  # lemlist's form: an empty user name, with the key as the password
 
 _COMBINED = f"'{_PREFIX}...:key' (or its base64)"
-_UNSET = "(not set now, or empty)"
-_NOT_LEMLIST = "lemcal wants userId:apiKey, where lemlist took an empty user name with the key as password"
+_UNSET = "(currently unset or empty)"
+_NOT_LEMLIST = "lemcal requires userId:apiKey, not lemlist's empty user name with the key as password"
 
 T_co = TypeVar("T_co", covariant=True)
 
 
 class Secret(Generic[T_co]):
-    """A value that must not be shown: masked when printed, never pickled, equal by value.
+    """A value that must not be shown: masked in its repr, not picklable, equal by value.
 
-    Wrap a secret as soon as it comes in, and ``reveal()`` it where it is used. At an entrance, drop the
-    plain argument in the same line, because a traceback may show it::
+    Wrap a secret as soon as it arrives, and ``reveal()`` it only where it is used. In a public function,
+    overwrite the plain argument on the same line, because a traceback may show it::
 
         url, database_url = Secret(database_url), ""
     """
@@ -57,7 +58,7 @@ class Secret(Generic[T_co]):
         self._value = value
 
     def reveal(self) -> T_co:
-        """Return the value itself. Do not bind it to a name in a function that may raise."""
+        """Return the plain value. Do not assign it to a variable in a function that may raise."""
         return self._value
 
     def __eq__(self, other: object) -> bool:
@@ -72,20 +73,20 @@ class Secret(Generic[T_co]):
         return f"{type(self).__name__}({_MASK})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a Secret cannot be pickled: the value would be written out with it")
+        raise TypeError("a Secret cannot be pickled: the pickle would contain the value")
 
 
 def digest_of(combined: str) -> str:
-    """Return the digest that stands for ``usr_x:secret`` where the secret itself must not be."""
+    """Return a digest of ``usr_x:secret``, for use where the secret itself must not appear."""
     return hashlib.blake2b(combined.encode(), digest_size=16, person=b"lemcal-async").hexdigest()
 
 
 @attrs.frozen
 class Credentials:
-    """The user id and API key of one account, checked and ready to be sent. Cannot be pickled.
+    """The validated user id and API key of one account. Cannot be pickled.
 
-    ``authorization`` is the value of the header. ``digest`` tells two credentials apart without
-    revealing them: the rate limit is counted by it.
+    ``authorization`` is the value of the header. ``digest`` identifies the credentials without revealing
+    them; rate limits are kept per digest.
     """
 
     user_id: str
@@ -104,17 +105,17 @@ class Credentials:
     )
 
     def redact(self, text: str) -> str:
-        """Return ``text`` with the key, in every form in which it is sent or held, replaced by ``***``.
+        """Return ``text`` with every form of the key, as sent or stored, replaced by ``***``.
 
-        If the key is shorter than four characters or contains an asterisk (which the mask could
-        complete), a text that contains it is withheld as a whole.
+        If the key is shorter than four characters or contains an asterisk (which could combine with the
+        mask), a text that contains it is replaced entirely.
         """
         secret = self.secret.reveal()
         if secret in text and (len(secret) < _SHORT or "*" in secret):
             return _MASK
         standard = self.authorization.reveal().removeprefix("Basic ")
         urlsafe = standard.translate(str.maketrans("+/", "-_"))
-        # From the longest to the shortest: a shorter form is part of a longer one.
+        # Longest form first, because it contains the shorter ones.
         for form in (f"Basic {standard}", standard, urlsafe, standard.rstrip("="), urlsafe.rstrip("=")):
             text = text.replace(form, _MASK)
         return text.replace(_combined(self), _MASK).replace(secret, _MASK)
@@ -129,12 +130,11 @@ def _basic(credentials: Credentials) -> Secret[str]:
 
 
 class CredentialSource:
-    """Where a client's credentials come from: its arguments, the environment, or a function.
+    """The source of a client's credentials: its arguments, the environment, or a function.
 
-    ``given`` is a user id and an API key. With ``environment``, the two variables fill in what is
-    missing; they are read now, and not again. Raises ``ConfigurationError`` for credentials that
-    cannot be right. A function is called for each ``current()``, and what it raises passes through
-    unchanged.
+    ``given`` is a user id and an API key. If ``environment`` is True, the two environment variables supply
+    missing values; they are read only once, here. Raises ``ConfigurationError`` if the credentials are
+    invalid. An API key function is called by each ``current()``, and its exceptions propagate unchanged.
     """
 
     __slots__ = (
@@ -152,7 +152,7 @@ class CredentialSource:
         if problem := _problem_of_arguments(*given.reveal()):
             raise ConfigurationError(problem)
         self._last: tuple[Secret[str], Credentials] | None = None
-        self.account: tuple[str, str] | None = None  # user id and e-mail address, once a call has told them
+        self.account: tuple[str, str] | None = None  # user id and e-mail address, once known
         self._environment = environment
         self._user_id = _text_of(given.reveal()[0])
         self._user_variable = _variable(USER_ID_VARIABLE) if environment else None
@@ -168,12 +168,12 @@ class CredentialSource:
                 raise ConfigurationError(_nothing(user_known=known, environment=environment))
 
     def current(self) -> Credentials:
-        """Return the credentials to use now; raise ``ConfigurationError`` if a function gave none."""
+        """Return the current credentials. Raises ``ConfigurationError`` if the function returned none."""
         if self._credentials is not None or self._function is None:
             return cast("Credentials", self._credentials)
         value: Secret[Any] = Secret(self._function())
         if inspect.iscoroutine(value.reveal()):
-            value.reveal().close()  # nothing will await it, and Python would warn of that
+            value.reveal().close()  # otherwise, Python would warn that it was never awaited
         if not isinstance(value.reveal(), str):
             kind = type(value.reveal()).__name__
             raise ConfigurationError(f"The api_key function must return a string, not {kind}.")
@@ -182,7 +182,7 @@ class CredentialSource:
         return self._last[1]
 
     def _read(self, key: Secret[str], key_name: str) -> Credentials:
-        """Read a key in any of its forms, beside the user id given with it or else in the environment."""
+        """Read a key in any form, together with the user id from the argument or the environment."""
         key = Secret(key.reveal().strip())  # a key read from a file ends in a newline
         _check(key_name, _problem_of_raw_key(key.reveal()))
         alone = self._user_id is None and self._user_variable is None
@@ -200,38 +200,38 @@ class CredentialSource:
         _check(key_name, _problem_of_secret(secret.reveal()))
         if not users:
             variable = f", set {USER_ID_VARIABLE} {_UNSET}" if self._environment else ""
-            raise ConfigurationError(f"No user id: pass user_id={variable}, or give the key as {_COMBINED}.")
+            raise ConfigurationError(f"No user id: pass user_id={variable}, or pass the key as {_COMBINED}.")
         (name, user), (other_name, other) = users[0], users[-1]
         if user != other:
             raise ConfigurationError(
                 f"{name} is {user.reveal()}, but {other_name} belongs to {other.reveal()}: "
-                f"make them agree, or leave {name} out."
+                f"make them match, or omit {name}."
             )
         return Credentials(user.reveal(), secret)
 
     def __str__(self) -> str:
-        """Return the user id, if it is known."""
+        """Return the user id, if known."""
         if self._function is no_account:
             return "without an account"
-        known = self._last[1] if self._last is not None else self._credentials
-        return "an account" if known is None else known.user_id
+        credentials = self._last[1] if self._last is not None else self._credentials
+        return "an account" if credentials is None else credentials.user_id
 
     def __repr__(self) -> str:
         return f"CredentialSource({self._credentials or 'a function'})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a CredentialSource cannot be pickled: the API key would be written out with it")
+        raise TypeError("a CredentialSource cannot be pickled: the pickle would contain the API key")
 
 
 def no_account() -> str:
-    """Stand in for the API key of a client that only makes clients for accounts."""
+    """Refuse to return a key: the ``api_key`` of a client that only creates clients for other accounts."""
     raise ConfigurationError(
-        "this client has no account of its own: call for_account(user_id, api_key), and use what it returns"
+        "this client has no account: use the client that for_account(user_id, api_key) returns"
     )
 
 
 def _text_of(value: object) -> Secret[str] | None:
-    """Return a string, without the blanks around it; None for anything else."""
+    """Return a string, stripped; None for any other type."""
     return Secret(value.strip()) if isinstance(value, str) else None
 
 
@@ -240,7 +240,7 @@ def _function_of(api_key: ApiKey | None) -> Callable[[], object] | None:
 
 
 def _variable(name: str) -> Secret[str] | None:
-    """Return a variable of the environment. One that is empty counts as not set."""
+    """Return an environment variable. An empty one counts as unset."""
     value = Secret(os.environ.get(name, "").strip())
     return value if value.reveal() else None
 
@@ -250,30 +250,30 @@ def _check(name: str, problem: str) -> None:
         raise ConfigurationError(f"{name}: {problem}.")
 
 
-# From here on, functions look at plain keys and do not raise.
+# The functions below handle plain keys and therefore do not raise.
 
 
 def _split(key: str, *, alone: bool) -> tuple[Secret[str] | None, Secret[str]]:
-    """Return the user id that a key carries, None if it carries none, and the secret."""
+    """Return the user id that a key includes, or None, and the secret."""
     if ":" not in key:
         decoded = _decoded(key)
         if not (decoded.startswith(_PREFIX) and ":" in decoded) and not re.fullmatch(_WITHOUT_USER, decoded):
             return None, Secret(key)
         key = decoded
     elif not (key.startswith((_PREFIX, ":")) or alone):
-        return None, Secret(key)  # Basic allows a colon in the secret
+        return None, Secret(key)  # HTTP Basic allows colons in the password
     user, _, secret = key.partition(":")
     return Secret(user), Secret(secret)
 
 
 def _decoded(key: str) -> str:
-    """Return what ``key`` is the base64 of (either alphabet, padded or not), or the empty string."""
+    """Decode ``key`` from base64 (either alphabet, padded or not); return "" if it is not base64."""
     standard = key.translate(str.maketrans("-_", "+/"))
     try:
         decoded = base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
     except binascii.Error:
         return ""
-    return decoded.decode("latin-1").strip()  # `echo usr_...:key | base64` holds a newline
+    return decoded.decode("latin-1").strip()  # `echo usr_...:key | base64` encodes a newline
 
 
 def _problem_of_arguments(user_id: object, api_key: object) -> str:
@@ -284,16 +284,16 @@ def _problem_of_arguments(user_id: object, api_key: object) -> str:
     if not callable(api_key):
         return f"api_key: must be a string or a function that returns one, not {type(api_key).__name__}."
     if inspect.iscoroutinefunction(api_key) or inspect.iscoroutinefunction(type(api_key).__call__):
-        return "api_key: must be a plain function; an async one cannot be called here."
+        return "api_key: must be a plain function, not an async one."
     problem = _problem_of_user(user_id.strip(), "") if user_id is not None else ""
     return f"user_id: {problem}." if problem else ""
 
 
 def _problem_of_raw_key(key: str) -> str:
     if not key:
-        return "it is empty; give the API key"
+        return "the value is empty; pass the API key"
     if re.match(_BASIC, key):
-        return "leave out the word 'Basic' and give only what follows it"
+        return "remove the word 'Basic' and pass only the rest"
     return _problem_of_characters(key)
 
 
@@ -301,7 +301,7 @@ def _problem_of_secret(secret: str) -> str:
     if not secret:
         return "nothing follows the colon; the API key is missing"
     if secret.startswith(_PREFIX):
-        return f"that is a user id; give the API key, or both as {_COMBINED}"
+        return f"this is a user id; pass the API key, or both as {_COMBINED}"
     return _problem_of_characters(secret)
 
 
@@ -309,21 +309,21 @@ def _problem_of_user(user: str, secret: str) -> str:
     if not user:
         return f"the user id is empty; {_NOT_LEMLIST}"
     if ":" in user:
-        return f"a user id holds no colon; give {_COMBINED} as the API key"
+        return f"a user id has no colon; pass {_COMBINED} as the API key"
     problem = _problem_of_characters(user)
     if problem or (user.startswith(_PREFIX) and user != _PREFIX):
         return problem
     if secret.startswith(_PREFIX):
-        return f"user id and API key seem to be swapped; the one that starts with '{_PREFIX}' is the user id"
+        return f"the user id and the API key seem to be swapped; the user id starts with '{_PREFIX}'"
     if "@" in user:
-        return f"that looks like an e-mail address; give the user id, which starts with '{_PREFIX}'"
-    return f"a user id starts with '{_PREFIX}'; this one does not"
+        return f"this looks like an e-mail address; pass the user id, which starts with '{_PREFIX}'"
+    return f"a user id starts with '{_PREFIX}'; this value does not"
 
 
 def _problem_of_characters(value: str) -> str:
     if re.fullmatch(_VISIBLE_ASCII, value):
         return ""
-    return "it holds a space, a control or a non-ASCII character; copy it again, as one piece"
+    return "the value contains a space, a control character or a non-ASCII character; copy it again"
 
 
 def _nothing(*, user_known: bool, environment: bool) -> str:

@@ -25,17 +25,17 @@ from lemcal_async.ratelimit import Key, Priority, RateLimit, RateLimiter
 from lemcal_async.transport._layers import MAX_RESPONSE_BYTES, Wire
 
 OnBadRow = Literal["raise", "skip"]
-"""What happens to the rows of a list that cannot be read."""
+"""How to treat unreadable rows of a list: raise an error, or skip them."""
 
 Timeout = float | httpx.Timeout | None
-"""Seconds for each network operation, or several numbers of them; None for no bound."""
+"""Seconds for each network operation, or an ``httpx.Timeout`` with one limit per kind; None for no limit."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
 class Unchanged:
-    """The default of options that stay as they are: for those, None has a meaning of its own."""
+    """Marks an option to leave unchanged; None does not, because it is a valid value of these options."""
 
     def __repr__(self) -> str:
         return "UNCHANGED"
@@ -46,12 +46,12 @@ UNCHANGED: Final = Unchanged()
 
 @attrs.frozen
 class APIResponse(Generic[T_co]):
-    """What ``request`` returns.
+    """The response that ``request`` returns.
 
     Attributes:
-        status_code: The status of the answer.
-        headers: Its headers, with names in lower case.
-        data: The JSON of its body, or the model asked for.
+        status_code: The response's status code.
+        headers: The response's headers, with lowercase names.
+        data: The decoded JSON body, or the requested model.
     """
 
     status_code: int
@@ -60,7 +60,7 @@ class APIResponse(Generic[T_co]):
 
 
 class ClientOptions(TypedDict, total=False):
-    """The options of ``AsyncLemcal`` beside its credentials; it describes them."""
+    """The options of ``AsyncLemcal`` apart from the credentials, documented there."""
 
     base_url: str | None
     transport: Wire | None
@@ -77,29 +77,31 @@ class ClientOptions(TypedDict, total=False):
 class AsyncLemcal:
     """A client for the lemcal API, on asyncio and trio.
 
-    Making one sends nothing, and can be done at import time, before any event loop runs. Its calls raise the
-    errors of ``lemcal_async.errors``. Canceled at any moment, a call leaves nothing behind, but what it had
-    sent may have been processed. ``aclose()`` lets calls finish that are under way.
+    Creating a client sends nothing, so it is safe at import time, before any event loop runs. Calls raise the
+    errors of ``lemcal_async.errors``. Canceling a call leaks nothing, but the server may already have
+    processed its request. ``aclose()`` lets calls in progress finish.
 
     Args:
-        user_id: The account's user id; if left out, ``LEMCAL_USER_ID`` of the environment.
-        api_key: The account's API key, or a function that returns the current one; if left out,
-            ``LEMCAL_API_KEY`` of the environment. It may hold both (``usr_x:secret``, or its base64).
-        base_url: Where the API is; if left out, ``LEMCAL_BASE_URL`` of the environment, or else the service
-            itself. It must be https, unless it is on this machine or ``allow_insecure_http`` is True.
-        transport: One of httpx or of httpx2, in place of the connections. You close what you pass in.
-        limiter: A rate limiter in place of the process-wide one. You close what you pass in.
-        retry: How often a call is tried.
-        timeout: Seconds for each network operation; None for no bound.
-        deadline: Seconds for a whole call, waits and retries included; None for no bound.
-        on_bad_row: ``"skip"`` leaves unreadable rows out of a list and logs that, instead of raising.
-        max_response_bytes: The most that an answer may hold, decompressed (64 MiB); more raises
-            ResponseDecodeError.
-        allow_insecure_http: Whether ``base_url`` may be http on another machine.
-        user_agent: What to append to the SDK's own, such as ``"myapp/2.1"``.
+        user_id: The account's user id. Defaults to the ``LEMCAL_USER_ID`` environment variable.
+        api_key: The account's API key, or a function that returns the current key. Defaults to the
+            ``LEMCAL_API_KEY`` environment variable. May include the user id: ``usr_x:secret``, or its base64.
+        base_url: Base URL of the API. Defaults to the ``LEMCAL_BASE_URL`` environment variable, then to the
+            service. Must be https, unless the host is loopback or ``allow_insecure_http`` is True.
+        transport: An httpx or httpx2 transport to use instead of the default connection pool. The caller is
+            responsible for closing it.
+        limiter: A rate limiter to use instead of the process-wide one. The caller is responsible for
+            closing it.
+        retry: How failed calls are retried.
+        timeout: Seconds for each network operation; None for no limit.
+        deadline: Seconds for a whole call, including waits and retries; None for no limit.
+        on_bad_row: ``"skip"`` logs unreadable rows of a list and omits them, instead of raising.
+        max_response_bytes: Maximum size of a response body after decompression (64 MiB by default); a larger
+            body raises ResponseDecodeError.
+        allow_insecure_http: Whether ``base_url`` may be http on another host.
+        user_agent: Text to append to the SDK's user agent, such as ``"myapp/2.1"``.
 
     Raises:
-        ConfigurationError: For arguments that cannot work, credentials included.
+        ConfigurationError: If an argument is invalid, including the credentials.
     """
 
     __slots__ = ("__weakref__", "_owner", "_session")
@@ -121,7 +123,7 @@ class AsyncLemcal:
         user_agent: str | None = None,
     ) -> None:
         given, user_id, api_key = Secret((user_id, api_key)), None, None
-        origin, base_url = Secret(base_url), None  # people put passwords there
+        origin, base_url = Secret(base_url), None  # may contain a password
         set_up_logging()
         source = CredentialSource(given, environment=True)
         _check_type("limiter", limiter, RateLimiter)
@@ -144,31 +146,31 @@ class AsyncLemcal:
 
     @classmethod
     def for_accounts(cls, **options: Unpack[ClientOptions]) -> Self:
-        """Return a client without an account of its own, for those who only hold other people's keys.
+        """Return a client without an account of its own, for programs that only hold other people's keys.
 
-        It makes no calls: ``for_account`` returns clients that do, on its transport and limiter. Close it in
-        the end. The environment's credentials are not used.
+        The client cannot make calls itself: ``for_account`` returns clients that can, on its transport and
+        limiter. Close it when done. Credentials in the environment are ignored.
 
         Args:
-            **options: Those of ``AsyncLemcal``, without its credentials.
+            **options: The options of ``AsyncLemcal``, without the credentials.
 
         Raises:
-            ConfigurationError: For options that cannot work.
+            ConfigurationError: If an option is invalid.
         """
         return cls(None, no_account, **options)
 
     def for_account(self, user_id: str | None, api_key: ApiKey) -> Self:
         """Return a client for another account on the same transport, limiter and options.
 
-        It costs microseconds and needs no closing; it works as long as this one is open. The environment is
-        not consulted.
+        The new client takes microseconds to create, needs no closing, and works as long as this client is
+        open. Credentials in the environment are ignored.
 
         Args:
-            user_id: The account's user id; None if ``api_key`` holds it.
+            user_id: The account's user id; None if ``api_key`` includes it.
             api_key: The account's API key, as for ``AsyncLemcal``.
 
         Raises:
-            ConfigurationError: For credentials that cannot be right.
+            ConfigurationError: If the credentials are missing or malformed.
         """
         given, user_id, api_key = Secret((user_id, api_key)), None, ""
         return self._view(self._session.for_account(CredentialSource(given)))
@@ -181,17 +183,17 @@ class AsyncLemcal:
         retry: RetryPolicy | Unchanged | None = UNCHANGED,
         priority: Priority | Unchanged = UNCHANGED,
     ) -> Self:
-        """Return a view of this client with other options; those not given stay as they are.
+        """Return a view of this client with some options replaced.
 
         Args:
-            timeout: Seconds for each network operation; None for no bound.
-            deadline: Seconds for a whole call, waits and retries included; None for no bound.
-            retry: How often a call is tried; None for ``RetryPolicy()``.
-            priority: With ``"bulk"``, interactive calls with the same key go first, but bulk ones keep one
-                turn in five.
+            timeout: Seconds for each network operation; None for no limit.
+            deadline: Seconds for a whole call, including waits and retries; None for no limit.
+            retry: How failed calls are retried; None for ``RetryPolicy()``.
+            priority: ``"bulk"`` calls yield to interactive calls with the same key, but keep one turn in
+                five.
 
         Raises:
-            ConfigurationError: For options that cannot work.
+            ConfigurationError: If an option is invalid.
         """
         options = self._session.options
         if not isinstance(timeout, Unchanged):
@@ -224,26 +226,26 @@ class AsyncLemcal:
 
     @property
     def hooks(self) -> _resources.Hooks:
-        """The webhooks: ``create`` and ``delete``. The service lists none (documented by absence)."""
+        """The webhooks: ``create`` and ``delete``. The service cannot list them (documented by absence)."""
         return _resources.Hooks(self._session)
 
     @property
     def user_id(self) -> str:
-        """The account's user id. If the API key comes from a function, this calls it."""
+        """The account's user id. Calls the ``api_key`` function, if there is one."""
         return self._session.user_id()
 
     @property
     def rate_limit(self) -> RateLimit:
-        """A snapshot of the account's rate limit, as far as this process knows it. Sends nothing."""
+        """A snapshot of the account's rate limit, as known to this process. Sends nothing."""
         return self._session.rate_limit()
 
     @property
     def rate_limit_key(self) -> Key:
-        """What the rate limit is counted by: the same for all who share it, and no secret."""
+        """The key that requests are counted by: equal for all clients that share a limit, and not secret."""
         return self._session.key()
 
     async def me(self) -> User:
-        """Fetch the account that the credentials belong to: a cheap way to check them."""
+        """Fetch the account that the credentials belong to: a cheap way to verify them."""
         return await _resources.me(self._session)
 
     @overload
@@ -275,20 +277,20 @@ class AsyncLemcal:
         json: Any = None,
         into: type[Any] | None = None,
     ) -> APIResponse[Any]:
-        """Call a path below the base URL that has no method here, through the same layers.
+        """Call an endpoint that has no method of its own, through the same transport layers.
 
         Args:
             method: The HTTP method, such as ``"GET"``.
             path: The path below the base URL, without a query: ``/meetings``.
-            params: The query. A None is left out.
-            json: The body, as data that has a JSON form.
-            into: What to make of the answer: a model (``Meeting``, ``list[Meeting]``), or ``dict`` or
-                ``list`` for JSON of that kind. Without it, ``data`` is any JSON, and None for a 204.
+            params: The query parameters; None values are omitted.
+            json: The request body, as JSON-serializable data.
+            into: The type to decode the response into: a model (``Meeting``, ``list[Meeting]``), or ``dict``
+                or ``list`` for plain JSON. By default, ``data`` is any JSON value, or None for a 204.
 
         Raises:
-            ConfigurationError: For a method, path, query or body that cannot be sent.
-            TypeError: If ``into`` is anything else.
-            ResponseDecodeError: If the body is not what ``into`` says, or not JSON at all.
+            ConfigurationError: If the method, path, query or body is invalid.
+            TypeError: If ``into`` is any other type.
+            ResponseDecodeError: If the body does not match ``into``, or is not JSON.
         """
         body, json = None if json is None else JSONBody(Secret(json)), None  # it may hold a token
         if not _is_method(method):
@@ -298,9 +300,9 @@ class AsyncLemcal:
         if into is not None and json_kind(into) is None:
             check_into(into)  # before anything is sent
 
-        async def decode(answer: RawResponse) -> APIResponse[Any]:
-            data = await data_of(answer, into)
-            return APIResponse(answer.status_code, dict(answer.headers.items()), data)
+        async def decode(response: RawResponse) -> APIResponse[Any]:
+            data = await data_of(response, into)
+            return APIResponse(response.status_code, dict(response.headers.items()), data)
 
         return await self._session.send(method.upper(), path, with_query(path, params), decode, body)
 
@@ -310,7 +312,7 @@ class AsyncLemcal:
             await self._session.stack.aclose()
 
     def _reopen(self) -> None:
-        """Make a closed client usable again; for those who start and stop an app several times."""
+        """Make a closed client usable again, for apps that are started and stopped several times."""
         self._session.stack.reopen()
 
     async def __aenter__(self) -> Self:
@@ -326,17 +328,17 @@ class AsyncLemcal:
         await self.aclose()
 
     def __repr__(self) -> str:
-        # A traceback with local variables asks for this before __init__ has finished.
+        # A traceback that shows local variables may call this before __init__ has finished.
         return f"<{type(self).__name__} {getattr(self, '_session', 'not set up')!r}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "an AsyncLemcal cannot be pickled: it holds an API key and connections; make one where it is used"
+            "an AsyncLemcal cannot be pickled: it holds an API key and connections; create it in each process"
         )
 
 
 def _check_type(name: str, value: object, kind: type[Any]) -> None:
-    # A class has the methods of its instances, so for a protocol it would pass as one.
+    # isinstance(cls, Protocol) is true of a class whose instances match: it has the same methods.
     if value is not None and (isinstance(value, type) or not isinstance(value, kind)):
         raise ConfigurationError(f"{name}= must be of type {kind.__name__}, not {type(value).__name__}")
 
@@ -361,12 +363,12 @@ def _timeout(timeout: Timeout) -> dict[str, float | None]:
         seconds = httpx.Timeout(timeout).as_dict()
         if all(value is None or _is_above_0(value) for value in seconds.values()):
             return seconds
-    raise ConfigurationError(f"timeout={timeout!r}: it must be seconds above 0, or None for none")
+    raise ConfigurationError(f"timeout={timeout!r}: it must be seconds above 0, or None for no limit")
 
 
 def _deadline(deadline: float | None) -> float | None:
     if deadline is not None and not (_is_above_0(deadline) and deadline < math.inf):
-        raise ConfigurationError(f"deadline={deadline!r}: it must be seconds above 0, or None for none")
+        raise ConfigurationError(f"deadline={deadline!r}: it must be seconds above 0, or None for no limit")
     return deadline
 
 
@@ -390,7 +392,7 @@ _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 @functools.cache
 def set_up_logging() -> None:
-    """Log from the level on that the environment names, once. Handlers that there are already are kept."""
+    """Set the log level from the environment, once. Keeps existing handlers."""
     level = os.environ.get(LOG_VARIABLE, "").strip().upper()
     if not level:
         return

@@ -1,9 +1,9 @@
-"""The wire format: JSON data to models and back, with one cattrs converter.
+"""The wire format: converts JSON data to models and back, with one cattrs converter.
 
-Reading is strict about types, because a wrong value that slips through shows up much later and far away:
-nothing is coerced except a number sent as a string. It is lenient about rows: an optional field that
-cannot be read costs that field alone, and only a row without a usable id is bad. Rows of the usual shape
-are read by generated functions (``_codegen.py``). HTTP and JSON text are the business of others.
+Reading is strict about types, because a wrong value would cause an error much later and elsewhere: nothing
+is coerced except a number sent as a string. Reading is lenient about rows: an unreadable optional field
+loses only that field, and only a row without a usable id is bad. Generated functions (``_codegen.py``) read
+rows of the usual shape. HTTP and JSON text are handled elsewhere.
 """
 
 import logging
@@ -22,17 +22,17 @@ from lemcal_async._codegen import WIRE_NAMES, Field, Reader, fast_reader, fields
 from lemcal_async.errors import BadRow, ResponseDecodeError
 from lemcal_async.models import Model, in_utc
 
-MOST_BAD_ROWS: Final = 1000
-"""How many bad rows of a list are kept; the rest are counted."""
+MAX_BAD_ROWS: Final = 1000
+"""Maximum number of bad rows kept per list; the rest are only counted."""
 
-_MOST_PROBLEMS: Final = 100  # that one model names; the rest are counted
+_MAX_PROBLEMS: Final = 100  # described per model; the rest are only counted
 
 logger = logging.getLogger("lemcal_async")
-_logged: set[tuple[type, str]] = set()  # models and their fields; there are only so many
+_logged: set[tuple[type, str]] = set()  # (model, field); bounded by the number of fields
 
 
 class MismatchError(Exception):
-    """A value that is not what was expected. The message names types, never the value."""
+    """A value does not have the expected type. The message names types, never the value."""
 
     def __init__(self, expected: str, value: Any, *, field: str = "") -> None:
         found = "null" if value is None else type(value).__name__
@@ -66,7 +66,7 @@ def _parsed(text: str) -> float | None:
 
 
 def read_number(value: Any, _: Any) -> float:
-    """Read a number, or a string that holds one; an integer stays an int."""
+    """Read a number, or a string that contains one; an integer stays an int."""
     number = _parsed(value) if isinstance(value, str) else value
     if isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < math.inf:
         return number
@@ -74,7 +74,7 @@ def read_number(value: Any, _: Any) -> float:
 
 
 def read_minutes(value: Any, _: Any) -> timedelta:
-    """Read a number of minutes, unless a timedelta would round it."""
+    """Read a number of minutes. Rejects a number that a timedelta would round."""
     minutes = read_number(value, None)
     try:
         duration = timedelta(minutes=minutes)
@@ -86,12 +86,12 @@ def read_minutes(value: Any, _: Any) -> timedelta:
 
 
 def write_minutes(duration: timedelta) -> float:
-    """Write a duration as minutes, whole ones as an integer."""
+    """Write a duration in minutes; a whole number is written as an integer."""
     minutes = duration / timedelta(minutes=1)
     return int(minutes) if minutes.is_integer() else minutes
 
 
-# datetime.fromisoformat alone lets junk through: 08:02.5Z, half a minute, becomes half a second.
+# datetime.fromisoformat alone accepts junk: it reads the half minute in 08:02.5Z as half a second.
 _is_iso_time = re.compile(
     r"[0-9]{4}-?[0-9]{2}-?[0-9]{2}T[0-9]{2}:?[0-9]{2}(?::?[0-9]{2}(?:[.,][0-9]+)?)?"
     r"(?:Z|[+-][0-9]{2}(?::?[0-5][0-9]){0,2})"
@@ -99,12 +99,12 @@ _is_iso_time = re.compile(
 
 
 def read_time(value: Any, _: Any) -> datetime:
-    """Read an instant; digits after the microseconds are dropped."""
+    """Read an instant; digits beyond microseconds are dropped."""
     time: datetime | None = None
     if isinstance(value, str) and _is_iso_time(value):
         try:
             time = in_utc(datetime.fromisoformat(value))
-        except (ValueError, OverflowError):  # no such day or hour, or out of range once in UTC
+        except (ValueError, OverflowError):  # nonexistent day or hour, or out of range in UTC
             time = None
     if time is None:
         raise MismatchError("an ISO 8601 time with an offset", value)
@@ -112,7 +112,7 @@ def read_time(value: Any, _: Any) -> datetime:
 
 
 def write_time(time: datetime) -> str:
-    """Write an instant in UTC, with milliseconds as the service does, or microseconds if there are any."""
+    """Write an instant in UTC, with milliseconds as the service does, or with microseconds if nonzero."""
     time = in_utc(time)
     precision = "microseconds" if time.microsecond % 1000 else "milliseconds"
     return time.replace(tzinfo=None).isoformat(timespec=precision) + "Z"
@@ -137,44 +137,44 @@ def _is_list(data: Any) -> TypeGuard[list[Any]]:
 
 
 class _Problems:
-    """What cannot be read in one object."""
+    """The unreadable fields of one object."""
 
     def __init__(self, model: type) -> None:
         self._model = model
-        self._named: list[str] = []
+        self._described: list[str] = []
         self.count = 0
 
     @property
-    def are_many(self) -> bool:
-        """Whether no more are named."""
-        return self.count >= _MOST_PROBLEMS
+    def is_full(self) -> bool:
+        """Whether further problems are only counted."""
+        return self.count >= _MAX_PROBLEMS
 
     def add(self, field: str, place: str, problem: object) -> None:
-        """Note that a field cannot be read, or the item of it at ``place``."""
-        self.name(f"{place}: {problem}")
+        """Record that a field, or its item at ``place``, cannot be read; log the first case per field."""
+        self.describe(f"{place}: {problem}")
         if (self._model, field) not in _logged:
             _logged.add((self._model, field))
             logger.warning(
-                "%s.%s cannot be read: %s; such values stay in .extra (logged once per field)",
+                "cannot read %s.%s: %s; the value is kept in .extra (logged once per field)",
                 self._model.__name__,
                 field,
                 problem,
             )
 
-    def name(self, problem: str) -> None:
-        """Note what a nested model has noted before."""
+    def describe(self, problem: str) -> None:
+        """Record a problem without logging, because a nested model has logged it."""
         self.count += 1
-        if len(self._named) < _MOST_PROBLEMS:
-            self._named.append(problem)
+        if len(self._described) < _MAX_PROBLEMS:
+            self._described.append(problem)
 
     def all(self) -> tuple[str, ...]:
-        """Return them, with the number of those that are not named."""
-        unnamed = self.count - len(self._named)
-        return (*self._named, f"and {unnamed} more") if unnamed else tuple(self._named)
+        """Return the descriptions, followed by the number of problems without one."""
+        more = self.count - len(self._described)
+        return (*self._described, f"and {more} more") if more else tuple(self._described)
 
 
 class _FieldReader:
-    """Reads one field out of an object, and says what is wrong with it."""
+    """Reads one field of an object, and records its problems."""
 
     def __init__(self, field: Field, converter: Converter) -> None:
         self._spellings = field.names.spellings
@@ -187,17 +187,17 @@ class _FieldReader:
     def take(
         self, wire: dict[str, Any], extra: dict[str, Any], wire_names: list[str], problems: _Problems
     ) -> Any:
-        """Return the field's value: of several spellings, the first that is not null and can be read.
+        """Return the field's value, from the first spelling that is not null and can be read.
 
-        What is not part of it goes to ``extra``. Nulls alone are no different from nothing.
+        Values that are not used go to ``extra``. A field with only nulls counts as absent.
         """
         value: Any = () if self._is_list else None
         chosen = None
-        left: dict[str, Any] = {}
+        unused: dict[str, Any] = {}
         for name in self._spellings:
             if name not in wire:
                 continue
-            found = left[name] = wire[name]
+            found = unused[name] = wire[name]
             if found is None or chosen is not None:
                 continue
             try:
@@ -207,22 +207,25 @@ class _FieldReader:
                 continue
             chosen = name
             if is_whole:
-                del left[name]
-        if chosen is not None or any(found is not None for found in left.values()):
-            extra |= left
+                del unused[name]
+        if chosen is not None or any(found is not None for found in unused.values()):
+            extra |= unused
         if chosen is not None and self._is_remembered:
             wire_names.append(chosen)
         return value
 
     def read(self, name: str, value: Any, problems: _Problems) -> tuple[Any, bool]:
-        """Return what can be read, and whether that is all of it; MismatchError if nothing can."""
+        """Return the readable part of a value, and whether that is all of it.
+
+        Raises MismatchError if nothing can be read.
+        """
         if not self._is_list:
             return self._read_one(name, value, problems), True
         if not _is_list(value):
             raise MismatchError("a list", value)
         items: list[Any] = []
         for index, item in enumerate(value):
-            if problems.are_many and self._holds_models and not _is_object(item):
+            if problems.is_full and self._holds_models and not _is_object(item):
                 problems.count += 1  # there may be millions
                 continue
             place = f"{name}[{index}]"
@@ -236,7 +239,7 @@ class _FieldReader:
         found = self._read(value, None)
         if self._holds_models:
             for problem in found.problems:
-                problems.name(f"{place}.{problem}")
+                problems.describe(f"{place}.{problem}")
         return found
 
 
@@ -284,16 +287,16 @@ def _model_writer(model: Any, converter: Converter) -> Callable[[Any], dict[str,
                 if spelling in wire_names:
                     name = spelling
             if value or not field.is_list or name in wire_names:
-                is_part = field.is_list and name in extra and _is_part(value, reader, name, extra[name])
-                wire[name] = extra[name] if is_part else write_value(value)
+                is_same = field.is_list and name in extra and _is_original(value, reader, name, extra[name])
+                wire[name] = extra[name] if is_same else write_value(value)
         for name, value in extra.items():
-            wire.setdefault(name, value)  # a field of ours is not overridden
+            wire.setdefault(name, value)  # attributes take precedence over extra
         return wire
 
-    def _is_part(value: Any, reader: _FieldReader, name: str, whole: Any) -> bool:
-        """Whether a list is still what could be read of the whole: that goes back as it came."""
+    def _is_original(value: Any, reader: _FieldReader, name: str, original: Any) -> bool:
+        """Whether a list is still the readable part of ``original``, which is then written unchanged."""
         try:
-            return bool(value == reader.read(name, whole, _Problems(model))[0])
+            return bool(value == reader.read(name, original, _Problems(model))[0])
         except MismatchError:
             return False
 
@@ -320,7 +323,7 @@ def _unchanged_writer(_: Any) -> Callable[[Any], Any]:
 
 
 def _make_converter() -> Converter:
-    converter = Converter(detailed_validation=False)  # problems are kept by the hooks themselves
+    converter = Converter(detailed_validation=False)  # the hooks record problems themselves
     converter.register_structure_hook(str, read_str)
     converter.register_structure_hook(bool, read_bool)
     converter.register_structure_hook(float, read_number)
@@ -351,17 +354,17 @@ def to_wire(obj: list[M] | tuple[M, ...]) -> list[dict[str, Any]]: ...
 @overload
 def to_wire(obj: list[Any] | tuple[Any, ...]) -> list[Any]: ...
 def to_wire(obj: Any) -> Any:
-    """Turn a model, or a list or tuple of them however nested, into data that is ready for JSON.
+    """Convert a model, or an arbitrarily nested list or tuple of models, to JSON-serializable data.
 
-    What came from the wire goes back with the same meaning: unknown and unreadable fields to the letter,
-    alternative spellings as they were, instants to the microsecond, nothing where there was null. Free-form
-    JSON is not copied: the result shares it with the model.
+    Data from the wire keeps its meaning: unknown and unreadable fields are unchanged, alternative spellings
+    are kept, instants are exact to the microsecond, and nulls are omitted. Free-form JSON is not copied: the
+    result shares it with the model.
 
     Args:
         obj: The model, or the list or tuple.
 
     Raises:
-        TypeError: For anything else.
+        TypeError: If ``obj`` is, or contains, anything else.
     """
     if isinstance(obj, list | tuple):
         return [to_wire(item) for item in cast("list[Any]", obj)]
@@ -371,33 +374,33 @@ def to_wire(obj: Any) -> Any:
 
 
 def from_wire(data: Any, into: type[T]) -> T:
-    """Turn JSON data into a model, or into a list of them: ``from_wire(data, list[Meeting])``.
+    """Convert JSON data to a model, or to a list of models: ``from_wire(data, list[Meeting])``.
 
-    An optional field that cannot be read is left in ``extra`` and named in ``problems``. The data is left
-    alone; free-form JSON is not copied.
+    An unreadable optional field stays in ``extra`` and is described in ``problems``. ``data`` is not
+    modified; free-form JSON is not copied.
 
     Args:
         data: The data, as ``json.loads`` returns it.
-        into: The model, or a list of it.
+        into: A model, or a list of a model.
 
     Raises:
-        ResponseDecodeError: For data that is no object or has no usable ``_id``; for a list with such rows,
-            the error carries the models of the others in ``rows``.
+        ResponseDecodeError: If the data is not an object or has no usable ``_id``. For a list, the error's
+            ``rows`` holds the models of the good rows.
         TypeError: If ``into`` is neither a model nor a list of models.
     """
-    answer: T
-    if _is_model(into):  # looked at first, because a store does this for every row
-        answer = _model_from_wire(data, into)
-        return answer
+    result: T
+    if _is_model(into):  # checked first, because a store calls this for every row
+        result = _model_from_wire(data, into)
+        return result
     if _is_model(data) or get_origin(data) is list:
         raise TypeError("from_wire() takes the data first and the model second: from_wire(data, Meeting)")
     is_list = get_origin(into) is list
-    answer = _list_from_wire(data, get_args(into)[0]) if is_list else _model_from_wire(data, into)
-    return answer
+    result = _list_from_wire(data, get_args(into)[0]) if is_list else _model_from_wire(data, into)
+    return result
 
 
 def check_into(into: Any) -> None:
-    """Raise TypeError if ``from_wire`` could not make an ``into`` of anything."""
+    """Raise TypeError if ``from_wire`` does not accept ``into``."""
     kind = get_args(into)[0] if get_origin(into) is list else into
     if not _is_model(kind):
         raise TypeError(
@@ -434,10 +437,10 @@ def _list_from_wire(data: Any, into: Any) -> Any:
 
 
 class RowReader(Generic[T]):
-    """Makes models of the rows of a list, a part at a time. A bad row never costs another.
+    """Reads the rows of a list into models, in batches. A bad row does not affect other rows.
 
-    ``good`` holds the models, ``bad`` the first thousand of the bad rows; ``count`` and ``bad_count`` are
-    how many rows, and bad ones, there were. Raises TypeError if ``into`` is no model.
+    ``good`` holds the models, ``bad`` the first thousand bad rows; ``count`` is the number of all rows and
+    ``bad_count`` the number of bad rows. Raises TypeError if ``into`` is not a model.
     """
 
     def __init__(self, into: type[T]) -> None:
@@ -449,11 +452,11 @@ class RowReader(Generic[T]):
         self._read = _reader(into)
 
     def add(self, rows: list[Any]) -> None:
-        """Read the rows that come next."""
+        """Read the next batch of rows."""
         read, good = self._read, self.good
         with _gc.paused():
             for index, row in enumerate(rows, self.count):
-                if self.bad_count >= MOST_BAD_ROWS:
+                if self.bad_count >= MAX_BAD_ROWS:
                     self._add_usable(rows[index - self.count :])
                     break
                 try:
@@ -464,7 +467,7 @@ class RowReader(Generic[T]):
         self.count += len(rows)
 
     def _add_usable(self, rows: list[Any]) -> None:
-        """Count the bad rows, of which there may be millions, without an exception for each."""
+        """Read the good rows and count the bad ones, without an exception for each of possibly millions."""
         usable: list[dict[str, Any]] = [row for row in rows if isinstance(row, dict)]
         if "id" in attrs.fields_dict(cast("Any", self._into)):
             usable = [row for row in usable if row and isinstance(row_id := row.get("_id"), str) and row_id]
@@ -472,5 +475,5 @@ class RowReader(Generic[T]):
         self.bad_count += len(rows) - len(usable)
 
     def problem(self) -> str:
-        """Say how many rows are bad."""
+        """Describe how many rows are bad."""
         return f"{self.bad_count} of {self.count} rows cannot be read"

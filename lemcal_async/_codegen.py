@@ -1,9 +1,9 @@
-"""The wire names of the models' fields, and generated functions that read rows of the usual shape fast.
+"""The wire names of the models' fields, and generated functions that quickly read rows of the usual shape.
 
-There is one flat function per model, built once: no dispatch per field, and no call of the model's own
-``__init__``, which takes longer than all the rest in a frozen class. A row with anything unusual in it
-(another type, two spellings of a field, an odd time) is left to the general reader of ``_codec.py``, which
-alone decides what is right and what is wrong with it.
+Each model has one flat function, built once: it needs no dispatch per field and does not call the model's
+``__init__``, which in a frozen class takes longer than everything else. A row with anything unusual (another
+type, two spellings of a field, an odd time) is passed to the general reader in ``_codec.py``, which alone
+decides whether the row is valid.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,13 +21,13 @@ WIRE_NAMES = "_wire_names"
 
 
 class Names(NamedTuple):
-    """How a field is spelled: as new objects write it, and in the order in which it is looked for."""
+    """The wire names of a field: the name for new objects, and all spellings in lookup order."""
 
     default: str
     spellings: tuple[str, ...]
 
 
-# Where the wire name is not just the attribute's in camelCase.
+# Fields whose wire name is not the attribute's name in camelCase.
 _IRREGULAR = {
     (Hook, "id"): Names("_id", ("_id",)),
     (Meeting, "id"): Names("_id", ("_id",)),
@@ -41,7 +41,7 @@ _IRREGULAR = {
 
 
 class Field(NamedTuple):
-    """A model's field: its attribute, the type of a value that is there, its names on the wire."""
+    """A field of a model: its attribute, the type of a value that is present, and its wire names."""
 
     attribute: str
     type: Any
@@ -50,18 +50,18 @@ class Field(NamedTuple):
 
     @property
     def is_remembered(self) -> bool:
-        """Whether the model must keep what the wire said: which spelling, or `[]` rather than nothing."""
+        """Whether the model must record what was on the wire: which spelling, or `[]` instead of nothing."""
         return self.is_list or len(self.names.spellings) > 1
 
 
 def fields_of(model: Any) -> list[Field]:
-    """Return the fields that a model has on the wire, in the model's own order."""
+    """Return a model's wire fields, in the order in which the model defines them."""
     found: list[Field] = []
     for field in attrs.fields(model):
         if field.name == EXTRA or field.name.startswith("_"):
             continue
         kind = field.type
-        if get_origin(kind) is UnionType:  # X | None: None stands for an absent value, which no hook sees
+        if get_origin(kind) is UnionType:  # X | None: None means absent, and hooks never see it
             kind = next(arm for arm in get_args(kind) if arm is not NoneType)
         head, *tail = field.name.split("_")
         regular = head + "".join(word.capitalize() for word in tail)
@@ -72,8 +72,8 @@ def fields_of(model: Any) -> list[Field]:
 
 Reader: TypeAlias = Callable[[Any, Any], Any]
 
-# Times as the service writes them: 2021-02-16T08:02:42.000Z. All but the digits is checked here, which
-# leaves fromisoformat nothing to be generous about.
+# Times in the service's format: 2021-02-16T08:02:42.000Z. This checks everything except the digits, so that
+# fromisoformat cannot accept anything else.
 _IS_USUAL_TIME = 'type(v) is str and len(v) == 24 and v[4:20:3] == "--T::." and v[23] == "Z"'
 _GIVE_UP = "return general(data, None)"
 
@@ -81,9 +81,9 @@ _GIVE_UP = "return general(data, None)"
 def fast_reader(
     model: Any, fields: list[Field], general: Reader, mismatch: type[Exception], converter: Converter
 ) -> Reader:
-    """Return a function that does what ``general`` does.
+    """Return a faster function that returns and raises the same as ``general``.
 
-    ``mismatch`` is what the converter's hooks raise for a value that they cannot read.
+    ``mismatch`` is the exception that the converter's hooks raise for an unreadable value.
     """
     spellings = [name for field in fields if field.is_remembered for name in field.names.spellings]
     scope: dict[str, Any] = {
@@ -94,8 +94,8 @@ def fast_reader(
         "mismatch": mismatch,
         "known": frozenset(name for field in fields for name in field.names.spellings),
         "from_iso": datetime.fromisoformat,
-        # What the model remembers of a row, by the sum of the bits of the spellings seen in it.
-        "remembered": [_chosen(spellings, bits) for bits in range(1 << len(spellings))],
+        # The model's _wire_names, indexed by the bit set of the spellings seen in a row.
+        "wire_names": [_in_bit_set(spellings, bits) for bits in range(1 << len(spellings))],
     }
     body = [f"    {line}" for line in _body(model, fields, spellings, scope, converter)]
     source = "\n".join(
@@ -118,17 +118,17 @@ def fast_reader(
 def _draft_of(model: Any) -> Any:
     """Return a class with the model's memory layout that is not frozen.
 
-    A row is filled in as a draft, at 5 ns per field instead of 70, and then made the model.
+    A row is built as a draft, at 5 ns per field instead of 70, and its class is then set to the model.
     """
     thawed = {
         "__slots__": (),
         "__setattr__": object.__setattr__,
-        "__delattr__": object.__delattr__,  # CPython takes its fast path only if both are its own
+        "__delattr__": object.__delattr__,  # CPython's fast path requires both to be object's
     }
     return type(f"_{model.__name__}Draft", (model,), thawed)
 
 
-def _chosen(spellings: list[str], bits: int) -> tuple[str, ...]:
+def _in_bit_set(spellings: list[str], bits: int) -> tuple[str, ...]:
     return tuple(name for place, name in enumerate(spellings) if bits >> place & 1)
 
 
@@ -149,12 +149,12 @@ def _body(
         if field.name.startswith("_"):
             default = f"default{field.name}"
             scope[default] = field.default
-            yield f"row.{field.name} = {'remembered[seen]' if field.name == WIRE_NAMES else default}"
+            yield f"row.{field.name} = {'wire_names[seen]' if field.name == WIRE_NAMES else default}"
     yield "row.__class__ = model"
 
 
 def _value(field: Field, spellings: list[str]) -> Iterator[str]:
-    """Fetch a value as ``v``; the spelling that it came under is noted in ``seen``."""
+    """Read a value into ``v``; record its spelling in ``seen``."""
     first, *others = field.names.spellings
     yield f"v = get({first!r})"
     if not others:
@@ -172,7 +172,7 @@ def _value(field: Field, spellings: list[str]) -> Iterator[str]:
 def _check(
     field: Field, hook: str, spellings: list[str], scope: dict[str, Any], converter: Converter
 ) -> Iterator[str]:
-    """Make of ``v`` what the model holds, or give up."""
+    """Convert ``v`` to the model's value, or give up."""
     if field.type is str:
         yield f"if type(v) is not str and v is not None: {_GIVE_UP}"
     elif field.type is bool:
@@ -199,7 +199,7 @@ def _check(
 
 
 def _usual_only(model: Any, mismatch: type[Exception], converter: Converter) -> Reader:
-    """Return a reader for a nested model: with anything unusual in it, the outer model is unusual too."""
+    """Return a reader for a nested model that raises on anything unusual: the outer reader then gives up."""
 
     def unusual(data: Any, _: Any) -> Any:
         raise mismatch("the usual shape", data)

@@ -1,7 +1,7 @@
-"""What tasks wait on, and anyio's backends, loaded ahead of the first call. On asyncio and trio alike.
+"""Concurrency primitives for asyncio and trio, and preloading of anyio's backends.
 
-A wake-up that any thread may send, and a semaphore that accounts, which are anything hashable, share fairly.
-Knows nothing of what is waited for.
+``Wakeup`` is an event that any thread can set; ``FairSemaphore`` is shared fairly between accounts, which
+are any hashable values.
 """
 
 import asyncio
@@ -18,29 +18,29 @@ from anyio.lowlevel import current_token
 
 
 class Wakeup:
-    """What one task waits on and any thread may set. Created by the task that waits."""
+    """An event that one task waits for and any thread can set. Created by the waiting task."""
 
     __slots__ = ("event", "loop")
 
     def __init__(self) -> None:
-        self.loop: Any = current_token().native_token  # the same for tasks of one event loop only
+        self.loop: Any = current_token().native_token  # identifies the event loop
         self.event = self._new_event()
 
     def _new_event(self) -> Any:
-        # None of anyio's: each garbage collection visits all the objects of ten thousand calls that wait.
+        # Not anyio.Event: every garbage collection traverses all the objects of ten thousand waiting calls.
         return asyncio.Event() if _is_asyncio(self.loop) else _TrioEvent()
 
-    def stands_still(self) -> bool:
-        """Whether its event loop is not running: stopped for a while, or for good, or closed."""
-        # A trio loop runs until it is gone.
+    def is_loop_stopped(self) -> bool:
+        """Whether the event loop is not running: paused, stopped for good, or closed."""
+        # A trio loop runs until it is closed.
         return hasattr(self.loop, "is_running") and not self.loop.is_running()
 
-    def runs_here(self) -> bool:
-        """Whether its event loop is the one that runs in this thread."""
+    def in_this_loop(self) -> bool:
+        """Whether the event loop is the one running in this thread."""
         return self.loop is _running_loop()
 
     async def wait(self, seconds: float) -> None:
-        """Wait for a wake-up, at most for so long. One that came before counts too."""
+        """Wait up to ``seconds`` for a wake-up. Returns at once if there was one since the last ``rearm``."""
         with anyio.move_on_after(seconds):
             await self.event.wait()
 
@@ -50,7 +50,7 @@ class Wakeup:
             self.event = self._new_event()
 
     def wake(self) -> bool:
-        """Wake the task; return False if its event loop is gone."""
+        """Wake the task. Returns False if its event loop is closed."""
         try:
             if self.loop is _running_loop():
                 self.event.set()
@@ -63,18 +63,18 @@ class Wakeup:
         return True
 
     def _fire(self) -> None:
-        self.event.set()  # looked up late: it may have been replaced since
+        self.event.set()  # looked up here, because rearm() may have replaced it
 
 
 class _TrioEvent:
-    """What ``trio.Event`` is, for one task, in a third of the objects."""
+    """Like ``trio.Event``, but for a single waiting task, and with a third of the objects."""
 
     __slots__ = ("_is_set", "_task", "_trio")
 
     def __init__(self) -> None:
         self._trio = sys.modules["trio"].lowlevel
         self._is_set = False
-        self._task: Any = None  # the one that waits
+        self._task: Any = None  # the waiting task
 
     def is_set(self) -> bool:
         return self._is_set
@@ -109,7 +109,7 @@ def _running_loop() -> object:
 
 
 # An account may hold up to four times as many slots as are free (the "dynamic threshold" of shared switch
-# buffers): of 100 slots the first that hangs takes 80, the second 16, the third 3, and some are always left.
+# buffers): of 100 slots, the first hanging account takes 80, the second 16, the third 3; some always remain.
 _SHARE = 4
 
 
@@ -117,29 +117,29 @@ class FairSemaphore:
     """A semaphore whose slots are shared fairly between accounts.
 
     Free slots go round-robin to accounts that hold none, then to accounts below their share; within an
-    account, first in first out. One account can hold four fifths of the slots, and the last free one only
-    if it holds no other, so an account that is busy or hangs cannot starve the rest. The account None
-    stands for requests that belong to nobody, and has no such bound.
+    account, first in first out. One account can hold four fifths of the slots, and gets the last free slot
+    only if it holds no other, so a busy or hanging account cannot starve the rest. The account None stands
+    for requests that belong to no account, and is not limited.
 
-    Belongs to one event loop. Every operation takes the same time however many wait. Canceled at any
-    moment, by a scope or natively, a waiter leaves no trace: a slot that it was just given goes to the next.
+    Belongs to one event loop. Every operation takes constant time, however many tasks wait. A waiter can be
+    canceled at any moment, by a scope or natively: a slot it was just given goes to the next waiter.
     """
 
     def __init__(self, slots: int) -> None:
         self.free = slots
         self._held: dict[Hashable, int] = {}
         self._waiters: dict[Hashable, OrderedDict[_SlotWaiter, None]] = {}
-        # The accounts that wait, in the order of their turns: those without a slot, and the others.
+        # Waiting accounts in round-robin order: those that hold no slot, and those that hold some.
         self._without: OrderedDict[Hashable, None] = OrderedDict()
         self._with: OrderedDict[Hashable, None] = OrderedDict()
 
     @property
     def waiting(self) -> int:
-        """How many tasks wait."""
+        """The number of waiting tasks."""
         return sum(map(len, self._waiters.values()))
 
     def acquire_nowait(self, account: Hashable) -> bool:
-        """Take a slot if this account may have one now. Nobody who may is ever left waiting."""
+        """Take a slot if this account may have one now. Waiters never miss a slot that they may have."""
         held = self._held.get(account, 0)
         if not (self.free > 0 if held == 0 else self._is_below_share(held)):
             return False
@@ -147,7 +147,7 @@ class FairSemaphore:
         return True
 
     async def acquire(self, account: Hashable) -> None:
-        """Take a slot, waiting for one if need be."""
+        """Take a slot, waiting for one if necessary."""
         if self.acquire_nowait(account):
             return
         waiter = _SlotWaiter()
@@ -163,7 +163,7 @@ class FairSemaphore:
             raise
 
     def release(self, account: Hashable) -> None:
-        """Give a slot back."""
+        """Return a slot."""
         self.free += 1
         if account is not None:
             held = self._held.pop(account) - 1
@@ -184,15 +184,15 @@ class FairSemaphore:
             self._held[account] = self._held.get(account, 0) + 1
 
     def _queue(self, account: Hashable) -> None:
-        """Put an account that waits at the end of the round-robin."""
+        """Append a waiting account to the round-robin."""
         turns = self._with if account in self._held else self._without
         turns.setdefault(account)
 
     def _next(self) -> "tuple[Hashable] | None":
-        """Return whose turn it is; the account is wrapped, because it may be None itself."""
+        """Return the account whose turn it is, in a tuple, because None is a valid account."""
         if self.free and self._without:
             return (next(iter(self._without)),)
-        # Each account that must go on waiting holds at least four times the free slots, so there are few.
+        # Each account skipped here holds at least four times the free slots, so there are few.
         return next(((account,) for account in self._with if self._is_below_share(self._held[account])), None)
 
     def _admit(self, account: Hashable) -> None:
@@ -201,7 +201,7 @@ class FairSemaphore:
         self._leave_round(account)
         self._take(account)
         if waiters:
-            self._queue(account)  # behind the others
+            self._queue(account)  # at the end
         else:
             del self._waiters[account]
         waiter.admitted = True
@@ -230,30 +230,30 @@ class _SlotWaiter:
 def is_being_canceled() -> bool:
     """Whether the running task itself is being canceled, by an anyio scope or natively.
 
-    A ``CancelledError`` can also come from awaiting what somebody else canceled, such as a future: that one
-    is a failure like any other.
+    A ``CancelledError`` can also come from awaiting a future that other code canceled; that is an ordinary
+    failure.
     """
     if anyio.current_effective_deadline() == -math.inf:
         return True
     if not _is_asyncio(current_token().native_token):
-        return False  # trio, where nobody cancels but scopes
+        return False  # on trio, only scopes cancel
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def preload() -> None:
-    """Load anyio's backend for asyncio, and that for trio if the program uses trio, once.
+    """Import anyio's backends for asyncio and trio, if the program uses them.
 
-    Within the first call, they would hold up the event loop for 40 ms.
+    Importing them during the first call would block the event loop for 40 ms.
     """
     for library, backend in (("asyncio", "anyio._backends._asyncio"), ("trio", "anyio._backends._trio")):
         if library in sys.modules and backend not in sys.modules:
-            with suppress(ModuleNotFoundError):  # another version of anyio loads what it needs by itself
+            with suppress(ModuleNotFoundError):  # another anyio version, which imports backends itself
                 import_module(backend)
 
 
 def is_in_event_loop() -> bool:
-    """Whether an event loop runs in this thread, and would stand still."""
+    """Whether an event loop is running in this thread, so that blocking calls would block it."""
     try:
         current_token()
     except RuntimeError:

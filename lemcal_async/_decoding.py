@@ -1,8 +1,8 @@
-"""From the body of an answer to JSON, to models, or to an error that names the call.
+"""Decodes a response body to JSON or models, or raises an error that names the call.
 
-Short bodies are read at once. A long list is read in slices, and the event loop gets its turn in between:
-reading 12 MB in one go would hold up everything else for a quarter of a second. How rows become models is
-the business of ``_codec.py``, what is wrong with a body that of ``_responses.py``.
+Short bodies are decoded at once. A long list is decoded in slices, yielding to the event loop between them:
+decoding 12 MB without a checkpoint would block the loop for a quarter of a second. ``_codec.py`` turns rows
+into models; ``_responses.py`` diagnoses bad bodies.
 """
 
 import logging
@@ -29,41 +29,41 @@ T = TypeVar("T")
 SLICE: Final = 128 * 1024  # bytes: about 2 ms, including the models made of it
 
 _SPACE = rb"[ \t\r\n]*"
-_BEGINNING = rb"(?:\xef\xbb\xbf)?" + _SPACE + rb"\[" + _SPACE + rb"(?=[^\] \t\r\n])"
+_ARRAY_START = rb"(?:\xef\xbb\xbf)?" + _SPACE + rb"\[" + _SPACE + rb"(?=[^\] \t\r\n])"
 _ENVELOPE = rb'(?:\xef\xbb\xbf)?[ \t\r\n]*\{[ \t\r\n]*"(?:%b)"[ \t\r\n]*:[ \t\r\n]*(?=\[)'
-# From the end of one object to the first name in the next: few objects inside rows begin the same way.
+# From the end of one object to the first name in the next: few objects nested in rows begin the same way.
 _BETWEEN_OBJECTS = rb"\}" + _SPACE + rb"," + _SPACE + rb"\{(?:" + _SPACE + rb'"[^"\\]*"' + _SPACE + rb":)?"
-_BETWEEN_OTHERS = _SPACE + rb"," + _SPACE
-_ENVELOPES = ("data",)  # beside the name of what is listed
-_TRIES = 16  # ends of a slice to try, one after the other
+_BETWEEN_OTHER_VALUES = _SPACE + rb"," + _SPACE
+_ENVELOPES = ("data",)  # in addition to the resource's name
+_MAX_TRIES = 16  # candidate ends to try for one slice
 
-# What is parsed in one go may hold this many values: `[[],[],…` takes 24 times its size in memory.
-_MOST_VALUES = 8_000_000
-_SURELY_FEWER = 8_000_000  # bytes, of which each could be one
+# Limit on the values in text that is parsed at once: `[[],[],…` takes 24 times its size in memory.
+_MAX_VALUES = 8_000_000
+_ALWAYS_FEWER = 8_000_000  # bytes: a text this short cannot exceed the limit, at one byte per value
 
 _LONG = 2 * SLICE  # bytes; anything shorter takes at most about 4 ms
-_TURN = 0.004  # seconds of work after which the event loop gets its turn
-_ROWS = 200  # parsed rows to make models of between two looks at the clock
+_TURN = 0.004  # seconds of work before yielding to the event loop
+_ROWS = 200  # parsed rows to turn into models before checking the clock
 
 _locks: weakref.WeakKeyDictionary[Any, anyio.Lock] = weakref.WeakKeyDictionary()  # by event loop
 
 
-class Body(Protocol):
-    """The part of a success that is parsed."""
+class ResponseLike(Protocol):
+    """The parts of a 2xx response that decoding needs."""
 
     @property
     def status_code(self) -> int:
-        """The status, a 2xx."""
+        """The status code, a 2xx."""
         ...
 
     @property
     def body(self) -> bytes:
-        """The body, decompressed."""
+        """The decompressed body."""
         ...
 
     @property
     def call(self) -> CallInfo:
-        """The call, for errors to name."""
+        """The call, named in errors."""
         ...
 
 
@@ -71,64 +71,66 @@ class Body(Protocol):
 
 
 class NotSlicedError(Exception):
-    """The text cannot be sliced, or is no JSON array; discard all slices of it."""
+    """The text cannot be sliced, or is not a JSON array; discard all its slices."""
 
 
 def slices_of(body: bytes, decoder: JSONDecoder, size: int = SLICE) -> Iterator[list[Any]]:
-    """Yield the items of a JSON array, in order, as lists; ``size`` is in bytes.
+    """Yield the items of a JSON array, in order, in lists; ``size`` is in bytes.
 
-    Each slice is parsed when it is asked for. Together they are what ``decoder`` makes of the whole. The
-    text is cut where a row is likely to end, and a slice that parses proves that it did. Raises
-    NotSlicedError at any slice if that does not work out.
+    Slices are parsed lazily; concatenated, they equal what ``decoder`` makes of the whole array. The text is
+    cut where a row is likely to end; if the slice then parses, the row did end there. Any slice may raise
+    NotSlicedError if no such cut is found.
     """
-    beginning = re.match(_BEGINNING, body)
-    if beginning is None:
+    match = re.match(_ARRAY_START, body)
+    if match is None:
         raise NotSlicedError
-    start = beginning.end()
-    mark = _mark_of(body, start, decoder)
+    start = match.end()
+    separator = _separator_of(body, start, decoder)
     while start < len(body):
-        rows, start = _slice(body, start, mark, decoder, size)
+        rows, start = _slice(body, start, separator, decoder, size)
         yield rows
 
 
 def unwrapped(body: bytes, names: tuple[str, ...]) -> bytes:
-    """Return what may be the array in an envelope, to be sliced, or else the body as it is.
+    """Return the array inside an envelope, for slicing, or the body unchanged if there is no envelope.
 
-    If there is more in the envelope than that, slicing it fails.
+    If the envelope contains anything else, slicing the result fails.
     """
-    beginning = re.match(_ENVELOPE % b"|".join(re.escape(name.encode()) for name in names), body)
-    end = re.compile(rb"\]" + _SPACE + rb"\}" + _SPACE + rb"\Z").search(body, max(0, len(body) - 100))
-    if beginning is None or end is None:
+    opening = re.match(_ENVELOPE % b"|".join(re.escape(name.encode()) for name in names), body)
+    closing = re.compile(rb"\]" + _SPACE + rb"\}" + _SPACE + rb"\Z").search(body, max(0, len(body) - 100))
+    if opening is None or closing is None:
         return body
-    return body[beginning.end() : end.start() + 1]
+    return body[opening.end() : closing.start() + 1]
 
 
-def _mark_of(body: bytes, start: int, decoder: JSONDecoder) -> bytes:
-    """Return what stands between the first two rows, and so between all that one program wrote."""
+def _separator_of(body: bytes, start: int, decoder: JSONDecoder) -> bytes:
+    """Return the text between the first two rows; one serializer writes the same between all rows."""
     head = body[start : start + SLICE].decode("utf-8", "replace")
     try:
         first, end = decoder.raw_decode(head)
     except (ValueError, RecursionError):
         raise NotSlicedError from None
     if isinstance(first, dict):
-        mark = re.compile(_BETWEEN_OBJECTS).match(body, start + len(head[: end - 1].encode()))
+        match = re.compile(_BETWEEN_OBJECTS).match(body, start + len(head[: end - 1].encode()))
     else:
-        mark = re.compile(_BETWEEN_OTHERS).match(body, start + len(head[:end].encode()))
-    if mark is None:
+        match = re.compile(_BETWEEN_OTHER_VALUES).match(body, start + len(head[:end].encode()))
+    if match is None:
         raise NotSlicedError
-    return mark[0]
+    return match[0]
 
 
-def _slice(body: bytes, start: int, mark: bytes, decoder: JSONDecoder, size: int) -> tuple[list[Any], int]:
-    """Return the rows of one slice, and where the next begins."""
+def _slice(
+    body: bytes, start: int, separator: bytes, decoder: JSONDecoder, size: int
+) -> tuple[list[Any], int]:
+    """Return the rows of one slice, and the position where the next slice begins."""
     end = start + size - 1
-    for _ in range(_TRIES):
-        end = body.find(mark, end + 1)
+    for _ in range(_MAX_TRIES):
+        end = body.find(separator, end + 1)
         if end < 0:
             return _array(body[start:], b"[", b"", decoder), len(body)
-        comma = end + mark.index(b",")
+        comma = end + separator.index(b",")
         try:
-            # Cut inside a row, this would leave a bracket open, and not parse.
+            # A cut inside a row leaves a bracket open, so the slice does not parse.
             return _array(body[start:comma], b"[", b"]", decoder), comma + 1
         except NotSlicedError:
             continue
@@ -136,7 +138,7 @@ def _slice(body: bytes, start: int, mark: bytes, decoder: JSONDecoder, size: int
 
 
 def _array(items: bytes, left: bytes, right: bytes, decoder: JSONDecoder) -> list[Any]:
-    if _holds_too_much(items):
+    if _has_too_many_values(items):
         raise NotSlicedError
     try:
         rows: list[Any] = decoder.decode((left + items + right).decode())
@@ -145,22 +147,22 @@ def _array(items: bytes, left: bytes, right: bytes, decoder: JSONDecoder) -> lis
     return rows
 
 
-def _holds_too_much(text: bytes) -> bool:
-    return len(text) > _SURELY_FEWER and sum(map(text.count, (b",", b"{", b"["))) > _MOST_VALUES
+def _has_too_many_values(text: bytes) -> bool:
+    return len(text) > _ALWAYS_FEWER and sum(map(text.count, (b",", b"{", b"["))) > _MAX_VALUES
 
 
-# --- Whole answers ----------------------------------------------------------------------------------
+# --- Whole responses --------------------------------------------------------------------------------
 
 
-async def read_models(answer: Body, name: str, into: type[T], *, skip_bad_rows: bool) -> list[T]:
-    """Make models of an answer that is a list; bad rows are reported, not lost."""
+async def read_models(response: ResponseLike, name: str, into: type[T], *, skip_bad_rows: bool) -> list[T]:
+    """Decode a response that is a list into models; bad rows are reported, not lost."""
     reader = RowReader(into)
-    if not await _in_slices(answer, reader.add, name):
+    if not await _in_slices(response, reader.add, name):
         if reader.count:
             reader = RowReader(into)
-        rows = parse_rows(answer, name)
+        rows = parse_rows(response, name)
         if len(rows) <= _ROWS:
-            reader.add(rows)  # shorter than a turn
+            reader.add(rows)  # takes less than a turn
         else:
             await _by_turns((rows[at : at + _ROWS] for at in range(0, len(rows), _ROWS)), reader.add)
     if not reader.bad:
@@ -168,126 +170,127 @@ async def read_models(answer: Body, name: str, into: type[T], *, skip_bad_rows: 
     first = reader.bad[0]
     problem = f"{reader.problem()} (the first is row {first.index}: {first.reason})"
     if skip_bad_rows:
-        logger.warning("%s: %s; they are left out", answer.call, problem)
+        logger.warning("%s: %s; skipped", response.call, problem)
         return reader.good
-    advice = "the others are in .rows, and on_bad_row='skip' goes on without these"
-    raise _list_error(answer, f"{problem}; {advice}", reader)
+    advice = "the good rows are in .rows; pass on_bad_row='skip' to skip bad rows"
+    raise _list_error(response, f"{problem}; {advice}", reader)
 
 
-def is_long(answer: Body) -> bool:
-    """Whether the event loop must get its turn while the answer is read."""
-    return len(answer.body) > _LONG
+def is_long(response: ResponseLike) -> bool:
+    """Whether decoding the response must yield to the event loop."""
+    return len(response.body) > _LONG
 
 
-async def read_rows(answer: Body, name: str) -> list[Any]:
-    """Return the rows of an answer that is a list, as plain JSON."""
+async def read_rows(response: ResponseLike, name: str) -> list[Any]:
+    """Decode a response that is a list into plain JSON rows."""
     rows: list[Any] = []
-    return rows if await _in_slices(answer, rows.extend, name) else parse_rows(answer, name)
+    return rows if await _in_slices(response, rows.extend, name) else parse_rows(response, name)
 
 
-async def find_row(answer: Body, name: str, row_id: str) -> tuple[dict[str, Any] | None, int]:
-    """Return the first row of a list that has this id, if there is one, and how many rows there are."""
+async def find_row(response: ResponseLike, name: str, row_id: str) -> tuple[dict[str, Any] | None, int]:
+    """Return the first row of a list with this id, or None, and the number of rows."""
     found: list[dict[str, Any]] = []
     count = 0
 
-    def look(rows: list[Any]) -> None:
+    def search(rows: list[Any]) -> None:
         nonlocal count
         count += len(rows)
         found.extend(row for row in rows if isinstance(row, dict) and row.get("_id") == row_id)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
-    if not await _in_slices(answer, look, name):
+    if not await _in_slices(response, search, name):
         found, count = [], 0
-        look(parse_rows(answer, name))
+        search(parse_rows(response, name))
     return (found[0] if found else None), count
 
 
-async def data_of(answer: Body, into: type[Any] | None) -> Any:
-    """Return the JSON of an answer, or the model or models that were asked for."""
+async def data_of(response: ResponseLike, into: type[Any] | None) -> Any:
+    """Decode a response into plain JSON, or into the model or models that ``into`` names."""
     kind = json_kind(into)
     if into is None or kind is not None:
-        everything: list[Any] = []
-        if kind is not dict and await _in_slices(answer, everything.extend):
-            return everything
-        data = Secret(json_of(answer))
+        items: list[Any] = []
+        if kind is not dict and await _in_slices(response, items.extend):
+            return items
+        data = Secret(json_of(response))
         if kind is dict:
-            return object_of(data, answer.call, status_code=answer.status_code)
+            return object_of(data, response.call, status_code=response.status_code)
         if kind is list:
-            return rows_of(data, (), answer.call, status_code=answer.status_code)
+            return rows_of(data, (), response.call, status_code=response.status_code)
         return data.reveal()
     if get_origin(into) is list:
         reader = RowReader[Any](get_args(into)[0])
-        if await _in_slices(answer, reader.add):
+        if await _in_slices(response, reader.add):
             if reader.bad:
                 problem = f"{reader.problem()}; row {reader.bad[0].index}: {reader.bad[0].reason}"
-                raise _list_error(answer, problem, reader)
+                raise _list_error(response, problem, reader)
             return reader.good
-    return decode(Secret(json_of(answer)), into, answer)
+    return decode(Secret(json_of(response)), into, response)
 
 
 def json_kind(into: Any) -> type[Any] | None:
-    """Return dict or list if that is asked for as plain JSON: ``dict``, ``dict[str, Any]``, ``list[Any]``."""
+    """Return dict or list if ``into`` means plain JSON (such as ``dict[str, Any]``), or else None."""
     return dict if into in (dict, dict[str, Any]) else list if into in (list, list[Any]) else None
 
 
-def json_of(answer: Body) -> Any:
-    """Return the JSON of an answer, None for a 204."""
-    if _holds_too_much(answer.body):
-        raise _error(answer, f"the body holds more than {_MOST_VALUES:,} values, too many to read")
+def json_of(response: ResponseLike) -> Any:
+    """Parse a response as JSON; None for a 204."""
+    if _has_too_many_values(response.body):
+        raise _error(response, f"the body contains more than {_MAX_VALUES:,} JSON values, too many to parse")
     with _gc.paused():
-        return read_json(answer.status_code, Secret(answer.body), answer.call)
+        return read_json(response.status_code, Secret(response.body), response.call)
 
 
-def parse_rows(answer: Body, name: str) -> list[Any]:
-    """Return the rows of an answer that is a list, parsed in one go; ``name`` is that of its envelope."""
-    return rows_of(Secret(json_of(answer)), (name, *_ENVELOPES), answer.call, status_code=answer.status_code)
+def parse_rows(response: ResponseLike, name: str) -> list[Any]:
+    """Parse a response that is a list, without slicing; ``name`` is the key of its envelope, if any."""
+    data = Secret(json_of(response))
+    return rows_of(data, (name, *_ENVELOPES), response.call, status_code=response.status_code)
 
 
-def read_model(answer: Body, into: type[T]) -> T:
-    """Make a model of an answer that is one object."""
-    data = Secret(json_of(answer))
-    return decode(Secret(object_of(data, answer.call, status_code=answer.status_code)), into, answer)
+def read_model(response: ResponseLike, into: type[T]) -> T:
+    """Decode a response that is one object into a model."""
+    data = Secret(json_of(response))
+    return decode(Secret(object_of(data, response.call, status_code=response.status_code)), into, response)
 
 
-def decode(data: Secret[Any], into: type[T], answer: Body) -> T:
-    """Make a model of an answer's data; the error says which call it came from."""
+def decode(data: Secret[Any], into: type[T], response: ResponseLike) -> T:
+    """Decode a response's data into a model; the error names the call."""
     try:
         return from_wire(data.reveal(), into)
     except ResponseDecodeError as error:
         problem, rows, bad_rows, count = str(error), error.rows, error.bad_rows, error.bad_row_count
-    raise _error(answer, problem, rows, bad_rows, count)
+    raise _error(response, problem, rows, bad_rows, count)
 
 
-def _list_error(answer: Body, problem: str, reader: RowReader[Any]) -> ResponseDecodeError:
-    return _error(answer, problem, reader.good, reader.bad, reader.bad_count)
+def _list_error(response: ResponseLike, problem: str, reader: RowReader[Any]) -> ResponseDecodeError:
+    return _error(response, problem, reader.good, reader.bad, reader.bad_count)
 
 
 def _error(
-    answer: Body,
+    response: ResponseLike,
     problem: str,
     rows: list[Any] | None = None,
     bad_rows: list[BadRow] | None = None,
     bad_row_count: int = 0,
 ) -> ResponseDecodeError:
     return ResponseDecodeError(
-        f"{answer.call}: {problem}",
-        call=answer.call,
-        status_code=answer.status_code,
+        f"{response.call}: {problem}",
+        call=response.call,
+        status_code=response.status_code,
         rows=rows,
         bad_rows=bad_rows,
         bad_row_count=bad_row_count,
     )
 
 
-async def _in_slices(answer: Body, add: Callable[[list[Any]], object], envelope: str = "") -> bool:
-    """Hand a long list to ``add`` in slices. False if that cannot be done: discard what was added.
+async def _in_slices(response: ResponseLike, add: Callable[[list[Any]], object], envelope: str = "") -> bool:
+    """Pass a long list to ``add`` in slices. If it returns False, slicing failed: discard what was added.
 
-    With the name of an ``envelope``, it may be in one.
+    If ``envelope`` is given, the list may be the value of that key in an object.
     """
-    if not is_long(answer):
+    if not is_long(response):
         return False
-    await checkpoint()  # receiving and decompressing the body was a turn of its own
+    await checkpoint()  # receiving and decompressing the body already took a turn
     try:
-        body = unwrapped(answer.body, (envelope, *_ENVELOPES)) if envelope else answer.body
+        body = unwrapped(response.body, (envelope, *_ENVELOPES)) if envelope else response.body
         await _by_turns(slices_of(body, DECODER), add)
     except NotSlicedError:
         return False
@@ -295,10 +298,10 @@ async def _in_slices(answer: Body, add: Callable[[list[Any]], object], envelope:
 
 
 async def _by_turns(slices: Iterable[list[Any]], add: Callable[[list[Any]], object]) -> None:
-    """Hand each slice to ``add``, and let other tasks run every few milliseconds.
+    """Pass each slice to ``add``, and let other tasks run every few milliseconds.
 
-    Of several lists that are read at once, one has its turn, and then everybody else on this event loop:
-    without the lock, a hundred lists would have their turns in a row.
+    When several lists are decoded concurrently, the lock lets one take a turn before all other tasks run;
+    without the lock, a hundred lists would take a hundred turns in a row.
     """
     lock = _lock()
     remaining = iter(slices)
@@ -314,13 +317,13 @@ def _lock() -> anyio.Lock:
     loop = current_token().native_token
     lock = _locks.get(loop)
     if lock is None:
-        # First come, first served. Taking it when it is free is no reason to yield as well.
+        # First in, first out. With fast_acquire, an uncontended acquire does not yield.
         lock = _locks[loop] = anyio.Lock(fast_acquire=True)
     return lock
 
 
 def _take_turn(remaining: Iterator[list[Any]], add: Callable[[list[Any]], object]) -> bool:
-    """Work for a while; False when all is done."""
+    """Work for one turn. Returns False once all slices are done."""
     until = time.perf_counter() + _TURN
     with _gc.paused_and_spared():
         for rows in remaining:

@@ -1,23 +1,23 @@
-"""Keeps the garbage collector out of the way while many models are made at once.
+"""Keeps the garbage collector out of the way while many models are created.
 
-The collector looks for cycles, and decoding makes none. But it runs whenever many objects are made and
-walks the young ones among them: a third of the time that decoding takes, and up to 30 ms in one go.
+The collector looks for cycles, and decoding creates none. But the collector runs whenever many objects are
+created and traverses the young ones: a third of the decoding time, and up to 30 ms in one pause.
 """
 
 import gc
 from collections.abc import Generator
 from contextlib import contextmanager
 
-# How many times in a row young objects may be spared before a full collection must have come between.
-# Other people's cycles are passed over too, and must not pile up. This is about four lists of 12 MB.
-_MOST_SPARED = 100
+# How many times spare() may run between two full collections. It also promotes garbage cycles of other code,
+# which must not accumulate. The limit corresponds to about four lists of 12 MB.
+_MAX_SPARED = 100
 
 _spared = 0
 _full_collections = -1
 
 
-class paused:  # noqa: N801 - like contextlib's own; a generator takes four times as long
-    """Pause the collector. Do not hold this across an await: other tasks make garbage meanwhile."""
+class paused:  # noqa: N801 - named like those of contextlib; a generator takes four times as long
+    """Pause the collector. Do not hold this across an await, because other tasks would create garbage."""
 
     __slots__ = ("_was_enabled",)
 
@@ -32,9 +32,9 @@ class paused:  # noqa: N801 - like contextlib's own; a generator takes four time
 
 @contextmanager
 def paused_and_spared() -> Generator[None]:
-    """Pause the collector, and spare it the objects made meanwhile, which will live long.
+    """Pause the collector, then promote the objects created in the block, which will live long.
 
-    They go straight to the oldest generation, where they would end up after being walked twice.
+    They move straight to the oldest generation, where they would end up after being traversed twice.
     """
     with paused():
         yield
@@ -42,14 +42,14 @@ def paused_and_spared() -> Generator[None]:
 
 
 def spare() -> None:
-    """Spare the collector the objects that there are now, if they will live long."""
-    global _spared, _full_collections  # noqa: PLW0603 - there is only one collector, too
+    """Promote all current objects to the oldest generation; call this if most of them will live long."""
+    global _spared, _full_collections  # noqa: PLW0603 - there is only one collector
     collections = gc.get_stats()[-1]["collections"]
     if collections != _full_collections:
         _full_collections, _spared = collections, 0
-    # Objects that somebody froze for good, before a fork for example, would be thawed by this. Python 3.12
-    # freezes some by itself, so nothing is spared there.
-    if _spared < _MOST_SPARED and gc.get_freeze_count() == 0:
+    # This would unfreeze objects that the program has frozen for good, such as before a fork. Python 3.12
+    # freezes some objects itself, so this does nothing there.
+    if _spared < _MAX_SPARED and gc.get_freeze_count() == 0:
         _spared += 1
         gc.freeze()
-        gc.unfreeze()  # moves them to the oldest generation without walking them
+        gc.unfreeze()  # moves them to the oldest generation without traversing them

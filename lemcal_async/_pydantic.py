@@ -1,7 +1,7 @@
-"""The models as pydantic fields and as request and response models of FastAPI.
+"""Supports the models as pydantic fields, and as FastAPI request and response models.
 
-Imported only when pydantic asks for a model's schema. Data are read and written by the codec, so the JSON
-is that of the wire. Descriptions of the fields are taken from the docstrings of the models.
+Imported only when pydantic asks for a model's schema. The codec reads and writes the data, so the JSON has
+the wire format. Field descriptions come from the models' docstrings.
 """
 
 import re
@@ -28,7 +28,7 @@ _VALUES: dict[Any, Callable[[], core_schema.CoreSchema]] = {
 
 
 def schema_of(model: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-    """Return how pydantic reads and writes a model; only the JSON schema is made of the fields below."""
+    """Return a model's pydantic schema. The field schemas serve only to generate the JSON schema."""
 
     def read(value: Any, _: core_schema.ValidatorFunctionWrapHandler) -> Any:
         if isinstance(value, model):
@@ -74,6 +74,6 @@ def _schema_of_value(kind: Any, handler: GetCoreSchemaHandler) -> core_schema.Co
 
 
 def _descriptions(model: Any) -> dict[str, str]:
-    """Return what the docstring says of each attribute; nothing where Python has dropped docstrings."""
+    """Return each attribute's description from the docstring; empty if Python runs without docstrings."""
     listed = (model.__doc__ or "").partition("Attributes:\n")[2]
     return dict(re.findall(r"^\s+(\w+): (.+)$", listed, re.MULTILINE))

@@ -1,4 +1,4 @@
-"""The calls of the API, by resource: the route of each, and what becomes of its answer."""
+"""The API's calls, grouped by resource: the route of each call, and how its response is decoded."""
 
 import functools
 from collections.abc import Callable, Coroutine
@@ -18,16 +18,16 @@ T = TypeVar("T")
 
 
 def _model(into: type[T]) -> Decode[T]:
-    """Return what decodes an answer that is one object."""
+    """Return a decoder for a response that is one object."""
 
-    async def decode_model(answer: RawResponse) -> T:
-        return read_model(answer, into)
+    async def decode_model(response: RawResponse) -> T:
+        return read_model(response, into)
 
     return decode_model
 
 
 def _models(session: AccountSession, name: str, into: type[T]) -> Decode[list[T]]:
-    """Return what decodes an answer that is a list; ``name`` is that of its envelope."""
+    """Return a decoder for a response that is a list, possibly under the key ``name`` of an object."""
     skip = session.options.skip_bad_rows
     return functools.partial(read_models, name=name, into=into, skip_bad_rows=skip)
 
@@ -42,19 +42,19 @@ async def me(session: AccountSession) -> User:
 
 @attrs.frozen
 class MeetingRows:
-    """A list of meetings as it was sent: the decoded body, and the call that it answers."""
+    """An unparsed list of meetings: the decompressed response body, and its call."""
 
     status_code: int
     body: bytes = attrs.field(repr=False)  # personal data
     call: CallInfo
 
     def rows(self) -> list[Any]:
-        """Parse the body at once, on this thread; ResponseDecodeError if it holds no list."""
+        """Parse the whole body on this thread. Raises ResponseDecodeError if it is not a list."""
         return parse_rows(self, "meetings")
 
 
-# What returns a list is annotated in quotes: since Python 3.14, the bare name is looked up in the class,
-# where it is a method, and inspect.signature fails.
+# Methods that return a list quote the annotation: since Python 3.14, a bare ``list`` resolves to the method
+# of that name, and inspect.signature fails.
 class Meetings:
     """The booked meetings of an account."""
 
@@ -62,21 +62,21 @@ class Meetings:
         self._session = session
 
     async def rows(self, meeting_type_id: str | None = None) -> "list[Any]":
-        """Fetch the list as ``list`` does, and return its rows as plain JSON, whatever they hold.
+        """Fetch the booked meetings as plain JSON rows, without validation.
 
         Args:
-            meeting_type_id: The only meeting type to list; None for all.
+            meeting_type_id: List only this meeting type; None for all.
 
         Raises:
-            ResponseDecodeError: If the answer is not a list.
+            ResponseDecodeError: If the response is not a list.
         """
-        return await self._fetch(meeting_type_id, lambda answer: read_rows(answer, "meetings"))
+        return await self._fetch(meeting_type_id, lambda response: read_rows(response, "meetings"))
 
     async def _fetch_rows(self, meeting_type_id: str | None = None) -> MeetingRows:
-        """Fetch the list unparsed: most of what a synchronization fetches is what it has already."""
+        """Fetch the list unparsed: most of what a synchronization fetches has not changed."""
 
-        async def keep(answer: RawResponse) -> MeetingRows:
-            return MeetingRows(answer.status_code, answer.body, answer.call)
+        async def keep(response: RawResponse) -> MeetingRows:
+            return MeetingRows(response.status_code, response.body, response.call)
 
         return await self._fetch(meeting_type_id, keep)
 
@@ -91,49 +91,49 @@ class Meetings:
     ) -> "list[Meeting]":
         """Fetch the booked meetings: all of them, or those of one meeting type.
 
-        The service has no pages and no other filter (documented), so each call fetches the whole list, and
-        the keyword arguments choose from it. With any of them, the result is sorted by start.
+        The service has no pagination and no other filter (documented), so each call fetches the whole list
+        and applies the keyword arguments to it. If any is given, the result is sorted by start time.
 
         Args:
-            meeting_type_id: The only meeting type to list; None for all.
-            starts_after: Only meetings that start then or later (an aware datetime).
-            starts_before: Only meetings that start before then (an aware datetime).
-            guest_email: Only the meetings of this guest.
-            canceled: Only the canceled meetings (True), or the others (False).
+            meeting_type_id: List only this meeting type; None for all.
+            starts_after: Only meetings that start at this time or later (an aware datetime).
+            starts_before: Only meetings that start before this time (an aware datetime).
+            guest_email: Only meetings with this guest.
+            canceled: True for only canceled meetings, False for only the rest.
 
         Raises:
-            ConfigurationError: For arguments that cannot be meant, such as a time without a time zone.
-            ResponseDecodeError: If rows have no usable id; all others are in its ``rows``.
+            ConfigurationError: If an argument is invalid, such as a datetime without a time zone.
+            ResponseDecodeError: If a row has no usable id. The error's ``rows`` holds the other meetings.
         """
         select = selection(starts_after, starts_before, guest_email, canceled=canceled)
-        found = await self._fetch(meeting_type_id, _models(self._session, "meetings", Meeting))
-        tell_account(found, self._session.account)
-        return select(found)
+        meetings = await self._fetch(meeting_type_id, _models(self._session, "meetings", Meeting))
+        set_account_email(meetings, self._session.account)
+        return select(meetings)
 
     async def get(self, meeting_id: str, meeting_type_id: str | None = None) -> Meeting:
-        """Fetch one meeting. The service has no call for that, so this fetches the list and looks for it.
+        """Fetch one meeting. The service has no endpoint for this, so it fetches the list and searches it.
 
         Args:
             meeting_id: The meeting's id (``mee_…``).
-            meeting_type_id: The meeting's type, if you know it: makes the list shorter.
+            meeting_type_id: The meeting's type, if known, to fetch a shorter list.
 
         Raises:
             MeetingNotFoundError: If the meeting is not in the list.
         """
         quote_id(meeting_id, "meeting_id")
 
-        async def find(answer: RawResponse) -> tuple[Meeting | None, int, CallInfo]:
-            row, count = await find_row(answer, "meetings", meeting_id)
-            meeting = None if row is None else decode(Secret(row), Meeting, answer)
-            return meeting, count, answer.call
+        async def find(response: RawResponse) -> tuple[Meeting | None, int, CallInfo]:
+            row, count = await find_row(response, "meetings", meeting_id)
+            meeting = None if row is None else decode(Secret(row), Meeting, response)
+            return meeting, count, response.call
 
         meeting, count, call = await self._fetch(meeting_type_id, find)
         if meeting is not None:
-            tell_account([meeting], self._session.account)
+            set_account_email([meeting], self._session.account)
             return meeting
         raise MeetingNotFoundError(
             f"{call}: {meeting_id!r} is not among the {count} meetings in the list; check the id "
-            "and the account, and that it was not removed; a new booking can take a moment to show",
+            "and the account; the meeting may have been removed, or be too new to be listed yet",
             call=call,
             status_code=404,
         )
@@ -167,7 +167,7 @@ class MeetingTypes:
             meeting_type_id: The meeting type's id (``met_…``).
 
         Raises:
-            MeetingTypeNotFoundError: If there is none with that id.
+            MeetingTypeNotFoundError: If no meeting type has this id.
         """
         target = f"/meetingTypes/{quote_id(meeting_type_id, 'meeting_type_id')}"
         return await self._session.send("GET", "/meetingTypes/{id}", target, _model(MeetingType))
@@ -205,25 +205,25 @@ class Hooks:
         any_meeting_type: bool = False,
         exist_ok: bool = False,
     ) -> Hook | None:
-        """Have new bookings of one meeting type, or of any, posted to ``target_url``.
+        """Subscribe ``target_url`` to new bookings of one meeting type, or of every meeting type.
 
-        Keep the id: no call lists hooks (documented by absence), so a hook whose id is lost cannot be
-        deleted. A POST that may have been processed is never repeated; calling again with ``exist_ok=True``
-        is safe.
+        Keep the returned id: the API cannot list hooks (documented by absence), so a hook with a lost id
+        cannot be deleted. A POST that the server may have processed is never retried; calling again with
+        ``exist_ok=True`` is safe.
 
         Args:
-            target_url: Where bookings are posted to, with a secret token in it: see ``webhooks.hook_url``.
-            meeting_type_id: The meeting type whose bookings are posted.
-            any_meeting_type: True for the bookings of every meeting type, in place of ``meeting_type_id``.
-            exist_ok: Whether to return None if the target has a hook already, instead of raising.
+            target_url: URL to post bookings to, including a secret token: see ``webhooks.hook_url``.
+            meeting_type_id: Post only bookings of this meeting type.
+            any_meeting_type: True to post bookings of every meeting type; excludes ``meeting_type_id``.
+            exist_ok: If the target already has a hook, return None instead of raising.
 
         Raises:
-            ConfigurationError: For arguments that cannot work.
-            DuplicateHookError: If the target has a hook already.
-            APIConnectionError: If no answer came; ``maybe_processed`` says whether there may be a hook now.
+            ConfigurationError: If an argument is invalid.
+            DuplicateHookError: If the target already has a hook.
+            APIConnectionError: If no response arrived; ``maybe_processed`` tells whether the hook may exist.
         """
         selector = {"anyMeetingType": True} if meeting_type_id is None else {"meetingTypeId": meeting_type_id}
-        target, target_url = Secret(target_url), ""  # it often carries a token
+        target, target_url = Secret(target_url), ""  # often contains a token
         check_target_url(target)
         if (meeting_type_id is None) == (not any_meeting_type):
             raise ConfigurationError("hooks.create() takes either meeting_type_id= or any_meeting_type=True")
@@ -244,18 +244,18 @@ class Hooks:
             hook_id: The hook's id (``hoo_…``).
 
         Raises:
-            HookNotFoundError: If there is none with that id, unless an earlier attempt may have deleted it.
+            HookNotFoundError: If no hook has this id, unless an earlier attempt may have deleted it.
         """
         target = f"/hooks/{quote_id(hook_id, 'hook_id')}"
-        await self._session.send("DELETE", "/hooks/{id}", target, _nothing)
+        await self._session.send("DELETE", "/hooks/{id}", target, _decode_nothing)
 
 
-async def _nothing(answer: RawResponse) -> None:
-    if answer.body.strip():  # documented as 204 and empty; a page would be another server's answer
-        json_of(answer)
+async def _decode_nothing(response: RawResponse) -> None:
+    if response.body.strip():  # documented as an empty 204; an HTML page would come from another server
+        json_of(response)
 
 
-_AT_THE_END = datetime.max.replace(tzinfo=UTC)  # meetings whose start is not known
+_END_OF_TIME = datetime.max.replace(tzinfo=UTC)  # sorts meetings without a known start last
 
 
 def selection(
@@ -265,12 +265,12 @@ def selection(
     *,
     canceled: bool | None,
 ) -> Callable[[list[Meeting]], list[Meeting]]:
-    """Return a function that selects meetings and sorts them by start, or leaves them alone without filters.
+    """Return a function that filters meetings and sorts them by start; without filters, it does nothing.
 
-    Raises ConfigurationError for arguments that cannot be meant.
+    Raises ConfigurationError if an argument is invalid.
     """
     if starts_after is None and starts_before is None and guest_email is None and canceled is None:
-        return _leave_alone  # no closure: ten thousand calls may wait, each with its own
+        return _select_all  # not a closure, because ten thousand waiting calls would each hold one
     _check_time("starts_after", starts_after)
     _check_time("starts_before", starts_before)
     _check("guest_email", guest_email, str, "an e-mail address")
@@ -286,20 +286,20 @@ def selection(
         return canceled is None or meeting.is_canceled == canceled
 
     def select(meetings: list[Meeting]) -> list[Meeting]:
-        return sorted(filter(is_selected, meetings), key=lambda meeting: meeting.start or _AT_THE_END)
+        return sorted(filter(is_selected, meetings), key=lambda meeting: meeting.start or _END_OF_TIME)
 
     return select
 
 
-def _leave_alone(meetings: list[Meeting]) -> list[Meeting]:
+def _select_all(meetings: list[Meeting]) -> list[Meeting]:
     return meetings
 
 
-def tell_account(meetings: list[Meeting], account: tuple[str, str] | None) -> None:
-    """Note the account's own address in its meetings: where nobody is marked, it tells host from guest.
+def set_account_email(meetings: list[Meeting], account: tuple[str, str] | None) -> None:
+    """Record the account's e-mail address on its meetings, to tell host from guest among unmarked attendees.
 
-    ``account`` is a user id and an e-mail address, None if they are not known. The meetings are new, so
-    nobody can have seen them without it.
+    ``account`` is a user id and an e-mail address, or None if unknown. Modifying frozen meetings is safe
+    here, because they are new and no caller has seen them yet.
     """
     if account is None:
         return

@@ -1,8 +1,8 @@
-"""The calls of one account: from method and path to the bytes of a success, or to an error.
+"""Sends the calls of one account: turns a method and path into the bytes of a 2xx response, or an error.
 
-Requests get their credentials here, calls their deadline, and failures of the transport become errors
-of this package. What the bytes mean is left to the resources. Below are the transport layers that a client
-and its siblings share.
+Adds credentials to requests, applies deadlines to calls, and translates transport failures into the errors
+of this package. Decoding the bytes is left to the resources. The transport stack, which a client and its
+siblings share, is defined below.
 """
 
 import functools
@@ -31,7 +31,7 @@ from lemcal_async.transport._layers import Wire
 
 _logger = logging.getLogger("lemcal_async")
 
-USER_AGENT = f"lemcal-async/{__version__}"  # an HTTP library's own can be blocked by the CDN (observed)
+USER_AGENT = f"lemcal-async/{__version__}"  # the CDN can block an HTTP library's default one (observed)
 
 _DEFAULT_HEADERS = {
     "Accept": "application/json",
@@ -40,7 +40,7 @@ _DEFAULT_HEADERS = {
 
 
 class _Content(httpx.ByteStream):
-    """The body of a request. Iterating leaves no generator behind, of which trio would warn when canceled."""
+    """A request body that iterates without a generator; trio would warn about one left by a cancellation."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return _Once(iter(self))
@@ -56,12 +56,12 @@ class _Once(AsyncIterator[bytes]):
         raise StopAsyncIteration
 
 
-_EMPTY = _Content(b"")  # one for all requests in the queue, because there may be many
+_EMPTY = _Content(b"")  # shared, because there may be many queued requests
 
 
 @attrs.frozen
 class Options:
-    """The options in which views of one account differ. Times are in seconds."""
+    """The options that can differ between views of one account. Times are in seconds."""
 
     timeout: dict[str, float | None]
     deadline: float | None
@@ -73,12 +73,12 @@ class Options:
 
 @attrs.frozen
 class JSONBody:
-    """The data of a request, to be sent as JSON. A secret, because it may hold a webhook token."""
+    """Data to send as a JSON request body. Secret, because it may contain a webhook token."""
 
     data: Secret[Any]
 
     def encoded(self) -> bytes:
-        """Return the JSON; raises ConfigurationError for data that has no JSON form."""
+        """Return the JSON. Raises ConfigurationError if the data is not JSON-serializable."""
         try:
             return json.dumps(self.data.reveal(), allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
@@ -88,23 +88,23 @@ class JSONBody:
 
 @attrs.frozen
 class RawResponse:
-    """A success whose body has not been parsed yet, and the call that it answers."""
+    """A 2xx response with an unparsed body, and its call."""
 
     status_code: int
     headers: httpx.Headers
-    body: bytes = attrs.field(repr=False)  # it may hold a webhook token
+    body: bytes = attrs.field(repr=False)  # may contain a webhook token
     call: CallInfo
 
 
 T = TypeVar("T")
 
 Decode: TypeAlias = Callable[[RawResponse], Awaitable[T]]
-"""What becomes of a success."""
+"""Decodes a 2xx response."""
 
 
 @attrs.frozen
 class _Authorization:
-    """What all requests with the same credentials have in common."""
+    """The values shared by all requests with the same credentials."""
 
     credentials: Credentials
     headers: httpx.Headers
@@ -122,7 +122,7 @@ class AccountSession:
     ) -> None:
         self.stack = stack
         self.options = options
-        self._host = _url(base_url).netloc.decode("ascii")  # a bad URL is refused now, not by each call
+        self._host = _url(base_url).netloc.decode("ascii")  # fails here on an invalid URL
         self._base_url = base_url
         self._source = source
         self._authorization: _Authorization | None = None
@@ -140,7 +140,7 @@ class AccountSession:
 
     @property
     def account(self) -> tuple[str, str] | None:
-        """The account's user id and e-mail address, once ``me()`` has told them to one of its sessions."""
+        """The account's user id and e-mail address, known once any of its sessions has called ``me()``."""
         return self._source.account
 
     @account.setter
@@ -148,7 +148,7 @@ class AccountSession:
         self._source.account = account
 
     def rate_limit(self) -> RateLimit:
-        """Return what is known about the account's budget."""
+        """Return a snapshot of the account's rate limit."""
         return self.stack.limiter.snapshot(self._authorize().key)
 
     def user_id(self) -> str:
@@ -156,17 +156,17 @@ class AccountSession:
         return self._authorize().credentials.user_id
 
     def key(self) -> Key:
-        """Return the name of the account's budget."""
+        """Return the account's rate-limit key."""
         return self._authorize().key
 
     def send(
         self, method: str, route: str, target: str, decode: Decode[T], body: JSONBody | None = None
     ) -> Coroutine[Any, Any, T]:
-        """Send one call, with all its retries, and decode its answer; to be awaited.
+        """Send one call, including retries, and decode its response; await the result.
 
-        ``target`` is path and query below the base URL, ``route`` the path without its ids. ``decode``
-        gets a 2xx only, and counts within the deadline. Raises the errors of ``lemcal_async.errors``
-        for everything else.
+        ``target`` is the path and query below the base URL, ``route`` the path without ids. ``decode``
+        receives only 2xx responses, and its time counts toward the deadline. Any other outcome raises an
+        error of ``lemcal_async.errors``.
         """
         self.stack.check_open()
         options = self.options
@@ -188,21 +188,21 @@ class AccountSession:
         try:
             response = await self._request(authorization, call, target, body)
             if response.status_code == 401 and (renewed := self._authorize()) is not authorization:
-                # The key was rotated while the call was queued: it starts over, once.
+                # The key was rotated while the call was queued: start over, once.
                 authorization, call.attempts = renewed, 0
                 response = await self._request(authorization, call, target, body)
         except httpx.RequestError as error:
             failure = no_response_error(error, call)
         else:
             return await decode(self._success(authorization, call, response))
-        # Raised out here, because inside the except block the error of httpx, which holds the request
-        # with its credentials, would come along as the context.
+        # Raised outside the except block, or else its __context__ would be the httpx error, which holds
+        # the request with its credentials.
         raise failure
 
     def _success(
         self, authorization: _Authorization, call: CallState, response: httpx.Response
     ) -> RawResponse:
-        """Return a success; raise the error that any other answer stands for."""
+        """Return a 2xx response; raise the matching error for any other status."""
         _logger.debug("%s: %d at attempt %d", call, response.status_code, call.attempts)
         if response.is_success:
             return RawResponse(response.status_code, response.headers, call.body or b"", call.info())
@@ -218,8 +218,7 @@ class AccountSession:
     def _request(
         self, authorization: _Authorization, call: CallState, target: str, body: JSONBody | None
     ) -> Coroutine[Any, Any, httpx.Response]:
-        # Not async itself: a coroutine that waits, and all that it refers to, costs time in each garbage
-        # collection.
+        # Not async itself: every garbage collection traverses a suspended coroutine and all it references.
         call.key = authorization.key
         call.redact = authorization.redact
         url = _url(self._base_url + target)
@@ -228,8 +227,8 @@ class AccountSession:
             call.method,
             url,
             headers=authorization.headers,
-            # Given as a stream, because httpx would look for headers to add, which takes longer than
-            # everything else.
+            # Passed as a stream: with content=, httpx would look for headers to add, which takes longer than
+            # all the rest.
             stream=_Content(content.reveal()) if content.reveal() else _EMPTY,
             extensions={"timeout": self.options.timeout, **extension(call)},
         )
@@ -237,7 +236,7 @@ class AccountSession:
             request.headers["Content-Type"] = "application/json"
         if body is not None or call.method in ("POST", "PUT", "PATCH"):
             request.headers["Content-Length"] = str(len(content.reveal()))
-        request.read()  # so that every wire finds its content
+        request.read()  # so that every wire can use request.content
         return self.stack.entry.handle_async_request(request)
 
     def _authorize(self) -> _Authorization:
@@ -257,20 +256,20 @@ class AccountSession:
 
 
 async def _with_deadline(deadline: float, call: CallState, result: Coroutine[Any, Any, T]) -> T:
-    """Await the result of a call for so many seconds, waits, retries and decoding included."""
+    """Await a call's result for at most ``deadline`` seconds, including waits, retries and decoding."""
     with anyio.move_on_after(deadline) as scope:
         call.deadline = scope.deadline
         value = await result
-        # What was decoded in one go may have taken longer. What was done is not lost for that.
+        # Decoding without a checkpoint can overrun the deadline. The result of a write is returned anyway.
         if call.method != "GET" or anyio.current_time() <= scope.deadline:
             return value
     is_answered = isinstance(call.last, httpx.Response) and call.last.is_success
-    what = "the answer came, but was not decoded" if is_answered else "no answer"
+    what = "the response arrived, but was not decoded" if is_answered else "no response"
     raise deadline_error(call, f"{what} within the deadline of {deadline:.3g} s")
 
 
 async def _emit_call_ended(call: CallState, server: httpx.URL, result: Coroutine[Any, Any, T]) -> T:
-    """Await the result of a call, and emit how it ended."""
+    """Await a call's result, then emit a CallEnded event."""
     began = anyio.current_time()
     status_code: int | None = None
     error: str | None = "Cancelled"
@@ -305,12 +304,12 @@ def _status_of(call: CallState) -> int | None:
 
 @functools.lru_cache(maxsize=1024)
 def _url(text: str) -> httpx.URL:
-    """Parse a URL once: the same few are called again and again."""
+    """Parse a URL, with a cache: calls use the same few URLs over and over."""
     try:
         return httpx.URL(text)
     except httpx.InvalidURL as error:
         problem = str(error)
-    raise ConfigurationError(f"nothing was sent: the URL cannot be used: {problem}")
+    raise ConfigurationError(f"nothing was sent: invalid URL: {problem}")
 
 
 class TransportStack:
@@ -338,19 +337,19 @@ class TransportStack:
 
     @property
     def limiter(self) -> RateLimiter:
-        """The limiter in use."""
+        """The rate limiter in use."""
         return self._limit.limiter
 
     def check_open(self) -> None:
-        """Raise ConfigurationError after ``aclose``; call this before each use of ``entry``."""
+        """Raise ConfigurationError if closed. Call this before each use of ``entry``."""
         if self._closed:
             raise ConfigurationError(
-                "nothing was sent: this client, or the one it was made from, is closed; make a new one"
+                "nothing was sent: this client or its parent is closed; create a new one"
             )
         self._used = True
 
     def reopen(self) -> None:
-        """Make it usable again after ``aclose``, on a new default wire if it had one."""
+        """Make the stack usable again after ``aclose``, with a new default wire if it had one."""
         if self._closed and self._owned is not None:
             self._owned = PooledTransport()
             self._build(self._owned)
@@ -363,10 +362,10 @@ class TransportStack:
             await self._owned.aclose()
 
     def __del__(self) -> None:
-        # No I/O here: there may be no event loop any more.
+        # No I/O here: the event loop may be gone.
         if self._owned is not None and self._used and not self._closed:
             warnings.warn(
-                "an AsyncLemcal was not closed; use `async with`, or await its aclose()",
+                "an AsyncLemcal was not closed; use `async with` or await aclose()",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,

@@ -1,3 +1,3 @@
-"""The version, in one place: the package, the User-Agent and the build read it here."""
+"""The version: the package, the User-Agent header and the build all read it from here."""
 
 __version__ = "0.1.0"

@@ -1,8 +1,8 @@
-"""Events for metrics, traces and logs of your own.
+"""Events for your own metrics, traces and logs.
 
-Every event is a plain value that holds no secret; times are in seconds. Events are only created while
-someone is subscribed. A listener is called where the event happens, in an event loop or in any thread, so
-it must return at once; what it raises is logged and goes no further.
+Events are plain values without secrets; times are in seconds. Events are only created while someone is
+subscribed. Listeners are called where the event occurs, on an event loop or in any thread, so they must
+return quickly; their exceptions are logged, not propagated.
 """
 
 import logging
@@ -36,12 +36,12 @@ logger = logging.getLogger("lemcal_async")
 
 @attrs.frozen
 class Queued:
-    """A call has to wait for the rate limit.
+    """A call must wait for the rate limit.
 
     Attributes:
         key: The start of the key's digest.
         priority: The call's priority, ``interactive`` or ``bulk``.
-        ahead: How many others go before it.
+        ahead: The number of calls ahead in the queue.
     """
 
     key: str
@@ -51,12 +51,12 @@ class Queued:
 
 @attrs.frozen
 class Granted:
-    """A call may send now.
+    """A call may send its request.
 
     Attributes:
         key: The start of the key's digest.
         priority: The call's priority, ``interactive`` or ``bulk``.
-        waited: How long it was in the queue.
+        waited: The time the call spent in the queue.
     """
 
     key: str
@@ -70,7 +70,7 @@ class Paused:
 
     Attributes:
         key: The start of the key's digest.
-        seconds: For how long nothing is sent.
+        seconds: The length of the pause, during which nothing is sent.
     """
 
     key: str
@@ -79,11 +79,11 @@ class Paused:
 
 @attrs.frozen
 class ForeignUse:
-    """Somebody else is using the key.
+    """Another client is using the key.
 
     Attributes:
         key: The start of the key's digest.
-        requests: How many of theirs were in the window that the last answer reported.
+        requests: The number of foreign requests in the window that the last response reported.
     """
 
     key: str
@@ -96,7 +96,7 @@ class FellBack:
 
     Attributes:
         key: The start of the key's digest.
-        reason: Why, in words.
+        reason: The cause, as text.
     """
 
     key: str
@@ -105,18 +105,18 @@ class FellBack:
 
 @attrs.frozen
 class AccountSynced:
-    """A synchronization has finished an account. The counts are of its meetings, 0 if it failed.
+    """The synchronization of an account ended. Counts are numbers of meetings, or 0 after a failure.
 
     Attributes:
-        user_id: The account.
-        seconds: How long it took.
-        failed: Whether it failed.
+        user_id: The account's user id.
+        seconds: The duration of the synchronization.
+        failed: Whether the synchronization failed.
         created: Meetings that are new.
-        changed: Meetings that differ from what they were.
+        changed: Meetings that differ from the stored ones.
         canceled: Meetings that were canceled.
-        disappeared: Meetings that are no longer in the list.
-        restored: Meetings that are back.
-        unchanged: Meetings that are as they were.
+        disappeared: Meetings that are no longer listed.
+        restored: Meetings that are listed or active again.
+        unchanged: Meetings that have not changed.
     """
 
     user_id: str
@@ -132,19 +132,19 @@ class AccountSynced:
 
 @attrs.frozen
 class CallEnded:
-    """A call has ended.
+    """A call ended.
 
     Attributes:
         method: The HTTP method.
-        route: The path with its ids left out; that of ``request()`` is the path as it was given.
+        route: The path without ids; for ``request()``, the path as given.
         server_address: The host of the base URL.
         server_port: The port of the base URL.
-        status_code: The last answer's, None if there was none.
-        error: The name of what was raised: one of ``lemcal_async.errors``, ``"Cancelled"``, or None for a
-            success.
-        attempts: How many times the request was tried.
-        waited: The time spent on the rate limit and between attempts.
-        seconds: The time of the whole call.
+        status_code: The status code of the last response, or None if there was none.
+        error: The class name of the raised error (see ``lemcal_async.errors``), ``"Cancelled"``, or None if
+            the call succeeded.
+        attempts: The number of attempts.
+        waited: The time spent waiting for the rate limit and between attempts.
+        seconds: The duration of the whole call.
     """
 
     method: str
@@ -160,14 +160,14 @@ class CallEnded:
 
 @attrs.frozen
 class Retried:
-    """An attempt failed and will be repeated.
+    """An attempt failed and will be retried.
 
     Attributes:
         method: The HTTP method.
         route: As in ``CallEnded``.
-        attempt: The number of the attempt that failed, from 1.
-        reason: The answer's status code, or the name of httpx's error if there was no answer.
-        wait: After how long the next one follows.
+        attempt: The number of the failed attempt, starting at 1.
+        reason: The response's status code, or the class name of the httpx error if there was no response.
+        wait: The time until the next attempt.
     """
 
     method: str
@@ -182,9 +182,9 @@ class PoolEntered:
     """A request got a connection.
 
     Attributes:
-        in_use: How many connections are in use with it.
-        limit: How many there can be.
-        waited: How long it waited for one.
+        in_use: The number of connections in use, including this one.
+        limit: The maximum number of connections.
+        waited: The time the request waited for a connection.
     """
 
     in_use: int
@@ -194,12 +194,12 @@ class PoolEntered:
 
 @attrs.frozen
 class WebhookHandled:
-    """A delivery was answered.
+    """A webhook delivery was answered.
 
     Attributes:
         outcome: One of handled, repeated, ignored, unavailable, failed, busy and rejected.
-        status_code: The status of the answer.
-        seconds: How long after its headers had come in.
+        status_code: The status code of the response.
+        seconds: The time from receiving the headers to responding.
     """
 
     outcome: str
@@ -209,10 +209,10 @@ class WebhookHandled:
 
 @attrs.frozen
 class FleetSampled:
-    """How a fleet was doing.
+    """A worker sampled the status of its fleet.
 
     Attributes:
-        status: What one of its workers saw.
+        status: The status that the worker observed.
     """
 
     status: "FleetStatus"
@@ -231,10 +231,10 @@ Event: TypeAlias = (
     | PoolEntered
     | WebhookHandled
 )
-"""Any of them. More may be added, so a listener ignores what it does not know."""
+"""Any event. More may be added, so listeners should ignore unknown events."""
 
 Listener: TypeAlias = Callable[[Event], object]
-"""What ``subscribe`` takes. What it returns is ignored."""
+"""A function that takes an event. Its return value is ignored."""
 
 _listeners: tuple[Listener, ...] = ()
 
@@ -243,27 +243,27 @@ def subscribe(listener: Listener) -> Callable[[], None]:
     """Call ``listener`` with every event of this process; return a function that unsubscribes it.
 
     Args:
-        listener: What to call, where the event happens; it must return at once.
+        listener: The function to call, where the event occurs; it must return quickly.
     """
-    global _listeners  # noqa: PLW0603 - replaced whole, so that emit needs no lock
+    global _listeners  # noqa: PLW0603 - replaced, never modified, so that emit needs no lock
     _listeners = (*_listeners, listener)
 
     def unsubscribe() -> None:
         global _listeners  # noqa: PLW0603
-        _listeners = tuple(other for other in _listeners if other is not listener)
+        _listeners = tuple(each for each in _listeners if each is not listener)
 
     return unsubscribe
 
 
 def wanted() -> bool:
-    """Whether anyone is subscribed: to be asked before an event is created."""
+    """Whether anyone is subscribed. Check this before creating an event."""
     return bool(_listeners)
 
 
 def emit(event: Event) -> None:
-    """Tell all listeners."""
+    """Call all listeners with an event."""
     for listener in _listeners:
         try:
             listener(event)
         except Exception:
-            logger.exception("a listener failed at %s", type(event).__name__)
+            logger.exception("an event listener failed on %s", type(event).__name__)

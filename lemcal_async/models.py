@@ -1,12 +1,12 @@
 """The objects you work with: meetings and the people in them, meeting types, hooks, users.
 
-They are frozen attrs classes, equal by value and hashable. Fields that lemcal may leave out are None,
-or an empty tuple for a list. Every model has ``extra``: the JSON fields that this package does not know,
-and the values it could not read, both unchanged; ``problems`` says what could not be read and why.
-Neither ``extra`` nor free-form JSON counts toward the hash.
+The models are frozen attrs classes, equal by value and hashable. Fields that lemcal may omit are None, or an
+empty tuple for a list. Every model has ``extra``, which holds unknown JSON fields and unreadable values, both
+unchanged, and ``problems``, which describes the unreadable values. The hash ignores ``extra`` and free-form
+JSON.
 """
 
-# How models travel as JSON is the business of _codec.py.
+# _codec.py converts the models to and from JSON.
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -36,12 +36,12 @@ BOOKING_PAGES: Final = "https://app.lemcal.com"
 def in_utc(time: datetime) -> datetime:
     """Return the same instant in UTC.
 
-    Raises ValueError if it is naive, OverflowError if UTC would leave the years 1 to 9999.
+    Raises ValueError if it is naive, OverflowError if the UTC time is outside the years 1 to 9999.
     """
     if time.tzinfo is UTC:
         return time
     if time.utcoffset() is None:
-        raise ValueError("a time needs a time zone: this datetime is naive")
+        raise ValueError("the datetime is naive; it must have a time zone")
     return time.astimezone(UTC)
 
 
@@ -50,12 +50,12 @@ def _in_utc_or_none(time: datetime | None) -> datetime | None:
 
 
 def _without_secrets(url: str | None) -> str:
-    """Show a URL without the parts that may hold a secret: user info, query and fragment."""
+    """Return the repr of a URL without the parts that may contain a secret: user info, query and fragment."""
     if url is None:
         return "None"
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises when a reserved character in a password has shifted the parts
+        _ = parts.port  # raises if a reserved character in a password misled urlsplit
     except ValueError:
         return "'...'"
     if not parts.netloc:
@@ -65,14 +65,14 @@ def _without_secrets(url: str | None) -> str:
     return repr(f"{parts.scheme}://{host}{parts.path}{tail}")
 
 
-def same_email(one: str | None, other: str | None) -> bool:
-    """Whether both are given and the same address, whatever their case."""
-    return one is not None and other is not None and one.strip().casefold() == other.strip().casefold()
+def same_email(left: str | None, right: str | None) -> bool:
+    """Whether both e-mail addresses are given and equal, ignoring case."""
+    return left is not None and right is not None and left.strip().casefold() == right.strip().casefold()
 
 
 @attrs.frozen
 class _Model:
-    """What all models share."""
+    """The base class of all models."""
 
     _problems: tuple[str, ...] = attrs.field(
         default=(), eq=False, repr=False, kw_only=True, alias="_problems"
@@ -80,10 +80,10 @@ class _Model:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What could not be read, such as ``attendees[1].name: expected a string, got int``.
+        """Descriptions of unreadable values, such as ``attendees[1].name: expected a string, got int``.
 
-        The field is None then, and its value stays in ``extra`` as it came. Of a list, the items that can
-        be read are there, and ``extra`` has the whole list. Problems of nested models are included.
+        An unreadable field is None, and ``extra`` holds its value unchanged. An unreadable list item is
+        omitted, and ``extra`` holds the whole list. Problems of nested models are included.
         """
         return self._problems
 
@@ -96,7 +96,7 @@ class _Model:
 
 @attrs.frozen
 class Lead(_Model):
-    """The contact whom the meeting was booked through. A public booking has none (observed).
+    """The contact that the meeting was booked with. A public booking has none (observed).
 
     Attributes:
         email: E-mail address of the contact.
@@ -112,7 +112,7 @@ class Lead(_Model):
 
     @property
     def name(self) -> str | None:
-        """First and last name, or the one there is."""
+        """First and last name, or whichever is known."""
         return " ".join(filter(None, (self.first_name, self.last_name))) or None
 
 
@@ -141,11 +141,11 @@ class Attendee(_Model):
 
 @attrs.frozen
 class Answer(_Model):
-    """A question of the booking form and what the guest answered (observed).
+    """A question of the booking form and the guest's answer (observed).
 
     Attributes:
         question: Text of the question.
-        answer: What the guest entered: text, or any other JSON, such as a list for check boxes.
+        answer: The guest's answer: text, or other JSON, such as a list for check boxes.
         extra: Fields without an attribute here, and values that could not be read, unchanged.
     """
 
@@ -163,11 +163,11 @@ class Meeting(_Model):
         user_id: Id of the account that the meeting belongs to (``usr_…``).
         meeting_type_id: Id of the meeting type that was booked (``met_…``).
         meeting_type_name: Name of that meeting type.
-        provided_infos: What the guest entered when booking: JSON of undocumented shape, to be read only.
+        provided_infos: Information from the guest when booking: JSON of undocumented shape; do not modify.
         event_id: Id of the event in the host's calendar.
         start: When the meeting starts.
         end: When the meeting ends.
-        lead: The contact whom the meeting was booked through.
+        lead: The contact that the meeting was booked with.
         attendees: Everyone invited, including the host, in no particular order.
         answers: Answers to the questions of the booking form.
         timezone: Time zone of the guest, as the service names it.
@@ -190,11 +190,11 @@ class Meeting(_Model):
     timezone: str | None = None
     canceled_at: datetime | None = attrs.field(default=None, converter=_in_utc_or_none)
     created_at: datetime | None = attrs.field(default=None, converter=_in_utc_or_none)
-    # For the codec: the spellings and empty lists that came over the wire, to write them back the same way.
+    # For the codec: spellings and empty lists found on the wire, to write them back the same way.
     _wire_names: tuple[str, ...] = attrs.field(
         default=(), eq=False, repr=False, kw_only=True, alias="_wire_names"
     )
-    # The account's own address, where the client has learned it: without marks it tells host from guest.
+    # The account's e-mail address, if the client knows it, to tell host from guest among unmarked attendees.
     _account_email: str | None = attrs.field(
         default=None, eq=False, repr=False, kw_only=True, alias="_account_email"
     )
@@ -202,11 +202,11 @@ class Meeting(_Model):
 
     @property
     def guest(self) -> Attendee | Lead | None:
-        """Whom the host meets. Never simply the first attendee, who is often the host.
+        """The person the host meets. Never simply the first attendee, who is often the host.
 
-        The attendee marked as primary, unless that is the owner. Without such a mark, the attendee with
-        the lead's e-mail address, else the lead. Without a lead, the first attendee who is neither the
-        owner nor has the account's own address; the client knows that one after ``lemcal.me()``.
+        This is the attendee marked as primary, unless that attendee is the owner. Without such a mark, it is
+        the attendee with the lead's e-mail address, or else the lead. Without a lead, it is the first
+        attendee who neither is the owner nor has the account's address, known after ``lemcal.me()``.
         """
         others = [attendee for attendee in self.attendees if not attendee.is_owner]
         for attendee in others:
@@ -219,7 +219,7 @@ class Meeting(_Model):
 
     @property
     def host(self) -> Attendee | None:
-        """The attendee marked as owner, else the one with the account's own address, if it is known."""
+        """The attendee marked as owner, or else the one with the account's e-mail address, if known."""
         for attendee in self.attendees:
             if attendee.is_owner:
                 return attendee
@@ -227,15 +227,15 @@ class Meeting(_Model):
 
     @property
     def is_canceled(self) -> bool:
-        """Whether the meeting carries a cancellation time, readable or not.
+        """Whether the meeting has a cancellation time, even an unreadable one.
 
-        A canceled meeting may also just be missing from the next list (observed).
+        A canceled meeting may also simply disappear from the list (observed).
         """
         return self.canceled_at is not None or bool(self.extra.get("canceledAt"))
 
     @property
     def duration(self) -> timedelta | None:
-        """From start to end, None if either is unknown."""
+        """The time from start to end, or None if either is unknown."""
         if self.start is None or self.end is None:
             return None
         return self.end - self.start
@@ -248,7 +248,7 @@ class Hook(_Model):
     The URL often carries a secret token, so the repr hides its query and its user info.
 
     Attributes:
-        id: Id of the hook (``hoo_…``), needed to delete it.
+        id: Id of the hook (``hoo_…``), required to delete it.
         target_url: URL that new bookings are posted to.
         meeting_type_id: Id of the only meeting type whose bookings are posted.
         any_meeting_type: Whether bookings of every meeting type are posted.
@@ -341,10 +341,10 @@ class MeetingType(_Model):
 
     Attributes:
         id: Id of the meeting type (``met_…``).
-        user_id: Id of the account that offers it (``usr_…``).
+        user_id: Id of the account that offers the meeting type (``usr_…``).
         name: Name of the meeting type.
         description: Text on the booking page.
-        meeting_link: Last part of the address of the booking page.
+        meeting_link: Last part of the booking page's URL.
         type: Kind of meeting type, such as "roundRobin".
         color: Color in the calendar, such as "#EC6181".
         duration: Length of a meeting; a number of minutes in JSON.
@@ -375,9 +375,9 @@ class MeetingType(_Model):
     extra: dict[str, Any] = attrs.field(factory=dict[str, Any], hash=False)
 
     def booking_url(self, user: "User", *, name: str | None = None, email: str | None = None) -> str:
-        """Return the address of the booking page, with the guest's name and e-mail filled in if given.
+        """Return the URL of the booking page, prefilled with the guest's name and e-mail address if given.
 
-        Addresses of this form were observed, not documented.
+        The form of these URLs is observed, not documented.
 
         Args:
             user: The account that offers the meeting type, as ``lemcal.me()`` returns it.
@@ -385,7 +385,7 @@ class MeetingType(_Model):
             email: The guest's e-mail address.
 
         Raises:
-            ValueError: If the account has no public identifier or the type no link.
+            ValueError: If the account has no public identifier, or the meeting type has no link.
         """
         if not user.public_identifier:
             raise ValueError(f"the user {user.id} has no public_identifier, so there is no booking page")
@@ -408,7 +408,7 @@ class User(_Model):
     Attributes:
         id: Id of the account (``usr_…``).
         email: E-mail address of the account.
-        public_identifier: Name of the account in the addresses of its booking pages.
+        public_identifier: Name of the account in the URLs of its booking pages.
         created_at: When the account was created.
         extra: Fields without an attribute here, and values that could not be read, unchanged.
     """

@@ -1,7 +1,7 @@
-"""Events as OpenTelemetry traces and metrics. Needs the extra ``otel``; nothing else imports it.
+"""Exports events as OpenTelemetry traces and metrics. Requires the ``otel`` extra; nothing else imports it.
 
-The instruments come from the providers that the program has set up, or from those it passes; without an
-SDK they do nothing. Attributes are of low cardinality, and none holds a secret, an id or personal data.
+The instruments come from the program's global providers, or from those it passes; without an OpenTelemetry
+SDK they do nothing. Attributes have low cardinality and contain no secrets, ids or personal data.
 """
 
 import time
@@ -14,7 +14,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] != "opentelemetry":
         raise
-    raise ImportError("this needs the extra otel: pip install 'lemcal-async[otel]'") from None
+    raise ImportError("lemcal_async.otel requires the extra otel: pip install 'lemcal-async[otel]'") from None
 
 from lemcal_async import events
 from lemcal_async._version import __version__
@@ -26,13 +26,13 @@ _CONNECTIONS = (1, 2, 5, 10, 20, 50, 75, 100, 200, 500)
 _FLEET = {
     "accounts": ("{account}", "Accounts in the fleet"),
     "due": ("{account}", "Accounts that are due"),
-    "oldest_due": ("s", "For how long the oldest of them has been due"),
+    "oldest_due": ("s", "Time for which the oldest due account has been due"),
     "queued": ("{batch}", "Batches of turns in the queue"),
-    "running": ("{turn}", "Turns under way"),
+    "running": ("{turn}", "Turns in progress"),
     "failing": ("{account}", "Accounts whose last turn failed"),
     "paused": ("{account}", "Paused accounts"),
-    "undelivered": ("{change}", "Changes that wait for their handler"),
-    "oldest_undelivered": ("s", "For how long the oldest of them has been waiting"),
+    "undelivered": ("{change}", "Changes waiting for their handler"),
+    "oldest_undelivered": ("s", "Time for which the oldest undelivered change has been waiting"),
     "parked": ("{change}", "Parked changes"),
     "workers": ("{worker}", "Workers"),
 }
@@ -45,38 +45,38 @@ def instrument(
     tracer_provider: trace.TracerProvider | None = None,
     meter_provider: metrics.MeterProvider | None = None,
 ) -> Callable[[], None]:
-    """Trace and measure all clients and receivers of this process; return a function that ends it.
+    """Trace and measure all clients and receivers of this process; return a function that stops it.
 
-    A span per call, with its attempts and waits, is a child of whatever span is current where the call is
-    made. The metrics are listed in ``docs/observability.md``. Calling it twice counts twice.
+    Each call gets a span, with its attempts and waits, as a child of the caller's current span.
+    ``docs/observability.md`` lists the metrics. Calling this twice records everything twice.
 
     Args:
-        tracer_provider: Where the spans go; if left out, to the program's provider.
-        meter_provider: Where the measurements go; if left out, to the program's provider.
+        tracer_provider: The provider for spans. Defaults to the global tracer provider.
+        meter_provider: The provider for metrics. Defaults to the global meter provider.
     """
     return events.subscribe(_Listener(tracer_provider, meter_provider))
 
 
 def _template(route: str) -> str:
-    """Return the template of a known route; ``request()`` takes any path, which may hold ids and names."""
+    """Return a known route unchanged; hide other paths, because they may contain ids and names."""
     return route if route in _ROUTES else "{path}"
 
 
 class _Listener:
-    """Turns events into spans and measurements."""
+    """Converts events to spans and metrics."""
 
     def __init__(
         self, tracer_provider: trace.TracerProvider | None, meter_provider: metrics.MeterProvider | None
     ) -> None:
         self._tracer = trace.get_tracer(_SCOPE, __version__, tracer_provider)
         meter = metrics.get_meter(_SCOPE, __version__, meter_provider)
-        self._calls = _histogram(meter, "lemcal.call.duration", "Calls, waits and retries included")
+        self._calls = _histogram(meter, "lemcal.call.duration", "Calls, including waits and retries")
         self._queue = _histogram(meter, "lemcal.queue.duration", "Waits for the rate limit")
         self._pauses = _histogram(meter, "lemcal.pause.duration", "Pauses of a key after a 429")
-        self._refusals = meter.create_counter("lemcal.refusals", "{answer}", "429 answers")
-        self._retries = meter.create_counter("lemcal.retries", "{attempt}", "Attempts that were repeated")
+        self._refusals = meter.create_counter("lemcal.refusals", "{answer}", "429 responses")
+        self._retries = meter.create_counter("lemcal.retries", "{attempt}", "Attempts that were retried")
         self._foreign = meter.create_counter(
-            "lemcal.foreign_requests", "{request}", "Requests that others made with the same key"
+            "lemcal.foreign_requests", "{request}", "Requests by other clients with the same key"
         )
         self._fallbacks = meter.create_counter(
             "lemcal.limiter.fallbacks", "{fallback}", "Times a shared limiter fell back to a local one"
@@ -84,7 +84,7 @@ class _Listener:
         self._pool = meter.create_histogram(
             "lemcal.pool.connections",
             "{connection}",
-            "Connections in use, seen by each request",
+            "Connections in use, sampled by each request",
             explicit_bucket_boundaries_advisory=_CONNECTIONS,
         )
         self._connection_waits = _histogram(meter, "lemcal.pool.duration", "Waits for a connection")
@@ -101,7 +101,7 @@ class _Listener:
             events.Granted: self._granted,
             events.Paused: lambda event: self._pauses.record(event.seconds),
             events.ForeignUse: lambda event: self._foreign.add(event.requests),
-            events.FellBack: lambda event: self._fallbacks.add(1),  # noqa: ARG005 - its reason is in words
+            events.FellBack: lambda event: self._fallbacks.add(1),  # noqa: ARG005 - the reason is free text
             events.PoolEntered: self._pool_entered,
             events.WebhookHandled: self._webhook_handled,
             events.AccountSynced: self._account_synced,
@@ -109,7 +109,7 @@ class _Listener:
         }
 
     def __call__(self, event: events.Event) -> None:
-        """Pass it on; unknown events are ignored."""
+        """Record an event; ignore unknown ones."""
         handle = self._handlers.get(type(event))
         if handle is not None:
             handle(event)
@@ -173,5 +173,5 @@ class _Listener:
 
 
 def _histogram(meter: metrics.Meter, name: str, description: str) -> metrics.Histogram:
-    """Return a histogram of seconds: the SDK's own buckets are made for milliseconds."""
+    """Return a histogram in seconds, with buckets to match: the SDK's default buckets suit milliseconds."""
     return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=_SECONDS)

@@ -1,7 +1,7 @@
-"""For those who test code that uses lemcal: the fixture ``lemcal_sandbox``, and a fresh rate limit per test.
+"""A pytest plugin for code that uses lemcal: the fixture ``lemcal_sandbox``, and a fresh rate limit per test.
 
-Pytest imports this module in every run on a machine that has the package, so it imports nothing of the
-SDK before a test needs it.
+Wherever the package is installed, every pytest run imports this module, so it imports the rest of the SDK
+only when a test needs it.
 """
 
 import sys
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _lemcal_fresh_rate_limit() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]  # pytest calls it
-    """Keep the requests of one test from counting in the next; free for those who never use lemcal."""
+    """Keep one test's requests from counting in the next test. Costs nothing if lemcal is not imported."""
     ratelimit = sys.modules.get("lemcal_async.ratelimit")
     if ratelimit is None:
         yield
@@ -27,9 +27,9 @@ def _lemcal_fresh_rate_limit() -> Iterator[None]:  # pyright: ignore[reportUnuse
 
 @pytest.fixture
 def lemcal_sandbox() -> "Iterator[Sandbox]":
-    """Serve a sandbox of the test's own: ``lemcal_sandbox.client()`` is a client for it.
+    """Serve a sandbox for this test; ``lemcal_sandbox.client()`` returns a client for it.
 
-    It needs the extra ``sandbox``, and no account at lemcal.
+    Requires the ``sandbox`` extra, but no lemcal account.
     """
     from lemcal_async.ratelimit import fresh_default  # noqa: PLC0415  # see above
     from lemcal_async.sandbox import Sandbox  # noqa: PLC0415  # see above

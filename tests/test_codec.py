@@ -632,10 +632,10 @@ def test_each_odd_field_is_logged_once(
     with caplog.at_level("WARNING", "lemcal_async"):
         from_wire(rows, list[Meeting])
         from_wire(rows, list[Meeting])
-    advice = "such values stay in .extra (logged once per field)"
+    advice = "the value is kept in .extra (logged once per field)"
     assert [
-        f"Meeting.eventId cannot be read: expected a string, got list; {advice}",
-        f"Attendee.primary cannot be read: expected a boolean, got str; {advice}",
+        f"cannot read Meeting.eventId: expected a string, got list; {advice}",
+        f"cannot read Attendee.primary: expected a boolean, got str; {advice}",
     ] == caplog.messages
 
 
@@ -706,7 +706,7 @@ def test_bad_rows_cost_no_good_one(kinds: Any) -> None:
     """Every row becomes a model, in order, or is a bad row; all bad rows are counted, the first are kept."""
     rows = [{"_id": f"m{i}"} if kind == "good" else kind for i, kind in enumerate(kinds)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_codec, "MOST_BAD_ROWS", 4)
+        patch.setattr(_codec, "MAX_BAD_ROWS", 4)
         reader = RowReader(Meeting)
         for at in range(0, len(rows), 3):
             reader.add(rows[at : at + 3])

@@ -73,7 +73,7 @@ def test_other_garbage_does_not_pile_up() -> None:
     gc.collect()
     gc.disable()
     made: list[list[int]] = []
-    for _ in range(_gc._MOST_SPARED):
+    for _ in range(_gc._MAX_SPARED):
         with _gc.paused_and_spared():
             made = [[each] for each in range(10)]
     assert {id(each) for each in made} <= oldest()

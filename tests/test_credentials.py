@@ -176,7 +176,7 @@ def test_disagreement_names_both_sides(
     assert message in problem_with(user_id, api_key, environ)
 
 
-EMPTY = "(not set now, or empty)"
+EMPTY = "(currently unset or empty)"
 
 
 @pytest.mark.parametrize("environ", [{}, variables("", " ")])
@@ -188,7 +188,7 @@ EMPTY = "(not set now, or empty)"
         (
             None,
             SECRET,
-            f"No user id: pass user_id=, set LEMCAL_USER_ID {EMPTY}, or give the key as 'usr_...:key'",
+            f"No user id: pass user_id=, set LEMCAL_USER_ID {EMPTY}, or pass the key as 'usr_...:key'",
         ),
     ],
 )
@@ -209,7 +209,7 @@ def test_missing_key_beside_a_user_id_from_the_environment() -> None:
     [
         (None, None, "No user id and no API key: pass user_id= and api_key=."),
         (USER, None, "No API key: pass api_key=."),
-        (None, SECRET, "No user id: pass user_id=, or give the key as 'usr_...:key' (or its base64)."),
+        (None, SECRET, "No user id: pass user_id=, or pass the key as 'usr_...:key' (or its base64)."),
     ],
 )
 def test_without_an_environment_no_variable_is_named(user_id: str | None, api_key: Any, message: str) -> None:
@@ -219,8 +219,8 @@ def test_without_an_environment_no_variable_is_named(user_id: str | None, api_ke
 
 # --------------------------------------------------------------------------------- mistakes
 
-LEMLIST = "lemcal wants userId:apiKey, where lemlist took an empty user name"
-CHARACTERS = "it holds a space, a control or a non-ASCII character"
+LEMLIST = "lemcal requires userId:apiKey, not lemlist's empty user name"
+CHARACTERS = "the value contains a space, a control character or a non-ASCII character"
 
 MISTAKES = {
     "user id empty, lemlist style": ("", SECRET, f"user_id: the user id is empty; {LEMLIST}"),
@@ -232,16 +232,16 @@ MISTAKES = {
         base64.b64encode(f":{SECRET}".encode()).decode(),
         f"api_key: the user id is empty; {LEMLIST}",
     ),
-    "key empty": (USER, "", "api_key: it is empty"),
-    "key blank": (USER, " \n", "api_key: it is empty"),
+    "key empty": (USER, "", "api_key: the value is empty"),
+    "key blank": (USER, " \n", "api_key: the value is empty"),
     "nothing after the colon": (None, f"{USER}:", "api_key: nothing follows the colon"),
     "nothing after the colon, base64": (
         None,
         base64.b64encode(f"{USER}:".encode()).decode(),
         "api_key: nothing follows the colon",
     ),
-    "header value": (None, f"Basic {STANDARD}", "api_key: leave out the word 'Basic'"),
-    "header value, lower case": (USER, f"basic\t{STANDARD}", "api_key: leave out the word 'Basic'"),
+    "header value": (None, f"Basic {STANDARD}", "api_key: remove the word 'Basic'"),
+    "header value, lower case": (USER, f"basic\t{STANDARD}", "api_key: remove the word 'Basic'"),
     "space in the key": (USER, f"{SECRET} {SECRET}", f"api_key: {CHARACTERS}"),
     "newline in the key": (None, f"{USER}:\n{SECRET}", f"api_key: {CHARACTERS}"),
     "control character in the key": (USER, f"{SECRET}\x00", f"api_key: {CHARACTERS}"),
@@ -254,15 +254,15 @@ MISTAKES = {
     ),
     "space in the user id": ("usr_Bu Duyx", SECRET, f"user_id: {CHARACTERS}"),
     "non-ASCII user id": ("usr_Bü", SECRET, f"user_id: {CHARACTERS}"),
-    "combined form as user id": (COMBINED, SECRET, "user_id: a user id holds no colon; give 'usr_...:key'"),
-    "swapped": (SECRET, USER, "user_id: user id and API key seem to be swapped"),
-    "swapped in one": (None, f"{SECRET}:{USER}", "api_key: user id and API key seem to be swapped"),
-    "e-mail": ("lea@example.com", SECRET, "user_id: that looks like an e-mail address"),
-    "e-mail in one": (None, f"lea@example.com:{SECRET}", "api_key: that looks like an e-mail address"),
+    "combined form as user id": (COMBINED, SECRET, "user_id: a user id has no colon; pass 'usr_...:key'"),
+    "swapped": (SECRET, USER, "user_id: the user id and the API key seem to be swapped"),
+    "swapped in one": (None, f"{SECRET}:{USER}", "api_key: the user id and the API key seem to be swapped"),
+    "e-mail": ("lea@example.com", SECRET, "user_id: this looks like an e-mail address"),
+    "e-mail in one": (None, f"lea@example.com:{SECRET}", "api_key: this looks like an e-mail address"),
     "another prefix": ("tea_aaaaaaaaaaaaaaaaa", SECRET, "user_id: a user id starts with 'usr_'"),
     "prefix alone": ("usr_", SECRET, "user_id: a user id starts with 'usr_'"),
-    "user id in place of the key": (None, USER, "api_key: that is a user id; give the API key"),
-    "user id twice": (USER, USER, "api_key: that is a user id; give the API key"),
+    "user id in place of the key": (None, USER, "api_key: this is a user id; pass the API key"),
+    "user id twice": (USER, USER, "api_key: this is a user id; pass the API key"),
     "user id is no string": (17, SECRET, "user_id: must be a string, not int"),
     "key is no string": (USER, SECRET.encode(), "api_key: must be a string or a function that returns one"),
 }
@@ -277,8 +277,8 @@ def test_mistakes_in_arguments(user_id: str | None, api_key: Any, message: str) 
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        (variables(SECRET, USER), "LEMCAL_USER_ID: user id and API key seem to be swapped"),
-        (variables("lea@example.com", SECRET), "LEMCAL_USER_ID: that looks like an e-mail address"),
+        (variables(SECRET, USER), "LEMCAL_USER_ID: the user id and the API key seem to be swapped"),
+        (variables("lea@example.com", SECRET), "LEMCAL_USER_ID: this looks like an e-mail address"),
         (variables(None, f":{SECRET}"), f"LEMCAL_API_KEY: the user id is empty; {LEMLIST}"),
         (variables(USER, "a b"), f"LEMCAL_API_KEY: {CHARACTERS}"),
     ],
@@ -319,7 +319,7 @@ def test_function_beside_a_user_id(user_id: str | None, answer: Any, environ: di
     [
         (None, "The api_key function must return a string, not NoneType."),
         (SECRET.encode(), "The api_key function must return a string, not bytes."),
-        ("", "value of the api_key function: it is empty"),
+        ("", "value of the api_key function: the value is empty"),
         (f"{OTHER_USER}:{SECRET}", f"user_id is {USER}, but value of the api_key function belongs to"),
     ],
 )
@@ -371,9 +371,7 @@ class AsyncCallable:
 )
 def test_coroutine_function_is_refused_at_once(api_key: Any) -> None:
     """It could not be awaited where the key is needed."""
-    assert "api_key: must be a plain function; an async one cannot be called here." == problem_with(
-        USER, api_key
-    )
+    assert "api_key: must be a plain function, not an async one." == problem_with(USER, api_key)
 
 
 def test_coroutine_that_a_plain_function_returns_is_closed() -> None:
@@ -386,7 +384,7 @@ def test_coroutine_that_a_plain_function_returns_is_closed() -> None:
 
 def test_user_id_beside_a_function_is_checked_at_once() -> None:
     """What can be known before the first call is said before it."""
-    assert problem_with("lea@example.com", lambda: SECRET).startswith("user_id: that looks like an e-mail")
+    assert problem_with("lea@example.com", lambda: SECRET).startswith("user_id: this looks like an e-mail")
 
 
 # -------------------------------------------------------------------------------- the value

@@ -41,5 +41,5 @@ def test_a_listener_that_fails_disturbs_nobody(caplog: pytest.LogCaptureFixture)
         leave()
         leave_too()
     assert [PAUSED] == heard
-    assert ["a listener failed at Paused"] == [record.getMessage() for record in caplog.records]
+    assert ["an event listener failed on Paused"] == [record.getMessage() for record in caplog.records]
     assert caplog.records[0].exc_info

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lemcal_async._resources import selection, tell_account
+from lemcal_async._resources import selection, set_account_email
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.models import Attendee, Lead, Meeting
 
@@ -70,8 +70,8 @@ def test_the_own_address() -> None:
         Meeting("b", attendees=attendees),
         Meeting("c", user_id="usr_2", attendees=attendees),
     ]
-    tell_account(meetings, None)
+    set_account_email(meetings, None)
     assert [attendees[0]] * 3 == [meeting.guest for meeting in meetings]
-    tell_account(meetings, ("usr_1", "HOST@example.com"))
+    set_account_email(meetings, ("usr_1", "HOST@example.com"))
     assert [attendees[1], attendees[1], attendees[0]] == [own.guest, unknown.guest, other.guest]
     assert [attendees[0], attendees[0], None] == [own.host, unknown.host, other.host]

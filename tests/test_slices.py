@@ -105,8 +105,8 @@ def test_what_cannot_be_cut_is_not_parsed_if_it_holds_too_much(
     """Parsed values take up to 24 times the memory of their text, so they are counted first."""
     body = f'[{{"a":[{",".join([row] * 2_000)}]}},{{"a":1}}]'.encode()
     assert 2 == len(whole(sliced(body, 1)))
-    monkeypatch.setattr(_decoding, "_MOST_VALUES", 1_000)
-    monkeypatch.setattr(_decoding, "_SURELY_FEWER", 1_000)
+    monkeypatch.setattr(_decoding, "_MAX_VALUES", 1_000)
+    monkeypatch.setattr(_decoding, "_ALWAYS_FEWER", 1_000)
     with pytest.raises(NotSlicedError):
         sliced(body, 1)
 

@@ -195,7 +195,7 @@ class LocalRateLimiter:
         self._revoke(state, now)
         when = now
         while (waiter := queue.head()) is not None and (when := log.next_at(now, len(queue))) <= now:
-            if waiter.stands_still():
+            if waiter.is_loop_stopped():
                 # If its loop never runs again, the grant would be lost. If the loop does continue, the
                 # task wakes up and asks for its old place.
                 queue.discard(waiter)
@@ -217,7 +217,7 @@ class LocalRateLimiter:
     def _revoke(self, state: KeyState, now: float) -> None:
         """Take back grants that a blocked event loop has not picked up while other loops' tasks wait."""
         for waiter, offered_at in _unclaimed(state):
-            is_due = now >= offered_at + PICKUP_TIMEOUT and not waiter.runs_here()
+            is_due = now >= offered_at + PICKUP_TIMEOUT and not waiter.in_this_loop()
             if not is_due or state.offers.pop(waiter, None) is None:
                 continue
             state.log.unsent(waiter.slot)

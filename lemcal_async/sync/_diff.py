@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeGuard
 
 import attrs
 
-from lemcal_async._codec import MOST_BAD_ROWS
+from lemcal_async._codec import MAX_BAD_ROWS
 from lemcal_async.errors import BadRow, EmptyListError
 from lemcal_async.sync._columns import encoder
 
@@ -124,7 +124,7 @@ def snapshot(rows: Iterable[Any]) -> Snapshot:
     """Read the rows of a list; raises nothing, whatever they are. Of the bad ones, the first are kept."""
 
     def reject(reason: str) -> None:
-        if len(bad_rows) < MOST_BAD_ROWS:
+        if len(bad_rows) < MAX_BAD_ROWS:
             bad_rows.append(BadRow(index, wire, reason))
 
     found: dict[str, ListedMeeting] = {}

@@ -21,7 +21,7 @@ from lemcal_async._callbacks import (
     was_canceled_alone,
 )
 from lemcal_async._client import AsyncLemcal
-from lemcal_async._decoding import Body, is_long, parse_rows, read_rows
+from lemcal_async._decoding import ResponseLike, is_long, parse_rows, read_rows
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.sync._delivery import Delivery, OnChange, OnChanges
 from lemcal_async.sync._diff import Counts
@@ -257,7 +257,7 @@ class _Step:
     stage: Stage = "store"
 
 
-def _rows(fetched: Body, step: _Step) -> Iterator[Any]:
+def _rows(fetched: ResponseLike, step: _Step) -> Iterator[Any]:
     """Parse a short list when the store asks for it: in its thread, and not before its turn has come."""
     step.stage = "fetch"
     rows = parse_rows(fetched, "meetings")

@@ -39,7 +39,7 @@ async def test_a_slow_answer(lemcal_sandbox: Sandbox) -> None:
     async with lemcal_sandbox.client(deadline=0.2) as lemcal:
         watch = Stopwatch()
         with pytest.raises(
-            TimeoutError, match=r"^GET /me: no answer within the deadline of 0\.2 s$"
+            TimeoutError, match=r"^GET /me: no response within the deadline of 0\.2 s$"
         ) as caught:
             await lemcal.me()
         assert 0.19 <= watch.seconds < 20
@@ -313,7 +313,7 @@ async def test_decoding_counts(module: ModuleType, monkeypatch: pytest.MonkeyPat
     check_plain(caught.value)
     if module is _decoding:
         assert 200 == caught.value.status_code
-        assert "GET /meetings: the answer came, but was not decoded" in str(caught.value)
+        assert "GET /meetings: the response arrived, but was not decoded" in str(caught.value)
 
 
 async def test_rotation_does_not_extend_it() -> None:

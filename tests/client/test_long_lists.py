@@ -277,8 +277,8 @@ async def test_a_flood_of_bad_rows(row: str, on_bad_row: str, caplog: pytest.Log
 
 async def test_a_body_that_holds_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that cannot be sliced is refused before it takes all the memory."""
-    monkeypatch.setattr(_decoding, "_MOST_VALUES", 100_000)
-    monkeypatch.setattr(_decoding, "_SURELY_FEWER", 100_000)
+    monkeypatch.setattr(_decoding, "_MAX_VALUES", 100_000)
+    monkeypatch.setattr(_decoding, "_ALWAYS_FEWER", 100_000)
     body = f'{{"data": [{",".join(["{}"] * 200_000)}], "page": 1}}'.encode()
     lemcal = answering(content=body).client()
     for call in (lemcal.meetings.list, lemcal.meetings.rows, lambda: lemcal.request("GET", "/x")):

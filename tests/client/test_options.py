@@ -72,7 +72,7 @@ async def test_a_root_without_credentials(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("LEMCAL_API_KEY", KEY)
     wire, limiter = Wire(), LocalRateLimiter(limit=5, period=60)
     async with AsyncLemcal.for_accounts(transport=wire, limiter=limiter, user_agent="agency/1") as root:
-        with pytest.raises(ConfigurationError, match=r"no account of its own: call for_account\("):
+        with pytest.raises(ConfigurationError, match=r"no account: use the client that for_account\("):
             await root.me()
         assert "<AsyncLemcal without an account at https://api.lemcal.com/api/lemcal>" == repr(root)
         assert [] == wire.requests
@@ -294,7 +294,7 @@ async def test_for_account_and_the_close_of_its_parent(lemcal_sandbox: Sandbox) 
         await sibling.me()
         await lemcal.me()
     for closed in (sibling, lemcal, lemcal.with_options(deadline=1)):
-        with pytest.raises(ConfigurationError, match="this client, or the one it was made from, is closed"):
+        with pytest.raises(ConfigurationError, match="this client or its parent is closed"):
             await closed.me()
         with pytest.raises(ConfigurationError, match="is closed"):
             async with closed:

@@ -27,7 +27,7 @@ SET_UP: dict[str, tuple[dict[str, Any], str]] = {
         {"user_id": None, "api_key": f":{KEY}"},
         "where lemlist took an empty user name",
     ),
-    "user id of another key": ({"api_key": f"usr_other:{KEY}"}, "make them agree"),
+    "user id of another key": ({"api_key": f"usr_other:{KEY}"}, "make them match"),
     "swapped": ({"user_id": KEY, "api_key": USER_ID}, "swapped"),
     "e-mail address": ({"user_id": "host@example.com"}, "e-mail address"),
     "key of bytes": ({"api_key": KEY.encode()}, "api_key: must be a string or a function"),
@@ -43,7 +43,7 @@ SET_UP: dict[str, tuple[dict[str, Any], str]] = {
     "base URL with a bad host": ({"base_url": "https://example..com"}, "base_url must be an absolute"),
     "base URL with a bad address": (
         {"base_url": "https://256.1.1.1"},
-        "the URL cannot be used: Invalid IPv4",
+        "invalid URL: Invalid IPv4",
     ),
     "base URL with credentials": ({"base_url": "https://a:b@example.com"}, "must not contain credentials"),
     "base URL with a query": ({"base_url": "https://example.com?a=b"}, "must not have a query"),
@@ -115,7 +115,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     **{
         f"timeout={timeout!r}": (
             {"timeout": timeout},
-            "timeout=.*: it must be seconds above 0, or None for none",
+            "timeout=.*: it must be seconds above 0, or None for no limit",
         )
         for timeout in (
             0,
@@ -133,7 +133,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     **{
         f"deadline={deadline!r}": (
             {"deadline": deadline},
-            "deadline=.*: it must be seconds above 0, or None for none",
+            "deadline=.*: it must be seconds above 0, or None for no limit",
         )
         for deadline in (0, -0.5, math.nan, math.inf, "5", httpx.Timeout(5), ...)
     },
@@ -215,7 +215,7 @@ CALLS: dict[str, tuple[Do, str]] = {
         lambda c: c.request("GET", "/a\r\nX: y"),
         "percent-encode backslashes, whitespace",
     ),
-    "URL too long": (lambda c: c.request("GET", "/" + 70_000 * "a"), "the URL cannot be used: URL too long"),
+    "URL too long": (lambda c: c.request("GET", "/" + 70_000 * "a"), "invalid URL: URL too long"),
     "params in pairs": (
         lambda c: c.request("GET", "/me", params=cast("Any", [("a", 1)])),
         "params= must be of type Mapping, not list",

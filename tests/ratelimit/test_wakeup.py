@@ -146,11 +146,11 @@ async def test_loop_identifies_the_event_loop() -> None:
 async def test_running_loop_does_not_stand_still() -> None:
     """A running loop does not stand still, whether checked from within or from another thread."""
     wakeup = Wakeup()
-    assert not wakeup.stands_still()
-    assert not await anyio.to_thread.run_sync(wakeup.stands_still)
+    assert not wakeup.is_loop_stopped()
+    assert not await anyio.to_thread.run_sync(wakeup.is_loop_stopped)
 
 
-def test_stopped_loop_stands_still() -> None:
+def test_stopped_loop() -> None:
     """An asyncio loop may be stopped and run again; a wake-up sent in between takes effect then."""
 
     async def make() -> Wakeup:
@@ -162,8 +162,8 @@ def test_stopped_loop_stands_still() -> None:
 
     with asyncio.Runner() as runner:
         wakeup = runner.run(make())
-        assert wakeup.stands_still()
+        assert wakeup.is_loop_stopped()
         assert wakeup.wake()
         runner.run(wait(wakeup))
-    assert wakeup.stands_still()
+    assert wakeup.is_loop_stopped()
     assert not wakeup.wake()

@@ -335,7 +335,7 @@ async def test_a_single_client(worlds: Any) -> None:
         ({"max_concurrency": 0}, "max_concurrency=0"),
         ({"max_attempts": 0}, "max_attempts=0"),
         ({"on_changes": 5}, "on_changes= must be a function, not int"),
-        ({"on_change": lambda: None}, r"on_change= is called as <lambda>\(change\), and does not take that"),
+        ({"on_change": lambda: None}, r"on_change= is called as <lambda>\(change\), but does not accept"),
         ({"on_changes": lambda a, b: None}, r"on_changes= is called as <lambda>\(changes\)"),
         ({"on_change": print, "on_changes": print}, "not both"),
         ({"confirm_empty_after": 0.5}, "confirm_empty_after=0.5"),

@@ -192,7 +192,7 @@ async def test_deadline_expires() -> None:
     )
     late = client.results["mee_1"]
     assert isinstance(late, Unavailable)
-    assert "no answer within the deadline" in late.reason
+    assert "no response within the deadline" in late.reason
     assert client.lookups._batchers.get(client.lemcal.rate_limit_key).is_idle()
 
 

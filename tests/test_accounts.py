@@ -1,4 +1,4 @@
-"""The accounts file: what it may hold, what is said about a wrong one, and that no key shows."""
+"""The accounts file: its format, the messages for an invalid one, and that no key is shown."""
 
 import base64
 import os
@@ -14,7 +14,7 @@ from lemcal_async.cli import _accounts
 from lemcal_async.cli._accounts import Account, read_accounts
 from lemcal_async.errors import ConfigurationError
 
-posix_only = pytest.mark.skipif(os.name != "posix", reason="mode bits mean something on POSIX only")
+posix_only = pytest.mark.skipif(os.name != "posix", reason="only POSIX has mode bits")
 
 SECRET = "hush-3f8Kq"
 ENVIRON = {"SALES_KEY": SECRET, "BLANK": " "}
@@ -25,7 +25,7 @@ SALES = '[[account]]\nname = "sales"\nuser_id = "usr_a"\napi_key_env = "SALES_KE
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the variables that the files name."""
+    """Set the environment variables that the files name."""
     for name, value in ENVIRON.items():
         monkeypatch.setenv(name, value)
 
@@ -39,7 +39,7 @@ def written(folder: Path, content: str | bytes, mode: int = 0o600) -> Path:
 
 
 def problem_of(path: Path) -> str:
-    """Return what is said about a file, having looked for the key in everything that could show it."""
+    """Return the error message for a file, after checking that the error does not contain the key."""
     with pytest.raises(ConfigurationError) as caught:
         read_accounts(path)
     frames = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
@@ -55,8 +55,8 @@ def problem_of(path: Path) -> str:
     return message.removeprefix(f"{path}: ")
 
 
-def test_a_file(tmp_path: Path) -> None:
-    """Accounts come in the order of the file, with their keys from it or from the environment."""
+def test_accounts_file(tmp_path: Path) -> None:
+    """Accounts are returned in file order, with keys from the file or from the environment."""
     path = written(
         tmp_path,
         f'{SALES}[[account]]\nname = "support"\napi_key = " {COMBINED}\\n"\n'
@@ -70,8 +70,8 @@ def test_a_file(tmp_path: Path) -> None:
     assert expected == read_accounts(path)
 
 
-def test_a_file_from_another_system(tmp_path: Path) -> None:
-    """A byte order mark and CRLF, as editors on Windows leave them, do no harm."""
+def test_file_written_on_windows(tmp_path: Path) -> None:
+    """A byte order mark and CRLF, as Windows editors write them, are accepted."""
     path = written(tmp_path, b"\xef\xbb\xbf" + SALES.replace("\n", "\r\n").encode())
     assert [Account("sales", "usr_a", Secret(SECRET))] == read_accounts(path)
 
@@ -134,17 +134,17 @@ ACCOUNT_1 = "account 1 ('sales'): "
         (b"name = '\xff'", "the accounts file is not valid UTF-8; save it as UTF-8"),
     ],
 )
-def test_a_wrong_file(tmp_path: Path, content: str | bytes, problem: str) -> None:
-    """What is wrong, in which table, and what to do, in one line without a secret."""
+def test_invalid_file(tmp_path: Path, content: str | bytes, problem: str) -> None:
+    """The message says in one line what is wrong, in which table, and what to do, without a secret."""
     assert problem == problem_of(written(tmp_path, content))[: len(problem)]
 
 
-def test_a_place_that_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a parser's message has no place in it, the rest of it is not shown in its stead."""
+def test_parser_error_without_a_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the parser's message contains no position, none of it is shown."""
 
     def broken(text: str) -> None:
         error = tomllib.TOMLDecodeError("", text, 0)
-        error.args = (f"cannot read {text}",)  # newer Pythons add the place by themselves
+        error.args = (f"cannot read {text}",)  # newer Python versions add the position
         raise error
 
     monkeypatch.setattr(tomllib, "loads", broken)
@@ -152,8 +152,8 @@ def test_a_place_that_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "the accounts file is not valid TOML; check its quotes and brackets" == problem
 
 
-def test_no_file(tmp_path: Path) -> None:
-    """A file that is missing or cannot be read is told from a wrong one."""
+def test_unreadable_file(tmp_path: Path) -> None:
+    """A missing or unreadable file has its own message."""
     missing = problem_of(tmp_path / "missing.toml")
     assert "the accounts file cannot be read: No such file or directory" == missing
     assert problem_of(tmp_path).startswith("the accounts file cannot be read: ")
@@ -161,8 +161,8 @@ def test_no_file(tmp_path: Path) -> None:
 
 @posix_only
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])
-def test_a_file_that_others_can_read(tmp_path: Path, mode: int) -> None:
-    """Keys in a file that is not its owner's alone are refused; names of variables are not."""
+def test_file_readable_by_other_users(tmp_path: Path, mode: int) -> None:
+    """A file that other users can read may name variables, but not contain keys."""
     path = written(tmp_path, SALES, mode)
     assert [Account("sales", "usr_a", Secret(SECRET))] == read_accounts(path)
 
@@ -171,15 +171,15 @@ def test_a_file_that_others_can_read(tmp_path: Path, mode: int) -> None:
     assert expected == problem_of(path)
 
 
-def test_a_system_without_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where mode bits say nothing about who can read, they are not looked at."""
+def test_system_without_mode_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mode bits are ignored on systems where they have no meaning."""
     monkeypatch.setattr(_accounts, "_HAS_MODES", False)
     path = written(tmp_path, SALES.replace("_env", "").replace("SALES_KEY", SECRET), 0o666)
     assert [Account("sales", "usr_a", Secret(SECRET))] == read_accounts(path)
 
 
-def test_an_account_keeps_its_key_quiet() -> None:
-    """The key is in no repr, and an account is not pickled."""
+def test_account_hides_its_key() -> None:
+    """An account's repr masks the key, and an account cannot be pickled."""
     account = Account("sales", "usr_a", Secret(SECRET))
     assert "Account(name='sales', user_id='usr_a', api_key=Secret(***))" == repr(account)
     with pytest.raises(TypeError, match="cannot be pickled"):

@@ -1,4 +1,4 @@
-"""The wire format: what each shape is read as, how it is written back, and what is refused in which words."""
+"""The wire format: how each shape is read and written back, and the messages for what is refused."""
 
 import copy
 import gc
@@ -46,17 +46,17 @@ AT = datetime(2021, 2, 16, 8, 2, 42, tzinfo=UTC)
 
 
 def sample(name: str) -> Any:
-    """Read a sample of what the service sends."""
+    """Read a sample response of the service."""
     return json.loads((DATA / name).read_text(encoding="utf-8"))
 
 
-def letters(data: Any) -> str:
-    """Return data as text, so that 1, 1.0 and true differ and the order of an object's fields does not."""
+def exact(data: Any) -> str:
+    """Return data as text in which 1, 1.0 and true differ, but the order of fields does not matter."""
     return json.dumps(data, sort_keys=True)
 
 
 def meaning(data: Any) -> Any:
-    """Return data without null fields, and with one form for 5, 5.0 and "5"."""
+    """Return data without null fields, and with a single form for 5, 5.0 and "5"."""
     if isinstance(data, dict):
         return {name: meaning(value) for name, value in data.items() if value is not None}
     if isinstance(data, list):
@@ -77,13 +77,13 @@ def refusal(data: Any, into: Any) -> str:
     return message
 
 
-def left_unread(wire: Any, into: Any) -> list[str]:
+def problems_of(wire: Any, into: Any) -> list[str]:
     """Return the problems of a model, after checking that it and its copies are written back unchanged."""
     before = repr(wire)
     model = from_wire(wire, into)
     for copied in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model)), attrs.evolve(model)):
         back = to_wire(copied)
-        assert letters(wire) == letters(back)
+        assert exact(wire) == exact(back)
         assert model.problems == copied.problems
     assert before == repr(wire)
     return list(model.problems)
@@ -93,25 +93,25 @@ def left_unread(wire: Any, into: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_samples_go_back_to_the_letter(name: Any) -> None:
-    """What the service sends is written back unchanged, and the data passed in is left alone."""
+def test_samples_are_written_back_unchanged(name: Any) -> None:
+    """Sample responses are written back unchanged, and the data passed in is not modified."""
     wire = sample(name)
     model = from_wire(wire, SAMPLES[name])
-    assert letters(sample(name)) == letters(to_wire(model))
-    assert letters(sample(name)) == letters(wire)
+    assert exact(sample(name)) == exact(to_wire(model))
+    assert exact(sample(name)) == exact(wire)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize(
     "copied", [copy.copy, copy.deepcopy, attrs.evolve, lambda value: pickle.loads(pickle.dumps(value))]
 )
-def test_copies_go_back_to_the_letter(name: Any, copied: Any) -> None:
-    """A copy remembers spellings and empty lists as the original does."""
+def test_copies_are_written_back_unchanged(name: Any, copied: Any) -> None:
+    """A copy keeps the spellings and empty lists of the original."""
     model = copied(from_wire(sample(name), SAMPLES[name]))
-    assert letters(sample(name)) == letters(to_wire(model))
+    assert exact(sample(name)) == exact(to_wire(model))
 
 
-def test_a_public_booking_is_read_field_by_field() -> None:
+def test_fields_of_a_public_booking() -> None:
     """Every field of the sample is read into its attribute."""
     expected = Meeting(
         id="mee_Gk2sVq8ZtXw4Lb7Rn",
@@ -145,8 +145,8 @@ def test_a_public_booking_is_read_field_by_field() -> None:
     assert expected == from_wire(sample("meeting_public.json"), Meeting)
 
 
-def test_a_meeting_type_is_read_field_by_field() -> None:
-    """Every field of the sample is read into its attribute, and unknown ones into extra."""
+def test_fields_of_a_meeting_type() -> None:
+    """Every field of the sample is read into its attribute, or into extra if unknown."""
     expected = MeetingType(
         id="met_9hTfQx3YpLd6Wk2Zs",
         user_id="usr_BuDuyx4chjoNfcmzM",
@@ -196,7 +196,7 @@ def test_a_meeting_type_is_read_field_by_field() -> None:
     ],
 )
 def test_spellings_of_the_time_zone(wire: Any, timezone_: Any, extra: Any) -> None:
-    """The first spelling that is not null and can be read counts; both are written back as they came."""
+    """The first spelling that is not null and can be read is used; both are written back unchanged."""
     model = from_wire({"_id": "m", **wire}, Meeting)
     assert (timezone_, extra) == (model.timezone, model.extra)
     assert {"_id": "m", **wire} == to_wire(model)
@@ -218,13 +218,13 @@ def test_spellings_of_the_time_zone(wire: Any, timezone_: Any, extra: Any) -> No
     ],
 )
 def test_spellings_of_the_answers(wire: Any, answers: Any, extra: Any) -> None:
-    """Answers come as ``questions`` or ``surveyAnswers``, and are written back under the same name."""
+    """Answers are read from ``questions`` or ``surveyAnswers``, and written back under the same name."""
     model = from_wire({"_id": "m", **wire}, Meeting)
     assert (answers, extra) == (model.answers, model.extra)
     assert {"_id": "m", **wire} == to_wire(model)
 
 
-def test_two_null_spellings_are_no_field() -> None:
+def test_two_null_spellings() -> None:
     """If both spellings are null, the field is absent."""
     wire = {"_id": "m", "attendeeTimezone": None, "timezone": None, "questions": None, "surveyAnswers": None}
     assert Meeting(id="m") == from_wire(wire, Meeting)
@@ -232,14 +232,14 @@ def test_two_null_spellings_are_no_field() -> None:
 
 
 def test_new_objects_use_the_default_spelling() -> None:
-    """A meeting that did not come over the wire is written as ``timezone`` and ``questions``."""
+    """A meeting created in Python is written with ``timezone`` and ``questions``."""
     meeting = Meeting(id="m", timezone="UTC", answers=(Answer(answer="a"),))
     expected = {"_id": "m", "timezone": "UTC", "questions": [{"answer": "a"}]}
     assert expected == to_wire(meeting)
 
 
 def test_a_changed_meeting_keeps_its_spelling() -> None:
-    """New values are written under the names that the old ones came in."""
+    """New values are written under the spellings of the old ones."""
     wire = {"_id": "m", "attendeeTimezone": "A", "surveyAnswers": [], "attendees": [{"name": "a"}]}
     changed = attrs.evolve(
         from_wire(wire, Meeting), timezone="B", answers=(Answer(answer="b"),), attendees=()
@@ -258,8 +258,8 @@ def test_a_changed_meeting_keeps_its_spelling() -> None:
         (MeetingType, "questions"),
     ],
 )
-def test_an_empty_list_is_not_an_absent_one(into: Any, name: Any) -> None:
-    """``[]`` comes back as ``[]``; absent and null come back absent."""
+def test_empty_list_differs_from_an_absent_one(into: Any, name: Any) -> None:
+    """``[]`` is written back as ``[]``; absent and null lists are omitted."""
     empty, null, absent = {"_id": "m", name: []}, {"_id": "m", name: None}, {"_id": "m"}
     assert empty == to_wire(from_wire(empty, into))
     assert absent == to_wire(from_wire(null, into))
@@ -268,24 +268,24 @@ def test_an_empty_list_is_not_an_absent_one(into: Any, name: Any) -> None:
 
 @pytest.mark.parametrize("wire", [{}, {"users": []}, {"lastCycle": []}, {"lastCycle": [None, {"a": 1}]}])
 def test_lists_of_a_nested_model(wire: Any) -> None:
-    """Nested models distinguish empty lists from absent ones too, and keep free-form items."""
+    """Nested models also distinguish empty from absent lists, and keep free-form items."""
     assert {"_id": "m", "roundRobin": wire} == to_wire(
         from_wire({"_id": "m", "roundRobin": wire}, MeetingType)
     )
 
 
 @pytest.mark.parametrize("name", ["id", "user_id", "userid", "isOwner", "extra", "_wire_names", "", "self"])
-def test_a_name_of_ours_is_unknown_on_the_wire(name: Any) -> None:
-    """Only wire names are known. Anything else is kept in extra, even the name of an attribute."""
+def test_attribute_names_are_unknown_on_the_wire(name: Any) -> None:
+    """Only wire names are known. Any other name goes to extra, even the name of an attribute."""
     wire = {"_id": "m", name: None, "lead": {name: [1, None]}, "attendees": [{name: {"a": 1.0}}]}
     model = from_wire(wire, Meeting)
     assert ({name: None}, {name: [1, None]}) == (model.extra, model.lead and model.lead.extra)
     assert (Attendee(extra={name: {"a": 1.0}}),) == model.attendees
-    assert letters(wire) == letters(to_wire(model))
+    assert exact(wire) == exact(to_wire(model))
 
 
 def test_extra_does_not_override_a_field() -> None:
-    """If extra has the name of a field, the field wins."""
+    """If extra contains the name of a field, the field takes precedence."""
     meeting = Meeting(id="m", timezone="A", extra={"_id": "other", "timezone": "B", "new": 1})
     expected = {"_id": "m", "timezone": "A", "new": 1}
     assert expected == to_wire(meeting)
@@ -293,12 +293,10 @@ def test_extra_does_not_override_a_field() -> None:
 
 @pytest.mark.parametrize("value", [None, 0, "", [], {}, False, [[[]]], {"a": {"b": [1.5, None, "x"]}}])
 def test_provided_infos_may_be_any_json(value: Any) -> None:
-    """Their shape is not documented, so any JSON is accepted."""
+    """The shape of providedInfos is not documented, so any JSON is accepted."""
     model = from_wire({"_id": "m", "providedInfos": value}, Meeting)
-    assert letters(value) == letters(model.provided_infos)
-    assert letters({"_id": "m"} | ({} if value is None else {"providedInfos": value})) == letters(
-        to_wire(model)
-    )
+    assert exact(value) == exact(model.provided_infos)
+    assert exact({"_id": "m"} | ({} if value is None else {"providedInfos": value})) == exact(to_wire(model))
 
 
 # --- Primitives -------------------------------------------------------------------------------
@@ -337,8 +335,8 @@ def test_provided_infos_may_be_any_json(value: Any) -> None:
         ),
     ],
 )
-def test_times_that_are_read(text: Any, instant: Any, written: Any) -> None:
-    """Any ISO 8601 time with an offset is read as UTC; microseconds are written if there are any."""
+def test_valid_times(text: Any, instant: Any, written: Any) -> None:
+    """Any ISO 8601 time with an offset is read as UTC; microseconds are written only if nonzero."""
     model = from_wire({"_id": "u", "createdAt": text}, User)
     assert User(id="u", created_at=instant) == model
     assert model.created_at is not None
@@ -387,11 +385,11 @@ def test_times_that_are_read(text: Any, instant: Any, written: Any) -> None:
         {},
     ],
 )
-def test_times_that_are_refused(value: Any) -> None:
+def test_invalid_times(value: Any) -> None:
     """Naive times, dates without a time, junk and years out of range are not instants."""
     problem = f"createdAt: expected an ISO 8601 time with an offset, got {type(value).__name__}"
     wire = {"_id": "u", "createdAt": value}
-    assert [problem] == left_unread(wire, User)
+    assert [problem] == problems_of(wire, User)
 
 
 @pytest.mark.parametrize(
@@ -414,11 +412,11 @@ def test_times_that_are_refused(value: Any) -> None:
         (f"0.{'0' * 5000}", 0.0),
     ],
 )
-def test_numbers_that_are_read(value: Any, number: Any) -> None:
-    """Numbers are read as they are, or from a string that is a JSON number; integers stay integers."""
+def test_valid_numbers(value: Any, number: Any) -> None:
+    """Numbers are read unchanged, or from a string that is a JSON number; integers stay integers."""
     model = from_wire({"weight": value}, RoundRobinUser)
-    assert letters(number) == letters(model.weight)
-    assert letters({"weight": number}) == letters(to_wire(model))
+    assert exact(number) == exact(model.weight)
+    assert exact({"weight": number}) == exact(to_wire(model))
 
 
 @pytest.mark.parametrize(
@@ -454,10 +452,10 @@ def test_numbers_that_are_read(value: Any, number: Any) -> None:
         {},
     ],
 )
-def test_numbers_that_are_refused(value: Any) -> None:
+def test_invalid_numbers(value: Any) -> None:
     """Booleans, other strings, and values beyond a double are not numbers."""
     problem = f"weight: expected a finite number, got {type(value).__name__}"
-    assert [problem] == left_unread({"weight": value}, RoundRobinUser)
+    assert [problem] == problems_of({"weight": value}, RoundRobinUser)
 
 
 @pytest.mark.parametrize(
@@ -472,33 +470,33 @@ def test_numbers_that_are_refused(value: Any) -> None:
         (0.1, timedelta(seconds=6), 0.1),
     ],
 )
-def test_durations_are_minutes_on_the_wire(value: Any, duration: Any, written: Any) -> None:
-    """A number of minutes, or a string that holds one, becomes a timedelta and goes back as minutes."""
+def test_valid_durations(value: Any, duration: Any, written: Any) -> None:
+    """A number of minutes, or a string with one, is read as a timedelta and written as minutes."""
     model = from_wire({"_id": "t", "duration": value}, MeetingType)
     assert duration == model.duration
-    assert letters({"_id": "t", "duration": written}) == letters(to_wire(model))
+    assert exact({"_id": "t", "duration": written}) == exact(to_wire(model))
 
 
 @pytest.mark.parametrize(
     "value", [1e-9, 10**400, 1e300, -(10**20), True, "PT30M", {"minutes": 30}, float("nan")]
 )
-def test_durations_that_are_refused(value: Any) -> None:
-    """A value that a timedelta would round or cannot hold is left as it came."""
+def test_invalid_durations(value: Any) -> None:
+    """A value that a timedelta would round or cannot hold is kept unchanged."""
     model = from_wire({"_id": "t", "duration": value}, MeetingType)
     assert (None, 1) == (model.duration, len(model.problems))
     assert repr({"_id": "t", "duration": value}) == repr(to_wire(model))
 
 
 @pytest.mark.parametrize("value", [0, 1, 1.5, True, [], {}, ["a"]])
-def test_strings_come_from_strings_only(value: Any) -> None:
+def test_only_strings_are_read_as_strings(value: Any) -> None:
     """No other type is converted to a string."""
-    assert [f"email: expected a string, got {type(value).__name__}"] == left_unread({"email": value}, Lead)
+    assert [f"email: expected a string, got {type(value).__name__}"] == problems_of({"email": value}, Lead)
 
 
 @pytest.mark.parametrize("value", [0, 1, "true", "false", "", [], {}])
-def test_booleans_come_from_booleans_only(value: Any) -> None:
+def test_only_booleans_are_read_as_booleans(value: Any) -> None:
     """No other type is converted to a boolean: "false" would become true."""
-    assert [f"owner: expected a boolean, got {type(value).__name__}"] == left_unread(
+    assert [f"owner: expected a boolean, got {type(value).__name__}"] == problems_of(
         {"owner": value}, Attendee
     )
 
@@ -516,16 +514,16 @@ def test_booleans_come_from_booleans_only(value: Any) -> None:
         ({"_id": ["x"]}, "_id: expected a string, got list"),
     ],
 )
-def test_an_id_is_never_made_up(into: Any, wire: Any, problem: Any) -> None:
+def test_missing_or_invalid_id(into: Any, wire: Any, problem: Any) -> None:
     """Without a usable ``_id`` there is no model."""
     assert problem == refusal(wire, into)
 
 
-# --- What cannot be read ----------------------------------------------------------------------
+# --- Unreadable values ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("data", [None, [], "", 7, Meeting(id="m")])
-def test_only_an_object_is_a_model(data: Any) -> None:
+def test_only_objects_are_read_as_models(data: Any) -> None:
     """Any other JSON is refused."""
     got = "null" if data is None else type(data).__name__
     assert f"expected an object, got {got}" == refusal(data, Meeting)
@@ -562,19 +560,19 @@ def test_only_an_object_is_a_model(data: Any) -> None:
         ({"attendeeTimezone": 7, "timezone": "A"}, ["attendeeTimezone: expected a string, got int"]),
     ],
 )
-def test_an_odd_value_costs_its_field_only(wire: Any, problems: Any) -> None:
-    """Its value is kept, its path is named, and the rest of the row is read."""
+def test_unreadable_value_affects_only_its_field(wire: Any, problems: Any) -> None:
+    """The value is kept, its path is reported, and the rest of the row is read."""
     rest = {"meetingTypeName": "Tour", "createdAt": "2021-02-16T08:02:42.000Z", "new": [1]}
-    assert problems == left_unread({"_id": "m", **wire, **rest}, Meeting)
+    assert problems == problems_of({"_id": "m", **wire, **rest}, Meeting)
     model = from_wire({"_id": "m", **wire, **rest}, Meeting)
     assert ("Tour", AT, [1]) == (model.meeting_type_name, model.created_at, model.extra["new"])
 
 
-def test_an_odd_value_deep_inside() -> None:
-    """The path goes through objects and lists, and only the innermost field is lost."""
+def test_unreadable_value_in_a_nested_model() -> None:
+    """The path leads through objects and lists, and only the innermost field is lost."""
     wire = {"_id": "t", "roundRobin": {"users": [{"weight": 1}, {"weight": "heavy", "id": "u"}]}}
     problem = "expected a finite number, got str"
-    assert [f"roundRobin.users[1].weight: {problem}"] == left_unread(wire, MeetingType)
+    assert [f"roundRobin.users[1].weight: {problem}"] == problems_of(wire, MeetingType)
     round_robin = from_wire(wire, MeetingType).round_robin
     assert round_robin is not None
     assert (f"users[1].weight: {problem}",) == round_robin.problems
@@ -582,8 +580,8 @@ def test_an_odd_value_deep_inside() -> None:
     assert (f"weight: {problem}",) == round_robin.users[1].problems
 
 
-def test_the_items_that_can_be_read() -> None:
-    """A null attendee does not hide the guest, and the whole list is written back unless it was changed."""
+def test_list_with_unreadable_items() -> None:
+    """A null attendee does not hide the guest, and an unmodified list is written back whole."""
     wire = {"_id": "m", "attendees": [None, {"email": "g", "primary": True}, 7]}
     model = from_wire(wire, Meeting)
     assert (Attendee(email="g", is_primary=True),) == model.attendees
@@ -595,8 +593,8 @@ def test_the_items_that_can_be_read() -> None:
     assert wire | {"attendees": []} == to_wire(attrs.evolve(model, attendees=(), extra={}))
 
 
-def test_a_new_value_replaces_the_odd_one() -> None:
-    """A field that was set after reading wins over the value in extra."""
+def test_new_value_replaces_the_unreadable_one() -> None:
+    """A field that is set after reading takes precedence over the value in extra."""
     model = from_wire({"_id": "m", "canceledAt": "", "attendeeTimezone": 7}, Meeting)
     changed = attrs.evolve(model, canceled_at=AT, timezone="B")
     back = from_wire(to_wire(changed), Meeting)
@@ -605,16 +603,16 @@ def test_a_new_value_replaces_the_odd_one() -> None:
 
 @pytest.mark.parametrize("answer", ["text", ["a", "b"], True, 7, 1.5, {"other": "x"}, "", [], False])
 def test_an_answer_may_be_any_json(answer: Any) -> None:
-    """Check boxes are answered with a list, switches with a boolean."""
+    """An answer can be a list for check boxes, or a boolean for a switch."""
     wire = {"_id": "m", "questions": [{"question": "Which?", "answer": answer}]}
     model = from_wire(wire, Meeting)
-    assert ((), letters(answer)) == (model.problems, letters(model.answers[0].answer))
-    assert letters(wire) == letters(to_wire(model))
+    assert ((), exact(answer)) == (model.problems, exact(model.answers[0].answer))
+    assert exact(wire) == exact(to_wire(model))
     hash(model)
 
 
-def test_only_so_many_problems_are_named() -> None:
-    """The rest is counted, so that a hostile list costs little."""
+def test_many_problems() -> None:
+    """The first hundred problems are described, the rest only counted, to limit the cost of hostile lists."""
     wire = {"_id": "m", "attendees": [0] * 100_000, "eventId": 7}
     model = from_wire(wire, Meeting)
     assert (101, "attendees[98]: expected an object, got int") == (len(model.problems), model.problems[99])
@@ -622,10 +620,10 @@ def test_only_so_many_problems_are_named() -> None:
     assert wire == to_wire(model)
 
 
-def test_each_odd_field_is_logged_once(
+def test_each_unreadable_field_is_logged_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once per model and field, without the value, however many rows have it."""
+    """One warning is logged per model and field, without the value, however many rows have it."""
     monkeypatch.setattr(_codec, "_logged", set())
     rows = [{"_id": f"m{i}", "eventId": SECRET, "attendees": [{"primary": SECRET}] * 3} for i in range(5)]
     rows = [row | {"eventId": [SECRET]} for row in rows]
@@ -650,14 +648,14 @@ def test_each_odd_field_is_logged_once(
     ],
 )
 def test_problems_show_no_data(wire: Any) -> None:
-    """They name fields and types, never values."""
+    """Problems name fields and types, never values."""
     problems = from_wire(wire, Meeting).problems
     assert problems
     assert SECRET not in "".join(problems)
 
 
-def test_a_refusal_shows_no_data() -> None:
-    """Neither the message nor the pickled error holds what was in the data."""
+def test_error_shows_no_data() -> None:
+    """Neither the message nor the pickled error contains values from the data."""
     with pytest.raises(ResponseDecodeError) as caught:
         from_wire({"_id": [SECRET]}, Meeting)
     assert SECRET not in repr(caught.value)
@@ -667,7 +665,7 @@ def test_a_refusal_shows_no_data() -> None:
 # --- Lists ------------------------------------------------------------------------------------
 
 
-def test_lists_are_read_and_written_whole() -> None:
+def test_lists_of_models() -> None:
     """A list of models is read and written; nested lists and tuples are written as lists."""
     rows = [{"_id": "a"}, {"_id": "b"}]
     models = [Meeting(id="a"), Meeting(id="b")]
@@ -677,8 +675,8 @@ def test_lists_are_read_and_written_whole() -> None:
     assert not from_wire([], list[Meeting])
 
 
-def test_the_good_rows_survive_the_bad() -> None:
-    """The error for a list has the models of the good rows, and says which rows are bad and why."""
+def test_error_holds_the_good_rows() -> None:
+    """The error for a list holds the models of the good rows, and says which rows are bad and why."""
     rows = [{"_id": "a"}, {"_id": ""}, None, {"_id": 7, "lead": {"email": 7}}, {"_id": "c"}]
     reasons = [
         "_id: expected a non-empty string, got str",
@@ -696,14 +694,14 @@ def test_the_good_rows_survive_the_bad() -> None:
 @pytest.mark.parametrize(
     ("data", "got"), [(None, "null"), ({}, "dict"), ("[]", "str"), ((), "tuple"), (7, "int")]
 )
-def test_only_a_list_is_a_list(data: Any, got: Any) -> None:
-    """Anything but a list is refused where a list is expected."""
+def test_only_lists_are_read_as_lists(data: Any, got: Any) -> None:
+    """Any other JSON is refused if a list is expected."""
     assert f"expected a list, got {got}" == refusal(data, list[User])
 
 
 @given(st.lists(st.sampled_from(["good", None, "", 7, [], {"_id": 7}, {"start": "soon"}]), max_size=40))
-def test_bad_rows_cost_no_good_one(kinds: Any) -> None:
-    """Every row becomes a model, in order, or is a bad row; all bad rows are counted, the first are kept."""
+def test_bad_rows_do_not_affect_good_rows(kinds: Any) -> None:
+    """Every row becomes a model, in order, or a bad row; all bad rows are counted, the first ones kept."""
     rows = [{"_id": f"m{i}"} if kind == "good" else kind for i, kind in enumerate(kinds)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_codec, "MAX_BAD_ROWS", 4)
@@ -711,22 +709,22 @@ def test_bad_rows_cost_no_good_one(kinds: Any) -> None:
         for at in range(0, len(rows), 3):
             reader.add(rows[at : at + 3])
     is_good = [kind == "good" for kind in kinds]
-    bad = [(i, rows[i]) for i, fine in enumerate(is_good) if not fine]
-    assert [Meeting(id=f"m{i}") for i, fine in enumerate(is_good) if fine] == reader.good
+    bad = [(i, rows[i]) for i, good in enumerate(is_good) if not good]
+    assert [Meeting(id=f"m{i}") for i, good in enumerate(is_good) if good] == reader.good
     assert bad[:4] == [(row.index, row.row) for row in reader.bad]
     assert (len(bad), len(rows)) == (reader.bad_count, reader.count)
 
 
 class _Unreadable(dict[str, Any]):
-    """Data that fails unexpectedly, and reports whether the collector is running."""
+    """Data that raises an unexpected error, which says whether the collector is running."""
 
     def items(self) -> Any:
         raise RuntimeError(f"collector running: {gc.isenabled()}")
 
 
 @pytest.mark.parametrize("was_enabled", [True, False])
-def test_the_garbage_collector_is_left_as_it_was(was_enabled: Any) -> None:
-    """Decoding pauses the collector, and restores it even if it fails."""
+def test_garbage_collector_is_restored(was_enabled: Any) -> None:
+    """Decoding pauses the collector, and restores it even after an exception."""
     before = gc.isenabled()
     try:
         (gc.enable if was_enabled else gc.disable)()
@@ -744,7 +742,7 @@ def test_the_garbage_collector_is_left_as_it_was(was_enabled: Any) -> None:
 
 @pytest.mark.parametrize("obj", [None, 7, "text", b"bytes", {}, {"_id": "m"}, Meeting, object(), {1}])
 def test_only_models_are_written(obj: Any) -> None:
-    """Anything else is a TypeError, on its own and in a list."""
+    """Any other object is a TypeError, alone or in a list."""
     problem = f"cannot write {type(obj).__name__}"
     with pytest.raises(TypeError, match=problem):
         to_wire(obj)
@@ -770,7 +768,7 @@ def test_swapped_arguments(swapped: Any) -> None:
         from_wire(*swapped)
 
 
-def test_the_types_follow_the_target() -> None:
+def test_result_types_are_inferred() -> None:
     """Type checkers infer the type of the result."""
     assert_type(from_wire({"_id": "m"}, Meeting), Meeting)
     assert_type(from_wire([], list[Meeting]), list[Meeting])
@@ -780,11 +778,11 @@ def test_the_types_follow_the_target() -> None:
     assert_type(to_wire([[Meeting(id="m")]]), list[Any])
 
 
-# --- The laws ---------------------------------------------------------------------------------
-# Payloads are drawn together with what must come back: a strategy of pairs (sent, returned).
+# --- Round trips -------------------------------------------------------------------------------
+# Strategies draw pairs: a payload, and the expected result of reading and writing it.
 
 ABSENT = object()
-FIRST = datetime(1, 1, 2, tzinfo=UTC).replace(tzinfo=None)  # a day off the ends: room for any offset
+FIRST = datetime(1, 1, 2, tzinfo=UTC).replace(tzinfo=None)  # one day from the limits, for any offset
 LAST = datetime(9999, 12, 30, tzinfo=UTC).replace(tzinfo=None)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -827,7 +825,7 @@ times = sent_times()
 
 
 def lists_of(items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Draw a list of such items."""
+    """Draw a list of these items."""
     return st.lists(items, max_size=3).map(
         lambda pairs: ([sent for sent, _ in pairs], [back for _, back in pairs])
     )
@@ -848,8 +846,8 @@ def objects(
     for first, second in spellings:
         sent = [pairs[first][0], pairs[second][0]]
         if ABSENT not in sent and sent != [None, None]:
-            loser = first if sent[0] is None else second
-            pairs[loser] = (pairs[loser][0], pairs[loser][0])
+            unused = first if sent[0] is None else second
+            pairs[unused] = (pairs[unused][0], pairs[unused][0])
     unknown = draw(
         st.dictionaries(st.text().filter(lambda name: name not in fields), json_values, max_size=2)
     )
@@ -939,7 +937,7 @@ PAYLOADS: dict[Any, st.SearchStrategy[Any]] = {
 }
 
 
-def test_the_laws_hold_for_every_model() -> None:
+def test_table_of_payloads_is_complete() -> None:
     """The table above covers every model."""
     assert set(get_args(Model)) == set(PAYLOADS)
 
@@ -947,18 +945,18 @@ def test_the_laws_hold_for_every_model() -> None:
 @pytest.mark.parametrize("into", PAYLOADS)
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
-def test_a_payload_keeps_its_meaning(into: Any, data: Any) -> None:
+def test_payload_round_trip(into: Any, data: Any) -> None:
     """Reading and writing keeps the same instants and values, and unknown fields unchanged."""
     sent, returned = data.draw(PAYLOADS[into])
-    before = letters(sent)
+    before = exact(sent)
     model = from_wire(sent, into)
-    assert letters(returned) == letters(to_wire(model))
-    assert before == letters(sent)
+    assert exact(returned) == exact(to_wire(model))
+    assert before == exact(sent)
     again = from_wire(to_wire(model), into)
     assert (model, hash(model)) == (again, hash(again))
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), attrs.evolve(model)):
         assert (model, hash(model)) == (copied, hash(copied))
-        assert letters(returned) == letters(to_wire(copied))
+        assert exact(returned) == exact(to_wire(copied))
 
 
 zones = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
@@ -966,8 +964,8 @@ instants = st.datetimes(FIRST, LAST, timezones=zones | st.just(UTC))
 extras = st.dictionaries(st.text().map("new {}".format), json_values, max_size=2)
 
 
-def made(model: Any, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Draw models made in Python, with any field left out."""
+def created(model: Any, **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Draw models created in Python, with any optional fields."""
     required = {"id": st.text(min_size=1)} if model in (Hook, Meeting, MeetingType, User) else {}
     drawn = st.fixed_dictionaries(required, optional={**fields, "extra": extras})
     return drawn.map(lambda values: model(**values))
@@ -978,39 +976,39 @@ def tuples_of(items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.lists(items, max_size=2).map(tuple)
 
 
-made_meetings = made(
+created_meetings = created(
     Meeting,
     user_id=st.text(),
     provided_infos=json_values,
     start=instants,
     end=instants,
-    lead=made(Lead, email=st.text(), first_name=st.text(), last_name=st.text()),
-    attendees=tuples_of(made(Attendee, email=st.text(), is_owner=st.booleans(), is_primary=st.booleans())),
-    answers=tuples_of(made(Answer, question=st.text(), answer=json_values)),
+    lead=created(Lead, email=st.text(), first_name=st.text(), last_name=st.text()),
+    attendees=tuples_of(created(Attendee, email=st.text(), is_owner=st.booleans(), is_primary=st.booleans())),
+    answers=tuples_of(created(Answer, question=st.text(), answer=json_values)),
     timezone=st.text(),
     canceled_at=instants,
     created_at=instants,
 )
-made_types = made(
+created_types = created(
     MeetingType,
     name=st.text(),
     duration=st.integers(-(10**15), 10**15).map(lambda number: timedelta(microseconds=number)),
-    meeting_locations=tuples_of(made(MeetingLocation, id=st.text(), provider=st.text())),
-    questions=tuples_of(made(Question, id=st.text(), enabled=st.booleans())),
-    round_robin=made(
+    meeting_locations=tuples_of(created(MeetingLocation, id=st.text(), provider=st.text())),
+    questions=tuples_of(created(Question, id=st.text(), enabled=st.booleans())),
+    round_robin=created(
         RoundRobin,
         enabled=st.booleans(),
-        users=tuples_of(made(RoundRobinUser, id=st.text(), weight=finite)),
+        users=tuples_of(created(RoundRobinUser, id=st.text(), weight=finite)),
         last_cycle=tuples_of(json_values),
     ),
 )
-made_hooks = made(Hook, target_url=st.text(), any_meeting_type=st.booleans(), created_at=instants)
+created_hooks = created(Hook, target_url=st.text(), any_meeting_type=st.booleans(), created_at=instants)
 
 
 @settings(deadline=None)
-@given(made_meetings | made_types | made_hooks | made(User, email=st.text(), created_at=instants))
-def test_a_model_comes_back_equal(model: Any) -> None:
-    """Written, dumped as JSON text, and read again, it is the same model, to the microsecond."""
+@given(created_meetings | created_types | created_hooks | created(User, email=st.text(), created_at=instants))
+def test_model_round_trip(model: Any) -> None:
+    """A model written as JSON text and read again is equal, to the microsecond."""
     text = json.dumps(to_wire(model))
     again = from_wire(json.loads(text), type(model))
     assert (model, hash(model)) == (again, hash(again))
@@ -1018,8 +1016,8 @@ def test_a_model_comes_back_equal(model: Any) -> None:
 
 @settings(deadline=None)
 @given(st.sampled_from(sorted(PAYLOADS, key=str)), st.data())
-def test_any_json_is_read_to_the_letter_or_refused(into: Any, data: Any) -> None:
-    """Of any JSON, only what is no object or has no usable id is refused; the rest keeps its meaning."""
+def test_any_json_keeps_its_meaning_or_is_refused(into: Any, data: Any) -> None:
+    """Only JSON that is not an object or has no usable id is refused; all other JSON keeps its meaning."""
     sent, _ = data.draw(PAYLOADS[into])
     wire = data.draw(json_values | st.fixed_dictionaries({}, optional=dict.fromkeys(sent, json_values)))
     try:
@@ -1028,6 +1026,6 @@ def test_any_json_is_read_to_the_letter_or_refused(into: Any, data: Any) -> None
         assert not isinstance(wire, dict) or not isinstance(wire.get("_id"), str) or not wire["_id"]
         return
     assert into is type(model)
-    assert letters(meaning(wire)) == letters(meaning(to_wire(model)))
+    assert exact(meaning(wire)) == exact(meaning(to_wire(model)))
     again = from_wire(to_wire(model), into)
     assert (model, model.problems) == (again, again.problems)

@@ -1,4 +1,4 @@
-"""The generated readers give the same results as the general one, and handle all rows of the usual shape."""
+"""The generated readers agree with the general reader, and handle all rows of the usual shape."""
 
 import json
 from datetime import datetime, timedelta
@@ -19,31 +19,31 @@ from lemcal_async.sandbox._demo import make_account
 DATA = Path(__file__).parent / "data"
 
 
-class _NotUsualError(Exception):
-    """The row was left to the general reader."""
+class _UnusualError(Exception):
+    """The row was passed to the general reader."""
 
 
-def _never(_: Any, __: Any) -> Any:
-    raise _NotUsualError
+def _refuse(_: Any, __: Any) -> Any:
+    raise _UnusualError
 
 
 @pytest.fixture
 def usual_only() -> Any:
-    """Return a function that reads rows of the usual shape and no others."""
+    """Return a function that reads only rows of the usual shape."""
     converter = Converter()
-    converter.register_structure_hook(datetime, _never)
+    converter.register_structure_hook(datetime, _refuse)
     converter.register_structure_hook(float, _codec.read_number)
     converter.register_structure_hook(timedelta, _codec.read_minutes)
     converter.register_structure_hook_factory(
         frozenset(get_args(Model)).__contains__,
-        lambda model: fast_reader(model, fields_of(model), _never, _NotUsualError, converter),
+        lambda model: fast_reader(model, fields_of(model), _refuse, _UnusualError, converter),
     )
     return lambda row, model: converter.get_structure_hook(model)(row, model)
 
 
 @pytest.mark.parametrize("path", sorted(DATA.glob("*.json")), ids=lambda path: path.name)
-def test_what_the_service_sends_is_usual(path: Path, usual_only: Any) -> None:
-    """Every sample takes the fast path, including unknown fields, empty lists and nulls."""
+def test_samples_are_read_by_generated_readers(path: Path, usual_only: Any) -> None:
+    """Samples with unknown fields, empty lists and nulls take the fast path."""
     model = {"hook": "Hook", "user": "User", "meeting": "Meeting"}.get(path.stem.split("_")[0], "")
     model = "MeetingType" if path.stem == "meeting_type" else model
     into = {model.__name__: model for model in get_args(Model)}[model]
@@ -51,8 +51,8 @@ def test_what_the_service_sends_is_usual(path: Path, usual_only: Any) -> None:
     assert from_wire(row, into) == usual_only(row, into)
 
 
-def test_what_the_sandbox_sends_is_usual(usual_only: Any) -> None:
-    """A list as the benchmarks read it."""
+def test_sandbox_rows_are_read_by_generated_readers(usual_only: Any) -> None:
+    """The rows that the benchmarks use take the fast path."""
     rows = make_account(1, 0, 200).meetings
     assert [from_wire(row, Meeting) for row in rows] == [usual_only(row, Meeting) for row in rows]
 
@@ -79,15 +79,15 @@ def test_what_the_sandbox_sends_is_usual(usual_only: Any) -> None:
         {"_id": "m", "questions": [], "surveyAnswers": []},
     ],
 )
-def test_what_is_not_usual(row: Any, usual_only: Any) -> None:
-    """It is left to the general reader, whether it is good or bad."""
-    with pytest.raises(_NotUsualError):
+def test_unusual_rows(row: Any, usual_only: Any) -> None:
+    """An unusual row is passed to the general reader, whether it is valid or not."""
+    with pytest.raises(_UnusualError):
         usual_only(row, Meeting)
 
 
 @pytest.mark.parametrize("into", get_args(Model))
-def test_what_comes_out_is_the_model_itself(into: Any) -> None:
-    """It is frozen, of exactly that class, and equal to one made in Python."""
+def test_result_is_a_regular_model(into: Any) -> None:
+    """The result is frozen, exactly of the model's class, and equal to a model created in Python."""
     row = {"_id": "x"} if "id" in attrs.fields_dict(into) else {}
     model = from_wire(row, into)
     assert into is type(model)
@@ -99,21 +99,21 @@ def test_what_comes_out_is_the_model_itself(into: Any) -> None:
 
 
 class _Text(str):
-    """A string that did not come from JSON."""
+    """A string subclass."""
 
     __slots__ = ()
 
 
-def test_rows_that_did_not_come_from_json() -> None:
-    """The general reader accepts subclasses of JSON's types."""
+def test_subclasses_of_json_types() -> None:
+    """The general reader accepts subclasses of the JSON types."""
     assert Attendee(name="a", is_owner=True) == from_wire({"owner": True, "name": _Text("a")}, Attendee)
 
 
-def test_nothing_is_shared() -> None:
+def test_models_share_no_state() -> None:
     """Two models share no mutable state."""
-    one, other = from_wire([{"_id": "a"}, {"_id": "b"}], list[User])
-    one.extra["new"] = 1
-    assert {} == other.extra
+    first, second = from_wire([{"_id": "a"}, {"_id": "b"}], list[User])
+    first.extra["new"] = 1
+    assert {} == second.extra
 
 
 USUAL = "2021-02-16T08:02:42.123Z"
@@ -132,8 +132,8 @@ USUAL = "2021-02-16T08:02:42.123Z"
 @example([(0, "\uff12")])
 @example([(5, "W")])
 @example([(22, "a")])
-def test_times_that_are_almost_usual(changes: list[tuple[int, str]]) -> None:
-    """Both readers agree on what a time is, however little is wrong with it."""
+def test_almost_usual_times(changes: list[tuple[int, str]]) -> None:
+    """Both readers agree on whether a slightly damaged time is valid."""
     text = list(USUAL)
     for place, character in changes:
         text[place] = character

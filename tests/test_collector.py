@@ -1,4 +1,4 @@
-"""The garbage collector while models are made: it is paused, spared the new objects, and restored."""
+"""Pausing the garbage collector, promoting the new objects, and restoring the collector."""
 
 import gc
 import sys
@@ -10,15 +10,15 @@ import pytest
 from lemcal_async import _gc
 
 never_spared = pytest.mark.skipif(
-    sys.version_info[:2] == (3, 12), reason="3.12 freezes immortal objects by itself, as if somebody meant to"
+    sys.version_info[:2] == (3, 12), reason="Python 3.12 freezes immortal objects itself"
 )
 
 Pause = Callable[[], AbstractContextManager[None]]
 
 
 @pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
-    """Restore the collector after a test, and thaw what another test has frozen."""
+def restore_collector() -> Iterator[None]:
+    """Restore the collector's state, and unfreeze objects that another test has frozen."""
     was_enabled = gc.isenabled()
     gc.unfreeze()
     yield
@@ -28,8 +28,8 @@ def as_it_was() -> Iterator[None]:
 
 @pytest.mark.parametrize("pause", [_gc.paused, _gc.paused_and_spared])
 @pytest.mark.parametrize("was_enabled", [True, False])
-def test_it_is_left_as_it_was(pause: Pause, was_enabled: bool) -> None:  # noqa: FBT001 - parameters
-    """Failures and overlapping pauses restore it too."""
+def test_collector_is_restored(pause: Pause, was_enabled: bool) -> None:  # noqa: FBT001 - parameters
+    """The collector is restored after exceptions and overlapping pauses."""
     (gc.enable if was_enabled else gc.disable)()
     with pytest.raises(ZeroDivisionError), pause():
         raise ZeroDivisionError if not gc.isenabled() else AssertionError
@@ -43,44 +43,44 @@ def test_it_is_left_as_it_was(pause: Pause, was_enabled: bool) -> None:  # noqa:
 
 
 def oldest() -> set[int]:
-    """Return the ids of the objects that only a full collection looks at."""
+    """Return the ids of all objects in the oldest generation."""
     return {id(each) for each in gc.get_objects(generation=2)}
 
 
 @never_spared
-def test_what_is_made_is_old_at_once() -> None:
-    """The collector does not walk the new objects while they are young."""
+def test_new_objects_are_promoted() -> None:
+    """New objects move to the oldest generation without being traversed."""
     gc.collect()
     with _gc.paused_and_spared():
-        made = [[each] for each in range(1000)]
-    assert {id(each) for each in made} <= oldest()
+        created = [[each] for each in range(1000)]
+    assert {id(each) for each in created} <= oldest()
     assert 0 == gc.get_freeze_count()
 
 
-def test_what_is_frozen_stays_frozen() -> None:
-    """Frozen objects stay frozen: a program may be about to fork."""
+def test_frozen_objects_stay_frozen() -> None:
+    """Objects that the program froze, such as before a fork, stay frozen."""
     gc.freeze()
     frozen = gc.get_freeze_count()
     with _gc.paused_and_spared():
-        made = [[each] for each in range(1000)]
-    assert frozen - 100 < gc.get_freeze_count() <= frozen  # some may have gone by themselves
-    assert not {id(each) for each in made} <= oldest()
+        created = [[each] for each in range(1000)]
+    assert frozen - 100 < gc.get_freeze_count() <= frozen  # some may have been freed
+    assert not {id(each) for each in created} <= oldest()
 
 
 @never_spared
-def test_other_garbage_does_not_pile_up() -> None:
-    """Objects are spared only so many times before a full collection must come."""
+def test_promotion_stops_without_a_full_collection() -> None:
+    """Promotions between two full collections are limited, so that garbage does not accumulate."""
     gc.collect()
     gc.disable()
-    made: list[list[int]] = []
+    created: list[list[int]] = []
     for _ in range(_gc._MAX_SPARED):
         with _gc.paused_and_spared():
-            made = [[each] for each in range(10)]
-    assert {id(each) for each in made} <= oldest()
+            created = [[each] for each in range(10)]
+    assert {id(each) for each in created} <= oldest()
     with _gc.paused_and_spared():
-        made = [[each] for each in range(10)]
-    assert not {id(each) for each in made} <= oldest()
+        created = [[each] for each in range(10)]
+    assert not {id(each) for each in created} <= oldest()
     gc.collect()
     with _gc.paused_and_spared():
-        made = [[each] for each in range(10)]
-    assert {id(each) for each in made} <= oldest()
+        created = [[each] for each in range(10)]
+    assert {id(each) for each in created} <= oldest()

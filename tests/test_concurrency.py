@@ -1,4 +1,4 @@
-"""Telling one's own cancellation from one that merely passes by."""
+"""Distinguishing a task's own cancellation from one that it awaits."""
 
 import asyncio
 
@@ -10,13 +10,13 @@ from lemcal_async._concurrency import is_being_canceled
 pytestmark = pytest.mark.anyio
 
 
-async def test_nobody_canceled_this_task() -> None:
-    """A task that runs is not being canceled."""
+async def test_running_task() -> None:
+    """A running task is not being canceled."""
     assert is_being_canceled() is False
 
 
-async def test_an_anyio_scope_cancels() -> None:
-    """Seen in the except block of the await that was interrupted."""
+async def test_canceled_by_an_anyio_scope() -> None:
+    """A scope's cancellation is detected while it is handled."""
     seen = None
     with anyio.CancelScope() as scope:
         scope.cancel()
@@ -29,8 +29,8 @@ async def test_an_anyio_scope_cancels() -> None:
     assert is_being_canceled() is False
 
 
-async def test_asyncio_cancels(anyio_backend_name: str) -> None:
-    """So is a native cancellation."""
+async def test_canceled_natively(anyio_backend_name: str) -> None:
+    """A native cancellation of the task is detected while it is handled."""
     if anyio_backend_name != "asyncio":
         pytest.skip("trio has no other cancellation")
     seen: list[bool] = []
@@ -50,8 +50,8 @@ async def test_asyncio_cancels(anyio_backend_name: str) -> None:
     assert is_being_canceled() is False
 
 
-async def test_somebody_canceled_what_is_awaited(anyio_backend_name: str) -> None:
-    """The future was canceled, and this task was not."""
+async def test_awaited_future_is_canceled(anyio_backend_name: str) -> None:
+    """A cancellation of an awaited future is not a cancellation of the task."""
     if anyio_backend_name != "asyncio":
         pytest.skip("trio has no futures")
     future = asyncio.get_running_loop().create_future()

@@ -1,4 +1,4 @@
-"""The forms of user id and API key, what is said about wrong ones, and that the key shows nowhere."""
+"""Accepted forms of user id and API key, messages for invalid ones, and that no output shows the key."""
 
 import base64
 import contextlib
@@ -41,7 +41,7 @@ spaces = st.text(" \t\r\n", max_size=3)
 def source_of(
     user_id: Any = None, api_key: ApiKey | None = None, environ: dict[str, str] | None = None
 ) -> CredentialSource:
-    """Return the source that a client makes of its arguments, in this environment; None: not consulted."""
+    """Create a client's CredentialSource; with ``environ=None``, it ignores the environment."""
     given, user_id, api_key, variables, environ = (
         Secret((user_id, api_key)),
         None,
@@ -54,19 +54,19 @@ def source_of(
 
 
 def read(user_id: str | None, api_key: ApiKey | None) -> Credentials:
-    """Return what an account's user id and key mean."""
+    """Return the credentials for a user id and an API key."""
     return source_of(user_id, api_key).current()
 
 
 def problem_with(user_id: Any = None, api_key: Any = None, environ: dict[str, str] | None = None) -> str:
-    """Return the message of the ConfigurationError that these arguments end in."""
+    """Return the message of the ConfigurationError that these arguments cause."""
     with pytest.raises(ConfigurationError) as caught:
         source_of(user_id, api_key, environ)
     return str(caught.value)
 
 
 def combined_forms(user: str, secret: str) -> list[str]:
-    """Return the five ways in which people hold both in one string."""
+    """Return the five forms that combine user id and key in one string."""
     combined = f"{user}:{secret}"
     standard = base64.b64encode(combined.encode()).decode()
     urlsafe = base64.urlsafe_b64encode(combined.encode()).decode()
@@ -74,7 +74,7 @@ def combined_forms(user: str, secret: str) -> list[str]:
 
 
 def variables(user_id: str | None = None, api_key: str | None = None) -> dict[str, str]:
-    """Return an environment with these two variables, as far as they are given, and another one."""
+    """Return an environment with the given variables and an unrelated one."""
     given_ = {"LEMCAL_USER_ID": user_id, "LEMCAL_API_KEY": api_key, "HOME": "/nowhere"}
     return {name: value for name, value in given_.items() if value is not None}
 
@@ -87,8 +87,8 @@ def test_header_is_basic_of_user_id_and_key() -> None:
     assert f"Basic {STANDARD}" == read(USER, SECRET).authorization.reveal()
 
 
-def test_sample_tells_the_alphabets_apart() -> None:
-    """The sample is of use: its base64 is padded, and differs between the two alphabets."""
+def test_sample_differs_between_alphabets() -> None:
+    """The sample's base64 is padded and differs between the two alphabets, as the tests require."""
     assert (True, True) == (STANDARD.endswith("="), STANDARD != URLSAFE)
 
 
@@ -99,17 +99,17 @@ def test_sample_tells_the_alphabets_apart() -> None:
     [*combined_forms(USER, SECRET), base64.b64encode(f"{COMBINED}\n".encode()).decode()],
 )
 def test_forms_of_the_combined_key(user_id: str | None, around: str, key: str) -> None:
-    """`usr_x:secret` and its base64 of either kind are read, with or without the user id beside it."""
+    """`usr_x:secret` and its base64 in any form are read, with or without a separate user id."""
     assert EXPECTED == read(user_id, around.format(key))
 
 
-def test_key_of_its_own_beside_a_user_id() -> None:
-    """Two values are the plainest form; a newline from a file does not matter."""
+def test_separate_user_id_and_key() -> None:
+    """The key can be passed separately; a trailing newline is ignored."""
     assert EXPECTED == read(USER, f"{SECRET}\n")
 
 
 def test_colon_in_the_secret() -> None:
-    """Basic allows a colon in the password: only the first one of a combined key divides."""
+    """Basic allows colons in the password, so a combined key is split only at its first colon."""
     assert [Credentials(USER, Secret("a:b:c"))] * 2 == [read(USER, "a:b:c"), read(None, f"{USER}:a:b:c")]
 
 
@@ -118,13 +118,13 @@ def test_colon_in_the_secret() -> None:
     user=user_ids,
     secret=secrets.filter(lambda secret: not secret.startswith("usr_")),
     before=spaces,
-    beside=st.booleans(),
+    separate=st.booleans(),
 )
-def test_every_form_of_every_pair_is_the_same(*, user: str, secret: str, before: str, beside: bool) -> None:
-    """Whatever the form, the same pair gives equal credentials; a user id beside it changes nothing."""
-    beside_it = user if beside else None
+def test_all_forms_are_equivalent(*, user: str, secret: str, before: str, separate: bool) -> None:
+    """All forms of the same pair give equal credentials, with or without a separate user id."""
+    user_id = user if separate else None
     assert [Credentials(user, Secret(secret))] * 5 == [
-        read(beside_it, f"{before}{form}\n") for form in combined_forms(user, secret)
+        read(user_id, f"{before}{form}\n") for form in combined_forms(user, secret)
     ]
 
 
@@ -146,15 +146,15 @@ def test_every_form_of_every_pair_is_the_same(*, user: str, secret: str, before:
         (USER, SECRET, variables(OTHER_USER, f"{OTHER_USER}:{OTHER_SECRET}")),
     ],
 )
-def test_arguments_win_over_the_environment(
+def test_arguments_take_precedence_over_the_environment(
     user_id: str | None, api_key: Any, environ: dict[str, str] | None
 ) -> None:
-    """What is not passed is looked up; a combined key that is passed brings its own user id."""
+    """Missing arguments come from the environment; a combined key argument includes its own user id."""
     assert EXPECTED == source_of(user_id, api_key, environ).current()
 
 
 def test_environment_is_read_once() -> None:
-    """A change of the environment after construction is not seen, and the mapping is not kept."""
+    """Later changes of the environment have no effect."""
     environ = variables(USER, SECRET)
     source = source_of(None, None, environ)
     environ.clear()
@@ -169,10 +169,10 @@ def test_environment_is_read_once() -> None:
         (OTHER_USER, STANDARD, None, f"user_id is {OTHER_USER}, but api_key belongs to {USER}"),
     ],
 )
-def test_disagreement_names_both_sides(
+def test_conflicting_user_ids(
     user_id: str | None, api_key: Any, environ: dict[str, str] | None, message: str
 ) -> None:
-    """Two user ids that differ are never resolved by guessing."""
+    """Two different user ids are an error that names both."""
     assert message in problem_with(user_id, api_key, environ)
 
 
@@ -192,15 +192,15 @@ EMPTY = "(currently unset or empty)"
         ),
     ],
 )
-def test_missing_names_argument_and_variable(
+def test_missing_credentials(
     environ: dict[str, str] | None, user_id: str | None, api_key: Any, message: str
 ) -> None:
-    """What is missing is named together with both places to give it; an empty variable is not set."""
+    """The error names the missing argument and variable; an empty variable counts as unset."""
     assert message in problem_with(user_id, api_key, environ)
 
 
-def test_missing_key_beside_a_user_id_from_the_environment() -> None:
-    """The user id that is there is not reported as missing."""
+def test_missing_key_with_a_user_id_from_the_environment() -> None:
+    """The user id is not reported as missing."""
     assert problem_with(None, None, variables(USER)).startswith("No API key: ")
 
 
@@ -212,8 +212,8 @@ def test_missing_key_beside_a_user_id_from_the_environment() -> None:
         (None, SECRET, "No user id: pass user_id=, or pass the key as 'usr_...:key' (or its base64)."),
     ],
 )
-def test_without_an_environment_no_variable_is_named(user_id: str | None, api_key: Any, message: str) -> None:
-    """A second account does not fall back on the first one's variables, nor is it told to set them."""
+def test_missing_credentials_without_an_environment(user_id: str | None, api_key: Any, message: str) -> None:
+    """A second account does not use the first one's variables, and its error does not mention them."""
     assert message == problem_with(user_id, api_key, None)
 
 
@@ -224,16 +224,16 @@ CHARACTERS = "the value contains a space, a control character or a non-ASCII cha
 
 MISTAKES = {
     "user id empty, lemlist style": ("", SECRET, f"user_id: the user id is empty; {LEMLIST}"),
-    "user id blank": (" \n", SECRET, f"user_id: the user id is empty; {LEMLIST}"),
-    "key with an empty user name": (None, f":{SECRET}", f"api_key: the user id is empty; {LEMLIST}"),
-    "the same beside a user id": (USER, f":{SECRET}", f"api_key: the user id is empty; {LEMLIST}"),
-    "base64 of the same": (
+    "user id of spaces": (" \n", SECRET, f"user_id: the user id is empty; {LEMLIST}"),
+    "empty user name": (None, f":{SECRET}", f"api_key: the user id is empty; {LEMLIST}"),
+    "empty user name, with a user id": (USER, f":{SECRET}", f"api_key: the user id is empty; {LEMLIST}"),
+    "empty user name, base64": (
         None,
         base64.b64encode(f":{SECRET}".encode()).decode(),
         f"api_key: the user id is empty; {LEMLIST}",
     ),
     "key empty": (USER, "", "api_key: the value is empty"),
-    "key blank": (USER, " \n", "api_key: the value is empty"),
+    "key of spaces": (USER, " \n", "api_key: the value is empty"),
     "nothing after the colon": (None, f"{USER}:", "api_key: nothing follows the colon"),
     "nothing after the colon, base64": (
         None,
@@ -263,14 +263,14 @@ MISTAKES = {
     "prefix alone": ("usr_", SECRET, "user_id: a user id starts with 'usr_'"),
     "user id in place of the key": (None, USER, "api_key: this is a user id; pass the API key"),
     "user id twice": (USER, USER, "api_key: this is a user id; pass the API key"),
-    "user id is no string": (17, SECRET, "user_id: must be a string, not int"),
-    "key is no string": (USER, SECRET.encode(), "api_key: must be a string or a function that returns one"),
+    "user id of an int": (17, SECRET, "user_id: must be a string, not int"),
+    "key of bytes": (USER, SECRET.encode(), "api_key: must be a string or a function that returns one"),
 }
 
 
 @pytest.mark.parametrize(("user_id", "api_key", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_in_arguments(user_id: str | None, api_key: Any, message: str) -> None:
-    """Each mistake has a message of its own, which names the argument and says what to do."""
+    """Each mistake has its own message, which names the argument and says what to do."""
     assert problem_with(user_id, api_key).startswith(message)
 
 
@@ -292,30 +292,30 @@ def test_mistakes_in_the_environment(environ: dict[str, str] | None, message: st
 
 
 def test_function_is_called_each_time_and_parsed_when_it_changes() -> None:
-    """A new key is used from the next call on; the same one again gives the same object."""
-    answers = iter([COMBINED, COMBINED, f"{USER}:{OTHER_SECRET}", STANDARD])
-    source = source_of(None, lambda: next(answers), None)
+    """A new key is used from the next call on; an unchanged key returns the same object."""
+    keys = iter([COMBINED, COMBINED, f"{USER}:{OTHER_SECRET}", STANDARD])
+    source = source_of(None, lambda: next(keys), None)
     first, second, third, fourth = (source.current() for _ in range(4))
     assert (EXPECTED, Credentials(USER, Secret(OTHER_SECRET)), EXPECTED) == (first, third, fourth)
     assert first is second
 
 
-def test_function_is_not_called_by_the_check() -> None:
-    """A vault that is not ready yet does not hinder construction."""
+def test_function_is_not_called_by_the_constructor() -> None:
+    """The key store need not be available when the client is created."""
     source_of(USER, lambda: pytest.fail("called"), None)
 
 
 @pytest.mark.parametrize(
-    ("user_id", "answer", "environ"),
+    ("user_id", "key", "environ"),
     [(USER, SECRET, None), (None, SECRET, variables(USER)), (None, COMBINED, variables(OTHER_USER))],
 )
-def test_function_beside_a_user_id(user_id: str | None, answer: Any, environ: dict[str, str] | None) -> None:
-    """What a function returns is completed in the way of an argument."""
-    assert EXPECTED == source_of(user_id, lambda: answer, environ).current()
+def test_function_with_a_user_id(user_id: str | None, key: Any, environ: dict[str, str] | None) -> None:
+    """A key from a function is completed with a user id, like a key argument."""
+    assert EXPECTED == source_of(user_id, lambda: key, environ).current()
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("value", "message"),
     [
         (None, "The api_key function must return a string, not NoneType."),
         (SECRET.encode(), "The api_key function must return a string, not bytes."),
@@ -323,26 +323,26 @@ def test_function_beside_a_user_id(user_id: str | None, answer: Any, environ: di
         (f"{OTHER_USER}:{SECRET}", f"user_id is {USER}, but value of the api_key function belongs to"),
     ],
 )
-def test_function_that_returns_nothing_of_use(answer: Any, message: str) -> None:
-    """The value is judged when it is asked for."""
-    source = source_of(USER, lambda: answer)
+def test_function_that_returns_an_invalid_key(value: Any, message: str) -> None:
+    """An invalid value raises an error when it is used."""
+    source = source_of(USER, lambda: value)
     with pytest.raises(ConfigurationError) as caught:
         source.current()
     assert str(caught.value).startswith(message)
 
 
-def test_bad_value_does_not_stick() -> None:
-    """After a bad value the next good one is used."""
-    answers = iter([SECRET, "", SECRET])
-    source = source_of(USER, lambda: next(answers), None)
+def test_recovery_from_an_invalid_key() -> None:
+    """After an invalid value, the next valid one is used."""
+    keys = iter([SECRET, "", SECRET])
+    source = source_of(USER, lambda: next(keys), None)
     first = source.current()
     with pytest.raises(ConfigurationError):
         source.current()
     assert first is source.current()
 
 
-def test_exception_of_the_function_passes_unchanged() -> None:
-    """What the function raises is its user's to handle: the same object, with nothing added."""
+def test_exception_of_the_function_propagates() -> None:
+    """The function's exception is raised unchanged, without a cause or context."""
     error = LookupError("vault sealed")
 
     def api_key() -> str:
@@ -354,36 +354,36 @@ def test_exception_of_the_function_passes_unchanged() -> None:
 
 
 async def coroutine_function() -> str:
-    """Stand for a key that is fetched asynchronously."""
+    """Fetch a key asynchronously."""
     return SECRET
 
 
 class AsyncCallable:
-    """Stand for an object whose call is asynchronous."""
+    """An object with an async ``__call__``."""
 
     async def __call__(self) -> str:
-        """Return the key, to whoever awaits it."""
+        """Return the key."""
         return SECRET
 
 
 @pytest.mark.parametrize(
     "api_key", [coroutine_function, functools.partial(coroutine_function), AsyncCallable()]
 )
-def test_coroutine_function_is_refused_at_once(api_key: Any) -> None:
-    """It could not be awaited where the key is needed."""
+def test_async_function_is_refused_by_the_constructor(api_key: Any) -> None:
+    """An async function cannot be awaited where the key is needed."""
     assert "api_key: must be a plain function, not an async one." == problem_with(USER, api_key)
 
 
-def test_coroutine_that_a_plain_function_returns_is_closed() -> None:
-    """It is refused by its type, and Python does not warn of a coroutine that was never awaited."""
-    made: Any = coroutine_function()
+def test_coroutine_from_a_plain_function_is_closed() -> None:
+    """The coroutine is refused, and Python does not warn that it was never awaited."""
+    coroutine: Any = coroutine_function()
     with pytest.raises(ConfigurationError, match="must return a string, not coroutine"):
-        source_of(USER, lambda: made, None).current()
-    assert inspect.CORO_CLOSED == inspect.getcoroutinestate(made)
+        source_of(USER, lambda: coroutine, None).current()
+    assert inspect.CORO_CLOSED == inspect.getcoroutinestate(coroutine)
 
 
-def test_user_id_beside_a_function_is_checked_at_once() -> None:
-    """What can be known before the first call is said before it."""
+def test_user_id_with_a_function_is_checked_by_the_constructor() -> None:
+    """An invalid user id is reported without calling the function."""
     assert problem_with("lea@example.com", lambda: SECRET).startswith("user_id: this looks like an e-mail")
 
 
@@ -391,7 +391,7 @@ def test_user_id_beside_a_function_is_checked_at_once() -> None:
 
 
 def test_equality_is_by_value() -> None:
-    """The same pair is the same account under the same key."""
+    """Equal pairs of user id and key give equal credentials."""
     same = [read(USER, SECRET), read(None, STANDARD)]
     assert {EXPECTED} == {*same}
     assert [True, False, False, False] == [
@@ -403,7 +403,7 @@ def test_equality_is_by_value() -> None:
 
 
 def test_digest_is_fixed() -> None:
-    """The digest is the same in every process: it is a key in stores that processes share."""
+    """The digest is the same in every process, because processes share Redis keys that contain it."""
     assert "a3d6aab077947cc08f4bd00fd6e13352" == Credentials("usr_x", Secret("secret")).digest
 
 
@@ -416,7 +416,7 @@ def test_digests_differ(pairs: list[tuple[str, str]]) -> None:
 
 @pytest.mark.parametrize("name", ["user_id", "authorization", "digest", "secret", "other"])
 def test_immutable(name: str) -> None:
-    """Nothing of it can be changed, removed, or added."""
+    """No attribute can be changed, removed or added."""
     with pytest.raises(AttributeError):
         setattr(EXPECTED, name, "x")
     with pytest.raises(AttributeError):
@@ -429,30 +429,30 @@ def test_immutable(name: str) -> None:
 @settings(deadline=None)
 @given(user_ids, secrets, st.data())
 def test_redact_leaves_no_form_of_the_key(user: str, secret: str, data: st.DataObject) -> None:
-    """In a text around any of the forms, none is left."""
+    """No form of the key remains in a redacted text."""
     credentials = Credentials(user, Secret(secret))
     forms = [secret, credentials.authorization.reveal(), *combined_forms(user, secret)]
     pieces = st.one_of(st.sampled_from(forms), st.text(visible, max_size=5), st.just("***"))
     text = "".join(data.draw(st.lists(pieces, max_size=6)))
     redacted = credentials.redact(text)
-    if redacted != "***":  # the text withheld, or nothing but a form
+    if redacted != "***":  # the text was withheld, or was nothing but a form
         assert [] == [form for form in forms if form in redacted]
 
 
-def test_redact_keeps_the_rest() -> None:
-    """Only the key goes; the user id, which is no secret, stays."""
+def test_redact_keeps_other_text() -> None:
+    """Only the key is masked; the user id is not secret and remains."""
     text = f"{USER} sent {SECRET}, {COMBINED}, Basic {STANDARD}, {URLSAFE.rstrip('=')} and more"
     assert f"{USER} sent ***, ***, ***, *** and more" == EXPECTED.redact(text)
 
 
 def test_redact_of_a_text_without_the_key() -> None:
-    """A text that does not hold it comes back as it is."""
+    """A text without the key is returned unchanged."""
     assert "no key here ***" == EXPECTED.redact("no key here ***")
 
 
 @pytest.mark.parametrize("secret", ["e", "ey", "key", "k*y-hush"])
-def test_redact_withholds_the_text_when_a_mask_would_tell(secret: str) -> None:
-    """The gaps left by a very short key would spell it out, and a mask could complete one with asterisks."""
+def test_redact_withholds_the_text_if_masks_would_reveal_the_key(secret: str) -> None:
+    """Masks of a very short key would reveal it, and a mask could complete a key with asterisks."""
     credentials = Credentials(USER, Secret(secret))
     assert ["***", "a dog"] == [credentials.redact(f"the {secret} they key in"), credentials.redact("a dog")]
 
@@ -461,8 +461,8 @@ def test_redact_withholds_the_text_when_a_mask_would_tell(secret: str) -> None:
 
 
 @pytest.mark.parametrize("show", [repr, str, "{}".format, ascii])
-def test_credentials_show_the_user_id_only(show: Callable[[object], str]) -> None:
-    """Whatever prints them prints no key, no header, no digest."""
+def test_credentials_show_only_the_user_id(show: Callable[[object], str]) -> None:
+    """No text form of credentials contains the key, the header or the digest."""
     assert f"Credentials(user_id='{USER}')" == show(EXPECTED)
 
 
@@ -475,39 +475,39 @@ def test_credentials_show_the_user_id_only(show: Callable[[object], str]) -> Non
     ],
 )
 def test_source_shows_no_key(api_key: Any, shown: str) -> None:
-    """A source shows what it settled on; of a function not even its arguments."""
+    """A source's repr shows the user id; it does not show the arguments of a function."""
     assert shown == repr(source_of(USER, api_key, None))
 
 
 @pytest.mark.parametrize("value", [EXPECTED, source_of(USER, SECRET), Secret(SECRET)])
-def test_not_pickled(value: object) -> None:
-    """They are not written out, and the error says why."""
-    with pytest.raises(TypeError, match="would be written out"):
+def test_cannot_be_pickled(value: object) -> None:
+    """Pickling is refused, and the error says why."""
+    with pytest.raises(TypeError, match="the pickle would contain"):
         pickle.dumps(value)
 
 
 @pytest.mark.parametrize("show", [repr, str, "{}".format, ascii])
 def test_secret_is_masked(show: Callable[[object], str]) -> None:
-    """However it is printed; inside a container too."""
+    """Every text form masks the value, also inside a container."""
     assert ("Secret(***)", "[Secret(***)]") == (show(Secret(SECRET)), show([Secret(SECRET)]))
 
 
 def test_secret_is_equal_by_value() -> None:
-    """So that a rotated key is noticed, and only that."""
+    """Equality by value detects a rotated key."""
     assert {Secret(SECRET)} == {Secret(SECRET), Secret(f"{SECRET[:-1]}r")}
     assert [True, False] == [Secret(SECRET) != Secret(OTHER_SECRET), Secret(SECRET) != Secret(SECRET)]
     assert (SECRET, False) == (Secret(SECRET).reveal(), Secret(SECRET).__eq__(SECRET) is True)
 
 
 @pytest.mark.parametrize("value", [EXPECTED, source_of(USER, SECRET, None)])
-def test_no_dictionary_to_dump(value: object) -> None:
-    """`vars()`, which dumpers of objects go by, finds nothing."""
+def test_no_instance_dictionary(value: object) -> None:
+    """`vars()`, which object dumpers use, does not work."""
     with pytest.raises(TypeError):
         vars(value)
 
 
 def client(user_id: Any, api_key: Any, environ: dict[str, str] | None) -> None:
-    """Do what a client's constructor and a first call do."""
+    """Create a source and read its credentials, like a client and its first call."""
     source_of(user_id, api_key, environ).current()
 
 
@@ -553,7 +553,7 @@ def test_no_key_in_a_traceback_with_locals(
 @settings(deadline=None)
 @given(st.one_of(st.none(), st.text(max_size=30), user_ids), st.text(max_size=60))
 def test_any_text_gives_credentials_or_one_line(user_id: str | None, api_key: str) -> None:
-    """No argument ends in anything but credentials or a ConfigurationError of one printable line."""
+    """Any argument gives credentials, or a ConfigurationError with a message of one printable line."""
     with contextlib.suppress(ConfigurationError):
         header = read(user_id, api_key).authorization.reveal()
         assert base64.b64decode(header.removeprefix("Basic ")).startswith(b"usr_")

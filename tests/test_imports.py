@@ -1,4 +1,4 @@
-"""What an import brings along: only what is used is loaded, and no extra is needed."""
+"""Imports load only the modules they need, and require no extras."""
 
 import builtins
 import importlib
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-# Of the modules behind the extras, rich is not here: httpx imports it for a command line of its own, where
-# it is installed.
+# The modules of the extras, except rich: httpx imports it for its own command line, if
+# rich is installed.
 EXTRAS = {
     "coredis",
     "fastapi",
@@ -29,7 +29,7 @@ DEPENDENCIES = {"anyio", "attrs", "cattrs", "httpcore", "httpx", "tenacity"}
 
 
 def loaded_by(program: str) -> set[str]:
-    """Return the top-level modules that are loaded when a program ends."""
+    """Return the top-level modules that a program has loaded when it ends."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", f"{program}\nimport sys\nprint(*sys.modules)"],
         capture_output=True,
@@ -40,28 +40,28 @@ def loaded_by(program: str) -> set[str]:
     return {name.partition(".")[0] for name in done.stdout.split()}
 
 
-def test_the_package_alone() -> None:
-    """The name costs nothing: not even the dependencies are loaded."""
+def test_package() -> None:
+    """Importing the package loads nothing else, not even the dependencies."""
     loaded = loaded_by("import lemcal_async; lemcal_async.__version__")
     assert set() == loaded & (NEVER | DEPENDENCIES | {"asyncio"})
 
 
-def test_the_client() -> None:
-    """The required dependencies, and none of the extras."""
+def test_star_import() -> None:
+    """Importing all names loads the required dependencies, and no extras."""
     loaded = loaded_by("from lemcal_async import *")
     assert set() == loaded & NEVER
     assert {"anyio", "attrs", "httpx"} <= loaded
 
 
-def test_a_client() -> None:
-    """Made outside of an event loop, it loads what its calls need, which is what one of httpx loads, too."""
+def test_create_a_client() -> None:
+    """Outside an event loop, a client loads everything its calls need, but no more than httpx.AsyncClient."""
     loaded = loaded_by("from lemcal_async import *\nAsyncLemcal('usr_1', 'k1')")
     assert "httpcore" in loaded
     assert set() == loaded & NEVER - loaded_by("import httpx\nhttpx.AsyncClient()")
 
 
-def test_a_client_in_an_event_loop() -> None:
-    """There it holds nothing up: the rest is loaded in a thread, with the first call."""
+def test_create_a_client_in_an_event_loop() -> None:
+    """Inside an event loop, the first call loads the HTTP modules in a thread, to avoid blocking."""
     program = (
         "import asyncio\nfrom lemcal_async import AsyncLemcal\n"
         "async def main(): AsyncLemcal('usr_1', 'k1')\nasyncio.run(main())"
@@ -69,32 +69,32 @@ def test_a_client_in_an_event_loop() -> None:
     assert "httpcore" not in loaded_by(program)
 
 
-def test_the_errors() -> None:
-    """Who unpickles an error needs no HTTP library."""
+def test_errors() -> None:
+    """Unpickling an error loads no HTTP library."""
     loaded = loaded_by("from lemcal_async import errors; errors.ServerError")
     assert set() == loaded & (NEVER | {"anyio", "httpx"})
 
 
-def test_the_models() -> None:
-    """Nor does who reads meetings from a file."""
+def test_models() -> None:
+    """Reading meetings from a file loads no HTTP library."""
     loaded = loaded_by("from lemcal_async import Meeting, from_wire; from_wire({'_id': 'mee_1'}, Meeting)")
     assert set() == loaded & (NEVER | {"anyio", "httpx", "tenacity"})
 
 
-def test_the_webhook_receiver() -> None:
-    """It is an ASGI app without a framework, and without the sandbox's server."""
+def test_webhook_receiver() -> None:
+    """The receiver loads neither a web framework nor the sandbox's server."""
     loaded = loaded_by("from lemcal_async.webhooks import WebhookReceiver")
     assert set() == loaded & NEVER
 
 
-def test_the_pytest_plugin() -> None:
-    """It is imported in every run of pytest on a machine that has the package."""
+def test_pytest_plugin() -> None:
+    """The plugin, which every pytest run imports, loads none of the dependencies."""
     loaded = loaded_by("import lemcal_async.pytest_plugin")
     assert set() == loaded & (NEVER - {"pytest"} | DEPENDENCIES)
 
 
-def test_a_call() -> None:
-    """It loads no more than the client did, but for httpcore, which looks for trio."""
+def test_call() -> None:
+    """A call loads no extras; httpcore may load trio."""
     program = (
         "import anyio\n"
         "from lemcal_async import AsyncLemcal, RetryPolicy, errors\n"
@@ -104,23 +104,23 @@ def test_a_call() -> None:
         "        try:\n"
         "            await lemcal.me()\n"
         "        except errors.APIConnectionError:\n"
-        "            print('no_answer')\n"
+        "            print('no_response')\n"
         "anyio.run(main)\n"
     )
     loaded = loaded_by(program)
     assert set() == loaded & (NEVER - {"trio"})
-    assert {"no_answer", "httpcore"} <= loaded
+    assert {"no_response", "httpcore"} <= loaded
 
 
-def test_the_limiters() -> None:
-    """The one that needs an extra is loaded when it is asked for."""
+def test_rate_limiters() -> None:
+    """The limiter that requires an extra is loaded only on use."""
     loaded = loaded_by("from lemcal_async import ratelimit; ratelimit.LocalRateLimiter()")
     assert set() == loaded & NEVER
     assert "coredis" in loaded_by("from lemcal_async.ratelimit import RedisRateLimiter")
 
 
-def test_the_redis_limiter_names_its_extra() -> None:
-    """Where it is not installed; any other name is an AttributeError as of any module."""
+def test_redis_limiter_without_its_extra() -> None:
+    """The ImportError names the extra; an unknown name is an AttributeError."""
     program = (
         "import sys; sys.modules['coredis'] = None\n"
         "from lemcal_async import ratelimit\n"
@@ -135,8 +135,8 @@ def test_the_redis_limiter_names_its_extra() -> None:
     assert "lemcal_async" in loaded_by(program)
 
 
-def test_the_synchronization() -> None:
-    """A database is loaded only by who uses one."""
+def test_sync() -> None:
+    """SQLAlchemy is loaded only with SQLStore."""
     loaded = loaded_by("from lemcal_async.sync import MemoryStore, sync_meetings, watch")
     assert set() == loaded & NEVER
     assert "sqlalchemy" in loaded_by("from lemcal_async.sync import SQLStore")
@@ -154,8 +154,8 @@ def test_the_synchronization() -> None:
         ("transport.httpx2", "httpcore2", "httpx2"),
     ],
 )
-def test_a_module_names_its_extra(module: str, missing: str, extra: str) -> None:
-    """Where it is not installed."""
+def test_module_without_its_extra(module: str, missing: str, extra: str) -> None:
+    """The ImportError names the extra to install."""
     program = (
         f"import sys; sys.modules[{missing!r}] = None\n"
         "try:\n"
@@ -169,8 +169,8 @@ def test_a_module_names_its_extra(module: str, missing: str, extra: str) -> None
 
 
 @pytest.mark.parametrize(("missing", "message"), [("httpcore2", "its extra"), ("h11", "^$")])
-def test_a_wire_that_cannot_be_imported(missing: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what the extra would bring is blamed on it."""
+def test_import_error_of_another_module(missing: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the extra only if a module of the extra is missing."""
     original = builtins.__import__
 
     def failing(name: str, *arguments: Any) -> Any:

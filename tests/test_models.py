@@ -1,4 +1,4 @@
-"""The models as values: fields, equality, times, properties, and what the repr hides."""
+"""The models as values: fields, equality, times, properties, and secrets in the repr."""
 
 import copy
 import json
@@ -50,17 +50,17 @@ LEAD = Lead(email="guest@example.com")
 
 
 def bare(model: Any) -> Any:
-    """Make a model with nothing but its required fields."""
+    """Create a model with only its required fields."""
     return model(id="x") if model in (Hook, Meeting, MeetingType, User) else model()
 
 
-def test_the_table_of_fields_names_every_model() -> None:
+def test_table_of_fields_is_complete() -> None:
     """The table covers every model."""
     assert set(FIELDS) == set(MODELS)
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_fields_stand_in_the_documented_order(model: Any) -> None:
+def test_fields_are_in_the_documented_order(model: Any) -> None:
     """The public fields are in the documented order, with ``extra`` last."""
     expected = FIELDS[model].split()
     public = [field.name for field in attrs.fields(model) if not field.name.startswith("_")]
@@ -69,27 +69,27 @@ def test_fields_stand_in_the_documented_order(model: Any) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_all_but_the_id_may_be_left_out(model: Any) -> None:
-    """A field that is left out is None, an empty tuple for a list, or a new dict for extra."""
-    one, other = bare(model), bare(model)
-    left_out = {name: getattr(one, name) for name in FIELDS[model].split() if name != "id"}
-    assert one.extra is not other.extra
-    assert all(value in (None, (), {}) for value in left_out.values())
+def test_only_the_id_is_required(model: Any) -> None:
+    """An omitted field is None, an empty tuple for a list, or a new dict for extra."""
+    first, second = bare(model), bare(model)
+    omitted = {name: getattr(first, name) for name in FIELDS[model].split() if name != "id"}
+    assert first.extra is not second.extra
+    assert all(value in (None, (), {}) for value in omitted.values())
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_models_are_frozen_and_slotted(model: Any) -> None:
-    """A model cannot be changed, and has no room for a misspelled field."""
+    """A model cannot be changed, and a misspelled attribute is an error."""
     value = bare(model)
     assert not hasattr(value, "__dict__")
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         value.extra = {"new": 1}
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        value.misspelt = 1
+        value.misspelled = 1
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_extra_counts_for_equality_only(model: Any) -> None:
+def test_extra_affects_only_equality(model: Any) -> None:
     """Models that differ only in extra are unequal but have the same hash."""
     value = bare(model)
     changed = attrs.evolve(value, extra={"new": [1]})
@@ -106,14 +106,14 @@ def test_extra_counts_for_equality_only(model: Any) -> None:
         (Answer(), Answer(answer=["a"])),
     ],
 )
-def test_json_of_unknown_shape_counts_for_equality_only(plain: Any, changed: Any) -> None:
-    """Free-form JSON may be unhashable; the model is hashable all the same."""
+def test_free_form_json_affects_only_equality(plain: Any, changed: Any) -> None:
+    """The model is hashable even if its free-form JSON is not."""
     assert plain != changed
     assert hash(plain) == hash(changed)
 
 
 @pytest.mark.parametrize("change", [{"id": "n"}, {"start": START}, {"attendees": (GUEST,)}, {"lead": LEAD}])
-def test_fields_count_for_equality_and_hash(change: Any) -> None:
+def test_fields_affect_equality_and_hash(change: Any) -> None:
     """Meetings that differ in a field are unequal, with different hashes."""
     meeting = Meeting(id="m")
     changed = attrs.evolve(meeting, **change)
@@ -142,7 +142,7 @@ PRIMARY_HOST = attrs.evolve(HOST, is_primary=True)
     ("attendees", "lead", "guest"),
     [
         ((HOST, COLLEAGUE, GUEST), LEAD, GUEST),
-        ((PRIMARY_HOST, GUEST), None, GUEST),  # two are primary: not the owner
+        ((PRIMARY_HOST, GUEST), None, GUEST),  # of two primary attendees, not the owner
         ((GUEST, PRIMARY_HOST), None, GUEST),
         ((PRIMARY_HOST, COLLEAGUE), LEAD, LEAD),
         ((PRIMARY_HOST, COLLEAGUE), None, COLLEAGUE),
@@ -152,9 +152,9 @@ PRIMARY_HOST = attrs.evolve(HOST, is_primary=True)
         ((UNMARKED_HOST, COLLEAGUE), Lead(first_name="Ada"), Lead(first_name="Ada")),
         ((HOST, COLLEAGUE), LEAD, LEAD),
         ((HOST, COLLEAGUE, UNMARKED_GUEST), LEAD, UNMARKED_GUEST),
-        ((HOST, COLLEAGUE), Lead(), COLLEAGUE),  # a lead without a name or an address is nobody
+        ((HOST, COLLEAGUE), Lead(), COLLEAGUE),  # a lead without a name or an address is ignored
         ((HOST, COLLEAGUE), None, COLLEAGUE),
-        ((UNMARKED_HOST, UNMARKED_GUEST), None, UNMARKED_HOST),  # nothing tells them apart
+        ((UNMARKED_HOST, UNMARKED_GUEST), None, UNMARKED_HOST),  # nothing distinguishes them
         ((HOST,), LEAD, LEAD),
         ((), LEAD, LEAD),
         ((HOST,), None, None),
@@ -162,7 +162,7 @@ PRIMARY_HOST = attrs.evolve(HOST, is_primary=True)
     ],
 )
 def test_guest(attendees: Any, lead: Any, guest: Any) -> None:
-    """The primary attendee, else the one with the lead's address, else the lead, else not the owner."""
+    """The guest is the primary attendee, the attendee with the lead's address, the lead, or a non-owner."""
     assert guest == Meeting(id="m", attendees=attendees, lead=lead).guest
 
 
@@ -176,8 +176,8 @@ def test_guest(attendees: Any, lead: Any, guest: Any) -> None:
         ((HOST, COLLEAGUE), COLLEAGUE, HOST),
     ],
 )
-def test_guest_and_host_where_the_own_address_is_known(attendees: Any, guest: Any, host: Any) -> None:
-    """Without marks and a lead, the account's own address tells host and guest apart, in any case."""
+def test_guest_and_host_with_a_known_account_email(attendees: Any, guest: Any, host: Any) -> None:
+    """Without marks and a lead, the account's address distinguishes host and guest, ignoring case."""
     meeting = Meeting(id="m", attendees=attendees, _account_email="HOST@example.org")
     assert (guest, host) == (meeting.guest, meeting.host)
     assert Meeting(id="m", attendees=attendees) == meeting
@@ -188,14 +188,14 @@ def test_guest_and_host_where_the_own_address_is_known(attendees: Any, guest: An
     ("first", "last", "name"),
     [("Ada", "Example", "Ada Example"), ("Ada", None, "Ada"), ("", "Example", "Example"), (None, None, None)],
 )
-def test_the_name_of_a_lead(first: Any, last: Any, name: Any) -> None:
-    """A lead has a name as an attendee has, so that ``meeting.guest.name`` always works."""
+def test_name_of_a_lead(first: Any, last: Any, name: Any) -> None:
+    """A lead has a name, like an attendee, so that ``meeting.guest.name`` always works."""
     assert name == Lead(first_name=first, last_name=last).name
 
 
 @pytest.mark.parametrize(("attendees", "host"), [((GUEST, HOST), HOST), ((GUEST,), None), ((), None)])
 def test_host(attendees: Any, host: Any) -> None:
-    """The host is the owner, wherever in the list."""
+    """The host is the owner, at any position in the list."""
     assert host == Meeting(id="m", attendees=attendees).host
 
 
@@ -234,7 +234,7 @@ BO_URL = (
     ],
 )
 def test_booking_url(user: Any, link: Any, guest: Any, url: Any) -> None:
-    """The URL of the booking page, with the guest's details filled in."""
+    """The URL leads to the booking page and contains the guest's details."""
     assert url == MeetingType(id="met_1", meeting_link=link).booking_url(user, **guest)
     if guest:
         assert guest == json.loads(parse_qs(urlsplit(url).query)["guestInfos"][0])
@@ -245,7 +245,7 @@ def test_booking_url(user: Any, link: Any, guest: Any, url: Any) -> None:
     [(User(id="usr_1"), "tour", "usr_1 has no public_id"), (ADA, None, "met_1 has no meeting_link")],
 )
 def test_no_booking_url(user: Any, link: Any, missing: Any) -> None:
-    """No URL is made up if lemcal has not said what the page is called."""
+    """Without the account's identifier or the type's link, there is no URL."""
     with pytest.raises(ValueError, match=missing):
         MeetingType(id="met_1", meeting_link=link).booking_url(user)
 
@@ -260,7 +260,7 @@ def test_no_booking_url(user: Any, link: Any, missing: Any) -> None:
     ],
 )
 def test_duration(start: Any, end: Any, duration: Any) -> None:
-    """The duration is known if start and end are."""
+    """The duration is None unless start and end are known."""
     assert duration == Meeting(id="m", start=start, end=end).duration
 
 
@@ -275,7 +275,7 @@ TIMES = [
 
 
 @pytest.mark.parametrize(("model", "field"), TIMES)
-def test_times_are_held_in_utc(model: Any, field: Any) -> None:
+def test_times_are_converted_to_utc(model: Any, field: Any) -> None:
     """A time in any zone becomes the same instant in UTC."""
     local = START.astimezone(timezone(timedelta(hours=5, minutes=30)))
     held = getattr(model(id="x", **{field: local}), field)
@@ -290,8 +290,8 @@ def test_naive_times_are_refused(model: Any, field: Any) -> None:
         model(id="x", **{field: START.replace(tzinfo=None)})
 
 
-def test_times_beyond_the_calendar_are_refused() -> None:
-    """A time that would be before the year 1 in UTC is refused."""
+def test_times_out_of_range_are_refused() -> None:
+    """A time before the year 1 in UTC is refused."""
     with pytest.raises(OverflowError):
         Meeting(id="m", start=datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1))))
 
@@ -316,8 +316,8 @@ def test_times_beyond_the_calendar_are_refused() -> None:
         (None, "None"),
     ],
 )
-def test_hook_repr_hides_the_secrets_of_its_url(url: Any, shown: Any) -> None:
-    """A target URL is shown without user info, query and fragment, and not at all if it cannot be parsed."""
+def test_hook_repr_hides_secrets_in_its_url(url: Any, shown: Any) -> None:
+    """A target URL is shown without user info, query and fragment; an unparsable URL is not shown."""
     text = repr(Hook(id="h", target_url=url))
     assert f"target_url={shown}," in text
     assert "s3cret" not in text

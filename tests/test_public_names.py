@@ -29,19 +29,19 @@ MODELS = {
 
 
 def test_all_is_sorted_and_complete() -> None:
-    """The client and what it takes, returns and raises, and the modules beside it."""
+    """``__all__`` lists the client, its types and errors, and the public modules."""
     expected = CONTRACT | MODELS | {*ERRORS} | {"APIResponse", "__version__"}
     assert sorted(expected) == lemcal_async.__all__
 
 
 @pytest.mark.parametrize("name", lemcal_async.__all__)
-def test_each_name_resolves(name: str) -> None:
-    """The same object each time; a module is the module."""
+def test_names_resolve(name: str) -> None:
+    """Each name is the same object every time; a module's name is the module."""
     value = getattr(lemcal_async, name)
     assert value is getattr(lemcal_async, name)
     if name in MODULES:
         assert importlib.import_module(f"lemcal_async.{name}") is value
-        assert lemcal_async.__getattr__(name) is value  # before anything else has imported it
+        assert lemcal_async.__getattr__(name) is value  # as before any other import
     elif name in MODELS:
         assert getattr(models, name) is value
         assert attrs.has(value)
@@ -51,22 +51,22 @@ def test_each_name_resolves(name: str) -> None:
         assert isinstance(value, str) or callable(value)
 
 
-def test_the_sandbox_is_an_attribute_that_no_list_has() -> None:
-    """It needs an extra, so neither a star import nor a look at all names may load it."""
+def test_sandbox_is_not_listed() -> None:
+    """The sandbox requires an extra, so a star import must not load it."""
     assert importlib.import_module("lemcal_async.sandbox") is lemcal_async.sandbox
     assert "sandbox" not in lemcal_async.__all__
 
 
 @pytest.mark.parametrize("name", sorted(MODULES | {"sandbox"}))
-def test_modules_are_attributes_at_once(name: str) -> None:
-    """In a fresh interpreter, after nothing but `import lemcal_async`."""
+def test_modules_are_attributes(name: str) -> None:
+    """In a new interpreter, `import lemcal_async` is enough to use a module."""
     program = f"import lemcal_async; print(lemcal_async.{name}.__name__)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert f"lemcal_async.{name}" == done.stdout.strip()
 
 
-def test_dir_has_the_same_names() -> None:
-    """What a completion shows is what there is."""
+def test_dir() -> None:
+    """``dir()`` lists the names in ``__all__``."""
     assert lemcal_async.__all__ == dir(lemcal_async)
 
 
@@ -96,8 +96,8 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     "name", ["errors", "ratelimit", "transport", "models", "sandbox", "sync", "webhooks"]
 )
-def test_public_modules_have_what_the_contract_says(name: str) -> None:
-    """The names that the contract gives to each."""
+def test_public_modules_have_their_documented_names(name: str) -> None:
+    """Each public module has its documented names."""
     expected = {
         "ratelimit": {"LocalRateLimiter", "RateLimiter", "RedisRateLimiter", "Unlimited"},
         "transport": {"PooledTransport", "RateLimitTransport", "RetryTransport"},
@@ -139,8 +139,8 @@ ERRORS: dict[str, tuple[type[Exception], ...]] = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_the_error_tree(name: str) -> None:
-    """Each below what the contract draws it below, and with nothing but a message."""
+def test_error_classes(name: str) -> None:
+    """Each error has the documented base classes, and can be created from just a message."""
     kind = getattr(errors, name)
     assert ERRORS[name] == kind.__bases__
     error = kind("what happened")
@@ -156,8 +156,8 @@ def test_the_error_tree(name: str) -> None:
     assert (kind, str(error), vars(error)) == (type(copy), str(copy), vars(copy))
 
 
-def test_status_codes_are_numbers() -> None:
-    """Also of an error that a test makes of a message alone."""
+def test_default_status_codes() -> None:
+    """An error created from just a message has its class's status code."""
     assert (400, 404, 409, 429, 500) == (
         errors.BadRequestError("x").status_code,
         errors.MeetingNotFoundError("x").status_code,
@@ -168,8 +168,8 @@ def test_status_codes_are_numbers() -> None:
     assert (503, None) == (errors.ServerError(status_code=503).status_code, errors.LemcalError().status_code)
 
 
-def test_no_other_errors() -> None:
-    """The tree has no leaves that are not drawn."""
+def test_all_error_classes_are_documented() -> None:
+    """There are no undocumented error classes."""
     found = {
         name
         for name, value in vars(errors).items()
@@ -179,8 +179,8 @@ def test_no_other_errors() -> None:
     assert sorted({*ERRORS, "BadRow", "CallInfo"}) == errors.__all__
 
 
-def test_the_names_of_the_synchronization() -> None:
-    """All resolve, the one that needs a database as well; others are an AttributeError."""
+def test_names_in_sync() -> None:
+    """All names resolve, including the one that requires a database; unknown names are an AttributeError."""
     sync = importlib.import_module("lemcal_async.sync")
     assert sorted(sync.__all__) == sync.__all__ == dir(sync)
     assert all(getattr(sync, name) is getattr(sync, name) for name in sync.__all__)

@@ -1,4 +1,4 @@
-"""Choosing from a list of meetings: by start, guest and cancellation, sorted."""
+"""Filtering meetings by start, guest and cancellation, and sorting them."""
 
 from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
@@ -55,15 +55,15 @@ def test_selection(filters: Any, ids: Any) -> None:
         ({"canceled": "no"}, "canceled= must be True, False or None, not str"),
     ],
 )
-def test_filters_that_cannot_be_meant(filters: Any, problem: str) -> None:
-    """The error says what to pass."""
+def test_invalid_filters(filters: Any, problem: str) -> None:
+    """The error says what to pass instead."""
     filters = {"starts_after": None, "starts_before": None, "guest_email": None, "canceled": None} | filters
     with pytest.raises(ConfigurationError, match=problem):
         selection(**filters)
 
 
-def test_the_own_address() -> None:
-    """It is noted in the account's own meetings only."""
+def test_account_email() -> None:
+    """The account's address is recorded only on its own meetings."""
     attendees = (Attendee(email="host@example.com"), Attendee(email="guest@example.com"))
     own, unknown, other = meetings = [
         Meeting("a", user_id="usr_1", attendees=attendees),

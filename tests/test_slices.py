@@ -1,4 +1,4 @@
-"""Slicing long arrays: the slices add up to the whole, or there are none."""
+"""Slicing long arrays: the slices add up to the whole array, or slicing is refused."""
 
 import json
 from typing import Any
@@ -30,8 +30,8 @@ def whole(slices: list[list[Any]]) -> list[Any]:
     "style", [{}, {"separators": (",", ":")}, {"indent": 2}, {"indent": "\t"}, {"ensure_ascii": False}]
 )
 @pytest.mark.parametrize("size", [1, 200, 1000, 1_000_000])
-def test_whatever_the_style(style: dict[str, Any], size: int) -> None:
-    """Any JSON formatting is cut between rows and nowhere else."""
+def test_any_formatting(style: dict[str, Any], size: int) -> None:
+    """In any JSON formatting, the cuts are between rows and nowhere else."""
     slices = sliced(json.dumps(ROWS, **style).encode(), size)
     assert ROWS == whole(slices)
     assert (1 if size > 100_000 else len(slices)) == len(slices)
@@ -40,8 +40,8 @@ def test_whatever_the_style(style: dict[str, Any], size: int) -> None:
 
 
 @pytest.mark.parametrize("around", [("\ufeff", ""), (" \r\n\t", " \n"), ("\ufeff\n", "\t")])
-def test_what_may_stand_around_it(around: tuple[str, str]) -> None:
-    """A byte order mark and white space are accepted."""
+def test_surrounding_white_space(around: tuple[str, str]) -> None:
+    """A byte order mark and white space around the array are accepted."""
     body = (around[0] + json.dumps(ROWS) + around[1]).encode()
     assert ROWS == whole(sliced(body, 300))
 
@@ -49,8 +49,8 @@ def test_what_may_stand_around_it(around: tuple[str, str]) -> None:
 @pytest.mark.parametrize("name", ["meetings", "data"])
 @pytest.mark.parametrize("style", [{}, {"separators": (",", ":")}, {"indent": 2}])
 @pytest.mark.parametrize("around", [("", ""), ("\ufeff\n", " \n")])
-def test_an_envelope(name: str, style: dict[str, Any], around: tuple[str, str]) -> None:
-    """The array in it is sliced like any other."""
+def test_envelope(name: str, style: dict[str, Any], around: tuple[str, str]) -> None:
+    """An array in an envelope is sliced like any other."""
     body = (around[0] + json.dumps({name: ROWS}, **style) + around[1]).encode()
     assert ROWS == whole(sliced(unwrapped(body, ("meetings", "data")), 300))
 
@@ -60,31 +60,31 @@ def test_an_envelope(name: str, style: dict[str, Any], around: tuple[str, str]) 
     [{"more": 1}, {"more": [1]}, {"more": [{"_id": "mee_x"}, {"_id": "mee_y"}]}, {"more": {"data": [1]}}],
 )
 @pytest.mark.parametrize("first", [True, False])
-def test_an_envelope_that_holds_more(other: dict[str, Any], *, first: bool) -> None:
-    """Nothing of it is taken for the list: it is not sliced."""
+def test_envelope_with_more_members(other: dict[str, Any], *, first: bool) -> None:
+    """An envelope with more members is not sliced, so they are never mistaken for rows."""
     data = {**other, "data": ROWS} if first else {"data": ROWS, **other}
     with pytest.raises(NotSlicedError):
         sliced(unwrapped(json.dumps(data).encode(), ("meetings", "data")), 300)
 
 
-def test_rows_that_look_like_cuts() -> None:
-    """Objects and text inside a row may look like the start of one; a slice cut there does not parse."""
+def test_text_that_looks_like_a_row_boundary() -> None:
+    """Objects and text inside a row may look like a boundary, but a slice cut there does not parse."""
     inner = [{"_id": "x"}, {"_id": '},{"_id":'}, {"_id": "y", "again": [{"_id": 1}, {"_id": 2}]}]
     rows = [{"_id": str(number), "inner": inner} for number in range(50)]
     for size in range(1, 400, 7):
         assert rows == whole(sliced(json.dumps(rows).encode(), size))
 
 
-def test_rows_within_a_row() -> None:
-    """A row that offers too many wrong places to cut is not sliced."""
+def test_too_many_false_boundaries() -> None:
+    """An array is not sliced if a row contains too many false boundaries."""
     rows = [{"_id": 0}, {"_id": 1, "inner": [{"_id": number} for number in range(1000)]}, {"_id": 2}]
     with pytest.raises(NotSlicedError):
         sliced(json.dumps(rows).encode(), 20)
     assert rows == whole(sliced(json.dumps(rows).encode(), 20_000))
 
 
-def test_rows_of_other_kinds() -> None:
-    """Only the first two rows must look alike."""
+def test_rows_of_different_kinds() -> None:
+    """Only the first two rows must be of the same kind."""
     rows = [*ROWS[:2], None, 7, [], *ROWS[2:], {"another": 1}, {}, "text"]
     assert rows == whole(sliced(json.dumps(rows).encode(), 300))
 
@@ -99,7 +99,7 @@ def test_rows_of_one_kind(row: Any, separators: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("row", ["0", "{}", "[]", '{"b":{}}'])
-def test_what_cannot_be_cut_is_not_parsed_if_it_holds_too_much(
+def test_unsliceable_text_with_too_many_values_is_not_parsed(
     row: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parsed values take up to 24 times the memory of their text, so they are counted first."""
@@ -139,8 +139,8 @@ def test_what_cannot_be_cut_is_not_parsed_if_it_holds_too_much(
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [1, 5, 1000])
-def test_what_is_left_to_others(body: bytes, size: int) -> None:
-    """It is too short, of another shape, or not JSON."""
+def test_not_sliced(body: bytes, size: int) -> None:
+    """Text that is too short, of another shape, or not JSON is not sliced."""
     with pytest.raises(NotSlicedError):
         sliced(body, size)
 
@@ -160,8 +160,8 @@ values = st.recursive(
     st.sampled_from([None, 1]),
     st.booleans(),
 )
-def test_the_slices_are_the_whole(rows: list[Any], size: int, indent: int | None, ascii_only: bool) -> None:  # noqa: FBT001 - drawn
-    """For any array, the slices add up to it, or there are none."""
+def test_slices_add_up_to_the_array(rows: list[Any], size: int, indent: int | None, ascii_only: bool) -> None:  # noqa: FBT001 - drawn
+    """For any array, the slices add up to it, or slicing is refused."""
     body = json.dumps(rows, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "replace")
     try:
         slices = sliced(body, size)
@@ -171,8 +171,8 @@ def test_the_slices_are_the_whole(rows: list[Any], size: int, indent: int | None
 
 
 @given(st.data())
-def test_damaged_text_is_not_let_through(data: st.DataObject) -> None:
-    """If the slices of a damaged text can be read, the whole can be too, with the same result."""
+def test_damaged_text_is_refused(data: st.DataObject) -> None:
+    """If slices of a damaged text parse, the whole text parses as well, with the same result."""
     body = bytearray(json.dumps(ROWS[:6]).encode())
     at = data.draw(st.integers(0, len(body) - 1))
     body[at : at + data.draw(st.sampled_from([1, 1, 10_000]))] = data.draw(

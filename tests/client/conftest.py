@@ -1,4 +1,4 @@
-"""A wire that answers from memory, for what a server on a real socket cannot be brought to do."""
+"""An in-memory transport, for behavior that a server on a real socket cannot be made to show."""
 
 import pickle
 import socket
@@ -20,7 +20,7 @@ TOKEN = "wh-token-8Lp3-quiet"
 TARGET = f"https://example.com/lemcal?token={TOKEN}"
 
 ONCE = RetryPolicy(attempts=1)
-AT_ONCE = RetryPolicy(backoff=0.0)  # retries, without the waits between them
+AT_ONCE = RetryPolicy(backoff=0.0)  # retries without delays
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -29,9 +29,9 @@ UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.Pro
 
 
 class Wire(httpx.AsyncBaseTransport):
-    """Answers by ``handler``, and remembers the requests and whether it was closed.
+    """Responds with ``handler``, and records the requests and whether it was closed.
 
-    As the default wire does, it reports when a request is sent, unless told otherwise.
+    Like the default wire, it reports when a request is sent, unless ``reports_sending`` is set to False.
     """
 
     reports_sending = True
@@ -43,7 +43,7 @@ class Wire(httpx.AsyncBaseTransport):
         self.closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Answer, or raise what the handler raises."""
+        """Return the handler's response, or raise its exception."""
         self.requests.append(request)
         try:
             return self._handler(request)
@@ -59,11 +59,11 @@ class Wire(httpx.AsyncBaseTransport):
         return self
 
     async def aclose(self) -> None:
-        """Note that somebody closed it."""
+        """Record the call."""
         self.closed = True
 
     def client(self, **options: Any) -> AsyncLemcal:
-        """Return a client on this wire, without a rate limit or retries unless asked for."""
+        """Return a client on this wire, by default without a rate limit or retries."""
         return AsyncLemcal(
             **{
                 "user_id": USER_ID,
@@ -77,22 +77,22 @@ class Wire(httpx.AsyncBaseTransport):
 
 
 def answering(status: int = 200, **content: Any) -> Wire:
-    """Return a wire that gives the same answer to everything."""
+    """Return a wire that gives the same response to every request."""
     return Wire(lambda _: httpx.Response(status, **content))
 
 
 def failing(error: Exception) -> Wire:
-    """Return a wire that never gives an answer."""
+    """Return a wire that fails every request."""
 
     def handler(request: httpx.Request) -> httpx.Response:
-        setattr(error, "request", request)  # noqa: B010 - as a real transport's error does, it holds the credentials
+        setattr(error, "request", request)  # noqa: B010 - a real transport's error holds the credentials, too
         raise error
 
     return Wire(handler)
 
 
 def check_plain(error: BaseException) -> None:
-    """Check what holds for every error: one line, it pickles, and it drags nothing along."""
+    """Check that an error has a one-line message, survives pickling, and has no cause or context."""
     assert isinstance(error, LemcalError)
     assert str(error) == " ".join(str(error).split())
     assert (None, None) == (error.__cause__, error.__context__)
@@ -100,14 +100,14 @@ def check_plain(error: BaseException) -> None:
     assert (type(error), str(error), vars(error)) == (type(copy), str(copy), vars(copy))
 
 
-def nobody_listens() -> str:
+def unused_base_url() -> str:
     """Return a base URL where connections are refused."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 async def seen(sandbox: Sandbox, count: int) -> None:
-    """Wait until so many requests have arrived."""
+    """Wait until ``count`` requests have arrived."""
     with anyio.fail_after(30):
-        while len(sandbox.requests) < count:  # noqa: ASYNC110 - nothing tells
+        while len(sandbox.requests) < count:  # noqa: ASYNC110 - there is no event for this
             await anyio.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Every call of the client: what it sends, and what it makes of the answers."""
+"""Every call of the client: what it sends, and how it decodes the responses."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.anyio
 
 
 def routes(sandbox: Sandbox) -> list[tuple[str, str, str]]:
-    """Return what was asked, in order."""
+    """Return the requests in order of arrival."""
     return [(seen.method, seen.path, seen.query) for seen in sandbox.requests]
 
 
@@ -36,7 +36,7 @@ def routes(sandbox: Sandbox) -> list[tuple[str, str, str]]:
 
 
 async def test_me(lemcal_sandbox: Sandbox) -> None:
-    """The account itself."""
+    """``me`` returns the account."""
     async with lemcal_sandbox.client() as lemcal:
         user = await lemcal.me()
     account = lemcal_sandbox.accounts[0]
@@ -50,7 +50,7 @@ async def test_me(lemcal_sandbox: Sandbox) -> None:
 
 
 async def test_meetings_list(lemcal_sandbox: Sandbox) -> None:
-    """All of them, in the server's order."""
+    """``meetings.list`` returns all meetings, in the server's order."""
     async with lemcal_sandbox.client() as lemcal:
         meetings = await lemcal.meetings.list()
     assert from_wire(lemcal_sandbox.meetings(), list[Meeting]) == meetings
@@ -59,7 +59,7 @@ async def test_meetings_list(lemcal_sandbox: Sandbox) -> None:
 
 
 async def test_meetings_list_of_one_type(lemcal_sandbox: Sandbox) -> None:
-    """The server narrows the list."""
+    """With a meeting type, the server filters the list."""
     type_id = lemcal_sandbox.meeting_types()[1]["_id"]
     async with lemcal_sandbox.client() as lemcal:
         meetings = await lemcal.meetings.list(type_id)
@@ -69,7 +69,7 @@ async def test_meetings_list_of_one_type(lemcal_sandbox: Sandbox) -> None:
 
 
 async def test_meetings_get(lemcal_sandbox: Sandbox) -> None:
-    """Found in the list, which one meeting type can narrow."""
+    """``meetings.get`` finds the meeting in the list, optionally of one meeting type."""
     wanted = lemcal_sandbox.meetings()[3]
     async with lemcal_sandbox.client() as lemcal:
         meeting = await lemcal.meetings.get(wanted["_id"])
@@ -80,8 +80,8 @@ async def test_meetings_get(lemcal_sandbox: Sandbox) -> None:
     )
 
 
-async def test_meetings_get_of_none(lemcal_sandbox: Sandbox) -> None:
-    """An id that is not in the list, or not in that of the other meeting type."""
+async def test_meetings_get_of_an_unknown_id(lemcal_sandbox: Sandbox) -> None:
+    """An id that is not in the list, or not in the given meeting type's list, raises MeetingNotFoundError."""
     wanted = lemcal_sandbox.meetings()[0]
     other_type = lemcal_sandbox.meeting_types()[1]["_id"]
     async with lemcal_sandbox.client() as lemcal:
@@ -100,7 +100,7 @@ async def test_meetings_get_of_none(lemcal_sandbox: Sandbox) -> None:
 
 
 async def test_meeting_types_list(lemcal_sandbox: Sandbox) -> None:
-    """All of them, disabled ones too."""
+    """``meeting_types.list`` returns all meeting types, including disabled ones."""
     async with lemcal_sandbox.client() as lemcal:
         types = await lemcal.meeting_types.list()
     assert from_wire(lemcal_sandbox.meeting_types(), list[MeetingType]) == types
@@ -109,7 +109,7 @@ async def test_meeting_types_list(lemcal_sandbox: Sandbox) -> None:
 
 
 async def test_meeting_types_get(lemcal_sandbox: Sandbox) -> None:
-    """One of them, or the error that names what is missing."""
+    """``meeting_types.get`` returns one meeting type, or raises MeetingTypeNotFoundError."""
     wanted = lemcal_sandbox.meeting_types()[2]
     async with lemcal_sandbox.client() as lemcal:
         assert wanted == to_wire(await lemcal.meeting_types.get(wanted["_id"]))
@@ -119,8 +119,8 @@ async def test_meeting_types_get(lemcal_sandbox: Sandbox) -> None:
     assert ("GET", f"/meetingTypes/{wanted['_id']}", "") == routes(lemcal_sandbox)[0]
 
 
-async def test_a_hook_for_any_type(lemcal_sandbox: Sandbox) -> None:
-    """Created, and deleted by its id."""
+async def test_hook_for_any_meeting_type(lemcal_sandbox: Sandbox) -> None:
+    """A hook is created, and deleted by its id."""
     async with lemcal_sandbox.client() as lemcal:
         hook = await lemcal.hooks.create(TARGET, any_meeting_type=True)
         assert [to_wire(hook)] == lemcal_sandbox.hooks()
@@ -133,8 +133,8 @@ async def test_a_hook_for_any_type(lemcal_sandbox: Sandbox) -> None:
     assert "/hooks/{id}" == caught.value.route
 
 
-async def test_a_hook_for_one_type(lemcal_sandbox: Sandbox) -> None:
-    """Nothing but that type is sent."""
+async def test_hook_for_one_meeting_type(lemcal_sandbox: Sandbox) -> None:
+    """The request contains either the meeting type or anyMeetingType, never both."""
     type_id = lemcal_sandbox.meeting_types()[0]["_id"]
     async with lemcal_sandbox.client() as lemcal:
         hook = await lemcal.hooks.create(TARGET, meeting_type_id=type_id)
@@ -150,8 +150,8 @@ async def test_a_hook_for_one_type(lemcal_sandbox: Sandbox) -> None:
     ] == [json.loads(request.content) for request in wire.requests]
 
 
-async def test_a_hook_that_exists(lemcal_sandbox: Sandbox) -> None:
-    """A 409 raises, unless it is as good as a success."""
+async def test_existing_hook(lemcal_sandbox: Sandbox) -> None:
+    """A 409 raises DuplicateHookError, or returns None with ``exist_ok=True``."""
     async with lemcal_sandbox.client() as lemcal:
         first = await lemcal.hooks.create(TARGET, any_meeting_type=True, exist_ok=True)
         assert isinstance(first, Hook)
@@ -161,16 +161,16 @@ async def test_a_hook_that_exists(lemcal_sandbox: Sandbox) -> None:
     assert 1 == len(lemcal_sandbox.hooks())
 
 
-async def test_a_hook_refused_is_no_duplicate(lemcal_sandbox: Sandbox) -> None:
-    """exist_ok forgives a 409 only."""
+async def test_exist_ok_does_not_hide_other_errors(lemcal_sandbox: Sandbox) -> None:
+    """``exist_ok=True`` affects only a 409."""
     lemcal_sandbox.inject(faults.status(400, "Invalid targetUrl"))
     async with lemcal_sandbox.client() as lemcal:
         with pytest.raises(BadRequestError, match="Invalid targetUrl"):
             await lemcal.hooks.create(TARGET, any_meeting_type=True, exist_ok=True)
 
 
-async def test_delete_is_done_if_its_repetition_finds_nothing(lemcal_sandbox: Sandbox) -> None:
-    """The first attempt did it, and its answer was lost."""
+async def test_delete_succeeds_if_a_retry_gets_404(lemcal_sandbox: Sandbox) -> None:
+    """The first attempt deleted the hook, but its response was lost."""
     async with lemcal_sandbox.client(retry=AT_ONCE) as lemcal:
         hook = await lemcal.hooks.create(TARGET, any_meeting_type=True)
         lemcal_sandbox.inject(faults.reset_after_processing())
@@ -180,8 +180,8 @@ async def test_delete_is_done_if_its_repetition_finds_nothing(lemcal_sandbox: Sa
 
 
 @pytest.mark.parametrize("fault", [faults.html_200(), faults.empty_string_200(), faults.status(200, "OK")])
-async def test_delete_answered_with_something_else(lemcal_sandbox: Sandbox, fault: Fault) -> None:
-    """A page is another server's answer: nothing was deleted."""
+async def test_delete_with_an_unexpected_response(lemcal_sandbox: Sandbox, fault: Fault) -> None:
+    """An HTML page or text comes from another server, so nothing was deleted."""
     async with lemcal_sandbox.client() as lemcal:
         hook = await lemcal.hooks.create(TARGET, any_meeting_type=True)
         lemcal_sandbox.inject(fault)
@@ -191,18 +191,18 @@ async def test_delete_answered_with_something_else(lemcal_sandbox: Sandbox, faul
 
 
 @pytest.mark.parametrize("body", [b"", b"\r\n", b'{"deleted": true}'])
-async def test_delete_answered_with_200(body: bytes) -> None:
-    """Nothing at all or some JSON is a success as well as the documented 204."""
+async def test_delete_with_status_200(body: bytes) -> None:
+    """A 200 with an empty or JSON body is a success, like the documented 204."""
     wire = answering(content=body)
     await wire.client().hooks.delete("hoo_1")
     assert ["/api/lemcal/hooks/hoo_1"] == [request.url.path for request in wire.requests]
 
 
-# --------------------------------------------------------------------------- any other path
+# --------------------------------------------------------------------------- request
 
 
 async def test_request(lemcal_sandbox: Sandbox) -> None:
-    """Any path through the same layers; the JSON as it is."""
+    """``request`` calls any path, through the same layers, and returns plain JSON."""
     async with lemcal_sandbox.client() as lemcal:
         answer = await lemcal.request("GET", "/me")
     assert (200, lemcal_sandbox.user_id) == (answer.status_code, answer.data["_id"])
@@ -212,7 +212,7 @@ async def test_request(lemcal_sandbox: Sandbox) -> None:
 
 
 async def test_request_into_a_model(lemcal_sandbox: Sandbox) -> None:
-    """One, or a list of them."""
+    """``into`` takes a model or a list of a model."""
     async with lemcal_sandbox.client() as lemcal:
         user = (await lemcal.request("GET", "/me", into=User)).data
         meetings = (await lemcal.request("GET", "/meetings", into=list[Meeting])).data
@@ -220,8 +220,8 @@ async def test_request_into_a_model(lemcal_sandbox: Sandbox) -> None:
         assert await lemcal.meetings.list() == meetings
 
 
-async def test_request_into_a_model_that_it_is_not(lemcal_sandbox: Sandbox) -> None:
-    """The error names the call; of a list it has the good rows."""
+async def test_request_into_the_wrong_model(lemcal_sandbox: Sandbox) -> None:
+    """The error names the call; for a list, it holds the good rows."""
     async with lemcal_sandbox.client() as lemcal:
         with pytest.raises(
             ResponseDecodeError, match=r"^GET /meetings: expected an object, got list$"
@@ -244,7 +244,7 @@ async def test_request_into_a_model_that_it_is_not(lemcal_sandbox: Sandbox) -> N
     ],
 )
 async def test_request_into_plain_json(lemcal_sandbox: Sandbox, into: Any, path: str, other: str) -> None:
-    """The kind is checked, and nothing else."""
+    """Only the kind of JSON is checked: object or list."""
     async with lemcal_sandbox.client() as lemcal:
         answer = await lemcal.request("GET", path, into=into)
         assert (await lemcal.request("GET", path)).data == answer.data
@@ -253,8 +253,8 @@ async def test_request_into_plain_json(lemcal_sandbox: Sandbox, into: Any, path:
 
 
 @pytest.mark.parametrize("into", [list[int], list[dict[str, Any]], tuple, str, Meeting("mee_1")])
-async def test_request_into_no_model(into: Any) -> None:
-    """A mistake in the program is known before anything is sent."""
+async def test_request_into_an_unsupported_type(into: Any) -> None:
+    """An unsupported ``into`` raises TypeError before anything is sent."""
     wire = Wire()
     with pytest.raises(TypeError, match=r"pass a model such as Meeting, or list\[Meeting\]"):
         await wire.client().request("GET", "/me", into=into)
@@ -262,7 +262,7 @@ async def test_request_into_no_model(into: Any) -> None:
 
 
 async def test_request_params(lemcal_sandbox: Sandbox) -> None:
-    """None is left out, booleans are as in JSON, a list repeats the name, the rest is quoted."""
+    """None is omitted, booleans are as in JSON, a list repeats the name, other values are quoted."""
     params = {"a": None, "b": True, "c": [1, "2"], "d": "x&y é", "e": ""}
     async with lemcal_sandbox.client() as lemcal:
         await lemcal.request("GET", "/me", params=params)
@@ -272,25 +272,25 @@ async def test_request_params(lemcal_sandbox: Sandbox) -> None:
 
 
 async def test_request_with_json(lemcal_sandbox: Sandbox) -> None:
-    """The method may be in lower case; 204 is None."""
+    """The method may be lowercase; a 204 has None as data."""
     async with lemcal_sandbox.client() as lemcal:
         body = {"targetUrl": TARGET, "anyMeetingType": True}
         hook = (await lemcal.request("post", "/hooks", json=body, into=Hook)).data
-        gone = await lemcal.request("Delete", f"/hooks/{hook.id}")
-    assert (204, None) == (gone.status_code, gone.data)
+        deleted = await lemcal.request("Delete", f"/hooks/{hook.id}")
+    assert (204, None) == (deleted.status_code, deleted.data)
     assert ["POST", "DELETE"] == [seen.method for seen in lemcal_sandbox.requests]
 
 
 @pytest.mark.parametrize("falsy", [[], {}, 0, False, ""])
-async def test_request_with_json_that_is_falsy(falsy: Any) -> None:
-    """It is sent all the same."""
+async def test_request_with_falsy_json(falsy: Any) -> None:
+    """A falsy body is sent like any other."""
     wire = Wire()
     await wire.client().request("PUT", "/me", json=falsy)
     assert [falsy] == [json.loads(request.content) for request in wire.requests]
 
 
 async def test_request_raises_the_same_errors(lemcal_sandbox: Sandbox) -> None:
-    """404 and 405 name the path as it was given."""
+    """A 404 and a 405 raise the usual errors; the route is the path as given."""
     async with lemcal_sandbox.client() as lemcal:
         with pytest.raises(NotFoundError) as caught:
             await lemcal.request("GET", "/nothing/here")
@@ -300,18 +300,18 @@ async def test_request_raises_the_same_errors(lemcal_sandbox: Sandbox) -> None:
 
 
 async def test_request_quotes_its_path() -> None:
-    """What is quoted already stays so."""
+    """Characters that are already quoted are not quoted again."""
     wire = Wire()
     await wire.client().request("GET", "/a%20b/é")
     assert ["/api/lemcal/a%20b/%C3%A9"] == [request.url.raw_path.decode() for request in wire.requests]
 
 
-# --------------------------------------------------------------------------- answers
+# --------------------------------------------------------------------------- responses
 
 
 @pytest.mark.parametrize("name", ["meetings", "data"])
 async def test_lists_in_an_envelope(lemcal_sandbox: Sandbox, name: str) -> None:
-    """Both envelopes that were seen are read as the list they hold."""
+    """A list inside either observed envelope is read."""
     async with lemcal_sandbox.client() as lemcal:
         lemcal_sandbox.inject(faults.json({name: [{"_id": "mee_1"}]}), times=2)
         assert [Meeting("mee_1")] == await lemcal.meetings.list()
@@ -322,7 +322,7 @@ async def test_lists_in_an_envelope(lemcal_sandbox: Sandbox, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["meetingTypes", "data"])
 async def test_lists_of_types_in_an_envelope(lemcal_sandbox: Sandbox, name: str) -> None:
-    """The same for meeting types."""
+    """Meeting types are read from an envelope, too."""
     lemcal_sandbox.inject(faults.json({name: [{"_id": "met_1"}]}))
     async with lemcal_sandbox.client() as lemcal:
         assert [MeetingType("met_1")] == await lemcal.meeting_types.list()
@@ -342,8 +342,8 @@ WRONG: dict[str, tuple[Fault, str]] = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("call", ["me", "list", "get", "types", "type", "hook"])
-async def test_a_2xx_that_is_no_success(lemcal_sandbox: Sandbox, wrong: str, call: str) -> None:
-    """Not an empty list, not a None, not somebody else's page: an error that says what came."""
+async def test_undecodable_2xx_response(lemcal_sandbox: Sandbox, wrong: str, call: str) -> None:
+    """A 2xx without the expected JSON raises an error that describes the body."""
     fault, words = WRONG[wrong]
     lemcal_sandbox.inject(fault)
     async with lemcal_sandbox.client() as lemcal:
@@ -362,7 +362,7 @@ async def test_a_2xx_that_is_no_success(lemcal_sandbox: Sandbox, wrong: str, cal
 
 
 async def test_an_object_in_place_of_a_list_and_the_reverse(lemcal_sandbox: Sandbox) -> None:
-    """Neither is made into the other."""
+    """Neither is converted to the other; both raise an error."""
     async with lemcal_sandbox.client() as lemcal:
         lemcal_sandbox.inject(faults.json({"_id": "mee_1"}))
         with pytest.raises(ResponseDecodeError, match="an object, where a list was expected"):
@@ -372,8 +372,8 @@ async def test_an_object_in_place_of_a_list_and_the_reverse(lemcal_sandbox: Sand
             await lemcal.me()
 
 
-async def test_a_model_without_an_id(lemcal_sandbox: Sandbox) -> None:
-    """Ids are never made up."""
+async def test_model_without_an_id(lemcal_sandbox: Sandbox) -> None:
+    """A missing id raises an error."""
     lemcal_sandbox.inject(faults.json({"email": "host@example.com"}))
     async with lemcal_sandbox.client() as lemcal:
         with pytest.raises(
@@ -382,8 +382,8 @@ async def test_a_model_without_an_id(lemcal_sandbox: Sandbox) -> None:
             await lemcal.me()
 
 
-async def test_a_broken_answer_to_a_get_is_asked_for_again(lemcal_sandbox: Sandbox) -> None:
-    """A body that breaks off on the wire is no JSON error."""
+async def test_get_with_a_truncated_response_is_retried(lemcal_sandbox: Sandbox) -> None:
+    """A body that breaks off in transit is a connection error, not a JSON error."""
     lemcal_sandbox.inject(faults.truncated())
     async with lemcal_sandbox.client(retry=AT_ONCE) as lemcal:
         assert 12 == len(await lemcal.meetings.list())
@@ -396,7 +396,7 @@ GOOD = [Meeting("mee_1"), Meeting("mee_3")]
 
 
 async def test_bad_rows_raise(lemcal_sandbox: Sandbox) -> None:
-    """With the good models and the bad rows on the error: nothing is thrown away."""
+    """The error holds the good models and the bad rows."""
     lemcal_sandbox.inject(faults.json(ROWS))
     async with lemcal_sandbox.client() as lemcal:
         with pytest.raises(
@@ -412,7 +412,7 @@ async def test_bad_rows_raise(lemcal_sandbox: Sandbox) -> None:
 
 
 async def test_bad_rows_are_skipped(lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
-    """If asked for, with a warning that shows no value."""
+    """With ``on_bad_row="skip"``, bad rows are skipped, with a warning that shows no values."""
     lemcal_sandbox.inject(faults.json(ROWS))
     async with lemcal_sandbox.client(on_bad_row="skip") as lemcal:
         assert GOOD == await lemcal.meetings.list()
@@ -426,8 +426,8 @@ async def test_bad_rows_are_skipped(lemcal_sandbox: Sandbox, caplog: pytest.LogC
     assert "tomorrow" not in caplog.text
 
 
-async def test_get_looks_at_one_row_only(lemcal_sandbox: Sandbox) -> None:
-    """A bad neighbor does not matter, and an odd value costs its field only."""
+async def test_get_reads_only_one_row(lemcal_sandbox: Sandbox) -> None:
+    """Other bad rows do not matter, and an unreadable value affects only its field."""
     async with lemcal_sandbox.client(on_bad_row="skip") as lemcal:
         lemcal_sandbox.inject(faults.json([*ROWS, {"_id": "mee_2", "start": "tomorrow"}]), times=3)
         assert GOOD[1] == await lemcal.meetings.get("mee_3")
@@ -441,7 +441,7 @@ async def test_get_looks_at_one_row_only(lemcal_sandbox: Sandbox) -> None:
 
 
 async def test_headers(lemcal_sandbox: Sandbox) -> None:
-    """Our own User-Agent, JSON wanted; a Content-Type only where there is content."""
+    """The User-Agent is the SDK's, JSON is accepted, and Content-Type is sent only with a body."""
     async with lemcal_sandbox.client() as lemcal:
         await lemcal.me()
         hook = await lemcal.hooks.create(TARGET, any_meeting_type=True)
@@ -453,8 +453,8 @@ async def test_headers(lemcal_sandbox: Sandbox) -> None:
     assert [None, None] == [each.get("content-length") for each in (headers[0], headers[2])]
 
 
-async def test_no_cookies_are_kept(lemcal_sandbox: Sandbox) -> None:
-    """One account's session never travels with the requests of another."""
+async def test_cookies_are_not_stored(lemcal_sandbox: Sandbox) -> None:
+    """A cookie from one response is not sent with later requests."""
     lemcal_sandbox.inject(faults.status(200, "[]", headers={"Set-Cookie": "session=1; Path=/"}))
     async with lemcal_sandbox.client() as lemcal:
         await lemcal.meetings.list()
@@ -463,8 +463,8 @@ async def test_no_cookies_are_kept(lemcal_sandbox: Sandbox) -> None:
     assert all("cookie" not in seen.headers for seen in lemcal_sandbox.requests)
 
 
-async def test_one_connection_serves_calls_in_turn(lemcal_sandbox: Sandbox) -> None:
-    """And nothing is asked for that was not asked for."""
+async def test_no_extra_requests(lemcal_sandbox: Sandbox) -> None:
+    """Each call sends exactly one request."""
     async with lemcal_sandbox.client() as lemcal:
         for _ in range(3):
             await lemcal.me()
@@ -472,7 +472,7 @@ async def test_one_connection_serves_calls_in_turn(lemcal_sandbox: Sandbox) -> N
 
 
 async def test_the_default_base_url() -> None:
-    """https, as the vendor's own examples are not."""
+    """It uses https, unlike the vendor's own examples."""
     wire = Wire()
     await AsyncLemcal("usr_x", "key", transport=wire).me()
     assert ["https://api.lemcal.com/api/lemcal/me"] == [str(request.url) for request in wire.requests]
@@ -481,15 +481,15 @@ async def test_the_default_base_url() -> None:
     ]
 
 
-async def test_a_base_url_may_end_in_a_slash(lemcal_sandbox: Sandbox) -> None:
-    """It makes no double slash."""
+async def test_base_url_with_a_trailing_slash(lemcal_sandbox: Sandbox) -> None:
+    """A trailing slash does not cause a double slash."""
     async with lemcal_sandbox.client(base_url=lemcal_sandbox.base_url + "/") as lemcal:
         await lemcal.me()
     assert ["/me"] == [seen.path for seen in lemcal_sandbox.requests]
 
 
-async def test_meetings_are_chosen_from_one_list(lemcal_sandbox: Sandbox) -> None:
-    """The filters cost no call of their own, and wrong ones none at all."""
+async def test_filters_use_a_single_request(lemcal_sandbox: Sandbox) -> None:
+    """Filtering needs one request; invalid filters send none."""
     async with lemcal_sandbox.client() as lemcal:
         everything = await lemcal.meetings.list()
         middle = sorted(meeting.start for meeting in everything if meeting.start)[len(everything) // 2]
@@ -505,8 +505,8 @@ async def test_meetings_are_chosen_from_one_list(lemcal_sandbox: Sandbox) -> Non
         assert 1 == len(lemcal_sandbox.requests) - before
 
 
-async def test_the_own_address_tells_host_from_guest(lemcal_sandbox: Sandbox) -> None:
-    """Where no attendee is marked: once ``me()`` has told it, to all views of the account and to no other."""
+async def test_account_email_distinguishes_host_from_guest(lemcal_sandbox: Sandbox) -> None:
+    """For unmarked attendees, it is used after ``me()``, by all views of the account and no other client."""
     async with lemcal_sandbox.client() as lemcal:
         own = (await lemcal.for_account(lemcal_sandbox.user_id, lemcal_sandbox.api_key).me()).email
         attendees = [{"email": own}, {"email": "guest@example.com"}]

@@ -1,4 +1,4 @@
-"""The deadline of a call: it covers queue, retries and slow answers, and says no at once where it can."""
+"""A deadline covers queue, retries and slow responses; a call known to miss its deadline fails at once."""
 
 import gzip
 import json
@@ -22,19 +22,19 @@ AGAIN = "it may have been processed: check before you send it again"
 
 
 class Stopwatch:
-    """Seconds on the event loop's clock since it was made."""
+    """Measures seconds since its creation, on the event loop's clock."""
 
     def __init__(self) -> None:
         self._started = anyio.current_time()
 
     @property
     def seconds(self) -> float:
-        """The seconds so far."""
+        """Seconds elapsed."""
         return anyio.current_time() - self._started
 
 
-async def test_a_slow_answer(lemcal_sandbox: Sandbox) -> None:
-    """It is not waited for any longer, and the error is a TimeoutError."""
+async def test_slow_response(lemcal_sandbox: Sandbox) -> None:
+    """The call ends at its deadline with a TimeoutError."""
     lemcal_sandbox.inject(faults.slow(30))
     async with lemcal_sandbox.client(deadline=0.2) as lemcal:
         watch = Stopwatch()
@@ -55,8 +55,8 @@ async def test_a_slow_answer(lemcal_sandbox: Sandbox) -> None:
     check_plain(error)
 
 
-async def test_many_attempts_share_it(lemcal_sandbox: Sandbox) -> None:
-    """Each is short enough by itself."""
+async def test_attempts_share_the_deadline(lemcal_sandbox: Sandbox) -> None:
+    """Many short attempts together exceed the deadline."""
     lemcal_sandbox.inject(faults.slow(30), times=5)
     async with lemcal_sandbox.client(deadline=0.3, timeout=0.1, retry=AT_ONCE) as lemcal:
         watch = Stopwatch()
@@ -69,8 +69,8 @@ async def test_many_attempts_share_it(lemcal_sandbox: Sandbox) -> None:
     check_plain(caught.value)
 
 
-async def test_an_answer_in_time(lemcal_sandbox: Sandbox) -> None:
-    """Retries and the queue included."""
+async def test_response_within_the_deadline(lemcal_sandbox: Sandbox) -> None:
+    """A call with retries and a pause succeeds within its deadline."""
     lemcal_sandbox.inject(faults.status(500))
     lemcal_sandbox.inject(faults.too_many_requests("0.05"))
     async with lemcal_sandbox.client(deadline=10, retry=AT_ONCE) as lemcal:
@@ -78,8 +78,8 @@ async def test_an_answer_in_time(lemcal_sandbox: Sandbox) -> None:
     assert [500, 429, 200] == [seen.status_code for seen in lemcal_sandbox.requests]
 
 
-async def test_a_queue_known_to_be_longer(lemcal_sandbox: Sandbox) -> None:
-    """It is refused at once, with the seconds after which it may work; nothing is sent."""
+async def test_queue_known_to_exceed_the_deadline(lemcal_sandbox: Sandbox) -> None:
+    """The call fails at once, with ``retry_after`` set, and sends nothing."""
     limiter = LocalRateLimiter(limit=1, period=30)
     async with lemcal_sandbox.client(limiter=limiter) as lemcal:
         await lemcal.me()
@@ -96,8 +96,8 @@ async def test_a_queue_known_to_be_longer(lemcal_sandbox: Sandbox) -> None:
     assert 1 == len(lemcal_sandbox.requests)
 
 
-async def test_the_last_answer_is_told(lemcal_sandbox: Sandbox) -> None:
-    """What the server said is why there was no success, whoever runs out of time."""
+async def test_error_reports_the_last_response(lemcal_sandbox: Sandbox) -> None:
+    """The error contains the last response, whether the deadline or a retry's delay ended the call."""
     lemcal_sandbox.inject(faults.json_error(500, "boom"), times=9)
     slowly = RetryPolicy(backoff=30.0, backoff_max=30.0)
     async with lemcal_sandbox.client(deadline=10, retry=slowly) as lemcal:
@@ -119,8 +119,8 @@ async def test_the_last_answer_is_told(lemcal_sandbox: Sandbox) -> None:
     assert 502 == caught.value.status_code
 
 
-async def test_the_last_failure_is_told() -> None:
-    """With the host that could not be reached, or the time that ran out."""
+async def test_error_reports_the_last_failure() -> None:
+    """The error contains the last connection error or timeout."""
     for failure, text in (
         (httpx.ConnectError("refused"), "last attempt: refused"),
         (httpx.ReadTimeout(""), r"last attempt: waiting for the response took longer than 30 s \(timeout=\)"),
@@ -132,8 +132,8 @@ async def test_the_last_failure_is_told() -> None:
         check_plain(caught.value)
 
 
-async def test_the_last_answer_may_echo_the_key() -> None:
-    """It is redacted, as on every other error."""
+async def test_last_response_is_redacted() -> None:
+    """A key echoed in the last response is masked, as in every other error."""
     wire = answering(500, text=f"no such key {KEY}")
     lemcal = wire.client(deadline=10, retry=RetryPolicy(backoff=30.0, backoff_max=30.0))
     with pytest.raises(DeadlineExceededError, match=r"last attempt: 500 no such key \*\*\*;") as caught:
@@ -141,8 +141,8 @@ async def test_the_last_answer_may_echo_the_key() -> None:
     assert "no such key ***" == caught.value.server_message
 
 
-async def test_a_queue_that_is_short_enough(lemcal_sandbox: Sandbox) -> None:
-    """The wait for one's turn is part of the time."""
+async def test_queue_within_the_deadline(lemcal_sandbox: Sandbox) -> None:
+    """A call that can get its turn before the deadline waits for it."""
     limiter = LocalRateLimiter(limit=1, period=0.2)
     async with lemcal_sandbox.client(limiter=limiter, deadline=5) as lemcal:
         await lemcal.me()
@@ -152,8 +152,8 @@ async def test_a_queue_that_is_short_enough(lemcal_sandbox: Sandbox) -> None:
     assert 2 == len(lemcal_sandbox.requests)
 
 
-async def test_a_wait_for_a_retry_known_to_be_longer(lemcal_sandbox: Sandbox) -> None:
-    """The server says how long: no use in waiting for the deadline instead."""
+async def test_retry_delay_known_to_exceed_the_deadline(lemcal_sandbox: Sandbox) -> None:
+    """If ``Retry-After`` exceeds the remaining time, the call fails at once."""
     lemcal_sandbox.inject(faults.status(503, headers={"Retry-After": "20"}))
     async with lemcal_sandbox.client(deadline=10) as lemcal:
         watch = Stopwatch()
@@ -167,8 +167,8 @@ async def test_a_wait_for_a_retry_known_to_be_longer(lemcal_sandbox: Sandbox) ->
 
 
 @pytest.mark.parametrize("limited", [True, False])
-async def test_a_refusal_known_to_last_longer(lemcal_sandbox: Sandbox, limited: bool) -> None:  # noqa: FBT001 - a case
-    """The same after a 429, be it the limiter that waits or the retry."""
+async def test_pause_known_to_exceed_the_deadline(lemcal_sandbox: Sandbox, limited: bool) -> None:  # noqa: FBT001 - a case
+    """After such a 429, the call fails at once, with and without a limiter."""
     lemcal_sandbox.inject(faults.too_many_requests("20"))
     limiter = None if limited else Unlimited()
     async with lemcal_sandbox.client(deadline=10, limiter=limiter) as lemcal:
@@ -181,8 +181,8 @@ async def test_a_refusal_known_to_last_longer(lemcal_sandbox: Sandbox, limited: 
     check_plain(caught.value)
 
 
-async def test_a_post_past_its_deadline(lemcal_sandbox: Sandbox) -> None:
-    """It was sent, so it may have been processed; and so it was."""
+async def test_post_past_its_deadline(lemcal_sandbox: Sandbox) -> None:
+    """The POST was sent, so the error says that it may have been processed."""
     lemcal_sandbox.inject(faults.slow(30))
     async with lemcal_sandbox.client(deadline=0.2) as lemcal:
         with pytest.raises(DeadlineExceededError, match=f"; {AGAIN}$") as caught:
@@ -192,7 +192,7 @@ async def test_a_post_past_its_deadline(lemcal_sandbox: Sandbox) -> None:
 
 
 class Only(Unlimited):
-    """A limiter that lets so many requests pass, and no more."""
+    """A limiter that grants a fixed number of requests."""
 
     def __init__(self, requests: int) -> None:
         self._left = requests
@@ -205,15 +205,15 @@ class Only(Unlimited):
         timeout: float | None = None,  # noqa: ASYNC109 - the protocol's
         again: Permit | None = None,
     ) -> Permit:
-        """Let pass, or wait for ever."""
+        """Grant the request, or wait forever."""
         if not self._left:
             await anyio.sleep_forever()
         self._left -= 1
         return await super().acquire(key)
 
 
-async def test_a_post_that_never_left() -> None:
-    """Its turn did not come in time: there is nothing to look for."""
+async def test_unsent_post() -> None:
+    """A POST still queued at its deadline was not sent, and the error does not claim otherwise."""
     wire = Wire()
     with pytest.raises(DeadlineExceededError, match=r"deadline of 0\.05 s$") as caught:
         await wire.client(deadline=0.05, limiter=Only(0)).hooks.create(TARGET, any_meeting_type=True)
@@ -221,8 +221,8 @@ async def test_a_post_that_never_left() -> None:
     assert [] == wire.requests
 
 
-async def test_a_refused_post_whose_turn_does_not_come() -> None:
-    """It was sent once and refused: it was not processed."""
+async def test_refused_post_that_is_queued_again() -> None:
+    """A POST that was only refused was not processed."""
     wire = answering(429, headers={"Retry-After": "0"})
     lemcal = wire.client(deadline=0.05, limiter=Only(1), retry=AT_ONCE)
     with pytest.raises(DeadlineExceededError, match=r"deadline of 0\.05 s") as caught:
@@ -231,8 +231,8 @@ async def test_a_refused_post_whose_turn_does_not_come() -> None:
     assert "processed" not in str(caught.value)
 
 
-async def test_within_an_outer_timeout_that_is_longer(lemcal_sandbox: Sandbox) -> None:
-    """The call's own deadline speaks, and the outer block goes on."""
+async def test_within_a_longer_outer_timeout(lemcal_sandbox: Sandbox) -> None:
+    """The call's own deadline applies, and the outer block continues."""
     lemcal_sandbox.inject(faults.slow(30))
     async with lemcal_sandbox.client(deadline=0.1) as lemcal:
         with anyio.fail_after(20):
@@ -241,8 +241,8 @@ async def test_within_an_outer_timeout_that_is_longer(lemcal_sandbox: Sandbox) -
             assert lemcal_sandbox.user_id == (await lemcal.with_options(deadline=5).me()).id
 
 
-async def test_within_an_outer_timeout_that_is_shorter(lemcal_sandbox: Sandbox) -> None:
-    """It is the caller's, and stays a plain TimeoutError."""
+async def test_within_a_shorter_outer_timeout(lemcal_sandbox: Sandbox) -> None:
+    """The caller's timeout raises a plain TimeoutError."""
     lemcal_sandbox.inject(faults.slow(30))
     async with lemcal_sandbox.client(deadline=20) as lemcal:
         with pytest.raises(TimeoutError) as caught, anyio.fail_after(0.1):
@@ -252,8 +252,8 @@ async def test_within_an_outer_timeout_that_is_shorter(lemcal_sandbox: Sandbox) 
         assert lemcal_sandbox.user_id == (await lemcal.me()).id
 
 
-async def test_a_canceled_call_leaves_nothing_behind(lemcal_sandbox: Sandbox) -> None:
-    """Neither a place in the queue nor a connection: the next calls work."""
+async def test_canceled_calls_leak_nothing(lemcal_sandbox: Sandbox) -> None:
+    """Canceled calls release their places in the queue and their connections, so the next call works."""
     lemcal_sandbox.inject(faults.slow(30), times=3)
     async with lemcal_sandbox.client() as lemcal:
         async with anyio.create_task_group() as group:
@@ -265,8 +265,8 @@ async def test_a_canceled_call_leaves_nothing_behind(lemcal_sandbox: Sandbox) ->
         assert lemcal_sandbox.user_id == (await lemcal.me()).id
 
 
-async def test_each_call_has_its_own(lemcal_sandbox: Sandbox) -> None:
-    """One client's calls at once: the slow one fails alone."""
+async def test_each_call_has_its_own_deadline(lemcal_sandbox: Sandbox) -> None:
+    """Of several concurrent calls of one client, only the slow one fails."""
     lemcal_sandbox.inject(faults.slow(30), path="/me")
     late: list[DeadlineExceededError] = []
     async with lemcal_sandbox.client(deadline=20) as lemcal:
@@ -285,20 +285,22 @@ async def test_each_call_has_its_own(lemcal_sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("module", [_compression, _decoding])
-async def test_decoding_counts(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer that is there in time, and takes long to decompress or to read, comes too late."""
+async def test_decoding_counts_toward_the_deadline(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A response that arrives in time but takes too long to decompress or decode exceeds the deadline."""
     scopes: list[anyio.CancelScope] = []
 
     def bounded(seconds: float) -> anyio.CancelScope:
         scopes.append(anyio.CancelScope(deadline=anyio.current_time() + seconds))
         return scopes[-1]
 
-    async def long_turn() -> None:
-        scopes[0].deadline = anyio.current_time()  # now it is over, however fast the machine is
+    async def expire() -> None:
+        scopes[0].deadline = anyio.current_time()  # expires now, however fast the machine is
         await anyio.sleep_forever()
 
     monkeypatch.setattr(anyio, "move_on_after", bounded)
-    monkeypatch.setattr(module, "checkpoint", long_turn)
+    monkeypatch.setattr(module, "checkpoint", expire)
     monkeypatch.setattr(_decoding, "_TURN", 0.0)
     body = gzip.compress(json.dumps([{"_id": f"mee_{number}"} for number in range(200_000)]).encode())
 
@@ -316,8 +318,8 @@ async def test_decoding_counts(module: ModuleType, monkeypatch: pytest.MonkeyPat
         assert "GET /meetings: the response arrived, but was not decoded" in str(caught.value)
 
 
-async def test_rotation_does_not_extend_it() -> None:
-    """A call that starts over with a new key has the time that is left."""
+async def test_rotation_does_not_extend_the_deadline() -> None:
+    """A call that starts over with a new key has only the remaining time."""
     keys = iter(["old", "new"])
     deadlines: list[float] = []
 

@@ -1,4 +1,4 @@
-"""The errors of real calls: which one, what it says, and that it is a plain value."""
+"""The errors of real calls: their class, their message, and that they are plain values."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -31,7 +31,7 @@ from lemcal_async.ratelimit import Unlimited
 from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.sandbox.faults import Fault
 
-from .conftest import AT_ONCE, KEY, ONCE, TARGET, USER_ID, Wire, check_plain, failing, nobody_listens
+from .conftest import AT_ONCE, KEY, ONCE, TARGET, USER_ID, Wire, check_plain, failing, unused_base_url
 
 pytestmark = pytest.mark.anyio
 
@@ -39,13 +39,13 @@ OWN = {"Retry-After": "0", "X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "
 AGAIN = "it may have been processed: check before you send it again"
 
 Do = Callable[[AsyncLemcal], Awaitable[object]]
-GET: Do = lambda lemcal: lemcal.meetings.list()  # noqa: E731 - a table's worth of calls
+GET: Do = lambda lemcal: lemcal.meetings.list()  # noqa: E731 - short names for the tables below
 GET_TYPE: Do = lambda lemcal: lemcal.meeting_types.get("met_1")  # noqa: E731
 POST: Do = lambda lemcal: lemcal.hooks.create(TARGET, any_meeting_type=True)  # noqa: E731
 DELETE: Do = lambda lemcal: lemcal.hooks.delete("hoo_1")  # noqa: E731
 
 
-# --------------------------------------------------------------------------- answers that are no success
+# --------------------------------------------------------------------------- error responses
 
 STATUSES: list[tuple[Fault, Do, type[APIStatusError], int, str | None]] = [
     (faults.status(400, "Invalid targetUrl"), POST, BadRequestError, 400, "Invalid targetUrl"),
@@ -102,10 +102,10 @@ STATUSES: list[tuple[Fault, Do, type[APIStatusError], int, str | None]] = [
 
 
 @pytest.mark.parametrize(("fault", "do", "kind", "status", "words"), STATUSES)
-async def test_an_answer_becomes_an_error(  # noqa: PLR0917 - pytest passes by name
+async def test_error_responses(  # noqa: PLR0917 - pytest passes by name
     lemcal_sandbox: Sandbox, fault: Fault, do: Do, kind: type[APIStatusError], status: int, words: str | None
 ) -> None:
-    """It names method, route, status and the server's own words, on one line."""
+    """The error names the method, route, status and server message, on one line."""
     lemcal_sandbox.inject(fault)
     async with lemcal_sandbox.client(retry=ONCE) as lemcal:
         with pytest.raises(kind) as caught:
@@ -124,7 +124,7 @@ async def test_an_answer_becomes_an_error(  # noqa: PLR0917 - pytest passes by n
     assert str(error).startswith(f"{seen.method} {route}: {status} ")
     assert (words or "") in str(error)
     assert 0 <= error.waited < 1
-    assert isinstance(error.retry_after, float)  # this service sends it with every answer
+    assert isinstance(error.retry_after, float)  # this service sends Retry-After with every response
     check_plain(error)
     assert 1 == len(lemcal_sandbox.requests)
 
@@ -132,7 +132,7 @@ async def test_an_answer_becomes_an_error(  # noqa: PLR0917 - pytest passes by n
 @pytest.mark.parametrize("location", ["/api/lemcal/me", "https://elsewhere.example/"])
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 async def test_redirects_are_not_followed(lemcal_sandbox: Sandbox, code: int, location: str) -> None:
-    """A followed one would give somebody else's answer, and them our credentials."""
+    """A redirect could return the wrong response, and send the credentials to another host."""
     lemcal_sandbox.inject(faults.redirect(location, code))
     async with lemcal_sandbox.client() as lemcal:
         with pytest.raises(APIStatusError, match="Redirects are never followed") as caught:
@@ -141,8 +141,8 @@ async def test_redirects_are_not_followed(lemcal_sandbox: Sandbox, code: int, lo
     assert ["/meetings"] == [seen.path for seen in lemcal_sandbox.requests]
 
 
-async def test_attempts_and_waits_are_named(lemcal_sandbox: Sandbox) -> None:
-    """All of them, in the error and in its message."""
+async def test_error_states_attempts_and_waits(lemcal_sandbox: Sandbox) -> None:
+    """The error and its message contain the number of attempts and the time waited."""
     lemcal_sandbox.inject(faults.status(502), times=3)
     retry = RetryPolicy(attempts=3, backoff=0.04, backoff_max=0.04)
     async with lemcal_sandbox.client(retry=retry) as lemcal:
@@ -153,8 +153,8 @@ async def test_attempts_and_waits_are_named(lemcal_sandbox: Sandbox) -> None:
     check_plain(caught.value)
 
 
-async def test_over_the_rate_limit(lemcal_sandbox: Sandbox) -> None:
-    """A 429 that no retry was allowed for carries what the server said of the limit."""
+async def test_429_without_retries(lemcal_sandbox: Sandbox) -> None:
+    """RateLimitError has the limit that the server reported."""
     lemcal_sandbox.inject(faults.too_many_requests("1.25"))
     async with lemcal_sandbox.client(retry=ONCE) as lemcal:
         with pytest.raises(RateLimitError, match=r"try again in 1\.\d s") as caught:
@@ -163,8 +163,8 @@ async def test_over_the_rate_limit(lemcal_sandbox: Sandbox) -> None:
     check_plain(caught.value)
 
 
-async def test_an_order_to_wait_for_long(lemcal_sandbox: Sandbox) -> None:
-    """It raises at once with the order's length, and the next call is not even sent."""
+async def test_429_with_a_long_retry_after(lemcal_sandbox: Sandbox) -> None:
+    """The call fails at once with ``retry_after``, and the next call is not even sent."""
     lemcal_sandbox.inject(faults.too_many_requests("86400"))
     async with lemcal_sandbox.client() as lemcal:
         with pytest.raises(RateLimitError) as caught:
@@ -177,8 +177,8 @@ async def test_an_order_to_wait_for_long(lemcal_sandbox: Sandbox) -> None:
     assert 1 == len(lemcal_sandbox.requests)
 
 
-async def test_a_post_that_the_server_failed_on(lemcal_sandbox: Sandbox) -> None:
-    """A 500 sometimes stands for a business error: it is not repeated, and says what may be."""
+async def test_post_with_status_500_is_not_retried(lemcal_sandbox: Sandbox) -> None:
+    """A 500 can be a business error: the POST is not retried, but may have been processed."""
     lemcal_sandbox.inject(faults.status(500), times=2)
     async with lemcal_sandbox.client(retry=AT_ONCE) as lemcal:
         with pytest.raises(ServerError, match="may have been processed anyway: check before"):
@@ -186,8 +186,8 @@ async def test_a_post_that_the_server_failed_on(lemcal_sandbox: Sandbox) -> None
     assert 1 == len(lemcal_sandbox.requests)
 
 
-async def test_what_the_server_echoes_is_redacted(lemcal_sandbox: Sandbox) -> None:
-    """Its words may hold the key."""
+async def test_server_message_is_redacted(lemcal_sandbox: Sandbox) -> None:
+    """A key in the server's message is masked."""
     words = f"bad key {lemcal_sandbox.api_key} of {lemcal_sandbox.user_id}"
     lemcal_sandbox.inject(faults.json_error(401, words))
     async with lemcal_sandbox.client() as lemcal:
@@ -196,18 +196,18 @@ async def test_what_the_server_echoes_is_redacted(lemcal_sandbox: Sandbox) -> No
     assert f"bad key *** of {lemcal_sandbox.user_id}" == caught.value.server_message
 
 
-# --------------------------------------------------------------------------- no answer
+# --------------------------------------------------------------------------- no response
 
 
 @pytest.mark.parametrize(("do", "call"), [(GET, "GET /meetings"), (POST, "POST /hooks")])
-async def test_no_connection(do: Do, call: str) -> None:
-    """Nothing was sent, so any method is tried again, and nothing can have been processed."""
-    async with AsyncLemcal(USER_ID, KEY, base_url=nobody_listens(), retry=AT_ONCE) as lemcal:
+async def test_connection_refused(do: Do, call: str) -> None:
+    """Nothing was sent, so every method is retried, and nothing can have been processed."""
+    async with AsyncLemcal(USER_ID, KEY, base_url=unused_base_url(), retry=AT_ONCE) as lemcal:
         with pytest.raises(
             APIConnectionError, match=rf"^{call}: no response.*127\.0\.0\.1:\d+.*5 attempts"
         ) as caught:
             await do(lemcal)
-        assert 20 == lemcal.rate_limit.remaining  # nor was it counted
+        assert 20 == lemcal.rate_limit.remaining  # and the limiter did not count it
     error = caught.value
     assert call == f"{error.method} {error.route}"
     assert (False, 5, None, None) == (
@@ -223,8 +223,8 @@ async def test_no_connection(do: Do, call: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "processed"), [(faults.reset_before_processing(), 0), (faults.reset_after_processing(), 1)]
 )
-async def test_a_post_that_broke(lemcal_sandbox: Sandbox, fault: Fault, processed: int) -> None:
-    """It is not repeated: the client cannot know which of the two it was."""
+async def test_post_on_a_reset_connection(lemcal_sandbox: Sandbox, fault: Fault, processed: int) -> None:
+    """The POST is not retried: the client cannot tell whether it was processed."""
     lemcal_sandbox.inject(fault)
     async with lemcal_sandbox.client(retry=AT_ONCE) as lemcal:
         with pytest.raises(APIConnectionError, match=AGAIN) as caught:
@@ -233,12 +233,12 @@ async def test_a_post_that_broke(lemcal_sandbox: Sandbox, fault: Fault, processe
         check_plain(caught.value)
         assert processed == len(lemcal_sandbox.hooks())
         assert 1 == len(lemcal_sandbox.requests)
-        await lemcal.hooks.create(TARGET, any_meeting_type=True, exist_ok=True)  # as its docstring advises
+        await lemcal.hooks.create(TARGET, any_meeting_type=True, exist_ok=True)  # as the docstring recommends
     assert 1 == len(lemcal_sandbox.hooks())
 
 
-async def test_a_post_whose_answer_broke_off(lemcal_sandbox: Sandbox) -> None:
-    """The status was there, the id was not: the same."""
+async def test_post_with_a_truncated_response(lemcal_sandbox: Sandbox) -> None:
+    """Without the id in the body, the POST may have been processed, too."""
     lemcal_sandbox.inject(faults.truncated())
     async with lemcal_sandbox.client(retry=AT_ONCE) as lemcal:
         with pytest.raises(APIConnectionError, match=AGAIN) as caught:
@@ -248,8 +248,8 @@ async def test_a_post_whose_answer_broke_off(lemcal_sandbox: Sandbox) -> None:
     check_plain(caught.value)
 
 
-async def test_a_get_that_broke(lemcal_sandbox: Sandbox) -> None:
-    """It is repeated until the attempts are used up."""
+async def test_get_on_a_reset_connection(lemcal_sandbox: Sandbox) -> None:
+    """The GET is retried until no attempts are left."""
     lemcal_sandbox.inject(faults.reset_before_processing(), times=3)
     async with lemcal_sandbox.client(retry=RetryPolicy(attempts=3, backoff=0.0)) as lemcal:
         with pytest.raises(
@@ -262,8 +262,8 @@ async def test_a_get_that_broke(lemcal_sandbox: Sandbox) -> None:
     check_plain(caught.value)
 
 
-async def test_a_slow_answer(lemcal_sandbox: Sandbox) -> None:
-    """It is a TimeoutError, which says what took too long and what may have happened."""
+async def test_post_with_a_slow_response(lemcal_sandbox: Sandbox) -> None:
+    """The TimeoutError says what took too long, and that the POST may have been processed."""
     lemcal_sandbox.inject(faults.slow(30))
     async with lemcal_sandbox.client(timeout=0.05, retry=AT_ONCE) as lemcal:
         with pytest.raises(
@@ -277,8 +277,8 @@ async def test_a_slow_answer(lemcal_sandbox: Sandbox) -> None:
     assert 1 == len(lemcal_sandbox.hooks())
 
 
-async def test_a_slow_answer_to_a_get_is_asked_for_again(lemcal_sandbox: Sandbox) -> None:
-    """The second may be faster."""
+async def test_get_with_a_slow_response_is_retried(lemcal_sandbox: Sandbox) -> None:
+    """The second attempt may be faster."""
     lemcal_sandbox.inject(faults.slow(30))
     async with lemcal_sandbox.client(timeout=0.2, retry=AT_ONCE) as lemcal:
         assert 12 == len(await lemcal.meetings.list())
@@ -301,13 +301,13 @@ async def test_a_slow_answer_to_a_get_is_asked_for_again(lemcal_sandbox: Sandbox
         (httpx.RemoteProtocolError("Server disconnected"), APIConnectionError, True, "Server disconnected"),
     ],
 )
-async def test_whatever_a_wire_raises(
+async def test_transport_errors(
     failure: Exception,
     kind: type[APIConnectionError],
     processed: bool,  # noqa: FBT001 - a case
     words: str,
 ) -> None:
-    """It becomes one of two errors, with its words and without its request."""
+    """Any transport exception becomes one of two errors, with its message and without its request."""
     wire = failing(failure)
     with pytest.raises(kind, match=rf"^POST /hooks: no response from api\.lemcal\.com: {words}") as caught:
         await POST(wire.client())
@@ -316,8 +316,8 @@ async def test_whatever_a_wire_raises(
     check_plain(error)
 
 
-async def test_a_wire_that_cannot_decompress() -> None:
-    """It has an answer, so asking again would be no use."""
+async def test_decompression_failure_in_the_transport() -> None:
+    """There is a response, so a retry would not help."""
     wire = failing(httpx.DecodingError("bad gzip"))
     with pytest.raises(
         ResponseDecodeError, match=r"^GET /meetings: the response cannot be .*: bad gzip$"
@@ -328,8 +328,8 @@ async def test_a_wire_that_cannot_decompress() -> None:
 
 
 @pytest.mark.parametrize("failure", [httpx.ConnectError("refused"), httpx.PoolTimeout("")])
-async def test_a_wire_that_proves_nothing(failure: httpx.RequestError) -> None:
-    """A POST that it says it did not send is not sent again, and may have been processed."""
+async def test_transport_that_does_not_report_sending(failure: httpx.RequestError) -> None:
+    """Without proof that it was not sent, a POST is not retried and may have been processed."""
     wire = failing(failure)
     wire.reports_sending = False
     with pytest.raises(APIConnectionError, match=AGAIN) as caught:
@@ -337,14 +337,14 @@ async def test_a_wire_that_proves_nothing(failure: httpx.RequestError) -> None:
     assert (True, 1) == (caught.value.maybe_processed, len(wire.requests))
 
 
-async def test_the_wire_echoes_the_key() -> None:
-    """What it says is redacted."""
+async def test_transport_message_is_redacted() -> None:
+    """A key in the transport's message is masked."""
     with pytest.raises(APIConnectionError, match=r"illegal header \*\*\*; it may|illegal header \*\*\*$"):
         await GET(failing(httpx.LocalProtocolError(f"illegal header {KEY}")).client())
 
 
 def in_turn(*outcomes: httpx.Response | httpx.RequestError) -> Wire:
-    """Return a wire on which the attempts of one call end so."""
+    """Return a wire that produces the given outcomes, one per attempt."""
     left = list(outcomes)
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -356,8 +356,8 @@ def in_turn(*outcomes: httpx.Response | httpx.RequestError) -> Wire:
     return Wire(handler)
 
 
-async def test_maybe_processed_speaks_of_all_attempts() -> None:
-    """That the last one could not connect does not undo what an earlier one may have done."""
+async def test_maybe_processed_covers_all_attempts() -> None:
+    """An earlier attempt may have been processed, even if the last one could not connect."""
     wire = in_turn(httpx.ReadError("reset"), httpx.ConnectError("refused"))
     with pytest.raises(APIConnectionError, match="refused") as caught:
         await DELETE(wire.client(retry=RetryPolicy(attempts=2, backoff=0.0)))
@@ -365,7 +365,7 @@ async def test_maybe_processed_speaks_of_all_attempts() -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_maybe_processed_does_not_speak_of_refusals(status: int) -> None:
+async def test_maybe_processed_ignores_refused_attempts(status: int) -> None:
     """A request that was refused was not processed."""
     wire = in_turn(httpx.Response(status, headers=OWN), httpx.ConnectError("refused"))
     with pytest.raises(APIConnectionError) as caught:
@@ -374,16 +374,16 @@ async def test_maybe_processed_does_not_speak_of_refusals(status: int) -> None:
     assert 2 == len(wire.requests)
 
 
-async def test_a_post_that_a_proxy_gave_up_on() -> None:
-    """The service may have carried it out all the same: it is not sent again, and the error says so."""
+async def test_post_with_a_503_from_a_proxy() -> None:
+    """The service may have processed the POST, so it is not retried, and the error says so."""
     wire = in_turn(httpx.Response(503, headers={"Retry-After": "0"}))
     with pytest.raises(ServerError, match="may have been processed anyway: check before") as caught:
         await POST(wire.client(retry=AT_ONCE))
     assert (503, 1) == (caught.value.status_code, len(wire.requests))
 
 
-async def test_a_hook_that_an_earlier_attempt_may_have_made() -> None:
-    """A conflict of a repeated call says so."""
+async def test_conflict_after_a_retry() -> None:
+    """The error says that an earlier attempt of the same call may have created the hook."""
     wire = in_turn(httpx.Response(503, headers=OWN), httpx.Response(409, text="Duplicate hook"))
     with pytest.raises(DuplicateHookError, match="An earlier attempt of this call may have created the hook"):
         await POST(wire.client(retry=AT_ONCE))
@@ -392,19 +392,19 @@ async def test_a_hook_that_an_earlier_attempt_may_have_made() -> None:
 @pytest.mark.parametrize(
     ("first", "body"), [(429, b"hook not found"), (500, b"API key not found"), (500, b"<html>404</html>")]
 )
-async def test_a_delete_that_is_not_done(first: int, body: bytes) -> None:
-    """A refused attempt did nothing, and not every 404 is about the hook."""
+async def test_delete_with_404_on_a_retry(first: int, body: bytes) -> None:
+    """A 404 on a retry is an error if the first attempt was refused, or if the 404 is not about the hook."""
     wire = in_turn(httpx.Response(first, headers=OWN), httpx.Response(404, content=body))
     with pytest.raises(APIStatusError) as caught:
         await DELETE(wire.client(retry=AT_ONCE))
     assert (404, 2) == (caught.value.status_code, caught.value.attempts)
 
 
-# --------------------------------------------------------------------------- a success that is none
+# --------------------------------------------------------------------------- undecodable 2xx responses
 
 
 async def test_decode_errors_are_plain(lemcal_sandbox: Sandbox) -> None:
-    """They name the call as the others do."""
+    """Decode errors name the call, like all other errors."""
     async with lemcal_sandbox.client() as lemcal:
         for fault in (faults.html_200(), faults.empty_200(), faults.json([{}]), faults.status(200, "{oops")):
             lemcal_sandbox.inject(fault)
@@ -420,8 +420,8 @@ async def test_decode_errors_are_plain(lemcal_sandbox: Sandbox) -> None:
             check_plain(error)
 
 
-async def test_an_answer_that_is_too_large(lemcal_sandbox: Sandbox) -> None:
-    """It is not read to its end, and not asked for again."""
+async def test_response_over_the_size_limit(lemcal_sandbox: Sandbox) -> None:
+    """The rest of the response is not read, and the call is not retried."""
     async with lemcal_sandbox.client(max_response_bytes=1000) as lemcal:
         with pytest.raises(
             ResponseDecodeError, match=r"^GET /meetings: the response is over 1000 bytes"
@@ -433,7 +433,7 @@ async def test_an_answer_that_is_too_large(lemcal_sandbox: Sandbox) -> None:
 
 
 async def test_every_error_of_a_call_is_a_lemcal_error(lemcal_sandbox: Sandbox) -> None:
-    """One except clause is enough."""
+    """A single except clause catches every error of a call."""
     lemcal_sandbox.inject(faults.status(500))
     lemcal_sandbox.inject(faults.reset_before_processing())
     lemcal_sandbox.inject(faults.html_200())
@@ -443,8 +443,8 @@ async def test_every_error_of_a_call_is_a_lemcal_error(lemcal_sandbox: Sandbox) 
                 await lemcal.me()
 
 
-async def test_nothing_but_the_answer_makes_an_error(lemcal_sandbox: Sandbox) -> None:
-    """With retries off and no limiter, one call is one request."""
+async def test_one_call_is_one_request(lemcal_sandbox: Sandbox) -> None:
+    """Without retries and a limiter, each call sends exactly one request."""
     lemcal_sandbox.inject(faults.status(500))
     async with lemcal_sandbox.client(retry=ONCE, limiter=Unlimited()) as lemcal:
         with pytest.raises(ServerError):
@@ -454,8 +454,8 @@ async def test_nothing_but_the_answer_makes_an_error(lemcal_sandbox: Sandbox) ->
     assert [500, 200] == [seen.status_code for seen in lemcal_sandbox.requests]
 
 
-async def test_the_reason_may_lie_deeper() -> None:
-    """An error without words, as that of an untrusted certificate on trio, is told by its cause."""
+async def test_message_of_the_cause() -> None:
+    """An exception without a message, as for an untrusted certificate on trio, gets that of its cause."""
     failure = httpx.ConnectError("")
     failure.__cause__ = OSError("certificate verify failed:\nself-signed")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Other event loops than asyncio's own: uvloop's, and one that starts each task at once."""
+"""Event loops other than asyncio's default: uvloop, and one with eager tasks."""
 
 import asyncio
 import importlib
@@ -22,14 +22,14 @@ from lemcal_async.transport.httpx2 import HTTPX2Transport
 from lemcal_async.webhooks import WebhookReceiver
 
 
-def uvloops() -> asyncio.AbstractEventLoop:
-    """Return an event loop of uvloop."""
+def new_uvloop() -> asyncio.AbstractEventLoop:
+    """Return a uvloop event loop."""
     loop: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
     return loop
 
 
-def eager() -> asyncio.AbstractEventLoop:
-    """Return an event loop on which a task runs up to its first wait before whoever starts it goes on."""
+def new_eager_loop() -> asyncio.AbstractEventLoop:
+    """Return an event loop that runs each new task up to its first wait before its creator continues."""
     loop = asyncio.new_event_loop()
     if sys.version_info >= (3, 12):
         loop.set_task_factory(asyncio.eager_task_factory)
@@ -40,12 +40,14 @@ pytestmark = pytest.mark.anyio
 
 LOOPS = [
     pytest.param(
-        ("asyncio", {"loop_factory": uvloops}),
+        ("asyncio", {"loop_factory": new_uvloop}),
         id="uvloop",
-        marks=pytest.mark.skipif(importlib.util.find_spec("uvloop") is None, reason="there is no uvloop"),
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed"
+        ),
     ),
     pytest.param(
-        ("asyncio", {"loop_factory": eager}),
+        ("asyncio", {"loop_factory": new_eager_loop}),
         id="eager",
         marks=pytest.mark.skipif(sys.version_info < (3, 12), reason="new in Python 3.12"),
     ),
@@ -54,13 +56,13 @@ LOOPS = [
 
 @pytest.fixture(params=LOOPS)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    """Run every test on these loops, in place of the usual two."""
+    """Run every test on these loops instead of the usual backends."""
     return request.param
 
 
 @pytest.mark.parametrize("wire", [PooledTransport, HTTPX2Transport, AiohttpTransport])
 async def test_calls(lemcal_sandbox: Sandbox, wire: type[Any]) -> None:
-    """More calls at once than the limit, some canceled in the queue: none is refused, and all others end."""
+    """With more calls than the limit, some canceled in the queue, none is refused and all others finish."""
     async with wire() as transport, lemcal_sandbox.client(transport=transport) as lemcal:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
@@ -74,8 +76,8 @@ async def test_calls(lemcal_sandbox: Sandbox, wire: type[Any]) -> None:
     assert 21 <= len(lemcal_sandbox.requests) < 30
 
 
-async def test_a_synchronization(lemcal_sandbox: Sandbox, tmp_path: Path) -> None:
-    """All meetings, and then what a wake-up from another thread brings."""
+async def test_synchronization(lemcal_sandbox: Sandbox, tmp_path: Path) -> None:
+    """A run finds all meetings; a wake-up from another thread then finds a new booking."""
     wake, found = Wake(), list[Change]()
     async with lemcal_sandbox.client() as lemcal, SQLStore(f"sqlite:///{tmp_path}/loops.db") as store:
         assert 12 == (await sync_meetings([lemcal], store, on_change=found.append)).created
@@ -99,8 +101,8 @@ async def test_a_synchronization(lemcal_sandbox: Sandbox, tmp_path: Path) -> Non
     assert 12 == len(found)
 
 
-async def test_a_delivery(lemcal_sandbox: Sandbox) -> None:
-    """Two handlers, an async one and a plain one in a thread, and many deliveries at once."""
+async def test_deliveries(lemcal_sandbox: Sandbox) -> None:
+    """Many concurrent deliveries are handled, by an async handler and by a plain one in a thread."""
     handled: list[str] = []
 
     async def on_meeting(meeting: Meeting) -> None:
@@ -111,21 +113,21 @@ async def test_a_delivery(lemcal_sandbox: Sandbox) -> None:
         for handler in (on_meeting, lambda meeting: handled.append(meeting.id)):
             receiver = WebhookReceiver(lemcal, token="token", on_meeting=handler)
             booked = [lemcal_sandbox.book() for _ in range(3)]
-            answers: list[int] = []
+            statuses: list[int] = []
 
-            async def deliver(receiver: WebhookReceiver, row: Any, answers: list[int]) -> None:
+            async def deliver(receiver: WebhookReceiver, row: Any, statuses: list[int]) -> None:
                 status, _, _ = await receiver.handle("POST", "token=token", {}, json.dumps(row).encode())
-                answers.append(status)
+                statuses.append(status)
 
             async with anyio.create_task_group() as tasks:
                 for row in booked * 2:
-                    tasks.start_soon(deliver, receiver, row, answers)
-            assert [200] * 6 == answers
+                    tasks.start_soon(deliver, receiver, row, statuses)
+            assert [200] * 6 == statuses
     assert 6 == len(set(handled)) == len(handled)
 
 
-async def test_a_deadline(lemcal_sandbox: Sandbox) -> None:
-    """A scope of asyncio's own ends a call, and leaves the client as it was."""
+async def test_asyncio_timeout(lemcal_sandbox: Sandbox) -> None:
+    """``asyncio.timeout`` ends a call, and the client remains usable."""
     async with lemcal_sandbox.client() as lemcal:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0):

@@ -1,4 +1,4 @@
-"""When a client may be made, used and closed, and who closes what."""
+"""When a client can be created, used and closed, and what it closes."""
 
 import gc
 import os
@@ -15,18 +15,18 @@ from lemcal_async.errors import APIConnectionError, AuthenticationError, Configu
 from lemcal_async.ratelimit import Unlimited
 from lemcal_async.sandbox import Sandbox, faults
 
-from .conftest import KEY, ONCE, USER_ID, Wire, nobody_listens, seen
+from .conftest import KEY, ONCE, USER_ID, Wire, seen, unused_base_url
 
 BACKENDS = ["asyncio", "trio"]
 
-made_at_import_time = {
-    backend: AsyncLemcal(USER_ID, KEY, base_url=nobody_listens(), retry=ONCE) for backend in BACKENDS
+created_at_import_time = {
+    backend: AsyncLemcal(USER_ID, KEY, base_url=unused_base_url(), retry=ONCE) for backend in BACKENDS
 }
 
 
 @pytest.mark.anyio
 async def test_aclose_is_idempotent(lemcal_sandbox: Sandbox) -> None:
-    """Also after the end of the block."""
+    """``aclose`` can be called again, also after the ``async with`` block."""
     lemcal = lemcal_sandbox.client()
     async with lemcal as entered:
         assert lemcal is entered
@@ -37,7 +37,7 @@ async def test_aclose_is_idempotent(lemcal_sandbox: Sandbox) -> None:
 
 @pytest.mark.anyio
 async def test_without_async_with(lemcal_sandbox: Sandbox) -> None:
-    """Made, used, closed."""
+    """A client can be created, used and closed without ``async with``."""
     lemcal = lemcal_sandbox.client()
     assert lemcal_sandbox.user_id == (await lemcal.me()).id
     await lemcal.aclose()
@@ -49,8 +49,8 @@ async def test_without_async_with(lemcal_sandbox: Sandbox) -> None:
 
 
 @pytest.mark.anyio
-async def test_closed_without_a_use() -> None:
-    """There is nothing to close."""
+async def test_close_an_unused_client() -> None:
+    """Closing an unused client works, and it cannot be used afterward."""
     lemcal = AsyncLemcal(USER_ID, KEY)
     await lemcal.aclose()
     async with AsyncLemcal(USER_ID, KEY) as other:
@@ -61,8 +61,8 @@ async def test_closed_without_a_use() -> None:
 
 
 @pytest.mark.anyio
-async def test_an_error_in_the_block_closes_and_passes(lemcal_sandbox: Sandbox) -> None:
-    """The block's own error is what is seen."""
+async def test_error_in_the_block(lemcal_sandbox: Sandbox) -> None:
+    """An error in the ``async with`` block closes the client and propagates."""
     lemcal = lemcal_sandbox.client()
     with pytest.raises(AuthenticationError):
         async with lemcal:
@@ -73,8 +73,8 @@ async def test_an_error_in_the_block_closes_and_passes(lemcal_sandbox: Sandbox) 
 
 @pytest.mark.anyio
 async def test_aclose_lets_calls_finish(lemcal_sandbox: Sandbox) -> None:
-    """Those that are under way; new ones are refused."""
-    lemcal_sandbox.inject(faults.slow(0.3))  # the answer is under way while the client is closed
+    """Calls in progress finish; new calls are refused."""
+    lemcal_sandbox.inject(faults.slow(0.3))  # the response arrives after the client is closed
     lemcal = lemcal_sandbox.client()
     users: list[str] = []
 
@@ -91,9 +91,9 @@ async def test_aclose_lets_calls_finish(lemcal_sandbox: Sandbox) -> None:
 
 
 @pytest.mark.anyio
-async def test_made_at_import_time(anyio_backend_name: str) -> None:
-    """Before any event loop runs; the wire is the default one."""
-    async with made_at_import_time[anyio_backend_name] as lemcal:
+async def test_created_at_import_time(anyio_backend_name: str) -> None:
+    """A client can be created before any event loop runs, with the default wire."""
+    async with created_at_import_time[anyio_backend_name] as lemcal:
         with pytest.raises(APIConnectionError):
             await lemcal.me()
 
@@ -101,7 +101,7 @@ async def test_made_at_import_time(anyio_backend_name: str) -> None:
 @pytest.mark.parametrize("first", BACKENDS)
 @pytest.mark.parametrize("second", BACKENDS)
 def test_two_loops_one_after_the_other(lemcal_sandbox: Sandbox, first: str, second: str) -> None:
-    """The connections of the first are of no use to the second, which makes its own."""
+    """The second loop opens its own connections."""
     lemcal = lemcal_sandbox.client(limiter=Unlimited())
 
     async def use() -> str:
@@ -112,7 +112,7 @@ def test_two_loops_one_after_the_other(lemcal_sandbox: Sandbox, first: str, seco
             return await use()
 
     with warnings.catch_warnings():
-        # The first loop was left with a connection open, and says so.
+        # The first loop ended with an open connection, which causes this warning.
         warnings.simplefilter("ignore", ResourceWarning)
         assert lemcal_sandbox.user_id == anyio.run(use, backend=first)
         assert lemcal_sandbox.user_id == anyio.run(use_and_close, backend=second)
@@ -122,8 +122,8 @@ def test_two_loops_one_after_the_other(lemcal_sandbox: Sandbox, first: str, seco
 
 
 @pytest.mark.anyio
-async def test_the_callers_transport_is_the_callers(lemcal_sandbox: Sandbox) -> None:
-    """It is neither entered nor closed, whatever happens to the client."""
+async def test_the_callers_transport_is_not_closed(lemcal_sandbox: Sandbox) -> None:
+    """A transport passed in is neither entered nor closed by the client."""
     wire = Wire()
     async with wire.client() as lemcal:
         await lemcal.me()
@@ -137,9 +137,9 @@ async def test_the_callers_transport_is_the_callers(lemcal_sandbox: Sandbox) -> 
     assert 2 == len(lemcal_sandbox.requests)
 
 
-def _lose_a_client(backend: str) -> None:
+def _abandon_client(backend: str) -> None:
     async def main() -> None:
-        lemcal = AsyncLemcal(USER_ID, KEY, base_url=nobody_listens(), retry=ONCE)
+        lemcal = AsyncLemcal(USER_ID, KEY, base_url=unused_base_url(), retry=ONCE)
         with pytest.raises(APIConnectionError):
             await lemcal.me()
 
@@ -149,14 +149,14 @@ def _lose_a_client(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_never_closed(backend: str) -> None:
-    """A client that was used and then lost says so, and not by its credentials."""
+    """A client that is garbage-collected unclosed causes a ResourceWarning without credentials."""
     with pytest.warns(ResourceWarning, match="an AsyncLemcal was not closed; use `async with`") as caught:
-        _lose_a_client(backend)
+        _abandon_client(backend)
     assert KEY not in "".join(str(warning.message) for warning in caught)
 
 
 def test_never_used() -> None:
-    """Nothing was opened, so there is nothing to warn of; nor on the caller's own transport."""
+    """An unused client, and one on the caller's own transport, cause no warning."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         lemcal = AsyncLemcal(USER_ID, KEY)
@@ -172,17 +172,18 @@ def test_never_used() -> None:
     assert [] == caught
 
 
-def test_a_program_that_ends_without_closing() -> None:
-    """It ends in order, with the warning where warnings are shown."""
+def test_program_that_exits_without_closing() -> None:
+    """The program exits normally, with a warning if warnings are enabled."""
     program = (
         "import anyio\n"
         "from lemcal_async import AsyncLemcal, RetryPolicy, errors\n"
-        f"lemcal = AsyncLemcal('usr_1', 'k1', base_url={nobody_listens()!r}, retry=RetryPolicy(attempts=1))\n"
+        f"url, once = {unused_base_url()!r}, RetryPolicy(attempts=1)\n"
+        "lemcal = AsyncLemcal('usr_1', 'k1', base_url=url, retry=once)\n"
         "async def main():\n"
         "    try:\n"
         "        await lemcal.me()\n"
         "    except errors.APIConnectionError:\n"
-        "        print('no answer')\n"
+        "        print('no response')\n"
         "anyio.run(main)\n"
     )
     done = subprocess.run(
@@ -193,6 +194,6 @@ def test_a_program_that_ends_without_closing() -> None:
         check=True,
         env={**os.environ, "PYTHONDEVMODE": ""},
     )
-    assert "no answer\n" == done.stdout
+    assert "no response\n" == done.stdout
     assert 1 == done.stderr.count("an AsyncLemcal was not closed")
     assert "Traceback" not in done.stderr

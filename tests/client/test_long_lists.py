@@ -1,4 +1,4 @@
-"""Long lists: other tasks run while one is read, and the result is the same as for a short one."""
+"""Long lists: other tasks run while one is decoded, and the result is the same as for a short list."""
 
 import gc
 import json
@@ -34,8 +34,8 @@ def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def others() -> AsyncIterator[list[int]]:
-    """Run another task meanwhile; yield a list that grows with every turn it gets."""
+async def other_task() -> AsyncIterator[list[int]]:
+    """Run another task in the background; yield a list that grows with each of its turns."""
     turns: list[int] = []
 
     async def take_turns() -> None:
@@ -50,19 +50,19 @@ async def others() -> AsyncIterator[list[int]]:
 
 
 @pytest.mark.parametrize("how", ["array", "envelope"])
-async def test_others_get_their_turn(how: str) -> None:
-    """Other tasks run many times while a list is read, and the result is the same as read at once."""
+async def test_other_tasks_run(how: str) -> None:
+    """Other tasks run many times while a list is decoded, and the result is correct."""
     wire = answering(content=BODY if how == "array" else b'{"data": %b}' % BODY)
-    async with others() as turns:
+    async with other_task() as turns:
         found = await wire.client().meetings.list()
         assert len(turns) >= 10
     assert from_wire(ROWS, list[Meeting]) == found
 
 
-async def test_one_of_many() -> None:
-    """A meeting is found anywhere in the list; if it is missing, the error has the length of the list."""
+async def test_get_from_a_long_list() -> None:
+    """A meeting is found anywhere in the list; if it is missing, the error states the length of the list."""
     lemcal = answering(content=BODY).client()
-    async with others() as turns:
+    async with other_task() as turns:
         for row in (ROWS[0], ROWS[1234], ROWS[-1]):
             assert from_wire(row, Meeting) == await lemcal.meetings.get(row["_id"])
         with pytest.raises(MeetingNotFoundError, match="not among the 2500 meetings"):
@@ -71,9 +71,9 @@ async def test_one_of_many() -> None:
 
 
 async def test_the_escape_hatch() -> None:
-    """``request`` returns JSON or models."""
+    """``request`` decodes long lists in slices, into JSON or models."""
     lemcal = answering(content=BODY).client()
-    async with others() as turns:
+    async with other_task() as turns:
         assert ROWS == (await lemcal.request("GET", "/meetings")).data
         assert (
             from_wire(ROWS, list[Meeting])
@@ -83,13 +83,13 @@ async def test_the_escape_hatch() -> None:
 
 
 def damaged() -> tuple[list[Any], list[int]]:
-    """Return rows of which some are bad, and the indexes of those."""
+    """Return rows, some of them bad, and the indexes of the bad rows."""
     bad = [0, 7, 999, 2_000, 2_499]
     return [row | {"_id": 7} if at in bad else row for at, row in enumerate(ROWS)], bad
 
 
-async def test_bad_rows_keep_their_place(caplog: pytest.LogCaptureFixture) -> None:
-    """A bad row has its index in the whole list, and the other rows are read."""
+async def test_bad_rows_keep_their_index(caplog: pytest.LogCaptureFixture) -> None:
+    """A bad row is reported with its index in the whole list, and the other rows are read."""
     rows, bad = damaged()
     wire = answering(json=rows)
     good = [from_wire(row, Meeting) for at, row in enumerate(rows) if at not in bad]
@@ -122,7 +122,7 @@ async def test_bad_rows_keep_their_place(caplog: pytest.LogCaptureFixture) -> No
         (b'{"rows": %b}' % BODY, "an object, where a list was expected"),
     ],
 )
-async def test_a_body_that_is_broken(body: bytes, problem: str) -> None:
+async def test_broken_body(body: bytes, problem: str) -> None:
     """The error is the same as for a short list, and has no cause or context."""
     lemcal = answering(content=body).client()
     for call in (lemcal.meetings.list, lambda: lemcal.meetings.get("mee_1")):
@@ -132,8 +132,8 @@ async def test_a_body_that_is_broken(body: bytes, problem: str) -> None:
         check_plain(caught.value)
 
 
-async def test_another_model() -> None:
-    """A list where one model is expected, and rows of another kind, are refused."""
+async def test_wrong_model() -> None:
+    """A list in place of one model, and rows of another model, are refused."""
     lemcal = answering(content=BODY).client()
     with pytest.raises(ResponseDecodeError, match="expected an object, got list"):
         await lemcal.request("GET", "/me", into=User)
@@ -143,8 +143,8 @@ async def test_another_model() -> None:
     assert [] == caught.value.rows
 
 
-async def test_canceled_half_way() -> None:
-    """A call canceled between two turns restores the collector, and the next call reads the whole list."""
+async def test_cancellation_between_slices() -> None:
+    """A call canceled between two slices restores the collector, and the next call reads the whole list."""
     was_enabled = gc.isenabled()
     lemcal = answering(content=BODY).client()
     for turns_before in range(6):
@@ -165,10 +165,10 @@ async def test_canceled_half_way() -> None:
 
 @pytest.mark.parametrize("how", ["array", "envelope"])
 @pytest.mark.parametrize("what", ["list", "rows", "get", "request", "models"])
-async def test_reading_counts_within_the_deadline(
+async def test_decoding_counts_toward_the_deadline(
     how: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An answer that comes in time and takes too long to read is too late; the next one is read whole."""
+    """A response that takes too long to decode exceeds the deadline; the next call decodes the whole list."""
     lemcal = answering(content=BODY if how == "array" else b'{"data": %b}' % BODY).client()
     calls: dict[str, Callable[[AsyncLemcal], Awaitable[Any]]] = {
         "list": lambda lemcal: lemcal.meetings.list(),
@@ -180,7 +180,7 @@ async def test_reading_counts_within_the_deadline(
         ),
     }
     with monkeypatch.context() as patch:
-        # A turn takes as long as the call may, however little is decoded in it.
+        # Each turn takes as long as the whole deadline, however little is decoded in it.
         patch.setattr(_decoding, "_take_turn", slowly(_decoding._take_turn))
         patch.setattr(_decoding, "json_of", slowly(_decoding.json_of))
         with pytest.raises(DeadlineExceededError, match=r"within the deadline of 0\.1 s") as caught:
@@ -191,7 +191,7 @@ async def test_reading_counts_within_the_deadline(
 
 
 def slowly(function: Any) -> Any:
-    """Have a function take 0.11 s longer, holding up everything else."""
+    """Make a function take 0.11 s longer, blocking the event loop."""
 
     def slow(*arguments: Any) -> Any:
         until = time.monotonic() + 0.11
@@ -202,7 +202,7 @@ def slowly(function: Any) -> Any:
     return slow
 
 
-async def test_several_at_once() -> None:
+async def test_several_lists_at_once() -> None:
     """Several lists take turns, and restore the collector."""
     was_enabled = gc.isenabled()
     wire = answering(content=BODY)
@@ -219,16 +219,16 @@ async def test_several_at_once() -> None:
 
 
 @pytest.mark.storm
-async def test_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many lists are read, another task waits for one or two turns only."""
+async def test_another_task_runs_between_many_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many lists are decoded concurrently, another task waits for at most two turns."""
     happened: list[str] = []
     take_turn = _decoding._take_turn
 
-    def noted(*arguments: Any) -> bool:
+    def recorded(*arguments: Any) -> bool:
         happened.append("turn")
         return take_turn(*arguments)
 
-    monkeypatch.setattr(_decoding, "_take_turn", noted)
+    monkeypatch.setattr(_decoding, "_take_turn", recorded)
     lemcal = answering(content=BODY).client()
 
     async def something_else() -> None:
@@ -248,8 +248,8 @@ async def test_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("row", ["0", "{}", '{"a":[]}'])
 @pytest.mark.parametrize("on_bad_row", ["raise", "skip"])
-async def test_a_flood_of_bad_rows(row: str, on_bad_row: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The first thousand are kept and the rest counted; they never exist in memory all at once."""
+async def test_many_bad_rows(row: str, on_bad_row: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The first thousand are kept and the rest only counted; they are never all in memory at once."""
     count = 600_000 // len(row)
     body = f"[{','.join([row] * count)}]".encode()
     lemcal = answering(content=body).client(on_bad_row=on_bad_row)
@@ -270,46 +270,46 @@ async def test_a_flood_of_bad_rows(row: str, on_bad_row: str, caplog: pytest.Log
                 caught.value.bad_rows[-1].index,
             )
             assert len(pickle.dumps(caught.value)) < 200_000
-        assert tracemalloc.get_traced_memory()[1] < 12 * 2**20  # 600 KB of `{}` once came to 60 MB
+        assert tracemalloc.get_traced_memory()[1] < 12 * 2**20  # 600 KB of `{}` once took 60 MB
     finally:
         tracemalloc.stop()
 
 
-async def test_a_body_that_holds_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body that cannot be sliced is refused before it takes all the memory."""
+async def test_body_with_too_many_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that cannot be sliced and has too many values is refused before it exhausts memory."""
     monkeypatch.setattr(_decoding, "_MAX_VALUES", 100_000)
     monkeypatch.setattr(_decoding, "_ALWAYS_FEWER", 100_000)
     body = f'{{"data": [{",".join(["{}"] * 200_000)}], "page": 1}}'.encode()
     lemcal = answering(content=body).client()
     for call in (lemcal.meetings.list, lemcal.meetings.rows, lambda: lemcal.request("GET", "/x")):
-        with pytest.raises(ResponseDecodeError, match="holds more than 100,000 values") as caught:
+        with pytest.raises(ResponseDecodeError, match="contains more than 100,000 JSON values") as caught:
             await call()
         check_plain(caught.value)
 
 
 @pytest.mark.parametrize("how", ["array", "envelope"])
 async def test_raw_rows(how: str) -> None:
-    """Rows are returned as they came, whether they could become models or not."""
+    """Rows are returned unchanged, whether or not they are valid."""
     rows, _ = damaged()
     wire = answering(json=rows if how == "array" else {"data": rows})
-    async with others() as turns:
+    async with other_task() as turns:
         assert rows == await wire.client().meetings.rows("met_1")
         assert len(turns) >= 10
     assert "meetingTypeId=met_1" == wire.requests[0].url.query.decode()
 
 
-async def test_rows_left_unparsed() -> None:
-    """The synchronization gets the bytes and the call that they answer, and parses them when it needs to."""
-    answers = [httpx.Response(500), httpx.Response(200, content=BODY), httpx.Response(200, content=b"{}")]
-    lemcal = Wire(lambda _: answers.pop(0)).client(retry=AT_ONCE)
+async def test_unparsed_rows() -> None:
+    """The synchronization gets the bytes and their call, and parses the rows only if necessary."""
+    responses = [httpx.Response(500), httpx.Response(200, content=BODY), httpx.Response(200, content=b"{}")]
+    lemcal = Wire(lambda _: responses.pop(0)).client(retry=AT_ONCE)
     found = await lemcal.meetings._fetch_rows()
     assert (200, BODY, 2) == (found.status_code, found.body, found.call.attempts)
     assert ROWS == found.rows()
     assert "mee_" not in repr(found)
     no_list = [httpx.Response(500), httpx.Response(200, content=b"{}")]
-    answers[:] = no_list
+    responses[:] = no_list
     unparsed = await lemcal.meetings._fetch_rows()
-    answers[:] = no_list
+    responses[:] = no_list
     with pytest.raises(ResponseDecodeError) as later:
         unparsed.rows()
     with pytest.raises(ResponseDecodeError) as at_once:

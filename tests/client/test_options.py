@@ -1,4 +1,4 @@
-"""Siblings for other accounts, views with other options, rotating keys, and the rate limit's snapshot."""
+"""Siblings for other accounts, views with other options, key rotation, and rate-limit snapshots."""
 
 import contextlib
 import inspect
@@ -31,7 +31,7 @@ OTHER_USER, OTHER_KEY = "usr_other", "second-key-77"
 
 
 def basic(user_id: str, api_key: str) -> str:
-    """Return the header as httpx makes it."""
+    """Return the Authorization header that httpx would send."""
     return httpx.BasicAuth(user_id, api_key)._auth_header
 
 
@@ -39,7 +39,7 @@ def basic(user_id: str, api_key: str) -> str:
 
 
 async def test_from_the_environment(lemcal_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both variables; the arguments win."""
+    """Credentials come from the environment, unless they are passed as arguments."""
     monkeypatch.setenv("LEMCAL_USER_ID", lemcal_sandbox.user_id)
     monkeypatch.setenv("LEMCAL_API_KEY", lemcal_sandbox.api_key)
     async with AsyncLemcal(base_url=lemcal_sandbox.base_url) as lemcal:
@@ -49,10 +49,10 @@ async def test_from_the_environment(lemcal_sandbox: Sandbox, monkeypatch: pytest
     assert basic(OTHER_USER, OTHER_KEY) == wire.requests[0].headers["authorization"]
 
 
-async def test_the_base_url_of_the_environment(
+async def test_base_url_from_the_environment(
     lemcal_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is checked as the argument is, and the argument wins."""
+    """The variable is validated like the argument; the argument takes precedence."""
     account = (lemcal_sandbox.user_id, lemcal_sandbox.api_key)
     monkeypatch.setenv("LEMCAL_BASE_URL", f" {lemcal_sandbox.base_url}/\n")
     async with AsyncLemcal(*account) as lemcal:
@@ -66,8 +66,8 @@ async def test_the_base_url_of_the_environment(
     assert "at https://api.lemcal.com/api/lemcal>" in repr(AsyncLemcal(*account))
 
 
-async def test_a_root_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It serves those who hold only other people's keys, and has none of its own, even if there are some."""
+async def test_for_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``for_accounts`` ignores the environment and makes no calls itself; its siblings do."""
     monkeypatch.setenv("LEMCAL_USER_ID", USER_ID)
     monkeypatch.setenv("LEMCAL_API_KEY", KEY)
     wire, limiter = Wire(), LocalRateLimiter(limit=5, period=60)
@@ -87,21 +87,21 @@ async def test_a_root_without_credentials(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_the_user_agent() -> None:
-    """The app's name comes after ours, on views and siblings too."""
+    """The app's name follows the SDK's, on views and siblings too."""
     wire = Wire()
     lemcal = wire.client(user_agent=" myapp/2.1 (ops@example.com)")
     await lemcal.with_options(deadline=5).me()
     await lemcal.for_account(OTHER_USER, OTHER_KEY).me()
     await wire.client().me()
-    ours = f"lemcal-async/{__version__}"
-    assert [f"{ours} myapp/2.1 (ops@example.com)"] * 2 + [ours] == [
+    sdk = f"lemcal-async/{__version__}"
+    assert [f"{sdk} myapp/2.1 (ops@example.com)"] * 2 + [sdk] == [
         request.headers["user-agent"] for request in wire.requests
     ]
 
 
 @pytest.mark.parametrize("name", ["", " ", "my\napp", "müapp", 7])
-def test_no_user_agent(name: object) -> None:
-    """What could not be sent, or would add a header."""
+def test_invalid_user_agent(name: object) -> None:
+    """Text that cannot be sent, or would add a header, is refused."""
     with pytest.raises(ConfigurationError, match=r"^user_agent="):
         Wire().client(user_agent=name)
 
@@ -127,8 +127,8 @@ anyio.run(AsyncLemcal("usr_1", "hush-hush", transport=wire).me)
         ("loud", [], r"(?s).*LEMCAL_LOG must be one of debug, info, warning, error\n"),
     ],
 )
-def test_the_log(level: str, arguments: list[str], expected: str) -> None:
-    """LEMCAL_LOG writes it to standard error, through the program's own handlers if there are any."""
+def test_log_variable(level: str, arguments: list[str], expected: str) -> None:
+    """LEMCAL_LOG logs to standard error, or to the program's own handlers if there are any."""
     done = subprocess.run(
         [sys.executable, "-c", LOGGING, *arguments],
         env={**os.environ, "LEMCAL_LOG": level},
@@ -141,15 +141,15 @@ def test_the_log(level: str, arguments: list[str], expected: str) -> None:
     assert ("loud" == level) == (done.returncode != 0)
 
 
-async def test_the_combined_form(lemcal_sandbox: Sandbox) -> None:
-    """One string is enough."""
+async def test_combined_credentials(lemcal_sandbox: Sandbox) -> None:
+    """The API key can contain the user id."""
     combined = f"{lemcal_sandbox.user_id}:{lemcal_sandbox.api_key}"
     async with AsyncLemcal(api_key=combined, base_url=lemcal_sandbox.base_url) as lemcal:
         assert lemcal_sandbox.user_id == (await lemcal.me()).id
 
 
 async def test_rotation(lemcal_sandbox: Sandbox) -> None:
-    """A function is asked before each call, so a new key needs no restart."""
+    """The function is called before each call, so a new key needs no restart."""
     current = ["outdated"]
     async with lemcal_sandbox.client(api_key=lambda: current[0]) as lemcal:
         with pytest.raises(AuthenticationError):
@@ -158,8 +158,8 @@ async def test_rotation(lemcal_sandbox: Sandbox) -> None:
         assert lemcal_sandbox.user_id == (await lemcal.me()).id
 
 
-async def test_rotation_under_way(lemcal_sandbox: Sandbox) -> None:
-    """A 401 after which the function has another key is tried once more with that."""
+async def test_rotation_during_a_call(lemcal_sandbox: Sandbox) -> None:
+    """After a 401, the call is repeated once if the function returns another key."""
     keys = iter(["outdated", lemcal_sandbox.api_key])
     async with lemcal_sandbox.client(api_key=lambda: next(keys)) as lemcal:
         await lemcal.hooks.create(TARGET, any_meeting_type=True)
@@ -167,19 +167,19 @@ async def test_rotation_under_way(lemcal_sandbox: Sandbox) -> None:
     assert 1 == len(lemcal_sandbox.hooks())
 
 
-async def test_rotation_is_tried_once(lemcal_sandbox: Sandbox) -> None:
-    """A function that has a new wrong key each time is not asked for ever."""
+async def test_rotation_is_attempted_once(lemcal_sandbox: Sandbox) -> None:
+    """A function that returns a new invalid key each time is not called forever."""
     keys = iter(f"wrong{number}" for number in range(9))
     async with lemcal_sandbox.client(api_key=lambda: next(keys)) as lemcal:
         with pytest.raises(AuthenticationError) as caught:
             await lemcal.me()
-    assert 1 == caught.value.attempts  # with the key that it speaks of
+    assert 1 == caught.value.attempts  # with the last key
     assert 2 == len(lemcal_sandbox.requests)
     assert "wrong2" == next(keys)
 
 
 async def test_no_rotation(lemcal_sandbox: Sandbox) -> None:
-    """The same key again, or a plain one, is not tried twice."""
+    """The same key is not tried twice."""
     for key in ("wrong", lambda: "wrong"):
         async with lemcal_sandbox.client(api_key=key) as lemcal:
             with pytest.raises(AuthenticationError):
@@ -187,22 +187,22 @@ async def test_no_rotation(lemcal_sandbox: Sandbox) -> None:
     assert 2 == len(lemcal_sandbox.requests)
 
 
-async def test_a_delete_after_rotation_is_a_first_attempt(lemcal_sandbox: Sandbox) -> None:
-    """The one that was answered 401 deleted nothing: a 404 is an error."""
+async def test_delete_after_rotation(lemcal_sandbox: Sandbox) -> None:
+    """The attempt with the 401 deleted nothing, so a 404 is an error."""
     keys = iter(["outdated", lemcal_sandbox.api_key])
     async with lemcal_sandbox.client(api_key=lambda: next(keys), retry=AT_ONCE) as lemcal:
         with pytest.raises(HookNotFoundError):
             await lemcal.hooks.delete("hoo_1")
 
 
-async def test_a_key_function_that_fails() -> None:
-    """Its own error passes, and nothing is sent."""
+async def test_failing_key_function() -> None:
+    """The function's exception propagates, and nothing is sent."""
 
     def broken() -> str:
         raise LookupError("the vault is sealed")
 
     wire = Wire()
-    lemcal = wire.client(api_key=broken)  # not asked yet
+    lemcal = wire.client(api_key=broken)  # not called yet
     with pytest.raises(LookupError, match="the vault is sealed"):
         await lemcal.me()
     with pytest.raises(LookupError, match="the vault is sealed"):
@@ -216,7 +216,7 @@ async def test_a_key_function_that_fails() -> None:
 
 
 async def test_for_account() -> None:
-    """Another account on the same wire; neither sends the other's credentials."""
+    """A sibling uses the same wire, with its own credentials."""
     wire = Wire()
     first = wire.client()
     second = first.for_account(OTHER_USER, OTHER_KEY)
@@ -228,8 +228,8 @@ async def test_for_account() -> None:
     ]
 
 
-async def test_for_account_sees_its_own_data() -> None:
-    """On a real socket, over the same connection."""
+async def test_for_account_returns_its_own_data() -> None:
+    """Against a real server, a sibling gets only its own account's data."""
     with Sandbox(accounts=2).serve() as sandbox:
         mine, theirs = sandbox.accounts
         async with sandbox.client() as lemcal:
@@ -240,7 +240,7 @@ async def test_for_account_sees_its_own_data() -> None:
 
 
 async def test_for_account_keeps_the_options() -> None:
-    """Base URL, deadline, retries and what becomes of bad rows."""
+    """A sibling inherits the base URL, deadline, retries and ``on_bad_row``."""
     with Sandbox(accounts=2).serve() as sandbox:
         theirs = sandbox.accounts[1]
         async with sandbox.client(on_bad_row="skip", retry=ONCE) as lemcal:
@@ -256,7 +256,7 @@ async def test_for_account_keeps_the_options() -> None:
 
 
 async def test_for_account_has_its_own_rate_limit() -> None:
-    """In the same limiter: one account's queue does not hold up the other."""
+    """In the same limiter, a paused account does not delay another."""
     with Sandbox(accounts=2).serve() as sandbox:
         theirs = sandbox.accounts[1]
         async with sandbox.client() as lemcal:
@@ -267,12 +267,12 @@ async def test_for_account_has_its_own_rate_limit() -> None:
             assert 0 == lemcal.rate_limit.remaining
             assert 20 == sibling.rate_limit.remaining
             assert theirs.user_id == (await sibling.me()).id
-            # And two clients of one account share theirs.
+            # Two clients of one account share their rate limit.
             assert 0 == sandbox.client().rate_limit.remaining
 
 
-async def test_for_account_does_not_consult_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One account's key must never be sent with another's user id."""
+async def test_for_account_ignores_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One account's key is never sent with another account's user id."""
     monkeypatch.setenv("LEMCAL_USER_ID", USER_ID)
     monkeypatch.setenv("LEMCAL_API_KEY", KEY)
     wire = Wire()
@@ -285,8 +285,8 @@ async def test_for_account_does_not_consult_the_environment(monkeypatch: pytest.
     assert [basic(OTHER_USER, OTHER_KEY)] == [request.headers["authorization"] for request in wire.requests]
 
 
-async def test_for_account_and_the_close_of_its_parent(lemcal_sandbox: Sandbox) -> None:
-    """It works while the parent is open, closes nothing itself, and says when the parent is closed."""
+async def test_for_account_after_its_parent_is_closed(lemcal_sandbox: Sandbox) -> None:
+    """A sibling works while its parent is open, closes nothing itself, and then raises ConfigurationError."""
     async with lemcal_sandbox.client() as lemcal:
         async with lemcal.for_account(lemcal_sandbox.user_id, lemcal_sandbox.api_key) as sibling:
             await sibling.me()
@@ -304,8 +304,8 @@ async def test_for_account_and_the_close_of_its_parent(lemcal_sandbox: Sandbox) 
     assert 3 == len(lemcal_sandbox.requests)
 
 
-def test_a_sibling_costs_microseconds() -> None:
-    """No new SSL context, no new pool: it has the layers of the client that it was made from."""
+def test_siblings_share_the_transport_stack() -> None:
+    """A sibling needs no new SSL context or pool: it uses its parent's layers."""
     lemcal = AsyncLemcal(USER_ID, KEY)
     sibling = lemcal.for_account(OTHER_USER, OTHER_KEY)
     assert lemcal._session.stack is sibling._session.stack is sibling.with_options()._session.stack
@@ -315,7 +315,7 @@ def test_a_sibling_costs_microseconds() -> None:
 
 
 async def test_with_timeout(lemcal_sandbox: Sandbox) -> None:
-    """For each network operation, in seconds or as httpx has it."""
+    """The timeout applies to each network operation, in seconds or as ``httpx.Timeout``."""
     async with lemcal_sandbox.client(retry=ONCE) as lemcal:
         lemcal_sandbox.inject(faults.slow(30), times=2)
         for timeout in (0.05, httpx.Timeout(5, read=0.05)):
@@ -325,7 +325,7 @@ async def test_with_timeout(lemcal_sandbox: Sandbox) -> None:
 
 
 async def test_timeouts_reach_the_wire() -> None:
-    """Where httpx expects them; None is none."""
+    """Timeouts are passed in the form that httpx uses; None means no timeout."""
     wire = Wire()
     lemcal = wire.client()
     for view in (
@@ -344,17 +344,17 @@ async def test_timeouts_reach_the_wire() -> None:
 
 
 async def test_with_deadline(lemcal_sandbox: Sandbox) -> None:
-    """Set for a view, and lifted by None."""
+    """A view's deadline is removed by None."""
     lemcal_sandbox.inject(faults.slow(0.25), times=2)
     async with lemcal_sandbox.client() as lemcal:
-        hasty = lemcal.with_options(deadline=0.1)
+        impatient = lemcal.with_options(deadline=0.1)
         with pytest.raises(DeadlineExceededError):
-            await hasty.me()
-        assert lemcal_sandbox.user_id == (await hasty.with_options(deadline=None).me()).id
+            await impatient.me()
+        assert lemcal_sandbox.user_id == (await impatient.with_options(deadline=None).me()).id
 
 
 async def test_with_retry(lemcal_sandbox: Sandbox) -> None:
-    """Another policy; None is the default one."""
+    """A view has its own retry policy; None means the default policy."""
     async with lemcal_sandbox.client(retry=ONCE) as lemcal:
         lemcal_sandbox.inject(faults.status(500), times=3)
         with pytest.raises(ServerError):
@@ -366,7 +366,7 @@ async def test_with_retry(lemcal_sandbox: Sandbox) -> None:
 
 
 async def test_with_priority(lemcal_sandbox: Sandbox) -> None:
-    """Bulk calls let the others pass."""
+    """Interactive calls overtake bulk calls."""
     limiter = LocalRateLimiter(limit=1, period=0.5)
     async with lemcal_sandbox.client(limiter=limiter) as lemcal:
         bulk = lemcal.with_options(priority="bulk")
@@ -378,8 +378,8 @@ async def test_with_priority(lemcal_sandbox: Sandbox) -> None:
     assert ["/me", "/meetingTypes", "/meetings"] == [seen.path for seen in lemcal_sandbox.requests]
 
 
-async def test_what_is_not_given_stays(lemcal_sandbox: Sandbox) -> None:
-    """One option at a time, on top of each other; the client itself does not change."""
+async def test_with_options_keeps_other_options(lemcal_sandbox: Sandbox) -> None:
+    """Views accumulate options; the client itself does not change."""
     lemcal_sandbox.inject(faults.slow(30), times=3)
     async with lemcal_sandbox.client(retry=ONCE) as lemcal:
         view = lemcal.with_options(timeout=0.1).with_options(priority="bulk").with_options(deadline=20)
@@ -393,34 +393,34 @@ async def test_what_is_not_given_stays(lemcal_sandbox: Sandbox) -> None:
         await lemcal.me()
 
 
-def test_the_signature_says_so() -> None:
-    """Where None has a meaning of its own, the default is not None."""
+def test_signature_of_with_options() -> None:
+    """Options for which None is a valid value default to UNCHANGED."""
     assert "deadline: float | lemcal_async._client.Unchanged | None = UNCHANGED" in str(
         inspect.signature(AsyncLemcal.with_options)
     )
 
 
-async def test_a_view_shares_the_key_function() -> None:
-    """And the account."""
-    asked: list[int] = []
+async def test_view_shares_the_key_function() -> None:
+    """A view calls the same key function and uses the same account."""
+    calls: list[int] = []
 
     def key() -> str:
-        asked.append(1)
+        calls.append(1)
         return KEY
 
     wire = Wire()
     lemcal = wire.client(api_key=key)
     await lemcal.with_options(deadline=5).me()
     assert [basic(USER_ID, KEY)] == [request.headers["authorization"] for request in wire.requests]
-    assert asked
+    assert calls
 
 
 class MyLemcal(AsyncLemcal):
-    """What a user may derive."""
+    """A subclass, as a user may define."""
 
 
-def test_views_are_of_the_same_class() -> None:
-    """Also of a class of the user's own."""
+def test_views_have_the_same_class() -> None:
+    """Views and siblings of a subclass are instances of it."""
     lemcal = MyLemcal(USER_ID, KEY)
     assert isinstance(lemcal.with_options(deadline=1), MyLemcal)
     assert isinstance(lemcal.for_account(OTHER_USER, OTHER_KEY), MyLemcal)
@@ -430,7 +430,7 @@ def test_views_are_of_the_same_class() -> None:
 
 
 async def test_rate_limit(lemcal_sandbox: Sandbox) -> None:
-    """A snapshot: whole at first, then less by each call, paused after a 429."""
+    """The snapshot starts at the full limit, decreases with each call, and shows the pause after a 429."""
     async with lemcal_sandbox.client(retry=ONCE) as lemcal:
         assert RateLimit(20, 20, resets_in=0.0, queued=0, paused_for=0.0) == lemcal.rate_limit
         await lemcal.me()
@@ -446,8 +446,8 @@ async def test_rate_limit(lemcal_sandbox: Sandbox) -> None:
         assert paused.paused_for == pytest.approx(40, abs=2)
 
 
-async def test_rate_limit_tells_of_the_queue(lemcal_sandbox: Sandbox) -> None:
-    """How many calls wait for their turn."""
+async def test_rate_limit_shows_the_queue(lemcal_sandbox: Sandbox) -> None:
+    """The snapshot has the number of queued calls."""
     async with lemcal_sandbox.client(limiter=LocalRateLimiter(limit=1, period=30)) as lemcal:
         await lemcal.me()
         async with anyio.create_task_group() as group:
@@ -464,17 +464,17 @@ async def test_rate_limit_tells_of_the_queue(lemcal_sandbox: Sandbox) -> None:
 
 
 def test_rate_limit_without_a_limiter() -> None:
-    """Nothing is known."""
+    """Without a limiter, the snapshot has no limits."""
     assert RateLimit(None, None, resets_in=0.0, queued=0, paused_for=0.0) == (
         Wire().client(limiter=Unlimited()).rate_limit
     )
 
 
-# --------------------------------------------------------------------------- whose it is
+# --------------------------------------------------------------------------- user_id and rate_limit_key
 
 
-def test_whose_it_is() -> None:
-    """The user id, and the name of the budget, which is the same for all who hold the same key."""
+def test_user_id_and_rate_limit_key() -> None:
+    """The rate-limit key is the same for all clients with the same credentials, and contains no secret."""
     lemcal = Wire().client()
     other = lemcal.for_account(OTHER_USER, OTHER_KEY)
     assert (USER_ID, OTHER_USER) == (lemcal.user_id, other.user_id)
@@ -490,8 +490,8 @@ def test_whose_it_is() -> None:
     assert KEY not in repr(lemcal.rate_limit_key)
 
 
-def test_whose_it_is_cannot_be_said() -> None:
-    """As when the key function has no key."""
+def test_user_id_without_a_key() -> None:
+    """If the key function returns no key, ``user_id`` raises ConfigurationError."""
     lemcal = Wire().client(api_key=lambda: "")
     with pytest.raises(ConfigurationError):
         _ = lemcal.user_id

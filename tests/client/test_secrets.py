@@ -1,4 +1,4 @@
-"""The API key and the webhook token are seen by the server, and by nobody else."""
+"""Only the server ever sees the API key and the webhook token."""
 
 import asyncio
 import logging
@@ -27,42 +27,42 @@ from lemcal_async.ratelimit import LocalRateLimiter, Unlimited
 from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.sandbox.faults import Fault
 
-from .conftest import AT_ONCE, KEY, ONCE, TARGET, TOKEN, USER_ID, Wire, answering, failing, nobody_listens
+from .conftest import AT_ONCE, KEY, ONCE, TARGET, TOKEN, USER_ID, Wire, answering, failing, unused_base_url
 
 pytestmark = pytest.mark.anyio
 
 
 def basic_of(user_id: str, api_key: str) -> str:
-    """Return what follows the word Basic."""
+    """Return the base64 part of a Basic Authorization header."""
     return httpx.BasicAuth(user_id, api_key)._auth_header.removeprefix("Basic ")
 
 
-def check_quiet(text: str, *secrets: str) -> None:
-    """Check that a text holds none of the secrets, whatever case or quoting it is in."""
+def check_no_secrets(text: str, *secrets: str) -> None:
+    """Check that a text contains none of the secrets, ignoring case."""
     for secret in (KEY, TOKEN, basic_of(USER_ID, KEY), *secrets):
         assert secret.lower() not in text.lower()
 
 
 def everything_of(error: BaseException) -> str:
-    """Return all that a program might show of an error, its traceback with local variables included.
+    """Return everything a program might show of an error, including a traceback with local variables.
 
-    The frames of the tests themselves are left out: what they hold is the caller's business.
+    Frames of the tests are omitted: the caller is responsible for the secrets in its own variables.
     """
     rendered = traceback.TracebackException.from_exception(error, capture_locals=True)
     for frame in rendered.stack:
         if "/tests/" in frame.filename:
             frame.locals = None
-    assert any(frame.locals for frame in rendered.stack)  # or this would show nothing
+    assert any(frame.locals for frame in rendered.stack)  # otherwise, this would check nothing
     assert rendered.__cause__ is rendered.__context__ is None
     texts = [str(error), repr(error), repr(vars(error)), "".join(rendered.format())]
     return "\n".join([*texts, repr(pickle.dumps(error))])
 
 
-# --------------------------------------------------------------------------- at rest
+# --------------------------------------------------------------------------- repr and pickle
 
 
-def test_of_a_client() -> None:
-    """Its repr says whose it is, and where."""
+def test_repr_of_a_client() -> None:
+    """The repr contains the user id and the base URL, but no secret."""
     for lemcal in (
         AsyncLemcal(USER_ID, KEY),
         AsyncLemcal(api_key=f"{USER_ID}:{KEY}"),
@@ -71,29 +71,29 @@ def test_of_a_client() -> None:
         AsyncLemcal("usr_1", "k1").for_account(USER_ID, KEY).with_options(deadline=1),
     ):
         for text in (str(lemcal), repr(lemcal), f"{lemcal}", repr(lemcal.rate_limit), repr(lemcal.hooks)):
-            check_quiet(text)
+            check_no_secrets(text)
         assert "https://api.lemcal.com" in repr(lemcal)
     assert USER_ID in repr(AsyncLemcal(USER_ID, KEY))
 
 
-def test_a_client_cannot_be_pickled() -> None:
-    """Nor a view of it; the error says what to do instead."""
+def test_client_cannot_be_pickled() -> None:
+    """Neither a client nor a view can be pickled; the error says why."""
     for lemcal in (AsyncLemcal(USER_ID, KEY), AsyncLemcal(USER_ID, KEY).with_options(deadline=1)):
         with pytest.raises(TypeError, match="cannot be pickled: it holds an API key") as caught:
             pickle.dumps(lemcal)
-        check_quiet(str(caught.value))
+        check_no_secrets(str(caught.value))
 
 
-def test_the_parts_of_a_client_cannot_be_pickled_either() -> None:
-    """Whatever is pulled out of it."""
+def test_parts_of_a_client_cannot_be_pickled() -> None:
+    """No part of a client can be pickled."""
     lemcal = AsyncLemcal(USER_ID, KEY)
     for part in (lemcal._session, lemcal.meetings, lemcal._session._authorize()):
         with pytest.raises(TypeError):
             pickle.dumps(part)
 
 
-async def test_of_a_hook() -> None:
-    """The token in its target is left out of the repr."""
+async def test_repr_of_a_hook() -> None:
+    """The repr omits the token in the target URL."""
     hook = (
         await answering(json={"_id": "hoo_1", "targetUrl": TARGET})
         .client()
@@ -101,15 +101,15 @@ async def test_of_a_hook() -> None:
     )
     assert TARGET == hook.target_url
     assert "https://example.com/lemcal?..." in repr(hook)
-    check_quiet(repr(hook))
-    check_quiet(str([hook]))
+    check_no_secrets(repr(hook))
+    check_no_secrets(str([hook]))
 
 
 # --------------------------------------------------------------------------- logs
 
 
 async def test_logs(lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
-    """All loggers at the lowest level, those of libraries and of the event loop included."""
+    """No logger, including those of libraries and the event loop, logs a secret, even at the lowest level."""
     secrets = (lemcal_sandbox.api_key, basic_of(lemcal_sandbox.user_id, lemcal_sandbox.api_key))
     with caplog.at_level(0):
         async with lemcal_sandbox.client(retry=AT_ONCE, on_bad_row="skip") as lemcal:
@@ -126,7 +126,7 @@ async def test_logs(lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -
     names = {record.name for record in caplog.records}
     assert {"lemcal_async", "lemcal_async.retry", "lemcal_async.ratelimit"} <= names
     for record in caplog.records:
-        check_quiet(f"{record.getMessage()} {record.args!r} {vars(record)!r}", *secrets)
+        check_no_secrets(f"{record.getMessage()} {record.args!r} {vars(record)!r}", *secrets)
     ours = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("lemcal_"))
     for line in (
         "GET /meetings: 500 on attempt 1 of 5; retrying in 0 s",
@@ -137,7 +137,7 @@ async def test_logs(lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -
 
 
 def test_no_handlers() -> None:
-    """A library leaves them to the program."""
+    """The library installs no log handlers."""
     assert [] == logging.getLogger("lemcal_async").handlers
 
 
@@ -147,35 +147,35 @@ Do = Callable[[AsyncLemcal], Awaitable[object]]
 
 
 async def create(lemcal: AsyncLemcal) -> object:
-    """Send a token."""
+    """Send a token with ``hooks.create``."""
     return await lemcal.hooks.create(TARGET, any_meeting_type=True)
 
 
 async def request(lemcal: AsyncLemcal) -> object:
-    """Send it by the escape hatch."""
+    """Send a token with ``request``."""
     return await lemcal.request("POST", "/hooks", json={"targetUrl": TARGET}, into=Hook)
 
 
 async def error_of(do: Do, lemcal: AsyncLemcal, kind: type[LemcalError]) -> str:
-    """Return all that can be seen of the error in which a call ends."""
+    """Return everything a program might show of the error that a call raises."""
     with pytest.raises(kind) as caught:
         await do(lemcal)
     return everything_of(caught.value)
 
 
 @pytest.mark.parametrize("do", [create, request])
-async def test_a_connection_failure(do: Do) -> None:
-    """Neither key nor token, though the request is among the local variables."""
-    async with AsyncLemcal(USER_ID, KEY, base_url=nobody_listens(), retry=AT_ONCE) as lemcal:
-        check_quiet(await error_of(do, lemcal, APIConnectionError))
-        check_quiet(await error_of(lambda lemcal: lemcal.me(), lemcal, APIConnectionError))
+async def test_connection_failure(do: Do) -> None:
+    """The error shows no secret, although the request is in local variables."""
+    async with AsyncLemcal(USER_ID, KEY, base_url=unused_base_url(), retry=AT_ONCE) as lemcal:
+        check_no_secrets(await error_of(do, lemcal, APIConnectionError))
+        check_no_secrets(await error_of(lambda lemcal: lemcal.me(), lemcal, APIConnectionError))
 
 
 @pytest.mark.parametrize("do", [create, request])
 @pytest.mark.parametrize("failure", [httpx.ReadError(f"reset {KEY}"), httpx.ReadTimeout("")])
-async def test_a_broken_connection(do: Do, failure: httpx.RequestError) -> None:
-    """The same, with a wire that quotes what it was given."""
-    check_quiet(await error_of(do, failing(failure).client(), APIConnectionError))
+async def test_broken_connection(do: Do, failure: httpx.RequestError) -> None:
+    """The error shows no secret, even if the transport's message contains one."""
+    check_no_secrets(await error_of(do, failing(failure).client(), APIConnectionError))
 
 
 @pytest.mark.parametrize("do", [create, request])
@@ -183,11 +183,11 @@ async def test_a_broken_connection(do: Do, failure: httpx.RequestError) -> None:
     ("status", "kind"),
     [(401, AuthenticationError), (400, LemcalError), (409, LemcalError), (500, ServerError)],
 )
-async def test_an_answer_that_quotes_everything(do: Do, status: int, kind: type[LemcalError]) -> None:
-    """The server's words, its headers and its body may hold both."""
+async def test_error_response_that_echoes_secrets(do: Do, status: int, kind: type[LemcalError]) -> None:
+    """Secrets in the server's message, headers and body are not shown."""
     words = f"{USER_ID}:{KEY} {basic_of(USER_ID, KEY)} cannot have {TARGET}"
     wire = answering(status, json={"error": words}, headers={"X-Echo": basic_of(USER_ID, KEY)})
-    check_quiet(await error_of(do, wire.client(), kind))
+    check_no_secrets(await error_of(do, wire.client(), kind))
 
 
 @pytest.mark.parametrize("do", [create, request])
@@ -202,16 +202,16 @@ async def test_an_answer_that_quotes_everything(do: Do, status: int, kind: type[
         f'{{"_id": ["{KEY}"], "createdAt": "{KEY}", "targetUrl": "{TARGET}"}}',
     ],
 )
-async def test_an_answer_that_cannot_be_read(do: Do, content: str) -> None:
-    """A decode error says what is wrong with the body, and not what is in it."""
-    check_quiet(await error_of(do, answering(content=content).client(), ResponseDecodeError))
+async def test_undecodable_response(do: Do, content: str) -> None:
+    """A decode error describes the problem with the body, without its content."""
+    check_no_secrets(await error_of(do, answering(content=content).client(), ResponseDecodeError))
 
 
 @pytest.mark.parametrize("do", [create, request])
-async def test_an_answer_that_is_too_large(do: Do) -> None:
-    """Its beginning has been read."""
+async def test_response_over_the_size_limit(do: Do) -> None:
+    """The error does not show the part of the body that was read."""
     wire = answering(content=f'{{"targetUrl": "{TARGET}", "key": "{KEY}"}}')
-    check_quiet(await error_of(do, wire.client(max_response_bytes=10), ResponseDecodeError))
+    check_no_secrets(await error_of(do, wire.client(max_response_bytes=10), ResponseDecodeError))
 
 
 @pytest.mark.parametrize("do", [create, request])
@@ -219,47 +219,47 @@ async def test_an_answer_that_is_too_large(do: Do) -> None:
     "fault",
     [faults.slow(30), faults.status(503, headers={"Retry-After": "20"}), faults.too_many_requests("20")],
 )
-async def test_a_deadline(lemcal_sandbox: Sandbox, do: Do, fault: Fault) -> None:
-    """Whichever layer notices."""
+async def test_exceeded_deadline(lemcal_sandbox: Sandbox, do: Do, fault: Fault) -> None:
+    """The error shows no secret, whichever layer raises it."""
     lemcal_sandbox.inject(fault)
     async with lemcal_sandbox.client(deadline=0.1) as lemcal:
         text = await error_of(do, lemcal, DeadlineExceededError)
-    check_quiet(text, lemcal_sandbox.api_key, basic_of(lemcal_sandbox.user_id, lemcal_sandbox.api_key))
+    check_no_secrets(text, lemcal_sandbox.api_key, basic_of(lemcal_sandbox.user_id, lemcal_sandbox.api_key))
 
 
 @pytest.mark.parametrize("do", [create, request])
-async def test_a_deadline_in_the_queue(do: Do) -> None:
-    """Before anything was sent."""
+async def test_deadline_exceeded_in_the_queue(do: Do) -> None:
+    """The error shows no secret if nothing was sent."""
     lemcal = Wire().client(limiter=LocalRateLimiter(limit=1, period=30), deadline=1)
     await lemcal.me()
-    check_quiet(await error_of(do, lemcal, DeadlineExceededError))
+    check_no_secrets(await error_of(do, lemcal, DeadlineExceededError))
 
 
-async def test_a_closed_client() -> None:
-    """The token is an argument of the call that is refused."""
+async def test_closed_client() -> None:
+    """The token, an argument of the refused call, is not shown."""
     lemcal = Wire().client()
     await lemcal.aclose()
-    check_quiet(await error_of(create, lemcal, ConfigurationError))
+    check_no_secrets(await error_of(create, lemcal, ConfigurationError))
 
 
 def frames_of(error: BaseException) -> str:
-    """Return all frames that hang on an error, with their local variables; but for the tests' own."""
+    """Return all frames reachable from an error, with their local variables, except those of this file."""
     shown = []
     seen: set[int] = set()
-    rest: list[BaseException | None] = [error]
-    while rest:
-        each = rest.pop()
+    remaining: list[BaseException | None] = [error]
+    while remaining:
+        each = remaining.pop()
         if each is None or id(each) in seen:
             continue
         seen.add(id(each))
-        rest += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
+        remaining += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
         rendered = traceback.StackSummary.extract(traceback.walk_tb(each.__traceback__), capture_locals=True)
         shown += [f"{frame.filename}:{frame.lineno} {frame.name} {frame.locals}" for frame in rendered]
     return "\n".join(frame for frame in shown if f"{__file__}:" not in frame)
 
 
 async def cancel_after(turns: int, call: Callable[[], Awaitable[object]]) -> BaseException | None:
-    """Cancel a call after so many turns of the event loop; return what it ended with, if it was canceled."""
+    """Cancel a call after some turns of the event loop; return its exception, or None if it had finished."""
     ended: list[BaseException] = []
 
     async def run() -> None:
@@ -283,7 +283,7 @@ EVERY_TURN = pytest.param(range(70), marks=pytest.mark.storm, id="every turn")
 @pytest.mark.parametrize("moments", [pytest.param(range(0, 50, 7), id="some turns"), EVERY_TURN])
 @pytest.mark.parametrize("do", [create, request])
 async def test_canceled_at_any_moment(lemcal_sandbox: Sandbox, do: Do, moments: range) -> None:
-    """Neither our frames nor those below hold key or token, on a new connection or a used one."""
+    """No frame of the traceback holds a secret, on a new or a reused connection."""
     basic = basic_of(lemcal_sandbox.user_id, lemcal_sandbox.api_key)
     lemcal_sandbox.inject(faults.slow(0.02), times=1_000)
     where: set[str] = set()
@@ -295,14 +295,14 @@ async def test_canceled_at_any_moment(lemcal_sandbox: Sandbox, do: Do, moments: 
                 error = await cancel_after(turns, lambda lemcal=lemcal: do(lemcal))  # type: ignore[misc]
             if error is not None:
                 frames = frames_of(error)
-                check_quiet(frames, lemcal_sandbox.api_key, basic)
+                check_no_secrets(frames, lemcal_sandbox.api_key, basic)
                 where.add(re.sub(r"\d+", "", frames.rpartition("\n")[2].partition(" {")[0]))
     assert len(where) >= 1
     assert all("/lemcal_async/" in place or "/anyio/" in place for place in where)
 
 
-async def test_canceled_on_a_wire_that_holds_everything() -> None:
-    """Its frames are cut off: what they hold is not ours to mask."""
+async def test_canceled_on_a_transport_with_secrets_in_its_frames() -> None:
+    """The transport's frames are removed from the traceback, because their variables cannot be masked."""
     arrived = anyio.Event()
 
     async def hold(request: httpx.Request) -> httpx.Response:
@@ -328,46 +328,46 @@ async def test_canceled_on_a_wire_that_holds_everything() -> None:
     rendered = traceback.format_tb(ended[0].__traceback__)
     assert "in hold" not in "".join(rendered)
     assert "_layers.py" in rendered[-1]
-    check_quiet(frames_of(ended[0]))
+    check_no_secrets(frames_of(ended[0]))
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_timeout_of_asyncio(lemcal_sandbox: Sandbox) -> None:
-    """It makes the cancellation its cause, with all frames that hang on it."""
+async def test_asyncio_timeout(lemcal_sandbox: Sandbox) -> None:
+    """The TimeoutError's cause is the cancellation, whose frames hold no secret."""
     lemcal_sandbox.inject(faults.slow(30))
     async with lemcal_sandbox.client(limiter=Unlimited()) as lemcal:
         with pytest.raises(TimeoutError) as caught:
             await asyncio.wait_for(create(lemcal), 0.2)
     assert isinstance(caught.value.__cause__, asyncio.CancelledError)
     frames = frames_of(caught.value)
-    check_quiet(frames, lemcal_sandbox.api_key, basic_of(lemcal_sandbox.user_id, lemcal_sandbox.api_key))
+    check_no_secrets(frames, lemcal_sandbox.api_key, basic_of(lemcal_sandbox.user_id, lemcal_sandbox.api_key))
     assert "/transport/_layers.py:" in frames
     assert not [library for library in ("/h11/", "/httpcore/", "/anyio/") if library in frames]
 
 
-async def test_a_broken_wire_keeps_the_frames_of_the_caller() -> None:
-    """What was being handled when the call was made belongs to the program, and is shown as it was."""
+async def test_the_callers_context_is_kept() -> None:
+    """An exception that the program was handling during the call remains the context, with all its frames."""
     lemcal = failing(httpx.ReadError("reset")).client()
-    mine = ValueError("mine")
+    own_error = ValueError("mine")
     try:
-        fail(mine)
+        fail(own_error)
     except ValueError:
         with pytest.raises(APIConnectionError) as caught:
             await lemcal.me()
-        assert caught.value.__context__ is mine
-    assert "in fail" in "".join(traceback.format_tb(mine.__traceback__))
+        assert caught.value.__context__ is own_error
+    assert "in fail" in "".join(traceback.format_tb(own_error.__traceback__))
 
 
 def fail(error: Exception) -> None:
-    """Raise it."""
+    """Raise the error."""
     raise error
 
 
-async def test_what_passes_through_every_layer() -> None:
-    """A KeyboardInterrupt, say, whose traceback shows what each of them holds."""
+async def test_exception_that_passes_through_every_layer() -> None:
+    """No layer's frame holds a secret when an exception such as KeyboardInterrupt passes through it."""
 
     class Stop(BaseException):
-        """What no layer handles."""
+        """An exception that no layer handles."""
 
     def stop(request: httpx.Request) -> httpx.Response:
         raise Stop
@@ -377,7 +377,7 @@ async def test_what_passes_through_every_layer() -> None:
     rendered = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
     frames = [frame for frame in rendered.stack if "/lemcal_async/" in frame.filename]
     assert len(frames) > 3
-    check_quiet(repr([frame.locals for frame in frames]))
+    check_no_secrets(repr([frame.locals for frame in frames]))
 
 
 CREDENTIALS: dict[str, dict[str, Any]] = {
@@ -386,8 +386,8 @@ CREDENTIALS: dict[str, dict[str, Any]] = {
     "lemlist style, combined": {"user_id": None, "api_key": f":{KEY}"},
     "no user id": {"user_id": None, "api_key": KEY},
     "swapped": {"user_id": KEY, "api_key": USER_ID},
-    "a blank in it": {"api_key": f"{KEY} {TOKEN}"},
-    "function of no string": {"api_key": KEY.encode},
+    "contains a space": {"api_key": f"{KEY} {TOKEN}"},
+    "function that does not return a string": {"api_key": KEY.encode},
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "password in the base URL": {"base_url": f"https://{USER_ID}:{KEY}@example.com"},
@@ -405,30 +405,30 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("wrong", [*CREDENTIALS, *SETTINGS])
-async def test_a_configuration_error(wrong: str) -> None:
-    """Raised in __init__, or by the first call, while the key is being looked at."""
+async def test_configuration_error(wrong: str) -> None:
+    """The error shows no secret, whether __init__ or the first call raises it."""
     options = {**CREDENTIALS, **SETTINGS}[wrong]
     wire = Wire()
     with pytest.raises(ConfigurationError) as caught:
         await wire.client(**options).me()
-    check_quiet(everything_of(caught.value))
+    check_no_secrets(everything_of(caught.value))
     if wrong in CREDENTIALS:
         with pytest.raises(ConfigurationError) as caught:
             await wire.client().for_account(**{"user_id": USER_ID, **options}).me()
-        check_quiet(everything_of(caught.value))
+        check_no_secrets(everything_of(caught.value))
     assert [] == wire.requests
 
 
-def test_a_configuration_error_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It names the variable and not its value."""
+def test_configuration_error_for_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error contains the variable's name, but not its value."""
     monkeypatch.setenv("LEMCAL_API_KEY", f"{KEY} {TOKEN}")
     with pytest.raises(ConfigurationError, match="LEMCAL_API_KEY") as caught:
         AsyncLemcal()
-    check_quiet(everything_of(caught.value))
+    check_no_secrets(everything_of(caught.value))
 
 
-async def test_a_hook_that_cannot_be_asked_for() -> None:
-    """The target is not quoted: it usually carries a token."""
+async def test_invalid_hook() -> None:
+    """The error does not contain the target URL, which usually contains a token."""
     wire = Wire()
     hooks = wire.client().hooks
     wrong: list[Callable[[], Awaitable[object]]] = [
@@ -442,12 +442,12 @@ async def test_a_hook_that_cannot_be_asked_for() -> None:
     for call in wrong:
         with pytest.raises(ConfigurationError) as caught:
             await call()
-        check_quiet(everything_of(caught.value))
+        check_no_secrets(everything_of(caught.value))
     assert [] == wire.requests
 
 
-async def test_a_key_function_that_fails_shows_no_earlier_key() -> None:
-    """The last good key is remembered, and not shown."""
+async def test_failing_key_function_shows_no_earlier_key() -> None:
+    """The cached last key is not shown."""
     keys = iter([KEY])
     lemcal = answering(json={"_id": "usr_1"}).client(api_key=lambda: next(keys), retry=ONCE)
     await lemcal.me()
@@ -455,4 +455,4 @@ async def test_a_key_function_that_fails_shows_no_earlier_key() -> None:
         await lemcal.me()
     rendered = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
     frames = [frame for frame in rendered.stack if "/lemcal_async/" in frame.filename]
-    check_quiet(repr([frame.locals for frame in frames]))
+    check_no_secrets(repr([frame.locals for frame in frames]))

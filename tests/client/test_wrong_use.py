@@ -1,4 +1,4 @@
-"""Wrong use is told apart from wrong luck: a ConfigurationError that says what to do, and nothing sent."""
+"""Misuse raises a ConfigurationError that says what to do, before anything is sent."""
 
 import math
 from collections.abc import Awaitable, Callable
@@ -16,23 +16,23 @@ from .conftest import KEY, TARGET, USER_ID, Wire, check_plain
 
 pytestmark = pytest.mark.anyio
 
-# --------------------------------------------------------------------------- setting up
+# --------------------------------------------------------------------------- constructor
 
-SET_UP: dict[str, tuple[dict[str, Any], str]] = {
+CONSTRUCTOR: dict[str, tuple[dict[str, Any], str]] = {
     "no credentials": ({"user_id": None, "api_key": None}, "set LEMCAL_USER_ID and LEMCAL_API_KEY"),
     "no API key": ({"api_key": None}, r"No API key: pass api_key=, or set LEMCAL_API_KEY"),
     "no user id": ({"user_id": None}, r"No user id: pass user_id="),
-    "lemlist style": ({"user_id": ""}, "where lemlist took an empty user name"),
+    "lemlist style": ({"user_id": ""}, "not lemlist's empty user name"),
     "lemlist style in one": (
         {"user_id": None, "api_key": f":{KEY}"},
-        "where lemlist took an empty user name",
+        "not lemlist's empty user name",
     ),
     "user id of another key": ({"api_key": f"usr_other:{KEY}"}, "make them match"),
     "swapped": ({"user_id": KEY, "api_key": USER_ID}, "swapped"),
     "e-mail address": ({"user_id": "host@example.com"}, "e-mail address"),
     "key of bytes": ({"api_key": KEY.encode()}, "api_key: must be a string or a function"),
     "user id of another type": ({"user_id": 5}, "user_id: must be a string, not int"),
-    "base URL of nothing": ({"base_url": ""}, "base_url must be an absolute"),
+    "empty base URL": ({"base_url": ""}, "base_url must be an absolute"),
     "base URL of another type": (
         {"base_url": httpx.URL("https://example.com")},
         "base_url must be an absolute",
@@ -65,27 +65,27 @@ SET_UP: dict[str, tuple[dict[str, Any], str]] = {
         {"transport": object()},
         "transport= must be an httpx or httpx2 AsyncBaseTransport, not object",
     ),
-    "transport not called": (
+    "transport class": (
         {"transport": PooledTransport},
         "transport= must be an httpx or httpx2 AsyncBaseTransport, not type",
     ),
     "limiter of another kind": ({"limiter": 20}, "limiter= must be of type RateLimiter, not int"),
-    "limiter not called": ({"limiter": LocalRateLimiter}, "limiter= must be of type RateLimiter, not "),
+    "limiter class": ({"limiter": LocalRateLimiter}, "limiter= must be of type RateLimiter, not "),
     "retry of a number": ({"retry": 3}, "retry= must be of type RetryPolicy, not int"),
-    "retry not called": ({"retry": RetryPolicy}, "retry= must be of type RetryPolicy, not type"),
+    "retry class": ({"retry": RetryPolicy}, "retry= must be of type RetryPolicy, not type"),
     "on_bad_row": ({"on_bad_row": "ignore"}, "on_bad_row='ignore': it must be 'raise' or 'skip'"),
     "on_bad_row of None": ({"on_bad_row": None}, "it must be 'raise' or 'skip'"),
     "on_bad_row of a list": ({"on_bad_row": ["skip"]}, "it must be 'raise' or 'skip'"),
     "no response bytes": ({"max_response_bytes": 0}, "max_response_bytes=0: it must be at least 1"),
-    "response bytes in words": ({"max_response_bytes": "64M"}, "max_response_bytes='64M'"),
+    "response bytes as a string": ({"max_response_bytes": "64M"}, "max_response_bytes='64M'"),
     "response bytes of None": ({"max_response_bytes": None}, "max_response_bytes=None"),
 }
 
 
-@pytest.mark.parametrize("wrong", SET_UP)
-def test_setting_up(wrong: str) -> None:
-    """Refused by the constructor, not by the first call."""
-    options, words = SET_UP[wrong]
+@pytest.mark.parametrize("wrong", CONSTRUCTOR)
+def test_constructor(wrong: str) -> None:
+    """Invalid arguments are refused by the constructor, not by the first call."""
+    options, words = CONSTRUCTOR[wrong]
     wire = Wire()
     with pytest.raises(ConfigurationError, match=words) as caught:
         wire.client(**options)
@@ -97,13 +97,13 @@ def test_setting_up(wrong: str) -> None:
 @pytest.mark.parametrize(
     "base_url", ["http://127.0.0.1:1/api", "http://localhost", "http://[::1]:8", "http://lemcal.localhost"]
 )
-def test_plain_http_to_this_machine(base_url: str) -> None:
-    """Nothing is sent in clear over a network, so it is allowed."""
+def test_plain_http_to_loopback(base_url: str) -> None:
+    """Plain http to the loopback interface is allowed."""
     assert base_url in repr(Wire().client(base_url=base_url))
 
 
-async def test_plain_http_if_asked_for() -> None:
-    """Behind a proxy of one's own, say."""
+async def test_plain_http_if_allowed() -> None:
+    """``allow_insecure_http=True`` allows plain http to another host, such as a proxy."""
     wire = Wire()
     await wire.client(base_url="http://example.com/lemcal", allow_insecure_http=True).me()
     assert ["http://example.com/lemcal/me"] == [str(request.url) for request in wire.requests]
@@ -127,7 +127,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
             (1, 2, 3, 4),
             {"read": 5},
             httpx.Timeout(5, read=0),
-            httpx.Timeout(5, connect="1"),  # type: ignore[arg-type]  # as nobody should
+            httpx.Timeout(5, connect="1"),  # type: ignore[arg-type]  # misuse
         )
     },
     **{
@@ -143,7 +143,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("wrong", OPTIONS)
 def test_options(wrong: str) -> None:
-    """The same words from the constructor and from with_options."""
+    """The constructor and ``with_options`` raise the same errors."""
     options, words = OPTIONS[wrong]
     for make in (Wire().client, Wire().client().with_options):
         with pytest.raises(ConfigurationError, match=words) as caught:
@@ -153,7 +153,7 @@ def test_options(wrong: str) -> None:
 
 @pytest.mark.parametrize("priority", ["urgent", None, 1, ["bulk"]])
 def test_priority(priority: Any) -> None:
-    """There are two."""
+    """Only "interactive" and "bulk" are valid."""
     with pytest.raises(ConfigurationError, match="it must be 'interactive' or 'bulk'"):
         Wire().client().with_options(priority=priority)
 
@@ -162,17 +162,17 @@ def test_priority(priority: Any) -> None:
     "options", [{"attempts": 0}, {"max_wait": -1}, {"backoff": math.nan}, {"backoff_max": -0.1}]
 )
 def test_retry_policy(options: dict[str, Any]) -> None:
-    """It names the field."""
+    """The error names the field."""
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         RetryPolicy(**options)
 
 
 def test_unknown_options() -> None:
-    """A typo is no option that nobody reads."""
+    """A misspelled option raises TypeError."""
     with pytest.raises(TypeError, match="retries"):
         Wire().client(retries=3)
     with pytest.raises(TypeError, match="limiter"):
-        Wire().client().with_options(limiter=Unlimited())  # type: ignore[call-arg]  # the point of it
+        Wire().client().with_options(limiter=Unlimited())  # type: ignore[call-arg]  # misuse
 
 
 # --------------------------------------------------------------------------- calls
@@ -210,7 +210,7 @@ CALLS: dict[str, tuple[Do, str]] = {
     "dots": (lambda c: c.request("GET", "/meetings/../me"), "dot segments"),
     "quoted dots": (lambda c: c.request("GET", "/meetings/%2E%2e/me"), "dot segments"),
     "query in the path": (lambda c: c.request("GET", "/meetings?a=b"), "pass the query as params="),
-    "blank in the path": (lambda c: c.request("GET", "/a b"), "percent-encode backslashes, whitespace"),
+    "space in the path": (lambda c: c.request("GET", "/a b"), "percent-encode backslashes, whitespace"),
     "newline in the path": (
         lambda c: c.request("GET", "/a\r\nX: y"),
         "percent-encode backslashes, whitespace",
@@ -252,7 +252,7 @@ CALLS: dict[str, tuple[Do, str]] = {
 
 
 def circular() -> list[Any]:
-    """Return a list that JSON has no form for."""
+    """Return a list that contains itself."""
     data: list[Any] = []
     data.append(data)
     return data
@@ -261,7 +261,7 @@ def circular() -> list[Any]:
 @pytest.mark.parametrize("wrong", CALLS)
 @pytest.mark.parametrize("deadline", [None, 5])
 async def test_calls(wrong: str, deadline: float | None) -> None:
-    """Refused before anything is sent or waited for."""
+    """Invalid arguments are refused before the call is queued or sent."""
     do, words = CALLS[wrong]
     wire = Wire()
     lemcal = wire.client(deadline=deadline, limiter=LocalRateLimiter())
@@ -290,7 +290,7 @@ async def test_calls(wrong: str, deadline: float | None) -> None:
     ],
 )
 async def test_targets(target: Any) -> None:
-    """A hook calls an absolute http or https URL; another is not even asked for."""
+    """A target that is not an absolute http or https URL is refused before anything is sent."""
     wire = Wire()
     with pytest.raises(ConfigurationError, match="target_url must be an absolute http:// or https:// URL"):
         await wire.client().hooks.create(target, any_meeting_type=True)
@@ -312,7 +312,7 @@ WITH_IDS: dict[str, Callable[[AsyncLemcal, Any], Awaitable[object]]] = {
     "value", ["", "a/b", "../me", "..", ".", "/", "a\\b", "a b", "a\n", "\ud800", 5, b"met_1", ["met_1"]]
 )
 async def test_ids(call: str, value: Any) -> None:
-    """Nothing that is passed as an id leads to another route."""
+    """A value that could lead to another route is not accepted as an id."""
     wire = Wire()
     with pytest.raises(ConfigurationError, match=r"(must be a non-empty string|is not an id)") as caught:
         await WITH_IDS[call](wire.client(), value)
@@ -321,8 +321,8 @@ async def test_ids(call: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("call", ["meetings.get", "meeting_types.get", "hooks.delete"])
-async def test_ids_of_none(call: str) -> None:
-    """None is no id; where it means "all", it is the default."""
+async def test_none_is_not_an_id(call: str) -> None:
+    """None is refused, except where it is the default and means all."""
     wire = Wire()
     with pytest.raises(ConfigurationError, match="must be a non-empty string, got None"):
         await WITH_IDS[call](wire.client(), None)
@@ -330,8 +330,8 @@ async def test_ids_of_none(call: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["a?b=c", "a#b", "a%2e%2e", "a;b", "é", "a&b=c"])
-async def test_ids_of_any_other_form(value: str) -> None:
-    """They are quoted as one segment, and one value of a query."""
+async def test_unusual_ids_are_quoted(value: str) -> None:
+    """An unusual id is quoted as one path segment, or as one query value."""
     wire = Wire(lambda request: httpx.Response(200, json=[] if request.method == "GET" else {"_id": "x"}))
     await wire.client().hooks.delete(value)
     await wire.client().meetings.list(value)
@@ -341,10 +341,10 @@ async def test_ids_of_any_other_form(value: str) -> None:
     assert {"meetingTypeId": value} == dict(listed.url.params)
 
 
-def test_outside_of_an_event_loop() -> None:
-    """The error is anyio's: there is nothing to run the call on."""
+def test_call_outside_an_event_loop() -> None:
+    """Without an event loop, anyio's own error is raised."""
     wire = Wire()
     call = wire.client(limiter=LocalRateLimiter()).me()
-    with pytest.raises(RuntimeError, match=r"event loop|async library"):  # a kind that differs by version
+    with pytest.raises(RuntimeError, match=r"event loop|async library"):  # depends on anyio's version
         call.send(None)
     assert [] == wire.requests

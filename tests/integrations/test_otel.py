@@ -1,4 +1,4 @@
-"""Spans and metrics of real calls, kept in memory by OpenTelemetry's own SDK."""
+"""Spans and metrics of real calls, exported to memory by the OpenTelemetry SDK."""
 
 import subprocess
 import sys
@@ -28,8 +28,8 @@ AT_ONCE = RetryPolicy(backoff=0.0)
 COUNTS = {"created": 5, "changed": 4, "canceled": 3, "disappeared": 2, "restored": 1, "unchanged": 100}
 
 
-class Kept:
-    """What was exported."""
+class Telemetry:
+    """Collects the exported spans and metrics."""
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
@@ -40,11 +40,11 @@ class Kept:
 
     @property
     def spans(self) -> list[ReadableSpan]:
-        """The spans that have ended, in that order."""
+        """The ended spans, in order of their end."""
         return list(self._exporter.get_finished_spans())
 
     def points(self, name: str) -> list[tuple[dict[str, Any], Any]]:
-        """Return the attributes of each point of a metric, and how often or how much."""
+        """Return the attributes of each point of a metric, and its count or value."""
         data = self._reader.get_metrics_data()
         return [
             (dict(point.attributes or {}), getattr(point, "count", getattr(point, "value", None)))
@@ -57,25 +57,25 @@ class Kept:
 
 
 @pytest.fixture
-def kept() -> Iterator[Kept]:
-    """Instrument everything for one test."""
-    kept = Kept()
-    stop = instrument(kept.tracers, kept.meters)
-    yield kept
+def telemetry() -> Iterator[Telemetry]:
+    """Instrument the package for one test."""
+    telemetry = Telemetry()
+    stop = instrument(telemetry.tracers, telemetry.meters)
+    yield telemetry
     stop()
-    kept.tracers.shutdown()
-    kept.meters.shutdown()
+    telemetry.tracers.shutdown()
+    telemetry.meters.shutdown()
 
 
-async def test_a_span_per_call(kept: Kept, lemcal_sandbox: Sandbox) -> None:
-    """With its attempts and waits, below the span of whoever makes the call."""
+async def test_span_per_call(telemetry: Telemetry, lemcal_sandbox: Sandbox) -> None:
+    """Each call has a span with attempts and waits, as a child of the caller's span."""
     lemcal_sandbox.inject(faults.status(500), times=2)
-    tracer = kept.tracers.get_tracer("service")
+    tracer = telemetry.tracers.get_tracer("service")
     async with lemcal_sandbox.client(retry=AT_ONCE) as lemcal:
         with tracer.start_as_current_span("GET /page"):
             await lemcal.meetings.list(lemcal_sandbox.meeting_types()[0]["_id"])
         await lemcal.meeting_types.get(lemcal_sandbox.meeting_types()[0]["_id"])
-    first, page, second = kept.spans
+    first, page, second = telemetry.spans
     assert ("GET /meetings", SpanKind.CLIENT) == (first.name, first.kind)
     assert page.context is not None
     assert (page.context.span_id, None) == (first.parent and first.parent.span_id, second.parent)
@@ -93,9 +93,9 @@ async def test_a_span_per_call(kept: Kept, lemcal_sandbox: Sandbox) -> None:
     assert "GET /meetingTypes/{id}" == second.name
     assert first.start_time is not None
     assert page.start_time is not None
-    assert page.start_time <= first.start_time + 5_000_000  # the clocks of the two are not the same one
+    assert page.start_time <= first.start_time + 5_000_000  # the two use different clocks
     assert StatusCode.UNSET == first.status.status_code
-    assert [({"url.template": "/meetings", "lemcal.reason": "500"}, 2)] == kept.points("lemcal.retries")
+    assert [({"url.template": "/meetings", "lemcal.reason": "500"}, 2)] == telemetry.points("lemcal.retries")
 
 
 @pytest.mark.parametrize(
@@ -107,55 +107,55 @@ async def test_a_span_per_call(kept: Kept, lemcal_sandbox: Sandbox) -> None:
         (faults.slow(5), None, "DeadlineExceededError"),
     ],
 )
-async def test_a_call_that_fails(
-    kept: Kept, lemcal_sandbox: Sandbox, fault: faults.Fault, status: int | None, error: str
+async def test_failed_call(
+    telemetry: Telemetry, lemcal_sandbox: Sandbox, fault: faults.Fault, status: int | None, error: str
 ) -> None:
-    """Its span says how."""
+    """The span of a failed call has its status and error."""
     lemcal_sandbox.inject(fault)
     async with lemcal_sandbox.client(retry=RetryPolicy(attempts=1), deadline=0.3) as lemcal:
         with pytest.raises(errors.LemcalError):
             await lemcal.me()
-    (span,) = kept.spans
+    (span,) = telemetry.spans
     attributes = dict(span.attributes or {})
     assert (status, error) == (attributes.get("http.response.status_code"), attributes["error.type"])
     assert (StatusCode.ERROR, error) == (span.status.status_code, span.status.description)
-    ((labels, count),) = kept.points("lemcal.call.duration")
+    ((labels, count),) = telemetry.points("lemcal.call.duration")
     assert (error, 1) == (labels["error.type"], count)
 
 
-async def test_a_call_that_is_canceled(kept: Kept, lemcal_sandbox: Sandbox) -> None:
-    """It has a span, too."""
+async def test_canceled_call(telemetry: Telemetry, lemcal_sandbox: Sandbox) -> None:
+    """A canceled call has a span, too."""
     lemcal_sandbox.inject(faults.slow(5))
     async with lemcal_sandbox.client() as lemcal:
         with anyio.move_on_after(0.1):
             await lemcal.me()
-    assert ["Cancelled"] == [dict(span.attributes or {})["error.type"] for span in kept.spans]
+    assert ["Cancelled"] == [dict(span.attributes or {})["error.type"] for span in telemetry.spans]
 
 
-async def test_refusals(kept: Kept, lemcal_sandbox: Sandbox) -> None:
-    """Every 429 counts, the one that is retried and the one that stands."""
+async def test_refusals(telemetry: Telemetry, lemcal_sandbox: Sandbox) -> None:
+    """Every 429 is counted, whether or not it is retried."""
     lemcal_sandbox.inject(faults.too_many_requests("0.05"), times=2)
     async with lemcal_sandbox.client(retry=RetryPolicy(attempts=2)) as lemcal:
         with pytest.raises(errors.RateLimitError):
             await lemcal.me()
-    assert [({"url.template": "/me"}, 2)] == kept.points("lemcal.refusals")
-    assert [({"url.template": "/me", "lemcal.reason": "429"}, 1)] == kept.points("lemcal.retries")
+    assert [({"url.template": "/me"}, 2)] == telemetry.points("lemcal.refusals")
+    assert [({"url.template": "/me", "lemcal.reason": "429"}, 1)] == telemetry.points("lemcal.retries")
 
 
-async def test_the_pool(kept: Kept, lemcal_sandbox: Sandbox) -> None:
-    """How many connections each request saw in use."""
+async def test_connection_pool(telemetry: Telemetry, lemcal_sandbox: Sandbox) -> None:
+    """Each request records the connections in use and its wait for one."""
     async with lemcal_sandbox.client() as lemcal, anyio.create_task_group() as tasks:
         for _ in range(5):
             tasks.start_soon(lemcal.me)
-    assert [({}, 5)] == kept.points("lemcal.pool.connections")
-    assert [({}, 5)] == kept.points("lemcal.pool.duration")
+    assert [({}, 5)] == telemetry.points("lemcal.pool.connections")
+    assert [({}, 5)] == telemetry.points("lemcal.pool.duration")
 
 
-async def test_deliveries(kept: Kept, lemcal_sandbox: Sandbox) -> None:
-    """With their outcomes."""
+async def test_deliveries(telemetry: Telemetry, lemcal_sandbox: Sandbox) -> None:
+    """Deliveries are recorded with their outcomes."""
 
     async def ignore(meeting: object) -> None:
-        """Be content."""
+        """Accept the booking."""
 
     async with lemcal_sandbox.client() as lemcal:
         receiver = WebhookReceiver(lemcal, token="hush-1", on_meeting=ignore)
@@ -163,39 +163,39 @@ async def test_deliveries(kept: Kept, lemcal_sandbox: Sandbox) -> None:
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as sender:
             for token in ("hush-1", "hush-2"):
                 await sender.post("/", params={"token": token}, json=lemcal_sandbox.book())
-    points = kept.points("lemcal.webhook.duration")
+    points = telemetry.points("lemcal.webhook.duration")
     found = {(labels["lemcal.outcome"], labels["http.response.status_code"]) for labels, _ in points}
     assert {("handled", 200), ("rejected", 401)} == found
 
 
-async def test_synchronization(kept: Kept, lemcal_sandbox: Sandbox) -> None:
-    """How long an account took, and what was found."""
+async def test_synchronization(telemetry: Telemetry, lemcal_sandbox: Sandbox) -> None:
+    """A synchronization records its duration and the changes found."""
     async with lemcal_sandbox.client() as lemcal:
         report = await sync_meetings([lemcal], MemoryStore())
-    assert [({"lemcal.failed": False}, 1)] == kept.points("lemcal.sync.duration")
-    assert [({"lemcal.change": "created"}, report.created)] == kept.points("lemcal.sync.changes")
+    assert [({"lemcal.failed": False}, 1)] == telemetry.points("lemcal.sync.duration")
+    assert [({"lemcal.change": "created"}, report.created)] == telemetry.points("lemcal.sync.changes")
 
 
-def test_events_of_the_other_parts(kept: Kept) -> None:
-    """The limiter's and the synchronization's have metrics of their own; a new one is left alone."""
+def test_other_events(telemetry: Telemetry) -> None:
+    """Events of the limiter and the synchronization are recorded; events without a metric are ignored."""
     for event in (
         events.Queued("0123abcd", "bulk", 3),
         events.Granted("0123abcd", "bulk", 0.5),
         events.Paused("0123abcd", 1.283),
         events.ForeignUse("0123abcd", 7),
-        events.FellBack("0123abcd", "Redis at redis://:secret@host is gone"),
+        events.FellBack("0123abcd", "Redis at redis://:secret@host is unreachable"),
         events.AccountSynced("usr_1", 0.5, failed=False, **COUNTS),
         events.AccountSynced("usr_2", 0.1, failed=True, **dict.fromkeys(COUNTS, 0)),
     ):
         events.emit(event)
-    assert [({"lemcal.priority": "bulk"}, 1)] == kept.points("lemcal.queue.duration")
-    assert [({}, 1)] == kept.points("lemcal.pause.duration")
-    assert [({}, 7)] == kept.points("lemcal.foreign_requests")
-    assert [({}, 1)] == kept.points("lemcal.limiter.fallbacks")
-    syncs = kept.points("lemcal.sync.duration")
+    assert [({"lemcal.priority": "bulk"}, 1)] == telemetry.points("lemcal.queue.duration")
+    assert [({}, 1)] == telemetry.points("lemcal.pause.duration")
+    assert [({}, 7)] == telemetry.points("lemcal.foreign_requests")
+    assert [({}, 1)] == telemetry.points("lemcal.limiter.fallbacks")
+    syncs = telemetry.points("lemcal.sync.duration")
     assert [({"lemcal.failed": False}, 1), ({"lemcal.failed": True}, 1)] == syncs
-    changes = {labels["lemcal.change"]: count for labels, count in kept.points("lemcal.sync.changes")}
-    assert {**COUNTS, "unchanged": 100} == {**changes, "unchanged": 100}  # which is no change
+    changes = {labels["lemcal.change"]: count for labels, count in telemetry.points("lemcal.sync.changes")}
+    assert {**COUNTS, "unchanged": 100} == {**changes, "unchanged": 100}  # unchanged meetings are not changes
 
 
 @pytest.mark.parametrize(
@@ -208,21 +208,21 @@ def test_events_of_the_other_parts(kept: Kept) -> None:
         ("/x/AbCdEfGhIjKlMnOpQ", "{path}"),
     ],
 )
-async def test_routes_are_few(kept: Kept, lemcal_sandbox: Sandbox, path: str, route: str) -> None:
-    """Whatever path ``request()`` is given: no id and no address becomes a label."""
+async def test_routes_are_few(telemetry: Telemetry, lemcal_sandbox: Sandbox, path: str, route: str) -> None:
+    """No id or address in a path passed to ``request()`` becomes an attribute."""
     async with lemcal_sandbox.client() as lemcal:
         try:
             await lemcal.request("GET", path)
         except errors.LemcalError as error:
-            assert error.status_code == 404  # noqa: PT017 - most of them there is not
-    assert [f"GET {route}"] == [span.name for span in kept.spans]
+            assert error.status_code == 404  # noqa: PT017 - most of these paths do not exist
+    assert [f"GET {route}"] == [span.name for span in telemetry.spans]
 
 
-async def test_histograms_have_buckets_of_seconds(kept: Kept, lemcal_sandbox: Sandbox) -> None:
-    """The SDK's own begin at 5 and end at 10,000, as for milliseconds."""
+async def test_histogram_buckets_suit_seconds(telemetry: Telemetry, lemcal_sandbox: Sandbox) -> None:
+    """The SDK's default buckets range from 5 to 10,000, which suits milliseconds."""
     async with lemcal_sandbox.client() as lemcal:
         await lemcal.me()
-    data: Any = kept._reader.get_metrics_data()
+    data: Any = telemetry._reader.get_metrics_data()
     bounds = {
         metric.name: tuple(metric.data.data_points[0].explicit_bounds)
         for resource in data.resource_metrics
@@ -234,8 +234,8 @@ async def test_histograms_have_buckets_of_seconds(kept: Kept, lemcal_sandbox: Sa
     assert {(0.005, 300.0)} == {(each[0], each[-1]) for each in bounds.values()}
 
 
-async def test_no_secret(kept: Kept, lemcal_sandbox: Sandbox) -> None:
-    """Neither key nor token nor anybody's address."""
+async def test_no_secrets(telemetry: Telemetry, lemcal_sandbox: Sandbox) -> None:
+    """Spans and metrics contain no key, token or e-mail address."""
     token = "wh-token-8Lp3-quiet"
     async with lemcal_sandbox.client(retry=RetryPolicy(attempts=1)) as lemcal:
         await lemcal.hooks.create(f"https://example.com/?token={token}", any_meeting_type=True)
@@ -245,36 +245,36 @@ async def test_no_secret(kept: Kept, lemcal_sandbox: Sandbox) -> None:
         lemcal_sandbox.inject(faults.status(401, f"{lemcal_sandbox.api_key} {token}"))
         with pytest.raises(errors.AuthenticationError):
             await lemcal.me()
-    shown = "".join(span.to_json() for span in kept.spans) + repr(kept._reader.get_metrics_data())
+    shown = "".join(span.to_json() for span in telemetry.spans) + repr(telemetry._reader.get_metrics_data())
     emails = [meeting.guest.email for meeting in meetings if meeting.guest and meeting.guest.email]
     assert emails
     for secret in (lemcal_sandbox.api_key, token, *emails):
         assert secret not in shown
 
 
-async def test_it_ends(lemcal_sandbox: Sandbox) -> None:
-    """After that nothing is kept, and nothing is even made."""
-    kept = Kept()
-    stop = instrument(kept.tracers, kept.meters)
+async def test_stop(lemcal_sandbox: Sandbox) -> None:
+    """After ``stop()``, nothing is recorded, and no events are created."""
+    telemetry = Telemetry()
+    stop = instrument(telemetry.tracers, telemetry.meters)
     stop()
     assert not events.wanted()
     async with lemcal_sandbox.client() as lemcal:
         await lemcal.me()
-    assert ([], []) == (kept.spans, kept.points("lemcal.call.duration"))
+    assert ([], []) == (telemetry.spans, telemetry.points("lemcal.call.duration"))
 
 
-async def test_events_of_a_call(lemcal_sandbox: Sandbox) -> None:
-    """They are there without OpenTelemetry, too."""
-    heard: list[events.Event] = []
-    leave = events.subscribe(heard.append)
+async def test_events_without_opentelemetry(lemcal_sandbox: Sandbox) -> None:
+    """Events can be received without OpenTelemetry."""
+    received: list[events.Event] = []
+    unsubscribe = events.subscribe(received.append)
     lemcal_sandbox.inject(faults.status(503, headers={"Retry-After": "0.02"}))
     began = anyio.current_time()
     try:
         async with lemcal_sandbox.client(retry=AT_ONCE) as lemcal:
             await lemcal.me()
     finally:
-        leave()
-    retried, ended = [event for event in heard if isinstance(event, events.Retried | events.CallEnded)]
+        unsubscribe()
+    retried, ended = [event for event in received if isinstance(event, events.Retried | events.CallEnded)]
     assert events.Retried("GET", "/me", 1, "503", 0.02) == retried
     assert isinstance(ended, events.CallEnded)
     assert 0.02 <= ended.waited <= ended.seconds <= anyio.current_time() - began
@@ -283,8 +283,8 @@ async def test_events_of_a_call(lemcal_sandbox: Sandbox) -> None:
     assert expected == attrs.evolve(ended, waited=0, seconds=0)
 
 
-def test_it_names_its_extra() -> None:
-    """Where it is not installed."""
+def test_import_error_names_the_extra() -> None:
+    """Without OpenTelemetry, the ImportError names the extra."""
     program = (
         "import sys; sys.modules['opentelemetry'] = None\n"
         "try:\n"
@@ -297,8 +297,8 @@ def test_it_names_its_extra() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)
 
 
-def test_the_api_alone() -> None:
-    """No SDK: it costs little, and does nothing."""
+def test_without_an_sdk() -> None:
+    """With only the OpenTelemetry API, instrumenting works and records nothing."""
     program = (
         "import sys; sys.modules['opentelemetry.sdk'] = None\n"
         "from lemcal_async import events, otel\n"

@@ -1,4 +1,4 @@
-"""The models in pydantic models and FastAPI routes: validation, serialization and schema use wire JSON."""
+"""Models in pydantic models and FastAPI routes: validation, serialization and schema use the wire format."""
 
 import json
 import subprocess
@@ -20,12 +20,12 @@ MODELS: tuple[Any, ...] = get_args(Model)
 
 
 def sample(name: str) -> Any:
-    """Read a sample of what the service sends."""
+    """Read a sample response of the service."""
     return json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
 
 
 class Briefing(BaseModel):
-    """What a user's own service might return."""
+    """A model of a user's own service."""
 
     meeting: Meeting
     types: list[MeetingType] = []
@@ -41,8 +41,8 @@ ODD = {
 
 
 @pytest.mark.parametrize("row", [sample("meeting_public"), sample("meeting_canceled"), ODD])
-def test_a_field_of_a_pydantic_model(row: Any) -> None:
-    """It validates JSON, Python data and models; dumped and validated again, it is equal."""
+def test_field_of_a_pydantic_model(row: Any) -> None:
+    """A field accepts JSON, Python data and models; dumping and validating gives an equal value."""
     data = {"meeting": row, "types": [sample("meeting_type")], "owner": sample("user")}
     from_json = Briefing.model_validate_json(json.dumps(data))
     expected = Briefing(
@@ -66,8 +66,8 @@ def test_a_field_of_a_pydantic_model(row: Any) -> None:
         (from_wire({"_id": "x"}, User), "expected an object, got User"),
     ],
 )
-def test_what_is_no_meeting(meeting: Any, problem: str) -> None:
-    """It is a validation error at the right place, with the codec's message."""
+def test_invalid_meeting(meeting: Any, problem: str) -> None:
+    """An invalid value is a validation error at the right location, with the codec's message."""
     with pytest.raises(ValidationError) as caught:
         Briefing.model_validate({"meeting": meeting})
     (error,) = caught.value.errors()
@@ -76,8 +76,8 @@ def test_what_is_no_meeting(meeting: Any, problem: str) -> None:
 
 @pytest.mark.parametrize("mode", ["validation", "serialization"])
 @pytest.mark.parametrize("model", MODELS)
-def test_the_schema_of_every_model(model: Any, mode: Any) -> None:
-    """All fields under their wire names, each with a description; only the id is required."""
+def test_schema_of_every_model(model: Any, mode: Any) -> None:
+    """The schema has all fields under their wire names, with descriptions; only the id is required."""
     schema = TypeAdapter(model).json_schema(mode=mode)
     found = schema["$defs"][model.__name__] if "$ref" in schema else schema
     assert [field.names.default for field in fields_of(model)] == list(found["properties"])
@@ -87,8 +87,8 @@ def test_the_schema_of_every_model(model: Any, mode: Any) -> None:
     assert model.__doc__.startswith(found["description"])
 
 
-def test_the_types_in_the_schema() -> None:
-    """Times, lists and nested models have their types, free-form JSON has none."""
+def test_types_in_the_schema() -> None:
+    """Times, lists and nested models have types; free-form JSON has none."""
     meeting = Briefing.model_json_schema()["$defs"]["Meeting"]["properties"]
     time = {"anyOf": [{"format": "date-time", "type": "string"}, {"type": "null"}]}
     assert time["anyOf"] == meeting["canceledAt"]["anyOf"]
@@ -103,26 +103,26 @@ def test_the_types_in_the_schema() -> None:
 
 def app() -> FastAPI:
     """Return an app whose routes take and return models."""
-    made = FastAPI()
+    application = FastAPI()
 
-    @made.get("/meetings")
+    @application.get("/meetings")
     async def meetings() -> list[Meeting]:
         return [from_wire(sample("meeting_public"), Meeting), from_wire(ODD, Meeting)]
 
-    @made.post("/hooks")
+    @application.post("/hooks")
     async def hooks(hook: Annotated[Hook, Body()]) -> Briefing:
         return Briefing(meeting=Meeting(id=hook.id, extra={"seen": hook.target_url}))
 
-    return made
+    return application
 
 
 def test_routes() -> None:
-    """A body becomes a model, a model becomes the JSON of the wire, and anything else is a 422."""
+    """A body is read as a model, a model is returned in the wire format, and an invalid body is a 422."""
     client = TestClient(app())
     assert [sample("meeting_public"), ODD] == client.get("/meetings").json()
-    answer = client.post("/hooks", json=sample("hook"))
+    response = client.post("/hooks", json=sample("hook"))
     meeting = {"_id": sample("hook")["_id"], "seen": sample("hook")["targetUrl"]}
-    assert (200, {"meeting": meeting, "types": [], "owner": None}) == (answer.status_code, answer.json())
+    assert (200, {"meeting": meeting, "types": [], "owner": None}) == (response.status_code, response.json())
     refused = client.post("/hooks", json={"_id": 7})
     assert (422, "_id: expected a string, got int") == (
         refused.status_code,
@@ -131,7 +131,7 @@ def test_routes() -> None:
 
 
 def test_openapi() -> None:
-    """Routes refer to the models by name, and their fields are described."""
+    """Routes refer to the models by name, and the fields have descriptions."""
     document = app().openapi()
     content = document["paths"]["/meetings"]["get"]["responses"]["200"]["content"]["application/json"]
     assert {"$ref": "#/components/schemas/Meeting"} == content["schema"]["items"]
@@ -141,7 +141,7 @@ def test_openapi() -> None:
     assert "When the meeting starts." == start["description"]
 
 
-def test_pydantic_is_imported_only_when_it_asks() -> None:
+def test_pydantic_is_imported_lazily() -> None:
     """The models and the codec do not import pydantic themselves."""
     code = (
         "import sys; from lemcal_async import Meeting, from_wire, to_wire;"

@@ -1,4 +1,4 @@
-"""Typical user code. It is never run: mypy and pyright check that users see the types they expect."""
+"""Typical user code. It is never run; mypy and pyright check that it has the expected types."""
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -40,7 +40,7 @@ from lemcal_async.webhooks import Dedup, InMemoryDedup, Tenant, Wakes, WebhookRe
 
 
 async def calls() -> None:
-    """Every call of the client."""
+    """Make every call of the client."""
     async with AsyncLemcal(user_id="usr_1", api_key="k1") as lemcal:
         assert_type(lemcal, AsyncLemcal)
         assert_type(await lemcal.me(), User)
@@ -73,7 +73,7 @@ async def calls() -> None:
 
 
 async def any_path(lemcal: AsyncLemcal, params: Mapping[str, str | None]) -> None:
-    """Call a path that has no method."""
+    """Call endpoints that have no method of their own."""
     answer = await lemcal.request("GET", "/anything", params=params, json=None, into=None)
     assert_type(answer, APIResponse[Any])
     assert_type(answer.status_code, int)
@@ -88,12 +88,12 @@ async def any_path(lemcal: AsyncLemcal, params: Mapping[str, str | None]) -> Non
 
 
 def current_key() -> str:
-    """Return the key of the day."""
+    """Return the current API key."""
     return "usr_1:k1"
 
 
 def clients() -> AsyncLemcal:
-    """Return clients made in every way."""
+    """Create clients in every supported way."""
     AsyncLemcal()
     AsyncLemcal("usr_1", "k1")
     AsyncLemcal(api_key=current_key)
@@ -118,11 +118,11 @@ def clients() -> AsyncLemcal:
 
 
 class Tracked(AsyncLemcal):
-    """A class of the user's own keeps its type."""
+    """A subclass, whose views have its type."""
 
 
-async def derived() -> None:
-    """Get views of that class."""
+async def subclass() -> None:
+    """Create views of a subclass."""
     async with Tracked("usr_1", "k1") as tracked:
         assert_type(tracked, Tracked)
         assert_type(tracked.with_options(deadline=1), Tracked)
@@ -130,7 +130,7 @@ async def derived() -> None:
 
 
 def models(meeting: Meeting, meeting_type: MeetingType, hook: Hook, user: User) -> None:
-    """Use the fields that programs use."""
+    """Use the fields of the models."""
     assert_type(meeting.id, str)
     assert_type(meeting.start, datetime | None)
     assert_type(meeting.canceled_at, datetime | None)
@@ -160,7 +160,7 @@ def models(meeting: Meeting, meeting_type: MeetingType, hook: Hook, user: User) 
 
 
 def wire(data: Any, meeting: Meeting) -> None:
-    """Both ways."""
+    """Convert models from and to JSON data."""
     assert_type(from_wire(data, Meeting), Meeting)
     assert_type(from_wire(data, list[Meeting]), list[Meeting])
     assert_type(to_wire(meeting), dict[str, Any])
@@ -168,7 +168,7 @@ def wire(data: Any, meeting: Meeting) -> None:
 
 
 async def failures(lemcal: AsyncLemcal) -> float | None:
-    """Use what each error offers."""
+    """Use the attributes of each error."""
     try:
         await lemcal.me()
     except errors.RateLimitError as error:
@@ -195,7 +195,7 @@ async def failures(lemcal: AsyncLemcal) -> float | None:
 
 
 def limits(snapshot: RateLimit) -> RateLimiter:
-    """Read the snapshot, and return a limiter."""
+    """Read a snapshot, and create limiters."""
     assert_type(snapshot.limit, int | None)
     assert_type(snapshot.remaining, int | None)
     assert_type(snapshot.resets_in, float)
@@ -207,7 +207,7 @@ def limits(snapshot: RateLimit) -> RateLimiter:
 
 
 def layers() -> httpx.AsyncClient:
-    """Return any httpx client on the same layers."""
+    """Use the transport layers with an httpx client."""
     limited: transport.RateLimitTransport = RateLimitTransport(
         PooledTransport(max_connections=10), Unlimited()
     )
@@ -215,7 +215,7 @@ def layers() -> httpx.AsyncClient:
 
 
 async def with_the_fixture(lemcal_sandbox: Sandbox) -> None:
-    """Test a program of the user's own."""
+    """Use the pytest fixture."""
     lemcal_sandbox.inject(faults.status(503), times=2)
     async with lemcal_sandbox.client(deadline=5) as lemcal:
         assert_type(lemcal, AsyncLemcal)
@@ -225,8 +225,8 @@ async def save(meeting: Meeting) -> None:
     """Handle a booking."""
 
 
-def save_here(meeting: Meeting, lemcal: AsyncLemcal) -> int:
-    """Handle a booking of one of many accounts, in a thread."""
+def save_in_thread(meeting: Meeting, lemcal: AsyncLemcal) -> int:
+    """Handle a booking of one of several accounts, in a worker thread."""
     return len(lemcal.user_id) + len(meeting.id)
 
 
@@ -236,18 +236,18 @@ async def find(name: str) -> Tenant | None:
 
 
 def receivers(lemcal: AsyncLemcal, wake: Wakes) -> list[WebhookReceiver]:
-    """Receive webhooks in every way."""
-    memory: Dedup = InMemoryDedup(1000)
+    """Create receivers in every supported way."""
+    dedup: Dedup = InMemoryDedup(1000)
     return [
-        WebhookReceiver(lemcal, token="token", on_meeting=save, dedup=memory, deadline=5.0),
+        WebhookReceiver(lemcal, token="token", on_meeting=save, dedup=dedup, deadline=5.0),
         WebhookReceiver(lemcal, token=["token", "older token"], wake=wake, list_lag=1),
-        WebhookReceiver(accounts={"token": lemcal}, on_meeting=save_here, handler_timeout=10),
+        WebhookReceiver(accounts={"token": lemcal}, on_meeting=save_in_thread, handler_timeout=10),
         WebhookReceiver(accounts=find, wake=wake),
     ]
 
 
 def service(lemcal: AsyncLemcal, receiver: WebhookReceiver) -> FastAPI:
-    """Be at home in FastAPI."""
+    """Use the FastAPI integration."""
     app = FastAPI(lifespan=lifespan(lemcal, hook_url="https://example.com/?token=token"))
     app.include_router(webhook_router(receiver, "/hooks"))
     add_exception_handlers(app)
@@ -262,7 +262,7 @@ def service(lemcal: AsyncLemcal, receiver: WebhookReceiver) -> FastAPI:
 
 
 def observe() -> None:
-    """Listen to what happens."""
+    """Subscribe to events."""
 
     def listener(event: events.Event) -> None:
         if isinstance(event, events.CallEnded):
@@ -272,25 +272,27 @@ def observe() -> None:
     assert_type(instrument(), Callable[[], None])
 
 
-async def taken(change: Change) -> None:
-    """Take a change."""
+async def handle_change(change: Change) -> None:
+    """Handle a change."""
     assert_type(change.seq, int)
     assert_type(change.fields, tuple[str, ...])
     assert_type(change.meeting, Meeting)
     assert_type(change.wire, dict[str, Any])
 
 
-async def all_taken(changes: list[Change]) -> None:
-    """Take a list of changes."""
+async def handle_changes(changes: list[Change]) -> None:
+    """Handle a list of changes."""
     assert_type(changes[0], Change)
 
 
 async def synchronize(lemcal: AsyncLemcal, wake: Wake) -> None:
-    """Keep a database up to date."""
+    """Synchronize a database."""
     shared: Store = MemoryStore()
     async with SQLStore("sqlite:///lemcal.db") as store:
         accounts = (lemcal.for_account(user_id, "k") for user_id in ("usr_1", "usr_2"))
-        report = await sync_meetings(accounts, store, max_concurrency=4, on_change=taken, baseline=True)
+        report = await sync_meetings(
+            accounts, store, max_concurrency=4, on_change=handle_change, baseline=True
+        )
         assert_type(report, SyncReport)
         assert_type(report.failures[0].error, Exception)
         assert_type(report.parked, int)
@@ -301,7 +303,7 @@ async def synchronize(lemcal: AsyncLemcal, wake: Wake) -> None:
             assert_type(change.parked_at, datetime | None)
         assert_type(await store.retry_parked(lemcal.user_id), int)
         await store.forget(lemcal.user_id)
-        await sync_meetings([lemcal], store, on_changes=all_taken, max_attempts=5)
+        await sync_meetings([lemcal], store, on_changes=handle_changes, max_attempts=5)
     wake.wake()
     wake.wake("usr_1")
     await watch(

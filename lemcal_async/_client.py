@@ -338,7 +338,7 @@ class AsyncLemcal:
 
 
 def _check_type(name: str, value: object, kind: type[Any]) -> None:
-    # isinstance(cls, Protocol) is true of a class whose instances match: it has the same methods.
+    # A class itself passes isinstance() with a protocol, because it has the methods of its instances.
     if value is not None and (isinstance(value, type) or not isinstance(value, kind)):
         raise ConfigurationError(f"{name}= must be of type {kind.__name__}, not {type(value).__name__}")
 

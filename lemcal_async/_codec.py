@@ -404,7 +404,7 @@ def check_into(into: Any) -> None:
     kind = get_args(into)[0] if get_origin(into) is list else into
     if not _is_model(kind):
         raise TypeError(
-            f"into={_name(into)}: pass a model such as Meeting, or list[Meeting]; leave it out for plain JSON"
+            f"into={_name(into)}: pass a model such as Meeting, or list[Meeting]; omit it for plain JSON"
         )
 
 

@@ -130,8 +130,8 @@ class FairSemaphore:
         self._held: dict[Hashable, int] = {}
         self._waiters: dict[Hashable, OrderedDict[_SlotWaiter, None]] = {}
         # Waiting accounts in round-robin order: those that hold no slot, and those that hold some.
-        self._without: OrderedDict[Hashable, None] = OrderedDict()
-        self._with: OrderedDict[Hashable, None] = OrderedDict()
+        self._without_slots: OrderedDict[Hashable, None] = OrderedDict()
+        self._with_slots: OrderedDict[Hashable, None] = OrderedDict()
 
     @property
     def waiting(self) -> int:
@@ -139,7 +139,7 @@ class FairSemaphore:
         return sum(map(len, self._waiters.values()))
 
     def acquire_nowait(self, account: Hashable) -> bool:
-        """Take a slot if this account may have one now. Waiters never miss a slot that they may have."""
+        """Take a slot if this account may have one now. No waiter that may have one is left waiting."""
         held = self._held.get(account, 0)
         if not (self.free > 0 if held == 0 else self._is_below_share(held)):
             return False
@@ -169,8 +169,8 @@ class FairSemaphore:
             held = self._held.pop(account) - 1
             if held:
                 self._held[account] = held
-            elif account in self._with:
-                del self._with[account]
+            elif account in self._with_slots:
+                del self._with_slots[account]
                 self._queue(account)
         while (following := self._next()) is not None:
             self._admit(following[0])
@@ -185,15 +185,17 @@ class FairSemaphore:
 
     def _queue(self, account: Hashable) -> None:
         """Append a waiting account to the round-robin."""
-        turns = self._with if account in self._held else self._without
+        turns = self._with_slots if account in self._held else self._without_slots
         turns.setdefault(account)
 
     def _next(self) -> "tuple[Hashable] | None":
         """Return the account whose turn it is, in a tuple, because None is a valid account."""
-        if self.free and self._without:
-            return (next(iter(self._without)),)
+        if self.free and self._without_slots:
+            return (next(iter(self._without_slots)),)
         # Each account skipped here holds at least four times the free slots, so there are few.
-        return next(((account,) for account in self._with if self._is_below_share(self._held[account])), None)
+        return next(
+            ((account,) for account in self._with_slots if self._is_below_share(self._held[account])), None
+        )
 
     def _admit(self, account: Hashable) -> None:
         waiters = self._waiters[account]
@@ -215,8 +217,8 @@ class FairSemaphore:
             self._leave_round(account)
 
     def _leave_round(self, account: Hashable) -> None:
-        self._without.pop(account, None)
-        self._with.pop(account, None)
+        self._without_slots.pop(account, None)
+        self._with_slots.pop(account, None)
 
 
 class _SlotWaiter:

@@ -325,7 +325,7 @@ def _lock() -> anyio.Lock:
 def _take_turn(remaining: Iterator[list[Any]], add: Callable[[list[Any]], object]) -> bool:
     """Work for one turn. Returns False once all slices are done."""
     until = time.perf_counter() + _TURN
-    with _gc.paused_and_spared():
+    with _gc.paused_and_promoting():
         for rows in remaining:
             add(rows)
             if time.perf_counter() > until:

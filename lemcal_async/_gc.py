@@ -8,11 +8,11 @@ import gc
 from collections.abc import Generator
 from contextlib import contextmanager
 
-# How many times spare() may run between two full collections. It also promotes garbage cycles of other code,
+# Maximum calls of promote() between two full collections. It also promotes garbage cycles of other code,
 # which must not accumulate. The limit corresponds to about four lists of 12 MB.
-_MAX_SPARED = 100
+_MAX_PROMOTIONS = 100
 
-_spared = 0
+_promotions = 0
 _full_collections = -1
 
 
@@ -31,25 +31,25 @@ class paused:  # noqa: N801 - named like those of contextlib; a generator takes 
 
 
 @contextmanager
-def paused_and_spared() -> Generator[None]:
+def paused_and_promoting() -> Generator[None]:
     """Pause the collector, then promote the objects created in the block, which will live long.
 
     They move straight to the oldest generation, where they would end up after being traversed twice.
     """
     with paused():
         yield
-        spare()
+        promote()
 
 
-def spare() -> None:
+def promote() -> None:
     """Promote all current objects to the oldest generation; call this if most of them will live long."""
-    global _spared, _full_collections  # noqa: PLW0603 - there is only one collector
+    global _promotions, _full_collections  # noqa: PLW0603 - there is only one collector
     collections = gc.get_stats()[-1]["collections"]
     if collections != _full_collections:
-        _full_collections, _spared = collections, 0
+        _full_collections, _promotions = collections, 0
     # This would unfreeze objects that the program has frozen for good, such as before a fork. Python 3.12
     # freezes some objects itself, so this does nothing there.
-    if _spared < _MAX_SPARED and gc.get_freeze_count() == 0:
-        _spared += 1
+    if _promotions < _MAX_PROMOTIONS and gc.get_freeze_count() == 0:
+        _promotions += 1
         gc.freeze()
         gc.unfreeze()  # moves them to the oldest generation without traversing them

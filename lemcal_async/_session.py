@@ -313,7 +313,7 @@ def _url(text: str) -> httpx.URL:
 
 
 class TransportStack:
-    """Retries around the rate limit around a wire. Closes the default wire, but not one passed in."""
+    """The transport layers: retries, then the rate limit, then a wire. Closes only the default wire."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from anyio.lowlevel import RunVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from lemcal_async._gc import spare
+from lemcal_async._gc import promote
 from lemcal_async.sync._database import BUSY_SECONDS, Address, Problem, engine_of, keep_log, problem_of
 from lemcal_async.sync._tables import is_current, prepare
 
@@ -161,7 +161,7 @@ class Transactions:
             if self._engine is None:
                 # What has been imported, SQLAlchemy above all, would be walked by the collector about now:
                 # for 50 ms, in which the event loop stands still too.
-                spare()
+                promote()
                 engine = engine_of(self.address.url, create=self._create)
                 try:
                     with engine.connect() as connection:

@@ -76,7 +76,7 @@ class Wire(httpx.AsyncBaseTransport):
         )
 
 
-def answering(status: int = 200, **content: Any) -> Wire:
+def responding(status: int = 200, **content: Any) -> Wire:
     """Return a wire that gives the same response to every request."""
     return Wire(lambda _: httpx.Response(status, **content))
 
@@ -106,7 +106,7 @@ def unused_base_url() -> str:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-async def seen(sandbox: Sandbox, count: int) -> None:
+async def wait_for_requests(sandbox: Sandbox, count: int) -> None:
     """Wait until ``count`` requests have arrived."""
     with anyio.fail_after(30):
         while len(sandbox.requests) < count:  # noqa: ASYNC110 - there is no event for this

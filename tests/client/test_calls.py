@@ -22,7 +22,7 @@ from lemcal_async.errors import (
 from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.sandbox.faults import Fault
 
-from .conftest import AT_ONCE, TARGET, Wire, answering
+from .conftest import AT_ONCE, TARGET, Wire, responding
 
 pytestmark = pytest.mark.anyio
 
@@ -141,7 +141,7 @@ async def test_hook_for_one_meeting_type(lemcal_sandbox: Sandbox) -> None:
         with pytest.raises(MeetingTypeNotFoundError):
             await lemcal.hooks.create(TARGET, meeting_type_id="met_unknown")
     assert (type_id, None) == (hook.meeting_type_id, hook.any_meeting_type)
-    wire = answering(json={"_id": "hoo_1"})
+    wire = responding(json={"_id": "hoo_1"})
     await wire.client().hooks.create(TARGET, meeting_type_id="met_1")
     await wire.client().hooks.create(TARGET, any_meeting_type=True)
     assert [
@@ -193,7 +193,7 @@ async def test_delete_with_an_unexpected_response(lemcal_sandbox: Sandbox, fault
 @pytest.mark.parametrize("body", [b"", b"\r\n", b'{"deleted": true}'])
 async def test_delete_with_status_200(body: bytes) -> None:
     """A 200 with an empty or JSON body is a success, like the documented 204."""
-    wire = answering(content=body)
+    wire = responding(content=body)
     await wire.client().hooks.delete("hoo_1")
     assert ["/api/lemcal/hooks/hoo_1"] == [request.url.path for request in wire.requests]
 
@@ -204,10 +204,10 @@ async def test_delete_with_status_200(body: bytes) -> None:
 async def test_request(lemcal_sandbox: Sandbox) -> None:
     """``request`` calls any path, through the same layers, and returns plain JSON."""
     async with lemcal_sandbox.client() as lemcal:
-        answer = await lemcal.request("GET", "/me")
-    assert (200, lemcal_sandbox.user_id) == (answer.status_code, answer.data["_id"])
-    assert "19" == answer.headers["x-ratelimit-remaining"]
-    assert all(name == name.lower() for name in answer.headers)
+        response = await lemcal.request("GET", "/me")
+    assert (200, lemcal_sandbox.user_id) == (response.status_code, response.data["_id"])
+    assert "19" == response.headers["x-ratelimit-remaining"]
+    assert all(name == name.lower() for name in response.headers)
     assert lemcal_sandbox.requests[0].user_id == lemcal_sandbox.user_id
 
 
@@ -246,8 +246,8 @@ async def test_request_into_the_wrong_model(lemcal_sandbox: Sandbox) -> None:
 async def test_request_into_plain_json(lemcal_sandbox: Sandbox, into: Any, path: str, other: str) -> None:
     """Only the kind of JSON is checked: object or list."""
     async with lemcal_sandbox.client() as lemcal:
-        answer = await lemcal.request("GET", path, into=into)
-        assert (await lemcal.request("GET", path)).data == answer.data
+        response = await lemcal.request("GET", path, into=into)
+        assert (await lemcal.request("GET", path)).data == response.data
         with pytest.raises(ResponseDecodeError, match=f"^GET {other}: 200 OK, but the body is an"):
             await lemcal.request("GET", other, into=into)
 

@@ -14,7 +14,7 @@ from lemcal_async.errors import AuthenticationError, DeadlineExceededError, Lemc
 from lemcal_async.ratelimit import Key, LocalRateLimiter, Permit, Priority, Unlimited
 from lemcal_async.sandbox import Sandbox, faults
 
-from .conftest import AT_ONCE, KEY, TARGET, Wire, answering, check_plain, failing, seen
+from .conftest import AT_ONCE, KEY, TARGET, Wire, check_plain, failing, responding, wait_for_requests
 
 pytestmark = pytest.mark.anyio
 
@@ -134,7 +134,7 @@ async def test_error_reports_the_last_failure() -> None:
 
 async def test_last_response_is_redacted() -> None:
     """A key echoed in the last response is masked, as in every other error."""
-    wire = answering(500, text=f"no such key {KEY}")
+    wire = responding(500, text=f"no such key {KEY}")
     lemcal = wire.client(deadline=10, retry=RetryPolicy(backoff=30.0, backoff_max=30.0))
     with pytest.raises(DeadlineExceededError, match=r"last attempt: 500 no such key \*\*\*;") as caught:
         await lemcal.me()
@@ -223,7 +223,7 @@ async def test_unsent_post() -> None:
 
 async def test_refused_post_that_is_queued_again() -> None:
     """A POST that was only refused was not processed."""
-    wire = answering(429, headers={"Retry-After": "0"})
+    wire = responding(429, headers={"Retry-After": "0"})
     lemcal = wire.client(deadline=0.05, limiter=Only(1), retry=AT_ONCE)
     with pytest.raises(DeadlineExceededError, match=r"deadline of 0\.05 s") as caught:
         await lemcal.hooks.create(TARGET, any_meeting_type=True)
@@ -259,7 +259,7 @@ async def test_canceled_calls_leak_nothing(lemcal_sandbox: Sandbox) -> None:
         async with anyio.create_task_group() as group:
             for _ in range(3):
                 group.start_soon(lemcal.me)
-            await seen(lemcal_sandbox, 3)
+            await wait_for_requests(lemcal_sandbox, 3)
             group.cancel_scope.cancel()
         assert 0 == lemcal.rate_limit.queued
         assert lemcal_sandbox.user_id == (await lemcal.me()).id

@@ -449,8 +449,8 @@ async def test_one_call_is_one_request(lemcal_sandbox: Sandbox) -> None:
     async with lemcal_sandbox.client(retry=ONCE, limiter=Unlimited()) as lemcal:
         with pytest.raises(ServerError):
             await lemcal.me()
-        answer: Any = (await lemcal.request("GET", "/me")).data
-    assert json.dumps(lemcal_sandbox.user_id) == json.dumps(answer["_id"])
+        user: Any = (await lemcal.request("GET", "/me")).data
+    assert json.dumps(lemcal_sandbox.user_id) == json.dumps(user["_id"])
     assert [500, 200] == [seen.status_code for seen in lemcal_sandbox.requests]
 
 

@@ -15,7 +15,7 @@ from lemcal_async.errors import APIConnectionError, AuthenticationError, Configu
 from lemcal_async.ratelimit import Unlimited
 from lemcal_async.sandbox import Sandbox, faults
 
-from .conftest import KEY, ONCE, USER_ID, Wire, seen, unused_base_url
+from .conftest import KEY, ONCE, USER_ID, Wire, unused_base_url, wait_for_requests
 
 BACKENDS = ["asyncio", "trio"]
 
@@ -83,7 +83,7 @@ async def test_aclose_lets_calls_finish(lemcal_sandbox: Sandbox) -> None:
 
     async with anyio.create_task_group() as group:
         group.start_soon(call)
-        await seen(lemcal_sandbox, 1)
+        await wait_for_requests(lemcal_sandbox, 1)
         await lemcal.aclose()
         with pytest.raises(ConfigurationError, match="is closed"):
             await lemcal.me()

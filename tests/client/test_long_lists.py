@@ -19,7 +19,7 @@ from lemcal_async import AsyncLemcal, Meeting, User, _decoding, from_wire
 from lemcal_async.errors import DeadlineExceededError, MeetingNotFoundError, ResponseDecodeError
 from lemcal_async.sandbox._demo import make_account
 
-from .conftest import AT_ONCE, Wire, answering, check_plain
+from .conftest import AT_ONCE, Wire, check_plain, responding
 
 pytestmark = pytest.mark.anyio
 
@@ -52,7 +52,7 @@ async def other_task() -> AsyncIterator[list[int]]:
 @pytest.mark.parametrize("how", ["array", "envelope"])
 async def test_other_tasks_run(how: str) -> None:
     """Other tasks run many times while a list is decoded, and the result is correct."""
-    wire = answering(content=BODY if how == "array" else b'{"data": %b}' % BODY)
+    wire = responding(content=BODY if how == "array" else b'{"data": %b}' % BODY)
     async with other_task() as turns:
         found = await wire.client().meetings.list()
         assert len(turns) >= 10
@@ -61,7 +61,7 @@ async def test_other_tasks_run(how: str) -> None:
 
 async def test_get_from_a_long_list() -> None:
     """A meeting is found anywhere in the list; if it is missing, the error states the length of the list."""
-    lemcal = answering(content=BODY).client()
+    lemcal = responding(content=BODY).client()
     async with other_task() as turns:
         for row in (ROWS[0], ROWS[1234], ROWS[-1]):
             assert from_wire(row, Meeting) == await lemcal.meetings.get(row["_id"])
@@ -72,7 +72,7 @@ async def test_get_from_a_long_list() -> None:
 
 async def test_the_escape_hatch() -> None:
     """``request`` decodes long lists in slices, into JSON or models."""
-    lemcal = answering(content=BODY).client()
+    lemcal = responding(content=BODY).client()
     async with other_task() as turns:
         assert ROWS == (await lemcal.request("GET", "/meetings")).data
         assert (
@@ -91,7 +91,7 @@ def damaged() -> tuple[list[Any], list[int]]:
 async def test_bad_rows_keep_their_index(caplog: pytest.LogCaptureFixture) -> None:
     """A bad row is reported with its index in the whole list, and the other rows are read."""
     rows, bad = damaged()
-    wire = answering(json=rows)
+    wire = responding(json=rows)
     good = [from_wire(row, Meeting) for at, row in enumerate(rows) if at not in bad]
     reason = "_id: expected a string, got int"
     with pytest.raises(ResponseDecodeError) as caught:
@@ -124,7 +124,7 @@ async def test_bad_rows_keep_their_index(caplog: pytest.LogCaptureFixture) -> No
 )
 async def test_broken_body(body: bytes, problem: str) -> None:
     """The error is the same as for a short list, and has no cause or context."""
-    lemcal = answering(content=body).client()
+    lemcal = responding(content=body).client()
     for call in (lemcal.meetings.list, lambda: lemcal.meetings.get("mee_1")):
         with pytest.raises(ResponseDecodeError) as caught:
             await call()
@@ -134,10 +134,10 @@ async def test_broken_body(body: bytes, problem: str) -> None:
 
 async def test_wrong_model() -> None:
     """A list in place of one model, and rows of another model, are refused."""
-    lemcal = answering(content=BODY).client()
+    lemcal = responding(content=BODY).client()
     with pytest.raises(ResponseDecodeError, match="expected an object, got list"):
         await lemcal.request("GET", "/me", into=User)
-    lemcal = answering(json=[{"_id": 7, "filler": "x" * 200}] * 2_500).client()
+    lemcal = responding(json=[{"_id": 7, "filler": "x" * 200}] * 2_500).client()
     with pytest.raises(ResponseDecodeError, match="2500 of 2500 rows cannot be read; row 0: _id") as caught:
         await lemcal.request("GET", "/me", into=list[User])
     assert [] == caught.value.rows
@@ -146,7 +146,7 @@ async def test_wrong_model() -> None:
 async def test_cancellation_between_slices() -> None:
     """A call canceled between two slices restores the collector, and the next call reads the whole list."""
     was_enabled = gc.isenabled()
-    lemcal = answering(content=BODY).client()
+    lemcal = responding(content=BODY).client()
     for turns_before in range(6):
         async with anyio.create_task_group() as tasks:
             finished: list[int] = []
@@ -169,7 +169,7 @@ async def test_decoding_counts_toward_the_deadline(
     how: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A response that takes too long to decode exceeds the deadline; the next call decodes the whole list."""
-    lemcal = answering(content=BODY if how == "array" else b'{"data": %b}' % BODY).client()
+    lemcal = responding(content=BODY if how == "array" else b'{"data": %b}' % BODY).client()
     calls: dict[str, Callable[[AsyncLemcal], Awaitable[Any]]] = {
         "list": lambda lemcal: lemcal.meetings.list(),
         "rows": lambda lemcal: lemcal.meetings.rows(),
@@ -205,7 +205,7 @@ def slowly(function: Any) -> Any:
 async def test_several_lists_at_once() -> None:
     """Several lists take turns, and restore the collector."""
     was_enabled = gc.isenabled()
-    wire = answering(content=BODY)
+    wire = responding(content=BODY)
     found: list[list[Meeting]] = []
 
     async def read() -> None:
@@ -229,7 +229,7 @@ async def test_another_task_runs_between_many_lists(monkeypatch: pytest.MonkeyPa
         return take_turn(*arguments)
 
     monkeypatch.setattr(_decoding, "_take_turn", recorded)
-    lemcal = answering(content=BODY).client()
+    lemcal = responding(content=BODY).client()
 
     async def something_else() -> None:
         while True:
@@ -252,7 +252,7 @@ async def test_many_bad_rows(row: str, on_bad_row: str, caplog: pytest.LogCaptur
     """The first thousand are kept and the rest only counted; they are never all in memory at once."""
     count = 600_000 // len(row)
     body = f"[{','.join([row] * count)}]".encode()
-    lemcal = answering(content=body).client(on_bad_row=on_bad_row)
+    lemcal = responding(content=body).client(on_bad_row=on_bad_row)
     gc.collect()
     tracemalloc.start()
     try:
@@ -280,7 +280,7 @@ async def test_body_with_too_many_values(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(_decoding, "_MAX_VALUES", 100_000)
     monkeypatch.setattr(_decoding, "_ALWAYS_FEWER", 100_000)
     body = f'{{"data": [{",".join(["{}"] * 200_000)}], "page": 1}}'.encode()
-    lemcal = answering(content=body).client()
+    lemcal = responding(content=body).client()
     for call in (lemcal.meetings.list, lemcal.meetings.rows, lambda: lemcal.request("GET", "/x")):
         with pytest.raises(ResponseDecodeError, match="contains more than 100,000 JSON values") as caught:
             await call()
@@ -291,7 +291,7 @@ async def test_body_with_too_many_values(monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_raw_rows(how: str) -> None:
     """Rows are returned unchanged, whether or not they are valid."""
     rows, _ = damaged()
-    wire = answering(json=rows if how == "array" else {"data": rows})
+    wire = responding(json=rows if how == "array" else {"data": rows})
     async with other_task() as turns:
         assert rows == await wire.client().meetings.rows("met_1")
         assert len(turns) >= 10

@@ -27,7 +27,7 @@ from lemcal_async.ratelimit import LocalRateLimiter, Unlimited
 from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.sandbox.faults import Fault
 
-from .conftest import AT_ONCE, KEY, ONCE, TARGET, TOKEN, USER_ID, Wire, answering, failing, unused_base_url
+from .conftest import AT_ONCE, KEY, ONCE, TARGET, TOKEN, USER_ID, Wire, failing, responding, unused_base_url
 
 pytestmark = pytest.mark.anyio
 
@@ -95,7 +95,7 @@ def test_parts_of_a_client_cannot_be_pickled() -> None:
 async def test_repr_of_a_hook() -> None:
     """The repr omits the token in the target URL."""
     hook = (
-        await answering(json={"_id": "hoo_1", "targetUrl": TARGET})
+        await responding(json={"_id": "hoo_1", "targetUrl": TARGET})
         .client()
         .hooks.create(TARGET, any_meeting_type=True)
     )
@@ -186,7 +186,7 @@ async def test_broken_connection(do: Do, failure: httpx.RequestError) -> None:
 async def test_error_response_that_echoes_secrets(do: Do, status: int, kind: type[LemcalError]) -> None:
     """Secrets in the server's message, headers and body are not shown."""
     words = f"{USER_ID}:{KEY} {basic_of(USER_ID, KEY)} cannot have {TARGET}"
-    wire = answering(status, json={"error": words}, headers={"X-Echo": basic_of(USER_ID, KEY)})
+    wire = responding(status, json={"error": words}, headers={"X-Echo": basic_of(USER_ID, KEY)})
     check_no_secrets(await error_of(do, wire.client(), kind))
 
 
@@ -204,13 +204,13 @@ async def test_error_response_that_echoes_secrets(do: Do, status: int, kind: typ
 )
 async def test_undecodable_response(do: Do, content: str) -> None:
     """A decode error describes the problem with the body, without its content."""
-    check_no_secrets(await error_of(do, answering(content=content).client(), ResponseDecodeError))
+    check_no_secrets(await error_of(do, responding(content=content).client(), ResponseDecodeError))
 
 
 @pytest.mark.parametrize("do", [create, request])
 async def test_response_over_the_size_limit(do: Do) -> None:
     """The error does not show the part of the body that was read."""
-    wire = answering(content=f'{{"targetUrl": "{TARGET}", "key": "{KEY}"}}')
+    wire = responding(content=f'{{"targetUrl": "{TARGET}", "key": "{KEY}"}}')
     check_no_secrets(await error_of(do, wire.client(max_response_bytes=10), ResponseDecodeError))
 
 
@@ -449,7 +449,7 @@ async def test_invalid_hook() -> None:
 async def test_failing_key_function_shows_no_earlier_key() -> None:
     """The cached last key is not shown."""
     keys = iter([KEY])
-    lemcal = answering(json={"_id": "usr_1"}).client(api_key=lambda: next(keys), retry=ONCE)
+    lemcal = responding(json={"_id": "usr_1"}).client(api_key=lambda: next(keys), retry=ONCE)
     await lemcal.me()
     with pytest.raises(RuntimeError) as caught:
         await lemcal.me()

@@ -194,7 +194,7 @@ async def test_ten_thousand_accounts() -> None:
     assert list(range(10_000)) == sorted(served)
     assert (10, 0) == (slots.free, slots.waiting)
     assert [{}, {}] == [slots._held, slots._waiters]
-    assert [[], []] == [list(slots._with), list(slots._without)]
+    assert [[], []] == [list(slots._with_slots), list(slots._without_slots)]
 
 
 class SemaphoreMachine(RuleBasedStateMachine):

@@ -74,11 +74,11 @@ async def calls() -> None:
 
 async def any_path(lemcal: AsyncLemcal, params: Mapping[str, str | None]) -> None:
     """Call endpoints that have no method of their own."""
-    answer = await lemcal.request("GET", "/anything", params=params, json=None, into=None)
-    assert_type(answer, APIResponse[Any])
-    assert_type(answer.status_code, int)
-    assert_type(answer.headers, dict[str, str])
-    assert_type(answer.data, Any)
+    response = await lemcal.request("GET", "/anything", params=params, json=None, into=None)
+    assert_type(response, APIResponse[Any])
+    assert_type(response.status_code, int)
+    assert_type(response.headers, dict[str, str])
+    assert_type(response.data, Any)
     hook = await lemcal.request("POST", "/anything", json={"a": [1, None]}, into=Hook)
     assert_type(hook, APIResponse[Hook])
     found = await lemcal.request("GET", "/meetings", params={"ids": ["a", "b"]}, into=list[Meeting])

@@ -165,7 +165,7 @@ class CredentialSource:
                 self._credentials = self._read(key, API_KEY_VARIABLE)
             else:
                 known = bool(self._user_id or self._user_variable)
-                raise ConfigurationError(_nothing(user_known=known, environment=environment))
+                raise ConfigurationError(_missing_credentials(user_known=known, environment=environment))
 
     def current(self) -> Credentials:
         """Return the current credentials. Raises ``ConfigurationError`` if the function returned none."""
@@ -326,7 +326,7 @@ def _problem_of_characters(value: str) -> str:
     return "the value contains a space, a control character or a non-ASCII character; copy it again"
 
 
-def _nothing(*, user_known: bool, environment: bool) -> str:
+def _missing_credentials(*, user_known: bool, environment: bool) -> str:
     if user_known:
         variable = f", or set {API_KEY_VARIABLE} {_UNSET}" if environment else ""
         return f"No API key: pass api_key={variable}."

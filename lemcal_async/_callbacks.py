@@ -43,7 +43,7 @@ def no_foreign_cancellation() -> Generator[None]:
         raise CanceledElsewhereError from error
 
 
-async def was_canceled_alone(error: BaseException) -> bool:
+async def was_canceled_natively(error: BaseException) -> bool:
     """Whether this internal task was canceled natively, rather than through its scope.
 
     Call this while handling the cancellation, in a task that outside code has no reference to: the user's

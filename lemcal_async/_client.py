@@ -129,7 +129,7 @@ class AsyncLemcal:
         _check_type("limiter", limiter, RateLimiter)
         if on_bad_row not in ("raise", "skip"):
             raise ConfigurationError(f"on_bad_row={on_bad_row!r}: it must be 'raise' or 'skip'")
-        if not (_is_above_0(max_response_bytes) and max_response_bytes >= 1):
+        if not (_is_positive(max_response_bytes) and max_response_bytes >= 1):
             raise ConfigurationError(f"max_response_bytes={max_response_bytes!r}: it must be at least 1")
         options = Options(
             timeout=_timeout(timeout),
@@ -359,15 +359,15 @@ def _user_agent(name: object) -> str:
 
 
 def _timeout(timeout: Timeout) -> dict[str, float | None]:
-    if timeout is None or isinstance(timeout, httpx.Timeout) or _is_above_0(timeout):
+    if timeout is None or isinstance(timeout, httpx.Timeout) or _is_positive(timeout):
         seconds = httpx.Timeout(timeout).as_dict()
-        if all(value is None or _is_above_0(value) for value in seconds.values()):
+        if all(value is None or _is_positive(value) for value in seconds.values()):
             return seconds
     raise ConfigurationError(f"timeout={timeout!r}: it must be seconds above 0, or None for no limit")
 
 
 def _deadline(deadline: float | None) -> float | None:
-    if deadline is not None and not (_is_above_0(deadline) and deadline < math.inf):
+    if deadline is not None and not (_is_positive(deadline) and deadline < math.inf):
         raise ConfigurationError(f"deadline={deadline!r}: it must be seconds above 0, or None for no limit")
     return deadline
 
@@ -381,7 +381,7 @@ def _is_method(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[A-Za-z]{1,20}", value) is not None
 
 
-def _is_above_0(value: object) -> bool:
+def _is_positive(value: object) -> bool:
     return isinstance(value, int | float) and value > 0
 
 

@@ -115,7 +115,7 @@ class AccountSynced:
         changed: Meetings that differ from the stored ones.
         canceled: Meetings that were canceled.
         disappeared: Meetings that are no longer listed.
-        restored: Meetings that are listed or active again.
+        restored: Meetings that had disappeared or were canceled, and are booked again.
         unchanged: Meetings that have not changed.
     """
 

@@ -19,7 +19,7 @@ from lemcal_async._callbacks import (
     finish,
     is_async,
     no_foreign_cancellation,
-    was_canceled_alone,
+    was_canceled_natively,
 )
 from lemcal_async.sync._report import Failure, FailureLog, ReportBuilder, error_text, logger
 from lemcal_async.sync._store import Change, LeaseLostError, Store
@@ -122,7 +122,7 @@ class Delivery:
         try:
             await self._hand_over(changes, taken)
         except anyio.get_cancelled_exc_class() as error:
-            if await was_canceled_alone(error):
+            if await was_canceled_natively(error):
                 raise CanceledElsewhereError from error
             raise
 

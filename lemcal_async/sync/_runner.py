@@ -18,7 +18,7 @@ from lemcal_async._callbacks import (
     CanceledElsewhereError,
     no_foreign_cancellation,
     problem_with_callback,
-    was_canceled_alone,
+    was_canceled_natively,
 )
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._decoding import ResponseLike, is_long, parse_rows, read_rows
@@ -151,7 +151,7 @@ class Runner:
                 await self._deliver(user_id, own)
                 await anyio.lowlevel.checkpoint()  # a handler that has canceled this task is found out here
             except anyio.get_cancelled_exc_class() as error:
-                if not await was_canceled_alone(error):
+                if not await was_canceled_natively(error):
                     raise
                 self._fail(user_id, "delivery", CanceledElsewhereError(), own)
         self._log.finished(user_id, own.failures)

@@ -168,7 +168,7 @@ class CredentialSource:
                 raise ConfigurationError(_missing_credentials(user_known=known, environment=environment))
 
     def current(self) -> Credentials:
-        """Return the current credentials. Raises ``ConfigurationError`` if the function returned none."""
+        """Return the current credentials. Raises ``ConfigurationError`` if the function returns no key."""
         if self._credentials is not None or self._function is None:
             return cast("Credentials", self._credentials)
         value: Secret[Any] = Secret(self._function())

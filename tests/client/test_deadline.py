@@ -191,7 +191,7 @@ async def test_post_past_its_deadline(lemcal_sandbox: Sandbox) -> None:
     assert 1 == len(lemcal_sandbox.hooks())
 
 
-class Only(Unlimited):
+class GrantFirst(Unlimited):
     """A limiter that grants a fixed number of requests."""
 
     def __init__(self, requests: int) -> None:
@@ -216,7 +216,7 @@ async def test_unsent_post() -> None:
     """A POST still queued at its deadline was not sent, and the error does not claim otherwise."""
     wire = Wire()
     with pytest.raises(DeadlineExceededError, match=r"deadline of 0\.05 s$") as caught:
-        await wire.client(deadline=0.05, limiter=Only(0)).hooks.create(TARGET, any_meeting_type=True)
+        await wire.client(deadline=0.05, limiter=GrantFirst(0)).hooks.create(TARGET, any_meeting_type=True)
     check_plain(caught.value)
     assert [] == wire.requests
 
@@ -224,7 +224,7 @@ async def test_unsent_post() -> None:
 async def test_refused_post_that_is_queued_again() -> None:
     """A POST that was only refused was not processed."""
     wire = responding(429, headers={"Retry-After": "0"})
-    lemcal = wire.client(deadline=0.05, limiter=Only(1), retry=AT_ONCE)
+    lemcal = wire.client(deadline=0.05, limiter=GrantFirst(1), retry=AT_ONCE)
     with pytest.raises(DeadlineExceededError, match=r"deadline of 0\.05 s") as caught:
         await lemcal.hooks.create(TARGET, any_meeting_type=True)
     assert 1 == len(wire.requests)

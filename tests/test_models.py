@@ -142,6 +142,8 @@ PRIMARY_HOST = attrs.evolve(HOST, is_primary=True)
     ("attendees", "lead", "guest"),
     [
         ((HOST, COLLEAGUE, GUEST), LEAD, GUEST),
+        ((HOST, COLLEAGUE, GUEST), None, GUEST),
+        ((HOST, COLLEAGUE, GUEST), Lead(email="colleague@example.org"), GUEST),  # the mark decides
         ((PRIMARY_HOST, GUEST), None, GUEST),  # of two primary attendees, not the owner
         ((GUEST, PRIMARY_HOST), None, GUEST),
         ((PRIMARY_HOST, COLLEAGUE), LEAD, LEAD),

@@ -499,6 +499,15 @@ class TestHeaders:
         observation = log.answered(held_back, 1.21, 429, refusal)
         assert ("foreign use", 1) == (observation, log.foreign)
 
+    @pytest.mark.parametrize(("proven", "foreign"), [(True, 4), (False, 0)])
+    def test_earlier_windows_explain_nothing_in_fixed_windows(self, proven: bool, foreign: int) -> None:  # noqa: FBT001 - a column
+        """A sliding log may still count the requests of half a second ago; a new window does not."""
+        log = new_log()
+        log._server.is_fixed = proven
+        respond(log, send(log, 0.0, 10), 0.0, quota=counted(10, 0.5))
+        respond(log, send(log, 0.6), 0.6, quota=counted(5, 2.0))
+        assert foreign == log.foreign
+
     def test_initial_429_does_not_reveal_foreign_use(self) -> None:
         """The window may be full of a finished process's requests, so the key is not marked shared."""
         log = new_log()

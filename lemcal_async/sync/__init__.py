@@ -1,8 +1,8 @@
-"""Keep a database up to date with the booked meetings of one or many accounts, and act on what changed.
+"""Keep a database up to date with the booked meetings of one or many accounts, and react to changes.
 
-``sync_meetings`` runs once, ``watch`` repeats it. ``SQLStore`` keeps the meetings and the changes; it needs
-the extra ``sql``, which is imported when it is first used. ``MemoryStore`` is for tests. ``docs/sync.md``
-shows the whole job.
+``sync_meetings`` runs once, ``watch`` repeatedly. ``SQLStore`` persists the meetings and the changes; it
+requires the extra ``sql``, which is imported on first use. ``MemoryStore`` is for tests. See ``docs/sync.md``
+for a guide.
 """
 
 from importlib import import_module
@@ -43,7 +43,7 @@ def __getattr__(name: str) -> Any:
     if name != "SQLStore":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = import_module(f"{__name__}.sql").SQLStore
-    globals()[name] = value  # found there from now on
+    globals()[name] = value  # later lookups skip this function
     return value
 
 

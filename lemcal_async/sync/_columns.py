@@ -1,8 +1,8 @@
-r"""How a meeting is stored: the columns that an analyst queries, and its wire form as text. Pure.
+r"""How a meeting is stored: columns for analysts to query, and the wire form as text. Pure functions.
 
-A value that cannot be read leaves its column empty, and no other. The text is JSON that every database can
-keep. PostgreSQL's ``jsonb`` refuses U+0000 and halves of surrogate pairs, which a guest can type into a form:
-each such ``\uXXXX`` is stored as ``\ufffcXXXX``; U+FFFC, which nobody types, marks it, and is marked itself.
+A value that cannot be read leaves only its own column empty. The text is JSON that every database can store.
+PostgreSQL's ``jsonb`` rejects U+0000 and lone surrogates, which a guest can type into a form: each such
+``\uXXXX`` is stored as ``\ufffcXXXX``. U+FFFC, which nobody types, is the marker, and is itself marked.
 """
 
 import json
@@ -14,12 +14,12 @@ from typing import Any, Final, NamedTuple
 from lemcal_async._codec import from_wire
 from lemcal_async.models import Meeting
 
-# Characters; no address is longer (RFC 5321), and PostgreSQL's indexes take up to 2704 bytes.
+# Characters. RFC 5321 allows no more, and an entry of a PostgreSQL index has at most 2704 bytes.
 _LONGEST_EMAIL: Final = 320
 
 
 class Columns(NamedTuple):
-    """What is kept of a meeting beside its wire row; ``problem`` names what of it cannot be read."""
+    """The columns stored beside a meeting's wire row. ``problem`` names the values that cannot be read."""
 
     meeting_type_id: str | None
     meeting_type_name: str | None
@@ -56,9 +56,9 @@ def columns_of(wire: Mapping[str, Any]) -> Columns:
 
 
 def storable(text: str | None) -> str | None:
-    """Return the text without what PostgreSQL or SQLite cannot keep: NUL, and halves of surrogate pairs.
+    """Replace the characters that PostgreSQL or SQLite cannot store: NUL and lone surrogates.
 
-    Guests choose their names; no name may stop the synchronization of an account.
+    Guests choose their names, and no name may stop the synchronization of an account.
     """
     if text is None or text.isprintable():
         return text
@@ -67,16 +67,16 @@ def storable(text: str | None) -> str | None:
 
 _SUSPECT: Final = re.compile(r"\\u(?:0000|d[89a-f]|fffc)", re.IGNORECASE)
 _ESCAPE: Final = re.compile(
-    r"\\(?:ud[89ab]..\\ud[c-f]..|u(0000|d[89a-f]..|fffc)|.)",  # a whole pair; what is refused; anything else
+    r"\\(?:ud[89ab]..\\ud[c-f]..|u(0000|d[89a-f]..|fffc)|.)",  # a surrogate pair; a rejected escape; any
     re.IGNORECASE,
 )
 _STORED_ESCAPE: Final = re.compile(r"\\(?:ufffc(....)|.)", re.IGNORECASE)
 
 
 def encoder(separators: tuple[str, str], *, sort_keys: bool) -> Callable[[Any], str]:
-    """Return what ``json.JSONEncoder.encode`` is, without what it makes anew for each value.
+    """Return a function like ``json.JSONEncoder.encode`` that does its setup once, not for each value.
 
-    For the small values here, that is half of its time. Nothing that was read from JSON is circular.
+    The setup takes half of the time for the small values here. Values read from JSON are never circular.
     """
     item, key = separators
     plain = json.JSONEncoder(separators=separators, sort_keys=sort_keys, check_circular=False)
@@ -93,20 +93,20 @@ def encoder(separators: tuple[str, str], *, sort_keys: bool) -> Callable[[Any], 
             *(False, True),
         )
         "".join(chunks({"": [None]}, 0))
-    except TypeError:  # another interpreter, or a later version of this one
+    except TypeError:  # another interpreter, or a later version of CPython
         return plain.encode
     return lambda value: "".join(chunks(value, 0))
 
 
 def load(text: str) -> Any:
-    """Return the value of a text that ``storable_json`` made."""
+    """Parse a text that ``storable_json`` returned."""
     if "\\ufffc" in text:
         text = _STORED_ESCAPE.sub(_restore, text)
     return json.loads(text)
 
 
 def storable_json(text: str) -> str:
-    """Return an ASCII JSON text as it can be stored."""
+    """Return an ASCII JSON text in which the escapes that ``jsonb`` rejects are marked."""
     return text if _SUSPECT.search(text) is None else _ESCAPE.sub(_mark, text)
 
 

@@ -1,8 +1,8 @@
-"""What changed between the meetings stored for an account and the list that the service sends now.
+"""Compares the meetings stored for an account with the list that the service sends now.
 
-Pure functions on the wire form, so that fields unknown to the SDK count too. Rows are compared by the digest
-of a canonical form: a store only loads the old rows whose digest differs. ``plan`` decides what to write, and
-``doubt`` whether to believe the list at all; every store follows both.
+Pure functions on the wire form, so that fields unknown to the SDK count as well. Rows are compared by the
+digest of a canonical form, so a store only loads the old rows whose digest differs. ``plan`` decides what to
+write, and ``empty_list_error`` whether to reject the list; every store follows both.
 """
 
 import hashlib
@@ -16,18 +16,18 @@ from lemcal_async.errors import BadRow, EmptyListError
 from lemcal_async.sync._columns import encoder
 
 Kind: TypeAlias = Literal["created", "changed", "canceled", "disappeared", "restored"]
-"""``restored``: it had disappeared or was canceled, and is booked again. A meeting that comes back as a
-canceled one is ``canceled``."""
+"""``restored``: the meeting had disappeared or was canceled, and is booked again. A meeting that reappears as
+canceled is ``canceled``."""
 
 Status: TypeAlias = Literal["booked", "canceled", "disappeared", "pruned"]
-"""``pruned``: still listed, but its data were erased here; only the digest is left."""
+"""``pruned``: still listed, but its stored data was erased; only the digest is left."""
 
 KINDS: Final[tuple[Kind, ...]] = ("created", "changed", "canceled", "disappeared", "restored")
 
 EMPTY_LIST_GRACE: Final = 3
-"""An account with up to this many meetings may lose them all at once: its list is always believed."""
+"""An account with up to this many meetings may lose them all at once: its list is always accepted."""
 
-_LONGEST_ID: Final = 255  # characters; those of the service have 20
+_LONGEST_ID: Final = 255  # characters; the service's ids have 20
 
 _UNORDERED: Final = "attendees"  # the service lists them in any order
 _NO_ATTENDEES: Final = f'"{_UNORDERED}":[]'
@@ -36,7 +36,7 @@ _dumps: Final = encoder((",", ":"), sort_keys=True)
 
 @attrs.frozen
 class ListedMeeting:
-    """A row of the list with an id of its own; ``index`` is its position, ``text`` its JSON in ASCII."""
+    """A row of the list with a unique id. ``index`` is its position, ``text`` its JSON in ASCII."""
 
     index: int
     id: str
@@ -49,8 +49,8 @@ class ListedMeeting:
 class Snapshot:
     """A list as the service sent it, by meeting id.
 
-    ``bad_rows`` cannot be told apart from others, or cannot be kept; ``present`` holds the ids among them.
-    If some row has no usable id, the list is not ``complete``: a missing meeting may be that row.
+    ``bad_rows`` have no unique id or cannot be stored; ``present`` contains the usable ids of the latter.
+    If a row has no usable id, the list is not ``complete``: a missing meeting may be that row.
     """
 
     rows: dict[str, ListedMeeting]
@@ -67,7 +67,7 @@ class Snapshot:
 
 @attrs.frozen
 class StoredMeeting:
-    """A meeting as stored. ``wire`` is only needed for the meetings that ``needed_rows`` names."""
+    """A stored meeting. ``wire`` is only needed for the meetings that ``needed_rows`` returns."""
 
     digest: str
     status: Status
@@ -76,7 +76,7 @@ class StoredMeeting:
 
 @attrs.frozen
 class Difference:
-    """What changed about one meeting. ``wire`` is its row now or, if it disappeared, its last one."""
+    """A change of one meeting. ``wire`` is its current row or, if it disappeared, its last one."""
 
     meeting_id: str
     kind: Kind
@@ -86,15 +86,15 @@ class Difference:
 
 @attrs.frozen
 class Counts:
-    """How many meetings of one account, or of all, were what.
+    """The number of meetings of each kind, for one account or for all.
 
     Attributes:
         created: Meetings that are new.
-        changed: Meetings that differ from what they were.
+        changed: Meetings that were changed.
         canceled: Meetings that were canceled.
         disappeared: Meetings that are no longer in the list.
-        restored: Meetings that are back.
-        unchanged: Meetings that are as they were.
+        restored: Meetings that had disappeared or were canceled, and are booked again.
+        unchanged: Meetings that were not changed.
     """
 
     created: int = 0
@@ -109,8 +109,8 @@ class Counts:
 class Plan:
     """What a store has to write for a list.
 
-    ``listed`` are the rows to insert or replace, ``disappeared`` the ids to mark, and ``dropped`` the ids
-    of pruned meetings that are no longer listed, to delete. ``outbox`` are the changes to announce.
+    ``listed`` contains the rows to insert or replace, ``disappeared`` the ids to mark, ``dropped`` the ids
+    of pruned meetings to delete because they are no longer listed, and ``outbox`` the changes to announce.
     """
 
     listed: list[Difference]
@@ -121,7 +121,7 @@ class Plan:
 
 
 def snapshot(rows: Iterable[Any]) -> Snapshot:
-    """Read the rows of a list; raises nothing, whatever they are. Of the bad ones, the first are kept."""
+    """Read the rows of a list. Never raises because of a row; only the first bad rows are kept."""
 
     def reject(reason: str) -> None:
         if len(bad_rows) < MAX_BAD_ROWS:
@@ -146,17 +146,18 @@ def snapshot(rows: Iterable[Any]) -> Snapshot:
             continue
         first = found.setdefault(meeting_id, row)
         if first.digest != row.digest:
-            reject(f"row {first.index} has the same _id and other data")
+            reject(f"row {first.index} has the same _id but different data")
     return Snapshot(found, tuple(bad_rows), frozenset(present), complete)
 
 
-def doubt(
+def empty_list_error(
     stored: Mapping[str, StoredMeeting], now: Snapshot, empty_lists: int, confirm_empty_after: int
 ) -> EmptyListError | None:
-    """Return why not to believe the list yet, or None.
+    """Return an error if the list is not accepted yet, or None.
 
-    A list that is suddenly empty, or less than half of what it was, is believed when ``confirm_empty_after``
-    such lists came in a row; ``empty_lists`` came before this one. For a new account, nothing is doubtful.
+    A list that is suddenly empty, or less than half its previous length, is accepted once
+    ``confirm_empty_after`` such lists arrived in a row; ``empty_lists`` of them came before this one. A new
+    account's list is always accepted.
     """
     before = sum(map(_is_listed, stored.values()))
     if before <= EMPTY_LIST_GRACE or 2 * len(now) >= before or not now.complete:
@@ -165,13 +166,13 @@ def doubt(
         return None
     listed = f"a list of only {len(now)} meetings" if len(now) else "an empty list"
     return EmptyListError(
-        f"GET /meetings: {listed}, while {before} meetings are stored; nothing was changed. It is believed "
+        f"GET /meetings: {listed}, while {before} meetings are stored; nothing was changed. It is accepted "
         f"after {confirm_empty_after} such lists in a row; if it is wrong, check the account and base_url"
     )
 
 
 def needed_rows(stored: Mapping[str, StoredMeeting], now: Snapshot) -> list[str]:
-    """Return the ids of the stored meetings whose rows ``plan`` has to see."""
+    """Return the ids of the stored meetings whose rows ``plan`` needs."""
     return [
         meeting_id
         for meeting_id, before in stored.items()
@@ -180,7 +181,7 @@ def needed_rows(stored: Mapping[str, StoredMeeting], now: Snapshot) -> list[str]
 
 
 def plan(stored: Mapping[str, StoredMeeting], now: Snapshot, *, announce: bool = True) -> Plan:
-    """Return what to write for a list that is believed."""
+    """Return what to write for an accepted list."""
     differences = compare(stored, now)
     kinds = [difference.kind for difference in differences]
     numbers = {kind: kinds.count(kind) for kind in KINDS}
@@ -201,8 +202,8 @@ def plan(stored: Mapping[str, StoredMeeting], now: Snapshot, *, announce: bool =
 def compare(stored: Mapping[str, StoredMeeting], now: Snapshot) -> list[Difference]:
     """Return the differences: first the listed meetings in list order, then those that disappeared.
 
-    A missing meeting has disappeared only if the list is complete. Of a pruned meeting it is not known which
-    fields changed: all are named.
+    A missing meeting has disappeared only if the list is complete. It is unknown which fields of a pruned
+    meeting changed, so all are named.
     """
     differences: list[Difference] = []
     for row in now.rows.values():
@@ -226,7 +227,7 @@ def _of_listed(before: StoredMeeting, row: ListedMeeting) -> Difference | None:
         return None
     if before.status == "pruned":  # any field may have changed, so all are named
         return Difference(row.id, "changed", changed_fields({"_id": row.id}, row.wire), row.wire)
-    old = before.wire or row.wire  # not loaded if it is the same
+    old = before.wire or row.wire  # not loaded if unchanged
     fields = changed_fields(old, row.wire)
     was_booked = status_of(old) == "booked"
     kind: Kind = "changed"
@@ -236,12 +237,12 @@ def _of_listed(before: StoredMeeting, row: ListedMeeting) -> Difference | None:
     elif was_missing or not was_booked:
         kind = "restored"
     if kind == "changed" and not fields:
-        return None  # the same data in another canonical form, as after an upgrade
+        return None  # the same data in a different canonical form, as after an upgrade
     return Difference(row.id, kind, fields, row.wire)
 
 
 def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the wire fields that differ. At every depth, null is the same as absent."""
+    """Return the names of the wire fields that differ. At every depth, null equals absent."""
     names = sorted(before.keys() | after.keys())
     return tuple(name for name in names if _canonical(before, (name,)) != _canonical(after, (name,)))
 
@@ -252,7 +253,7 @@ def status_of(wire: Mapping[str, Any]) -> Literal["booked", "canceled"]:
 
 
 def digest(wire: Mapping[str, Any]) -> str:
-    """Return the same text for rows that mean the same, whatever the order of keys and attendees."""
+    """Return a digest that is equal for equivalent rows, whatever the order of keys and attendees."""
     return _digest(_texts(wire)[1])
 
 
@@ -265,7 +266,7 @@ def _canonical(wire: Mapping[str, Any], names: Iterable[str]) -> str:
 
 
 def _texts(fields: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the JSON of fields, and their canonical form."""
+    """Return fields as JSON, and in canonical form."""
     text, canonical = _encoded(fields)
     if not _is_simple(fields):
         _, canonical = _encoded(_simplified(fields))
@@ -273,9 +274,9 @@ def _texts(fields: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _is_simple(fields: Mapping[str, Any]) -> bool:
-    """Whether ``_simplified`` surely changes nothing, as in most rows."""
+    """Whether ``_simplified`` is certain to change nothing, as for most rows."""
     found: list[Iterable[Any]] = [fields.values()]
-    for values in found:  # more are found meanwhile
+    for values in found:  # grows during the iteration
         for value in values:
             kind = type(value)  # pyright: ignore[reportUnknownVariableType]  # any JSON
             if kind is dict:
@@ -288,22 +289,22 @@ def _is_simple(fields: Mapping[str, Any]) -> bool:
 
 
 def _encoded(fields: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the JSON of fields twice: with the attendees as they are, and as a sorted list of texts."""
+    """Return fields as JSON twice: with the attendees in their order, and as a sorted list of texts."""
     attendees = fields.get(_UNORDERED)
     if not isinstance(attendees, list):
         text = _dumps(fields)
         return text, text
     texts = list(map(_dumps, attendees))  # pyright: ignore[reportUnknownArgumentType]  # any JSON
-    # Encoded without them, and then put together: nothing is encoded twice.
+    # Encode the other fields alone and insert the attendees, so that nothing is encoded twice.
     head, _, tail = _dumps({**fields, _UNORDERED: []}).partition(_NO_ATTENDEES)
-    if _NO_ATTENDEES in tail:  # a field inside another one is the same
+    if _NO_ATTENDEES in tail:  # a nested field looks the same
         return _dumps(fields), _dumps({**fields, _UNORDERED: sorted(texts)})
     name = f'{head}"{_UNORDERED}":'
     return f"{name}[{','.join(texts)}]{tail}", f"{name}{_dumps(sorted(texts))}{tail}"
 
 
 def _simplified(value: Any) -> Any:
-    """Return a JSON value without the nulls of its objects, and with whole numbers as integers."""
+    """Return a JSON value without nulls in its objects, and with integral floats as integers."""
     if _is_object(value):
         return {name: _simplified(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, list):
@@ -320,5 +321,5 @@ def _is_object(value: object) -> TypeGuard[dict[str, Any]]:
 
 
 def _is_id(value: str) -> bool:
-    """Whether every database can keep it: no NUL, no half of a surrogate pair, short enough for an index."""
+    """Whether every database can store an id: no NUL, no lone surrogate, short enough for an index."""
     return 0 < len(value) <= _LONGEST_ID and value.isprintable()

@@ -1,7 +1,7 @@
-"""The statements of the hot path on each driver: what is sent together, and how rows are written in bulk.
+"""The hot path's statements for each driver: which are sent together, and how rows are written in bulk.
 
-Through SQLAlchemy, they took twice as long as everything else about an account (``benchmarks/sync.py``). SQL
-is given with a ``?`` for each parameter.
+Through SQLAlchemy, they took twice as long as all other work on an account (``benchmarks/sync.py``). SQL is
+passed with a ``?`` for each parameter.
 """
 
 import json
@@ -39,13 +39,13 @@ MEETING_COLUMNS: Final = [
 _REPLACED: Final = [
     name for name in MEETING_COLUMNS if name not in ("user_id", "meeting_id", "first_seen_at")
 ]
-# A change has the row as it has just been written, or as it last was.
+# A change contains the meeting's row, which is the current one or, if it disappeared, its last one.
 _CHANGES: Final = "INSERT INTO changes (user_id, meeting_id, kind, fields, found_at, wire)"
 
 
 @attrs.frozen
 class Announced:
-    """The changes of an account that were found at some time."""
+    """The changes of an account that were found at the same time."""
 
     user_id: str
     at: str | None
@@ -53,13 +53,13 @@ class Announced:
 
 
 class Driver(Protocol):
-    """How a driver does what these transactions consist of."""
+    """The steps of a transaction, implemented for a driver."""
 
     clock: str
-    """The seconds since 1970, as SQL."""
+    """SQL expression for the seconds since 1970."""
 
     for_update: str
-    """What ends a query whose rows are to stay as they are until the transaction ends."""
+    """SQL suffix of a query that locks its rows until the transaction ends."""
 
     def begin_and_read(
         self, statements: Sequence[tuple[str, tuple[Any, ...]]]
@@ -70,14 +70,14 @@ class Driver(Protocol):
     def update_account(
         self, user_id: str, sql: str, values: tuple[Any, ...], columns: str
     ) -> tuple[Any, ...] | None:
-        """Run an UPDATE of an account as a transaction of its own; return columns of it if it applied.
+        """Run an UPDATE of an account in its own transaction; return ``columns`` if it matched the account.
 
-        A server that crashes may lose it, so it is for what the next run or the end of a lease repairs.
+        A server crash may lose the update, so use it only for what the next run or a lease's end repairs.
         """
         ...
 
     def time(self, value: datetime | None, sent: Any = None) -> str | None:
-        """Return a time as it is written; ``sent`` is what it was read from."""
+        """Return a time in the database's text form; ``sent`` is the wire value that it was parsed from."""
         ...
 
     def wires(self, user_id: str, ids: list[str]) -> Iterable[tuple[str, str]]: ...
@@ -86,10 +86,10 @@ class Driver(Protocol):
 
     def replace(self, rows: list[dict[str, Any]]) -> None: ...
 
-    def of_each(self, sql: str, values: tuple[Any, ...], ids: list[str]) -> None: ...
+    def for_each_id(self, sql: str, values: tuple[Any, ...], ids: list[str]) -> None: ...
 
     def commit(self, sql: str, values: tuple[Any, ...], announced: Announced | None = None) -> None:
-        """Put changes into the outbox, in order; run an UPDATE of the account; end the transaction."""
+        """Add changes to the outbox in order, run an UPDATE of the account, and commit."""
         ...
 
     def rollback(self) -> None: ...
@@ -100,9 +100,9 @@ def driver_of(raw: Any) -> Driver:
 
 
 class _SQLite:
-    """On ``sqlite3``: a call costs little, so each statement is one."""
+    """For ``sqlite3``: calls are cheap, so each statement is a call."""
 
-    for_update = ""  # it has one writer
+    for_update = ""  # SQLite has a single writer
 
     def __init__(self, raw: sqlite3.Connection) -> None:
         self._raw = raw
@@ -121,7 +121,7 @@ class _SQLite:
         self, user_id: str, sql: str, values: tuple[Any, ...], columns: str
     ) -> tuple[Any, ...] | None:
         self._raw.execute("BEGIN IMMEDIATE")
-        query = f"SELECT {columns} FROM accounts WHERE user_id = ?"  # noqa: S608  # our names
+        query = f"SELECT {columns} FROM accounts WHERE user_id = ?"  # noqa: S608  # constant names
         found = self.rows(query, (user_id,)) if self._raw.execute(sql, values).rowcount else []
         self._raw.execute("COMMIT")
         return found[0] if found else None
@@ -136,15 +136,15 @@ class _SQLite:
         return [row for meeting_id in ids for row in self._raw.execute(query, (user_id, meeting_id))]
 
     def insert(self, rows: list[tuple[Any, ...]]) -> None:
-        marks = ", ".join("?" * len(MEETING_COLUMNS))
-        self._raw.executemany(f"INSERT INTO meetings ({', '.join(MEETING_COLUMNS)}) VALUES ({marks})", rows)  # noqa: S608  # our names
+        names, marks = ", ".join(MEETING_COLUMNS), ", ".join("?" * len(MEETING_COLUMNS))
+        self._raw.executemany(f"INSERT INTO meetings ({names}) VALUES ({marks})", rows)  # noqa: S608  # constant names
 
     def replace(self, rows: list[dict[str, Any]]) -> None:
         settings = ", ".join(f"{name} = :{name}" for name in _REPLACED)
         where = "user_id = :user_id AND meeting_id = :meeting_id"
-        self._raw.executemany(f"UPDATE meetings SET {settings} WHERE {where}", rows)  # noqa: S608  # our names
+        self._raw.executemany(f"UPDATE meetings SET {settings} WHERE {where}", rows)  # noqa: S608  # constant names
 
-    def of_each(self, sql: str, values: tuple[Any, ...], ids: list[str]) -> None:
+    def for_each_id(self, sql: str, values: tuple[Any, ...], ids: list[str]) -> None:
         self._raw.executemany(f"{sql} AND meeting_id = ?", [(*values, meeting_id) for meeting_id in ids])
 
     def commit(self, sql: str, values: tuple[Any, ...], announced: Announced | None = None) -> None:
@@ -165,7 +165,7 @@ class _SQLite:
 
 
 class _PostgreSQL:
-    """On psycopg: a round trip costs most, so what can be sent together is, by the simple protocol."""
+    """For psycopg: round trips cost most, so statements are combined, using the simple query protocol."""
 
     clock = "extract(epoch FROM statement_timestamp())"
     for_update = " FOR UPDATE"
@@ -176,24 +176,26 @@ class _PostgreSQL:
     def begin_and_read(
         self, statements: Sequence[tuple[str, tuple[Any, ...]]]
     ) -> list[list[tuple[Any, ...]]]:
-        return self._together([(self._raw.begin_sql, ()), (_ANNOUNCE, ()), *statements])
+        return self._execute_together([(self._raw.begin_sql, ()), (_ANNOUNCE, ()), *statements])
 
     def rows(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        return self._together([(sql, values)])[0]
+        return self._execute_together([(sql, values)])[0]
 
     def update_account(
         self,
-        user_id: str,  # noqa: ARG002  # the statement has it
+        user_id: str,  # noqa: ARG002  # part of the statement
         sql: str,
         values: tuple[Any, ...],
-        columns: str,  # the SQL has it
+        columns: str,
     ) -> tuple[Any, ...] | None:
-        # What is sent at once is one transaction. It is not worth waiting for the disk.
+        # Statements sent together are one transaction. It is not worth waiting for the disk.
         settings = f"{self._raw.settings_sql}; SET LOCAL synchronous_commit = off"
-        found = self._together([(settings, ()), (f"{sql} RETURNING {columns}", values)])[-1]
+        found = self._execute_together([(settings, ()), (f"{sql} RETURNING {columns}", values)])[-1]
         return found[0] if found else None
 
-    def _together(self, statements: Sequence[tuple[str, tuple[Any, ...]]]) -> list[list[tuple[Any, ...]]]:
+    def _execute_together(
+        self, statements: Sequence[tuple[str, tuple[Any, ...]]]
+    ) -> list[list[tuple[Any, ...]]]:
         sql = "; ".join(sql for sql, _ in statements).replace("?", "%s")
         cursor = self._raw.client_cursor()
         cursor.execute(sql, [value for _, values in statements for value in values])
@@ -223,19 +225,19 @@ class _PostgreSQL:
     def replace(self, rows: list[dict[str, Any]]) -> None:
         settings = ", ".join(f"{name} = new.{name}" for name in _REPLACED)
         self._raw.execute(
-            f"UPDATE meetings SET {settings} FROM json_populate_recordset(NULL::meetings, %s) AS new "  # noqa: S608  # our names
+            f"UPDATE meetings SET {settings} FROM json_populate_recordset(NULL::meetings, %s) AS new "  # noqa: S608  # constant names
             "WHERE meetings.user_id = new.user_id AND meetings.meeting_id = new.meeting_id",
             (json.dumps(rows),),
         )
 
-    def of_each(self, sql: str, values: tuple[Any, ...], ids: list[str]) -> None:
+    def for_each_id(self, sql: str, values: tuple[Any, ...], ids: list[str]) -> None:
         if ids:
             self._raw.execute(f"{sql.replace('?', '%s')} AND meeting_id = ANY(%s)", (*values, ids))
 
     def commit(self, sql: str, values: tuple[Any, ...], announced: Announced | None = None) -> None:
         statements: list[tuple[str, tuple[Any, ...]]] = [(sql, values), ("COMMIT", ())]
         if announced is not None:
-            # As one text, which the driver has little to do with; each is an array of three texts.
+            # One JSON text is cheap for the driver; each change is an array of three strings.
             changes = json.dumps([(each.meeting_id, each.kind, _fields(each)) for each in announced.changes])
             found = (
                 "SELECT user_id, meeting_id, change->>1, change->>2, ?, wire "
@@ -243,7 +245,7 @@ class _PostgreSQL:
                 "JOIN meetings ON user_id = ? AND meeting_id = change->>0 ORDER BY place"
             )
             statements.insert(0, (f"{_CHANGES} {found}", (announced.at, changes, announced.user_id)))
-        self._together(statements)
+        self._execute_together(statements)
 
     def rollback(self) -> None:
         self._raw.execute("ROLLBACK")
@@ -254,14 +256,14 @@ def _fields(found: Difference) -> str:
 
 
 def _in_utc(value: datetime, sent: Any) -> str:
-    # Most were sent as 2021-02-16T08:02:42.000Z, which takes a third of the time. 24:00 is on the next day.
+    # Most are sent as 2021-02-16T08:02:42.000Z; this path takes a third of the time. 24:00 is the next day.
     is_usual = type(sent) is str and len(sent) == 24 and sent[4:20:3] == "--T::." and sent[23] == "Z"
     if is_usual and sent[11:13] != "24":
         return f"{sent[:10]} {sent[11:23]}000+00:00"
     return (value if value.tzinfo is UTC else value.astimezone(UTC)).isoformat(" ", "microseconds")
 
 
-# The numbers of changes that are written from here on are not settled yet: see ``_outbox.follow``.
+# Announces that changes with higher numbers may not be committed yet: see ``_outbox.follow``.
 _ANNOUNCE: Final = (
     f"SELECT pg_advisory_xact_lock_shared({WRITERS}, least(2147483647, coalesce("
     "pg_sequence_last_value(pg_get_serial_sequence('changes', 'seq')::regclass), 0))::integer)"

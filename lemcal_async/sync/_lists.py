@@ -1,8 +1,8 @@
-"""Storing an account's list of meetings: the hot path.
+"""Stores an account's list of meetings: the hot path.
 
-Each function runs one transaction of its own on a driver's connection. An account's row is its lock: the
-first process that raises its revision stores its list. Others wait for that transaction, or find out that
-they are late.
+Each function runs its own transaction on a driver's connection. The account's row is the lock: the first
+process that increments its revision stores its list. Other processes wait for that transaction, or find that
+the revision has changed.
 """
 
 from datetime import datetime
@@ -18,7 +18,7 @@ from lemcal_async.sync._diff import (
     ListedMeeting,
     Snapshot,
     StoredMeeting,
-    doubt,
+    empty_list_error,
     needed_rows,
     plan,
     status_of,
@@ -36,7 +36,7 @@ _UNCHANGED: Final = (
     "UPDATE accounts SET revision = revision + 1, body_hash = (revision + 1) || ?, empty_lists = 0, "
     "last_error = NULL, last_run_at = ?, synced_at = ?"
 )
-_DOUBTED: Final = (
+_REJECTED: Final = (
     "UPDATE accounts SET revision = ?, last_run_at = ?, empty_lists = ?, last_error = ? WHERE user_id = ?"
 )
 _APPLIED: Final = (
@@ -46,18 +46,18 @@ _APPLIED: Final = (
 
 
 def revisions(raw: Any, user_ids: list[str]) -> dict[str, int]:
-    """Return the accounts' revisions, without those of new ones."""
-    marks = ", ".join("?" * len(user_ids))
-    sql = f"SELECT user_id, revision FROM accounts WHERE user_id IN ({marks})"  # noqa: S608  # marks only
+    """Return the revisions of accounts; new accounts are left out."""
+    placeholders = ", ".join("?" * len(user_ids))
+    sql = f"SELECT user_id, revision FROM accounts WHERE user_id IN ({placeholders})"  # noqa: S608  # placeholders only
     return dict(driver_of(raw).rows(sql, tuple(user_ids)))
 
 
 def unchanged(
     raw: Any, user_id: str, body_hash: str, at: datetime, *, lease: Lease | None, spread: float | None
 ) -> int | None:
-    """Note that the last list still holds, and return how long it is; None if it was another one.
+    """Record that the last list is unchanged and return its length; None if the last list differs.
 
-    With ``spread`` the lease is given back in the same statement: see ``Schedule.release``.
+    With ``spread``, the same statement releases the lease: see ``Schedule.release``.
     """
     driver = driver_of(raw)
     suffix, now = f":{body_hash}", driver.time(at)
@@ -87,7 +87,7 @@ def apply(
     body_hash: str | None,
     lease: Lease | None,
 ) -> Applied | EmptyListError | None:
-    """Store a snapshot; None if the revision is another one by now, or the lease is lost."""
+    """Store a snapshot; return None if the revision has changed or the lease has ended."""
     driver = driver_of(raw)
     at_text = driver.time(at)
     held, token = _leases.held(driver, lease)
@@ -100,8 +100,8 @@ def apply(
         return None
     _, empty_lists, synced_at = account[0]
     stored = {meeting_id: StoredMeeting(digest, status) for meeting_id, digest, status in found}
-    if error := doubt(stored, now, empty_lists, confirm_empty_after):
-        driver.commit(_DOUBTED, (expected + 1, at_text, empty_lists + 1, str(error), user_id))
+    if error := empty_list_error(stored, now, empty_lists, confirm_empty_after):
+        driver.commit(_REJECTED, (expected + 1, at_text, empty_lists + 1, str(error), user_id))
         return error
     for meeting_id, wire in driver.wires(user_id, needed_rows(stored, now)):
         stored[meeting_id] = attrs.evolve(stored[meeting_id], wire=load(wire))
@@ -121,16 +121,16 @@ def apply(
         driver.insert(new)
     if old:
         driver.replace(old)
-    driver.of_each(
+    driver.for_each_id(
         "UPDATE meetings SET status = 'disappeared', changed_at = ?, last_seen_at = ? WHERE user_id = ?",
         (at_text, synced_at, user_id),
         todo.disappeared,
     )
-    driver.of_each("DELETE FROM meetings WHERE user_id = ?", (user_id,), todo.dropped)
-    known_by = f"{expected + 1}:{body_hash}" if body_hash is not None and not now.bad_rows else None
+    driver.for_each_id("DELETE FROM meetings WHERE user_id = ?", (user_id,), todo.dropped)
+    valid_hash = f"{expected + 1}:{body_hash}" if body_hash is not None and not now.bad_rows else None
     driver.commit(
         _APPLIED,
-        (expected + 1, at_text, at_text, known_by, len(now.rows), user_id),
+        (expected + 1, at_text, at_text, valid_hash, len(now.rows), user_id),
         Announced(user_id, at_text, todo.outbox) if todo.outbox else None,
     )
     return Applied(todo.counts, now.bad_rows)

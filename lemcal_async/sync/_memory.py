@@ -1,4 +1,4 @@
-"""``MemoryStore``: a store for tests, with the same rules as ``SQLStore``."""
+"""``MemoryStore``: a store for tests that follows the same rules as ``SQLStore``."""
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from lemcal_async.sync._diff import (
     Plan,
     Snapshot,
     StoredMeeting,
-    doubt,
+    empty_list_error,
     plan,
     snapshot,
     status_of,
@@ -33,7 +33,7 @@ class _Account:
 
 
 class MemoryStore:
-    """A store in memory, for one event loop. It does no I/O, so nothing in it can be canceled halfway."""
+    """An in-memory store for one event loop. It does no I/O, so no method can be canceled halfway."""
 
     def __init__(self) -> None:
         self._accounts: dict[str, _Account] = {}
@@ -61,7 +61,7 @@ class MemoryStore:
         if account.revision != revision:
             return None
         account.revision += 1
-        if error := doubt(account.meetings, now, account.empty_lists, confirm_empty_after):
+        if error := empty_list_error(account.meetings, now, account.empty_lists, confirm_empty_after):
             account.empty_lists += 1
             raise error
         todo = plan(account.meetings, now, announce=not (baseline and revision == 0))
@@ -95,7 +95,7 @@ class MemoryStore:
             )
 
     async def record_failure(self, user_id: str, message: str) -> None:
-        """See ``Store``. Nothing is kept: the report has the failure, and there is no table to show it in."""
+        """See ``Store``. Records nothing: the report has the failure, and there is no table for it."""
 
     async def pending(self, user_id: str, limit: int) -> list[Change]:
         """See ``Store``."""
@@ -175,10 +175,10 @@ class MemoryStore:
         return len(erased)
 
     def meetings(self, user_id: str) -> dict[str, dict[str, Any]]:
-        """Return the wire rows of an account's listed meetings, by id; for tests to look at.
+        """Return the wire rows of an account's listed meetings by id, for assertions in tests.
 
         Args:
-            user_id: The account.
+            user_id: The account's user id.
         """
         account = self._accounts.get(user_id, _Account())
         return {

@@ -1,6 +1,6 @@
-"""The outbox's statements: reading changes, marking them as delivered, parking them.
+"""The outbox's statements: reading changes, marking them as delivered, and parking them.
 
-Each function runs in the transaction of an open connection.
+Each function runs in the transaction of the given connection.
 """
 
 import json
@@ -33,9 +33,9 @@ from lemcal_async.sync._tables import changes
 T = TypeVar("T")
 
 WRITERS: Final = 0x6C656D63
-"""Which of PostgreSQL's advisory locks writers hold: "lemc" in ASCII."""
+"""Key of the PostgreSQL advisory lock that writers hold: "lemc" in ASCII."""
 
-IN_ONE_STATEMENT: Final = 500  # parameters; every SQLite takes as many
+MAX_PARAMETERS: Final = 500  # of a statement; every version of SQLite accepts this many
 
 _is_undelivered: Final = changes.c.delivered_at.is_(None)
 is_pending: Final = and_(_is_undelivered, changes.c.parked_at.is_(None))
@@ -43,12 +43,12 @@ is_parked: Final = and_(_is_undelivered, changes.c.parked_at.is_not(None))
 
 
 def pending_of(user_id: str) -> Select[Any]:
-    """Select what is to be delivered of an account."""
+    """Select the pending changes of an account."""
     return select(changes).where(changes.c.user_id == user_id, is_pending)
 
 
 def selection(*, pending: bool, parked: bool) -> Select[Any]:
-    """Select the whole outbox, or only the changes that are pending, parked, or either."""
+    """Select the whole outbox, or only its pending changes, its parked changes, or both."""
     kinds = [is_pending] * pending + [is_parked] * parked
     return select(changes).where(or_(*kinds)) if kinds else select(changes)
 
@@ -56,7 +56,7 @@ def selection(*, pending: bool, parked: bool) -> Select[Any]:
 def read(connection: Connection, wanted: Select[Any], limit: int) -> list[Change]:
     """Return the first changes of a selection, in order."""
     found = connection.execute(wanted.order_by(changes.c.seq).limit(limit))
-    rows: list[Any] = list(found.all())  # at once, and by place: it is faster
+    rows: list[Any] = list(found.all())  # all at once and unpacked by position, which is faster
     return [
         Change(
             seq=seq,
@@ -80,7 +80,7 @@ def read(connection: Connection, wanted: Select[Any], limit: int) -> list[Change
 def follow(
     connection: Connection, wanted: Select[Any], after: int, of: tuple[int, int] | None, *, limit: int
 ) -> list[Change]:
-    """Return the next changes of a selection, up to where none with a lower number can still appear."""
+    """Return the next changes of a selection, up to the last before which no change can still appear."""
     wanted = wanted.where(changes.c.seq > after)
     if of is not None:
         part, parts = of
@@ -91,7 +91,7 @@ def follow(
 
 
 def _part_of(connection: Connection, parts: int) -> ColumnElement[int]:
-    """Return what ``part_of`` is in SQL; SQLite is given that function itself."""
+    """Return ``part_of`` as SQL; SQLite calls the Python function itself."""
     if connection.dialect.name == "sqlite":
         return func.lemcal_part_of(changes.c.user_id, parts)
     digest = func.encode(func.sha256(func.convert_to(changes.c.user_id, "UTF8")), "hex")
@@ -102,12 +102,12 @@ def _part_of(connection: Connection, parts: int) -> ColumnElement[int]:
 def _horizon(connection: Connection) -> int:
     """Return the highest number up to which all changes are visible to the next statement.
 
-    PostgreSQL numbers changes when they are written, and shows them when their transaction ends, so a lower
-    number can appear after a higher one. A writer holds a shared lock, which never waits, with the last
-    number before its own.
+    PostgreSQL numbers changes when they are written and shows them when their transaction commits, so a lower
+    number can appear after a higher one. Each writer holds a shared advisory lock, which never blocks, whose
+    key contains the last number before its own.
 
-    In this order: a writer that numbers its changes after the first statement gives them higher numbers, and
-    one that did so before it still holds its lock, or its changes are visible.
+    The order of the statements matters: a writer that numbers its changes after the first statement uses
+    higher numbers, and an earlier one either still holds its lock or its changes are visible.
     """
     last: int = connection.execute(select(_last_seq)).scalar_one()
     writers = text(
@@ -124,14 +124,14 @@ _last_seq: Final = func.coalesce(
 
 
 def mark_delivered(connection: Connection, seqs: Sequence[int], at: datetime) -> int:
-    """Mark changes, and return how many were not marked before."""
+    """Mark changes as delivered and return how many were not marked before."""
     return _update(connection, seqs, delivered_at=at)
 
 
 def record_attempt(
     connection: Connection, seqs: Sequence[int], error: str, parked_at: datetime | None
 ) -> None:
-    """Note that a handler raised, and park the changes if ``parked_at`` says when."""
+    """Record that a handler raised, and park the changes unless ``parked_at`` is None."""
     _update(connection, seqs, attempts=changes.c.attempts + 1, error=storable(error), parked_at=parked_at)
 
 
@@ -141,7 +141,7 @@ def _update(connection: Connection, seqs: Sequence[int], **values: Any) -> int:
 
 
 def _is_one_of(connection: Connection, seqs: Sequence[int]) -> ColumnElement[bool]:
-    """Compare with all numbers as one parameter: SQLAlchemy takes long over many."""
+    """Compare with all numbers as one parameter, because SQLAlchemy is slow with many."""
     if connection.dialect.name == "postgresql":
         return changes.c.seq == any_(literal(list(seqs), ARRAY(BigInteger)))
     numbers = func.json_each(json.dumps(list(seqs))).table_valued("value")
@@ -157,7 +157,7 @@ def retry_parked(connection: Connection, user_id: str | None) -> int:
 
 
 def slices(ids: Sequence[T]) -> Iterator[list[T]]:
-    """Cut a sequence into lists short enough to be the parameters of a statement."""
+    """Split a sequence into lists short enough to be the parameters of one statement."""
     rest = iter(ids)
-    while ids_now := list(islice(rest, IN_ONE_STATEMENT)):
-        yield ids_now
+    while batch := list(islice(rest, MAX_PARAMETERS)):
+        yield batch

@@ -1,7 +1,7 @@
-"""psycopg's connection with a bound on its waits. Only this file imports psycopg.
+"""A psycopg connection with bounded waits. Only this module imports psycopg.
 
-libpq waits for an answer for ever; a server that is stopped, or a network that swallows packets, cannot be
-told from a slow statement there. Another thread can also end the wait, so that its caller can go on.
+libpq waits indefinitely for a reply, because it cannot distinguish a stopped server, or a network that drops
+packets, from a slow statement. Another thread can also end the wait, so that the caller can continue.
 """
 
 from collections.abc import Generator
@@ -14,45 +14,45 @@ from psycopg.abc import PQGen
 T = TypeVar("T")
 
 
-class SilenceError(psycopg.OperationalError):
-    """The wait for the server's answer was ended."""
+class NoReplyError(psycopg.OperationalError):
+    """The wait for the server's reply was ended."""
 
 
 class BoundedConnection(psycopg.Connection[Any]):
-    """A connection on which no wait is longer than ``patience`` seconds; None is without bound."""
+    """A connection that waits at most ``max_wait`` seconds for the server; None means without limit."""
 
-    patience: float | None = None
+    max_wait: float | None = None
     begin_sql = "BEGIN"
     settings_sql = ""
-    is_severed = False
+    is_interrupted = False
 
     def client_cursor(self) -> psycopg.ClientCursor[Any]:
-        """Return a cursor that sends several statements at once."""
+        """Return a cursor that can send several statements at once."""
         return psycopg.ClientCursor(self)
 
-    def sever(self) -> None:
-        """End the wait of the thread that is using this connection; it closes the connection."""
-        self.is_severed = True
+    def interrupt(self) -> None:
+        """End the wait of the thread that is using this connection, which then closes it."""
+        self.is_interrupted = True
 
     def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:
-        """Wait for the server as psycopg does, which looks around ten times a second."""
+        """Wait for the server like psycopg, which checks for an interruption ten times a second."""
         return super().wait(self._bounded(gen), *arguments, **options)
 
     def _bounded(self, gen: PQGen[T]) -> Generator[Any, Any, T]:
-        ends = None if self.patience is None else monotonic() + self.patience
+        deadline = None if self.max_wait is None else monotonic() + self.max_wait
         try:
             wanted = next(gen)
             while True:
                 ready = yield wanted
-                if not ready and (self.is_severed or (ends is not None and monotonic() > ends)):
-                    raise self._given_up()
+                if not ready and (self.is_interrupted or (deadline is not None and monotonic() > deadline)):
+                    raise self._no_reply()
                 wanted = gen.send(ready)
         except StopIteration as stop:
             value: T = stop.value
             return value
 
-    def _given_up(self) -> SilenceError:
+    def _no_reply(self) -> NoReplyError:
         self.pgconn.finish()
-        if self.is_severed:
-            return SilenceError("the wait for the server was cut off")
-        return SilenceError(f"the server has not answered for {self.patience:g} s")
+        if self.is_interrupted:
+            return NoReplyError("the wait for the server was interrupted")
+        return NoReplyError(f"the server has not responded for {self.max_wait:g} s")

@@ -1,4 +1,4 @@
-"""The report of a run, how it is summed up, and which failures are logged."""
+"""The report of a run, how it is built, and which failures are logged."""
 
 import logging
 from typing import Final, Literal, TypeAlias
@@ -11,7 +11,7 @@ from lemcal_async.sync._diff import Counts
 logger = logging.getLogger("lemcal_async.sync")
 
 Stage: TypeAlias = Literal["fetch", "store", "delivery"]
-"""Where an account failed: at the service, in the store, or in a handler."""
+"""The step that failed: fetching the list, the store, or a handler."""
 
 _STAGES: Final[dict[Stage, str]] = {
     "fetch": "its meetings could not be fetched",
@@ -25,10 +25,10 @@ class Failure:
     """An account that failed.
 
     Attributes:
-        user_id: The account; None if the client itself cannot tell.
-        stage: Where it failed. At ``"delivery"`` a handler raised: the account's meetings are up to date, and
-            what the handler did not take stays pending, or is parked.
-        error: Why it failed.
+        user_id: The account's user id; None if the client cannot determine it.
+        stage: The step that failed. ``"delivery"`` means that a handler raised: the account's meetings are up
+            to date, and the changes that the handler did not accept stay pending or are parked.
+        error: The exception.
     """
 
     user_id: str | None
@@ -36,17 +36,17 @@ class Failure:
     error: Exception
 
     def __str__(self) -> str:
-        said = self.error if isinstance(self.error, LemcalError) else error_text(self.error)
-        return f"account {self.user_id or 'without a user id'}: {_STAGES[self.stage]}: {said}"
+        text = self.error if isinstance(self.error, LemcalError) else error_text(self.error)
+        return f"account {self.user_id or 'without a user id'}: {_STAGES[self.stage]}: {text}"
 
 
 @attrs.frozen
 class UnreadableRow:
-    """A row of an account's list that was not stored. At most 1,000 of an account are reported.
+    """A row of an account's list that was not stored. At most 1,000 per account are reported.
 
     Attributes:
-        user_id: The account.
-        row: The row, and what is wrong with it.
+        user_id: The account's user id.
+        row: The row, and the reason.
     """
 
     user_id: str
@@ -58,19 +58,19 @@ class SyncReport:
     """The outcome of a run.
 
     Attributes:
-        accounts: How many accounts there were.
-        failed: How many of them failed.
+        accounts: Accounts in the run.
+        failed: Accounts that failed.
         created: Meetings that are new.
-        changed: Meetings that differ from what they were.
+        changed: Meetings that were changed.
         canceled: Meetings that were canceled.
         disappeared: Meetings that are no longer in the list.
-        restored: Meetings that are back.
-        unchanged: Meetings that are as they were.
-        delivered: Changes that a handler took.
-        seconds: How long the run took.
-        parked: Changes that were set aside in this run, because the handler raised for them too often.
-        failures: What failed, and why.
-        unreadable_rows: Rows that were not stored, and why.
+        restored: Meetings that had disappeared or were canceled, and are booked again.
+        unchanged: Meetings that were not changed.
+        delivered: Changes that a handler accepted.
+        seconds: The duration of the run.
+        parked: Changes parked in this run, because the handler raised for them too often.
+        failures: Every failure, with its error.
+        unreadable_rows: Rows that were not stored, with the reason.
     """
 
     accounts: int
@@ -88,10 +88,10 @@ class SyncReport:
     unreadable_rows: tuple[UnreadableRow, ...] = ()
 
     def raise_for_failures(self) -> None:
-        """Raise the error of each failure, if any account failed.
+        """Raise the errors of all failures, if any account failed.
 
         Raises:
-            ExceptionGroup: Of those errors; a note on each names its account.
+            ExceptionGroup: The error of each failure, with a note that names its account.
         """
         if len(self.failures) == 0:
             return
@@ -107,7 +107,7 @@ class SyncReport:
 
 
 class ReportBuilder:
-    """Sums up a run, or one account's part of it."""
+    """Accumulates the report of a run, or of one account."""
 
     def __init__(self) -> None:
         self.accounts = 0
@@ -126,8 +126,8 @@ class ReportBuilder:
         self.parked += account.parked
         self.failures += account.failures
         self.unreadable_rows += account.unreadable_rows
-        ours, its = attrs.asdict(self.counts), attrs.asdict(account.counts)
-        self.counts = Counts(**{name: ours[name] + its[name] for name in ours})
+        total, added = attrs.asdict(self.counts), attrs.asdict(account.counts)
+        self.counts = Counts(**{name: total[name] + added[name] for name in total})
 
     def report(self, seconds: float) -> SyncReport:
         """Return the report."""
@@ -144,40 +144,42 @@ class ReportBuilder:
 
 
 class FailureLog:
-    """Logs a failure when it is new or has another cause, not in every round of ``watch``.
+    """Logs a failure when it is new or its cause changes, rather than in every round of ``watch``.
 
-    An account that fails is a warning, without a traceback if the error says it all; a handler that raises is
-    an error with its traceback.
+    A failed account is logged as a warning, without a traceback for this package's own errors. A handler that
+    raises is logged as an error with its traceback.
     """
 
     def __init__(self) -> None:
         self._causes: dict[tuple[object, Stage], object] = {}
 
     def failed(self, failure: Failure, about: object = None) -> None:
-        """Log a failure, and let go of its frames: they hold whole lists, and a run may fail often.
+        """Log a failure and clear its traceback: the frames hold whole lists, and many accounts may fail.
 
-        ``about`` is what else makes it another failure than the last one.
+        ``about`` is part of the cause: a failure that differs in it is logged again.
         """
         error = failure.error
         cause = (type(error), getattr(error, "status_code", None), about)
-        # Failures without a user id cannot be told apart: each cause counts as an account of its own.
+        # Accounts without a user id cannot be distinguished: each cause counts as one account.
         key = (failure.user_id or cause, failure.stage)
         if self._causes.get(key) != cause:
             self._causes[key] = cause
             level = logging.ERROR if failure.stage == "delivery" else logging.WARNING
-            says_it_all = failure.stage != "delivery" and isinstance(error, LemcalError)
-            logger.log(level, "%s", failure, exc_info=None if says_it_all else error)
+            is_expected = failure.stage != "delivery" and isinstance(error, LemcalError)
+            logger.log(level, "%s", failure, exc_info=None if is_expected else error)
         error.__traceback__ = error.__context__ = error.__cause__ = None
 
     def finished(self, user_id: str, failures: list[Failure]) -> None:
-        """Forget the causes that an account's turn did not meet again."""
-        met = {failure.stage for failure in failures}
-        gone = [stage for stage in _STAGES if stage not in met and self._causes.pop((user_id, stage), None)]
-        if gone and not met:
+        """Forget the causes of failures that did not recur in an account's turn."""
+        failed = {failure.stage for failure in failures}
+        recovered = [
+            stage for stage in _STAGES if stage not in failed and self._causes.pop((user_id, stage), None)
+        ]
+        if recovered and not failed:
             logger.info("account %s: synchronized again", user_id)
 
 
 def error_text(error: Exception) -> str:
-    """Return an error in one line of bounded length, with its type."""
-    said = " ".join(str(error).split())[:500]
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    """Return the type and message of an error in one line of bounded length."""
+    text = " ".join(str(error).split())[:500]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

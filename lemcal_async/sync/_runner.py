@@ -1,7 +1,7 @@
-"""``sync_meetings``: each account's list is fetched, applied to the store, and what changed is delivered.
+"""``sync_meetings``: fetch each account's list, apply it to the store, and deliver the changes.
 
-Knows the order of the steps, and that a failure stops its own account and nothing else. What changed is
-decided in ``_diff.py`` and kept in a store; ``_delivery.py`` hands it to the user's function.
+Defines the order of the steps, and limits a failure to its own account. ``_diff.py`` finds the changes, the
+store keeps them, and ``_delivery.py`` passes them to the user's handler.
 """
 
 import hashlib
@@ -30,13 +30,13 @@ from lemcal_async.sync._store import Store
 
 logger = logging.getLogger("lemcal_async.sync")
 
-_TRIES: Final = 3  # when another process is faster, each with a new list
-_VERSION: Final = b"1"  # of what is made of a list: another one has every list compared anew
+_TRIES: Final = 3  # if another process is faster; each try fetches a new list
+_VERSION: Final = b"1"  # of how lists are processed: changing it makes the next run compare every list
 
 
 @attrs.frozen
 class SyncOptions:
-    """How accounts are synchronized; checked when made."""
+    """How accounts are synchronized. Validated on creation."""
 
     max_concurrency: int
     on_change: OnChange | None
@@ -67,32 +67,32 @@ async def sync_meetings(
     baseline: bool = False,
     confirm_empty_after: int = 2,
 ) -> SyncReport:
-    """Bring the store up to date with the accounts' meetings, and deliver what changed.
+    """Bring the store up to date with the accounts' meetings, and deliver the changes.
 
-    Where a handler raises, that account's changes wait for the next run. Without a handler, changes stay in
-    the outbox.
+    If a handler raises, its account's remaining changes wait for the next run. Without a handler, changes
+    stay in the outbox.
 
-    A failure ends its account's part only. It is logged as a warning, a handler's with its traceback, and it
-    is in the report, whose ``raise_for_failures()`` raises. Canceled at any await, each account is updated
-    completely or not at all. What iterating over ``accounts`` raises passes through, after the accounts under
-    way are done.
+    A failure affects only its own account. It is logged as a warning, or as an error with a traceback if a
+    handler raised, and included in the report, whose ``raise_for_failures()`` raises it. If the run is
+    canceled, each account has been updated completely or not at all. An exception from iterating over
+    ``accounts`` propagates once the accounts in progress have finished.
 
     Args:
-        accounts: Clients, such as ``for_account`` returns. They are taken one by one, so a generator need not
-            make them all at once. Their calls have bulk priority.
-        store: Where the meetings are kept.
-        max_concurrency: How many accounts are synchronized at a time.
-        on_change: Called with each change in the outbox, also from earlier runs: in order per account and at
-            least once. Async, or a plain function, which runs in a worker thread.
-        on_changes: Called with lists of an account's changes, in place of ``on_change``.
-        max_attempts: How often the handler may raise for a change; then the change is parked, and the others
-            go on.
-        baseline: Whether the meetings that an account has in its first run are not reported as changes.
-        confirm_empty_after: An account whose list is suddenly empty, or less than half of what it was, fails
-            until so many such lists came in a row.
+        accounts: Clients, such as those that ``for_account`` returns. They are consumed one by one, so a
+            generator can create them lazily. Their calls use bulk priority.
+        store: The store that keeps the meetings.
+        max_concurrency: The maximum number of accounts that are synchronized at the same time.
+        on_change: Called with each change in the outbox, including those of earlier runs: in order per
+            account, and at least once. An async function, or a plain one, which runs in a worker thread.
+        on_changes: Called with lists of an account's changes, instead of ``on_change``.
+        max_attempts: How many times the handler may raise for a change before the change is parked and the
+            account's other changes continue.
+        baseline: Whether to store the meetings of an account's first run without reporting them as changes.
+        confirm_empty_after: An account whose list is suddenly empty, or less than half its previous length,
+            fails until this many such lists arrived in a row.
 
     Raises:
-        ConfigurationError: For arguments that cannot work.
+        ConfigurationError: If an argument is invalid.
     """
     options = SyncOptions(max_concurrency, on_change, on_changes, max_attempts, baseline, confirm_empty_after)
     check_accounts(accounts)
@@ -100,7 +100,7 @@ async def sync_meetings(
 
 
 class Runner:
-    """Runs with one store and the same options. An account is synchronized by one run at a time."""
+    """Runs synchronizations with one store and fixed options. Runs of the same account do not overlap."""
 
     def __init__(self, store: Store, options: SyncOptions) -> None:
         _check_store(store)
@@ -136,52 +136,54 @@ class Runner:
             total.add(await self.synchronize(lemcal))
 
     async def synchronize(self, lemcal: AsyncLemcal) -> ReportBuilder:
-        """Fetch, store and deliver one account. Raises nothing but its cancellation."""
-        own = ReportBuilder()
+        """Fetch, store and deliver one account. Only a cancellation propagates."""
+        report = ReportBuilder()
         try:
             with no_foreign_cancellation():
                 user_id = lemcal.user_id
-        except Exception as error:  # noqa: BLE001  # a function that returns the key may raise anything
-            self._fail(None, "fetch", error, own)
-            return own
+        except Exception as error:  # noqa: BLE001  # the user's api_key function may raise anything
+            self._fail(None, "fetch", error, report)
+            return report
         started = anyio.current_time()
-        async with self._alone(user_id):
+        async with self._exclusive(user_id):
             try:
-                await self._update(user_id, lemcal, own)
-                await self._deliver(user_id, own)
-                await anyio.lowlevel.checkpoint()  # a handler that has canceled this task is found out here
+                await self._update(user_id, lemcal, report)
+                await self._deliver(user_id, report)
+                await anyio.lowlevel.checkpoint()  # detects that a handler canceled this task
             except anyio.get_cancelled_exc_class() as error:
                 if not await was_canceled_natively(error):
                     raise
-                self._fail(user_id, "delivery", CanceledElsewhereError(), own)
-        self._log.finished(user_id, own.failures)
+                self._fail(user_id, "delivery", CanceledElsewhereError(), report)
+        self._log.finished(user_id, report.failures)
         if events.wanted():
             seconds = anyio.current_time() - started
             events.emit(
-                events.AccountSynced(user_id, seconds, bool(own.failures), **attrs.asdict(own.counts))
+                events.AccountSynced(user_id, seconds, bool(report.failures), **attrs.asdict(report.counts))
             )
-        return own
+        return report
 
     async def failed(self, user_id: str, error: Exception) -> ReportBuilder:
-        """Report an account that could not even be fetched, as one that was tried."""
-        own = ReportBuilder()
-        self._fail(user_id, "fetch", error, own)
+        """Report an account that failed before its list could be fetched."""
+        report = ReportBuilder()
+        self._fail(user_id, "fetch", error, report)
         await self._record(user_id, str(error))
-        return own
+        return report
 
-    async def _update(self, user_id: str, lemcal: AsyncLemcal, own: ReportBuilder) -> None:
+    async def _update(self, user_id: str, lemcal: AsyncLemcal, report: ReportBuilder) -> None:
         step = _Step()
         try:
             with no_foreign_cancellation():
-                await self._apply_list(user_id, lemcal, own, step)
-        except Exception as error:  # noqa: BLE001  # reported; and the other accounts go on
+                await self._apply_list(user_id, lemcal, report, step)
+        except Exception as error:  # noqa: BLE001  # reported; the other accounts continue
             text = str(error)
-            self._fail(user_id, step.stage, error, own)
+            self._fail(user_id, step.stage, error, report)
             if step.stage == "fetch":
                 await self._record(user_id, text)
 
-    async def _apply_list(self, user_id: str, lemcal: AsyncLemcal, own: ReportBuilder, step: "_Step") -> None:
-        """Fetch the account's list and store it; ``step`` says which of the two is under way."""
+    async def _apply_list(
+        self, user_id: str, lemcal: AsyncLemcal, report: ReportBuilder, step: "_Step"
+    ) -> None:
+        """Fetch the account's list and store it; ``step`` tracks which of the two is in progress."""
         meetings = lemcal.with_options(priority="bulk").meetings
         for _ in range(_TRIES):
             step.stage = "store"
@@ -190,10 +192,10 @@ class Runner:
             fetched = await meetings._fetch_rows()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             body_hash = hashlib.blake2b(fetched.body, digest_size=16, person=_VERSION).hexdigest()
             step.stage = "store"
-            # A new account has no list yet.
+            # A new account has no previous list.
             listed = await self._store.unchanged(user_id, body_hash) if revision else None
             if listed is not None:
-                own.counts = Counts(unchanged=listed)
+                report.counts = Counts(unchanged=listed)
                 return
             rows: Iterable[Any] = _rows(fetched, step)
             if is_long(fetched):
@@ -209,36 +211,36 @@ class Runner:
                 body_hash=body_hash,
             )
             if applied is not None:
-                own.counts = applied.counts
-                own.unreadable_rows += [UnreadableRow(user_id, row) for row in applied.bad_rows]
+                report.counts = applied.counts
+                report.unreadable_rows += [UnreadableRow(user_id, row) for row in applied.bad_rows]
                 return
-        # Others have applied newer lists again and again since this run began: it is up to date by them.
+        # Other processes applied newer lists after every fetch, so the account is up to date.
         logger.info("account %s: another process is synchronizing it", user_id)
 
     async def _record(self, user_id: str, text: str) -> None:
         try:
             with no_foreign_cancellation():
                 await self._store.record_failure(user_id, text)
-        except Exception as error:  # noqa: BLE001  # the report has the failure itself
+        except Exception as error:  # noqa: BLE001  # the report contains the failure itself
             logger.warning("account %s: its failure could not be recorded: %s", user_id, error)
 
-    async def _deliver(self, user_id: str, own: ReportBuilder) -> None:
+    async def _deliver(self, user_id: str, report: ReportBuilder) -> None:
         if self._delivery is None:
             return
         try:
             with no_foreign_cancellation():
-                await self._delivery.deliver(user_id, own)
-        except Exception as error:  # noqa: BLE001  # the store's; a handler's is in the report already
-            self._fail(user_id, "store", error, own)
+                await self._delivery.deliver(user_id, report)
+        except Exception as error:  # noqa: BLE001  # from the store; a handler's is already reported
+            self._fail(user_id, "store", error, report)
 
-    def _fail(self, user_id: str | None, stage: Stage, error: Exception, own: ReportBuilder) -> None:
+    def _fail(self, user_id: str | None, stage: Stage, error: Exception, report: ReportBuilder) -> None:
         failure = Failure(user_id, stage, error)
-        own.failures.append(failure)
+        report.failures.append(failure)
         self._log.failed(failure)
 
     @asynccontextmanager
-    async def _alone(self, user_id: str) -> AsyncGenerator[None]:
-        """Keep other runs of this account waiting."""
+    async def _exclusive(self, user_id: str) -> AsyncGenerator[None]:
+        """Make other runs of this account wait."""
         lock, users = self._locks.setdefault(user_id, (anyio.Lock(), []))
         users.append(None)
         try:
@@ -252,13 +254,13 @@ class Runner:
 
 @attrs.define
 class _Step:
-    """What is under way for an account, so that a failure can tell."""
+    """The step in progress for an account, for reporting failures."""
 
     stage: Stage = "store"
 
 
 def _rows(fetched: ResponseLike, step: _Step) -> Iterator[Any]:
-    """Parse a short list when the store asks for it: in its thread, and not before its turn has come."""
+    """Parse a short list lazily: in the store's thread, and not before the store iterates over it."""
     step.stage = "fetch"
     rows = parse_rows(fetched, "meetings")
     step.stage = "store"
@@ -266,7 +268,7 @@ def _rows(fetched: ResponseLike, step: _Step) -> Iterator[Any]:
 
 
 def check_function(name: str, function: object, parameter: str) -> None:
-    """Refuse what cannot be called with one argument; raises ConfigurationError."""
+    """Raise ConfigurationError unless a function accepts one argument."""
     if function is None:
         return
     if not callable(function):
@@ -276,12 +278,12 @@ def check_function(name: str, function: object, parameter: str) -> None:
 
 
 def check_accounts(accounts: object) -> None:
-    """Refuse what is not a collection of clients; raises ConfigurationError."""
+    """Raise ConfigurationError unless ``accounts`` is a collection of clients."""
     advice = "pass clients, such as [lemcal] or [lemcal.for_account(user_id, api_key), ...]"
     if isinstance(accounts, AsyncLemcal):
         raise ConfigurationError(f"accounts= is a single client: {advice}")
     if not isinstance(accounts, Iterable) or isinstance(accounts, Mapping | str):
-        kind = type(accounts).__name__  # pyright: ignore[reportUnknownArgumentType]  # whatever it holds
+        kind = type(accounts).__name__  # pyright: ignore[reportUnknownArgumentType]  # any element type
         raise ConfigurationError(f"accounts= must not be of type {kind}: {advice}")
 
 
@@ -291,7 +293,7 @@ def _check_store(store: object) -> None:
 
 
 class _Source:
-    """The accounts that are left, shared by the workers. It ends at the first error, which it keeps."""
+    """The remaining accounts, shared by the workers. Iteration stops at the first error, which is kept."""
 
     def __init__(self, accounts: Iterator[AsyncLemcal]) -> None:
         self._accounts = accounts
@@ -305,11 +307,11 @@ class _Source:
                 if lemcal is self:
                     return
                 if not isinstance(lemcal, AsyncLemcal):
-                    raise ConfigurationError(  # noqa: TRY301  # one of the errors that are kept
-                        f"accounts= holds a {type(lemcal).__name__}, and must hold clients, such as "
+                    raise ConfigurationError(  # noqa: TRY301  # kept like any other error
+                        f"accounts= contains a {type(lemcal).__name__}; it must contain clients, such as "
                         "lemcal.for_account(user_id, api_key)"
                     )
-            except Exception as error:  # noqa: BLE001  # raised when the accounts under way are done
+            except Exception as error:  # noqa: BLE001  # raised once the accounts in progress have finished
                 self.error = error
                 return
             yield lemcal

@@ -1,22 +1,22 @@
 """When each account of a fleet is due, and which worker holds it.
 
-All of it is in the table ``accounts``, and each step is one statement, so any number of workers on any number
-of machines agree. Times are the database's clock, in seconds.
+The state is in the table ``accounts`` and each step is one statement, so any number of workers on any number
+of machines agree. Times are seconds on the database's clock.
 
-How a fleet uses it::
+How a fleet uses the schedule::
 
     schedule = store.schedule()
     await schedule.add(["usr_a"], interval=60)       # also pause, resume, remove, wake
     for due in await schedule.claim(limit=100):      # due now; each account goes to one claimer only
-        ...                                          # put it into a queue, the wanted ones first
-    lease = await schedule.acquire("usr_a", 30.0)    # at the start of a turn; None: not its turn
-    leased = store.with_lease(lease)                 # a Store whose every method needs the lease
-    await schedule.renew(lease, 30.0)                # if False, or at a LeaseLostError of the store: stop
-    await schedule.release(lease)                    # back_off() if it failed, give_back() if cut short
+        ...                                          # enqueue it, woken accounts first
+    lease = await schedule.acquire("usr_a", 30.0)    # at the start of a turn; None: skip the turn
+    leased = store.with_lease(lease)                 # a Store whose methods require the lease
+    await schedule.renew(lease, 30.0)                # if False, or if the store raises LeaseLostError: stop
+    await schedule.release(lease)                    # back_off() if it failed, give_back() if interrupted
 
-An account that was claimed, and whose turn never began, is due again after its interval. One whose worker has
-died is due when the lease ends. A wake makes an account due at once, before all others; if it is held, its
-holder's ``release`` does.
+A claimed account whose turn never began is due again after its interval. An account whose worker died is due
+when the lease expires. A wake makes an account due immediately, before all others; while the account is held,
+it becomes due when its holder calls ``release``.
 """
 
 import random
@@ -48,15 +48,15 @@ from lemcal_async.sync._tables import accounts, changes, clock
 from lemcal_async.sync._transactions import Transactions
 
 MAX_BACK_OFF: Final = 3600.0
-"""How long a failing account is left alone at most, unless its interval or the service says longer."""
+"""Maximum seconds of back-off for a failing account, unless its interval or the service asks for more."""
 
-_SPREAD: Final = 0.1  # of the interval, either way
+_SPREAD: Final = 0.1  # fraction of the interval, plus or minus
 _AT_ONCE: Final = 0.0  # as a due time: before all others
 
 
 @attrs.frozen
 class Due:
-    """An account whose time has come. ``wanted``: somebody woke it. ``due_at`` is what tells this claim."""
+    """An account that is due. ``wanted``: it was woken. ``due_at`` identifies the claim."""
 
     user_id: str
     wanted: bool
@@ -65,7 +65,7 @@ class Due:
 
 @attrs.frozen
 class ScheduleStatus:
-    """What a fleet has to do. ``oldest_due`` and ``oldest_undelivered`` are seconds; None: there is none."""
+    """The backlog of a fleet. ``oldest_due`` and ``oldest_undelivered`` are ages in seconds, or None."""
 
     accounts: int
     due: int
@@ -79,30 +79,30 @@ class ScheduleStatus:
 
 
 class Schedule:
-    """The schedule in a store's database; made by ``SQLStore.schedule``. Raises what the store raises."""
+    """The schedule in a store's database, from ``SQLStore.schedule``. Raises the same errors as the store."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 
     async def add(self, user_ids: Iterable[str], interval: float) -> int:
-        """Have accounts synchronized every ``interval`` seconds; returns how many are new to the fleet.
+        """Schedule accounts every ``interval`` seconds; return how many are new to the fleet.
 
-        A new one is due at once. One that is there gets the interval, and stays paused if it was.
+        New accounts are due immediately. Existing ones get the new interval, and stay paused if they were.
         """
         ids = sorted(set(user_ids))
         return await self._transactions.run(lambda connection: _add(connection, ids, interval))
 
     async def remove(self, user_ids: Iterable[str]) -> int:
-        """Take accounts out of the fleet, and keep their data. Returns how many were in it."""
+        """Remove accounts from the fleet, and keep their data. Returns how many were in it."""
         values = {"interval": null(), "due_at": null(), "wanted": false(), "paused": false(), "failures": 0}
         return await self._change(user_ids, lambda _: values)
 
     async def pause(self, user_ids: Iterable[str]) -> int:
-        """Let accounts rest; a turn under way ends as usual. Returns how many are in the fleet."""
+        """Pause accounts; a turn in progress ends as usual. Returns how many are in the fleet."""
         return await self._change(user_ids, lambda _: {"paused": true(), "due_at": null()})
 
     async def resume(self, user_ids: Iterable[str]) -> int:
-        """Let paused accounts go on, due at once. Returns how many of these were paused."""
+        """Resume paused accounts, due immediately. Returns how many were paused."""
 
         def values(now: ColumnElement[float]) -> dict[str, Any]:
             due_at = _unless_held(case((accounts.c.wanted, _AT_ONCE), else_=now))
@@ -111,20 +111,20 @@ class Schedule:
         return await self._change(user_ids, values, accounts.c.paused)
 
     async def wake(self, user_ids: Iterable[str]) -> int:
-        """Have accounts synchronized now; paused ones when they go on. Returns how many are in the fleet."""
+        """Make accounts due immediately, or when they are resumed. Returns how many are in the fleet."""
         due_at = case((accounts.c.paused, null()), else_=_unless_held(_AT_ONCE))
         return await self._change(user_ids, lambda _: {"wanted": true(), "due_at": due_at})
 
     async def claim(self, limit: int) -> list[Due]:
-        """Return accounts that are due, the most urgent first, and make them due again after their interval.
+        """Return due accounts, the most urgent first, and make them due again after their interval.
 
-        Several claimers at once get different accounts, and do not wait for each other.
+        Concurrent claimers get different accounts and do not block each other.
         """
         return await self._transactions.run(lambda connection: _claim(connection, limit))
 
     async def unclaim(self, claimed: Iterable[Due]) -> int:
-        """Make claimed accounts due at once that could not be queued. Returns how many still were claimed."""
-        moments = {due.user_id: due.due_at for due in claimed}
+        """Make claimed accounts that could not be queued due now. Returns how many were still claimed."""
+        due_times = {due.user_id: due.due_at for due in claimed}
 
         def unclaim(connection: Connection) -> int:
             now = clock(connection)
@@ -135,17 +135,17 @@ class Schedule:
                     .where(accounts.c.user_id == user_id, accounts.c.due_at == due_at)
                     .values(due_at=case((accounts.c.wanted, _AT_ONCE), else_=now)),
                 )
-                for user_id, due_at in sorted(moments.items())
+                for user_id, due_at in sorted(due_times.items())
             )
 
         return await self._transactions.run(unclaim)
 
     async def acquire(self, user_id: str, seconds: float, *, claimed: float | None = None) -> Lease | None:
-        """Hold an account for some seconds; None if it is held, paused, or not in the fleet.
+        """Lease an account for some seconds; None if it is held, paused, or not in the fleet.
 
-        ``claimed`` is the ``due_at`` of the claim that led here, 0 for a wake: with it, None is returned too
-        if the account has had its turn since. Holding it clears earlier wakes, as its holder sees everything
-        from now on; a wake that comes later makes it due when it is released.
+        ``claimed`` is the ``due_at`` of the claim behind this call, or 0 for a wake: if given, None is also
+        returned if the account has had its turn since. Acquiring clears earlier wakes, as the turn will see
+        their changes; a later wake makes the account due when it is released.
         """
         token = secrets.token_hex(16)
         return await self._transactions.run_raw(
@@ -153,13 +153,13 @@ class Schedule:
         )
 
     async def renew(self, lease: Lease, seconds: float) -> bool:
-        """Hold an account for some seconds from now; False if the lease has ended."""
+        """Extend a lease to some seconds from now; False if it has ended."""
         return await self._transactions.run_raw(lambda: lambda raw: _leases.renew(raw, lease, seconds))
 
     async def release(self, lease: Lease) -> bool:
         """End a turn that succeeded; False if the lease had ended.
 
-        Due again after the interval, or at once if somebody has woken the account meanwhile.
+        The account is due after its interval, or immediately if it was woken during the turn.
         """
         factor = spread()
         return await self._end(lease, lambda driver: _leases.next_time(driver, factor))
@@ -167,7 +167,8 @@ class Schedule:
     async def back_off(self, lease: Lease, retry_after: float | None = None) -> bool:
         """End a turn that failed; False if the lease had ended.
 
-        Due after twice the time of the failure before, up to an hour, but not before ``retry_after`` seconds.
+        The delay until the account is due doubles with each consecutive failure, up to an hour, but is at
+        least ``retry_after`` seconds.
         """
         doubled = lease.interval * 2.0 ** min(lease.failures + 1, 64)
         rest = max(min(doubled, MAX_BACK_OFF), lease.interval)
@@ -175,11 +176,11 @@ class Schedule:
         return await self._end(lease, lambda driver: (f"{driver.clock} + ?", (seconds,)), "failures + 1")
 
     async def give_back(self, lease: Lease) -> bool:
-        """End a turn that was not finished; False if the lease had ended. Due at once."""
+        """End an unfinished turn; False if the lease had ended. The account is due immediately."""
         return await self._end(lease, lambda driver: (driver.clock, ()), "failures")
 
     async def status(self) -> ScheduleStatus:
-        """Return what there is to do."""
+        """Return the backlog of the fleet."""
         return await self._transactions.run(_status, "read")
 
     async def _change(
@@ -193,10 +194,10 @@ class Schedule:
         def change(connection: Connection) -> int:
             set_to = values(clock(connection))
             changed = 0
-            for some in slices(ids):
-                # In order, so that two of these never wait for each other in a ring.
+            for batch in slices(ids):
+                # Lock rows in order, so that concurrent calls cannot deadlock.
                 ours = select(accounts.c.user_id).where(
-                    accounts.c.user_id.in_(some), accounts.c.interval.is_not(None), *conditions
+                    accounts.c.user_id.in_(batch), accounts.c.interval.is_not(None), *conditions
                 )
                 locked = ours.order_by(accounts.c.user_id).with_for_update()
                 statement = update(accounts).where(accounts.c.user_id.in_(locked))
@@ -212,12 +213,12 @@ class Schedule:
 
 
 def spread() -> float:
-    """Return a factor for an interval, about 1: so that accounts do not come in herds."""
-    return random.uniform(1 - _SPREAD, 1 + _SPREAD)  # noqa: S311  # nobody gains by guessing it
+    """Return a random factor near 1 for an interval, so that accounts do not become due in bursts."""
+    return random.uniform(1 - _SPREAD, 1 + _SPREAD)  # noqa: S311  # not a secret
 
 
 def hold(connection: Connection, lease: Lease) -> None:
-    """Keep the account for its holder until the transaction ends; raises LeaseLostError if it is not."""
+    """Lock the leased account until the transaction ends. Raises LeaseLostError if the lease has ended."""
     held = select(accounts.c.user_id).where(_holds(connection, lease)).with_for_update(key_share=True)
     if connection.execute(held).first() is None:
         raise LeaseLostError(f"the lease of {lease.user_id} has ended; nothing was written")
@@ -236,15 +237,15 @@ def _is_held(now: ColumnElement[float]) -> ColumnElement[bool]:
 
 
 def _unless_held(due_at: Any) -> ColumnElement[Any]:
-    """When an account is due; one that is held, at the end of its lease: its holder may have died."""
+    """Return ``due_at``; for a held account, the end of its lease, since its holder may have died."""
     return case((accounts.c.lease_token.is_not(None), accounts.c.lease_until), else_=due_at)
 
 
 def _add(connection: Connection, user_ids: list[str], interval: float) -> int:
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     known = 0
-    for some in slices(user_ids):
-        query = select(func.count()).where(accounts.c.user_id.in_(some), accounts.c.interval.is_not(None))
+    for batch in slices(user_ids):
+        query = select(func.count()).where(accounts.c.user_id.in_(batch), accounts.c.interval.is_not(None))
         known += connection.execute(query).scalar_one()
     now = clock(connection)
     new = {"revision": 0, "empty_lists": 0, "interval": interval, "due_at": now}
@@ -253,8 +254,8 @@ def _add(connection: Connection, user_ids: list[str], interval: float) -> int:
     due_at = case(
         (is_new, _unless_held(now)), (accounts.c.lease_token.is_not(None), accounts.c.due_at), else_=earlier
     )
-    for some in slices(user_ids):
-        statement = insert(accounts).values([{**new, "user_id": user_id} for user_id in some])
+    for batch in slices(user_ids):
+        statement = insert(accounts).values([{**new, "user_id": user_id} for user_id in batch])
         connection.execute(
             statement.on_conflict_do_update(
                 index_elements=[accounts.c.user_id], set_={"interval": interval, "due_at": due_at}
@@ -269,12 +270,12 @@ def _claim(connection: Connection, limit: int) -> list[Due]:
     query = query.order_by(accounts.c.due_at).limit(limit)
     later = update(accounts).values(due_at=now + accounts.c.interval)
     columns = (accounts.c.user_id, accounts.c.wanted, accounts.c.due_at)
-    if connection.dialect.name == "sqlite":  # its only writer, so nobody comes in between
+    if connection.dialect.name == "sqlite":  # a single writer, so nothing changes in between
         order = [row.user_id for row in connection.execute(query)]
         found = {
             row.user_id: Due(*row)
-            for some in slices(order)
-            for row in connection.execute(later.where(accounts.c.user_id.in_(some)).returning(*columns))
+            for batch in slices(order)
+            for row in connection.execute(later.where(accounts.c.user_id.in_(batch)).returning(*columns))
         }
         return [found[user_id] for user_id in order]
     due = query.with_for_update(skip_locked=True).cte("due")
@@ -294,7 +295,7 @@ def _status(connection: Connection) -> ScheduleStatus:
         select(
             func.count(),
             count(is_due),
-            # A woken account has no due time that says for how long it has been waiting.
+            # The due time of a woken account does not show how long it has been waiting.
             now - func.min(accounts.c.due_at).filter(and_(is_due, accounts.c.due_at > _AT_ONCE)),
             count(_is_held(now)),
             count(accounts.c.failures > 0),

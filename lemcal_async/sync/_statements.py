@@ -1,6 +1,6 @@
-"""The statements that note failures, erase what is old, and deduplicate webhook deliveries.
+"""Statements that record failures, erase old data, and deduplicate webhook deliveries.
 
-Each function runs in the transaction of an open connection, on SQLite and PostgreSQL alike.
+Each function runs in the transaction of the given connection, on SQLite and on PostgreSQL.
 """
 
 from datetime import datetime
@@ -26,13 +26,13 @@ CHANGES_IN_A_SLICE: Final = 5_000
 
 
 def _insert_account(connection: Connection, user_id: str, at: datetime) -> None:
-    """Add the account unless it is there."""
+    """Insert an account unless it exists."""
     values = {"user_id": user_id, "revision": 0, "empty_lists": 0, "first_run_at": at, "last_run_at": at}
     insert_new(connection, accounts, values)
 
 
 def insert_new(connection: Connection, table: Any, values: dict[str, Any]) -> bool:
-    """Insert a row unless its key is there; return whether it was inserted."""
+    """Insert a row unless its key exists; return whether it was inserted."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     statement = insert(table).values(values).on_conflict_do_nothing()
     counted_rows = connection.execution_options(preserve_rowcount=True).execute(statement)
@@ -44,14 +44,14 @@ def _set(connection: Connection, user_id: str, **values: Any) -> None:
 
 
 def record_failure(connection: Connection, user_id: str, message: str, at: datetime) -> None:
-    """Note the failure of a run."""
+    """Record the failure of a run."""
     _insert_account(connection, user_id, at)
     _set(connection, user_id, last_error=storable(message), last_run_at=at)
 
 
 def forget(connection: Connection, user_id: str) -> Forgotten:
     """Erase an account."""
-    # Its row first: it is the lock, and nobody may add to the account meanwhile.
+    # Lock the account's row first, so that no other writer can add to the account.
     _set(connection, user_id, revision=accounts.c.revision + 1)
     erased = [
         rowcount(connection.execute(delete(table).where(table.c.user_id == user_id)))
@@ -61,11 +61,11 @@ def forget(connection: Connection, user_id: str) -> Forgotten:
 
 
 def prune_accounts(connection: Connection, before: datetime, after: str) -> tuple[int, str | None]:
-    """Erase the old meetings of some accounts, those that come ``after`` one in order.
+    """Erase the old meetings of the next slice of accounts, in order, after the account ``after``.
 
-    Returns how many, and the last of these accounts, or None if there are no more.
+    Returns how many meetings were erased, and the last account of the slice, or None if none are left.
     """
-    # The accounts' rows first, and in order, as each writer of meetings does: so nobody waits in a ring.
+    # Lock the accounts' rows first and in order, as every writer of meetings does, to avoid deadlocks.
     some = select(accounts.c.user_id).where(accounts.c.user_id > after).order_by(accounts.c.user_id)
     locked = some.limit(ACCOUNTS_IN_A_SLICE).with_for_update()
     user_ids = list(connection.execute(locked).scalars())
@@ -81,7 +81,7 @@ def prune_accounts(connection: Connection, before: datetime, after: str) -> tupl
 
 
 def prune_changes(connection: Connection, before: datetime, after: int) -> tuple[int, int | None]:
-    """Erase the old among some delivered changes, those ``after`` one; returns as ``prune_accounts`` does."""
+    """Erase old delivered changes in the slice after ``after``; return the same as ``prune_accounts``."""
     some = select(changes.c.seq).where(changes.c.seq > after).order_by(changes.c.seq)
     window = some.limit(CHANGES_IN_A_SLICE).subquery()
     last = connection.execute(select(func.max(window.c.seq))).scalar()
@@ -99,19 +99,19 @@ def prune_changes(connection: Connection, before: datetime, after: int) -> tuple
 
 
 def prune_deliveries(connection: Connection, before: datetime) -> None:
-    """Forget which webhook deliveries were handled before a time."""
+    """Erase the records of webhook deliveries that were handled before a time."""
     connection.execute(delete(deliveries).where(deliveries.c.done_at < before))
 
 
 def rowcount(result: Any) -> int:
-    """Return how many rows a statement has changed."""
+    """Return how many rows a statement changed."""
     return cast("CursorResult[Any]", result).rowcount
 
 
 def claim(
     connection: Connection, user_id: str, meeting_id: str, lease: float
 ) -> Literal["new", "busy", "done"]:
-    """Claim a delivery for so many seconds."""
+    """Claim a webhook delivery for ``lease`` seconds."""
     now = clock(connection)
     if insert_new(connection, deliveries, {**_key(user_id, meeting_id), "lease_until": now + lease}):
         return "new"
@@ -127,14 +127,14 @@ def claim(
 
 
 def done(connection: Connection, user_id: str, meeting_id: str, at: datetime) -> None:
-    """Remember that a delivery was handled."""
-    # It may have been pruned or forgotten meanwhile.
+    """Record that a delivery was handled."""
+    # The claim may have been pruned or forgotten since.
     insert_new(connection, deliveries, {**_key(user_id, meeting_id), "lease_until": 0.0})
     connection.execute(update(deliveries).where(*_is(user_id, meeting_id)).values(done_at=at))
 
 
 def release(connection: Connection, user_id: str, meeting_id: str) -> None:
-    """Give a claim back, unless its delivery was handled."""
+    """Release a claim, unless its delivery was handled."""
     connection.execute(delete(deliveries).where(*_is(user_id, meeting_id), deliveries.c.done_at.is_(None)))
 
 

@@ -1,6 +1,6 @@
-"""What a synchronization needs of a store, and the values that pass between the two.
+"""The protocol that a store implements, and the values that it exchanges with a synchronization.
 
-A store keeps, per account, the last snapshot and an outbox of changes; it writes both in one transaction.
+For each account, a store keeps the last snapshot and an outbox of changes. It writes both in one transaction.
 """
 
 import hashlib
@@ -17,15 +17,15 @@ from lemcal_async.sync._diff import Counts, Kind
 
 
 class LeaseLostError(StoreError):
-    """The lease of a fleet's account has ended: another worker may hold it. Nothing was written."""
+    """The lease on a fleet's account has ended, so another worker may hold it. Nothing was written."""
 
 
 @attrs.frozen
 class Lease:
-    """The right to synchronize an account, until it ends.
+    """The exclusive right to synchronize an account, until the lease ends.
 
-    ``failures`` are the last turns' in a row. ``revision`` is the account's, and ``has_pending`` whether it
-    had changes to deliver, when the lease was taken: nobody but its holder adds any.
+    ``failures`` counts the consecutive failed turns. ``revision`` and ``has_pending`` (whether the account
+    had pending changes) date from when the lease was acquired; only its holder adds changes.
     """
 
     user_id: str
@@ -41,18 +41,18 @@ class Change:
     """A change in the outbox.
 
     Attributes:
-        seq: Grows with time within an account and identifies the change within its store, so that a handler
-            can recognize a change that it gets twice.
-        user_id: The account.
+        seq: Identifies the change within its store and increases over time within an account. A handler can
+            use it to recognize a change that is delivered twice.
+        user_id: The account's user id.
         meeting_id: The meeting's id.
         kind: What happened to the meeting.
         fields: The wire fields that differ.
-        found_at: When the change was seen here.
-        wire: The meeting as the service sent it or, if it disappeared, as it last was.
-        delivered_at: When a handler took it.
-        attempts: How often a handler raised for it.
-        error: What a handler raised for it last.
-        parked_at: Since when it is no longer delivered, until it is retried on demand.
+        found_at: When a synchronization found the change.
+        wire: The meeting as the service sent it or, if it disappeared, its last known state.
+        delivered_at: When the change was marked as delivered.
+        attempts: How many times a handler raised for the change.
+        error: The last error that a handler raised for the change.
+        parked_at: When the change was parked. A parked change is only delivered after ``retry_parked``.
     """
 
     seq: int
@@ -64,21 +64,21 @@ class Change:
     wire: dict[str, Any] = attrs.field(repr=False)
     delivered_at: datetime | None = None
     attempts: int = 0
-    error: str | None = attrs.field(default=None, repr=False)  # whatever the handler put into its message
+    error: str | None = attrs.field(default=None, repr=False)  # the handler wrote its message
     parked_at: datetime | None = None
 
     @property
     def meeting(self) -> Meeting:
-        """The meeting as a model; what could not be read is named in its ``problems``."""
+        """The meeting as a model; its ``problems`` name the values that could not be read."""
         return from_wire(self.wire, Meeting)
 
 
 @attrs.frozen
 class Applied:
-    """What came of a list.
+    """The result of applying a list.
 
     Attributes:
-        counts: How many meetings were created, changed and so on.
+        counts: How many meetings were created, changed, and so on.
         bad_rows: The rows that were not stored.
     """
 
@@ -88,11 +88,11 @@ class Applied:
 
 @attrs.frozen
 class Forgotten:
-    """How many rows were erased.
+    """The number of rows that were erased.
 
     Attributes:
-        meetings: Meetings.
-        changes: Changes in the outbox.
+        meetings: Erased meetings.
+        changes: Erased changes of the outbox.
     """
 
     meetings: int
@@ -101,19 +101,19 @@ class Forgotten:
 
 @runtime_checkable
 class Store(Protocol):
-    """Where the meetings of all accounts are kept. Every method is one transaction.
+    """Storage for the meetings of all accounts. Every method is one transaction.
 
-    Canceled at any moment, a method has done all of its work or none. None leaves a transaction open.
+    A canceled method has done either all of its work or none, and leaves no transaction open.
 
     Raises:
-        StoreError: By any method, if the store fails.
+        StoreError: If the store fails. Any method can raise it.
     """
 
     async def revision(self, user_id: str) -> int:
-        """Return how many lists were applied to the account. Ask before you fetch its list.
+        """Return how many lists were applied to the account. Call this before fetching its list.
 
         Args:
-            user_id: The account.
+            user_id: The account's user id.
         """
         ...
 
@@ -127,47 +127,47 @@ class Store(Protocol):
         confirm_empty_after: int,
         body_hash: str | None = None,
     ) -> Applied | None:
-        """Store a list, and put what changed into the outbox.
+        """Store a list, and add its changes to the outbox.
 
-        Returns None if the account has another revision by now: somebody else was faster, and this list may
-        be older than theirs.
+        Returns None if the account's revision has changed: another process applied a list first, and this
+        list may be older.
 
         Args:
-            user_id: The account.
-            revision: What ``revision`` returned before the list was fetched.
-            rows: The list, as it came over the wire. It may be parsed while it is iterated over: do so once,
-                before anything is written, and where that may take a few milliseconds.
-            baseline: Whether an account that is new here puts nothing into the outbox.
+            user_id: The account's user id.
+            revision: The value that ``revision`` returned before the list was fetched.
+            rows: The list in wire form. Iterating may parse it: iterate once, before writing anything, and
+                where blocking for a few milliseconds is acceptable.
+            baseline: Whether to leave the outbox unchanged if the account is new to the store.
             confirm_empty_after: How many lists in a row must be empty, or less than half of what is stored,
-                before one is believed.
-            body_hash: Identifies the list for ``unchanged``. A list with bad rows is stored without it, so
-                that they are reported each time.
+                before one is accepted.
+            body_hash: Identifies the list for ``unchanged``. A list with bad rows is stored without its hash,
+                so that every run reports them.
 
         Raises:
-            EmptyListError: For a list that is not believed yet. It is counted, and nothing else is changed.
-            ResponseDecodeError: For ``rows`` that turn out to be no list.
+            EmptyListError: If the list is not accepted yet. It is counted; nothing else changes.
+            ResponseDecodeError: If ``rows`` turns out not to be a list.
         """
         ...
 
     async def unchanged(self, user_id: str, body_hash: str) -> int | None:
-        """Note that the account's list is still the one that was applied last.
+        """Record that the account's list is identical to the last list applied.
 
-        Returns how many meetings are listed, or None if the last list applied had another hash; then nothing
-        is noted. It counts as an applied list: it raises the revision, and clears the account's last error
-        and its count of lists that were not believed.
+        Returns how many meetings are listed, or None if the last list applied has another hash; then nothing
+        is recorded. This counts as applying a list: it increments the revision, and clears the account's last
+        error and its count of rejected lists.
 
         Args:
-            user_id: The account.
-            body_hash: The list's, as it would be given to ``apply``.
+            user_id: The account's user id.
+            body_hash: The hash of the list, as passed to ``apply``.
         """
         ...
 
     async def record_failure(self, user_id: str, message: str) -> None:
-        """Note that the account could not be synchronized; nothing else changes.
+        """Record that the account could not be synchronized; nothing else changes.
 
         Args:
-            user_id: The account.
-            message: Why not, in words.
+            user_id: The account's user id.
+            message: The reason, as text.
         """
         ...
 
@@ -175,8 +175,8 @@ class Store(Protocol):
         """Return the account's first changes that are neither delivered nor parked, oldest first.
 
         Args:
-            user_id: The account.
-            limit: How many changes at most.
+            user_id: The account's user id.
+            limit: The maximum number of changes.
         """
         ...
 
@@ -184,29 +184,29 @@ class Store(Protocol):
         """Mark changes as delivered, and return how many were not marked before (and still exist).
 
         Args:
-            changes: The changes that a handler took.
+            changes: The changes that a handler accepted.
         """
         ...
 
     async def record_attempt(self, changes: Sequence[Change], error: str, *, park: bool) -> None:
-        """Note that a handler raised for these changes.
+        """Record that a handler raised for these changes.
 
-        Counts an attempt for each that is not delivered.
+        Adds one attempt to each change that is not delivered.
 
         Args:
-            changes: The changes that the handler got.
-            error: What it raised, in words.
-            park: Whether to park them.
+            changes: The changes that were passed to the handler.
+            error: The error that it raised, as text.
+            park: Whether to park the changes.
         """
         ...
 
     async def retry_parked(self, user_id: str | None = None) -> int:
-        """Make parked changes pending again, with their attempts back at 0; return how many.
+        """Make parked changes pending again and reset their attempts to 0; return how many.
 
-        They are delivered in their old place: before the account's later changes.
+        They keep their place in the order: before the account's later changes.
 
         Args:
-            user_id: The only account whose changes are meant; None for all.
+            user_id: The account's user id; None for all accounts.
         """
         ...
 
@@ -220,18 +220,18 @@ class Store(Protocol):
     ) -> AsyncIterator[Change]:
         """Iterate over the outbox, oldest first.
 
-        To follow the outbox, call it again with the last ``seq`` as ``after``: no change appears later that
-        has a lower one.
+        To follow the outbox, call this again with the last ``seq`` as ``after``: no change with a lower
+        ``seq`` appears later.
 
         Args:
-            pending: Only changes that are to be delivered; with ``parked``, all that are not delivered.
-            parked: Only changes that are parked; with ``pending``, all that are not delivered.
+            pending: Only pending changes; with ``parked``, all undelivered changes.
+            parked: Only parked changes; with ``pending``, all undelivered changes.
             after: Only changes with a higher ``seq``.
-            of: ``(i, n)`` for the changes of one ``n``-th of the accounts only, the ``i``-th counted from 0;
-                an account is always in the same part.
+            of: ``(i, n)``: only the accounts of partition ``i``, from 0, out of ``n``. An account is always
+                in the same partition.
 
         Raises:
-            ConfigurationError: If ``of`` is no such part.
+            ConfigurationError: If ``of`` is not a valid partition.
         """
         ...
 
@@ -239,37 +239,37 @@ class Store(Protocol):
         """Erase all data of an account.
 
         Args:
-            user_id: The account.
+            user_id: The account's user id.
         """
         ...
 
     async def prune(self, *, before: datetime) -> Forgotten:
         """Erase the meetings that ended before a time, and delivered changes found before it.
 
-        Of a meeting that is still listed, the id and a digest stay, so that it is not taken for new; if it
-        changes, it comes back as ``changed``, whole.
+        A meeting that is still listed keeps its id and a digest, so that it is not reported as new. If it
+        changes, it is stored in full again and reported as ``changed``.
 
         Args:
             before: The time, an aware datetime.
 
         Raises:
-            ConfigurationError: For anything else.
+            ConfigurationError: If ``before`` has no time zone.
         """
         ...
 
 
 def part_of(user_id: str, parts: int) -> int:
-    """Return which of so many parts an account belongs to: the same in every process and store."""
+    """Return the partition of an account, from 0: the same in every process and store."""
     return int.from_bytes(hashlib.sha256(user_id.encode()).digest()[:4]) % parts
 
 
 def check_part(of: tuple[int, int] | None) -> None:
-    """Refuse a part that there is not."""
+    """Raise ConfigurationError unless the partition is valid."""
     if of is not None and not 0 <= of[0] < of[1]:
-        raise ConfigurationError(f"changes(of={of}) must be a part's number, from 0, and how many there are")
+        raise ConfigurationError(f"changes(of={of}): pass (i, n), where i is a partition from 0 to n - 1")
 
 
 def check_aware(before: datetime) -> None:
-    """Refuse a time without a time zone."""
+    """Raise ConfigurationError unless the time has a time zone."""
     if before.tzinfo is None:
         raise ConfigurationError("prune(before=) must be an aware datetime, such as datetime.now(UTC)")

@@ -1,6 +1,6 @@
-"""The tables, in SQLAlchemy Core; how they are created, and how older ones are migrated.
+"""The tables in SQLAlchemy Core, their creation, and the migration of older versions.
 
-Analysts query these tables too: ``docs/sync.md`` describes them column by column.
+Analysts query these tables too: ``docs/sync.md`` describes every column.
 """
 
 from datetime import UTC, datetime
@@ -47,20 +47,20 @@ metadata = MetaData()
 
 
 class UTCDateTime(TypeDecorator[datetime]):
-    """An aware time in, an aware time in UTC out. SQLite keeps it as text without the zone."""
+    """Accepts aware times and returns them in UTC. SQLite stores them as text without the time zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Return what the driver is given."""
+        """Convert a value for the driver."""
         if value is None:
             return None
         value = value.astimezone(UTC)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002  # SQLAlchemy's signature
-        """Return what the program gets."""
+        """Convert a value for the program."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -76,19 +76,19 @@ accounts = Table(
     "accounts",
     metadata,
     Column("user_id", String, primary_key=True),
-    Column("revision", Integer, nullable=False),  # how many lists have been applied
-    Column("empty_lists", Integer, nullable=False),  # doubted lists in a row
+    Column("revision", Integer, nullable=False),  # number of lists applied
+    Column("empty_lists", Integer, nullable=False),  # consecutive rejected lists
     _time("first_run_at"),
     _time("last_run_at"),
-    _time("synced_at"),  # the last run that succeeded
+    _time("synced_at"),  # the last successful run
     Column("last_error", Text),  # of the last run, null if it succeeded
-    # "<revision>:<hash of the body>" of the last list. The revision makes it void as soon as a process that
-    # does not know this column applies another list.
+    # "<revision>:<hash of the body>" of the last list. The revision invalidates it once a process that does
+    # not know this column applies another list.
     Column("body_hash", Text),
-    Column("listed", Integer),  # how many meetings that list had
-    # The schedule of a fleet. Times are seconds since 1970, by the database's clock.
+    Column("listed", Integer),  # number of meetings in that list
+    # The schedule of a fleet. Times are seconds since 1970 on the database's clock.
     Column("interval", Float),  # seconds between two runs; null: not in a fleet
-    Column("due_at", Float),  # 0: at once, before all others; null: paused, or not in a fleet
+    Column("due_at", Float),  # 0: immediately, before all others; null: paused, or not in a fleet
     Column("failures", Integer, nullable=False, server_default="0"),  # in a row
     Column("wanted", Boolean, nullable=False, server_default=false()),  # woken since its last turn began
     Column("lease_until", Float),
@@ -118,7 +118,7 @@ meetings = Table(
     _time("canceled_at"),
     _time("created_at"),
     _time("first_seen_at"),
-    _time("last_seen_at"),  # null while it is listed: then that is the account's synced_at
+    _time("last_seen_at"),  # null while listed; then use the account's synced_at
     _time("changed_at"),
     Column("problem", Text),
     Column("digest", String, nullable=False),
@@ -131,7 +131,7 @@ meetings = Table(
 changes = Table(
     "changes",
     metadata,
-    # Never reused; on SQLite only a key of this type counts by itself.
+    # Never reused. SQLite only assigns numbers automatically to a key of this type.
     Column("seq", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True),
     Column("user_id", String, nullable=False),
     Column("meeting_id", String, nullable=False),
@@ -140,9 +140,9 @@ changes = Table(
     Column("found_at", UTCDateTime(), nullable=False),
     Column("wire", Text, nullable=False),
     _time("delivered_at"),
-    Column("attempts", Integer, nullable=False, server_default="0"),  # how often the handler has failed
+    Column("attempts", Integer, nullable=False, server_default="0"),  # failed attempts of the handler
     Column("error", Text),  # of the last attempt
-    _time("parked_at"),  # null unless the handler was given up on
+    _time("parked_at"),  # null unless parked
     sqlite_autoincrement=True,
 )
 _is_pending = and_(changes.c.delivered_at.is_(None), changes.c.parked_at.is_(None))
@@ -160,19 +160,19 @@ deliveries = Table(
 )
 
 
-# The clock that all processes share: the database server's, or for SQLite the machine's.
+# The clock that all processes share: the database server's, or the machine's for SQLite.
 
 
 def clock(connection: Connection) -> Any:
-    """Return the seconds since 1970 as an expression; constant within a statement, so an index serves it."""
+    """Return the seconds since 1970 as an expression, constant within a statement so that indexes apply."""
     if connection.dialect.name == "postgresql":
         return cast(extract("epoch", func.statement_timestamp()), Float(53))
     return literal(time(), Float(53))
 
 
-# Creating and migrating. The caller owns the transaction: it happens whole, or not at all.
+# Creation and migration. The caller's transaction makes them atomic.
 
-_LOCK: Final = 0x6C656D63616C  # PostgreSQL's advisory lock for this: "lemcal" in ASCII
+_LOCK: Final = 0x6C656D63616C  # PostgreSQL advisory lock for migrations: "lemcal" in ASCII
 _PAGE: Final = 500
 
 _ADDED_BY_2: Final[dict[Table, tuple[str, ...]]] = {
@@ -193,7 +193,7 @@ _ADDED_BY_2: Final[dict[Table, tuple[str, ...]]] = {
 
 @attrs.frozen
 class _Relation:
-    """A table, a view or the like that has one of our names."""
+    """A table, view or similar object with the name of one of our tables."""
 
     name: str
     kind: str
@@ -203,43 +203,43 @@ class _Relation:
 
 
 def is_current(connection: Connection) -> bool:
-    """Whether the tables are there, in this version: then nothing is to be written."""
+    """Whether the tables exist in the current version, so that nothing has to be written."""
     if _Relation(schema_table.name, "table") not in _present(connection):
         return False
     return connection.execute(select(schema_table.c.version)).scalar() == VERSION
 
 
 def prepare(connection: Connection, *, create: bool) -> None:
-    """Create the tables where there are none, and migrate older ones; SchemaError if they do not fit.
+    """Create missing tables, or migrate older ones. Raises SchemaError if the existing ones do not fit.
 
-    Two processes do not overlap here: SQLite has one writer, and PostgreSQL an advisory lock.
+    Processes do not overlap here: SQLite has a single writer, and PostgreSQL an advisory lock.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
     present = _present(connection)
     if _Relation(schema_table.name, "table") in present:
-        _bring_up_to_date(connection)
+        _migrate(connection)
         return
     if present:
-        raise SchemaError(f"it has a {present[0]} that is not lemcal-async's; use another database")
+        raise SchemaError(f"the {present[0]} was not created by lemcal-async; use another database")
     if not create:
-        raise SchemaError("nothing was ever synchronized into it; check its name")
+        raise SchemaError("nothing was ever synchronized into the database; check its name")
     metadata.create_all(connection, checkfirst=False)
     connection.execute(schema_table.insert(), {"version": VERSION})
 
 
-def _bring_up_to_date(connection: Connection) -> None:
+def _migrate(connection: Connection) -> None:
     version = connection.execute(select(schema_table.c.version)).scalar()
     if version == 1:
         _migrate_from_1(connection)
     elif version != VERSION:
         raise SchemaError(
-            f"its tables are of version {version}, and this lemcal-async knows version {VERSION}; upgrade it"
+            f"its tables have version {version}, but this lemcal-async supports version {VERSION}; upgrade it"
         )
 
 
 def _present(connection: Connection) -> list[_Relation]:
-    """Return what has one of our names where our tables would be. SQLite's names ignore case."""
+    """Return the relations of the current schema with our names. SQLite's names are case-insensitive."""
     if connection.dialect.name == "sqlite":
         query = "SELECT name, type FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name"
     else:
@@ -254,7 +254,7 @@ def _present(connection: Connection) -> list[_Relation]:
 
 
 def _migrate_from_1(connection: Connection) -> None:
-    """Add what a fleet, parked changes and unchanged bodies need, and make stored rows readable by jsonb."""
+    """Add the columns of version 2, and make stored rows readable by jsonb."""
     preparer = connection.dialect.identifier_preparer
     for table, names in _ADDED_BY_2.items():
         for name in names:
@@ -270,7 +270,7 @@ def _migrate_from_1(connection: Connection) -> None:
 
 
 def _rewrite_wire(connection: Connection, table: Table) -> None:
-    """Store anew the rows whose JSON has escapes that jsonb refuses."""
+    """Rewrite the rows whose JSON contains escapes that jsonb rejects."""
     key = tuple(table.primary_key)
     with_escapes = select(*key, table.c.wire).where(table.c.wire.contains("\\u", autoescape=True))
     by_key = [column == bindparam(f"old_{column.name}") for column in key]

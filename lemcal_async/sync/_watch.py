@@ -1,7 +1,7 @@
-"""``watch``: synchronize again and again, with jitter, back-off for failing accounts, and wake-ups.
+"""``watch``: repeated synchronization with jitter, back-off for failing accounts, and wake-ups.
 
-``Wake`` is what a webhook, a button or another thread holds to have an account synchronized now. It takes
-no lock, because an event loop must not wait for a thread: all shared state is built-in types whose single
+``Wake`` lets a webhook, a button or another thread request an immediate synchronization. It takes no lock,
+because an event loop must not wait for a thread: all shared state consists of built-in types whose
 operations are atomic.
 """
 
@@ -28,28 +28,28 @@ _FOREVER: Final = 3600.0
 
 
 class Wake:
-    """Lets others wake a ``watch`` that it was passed to. Can be made anywhere, before any event loop runs.
+    """Wakes the ``watch`` that it was passed to. Can be created anywhere, before any event loop runs.
 
-    ``wake`` may be called from any thread and event loop; it returns at once and never fails. A wake-up
-    that arrives while its account is being synchronized leads to another run of it. One that arrives while
-    nobody watches is not kept: ``watch`` starts with all accounts.
+    ``wake`` may be called from any thread and event loop; it returns immediately and never fails. A wake-up
+    that arrives while its account is being synchronized triggers another run of the account. A wake-up that
+    arrives while no ``watch`` is running is discarded, because ``watch`` starts with all accounts.
     """
 
     def __init__(self) -> None:
         self._listeners: dict[int, WakeListener] = {}
 
     def wake(self, user_id: str | None = None) -> None:
-        """Have an account synchronized now.
+        """Request an immediate synchronization.
 
         Args:
-            user_id: The account; None for all of them.
+            user_id: The account's user id; None for all accounts.
         """
         for listener in list(self._listeners.values()):
             listener.add(user_id)
 
     @contextmanager
     def listen(self) -> Generator["WakeListener"]:
-        """Provide a listener for the block. Call it in the event loop that waits for wake-ups."""
+        """Register a listener for the block. Call this in the event loop that waits for wake-ups."""
         listener = WakeListener()
         self._listeners[id(listener)] = listener
         try:
@@ -59,21 +59,21 @@ class Wake:
 
 
 class WakeListener:
-    """The wake-ups of one ``watch``."""
+    """The pending wake-ups of one ``watch``."""
 
     def __init__(self) -> None:
         self._wanted: deque[str | None] = deque()
         self._wakeup = Wakeup()
 
     def add(self, user_id: str | None) -> None:
-        """Keep a wake-up for the waiting task, and wake it."""
+        """Queue a wake-up and wake the waiting task."""
         self._wanted.append(user_id)
         self._wakeup.wake()
 
     async def wait(self) -> set[str | None]:
-        """Wait for wake-ups, and return their accounts; None among them means all."""
+        """Wait for wake-ups and return their accounts; None in the set means all accounts."""
         while True:
-            self._wakeup.rearm()  # first: whatever is added from here on wakes again
+            self._wakeup.rearm()  # first, so that later additions wake this task again
             wanted: set[str | None] = set()
             while self._wanted:
                 wanted.add(self._wanted.popleft())
@@ -83,13 +83,13 @@ class WakeListener:
 
 
 Accounts: TypeAlias = Iterable[AsyncLemcal] | Callable[[], Iterable[AsyncLemcal]]
-"""Clients, or a function that returns the current ones."""
+"""Clients, or a function that returns the current clients."""
 
 OnReport: TypeAlias = Callable[[SyncReport], Awaitable[Any] | Any]
 """Called with the report of every run: an async function, or a plain one, which runs in a worker thread."""
 
 JITTER: Final = 0.1
-"""The share by which an interval varies, so that programs do not all run at the same moment."""
+"""The fraction by which an interval varies, so that programs do not all run at the same moment."""
 
 LONGEST_BACKOFF: Final = 3600.0  # seconds
 
@@ -108,23 +108,23 @@ async def watch(
     baseline: bool = False,
     confirm_empty_after: int = 2,
 ) -> NoReturn:
-    """Run ``sync_meetings`` now and every ``interval`` seconds, until canceled.
+    """Run ``sync_meetings`` immediately and then every ``interval`` seconds, until canceled.
 
-    An account that fails is left out of the next runs, for twice as long each time, up to an hour, and for as
-    long as the service asks. If only a handler fails, the account is tried again in the next run. Failures
-    are logged: the first of an account, and whenever the cause changes.
+    A failing account is skipped for twice as long after each failure, up to an hour, and at least for as long
+    as the service requests. If only a handler fails, the next run includes the account as usual. A failure is
+    logged the first time, and whenever its cause changes.
 
-    What ``accounts`` and ``on_report`` raise passes through.
+    Exceptions from ``accounts`` and ``on_report`` propagate.
 
     Args:
-        accounts: Clients, iterated over again in every run: a list, or a function that returns the current
-            ones.
+        accounts: A list of clients, or a function that returns the current clients. Every run iterates over
+            them again.
         store: As for ``sync_meetings``.
-        interval: Seconds between two runs, 10 % more or less.
+        interval: Seconds between two runs, plus or minus 10 %.
         on_change: As for ``sync_meetings``.
         on_changes: As for ``sync_meetings``.
-        wake: Has an account, or all, synchronized at once, beside a run that is under way; failing accounts,
-            too.
+        wake: Triggers an immediate synchronization of one account or of all, including failing ones, even
+            while a run is in progress.
         on_report: Called with the report of every run. Async, or a plain function, which runs in a worker
             thread.
         max_concurrency: As for ``sync_meetings``.
@@ -133,7 +133,7 @@ async def watch(
         confirm_empty_after: As for ``sync_meetings``.
 
     Raises:
-        ConfigurationError: For arguments that cannot work.
+        ConfigurationError: If an argument is invalid.
     """
     options = SyncOptions(max_concurrency, on_change, on_changes, max_attempts, baseline, confirm_empty_after)
     _check(accounts, interval, wake, on_report)
@@ -142,11 +142,11 @@ async def watch(
         failure: Exception | None = None
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(watching.answer, listener)
+                tasks.start_soon(watching.handle_wakes, listener)
                 await watching.repeat()
-        except* Exception as group:  # noqa: BLE001  # what the caller's functions raised, unchanged
+        except* Exception as group:  # noqa: BLE001  # an exception of the caller's functions, raised unchanged
             failure = _first(group)
-    assert failure is not None  # noqa: S101  # there is no other way out
+    assert failure is not None  # noqa: S101  # the task group only ends with an error
     raise failure
 
 
@@ -164,9 +164,9 @@ def _check(accounts: object, interval: object, wake: object, on_report: object) 
     check_function("on_report", on_report, "report")
 
 
-def backoff(interval: float, failures: int, asked: float = 0.0) -> float:
-    """Return for how many seconds to leave an account alone after so many failures in a row."""
-    return max(min(interval * 2.0 ** min(failures, 30), max(LONGEST_BACKOFF, interval)), asked)
+def backoff(interval: float, failures: int, retry_after: float = 0.0) -> float:
+    """Return for how many seconds to skip an account after this many consecutive failures."""
+    return max(min(interval * 2.0 ** min(failures, 30), max(LONGEST_BACKOFF, interval)), retry_after)
 
 
 class _Watch:
@@ -178,47 +178,45 @@ class _Watch:
         self._interval = interval
         self._on_report = on_report
         self._threads = anyio.CapacityLimiter(1)
-        self._failing: dict[
-            str, tuple[int, float]
-        ] = {}  # failures in a row, and until when to leave it alone
+        self._failing: dict[str, tuple[int, float]] = {}  # consecutive failures, and until when to skip it
 
     async def repeat(self) -> None:
-        """Run all accounts that are due, again and again."""
+        """Run all due accounts, repeatedly."""
         while True:
-            await self._run(self._due)
+            await self._run(self._is_due)
             await anyio.sleep(self._interval * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311  # no secret
 
-    async def answer(self, listener: WakeListener) -> None:
-        """Run the accounts that somebody wakes."""
+    async def handle_wakes(self, listener: WakeListener) -> None:
+        """Run the accounts that are woken."""
         while True:
             wanted = await listener.wait()
             await self._run(lambda user_id, wanted=wanted: bool({None, user_id} & wanted))  # type: ignore[misc]
 
-    def _due(self, user_id: str | None) -> bool:
-        # A little early counts as due: the jitter shortens some intervals.
+    def _is_due(self, user_id: str | None) -> bool:
+        # Slightly early counts as due, because the jitter shortens some intervals.
         _, until = self._failing.get(user_id or "", (0, -math.inf))
         return until - self._interval * JITTER * 2 <= anyio.current_time()
 
-    async def _run(self, chosen: Callable[[str | None], bool]) -> None:
+    async def _run(self, is_selected: Callable[[str | None], bool]) -> None:
         seen: set[str] = set()
-        report = await self._runner.run(self._choose(chosen, seen))
+        report = await self._runner.run(self._select(is_selected, seen))
         self._back_off(report, seen)
         if self._on_report is not None:
             await call(self._on_report, report, self._threads)
 
     def _back_off(self, report: SyncReport, seen: set[str]) -> None:
-        # A handler that fails says nothing against the account: the next run fetches it as usual.
+        # A failing handler is no reason to skip the account: the next run fetches it as usual.
         failed = {failure.user_id: failure for failure in report.failures if failure.stage != "delivery"}
-        for good in seen - failed.keys():
-            self._failing.pop(good, None)
+        for succeeded in seen - failed.keys():
+            self._failing.pop(succeeded, None)
         for user_id, failure in failed.items():
             if user_id is not None:
                 failures = self._failing.get(user_id, (0, 0.0))[0] + 1
-                asked = getattr(failure.error, "retry_after", None) or 0.0
-                pause = backoff(self._interval, failures, asked)
-                self._failing[user_id] = (failures, anyio.current_time() + pause)
+                retry_after = getattr(failure.error, "retry_after", None) or 0.0
+                seconds = backoff(self._interval, failures, retry_after)
+                self._failing[user_id] = (failures, anyio.current_time() + seconds)
 
-    def _choose(self, chosen: Callable[[str | None], bool], seen: set[str]) -> Iterator[AsyncLemcal]:
+    def _select(self, is_selected: Callable[[str | None], bool], seen: set[str]) -> Iterator[AsyncLemcal]:
         accounts = self._accounts
         if callable(accounts):
             accounts = accounts()
@@ -230,10 +228,10 @@ class _Watch:
             try:
                 with no_foreign_cancellation():
                     user_id = lemcal.user_id
-            except Exception:  # noqa: BLE001  # the run meets it again, and reports it
+            except Exception:  # noqa: BLE001  # the run raises it again and reports it
                 yield lemcal
                 continue
-            if chosen(user_id):
+            if is_selected(user_id):
                 seen.add(user_id)
                 yield lemcal
 
@@ -242,5 +240,5 @@ def _first(group: BaseExceptionGroup[Exception]) -> Exception:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    assert isinstance(error, Exception)  # noqa: S101  # a group of nothing else
+    assert isinstance(error, Exception)  # noqa: S101  # the group contains nothing else
     return error

@@ -1,4 +1,4 @@
-"""``SQLStore``: the store on SQLite and PostgreSQL. It needs the extra ``sql``."""
+"""``SQLStore``: the store for SQLite and PostgreSQL. Requires the extra ``sql``."""
 
 import copy
 import threading
@@ -21,7 +21,7 @@ from lemcal_async._auth import Secret
 from lemcal_async._gc import paused
 from lemcal_async.errors import EmptyListError, StoreError
 from lemcal_async.sync import _lists, _outbox, _statements
-from lemcal_async.sync._database import address_of, log_problem
+from lemcal_async.sync._database import address_of, truncate_log
 from lemcal_async.sync._diff import snapshot
 from lemcal_async.sync._schedule import Schedule, hold, spread
 from lemcal_async.sync._store import Applied, Change, Forgotten, Lease, check_aware, check_part
@@ -29,36 +29,37 @@ from lemcal_async.sync._transactions import Mode, Transactions
 
 T = TypeVar("T")
 
-_PAGE: Final = 500  # changes that are read at once
+_PAGE: Final = 500  # changes read per query
 
 
 class SQLStore:
-    """Meetings, changes and accounts in a database, with webhook deliveries beside them.
+    """Keeps meetings, changes, accounts and handled webhook deliveries in a database.
 
-    Every method is one transaction in a worker thread, but ``prune``, which is several, so that others get
-    their turn in between. Canceled, a method still ends its transaction: committed or rolled back, never in
-    between. It waits a second for that at most; a server that does not answer by then is left.
+    Every method is one transaction in a worker thread, except ``prune``, which uses several so that other
+    writers get a turn in between. A canceled method still commits or rolls back its transaction. It waits at
+    most one second for that; a connection whose server has not responded by then is abandoned.
 
-    A transaction waits 10 s for another program's lock (``?timeout=`` in the URL for SQLite,
-    ``?lock_timeout=`` for PostgreSQL). On PostgreSQL, a statement may take 30 s (``?statement_timeout=``).
+    A transaction waits up to 10 s for another program's lock (``?timeout=`` in the URL for SQLite,
+    ``?lock_timeout=`` for PostgreSQL). On PostgreSQL, a statement may take up to 30 s
+    (``?statement_timeout=``).
 
     Args:
-        url: ``sqlite:///file.db`` or ``postgresql://user:password@host/database`` (by psycopg).
-        create: Whether the tables are created at the first use; otherwise they must be there.
+        url: ``sqlite:///file.db`` or ``postgresql://user:password@host/database`` (using psycopg).
+        create: Whether to create the tables on first use; otherwise they must exist.
 
     Raises:
         ConfigurationError: If the URL or the tables cannot be used.
-        StoreError: By any method, with the database's message, if the database fails.
+        StoreError: If the database fails, with its message. Any method can raise it.
     """
 
     def __init__(self, url: str, *, create: bool = True) -> None:
-        secret, url = Secret[object](url), ""  # it may hold a password
+        secret, url = Secret[object](url), ""  # it may contain a password
         self._transactions = Transactions(address_of(secret), create=create)
         self._revisions = _Revisions(self._transactions)
         self._lease: Lease | None = None
 
     def __repr__(self) -> str:
-        # A traceback with local variables asks for this before __init__ has finished.
+        # A traceback that shows local variables calls this before __init__ has finished.
         return f"<SQLStore {self._transactions.address if hasattr(self, '_transactions') else 'not set up'}>"
 
     async def __aenter__(self) -> Self:
@@ -74,24 +75,24 @@ class SQLStore:
         await self.aclose()
 
     async def open(self) -> None:
-        """Connect, and see to the tables. Any other method does so, too, when it comes first."""
+        """Connect, and create or check the tables. Otherwise the first method called does so."""
         await self._transactions.run_outside(lambda _: None)
 
     async def aclose(self) -> None:
-        """Close the connections, once what is under way has ended. The store can be used again."""
+        """Close the connections once running transactions have ended. The store can be used again."""
         await self._transactions.aclose()
 
     def schedule(self) -> Schedule:
-        """Return the schedule of a fleet that uses this store."""
+        """Return the schedule of the fleet that uses this store."""
         return Schedule(self._transactions)
 
     def with_lease(self, lease: Lease) -> Self:
-        """Return this store for the holder of an account: each method fails once the lease has ended.
+        """Return a copy of this store for a lease holder. Its methods fail once the lease has ended.
 
-        The other accounts' methods fail, too. Closing it closes this store.
+        That includes calls for other accounts. Closing the copy closes this store.
         """
         leased = copy.copy(self)
-        leased._lease = lease  # noqa: SLF001  # it is one of us
+        leased._lease = lease  # noqa: SLF001  # same class
         return leased
 
     async def revision(self, user_id: str) -> int:
@@ -112,7 +113,7 @@ class SQLStore:
 
         def prepared() -> Callable[[Any], Applied | EmptyListError | None]:
             with paused():
-                now = snapshot(rows)  # takes longest, so before the transaction, which others wait for
+                now = snapshot(rows)  # slow, so done before the transaction, which blocks writers
             return lambda raw: _lists.apply(
                 raw,
                 user_id,
@@ -137,7 +138,7 @@ class SQLStore:
         return await self._unchanged(user_id, body_hash)
 
     async def unchanged_and_released(self, body_hash: str) -> int | None:
-        """Do the same for the holder of an account, and give it back in the same statement."""
+        """Like ``unchanged``, for the lease holder; also releases the lease, in the same statement."""
         assert self._lease is not None  # noqa: S101  # see ``with_lease``
         return await self._unchanged(self._lease.user_id, body_hash, spread())
 
@@ -154,7 +155,7 @@ class SQLStore:
         return listed
 
     async def _check_lease(self) -> None:
-        """Raise LeaseLostError if that is why nothing was written."""
+        """Raise LeaseLostError if nothing was written because the lease has ended."""
         if self._lease is not None:
             await self._run(lambda _: None)
 
@@ -204,10 +205,10 @@ class SQLStore:
         )
 
     async def query(self, statement: "Select[*tuple[Any, ...]]") -> list[tuple[Any, ...]]:
-        """Run a SELECT on the tables that ``docs/sync.md`` describes, in a transaction that only reads.
+        """Run a SELECT on the tables described in ``docs/sync.md``, in a read transaction.
 
         Args:
-            statement: The SELECT, of SQLAlchemy.
+            statement: The SELECT, built with SQLAlchemy.
         """
         return await self._run(
             lambda connection: [tuple(row) for row in connection.execute(statement)], "read"
@@ -216,12 +217,12 @@ class SQLStore:
     async def forget(self, user_id: str) -> Forgotten:
         """See ``Store``."""
         erased = await self._run(lambda connection: _statements.forget(connection, user_id))
-        return await self._erased_for_good(erased)
+        return await self._after_erasing(erased)
 
     async def prune(self, *, before: datetime) -> Forgotten:
-        """See ``Store``. It erases in slices, so that others get their turn in between."""
+        """See ``Store``. Erases in slices, so that other writers get a turn in between."""
         check_aware(before)
-        counts = [0, 0]  # of meetings and changes, also if it fails half-way
+        counts = [0, 0]  # erased meetings and changes, even if a later slice fails
         try:
             await self._in_slices(_statements.prune_accounts, before, "", counts, 0)
             await self._in_slices(_statements.prune_changes, before, 0, counts, 1)
@@ -231,8 +232,8 @@ class SQLStore:
                 raise
             problem, kind = str(error), type(error)
         else:
-            return await self._erased_for_good(Forgotten(*counts))
-        raise kind(f"{problem}; erased before that: {counts[0]} meetings and {counts[1]} changes")
+            return await self._after_erasing(Forgotten(*counts))
+        raise kind(f"{problem}; already erased: {counts[0]} meetings and {counts[1]} changes")
 
     async def _in_slices(
         self,
@@ -247,30 +248,30 @@ class SQLStore:
             count, after = await self._run(partial(erase, before=before, after=after))
             counts[at] += count
 
-    async def _erased_for_good(self, erased: Forgotten) -> Forgotten:
-        """Return what was erased once it is in no file; StoreError if it still is."""
-        problem = await self._transactions.run_outside(log_problem)
+    async def _after_erasing(self, erased: Forgotten) -> Forgotten:
+        """Return what was erased, once SQLite's log no longer contains it; otherwise raise StoreError."""
+        problem = await self._transactions.run_outside(truncate_log)
         if problem is not None:
             raise StoreError(
                 f"{self._transactions.address}: erased {erased.meetings} meetings and {erased.changes} "
-                f"changes, but the log beside the database still holds them: {problem}; run this again later"
+                f"changes, but the write-ahead log still contains them: {problem}; run this again later"
             )
         return erased
 
     async def claim(self, user_id: str, meeting_id: str, lease: float) -> Literal["new", "busy", "done"]:
         """Claim a webhook delivery for ``lease`` seconds.
 
-        "new": it is the caller's to handle; "busy": another one's, whose lease has not ended; "done": it
-        was handled.
+        "new": the caller may handle the delivery; "busy": another process holds a claim that has not
+        expired; "done": it was handled.
         """
         return await self._run(lambda connection: _statements.claim(connection, user_id, meeting_id, lease))
 
     async def done(self, user_id: str, meeting_id: str) -> None:
-        """Remember that a claimed delivery was handled."""
+        """Record that a claimed delivery was handled."""
         await self._run(lambda connection: _statements.done(connection, user_id, meeting_id, _now()))
 
     async def release(self, user_id: str, meeting_id: str) -> None:
-        """Give a claimed delivery back: its handler failed, and the next delivery may try."""
+        """Release a claim after its handler failed, so that the next delivery can try again."""
         await self._run(lambda connection: _statements.release(connection, user_id, meeting_id))
 
     async def _run(self, work: Callable[[Connection], T], mode: Mode = "write") -> T:
@@ -289,37 +290,37 @@ class SQLStore:
 
 
 class _Revisions:
-    """Reads revisions, and those that are asked for while all threads are busy with one query.
+    """Reads revisions, combining requests that arrive while all threads are busy into one query.
 
-    That takes a trip to a thread from most accounts.
+    This saves most accounts a trip to a thread.
     """
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
-        self._next: RunVar[_Question] = RunVar("lemcal_async.sync.sql._Revisions")
+        self._batch: RunVar[_RevisionBatch] = RunVar("lemcal_async.sync.sql._Revisions")
 
     async def of(self, user_id: str) -> int:
         """Return an account's revision, 0 if it is new."""
-        question = self._next.get(None)
-        if question is not None and question.add(user_id):
-            await question.has_ended.wait()
-            if question.found is not None:
-                return question.found.get(user_id, 0)
-        # It is the first to ask. Or who was has failed or was canceled: then each asks for itself.
-        question = _Question(user_id)
-        self._next.set(question)
+        batch = self._batch.get(None)
+        if batch is not None and batch.add(user_id):
+            await batch.has_ended.wait()
+            if batch.found is not None:
+                return batch.found.get(user_id, 0)
+        # There is no open batch, or it failed or was canceled: then each of its callers starts its own.
+        batch = _RevisionBatch(user_id)
+        self._batch.set(batch)
         try:
-            question.found = await self._transactions.run_raw(
-                lambda: partial(_lists.revisions, user_ids=question.close())
+            batch.found = await self._transactions.run_raw(
+                lambda: partial(_lists.revisions, user_ids=batch.close())
             )
         finally:
-            question.close()
-            question.has_ended.set()
-        return question.found.get(user_id, 0)
+            batch.close()
+            batch.has_ended.set()
+        return batch.found.get(user_id, 0)
 
 
-class _Question:
-    """Accounts whose revisions are asked for at once, until a thread has taken the question."""
+class _RevisionBatch:
+    """Accounts whose revisions are read in one query. Open until a thread starts the query."""
 
     def __init__(self, user_id: str) -> None:
         self.has_ended = anyio.Event()
@@ -329,15 +330,15 @@ class _Question:
         self._lock = threading.Lock()
 
     def add(self, user_id: str) -> bool:
-        """Add an account; False if it is too late, or there are too many."""
+        """Add an account; return False if the batch is closed or full."""
         with self._lock:
-            is_in_time = self._is_open and len(self._user_ids) < _outbox.IN_ONE_STATEMENT
-            if is_in_time:
+            has_room = self._is_open and len(self._user_ids) < _outbox.MAX_PARAMETERS
+            if has_room:
                 self._user_ids.append(user_id)
-            return is_in_time
+            return has_room
 
     def close(self) -> list[str]:
-        """Return the accounts, from now on no more."""
+        """Close the batch and return its accounts."""
         with self._lock:
             self._is_open = False
             return self._user_ids

@@ -342,9 +342,9 @@ def test_watch_table(spawn: Spawn, sandbox: Sandbox, tmp_path: Path) -> None:
         (
             ["sync", "--db", "lemcal.db", "--sandbox"],
             2,
-            "the database URL cannot be read: it must be like sqlite:",
+            "the database URL is invalid: use sqlite:",
         ),
-        (["sync", "--db", "oracle://x", "--sandbox"], 2, "the database URL is of an unknown kind"),
+        (["sync", "--db", "oracle://x", "--sandbox"], 2, "the database URL has an unsupported scheme"),
         (["sync", "--db", "sqlite:///no/such/x.db", "--sandbox"], 2, "unable to open database file"),
         (["sync", "--watch", "0", "--sandbox"], 2, "--watch must be a number of seconds above 0"),
         (["sync", "--changes", "no/such/file", "--sandbox"], 2, "no/such/file cannot be written"),
@@ -354,8 +354,8 @@ def test_watch_table(spawn: Spawn, sandbox: Sandbox, tmp_path: Path) -> None:
         (["sync", "--accounts", "others.toml"], 2, "other users can read the API keys in this file"),
         (["sync", "--accounts", "twice.toml"], 2, "has the same name as account 1"),
         (["sync", "--accounts", "broken.toml"], 2, "the accounts file is not valid TOML"),
-        (["changes"], 2, "there is no such file; nothing was ever synchronized into it"),
-        (["forget", "usr_1", "--yes", "--db", "sqlite:///none.db"], 2, "there is no such file"),
+        (["changes"], 2, "the file does not exist; check its name"),
+        (["forget", "usr_1", "--yes", "--db", "sqlite:///none.db"], 2, "the file does not exist"),
         (["forget", "sales", "--yes"], 2, "'sales' is not a user id (usr_...)"),
         (
             ["forget", "sales", "--yes", "--accounts", "one.toml"],
@@ -391,7 +391,7 @@ def test_newer_schema(lemcal: Run) -> None:
         connection.execute("UPDATE lemcal_schema SET version = 99")
     connection.close()
     result = lemcal("sync", "--sandbox")
-    assert (2, True) == (result.status, "its tables are of version 99" in result.err)
+    assert (2, True) == (result.status, "its tables have version 99" in result.err)
     assert ONE_LINE.fullmatch(result.err)
 
 
@@ -404,7 +404,7 @@ def test_locked_database(lemcal: Run) -> None:
     connection.close()
     assert 2 == result.status
     assert ONE_LINE.fullmatch(result.err)
-    assert "sqlite:///lemcal-sandbox.db: database is locked; another program holds it" in result.err
+    assert "sqlite:///lemcal-sandbox.db: database is locked; another program holds the lock" in result.err
     assert counts(unchanged=12) == report(lemcal("sync", "--sandbox", "--json").out)
 
 

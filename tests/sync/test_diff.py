@@ -170,7 +170,7 @@ def test_a_flood_of_bad_rows() -> None:
 def test_an_id_that_comes_twice() -> None:
     """The first row counts; another one with other data is reported."""
     now = snapshot([row("a", x=1), row("a", x=1), row("a", x=2)])
-    assert ["row 0 has the same _id and other data"] == [bad.reason for bad in now.bad_rows]
+    assert ["row 0 has the same _id but different data"] == [bad.reason for bad in now.bad_rows]
     assert row("a", x=1) == now.rows["a"].wire
     assert now.complete
 

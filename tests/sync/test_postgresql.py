@@ -110,10 +110,10 @@ async def test_a_transaction_that_is_canceled_still_ends(
 
 async def test_silence_has_a_bound(proxied: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody has to cancel: a server that is silent for longer than its own timeout is given up."""
-    monkeypatch.setattr(_database, "_LONGER_THAN_ITS_TIMEOUT", 0.1)
+    monkeypatch.setattr(_database, "_TIMEOUT_MARGIN", 0.1)
     async with SQLStore(with_query(proxied, statement_timeout="10s")) as store:
         await take(store, rows(1))
-        monkeypatch.setattr(BoundedConnection, "patience", property(lambda _: 0.2, lambda *_: None))
+        monkeypatch.setattr(BoundedConnection, "max_wait", property(lambda _: 0.2, lambda *_: None))
         proxy.freeze()
         with anyio.fail_after(60), pytest.raises(StoreError, match=r"not answered for 0\.2 s") as caught:
             await store.revision(USER)
@@ -282,7 +282,7 @@ async def test_a_trigger_that_quotes_a_row(postgresql_database: Database, body: 
             "CREATE TRIGGER refuse BEFORE INSERT ON meetings FOR EACH ROW EXECUTE FUNCTION refuse()"
         )
         with pytest.raises(
-            StoreError, match=r"the database refused the data|a trigger or function"
+            StoreError, match=r"the database rejected the data|a database trigger or function"
         ) as caught:
             await take(store, [guest])
         assert "guest" not in str(caught.value)

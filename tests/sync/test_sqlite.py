@@ -56,7 +56,7 @@ async def test_a_reader_that_holds_the_log(sqlite_database: Database, tmp_path: 
         reader.execute("SELECT * FROM meetings").fetchone()
         with pytest.raises(
             StoreError,
-            match=r"erased 1 meetings and \d changes, but the log beside .* is reading it; run this",
+            match=r"erased 1 meetings and \d changes, but the write-ahead log .* is reading it; run this",
         ) as caught:
             await erase(store)
         assert_plain(caught.value)
@@ -103,9 +103,7 @@ def test_a_full_disk_after_erasing(sqlite_database: Database, tmp_path: Path) ->
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ("", 0) == (done.stderr, done.returncode)
     (line,) = done.stdout.splitlines()
-    assert (
-        "erased 1 meetings and 1 changes, but the log beside the database still holds them: disk I/O" in line
-    )
+    assert "erased 1 meetings and 1 changes, but the write-ahead log still contains them: disk I/O" in line
     anyio.run(again)
     assert not holds(tmp_path, b"guest@example.com")
 
@@ -119,7 +117,7 @@ async def test_a_trigger_that_quotes_a_row(sqlite_database: Database, body: str)
     async with SQLStore(sqlite_database.url) as store:
         sqlite_database.query(f"CREATE TRIGGER refuse BEFORE INSERT ON meetings BEGIN SELECT {body}; END")
         with pytest.raises(
-            StoreError, match=r"a trigger of the database (refused the data|failed)"
+            StoreError, match=r"a database (trigger rejected the data|statement or trigger failed)"
         ) as caught:
             await take(store, [PUBLIC])
         assert "guest" not in str(caught.value)
@@ -132,7 +130,7 @@ async def test_a_text_that_is_not_utf_8(sqlite_database: Database) -> None:
     async with SQLStore(sqlite_database.url) as store:
         await take(store, [PUBLIC])
         sqlite_database.query("UPDATE changes SET wire = CAST('guest@example.com' || x'fc' AS TEXT)")
-        with pytest.raises(StoreError, match="a text in it is not UTF-8") as caught:
+        with pytest.raises(StoreError, match="a stored text is not UTF-8") as caught:
             await store.pending(USER, 10)
         assert "guest" not in str(caught.value)
         assert_plain(caught.value)

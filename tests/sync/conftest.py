@@ -1,4 +1,4 @@
-"""Stores of every kind, PostgreSQL from a real server, and accounts on a served sandbox."""
+"""Stores of every kind, a real PostgreSQL server, and accounts of a served sandbox."""
 
 import itertools
 import sqlite3
@@ -22,7 +22,7 @@ _schemas = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """Run a PostgreSQL server for the session; the value is the URL of a database in it."""
+    """Run a PostgreSQL server for the session; the value is the URL of a database."""
     if not HAS_POSTGRES:
         pytest.skip("there is no wheel of a PostgreSQL server for this Python")
     with postgres_server() as url:
@@ -37,7 +37,7 @@ class Database:
     _dsn: str
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """Return the rows of a query, or of none for a statement."""
+        """Return the rows of a query, or no rows for a statement."""
         if self.url.startswith("sqlite"):
             connection: Any = sqlite3.connect(self._dsn)
         else:
@@ -74,7 +74,7 @@ class Database:
 
 
 def new_database(kind: str, folder: Path, request: pytest.FixtureRequest) -> Database:
-    """Return an empty database: a file, or a schema of its own."""
+    """Return an empty database: a new file or a new schema."""
     if kind == "sqlite":
         file = folder / "lemcal.db"
         return Database(f"sqlite:///{file}", str(file))
@@ -95,13 +95,13 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
 
 @pytest.fixture
 def sqlite_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
-    """Provide an empty SQLite file, for what is the same on both."""
+    """Provide an empty SQLite file, for behavior that does not depend on the database."""
     return new_database("sqlite", tmp_path, request)
 
 
 @pytest.fixture
 def postgresql_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
-    """Provide an empty schema of PostgreSQL, for what is particular to it."""
+    """Provide an empty schema, for behavior that is specific to PostgreSQL."""
     return new_database("postgresql", tmp_path, request)
 
 
@@ -122,8 +122,8 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield store
 
 
-class World:
-    """A served sandbox without a rate limit, and clients for its accounts on one wire."""
+class ServedSandbox:
+    """A served sandbox without a rate limit, and clients for its accounts on one transport."""
 
     def __init__(self, accounts: int, meetings: int) -> None:
         self.sandbox = Sandbox(accounts=accounts, meetings=meetings, limit=None)
@@ -131,7 +131,7 @@ class World:
 
     @property
     def lemcal(self) -> AsyncLemcal:
-        """The client of the first account, which owns the wire."""
+        """The client of the first account, which owns the transport."""
         if self._lemcal is None:
             self._lemcal = self.sandbox.client(limiter=Unlimited(), retry=RetryPolicy(attempts=1))
         return self._lemcal
@@ -141,26 +141,26 @@ class World:
         return [self.lemcal.for_account(a.user_id, a.api_key) for a in self.sandbox.accounts]
 
     async def aclose(self) -> None:
-        """Close the wire."""
+        """Close the transport."""
         if self._lemcal is not None:
             await self._lemcal.aclose()
 
 
 @pytest.fixture
-async def worlds() -> AsyncIterator[Any]:
-    """Return a function that serves a sandbox with a number of accounts and meetings."""
-    made: list[World] = []
+async def serve_sandbox() -> AsyncIterator[Any]:
+    """Provide a function that serves a sandbox with a number of accounts and meetings."""
+    made: list[ServedSandbox] = []
     with ExitStack() as stack:
 
-        def make(accounts: int = 1, meetings: int = 6) -> World:
-            world = World(accounts, meetings)
-            stack.enter_context(world.sandbox.serve())
-            made.append(world)
-            return world
+        def make(accounts: int = 1, meetings: int = 6) -> ServedSandbox:
+            served = ServedSandbox(accounts, meetings)
+            stack.enter_context(served.sandbox.serve())
+            made.append(served)
+            return served
 
         yield make
-        for world in made:
-            await world.aclose()
+        for served in made:
+            await served.aclose()
 
 
 async def outbox(store: Store, *, pending: bool = False) -> list[Change]:

@@ -1,4 +1,4 @@
-"""Synchronizations in processes that are killed after random steps, and what must hold afterward."""
+"""Synchronizations in processes that are killed after random steps, and the invariants afterward."""
 
 import contextlib
 import json
@@ -18,14 +18,14 @@ HANDLERS = ("async", "plain", "lists")
 
 
 class Crashes:
-    """A sandbox where things happen, a database, and workers that synchronize the one into the other."""
+    """A sandbox whose meetings change, and workers that synchronize it into a database."""
 
     def __init__(self, sandbox: Sandbox, db: str, folder: Path, *, seed: int, fail_every: int = 0) -> None:
         self.sandbox = sandbox
         self.rng = random.Random(seed)
         self.log = folder / "delivered.log"
         self.log.touch()
-        self.killed = 0  # how many did not get to their end
+        self.killed = 0  # number of workers killed before they finished
         self.job = {
             "db": db,
             "base_url": sandbox.base_url,
@@ -34,8 +34,8 @@ class Crashes:
             "fail_every": fail_every,
         }
 
-    def live(self) -> None:
-        """Let things happen in every account."""
+    def change_meetings(self) -> None:
+        """Change meetings in every account."""
         for account in range(len(self.sandbox.accounts)):
             rows = self.sandbox.meetings(account)
             chosen = self.rng.sample(rows, 3)
@@ -47,7 +47,7 @@ class Crashes:
 
     @contextlib.contextmanager
     def worker(self, backend: str, **changes: Any) -> Generator["subprocess.Popen[str]"]:
-        """Start a worker, which waits for ``go``; it does not outlive the block."""
+        """Start a worker, which waits for ``go``; it is killed at the end of the block."""
         with subprocess.Popen(
             [sys.executable, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as process:
@@ -64,34 +64,34 @@ class Crashes:
                 process.kill()
 
     def run(self, backend: str) -> None:
-        """Run to the end."""
+        """Run a worker to completion."""
         with self.worker(backend) as process:
             out, _ = process.communicate("go\n", timeout=60)
         report = json.loads(out)
         assert self.job["fail_every"] or report == {"failed": 0, "errors": []}
 
     def kill(self, backend: str) -> None:
-        """Run, and kill after a random number of steps, from the first list to most of the deliveries."""
+        """Kill a worker after a random number of steps, from the first list to most of the deliveries."""
         with self.worker(backend) as process:
             assert process.stdin is not None
             last = self._steps() + self.rng.randrange(5 * len(self.sandbox.accounts))
             process.stdin.write("go\n")
             process.stdin.flush()
-            while self._steps() < last and process.poll() is None:  # it may end first, if its handler fails
+            while self._steps() < last and process.poll() is None:  # a failing handler may end it first
                 time.sleep(0.001)
             process.kill()
             self.killed += process.wait() != 0
 
     def _steps(self) -> int:
-        """Return how many lists were fetched, and changes taken, in all runs so far."""
+        """Return how many lists were fetched and changes delivered in all runs so far."""
         return len(self.sandbox.requests) + len(self.delivered())
 
     def delivered(self) -> list[int]:
-        """Return the ``seq`` of every change that the handlers took, in that order, repeats included."""
+        """Return the ``seq`` of every delivered change, in order, including repeats."""
         return [int(line) for line in self.log.read_text().splitlines()]
 
     def check(self, outbox: list[Change], rows: list[tuple[str, str, str]]) -> None:
-        """Check what must hold in the end: ``rows`` are user id, status and wire row of the database."""
+        """Check the final state: ``rows`` contains the user id, status and wire row of every meeting."""
         wanted = {
             account.user_id: {row["_id"]: row for row in self.sandbox.meetings(index)}
             for index, account in enumerate(self.sandbox.accounts)
@@ -102,31 +102,31 @@ class Crashes:
                 row = json.loads(wire)
                 stored[user_id][row["_id"]] = row
         assert wanted == stored  # the right rows
-        assert wanted == told(outbox, wanted)  # no change lost, and none made up
+        assert wanted == replayed(outbox, wanted)  # no change lost or invented
         owner = {change.seq: change.user_id for change in outbox}
         delivered = self.delivered()
-        assert owner.keys() == set(delivered)  # each at least once
+        assert owner.keys() == set(delivered)  # each change at least once
         assert all(change.delivered_at for change in outbox)
         newest: dict[str, int] = {}
-        own = {user_id: [seq for seq in owner if owner[seq] == user_id] for user_id in wanted}
-        for seq in delivered:  # in order: a new one is the next of its account, an old one a repeat
+        expected = {user_id: [seq for seq in owner if owner[seq] == user_id] for user_id in wanted}
+        for seq in delivered:  # in order: a new change is the account's next, an old one a repeat
             user_id = owner[seq]
             if seq > newest.get(user_id, 0):
-                assert own[user_id].pop(0) == seq
+                assert expected[user_id].pop(0) == seq
                 newest[user_id] = seq
 
 
-def told(outbox: list[Change], accounts: Any) -> dict[str, dict[str, Any]]:
-    """Return the lists as somebody knows them who was only told the changes; each must make sense."""
+def replayed(outbox: list[Change], accounts: Any) -> dict[str, dict[str, Any]]:
+    """Return the lists that result from replaying the changes; check that each change is consistent."""
     lists: dict[str, dict[str, Any]] = {user_id: {} for user_id in accounts}
-    gone: set[tuple[str, str]] = set()
+    disappeared: set[tuple[str, str]] = set()
     for change in outbox:
         listed, key = lists[change.user_id], (change.user_id, change.meeting_id)
         if change.kind == "disappeared":
             del listed[change.meeting_id]
-            gone.add(key)
+            disappeared.add(key)
             continue
-        assert (change.kind == "created") == (change.meeting_id not in listed and key not in gone)
+        assert (change.kind == "created") == (change.meeting_id not in listed and key not in disappeared)
         assert listed.get(change.meeting_id) != change.wire
         listed[change.meeting_id] = change.wire
     return lists

@@ -1,4 +1,4 @@
-"""A proxy in front of PostgreSQL's Unix socket that can be frozen: it takes everything, and is silent."""
+"""A proxy for PostgreSQL's Unix socket that can be frozen: it then accepts data and sends nothing."""
 
 import socket
 import threading
@@ -11,7 +11,7 @@ NAME = ".s.PGSQL.5432"
 
 
 class Proxy:
-    """Passes bytes in both directions until ``freeze``; after ``thaw``, new connections work again."""
+    """Forwards bytes in both directions until ``freeze``; after ``thaw``, new connections work again."""
 
     def __init__(self, target: Path, folder: Path) -> None:
         self.folder = folder
@@ -47,11 +47,11 @@ class Proxy:
         self._threads[-1].start()
 
     def freeze(self) -> None:
-        """Answer nothing from now on, as a process that is stopped."""
+        """Stop forwarding, like a suspended process."""
         self._open.clear()
 
     def thaw(self) -> None:
-        """Go on with everything that has come meanwhile."""
+        """Resume forwarding, starting with the data received in the meantime."""
         self._open.set()
 
     def _accept(self) -> None:
@@ -63,10 +63,10 @@ class Proxy:
                 server = socket.socket(socket.AF_UNIX)
                 self._sockets.append(server)
                 server.connect(self._target)
-                self._start(self._pass_on, client, server)
-                self._start(self._pass_on, server, client)
+                self._start(self._forward, client, server)
+                self._start(self._forward, server, client)
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
                 self._open.wait()

@@ -1,4 +1,4 @@
-"""Forty accounts on both databases: what happened at the service is what the report says."""
+"""Forty accounts on both databases: the report matches what happened at the service."""
 
 from typing import Any
 
@@ -13,21 +13,21 @@ ACCOUNTS = 40
 MEETINGS = 25
 
 
-def numbers(report: Any) -> dict[str, int]:
-    """Return the counts of a report that are not 0."""
+def nonzero_counts(report: Any) -> dict[str, int]:
+    """Return the nonzero counts of a report."""
     names = ("failed", "created", "changed", "canceled", "disappeared", "restored", "unchanged")
     return {name: number for name in names if (number := getattr(report, name))}
 
 
 @pytest.mark.anyio
-async def test_forty_accounts(database: Database, sql_store: SQLStore, worlds: Any) -> None:
-    """One field changed, one canceled, one removed, one added, one unknown field: exactly that."""
-    world = worlds(ACCOUNTS, MEETINGS)
-    sandbox, clients = world.sandbox, world.clients()
+async def test_forty_accounts(database: Database, sql_store: SQLStore, serve_sandbox: Any) -> None:
+    """One meeting changed, one canceled, one removed, one added, one with an unknown field: exactly these."""
+    served = serve_sandbox(ACCOUNTS, MEETINGS)
+    sandbox, clients = served.sandbox, served.clients()
     total = ACCOUNTS * MEETINGS
 
-    assert {"created": total} == numbers(await sync_meetings(clients, sql_store))
-    assert {"unchanged": total} == numbers(await sync_meetings(clients, sql_store))
+    assert {"created": total} == nonzero_counts(await sync_meetings(clients, sql_store))
+    assert {"unchanged": total} == nonzero_counts(await sync_meetings(clients, sql_store))
 
     removed: dict[int, dict[str, Any]] = {}
     expected: dict[str, list[tuple[str, str, tuple[str, ...]]]] = {}
@@ -57,7 +57,7 @@ async def test_forty_accounts(database: Database, sql_store: SQLStore, worlds: A
         "canceled": ACCOUNTS,
         "disappeared": ACCOUNTS,
         "unchanged": total - 4 * ACCOUNTS,
-    } == numbers(report)
+    } == nonzero_counts(report)
     found: dict[str, list[Any]] = {}
     for change in (await outbox(sql_store))[total:]:
         found.setdefault(change.user_id, []).append((change.meeting_id, change.kind, change.fields))
@@ -66,21 +66,21 @@ async def test_forty_accounts(database: Database, sql_store: SQLStore, worlds: A
     for account, row in removed.items():
         sandbox.book(account, **row)
     report = await sync_meetings(clients, sql_store)
-    assert {"restored": ACCOUNTS, "unchanged": total} == numbers(report)
+    assert {"restored": ACCOUNTS, "unchanged": total} == nonzero_counts(report)
     assert [(total + ACCOUNTS,)] == database.query("SELECT count(*) FROM meetings")
 
 
 @pytest.mark.anyio
-async def test_one_account_that_is_refused(database: Database, sql_store: SQLStore, worlds: Any) -> None:
-    """Only that account fails, and nothing of it is lost."""
-    world = worlds(5, 6)
-    await sync_meetings(world.clients(), sql_store)
-    clients = world.clients()
+async def test_rejected_account(database: Database, sql_store: SQLStore, serve_sandbox: Any) -> None:
+    """Only that account fails, and none of its data is lost."""
+    served = serve_sandbox(5, 6)
+    await sync_meetings(served.clients(), sql_store)
+    clients = served.clients()
     user_id = clients[2].user_id
-    clients[2] = world.lemcal.for_account(user_id, "wrong")
+    clients[2] = served.lemcal.for_account(user_id, "wrong")
 
     report = await sync_meetings(clients, sql_store)
-    assert {"failed": 1, "unchanged": 24} == numbers(report)
+    assert {"failed": 1, "unchanged": 24} == nonzero_counts(report)
     (failure,) = report.failures
     assert (user_id, "fetch", AuthenticationError) == (failure.user_id, failure.stage, type(failure.error))
     assert [(6,)] == database.query(
@@ -90,5 +90,5 @@ async def test_one_account_that_is_refused(database: Database, sql_store: SQLSto
     assert "401" in error
     assert "wrong" not in error
 
-    assert {"unchanged": 30} == numbers(await sync_meetings(world.clients(), sql_store))
+    assert {"unchanged": 30} == nonzero_counts(await sync_meetings(served.clients(), sql_store))
     assert [(None,)] == database.query(f"SELECT last_error FROM accounts WHERE user_id = '{user_id}'")

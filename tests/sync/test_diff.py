@@ -1,4 +1,4 @@
-"""Comparing two lists of wire rows."""
+"""Comparison of a list of wire rows with the stored one."""
 
 import hashlib
 import json
@@ -23,14 +23,14 @@ from lemcal_async.sync._diff import (
 CANCELED = "2026-01-05T08:00:00.000Z"
 
 
-def known(now: Snapshot) -> dict[str, StoredMeeting]:
-    """Return what a store holds after a snapshot was applied."""
+def stored_after(now: Snapshot) -> dict[str, StoredMeeting]:
+    """Return what a store contains after applying a snapshot."""
     return {row.id: StoredMeeting(row.digest, status_of(row.wire), row.wire) for row in now.rows.values()}
 
 
 def differences(before: list[Any], after: list[Any]) -> list[tuple[str, str, tuple[str, ...]]]:
-    """Return what changed between two lists."""
-    found = compare(known(snapshot(before)), snapshot(after))
+    """Return the changes between two lists."""
+    found = compare(stored_after(snapshot(before)), snapshot(after))
     return [(difference.meeting_id, difference.kind, difference.fields) for difference in found]
 
 
@@ -110,38 +110,38 @@ def test_differences(before: list[Any], after: list[Any], expected: list[Any]) -
         ("pruned", None, row("a", canceledAt=CANCELED), "changed"),
     ],
 )
-def test_one_that_was_gone(
+def test_reappearing_meeting(
     status: Any, last: dict[str, Any] | None, after: dict[str, Any], expected: str
 ) -> None:
-    """What disappeared can come back; what was pruned comes back when it changes."""
+    """A disappeared meeting can reappear; a pruned one reappears when it changes."""
     before = {"a": StoredMeeting(digest(last or row("a")), status, last)}
     assert [expected] == [found.kind for found in compare(before, snapshot([after]))]
 
 
-def test_a_pruned_meeting_that_changes() -> None:
-    """It is no longer known which fields changed: all are named, so that none is missed."""
+def test_changed_pruned_meeting() -> None:
+    """The changed fields are unknown, so all are named."""
     before = {"a": StoredMeeting(digest(row("a", start="x")), "pruned")}
     (found,) = compare(before, snapshot([row("a", start="y", end="z", lead=None)]))
     assert ("changed", ("end", "start")) == (found.kind, found.fields)
 
 
-def test_what_is_gone_stays_gone() -> None:
+def test_meeting_disappears_once() -> None:
     """A meeting disappears once, and a pruned one never."""
     before = {"a": StoredMeeting("x", "disappeared", row("a")), "b": StoredMeeting("x", "pruned")}
     assert [] == compare(before, snapshot([]))
     assert [] == compare({"b": StoredMeeting(digest(row("b")), "pruned")}, snapshot([row("b")]))
 
 
-def test_the_last_row_of_what_disappeared() -> None:
-    """A disappeared meeting is reported with its last row, or just its id if there is none."""
-    (gone,) = compare(known(snapshot([row("a", x=1)])), snapshot([]))
+def test_row_of_disappeared_meeting() -> None:
+    """A disappeared meeting is reported with its last row, or only its id if there is none."""
+    (gone,) = compare(stored_after(snapshot([row("a", x=1)])), snapshot([]))
     assert row("a", x=1) == gone.wire
     (gone,) = compare({"a": StoredMeeting("x", "booked")}, snapshot([]))
     assert row("a") == gone.wire
 
 
-def test_another_canonical_form_is_no_change() -> None:
-    """A digest of an older version alone is not reported."""
+def test_different_canonical_form_is_no_change() -> None:
+    """A digest of an older version alone is not reported as a change."""
     before = {"a": StoredMeeting("of another time", "booked", row("a", x=1))}
     assert [] == compare(before, snapshot([row("a", x=1)]))
 
@@ -149,33 +149,33 @@ def test_another_canonical_form_is_no_change() -> None:
 @pytest.mark.parametrize(
     "bad", [None, 1, "a", [], {}, row(""), {"_id": None}, {"_id": 5}, row("a\0"), row("a" * 256)]
 )
-def test_a_row_without_an_id(bad: Any) -> None:
-    """It is reported. While there is one, nothing disappears: it may be the missing meeting."""
+def test_row_without_id(bad: Any) -> None:
+    """It is reported. Nothing disappears, because the row may be the missing meeting."""
     now = snapshot([row("b", x=1), bad])
     assert ([1], [bad], False) == (
         [b.index for b in now.bad_rows],
         [b.row for b in now.bad_rows],
         now.complete,
     )
-    found = compare(known(snapshot([row("b"), row("c")])), now)
+    found = compare(stored_after(snapshot([row("b"), row("c")])), now)
     assert [("b", "changed")] == [(difference.meeting_id, difference.kind) for difference in found]
 
 
-def test_a_flood_of_bad_rows() -> None:
-    """Millions are not kept: the first thousand tell what is wrong."""
+def test_many_bad_rows() -> None:
+    """Of millions of bad rows, only the first thousand are kept."""
     now = snapshot([0] * 5_000 + [row("a")])
     assert ((1000, 999), {"a"}) == ((len(now.bad_rows), now.bad_rows[-1].index), set(now.rows))
 
 
-def test_an_id_that_comes_twice() -> None:
-    """The first row counts; another one with other data is reported."""
+def test_duplicate_id() -> None:
+    """The first row counts; a second one with different data is reported."""
     now = snapshot([row("a", x=1), row("a", x=1), row("a", x=2)])
     assert ["row 0 has the same _id but different data"] == [bad.reason for bad in now.bad_rows]
     assert row("a", x=1) == now.rows["a"].wire
     assert now.complete
 
 
-def test_a_row_that_is_nested_too_deeply() -> None:
+def test_deeply_nested_row() -> None:
     """It cannot be compared, but counts as present."""
     deep: Any = []
     for _ in range(100_000):
@@ -190,8 +190,8 @@ def test_a_row_that_is_nested_too_deeply() -> None:
 @pytest.mark.parametrize(
     "value", ["é", 1, 2.5, True, None, [], [None], {"b": "\ud800", "a": {"d": 1, "c": ""}}]
 )
-def test_the_text_of_a_row(value: Any) -> None:
-    """It is JSON in ASCII, with sorted keys."""
+def test_row_text(value: Any) -> None:
+    """The text is JSON in ASCII, with sorted keys."""
     text = snapshot([row("a", x=value)]).rows["a"].text
     assert json.dumps(row("a", x=value), sort_keys=True, separators=(",", ":")) == text
 
@@ -214,10 +214,10 @@ lists = st.dictionaries(ids, bodies).map(lambda rows: [row(key, **body) for key,
 
 
 @given(lists, lists)
-def test_a_difference_is_reported_once(before: list[Any], after: list[Any]) -> None:
-    """Every meeting has at most one difference; and once the list is stored there is none left."""
+def test_each_difference_is_reported_once(before: list[Any], after: list[Any]) -> None:
+    """Each meeting has at most one difference, and none once the list is stored."""
     first, second = snapshot(before), snapshot(after)
-    found = {difference.meeting_id: difference for difference in compare(known(first), second)}
+    found = {difference.meeting_id: difference for difference in compare(stored_after(first), second)}
     gone = {difference.meeting_id for difference in found.values() if difference.kind == "disappeared"}
     created = {difference.meeting_id for difference in found.values() if difference.kind == "created"}
     assert first.rows.keys() - second.rows.keys() == gone
@@ -226,23 +226,24 @@ def test_a_difference_is_reported_once(before: list[Any], after: list[Any]) -> N
         old, new = first.rows[meeting_id], second.rows[meeting_id]
         assert (old.digest == new.digest) is (meeting_id not in found)
         assert bool(changed_fields(old.wire, new.wire)) is (meeting_id in found)
-    assert [] == compare(known(second), second)
+    assert [] == compare(stored_after(second), second)
 
 
 @given(lists, lists)
-def test_the_old_rows_that_are_needed_suffice(before: list[Any], after: list[Any]) -> None:
+def test_needed_rows_suffice(before: list[Any], after: list[Any]) -> None:
     """The rows that ``needed_rows`` names are enough for the comparison."""
-    now, all_known = snapshot(after), known(snapshot(before))
-    needed = needed_rows(all_known, now)
+    now, everything = snapshot(after), stored_after(snapshot(before))
+    needed = needed_rows(everything, now)
     sparse = {
-        key: known if key in needed else attrs.evolve(known, wire=None) for key, known in all_known.items()
+        key: meeting if key in needed else attrs.evolve(meeting, wire=None)
+        for key, meeting in everything.items()
     }
-    assert compare(all_known, now) == compare(sparse, now)
+    assert compare(everything, now) == compare(sparse, now)
 
 
 @given(bodies, st.randoms())
-def test_the_digest_knows_no_order(body: dict[str, Any], rng: Any) -> None:
-    """The order of keys and attendees and a trip through JSON do not change the digest."""
+def test_digest_ignores_order(body: dict[str, Any], rng: Any) -> None:
+    """The order of keys and attendees and a round trip through JSON do not change the digest."""
     shuffled = json.loads(json.dumps(body))
     if isinstance(shuffled.get("attendees"), list):
         rng.shuffle(shuffled["attendees"])
@@ -266,33 +267,33 @@ odd_rows = st.dictionaries(st.sampled_from(["a", "attendees", "z"]), odd_values)
 @example({"attendees": [], "a": {"attendees": []}})
 @example({"attendees": [1], "z": {"attendees": 0}})
 @example({"attendees": [{"k": None}, [None], None, "", 1.0]})
-def test_the_digest_stays_what_it_is(body: dict[str, Any]) -> None:
-    """Databases hold digests: with others, every meeting would be compared anew."""
-    simplified = simply(body)
-    if isinstance(simplified.get("attendees"), list):
-        simplified["attendees"] = sorted(map(compact, simplified["attendees"]))
-    expected = hashlib.blake2b(compact(simplified).encode(), digest_size=16).hexdigest()
+def test_digest_is_stable(body: dict[str, Any]) -> None:
+    """Databases contain digests: if they changed, every meeting would be compared again."""
+    simple = simplified(body)
+    if isinstance(simple.get("attendees"), list):
+        simple["attendees"] = sorted(map(compact, simple["attendees"]))
+    expected = hashlib.blake2b(compact(simple).encode(), digest_size=16).hexdigest()
     now = snapshot([row("m", **body)])
     assert expected == digest(body)
     assert digest(row("m", **body)) == now.rows["m"].digest
     assert compact(row("m", **body)) == now.rows["m"].text
 
 
-def test_a_digest_of_version_1() -> None:
-    """As a database holds it."""
+def test_digest_of_version_1() -> None:
+    """The digest equals the one that a database of version 1 contains."""
     attendees = [{"email": "b@example.com", "primary": True, "x": None}, {"email": "a@example.com"}]
     assert "e6bb8473bf0514880203ea50f45db786" == digest(
         row("mee_1", attendees=attendees, weight=2.0, name="Zoë")
     )
 
 
-def simply(value: Any) -> Any:
-    """Return a JSON value with whole numbers as integers, and without the nulls of its objects."""
+def simplified(value: Any) -> Any:
+    """Return a JSON value with integral floats as integers, and without nulls in its objects."""
     kind = type(value)  # pyright: ignore[reportUnknownVariableType]  # any JSON
     if kind is dict:
-        return {key: simply(inner) for key, inner in value.items() if inner is not None}
+        return {key: simplified(inner) for key, inner in value.items() if inner is not None}
     if kind is list:
-        return list(map(simply, value))
+        return list(map(simplified, value))
     return int(value) if kind is float and value.is_integer() else value
 
 

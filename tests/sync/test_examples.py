@@ -1,4 +1,4 @@
-"""The synchronization examples run and print what they promise."""
+"""The synchronization examples run and print the expected output."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def output(name: str) -> list[str]:
-    """Run an example as a program, and return the lines it prints."""
+    """Run an example as a program and return the lines that it prints."""
     done = subprocess.run(
         [sys.executable, "-W", "error", str(EXAMPLES / name)],
         capture_output=True,
@@ -27,7 +27,7 @@ def output(name: str) -> list[str]:
 def test_sync_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What ``nox -s demo`` shows: a first run, things that happen, and the difference."""
+    """The steps of ``nox -s demo``: a first run, changes at the service, and a second run that finds them."""
     monkeypatch.setenv("LEMCAL_DB", f"sqlite:///{tmp_path}/demo.db")
     assert 0 == main(["sync", "--sandbox"])
     assert "12" == capsys.readouterr().out.splitlines()[1].split()[2]
@@ -41,7 +41,7 @@ def test_sync_again(
 
 
 def test_sync_crm() -> None:
-    """The made-up CRM ends up with everything, though it fails now and then."""
+    """The simulated CRM finally has every change, although it fails now and then."""
     *runs, contacts = output("sync_crm.py")
     assert any("the CRM does not answer" in line for line in runs)
     assert 36 == sum(int(line.split()[0]) for line in runs if "changes were taken" in line)
@@ -49,6 +49,6 @@ def test_sync_crm() -> None:
 
 
 def test_sync_watch() -> None:
-    """The booking's webhook brings the cancellation to light as well."""
+    """The booking's webhook also reveals the cancellation."""
     kinds = [line.split()[0] for line in output("sync_watch.py")]
     assert (["created"] * 3, ["canceled", "created"]) == (kinds[:3], sorted(kinds[3:]))

@@ -1,4 +1,4 @@
-"""Who follows the outbox misses no change, however transactions of several writers overlap."""
+"""A follower of the outbox misses no change, however the transactions of several writers overlap."""
 
 import threading
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ import pytest
 from lemcal_async.sync import SQLStore
 
 from .conftest import Database, outbox
-from .test_store import rows, take
+from .test_store import apply_list, rows
 
 pytestmark = pytest.mark.anyio
 
 
 @contextmanager
-def an_open_writer(database: Database, user_id: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-    """Hold an account's store in the moment before it ends its transaction, changes written."""
+def open_writer(database: Database, user_id: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+    """Hold a store's transaction open after it has written its changes, before it commits."""
     with psycopg.connect(database.url) as connection:
         connection.execute(
             "SELECT pg_advisory_xact_lock_shared(%s, (SELECT last_value::int FROM changes_seq_seq))",
@@ -32,36 +32,36 @@ def an_open_writer(database: Database, user_id: str) -> Iterator[psycopg.Connect
         yield connection
 
 
-async def test_a_lower_number_that_appears_later(postgresql_database: Database) -> None:
-    """It is waited for: nothing behind it is read before it is there."""
+async def test_lower_number_appearing_later(postgresql_database: Database) -> None:
+    """The follower waits for it, and reads no later change before it."""
     async with SQLStore(postgresql_database.url) as store:
-        await take(store, rows(2))
-        with an_open_writer(postgresql_database, "usr_2") as writer:
-            await take(store, rows(2), user_id="usr_3")  # committed, with higher numbers
+        await apply_list(store, rows(2))
+        with open_writer(postgresql_database, "usr_2") as writer:
+            await apply_list(store, rows(2), user_id="usr_3")  # committed, with higher numbers
             assert [1, 2] == [change.seq for change in await outbox(store)]
             writer.commit()
             assert [1, 2, 3, 4, 5] == [change.seq for change in await outbox(store)]
 
 
-async def test_a_writer_that_gives_up(postgresql_database: Database) -> None:
-    """Its numbers stay unused, and do not hold anybody up."""
+async def test_writer_that_rolls_back(postgresql_database: Database) -> None:
+    """Its numbers stay unused, and do not block the follower."""
     async with SQLStore(postgresql_database.url) as store:
-        await take(store, rows(2))
-        with an_open_writer(postgresql_database, "usr_2") as writer:
-            await take(store, rows(2), user_id="usr_3")
+        await apply_list(store, rows(2))
+        with open_writer(postgresql_database, "usr_2") as writer:
+            await apply_list(store, rows(2), user_id="usr_3")
             writer.rollback()
         assert [1, 2, 4, 5] == [change.seq for change in await outbox(store)]
 
 
-async def test_many_writers_and_a_follower(postgresql_database: Database) -> None:
-    """The follower sees each change once, and in order, while four stores write."""
+async def test_several_writers_and_a_follower(postgresql_database: Database) -> None:
+    """The follower sees each change once, in order, while four stores write."""
     seen: list[int] = []
     done = threading.Event()
 
     async def write(number: int) -> None:
         async with SQLStore(postgresql_database.url) as store:
             for account in range(15):
-                await take(store, rows(5), user_id=f"usr_{number}_{account}")
+                await apply_list(store, rows(5), user_id=f"usr_{number}_{account}")
 
     async def follow() -> None:
         async with SQLStore(postgresql_database.url) as store:

@@ -1,4 +1,4 @@
-"""A store that was opened before its process forked, as gunicorn does with ``--preload``."""
+"""A store that was opened before its process forked, such as by gunicorn's ``--preload``."""
 
 import socket
 import subprocess
@@ -39,8 +39,8 @@ anyio.run(store.aclose)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_each_child_connects_anew(database: Database, backend: str) -> None:
-    """Parent and children all go on, and nobody sees another one's answers."""
+def test_children_reconnect(database: Database, backend: str) -> None:
+    """Parent and children continue to work, and none receives another's rows."""
     command = [sys.executable, "-W", "error", "-c", FORK, database.url, backend]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ("[0, 0, 0]\n", "") == (done.stdout, done.stderr)
@@ -65,7 +65,7 @@ def application(environ, start_response):
 
 @pytest.mark.storm
 def test_gunicorn_preload(database: Database, tmp_path: Path) -> None:
-    """Four workers that share what was loaded before: 400 requests, no failure."""
+    """Four workers with a preloaded application: 400 requests, no failure."""
     (tmp_path / "served.py").write_text(GUNICORN)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -85,7 +85,7 @@ def test_gunicorn_preload(database: Database, tmp_path: Path) -> None:
         text=True,
     ) as process:
         try:
-            wait_for(port)
+            wait_for_server(port)
             threads = [threading.Thread(target=ask, args=(client,)) for client in range(8)]
             for thread in threads:
                 thread.start()
@@ -100,7 +100,7 @@ def test_gunicorn_preload(database: Database, tmp_path: Path) -> None:
     assert [(400,)] == database.query("SELECT count(*) FROM accounts")
 
 
-def wait_for(port: int) -> None:
+def wait_for_server(port: int) -> None:
     """Wait until a server listens."""
     for _ in range(600):
         try:

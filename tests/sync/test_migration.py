@@ -1,4 +1,4 @@
-"""A database of version 1, as that version wrote it, is migrated in place."""
+"""A database that version 1 wrote is migrated in place."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from lemcal_async.sync import Counts, SQLStore
 from lemcal_async.sync._store import Applied
 
 from .conftest import Database, outbox
-from .test_store import take
+from .test_store import apply_list
 
 DATA = Path(__file__).parent / "data"
 ODD = {"_id": "mee_nul", "start": "never", "note": "a\0b"}
@@ -33,7 +33,7 @@ anyio.run(SQLStore(sys.argv[1]).open)
 
 @pytest.fixture
 def version_1(database: Database) -> Database:
-    """Provide a database as version 1 left it."""
+    """Provide a database that version 1 wrote."""
     kind = "sqlite" if database.url.startswith("sqlite") else "postgresql"
     database.script((DATA / f"version1.{kind}.sql").read_text(encoding="utf-8"))
     return database
@@ -46,7 +46,7 @@ async def open_and_close(url: str) -> None:
 
 
 async def check(database: Database) -> None:
-    """Check that nothing was lost, and that what version 2 adds works."""
+    """Check that nothing was lost, and that the additions of version 2 work."""
     async with SQLStore(database.url) as store:
         assert [2, 1, 0] == [await store.revision(f"usr_{number}") for number in (1, 2, 3)]
         changes = await outbox(store)
@@ -55,8 +55,10 @@ async def check(database: Database) -> None:
         assert ODD == changes[2].wire
         assert [3, 4, 5, 6] == [change.seq for change in await store.pending("usr_1", 10)]
         plain = {"_id": "mee_plain", "end": "2026-02-05T08:30:00.000Z"}
-        assert Applied(Counts(unchanged=1)) == await take(store, [plain], user_id="usr_2")
-        assert Applied(Counts(changed=1)) == await take(store, [{**plain, "note": "x"}], user_id="usr_2")
+        assert Applied(Counts(unchanged=1)) == await apply_list(store, [plain], user_id="usr_2")
+        assert Applied(Counts(changed=1)) == await apply_list(
+            store, [{**plain, "note": "x"}], user_id="usr_2"
+        )
         assert 8 == (await outbox(store))[-1].seq
     assert [(2,)] == database.query("SELECT version FROM lemcal_schema")
     assert [(0, False, False, None)] == database.query(
@@ -65,15 +67,15 @@ async def check(database: Database) -> None:
 
 
 @pytest.mark.anyio
-async def test_migrated_in_place(version_1: Database) -> None:
-    """By whoever opens it first; the second time there is nothing to do."""
+async def test_migration_in_place(version_1: Database) -> None:
+    """The first store that opens it migrates it; the second has nothing to do."""
     await check(version_1)
     await open_and_close(version_1.url)
 
 
 @pytest.mark.anyio
-async def test_the_tables_are_those_of_a_new_database(version_1: Database, tmp_path: Path) -> None:
-    """The same columns and indexes, however old a database is."""
+async def test_migrated_tables_equal_new_tables(version_1: Database, tmp_path: Path) -> None:
+    """A migrated database has the same columns and indexes as a new one."""
     await open_and_close(version_1.url)
     new = Database(f"sqlite:///{tmp_path}/new.db", f"{tmp_path}/new.db")
     await open_and_close(new.url)
@@ -87,7 +89,7 @@ async def test_the_tables_are_those_of_a_new_database(version_1: Database, tmp_p
 
 
 def columns(database: Database) -> list[tuple[str, ...]]:
-    """Return the columns of each table, but for their order."""
+    """Return the columns of each table, regardless of their order."""
     return database.query(
         "SELECT m.name, c.name, c.type, c.[notnull], c.dflt_value, c.pk "
         "FROM sqlite_master m, pragma_table_info(m.name) c WHERE m.type = 'table' ORDER BY m.name, c.name"
@@ -96,7 +98,7 @@ def columns(database: Database) -> list[tuple[str, ...]]:
 
 @pytest.mark.anyio
 async def test_jsonb_reads_every_stored_row(version_1: Database) -> None:
-    """What version 1 stored, jsonb refused: a query over all rows failed because of one guest."""
+    """Jsonb rejected some rows of version 1: one guest's text made a query over all rows fail."""
     await open_and_close(version_1.url)
     if version_1.url.startswith("sqlite"):
         found = version_1.query("SELECT json_extract(wire, '$._id') FROM meetings")
@@ -105,8 +107,8 @@ async def test_jsonb_reads_every_stored_row(version_1: Database) -> None:
     assert {("mee_nul",), ("mee_plain",), ("mee_public",), ("mee_canceled",)} == set(found)
 
 
-def test_killed_half_way(version_1: Database) -> None:
-    """All of it or nothing: what was killed leaves version 1, and the next one migrates it."""
+def test_killed_during_migration(version_1: Database) -> None:
+    """The migration is atomic: a killed one leaves version 1, and the next store migrates it."""
     before = version_1.relations(), version_1.query("SELECT * FROM changes ORDER BY seq")
     command = [sys.executable, "-c", MIGRATE, version_1.url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -119,8 +121,8 @@ def test_killed_half_way(version_1: Database) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_process_of_version_1_beside_us(database: Database) -> None:
-    """It applies a list, and leaves the hash of the one before alone: that one is not taken for the last."""
+async def test_concurrent_process_of_version_1(database: Database) -> None:
+    """It applies a list without updating the hash of the last list: the stale hash is not used."""
     async with SQLStore(database.url) as store:
         listed = [{"_id": "mee_1", "note": "a"}]
         await store.apply("usr_1", 0, listed, baseline=False, confirm_empty_after=2, body_hash="a")

@@ -1,4 +1,4 @@
-"""A network that swallows packets between a store and PostgreSQL: two namespaces and a cable between them."""
+"""A network that drops packets between a store and PostgreSQL: two connected namespaces."""
 
 import os
 import shutil
@@ -69,7 +69,7 @@ anyio.run(main)
 
 @pytest.fixture
 def namespaces(postgres: str) -> Iterator[str]:
-    """Provide two namespaces with a cable in between, and the server behind the far end; yield its URL."""
+    """Provide two connected namespaces, with the server behind the far one; yield its URL."""
 
     def ip(*arguments: str) -> None:
         subprocess.run(["ip", *arguments], check=True)
@@ -105,8 +105,8 @@ def namespaces(postgres: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("how", "longest"), [("cancel", 20.0), ("wait", 60.0)])
-def test_packets_are_dropped(namespaces: str, how: str, longest: float) -> None:
-    """Who is canceled goes on after moments; who waits is told after the connection's own timeouts."""
+def test_dropped_packets(namespaces: str, how: str, longest: float) -> None:
+    """A canceled caller continues promptly; others get an error after the connection's own timeouts."""
     command = ["ip", "netns", "exec", CLIENT, sys.executable, "-c", USE, namespaces, how]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

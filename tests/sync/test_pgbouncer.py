@@ -1,4 +1,4 @@
-"""A pooler between a store and PostgreSQL: pgbouncer in transaction mode, where connections are shared."""
+"""A pooler between a store and PostgreSQL: pgbouncer in transaction mode, where clients share connections."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from lemcal_async.sync import SQLStore, Store
 
 from .conftest import Database, outbox
 from .test_postgresql import with_query
-from .test_store import rows, take
+from .test_store import apply_list, rows
 
 pytestmark = [
     pytest.mark.anyio,
@@ -64,7 +64,7 @@ def pooler(server: str, folder: Path) -> Iterator[None]:
 
 @pytest.fixture
 def pooled(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    """Provide a database of its own behind a pooler, which takes no ``options``."""
+    """Provide a database behind a pooler, which rejects ``options``."""
     name = "pooled"
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
@@ -80,13 +80,13 @@ def pooled(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 async def test_transaction_mode(pooled: Database) -> None:
-    """36 runs of four stores on two connections, beside a neighbor: none fails, and all rows are right."""
+    """36 runs of four stores on two connections, with another client: none fails, and all rows are right."""
     applied: list[object] = []
 
     async def write(number: int) -> None:
         async with SQLStore(pooled.url) as store:
             for count in range(1, 10):
-                applied.append(await take(store, rows(count * 3), user_id=f"usr_{number}"))
+                applied.append(await apply_list(store, rows(count * 3), user_id=f"usr_{number}"))
                 await store.mark_delivered(await store.pending(f"usr_{number}", 2))
 
     async with SQLStore(pooled.url) as store:
@@ -109,14 +109,14 @@ async def test_transaction_mode(pooled: Database) -> None:
 
 
 async def test_prepared_statements(pooled: Database) -> None:
-    """They are what a pooler breaks: asked for in the URL, they fail as documented, by an error of ours."""
+    """Poolers break prepared statements: enabled in the URL, they fail with a StoreError, as documented."""
     stores = [SQLStore(with_query(pooled.url, prepare_threshold="0")) for _ in range(4)]
     errors: list[StoreError] = []
 
     async def use(store: Store) -> None:
         try:
             for number in range(20):
-                await take(store, rows(number), believe=1)
+                await apply_list(store, rows(number), believe=1)
         except StoreError as error:
             errors.append(error)
 

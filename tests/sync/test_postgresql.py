@@ -1,4 +1,4 @@
-"""What stands between a store and PostgreSQL, and how PostgreSQL itself can differ."""
+"""Failures between a store and PostgreSQL, and differing configurations of PostgreSQL."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ from lemcal_async.sync._psycopg import BoundedConnection
 from .conftest import Database, kinds
 from .proxy import Proxy
 from .test_sql import assert_plain
-from .test_store import rows, take
+from .test_store import apply_list, rows
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,7 @@ USER = "usr_1"
 
 
 def with_query(url: str, **query: str) -> str:
-    """Return a database URL with other settings."""
+    """Return a database URL with additional settings."""
     return make_url(url).update_query_dict(query).render_as_string(hide_password=False).replace("+", "%20")
 
 
@@ -49,11 +49,13 @@ def proxied(postgresql_database: Database, proxy: Proxy) -> str:
 # A server that does not answer.
 
 
-async def test_a_canceled_caller_goes_on(proxied: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits for a moment, not for the server; the connection is not used again, and its thread ends."""
+async def test_canceled_caller_does_not_wait_for_server(
+    proxied: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits briefly; the connection is not used again, and its thread ends."""
     monkeypatch.setattr(_transactions, "_GRACE", 0.05)
     async with SQLStore(proxied) as store:
-        await take(store, rows(1))
+        await apply_list(store, rows(1))
         proxy.freeze()
         with anyio.fail_after(60), anyio.move_on_after(0.05) as scope:
             await store.revision(USER)
@@ -63,33 +65,33 @@ async def test_a_canceled_caller_goes_on(proxied: str, proxy: Proxy, monkeypatch
             while busy._busy:  # noqa: ASYNC110  # a thread says so
                 await anyio.sleep(0.01)
         proxy.thaw()
-        await take(store, rows(2))
+        await apply_list(store, rows(2))
         assert ["created", "created"] == await kinds(store)
 
 
-async def test_native_cancellation_goes_on(
+async def test_natively_canceled_caller_does_not_wait_for_server(
     proxied: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, anyio_backend: str
 ) -> None:
-    """The same for a task that asyncio itself cancels."""
+    """The same for a task that asyncio cancels natively."""
     if anyio_backend != "asyncio":
         pytest.skip("trio has no other cancellation")
     import asyncio
 
     monkeypatch.setattr(_transactions, "_GRACE", 0.05)
     async with SQLStore(proxied) as store:
-        await take(store, rows(1))
+        await apply_list(store, rows(1))
         proxy.freeze()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await store.revision(USER)
         proxy.thaw()
-        await take(store, rows(2))
+        await apply_list(store, rows(2))
 
 
-async def test_a_transaction_that_is_canceled_still_ends(
+async def test_canceled_transaction_commits(
     postgresql_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that is getting on is committed: a moment is enough for it."""
+    """A transaction that makes progress is committed within the grace period."""
     entered = threading.Semaphore(0)
     original = _transactions._with_raw
 
@@ -101,18 +103,18 @@ async def test_a_transaction_that_is_canceled_still_ends(
     async with SQLStore(postgresql_database.url) as store:
         monkeypatch.setattr(_transactions, "_with_raw", slow)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(take, store, rows(3))
+            tasks.start_soon(apply_list, store, rows(3))
             for _ in "read the revision", "store":
                 await anyio.to_thread.run_sync(entered.acquire)
             tasks.cancel_scope.cancel()
         assert ["created"] * 3 == await kinds(store)
 
 
-async def test_silence_has_a_bound(proxied: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody has to cancel: a server that is silent for longer than its own timeout is given up."""
+async def test_silent_server_times_out(proxied: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a cancellation: a server that is silent for longer than its own timeout is abandoned."""
     monkeypatch.setattr(_database, "_TIMEOUT_MARGIN", 0.1)
     async with SQLStore(with_query(proxied, statement_timeout="10s")) as store:
-        await take(store, rows(1))
+        await apply_list(store, rows(1))
         monkeypatch.setattr(BoundedConnection, "max_wait", property(lambda _: 0.2, lambda *_: None))
         proxy.freeze()
         with anyio.fail_after(60), pytest.raises(StoreError, match=r"not answered for 0\.2 s") as caught:
@@ -120,26 +122,26 @@ async def test_silence_has_a_bound(proxied: str, proxy: Proxy, monkeypatch: pyte
         assert_plain(caught.value)
         monkeypatch.undo()
         proxy.thaw()
-        await take(store, rows(2))
+        await apply_list(store, rows(2))
 
 
-async def test_a_server_that_does_not_greet(proxied: str, proxy: Proxy) -> None:
-    """Connecting has a bound as well."""
+async def test_connect_timeout(proxied: str, proxy: Proxy) -> None:
+    """Connecting has a time limit as well."""
     proxy.freeze()
     with anyio.fail_after(60), pytest.raises(StoreError, match="timeout expired"):
         await SQLStore(with_query(proxied, connect_timeout="1")).open()
 
 
-async def test_a_slow_statement(postgresql_database: Database) -> None:
-    """The server ends it, and the error says what to set."""
+async def test_slow_statement(postgresql_database: Database) -> None:
+    """The server cancels it, and the error names the setting."""
     async with SQLStore(with_query(postgresql_database.url, statement_timeout="50ms")) as store:
         with pytest.raises(StoreError, match=r"statement timeout; raise \?statement_timeout= in the URL"):
             await store._transactions.run(lambda connection: connection.exec_driver_sql("SELECT pg_sleep(9)"))
-        await take(store, rows(1))
+        await apply_list(store, rows(1))
 
 
-async def test_timeouts_by_default(postgresql_database: Database) -> None:
-    """Each is there, for one transaction only; the URL says otherwise."""
+async def test_default_timeouts(postgresql_database: Database) -> None:
+    """Each timeout is set for one transaction only; the URL overrides it."""
 
     async def settings(url: str) -> dict[str, str]:
         async with SQLStore(url) as store:
@@ -182,10 +184,8 @@ async def test_timeouts_by_default(postgresql_database: Database) -> None:
         ({"no_such_setting": "1"}, "invalid connection option"),
     ],
 )
-async def test_settings_that_are_none(
-    postgresql_database: Database, query: dict[str, str], problem: str
-) -> None:
-    """The setting is named."""
+async def test_invalid_settings(postgresql_database: Database, query: dict[str, str], problem: str) -> None:
+    """The error names the setting."""
     with pytest.raises((ConfigurationError, StoreError), match=problem) as caught:
         await SQLStore(with_query(postgresql_database.url, **query)).open()
     assert_plain(caught.value)
@@ -195,8 +195,8 @@ async def test_settings_that_are_none(
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])
-async def test_another_encoding(postgres: str, encoding: str) -> None:
-    """It is refused when the store is opened: it cannot keep every name."""
+async def test_unsupported_encoding(postgres: str, encoding: str) -> None:
+    """The database is rejected when the store is opened, because it cannot store every name."""
     name = f"encoded_{encoding.lower()}"
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE IF EXISTS {name}")
@@ -215,13 +215,13 @@ async def test_another_encoding(postgres: str, encoding: str) -> None:
 
 @pytest.mark.parametrize(
     "write",
-    [lambda store: take(store, rows(1)), lambda store: store.record_failure(USER, "no")],
+    [lambda store: apply_list(store, rows(1)), lambda store: store.record_failure(USER, "no")],
     ids=["raw", "transaction"],
 )
-async def test_a_server_that_takes_no_writes_for_a_while(
+async def test_temporarily_read_only_server(
     postgres: str, write: Callable[[SQLStore], Awaitable[object]]
 ) -> None:
-    """As around a failover. A connection that stays read-only is not used again."""
+    """As during a failover. A connection that stays read-only is not used again."""
     url = postgres.replace("/postgres?", "/failover?")
     with psycopg.connect(postgres, autocommit=True) as admin:
         admin.execute("DROP DATABASE IF EXISTS failover WITH (FORCE)")
@@ -237,8 +237,8 @@ async def test_a_server_that_takes_no_writes_for_a_while(
 
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
-async def test_a_stricter_isolation_by_default(postgresql_database: Database, level: str) -> None:
-    """Writers that meet wait for each other all the same, and none fails."""
+async def test_stricter_default_isolation(postgresql_database: Database, level: str) -> None:
+    """Concurrent writers still wait for each other, and none fails."""
     url = make_url(postgresql_database.url)
     options = f"{url.query['options']} -cdefault_transaction_isolation={level.replace(' ', chr(92) + ' ')}"
     strict = with_query(postgresql_database.url, options=options)
@@ -252,11 +252,11 @@ async def test_a_stricter_isolation_by_default(postgresql_database: Database, le
     assert [(level,)] == Database(strict, strict).query("SHOW default_transaction_isolation")
 
 
-async def test_jsonb_reads_what_guests_type(postgresql_database: Database) -> None:
-    """U+0000 in an answer does not fail a query over all rows."""
+async def test_jsonb_reads_null_characters(postgresql_database: Database) -> None:
+    """U+0000 in an answer does not make a query over all rows fail."""
     odd = {"_id": "mee_odd", "answer": "a\0b \ud800 \U0001f600", "\0": 1}
     async with SQLStore(postgresql_database.url) as store:
-        await take(store, [odd, *rows(1)])
+        await apply_list(store, [odd, *rows(1)])
         assert odd == (await store.pending(USER, 1))[0].wire
     found = postgresql_database.query("SELECT wire::jsonb ->> 'answer' FROM meetings ORDER BY meeting_id")
     assert [(None,), ("a\ufffc0000b \ufffcd800 \U0001f600",)] == found
@@ -271,8 +271,8 @@ async def test_jsonb_reads_what_guests_type(postgresql_database: Database) -> No
         "EXECUTE format('SELECT %s', NEW.guest_email);",
     ],
 )
-async def test_a_trigger_that_quotes_a_row(postgresql_database: Database, body: str) -> None:
-    """Its message holds personal data: the error says that a trigger failed, not what it said."""
+async def test_trigger_quoting_a_row(postgresql_database: Database, body: str) -> None:
+    """Its message contains personal data, so the error only says that a trigger failed."""
     guest = {"_id": "mee_1", "lead": {"email": "guest@example.com"}}
     async with SQLStore(postgresql_database.url) as store:
         postgresql_database.query(
@@ -284,7 +284,7 @@ async def test_a_trigger_that_quotes_a_row(postgresql_database: Database, body: 
         with pytest.raises(
             StoreError, match=r"the database rejected the data|a database trigger or function"
         ) as caught:
-            await take(store, [guest])
+            await apply_list(store, [guest])
         assert "guest" not in str(caught.value)
         assert "example" not in str(caught.value)
         assert_plain(caught.value)
@@ -306,8 +306,8 @@ anyio.run(main, backend=sys.argv[2])
 """
 
 
-def test_a_program_can_be_ended(proxied: str, proxy: Proxy, anyio_backend: str) -> None:
-    """One Ctrl-C is enough, also while the server is silent."""
+def test_interrupting_a_program(proxied: str, proxy: Proxy, anyio_backend: str) -> None:
+    """One Ctrl-C is enough, even while the server is silent."""
     command = [sys.executable, "-c", FOREVER, proxied, anyio_backend]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -1,4 +1,4 @@
-"""The recipes of the documentation, on a store with meetings of every status, and with odd values."""
+"""The recipes of the documentation, on a store with meetings of every status and with unusual values."""
 
 import gc
 import re
@@ -26,7 +26,7 @@ def row(meeting_id: str, start: Any, kind: str = "Demo", **fields: Any) -> dict[
 
 
 async def fill(url: str) -> None:
-    """Store four booked meetings (two with odd values), two canceled, one disappeared, two pruned."""
+    """Store four booked meetings (two with unusual values), two canceled, one disappeared, two pruned."""
     rows = [
         row("mee_booked", "2026-02-02T08:00:00.000Z", timezone="Europe/Paris"),
         row(
@@ -53,15 +53,15 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def run(code: list[str]) -> dict[str, Any]:
-    """Run blocks of Python one after the other, and return the names that they define."""
+    """Run Python code blocks one after the other, and return the names that they define."""
     names: dict[str, Any] = {}
     for block in code:
         exec(block, names)
     return names
 
 
-def collect(names: dict[str, Any]) -> None:
-    """Let go of the connections that pandas and SQLAlchemy leave to the garbage collector."""
+def close_leaked_connections(names: dict[str, Any]) -> None:
+    """Collect the connections that pandas and SQLAlchemy leave to the garbage collector."""
     names.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -69,7 +69,7 @@ def collect(names: dict[str, Any]) -> None:
 
 
 def test_data_analysis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was pruned counts for nothing, and what is odd only where its value is needed."""
+    """Pruned meetings do not count; unusual values only matter where they are used."""
     monkeypatch.chdir(tmp_path)
     anyio.run(fill, "sqlite:///lemcal.db")
     names = run([code for code in blocks("data-analysis.md", "python") if "await" not in code])
@@ -78,11 +78,11 @@ def test_data_analysis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 34 == names["lead_time"]
     assert {(None, 1, 0.0), ("Demo", 5, 2 / 5), ("Intro", 1, 1.0)} == set(names["lost_by_type"].rows())
     assert [("mee_late", "Size?", ["5", 7])] == [tuple(answer.values()) for answer in names["answers"]]
-    collect(names)
+    close_leaked_connections(names)
 
 
 def test_data_analysis_on_postgresql(postgresql_database: Database) -> None:
-    """The same queries; the block for the sqlite3 module aside."""
+    """The same queries, except for the block that uses the sqlite3 module."""
     anyio.run(fill, postgresql_database.url)
     url = re.sub("^postgresql:", "postgresql+psycopg:", postgresql_database.url)
     code = [code.replace("sqlite:///lemcal.db", url) for code in blocks("data-analysis.md", "python")]
@@ -90,11 +90,11 @@ def test_data_analysis_on_postgresql(postgresql_database: Database) -> None:
     assert {"Demo": 4, "Intro": 1} == names["per_week"].sum().to_dict()
     assert {"Demo": 2 / 5, "Intro": 1.0} == names["lost"].to_dict()
     assert {(None, 1, 0.0), ("Demo", 5, 2 / 5), ("Intro", 1, 1.0)} == set(names["lost_by_type"].rows())
-    collect(names)
+    close_leaked_connections(names)
 
 
 def test_sql(postgresql_database: Database) -> None:
-    """Each query of the pages: weeks and types, and a field that has no column."""
+    """Each query of the pages: weeks and types, and a field without a column."""
     anyio.run(fill, postgresql_database.url)
     (weeks, _), (days, zones, _) = (blocks(page, "sql") for page in ("sync.md", "data-analysis.md"))
     found = [(week and week.day, *rest) for week, *rest in postgresql_database.query(weeks)]
@@ -107,7 +107,7 @@ def test_sql(postgresql_database: Database) -> None:
 
 
 def test_sql_on_sqlite(sqlite_database: Database) -> None:
-    """The same, as SQLite has it."""
+    """The same, in SQLite's dialect."""
     anyio.run(fill, sqlite_database.url)
     (_, weeks), (_, _, zones) = (blocks(page, "sql") for page in ("sync.md", "data-analysis.md"))
     assert [

@@ -1,4 +1,4 @@
-"""A run: concurrency, failures, cancellation, and wrong use."""
+"""A run: concurrency, failures, cancellation, and invalid arguments."""
 
 import logging
 from collections.abc import Iterator
@@ -29,14 +29,14 @@ async def test_no_accounts() -> None:
     assert (0, 0) == (report.accounts, report.failed)
 
 
-async def test_accounts_are_taken_as_they_are_needed(worlds: Any) -> None:
-    """A generator is only advanced as far as the work in flight needs."""
-    world = worlds(30, 1)
+async def test_accounts_are_consumed_lazily(serve_sandbox: Any) -> None:
+    """A generator is only advanced as far as the concurrency requires."""
+    served = serve_sandbox(30, 1)
     made = done = ahead = 0
 
     def accounts() -> Iterator[AsyncLemcal]:
         nonlocal made, ahead
-        for client in world.clients():
+        for client in served.clients():
             made += 1
             ahead = max(ahead, made - done)
             yield client
@@ -54,14 +54,14 @@ async def test_accounts_are_taken_as_they_are_needed(worlds: Any) -> None:
     assert 4 == ahead
 
 
-async def test_an_event_per_account(worlds: Any) -> None:
-    """It says what became of the account, for metrics."""
-    world = worlds(2, 3)
+async def test_event_per_account(serve_sandbox: Any) -> None:
+    """The event reports the account's outcome, for metrics."""
+    served = serve_sandbox(2, 3)
     heard: list[Any] = []
     leave = events.subscribe(heard.append)
     try:
-        good, bad = world.clients()
-        await sync_meetings([good, world.lemcal.for_account(bad.user_id, "wrong")], MemoryStore())
+        good, bad = served.clients()
+        await sync_meetings([good, served.lemcal.for_account(bad.user_id, "wrong")], MemoryStore())
     finally:
         leave()
     synced = {event.user_id: event for event in heard if isinstance(event, events.AccountSynced)}
@@ -74,13 +74,13 @@ async def test_an_event_per_account(worlds: Any) -> None:
     assert synced[good.user_id].seconds > 0
 
 
-async def test_what_the_generator_raises(worlds: Any) -> None:
-    """It passes through unchanged, after the accounts before it are done."""
-    world = worlds(3, 2)
+async def test_error_from_generator(serve_sandbox: Any) -> None:
+    """It propagates unchanged, after the accounts before it have finished."""
+    served = serve_sandbox(3, 2)
     store = MemoryStore()
 
     def accounts() -> Iterator[AsyncLemcal]:
-        yield from world.clients()
+        yield from served.clients()
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -88,22 +88,22 @@ async def test_what_the_generator_raises(worlds: Any) -> None:
     assert ["created"] * 6 == await kinds(store)
 
 
-async def test_a_key_that_cannot_be_had(worlds: Any) -> None:
-    """If the function that returns the key raises, that is its account's failure."""
-    world = worlds(1, 2)
+async def test_failing_key_function(serve_sandbox: Any) -> None:
+    """If the function that returns the key raises, its account fails."""
+    served = serve_sandbox(1, 2)
 
     report = await sync_meetings(
-        [world.lemcal.for_account("usr_x", closed_vault), *world.clients()], MemoryStore()
+        [served.lemcal.for_account("usr_x", closed_vault), *served.clients()], MemoryStore()
     )
     assert (2, 1, 2) == (report.accounts, report.failed, report.created)
     (failure,) = report.failures
     assert (None, "fetch", "the vault is closed") == (failure.user_id, failure.stage, str(failure.error))
 
 
-async def test_an_account_twice(worlds: Any) -> None:
-    """One run of the account comes first, and the others find nothing new."""
-    world = worlds(1, 5)
-    report = await sync_meetings(world.clients() * 3, MemoryStore())
+async def test_duplicate_account(serve_sandbox: Any) -> None:
+    """One run of the account comes first, and the others find no changes."""
+    served = serve_sandbox(1, 5)
+    report = await sync_meetings(served.clients() * 3, MemoryStore())
     assert (0, 5, 10) == (report.failed, report.created, report.unchanged)
 
 
@@ -122,54 +122,54 @@ async def test_an_account_twice(worlds: Any) -> None:
         (faults.json({"meetings": []}), EmptyListError),
     ],
 )
-async def test_no_failure_is_taken_for_an_empty_account(worlds: Any, fault: Any, error: Any) -> None:
-    """Whatever comes instead of the list, nothing disappears, and the next run finds all unchanged."""
-    world, store = worlds(2, 6), MemoryStore()
-    await sync_meetings(world.clients(), store)
-    world.sandbox.inject(fault)
-    report = await sync_meetings(world.clients(), store, max_concurrency=1)
+async def test_failures_are_not_empty_lists(serve_sandbox: Any, fault: Any, error: Any) -> None:
+    """Whatever the service sends instead of a list, nothing disappears; the next run finds no changes."""
+    served, store = serve_sandbox(2, 6), MemoryStore()
+    await sync_meetings(served.clients(), store)
+    served.sandbox.inject(fault)
+    report = await sync_meetings(served.clients(), store, max_concurrency=1)
     assert (1, 0, 6) == (report.failed, report.disappeared, report.unchanged)
     assert error is type(report.failures[0].error)
-    assert 12 == (await sync_meetings(world.clients(), store)).unchanged
+    assert 12 == (await sync_meetings(served.clients(), store)).unchanged
 
 
-async def test_an_envelope_is_a_list(worlds: Any) -> None:
+async def test_list_in_envelope(serve_sandbox: Any) -> None:
     """Other integrations have seen the list in an envelope."""
-    world, store = worlds(1, 3), MemoryStore()
-    world.sandbox.inject(faults.json({"data": world.sandbox.meetings()}))
-    assert 3 == (await sync_meetings(world.clients(), store)).created
+    served, store = serve_sandbox(1, 3), MemoryStore()
+    served.sandbox.inject(faults.json({"data": served.sandbox.meetings()}))
+    assert 3 == (await sync_meetings(served.clients(), store)).created
 
 
-async def test_an_account_that_was_emptied(worlds: Any) -> None:
-    """The second empty list in a row is believed."""
-    world, store = worlds(1, 5), MemoryStore()
-    await sync_meetings(world.clients(), store)
-    for row in world.sandbox.meetings():
-        world.sandbox.remove(row["_id"])
-    (failure,) = (await sync_meetings(world.clients(), store)).failures
+async def test_emptied_account(serve_sandbox: Any) -> None:
+    """The second empty list in a row is accepted."""
+    served, store = serve_sandbox(1, 5), MemoryStore()
+    await sync_meetings(served.clients(), store)
+    for row in served.sandbox.meetings():
+        served.sandbox.remove(row["_id"])
+    (failure,) = (await sync_meetings(served.clients(), store)).failures
     assert ("store", EmptyListError) == (failure.stage, type(failure.error))
-    assert 5 == (await sync_meetings(world.clients(), store)).disappeared
+    assert 5 == (await sync_meetings(served.clients(), store)).disappeared
 
 
-async def test_rows_that_cannot_be_read_are_reported(worlds: Any) -> None:
-    """They are in the report with their account, and no account fails for them."""
-    world = worlds(1, 0)
-    world.sandbox.inject(faults.json([{"start": 5}, {"_id": "mee_1", "start": 5}, {"_id": "mee_2"}]))
-    report = await sync_meetings(world.clients(), MemoryStore())
+async def test_unreadable_rows_are_reported(serve_sandbox: Any) -> None:
+    """The report lists them with their account, and no account fails because of them."""
+    served = serve_sandbox(1, 0)
+    served.sandbox.inject(faults.json([{"start": 5}, {"_id": "mee_1", "start": 5}, {"_id": "mee_2"}]))
+    report = await sync_meetings(served.clients(), MemoryStore())
     assert (0, 2) == (report.failed, report.created)
-    assert [(world.sandbox.user_id, 0)] == [(bad.user_id, bad.row.index) for bad in report.unreadable_rows]
+    assert [(served.sandbox.user_id, 0)] == [(bad.user_id, bad.row.index) for bad in report.unreadable_rows]
 
 
-async def test_a_failure_holds_on_to_nothing(worlds: Any) -> None:
+async def test_failures_keep_no_frames(serve_sandbox: Any) -> None:
     """Errors in the report keep no frames alive."""
-    world = worlds(1, 2)
-    report = await sync_meetings([world.lemcal.for_account("usr_x", "wrong")], MemoryStore())
+    served = serve_sandbox(1, 2)
+    report = await sync_meetings([served.lemcal.for_account("usr_x", "wrong")], MemoryStore())
     error = report.failures[0].error
     assert (None, None, None) == (error.__traceback__, error.__cause__, error.__context__)
 
 
-async def test_a_store_that_fails(worlds: Any) -> None:
-    """Every account reports it, also if the failure itself cannot be recorded."""
+async def test_failing_store(serve_sandbox: Any) -> None:
+    """Every account reports it, even if the failure itself cannot be recorded."""
 
     class Broken(MemoryStore):
         async def apply(self, *_: Any, **__: Any) -> Any:
@@ -178,31 +178,31 @@ async def test_a_store_that_fails(worlds: Any) -> None:
         async def record_failure(self, *_: Any) -> None:
             raise StoreError("the disk is full")
 
-    world = worlds(2, 2)
-    clients = [*world.clients(), world.lemcal.for_account("usr_x", "wrong")]
+    served = serve_sandbox(2, 2)
+    clients = [*served.clients(), served.lemcal.for_account("usr_x", "wrong")]
     report = await sync_meetings(clients, Broken())
     assert ["fetch", "store", "store"] == sorted(failure.stage for failure in report.failures)
 
 
-async def test_another_process_is_always_faster(worlds: Any) -> None:
-    """Then that process keeps the account up to date; we fetch the list again a few times, not forever."""
+async def test_another_process_is_always_faster(serve_sandbox: Any) -> None:
+    """The other process keeps the account up to date; the list is fetched a few times, not forever."""
 
     class Contended(MemoryStore):
         async def apply(self, *_: Any, **__: Any) -> None:
             return None
 
-    world = worlds(1, 2)
-    report = await sync_meetings(world.clients(), Contended())
+    served = serve_sandbox(1, 2)
+    report = await sync_meetings(served.clients(), Contended())
     assert (1, 0, 0) == (report.accounts, report.failed, report.created)
-    assert 3 == len(world.sandbox.requests)
+    assert 3 == len(served.sandbox.requests)
 
 
-async def test_failures_are_logged(worlds: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """One warning per failed account, even if nobody looks at the report."""
-    world = worlds(3, 1)
-    good, bad, odd = world.clients()
-    clients = [good, world.lemcal.for_account(bad.user_id, "wrong")]
-    clients.append(world.lemcal.for_account(odd.user_id, closed_vault))
+async def test_failures_are_logged(serve_sandbox: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """One warning per failed account, even if the report is ignored."""
+    served = serve_sandbox(3, 1)
+    good, bad, odd = served.clients()
+    clients = [good, served.lemcal.for_account(bad.user_id, "wrong")]
+    clients.append(served.lemcal.for_account(odd.user_id, closed_vault))
     await sync_meetings(clients, MemoryStore())
     first, second = sorted((record for record in caplog.records), key=lambda record: record.getMessage())
     assert ("lemcal_async.sync", logging.WARNING, None) == (first.name, first.levelno, first.exc_info)
@@ -213,16 +213,16 @@ async def test_failures_are_logged(worlds: Any, caplog: pytest.LogCaptureFixture
 
 
 def closed_vault() -> str:
-    """Fail in place of returning the API key."""
+    """Raise instead of returning the API key."""
     raise LookupError("the vault is closed")
 
 
-async def test_raise_for_failures(worlds: Any) -> None:
+async def test_raise_for_failures(serve_sandbox: Any) -> None:
     """It raises a group with all errors, or nothing if no account failed."""
-    world = worlds(3, 1)
-    clients = world.clients()
+    served = serve_sandbox(3, 1)
+    clients = served.clients()
     (await sync_meetings(clients, MemoryStore())).raise_for_failures()
-    wrong = [world.lemcal.for_account(client.user_id, "wrong") for client in clients[1:]]
+    wrong = [served.lemcal.for_account(client.user_id, "wrong") for client in clients[1:]]
     report = await sync_meetings([clients[0], *wrong], MemoryStore())
     with pytest.raises(
         ExceptionGroup, match=r"2 of 3 accounts failed: account usr_.*401.*and 1 more"
@@ -236,41 +236,41 @@ async def test_raise_for_failures(worlds: Any) -> None:
     assert 2 == len(notes)  # one each, however often it is raised
 
 
-async def test_a_key_function_that_is_canceled(worlds: Any) -> None:
-    """A canceled token refresh fails its account, and the run goes on."""
+async def test_canceled_key_function(serve_sandbox: Any) -> None:
+    """A canceled token refresh fails its account, and the run continues."""
     import asyncio
 
-    world = worlds(2, 1)
+    served = serve_sandbox(2, 1)
 
     def canceled() -> str:
         raise asyncio.CancelledError
 
-    accounts = [world.lemcal.for_account("usr_x", canceled), *world.clients()]
+    accounts = [served.lemcal.for_account("usr_x", canceled), *served.clients()]
     report = await sync_meetings(accounts, MemoryStore())
     assert (3, 1, 2) == (report.accounts, report.failed, report.created)
 
 
 @pytest.mark.parametrize("step", ["revision", "apply", "unchanged", "pending", "mark_delivered"])
-async def test_a_store_that_is_canceled(worlds: Any, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If others cancel the store's work, say its pool of threads, each account fails at the store."""
+async def test_canceled_store(serve_sandbox: Any, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the store's work is canceled elsewhere, such as by its thread pool, each account fails there."""
     import asyncio
 
     async def canceled(*_: Any, **__: Any) -> Any:
         raise asyncio.CancelledError
 
-    world, store = worlds(3, 1), MemoryStore()
-    await sync_meetings(world.clients(), store)
+    served, store = serve_sandbox(3, 1), MemoryStore()
+    await sync_meetings(served.clients(), store)
     if step == "apply":
         for account in range(3):
-            world.sandbox.book(account)
+            served.sandbox.book(account)
     monkeypatch.setattr(store, step, canceled)
-    report = await sync_meetings(world.clients(), store, on_change=str)
+    report = await sync_meetings(served.clients(), store, on_change=str)
     assert (3, 3) == (report.accounts, report.failed)
     assert {"store"} == {failure.stage for failure in report.failures}
 
 
-async def test_the_same_list_again(worlds: Any) -> None:
-    """It is recognized by its hash, so nothing is compared; and it settles a doubt."""
+async def test_unchanged_list(serve_sandbox: Any) -> None:
+    """It is recognized by its hash, so nothing is compared; and it resets the count of empty lists."""
     lists: list[int] = []
 
     class Counting(MemoryStore):
@@ -280,27 +280,27 @@ async def test_the_same_list_again(worlds: Any) -> None:
             lists.append(len(rows))
             return await super().apply(user_id, revision, rows, **options)
 
-    world, store = worlds(1, 5), Counting()
-    user_id = world.sandbox.user_id
-    await sync_meetings(world.clients(), store)
-    await sync_meetings(world.clients(), store)
-    report = await sync_meetings(world.clients(), store)
+    served, store = serve_sandbox(1, 5), Counting()
+    user_id = served.sandbox.user_id
+    await sync_meetings(served.clients(), store)
+    await sync_meetings(served.clients(), store)
+    report = await sync_meetings(served.clients(), store)
     assert ([5], 5, 3) == (lists, report.unchanged, await store.revision(user_id))
     for _ in range(2):  # an empty list is doubted, and the next list is the old one
-        world.sandbox.inject(faults.json([]))
-        assert 1 == (await sync_meetings(world.clients(), store)).failed
-        assert 5 == (await sync_meetings(world.clients(), store)).unchanged
-    world.sandbox.book()
-    report = await sync_meetings(world.clients(), store)
+        served.sandbox.inject(faults.json([]))
+        assert 1 == (await sync_meetings(served.clients(), store)).failed
+        assert 5 == (await sync_meetings(served.clients(), store)).unchanged
+    served.sandbox.book()
+    report = await sync_meetings(served.clients(), store)
     assert ([5, 0, 0, 6], 1, 5) == (lists, report.created, report.unchanged)
 
 
-async def test_bad_rows_are_reported_each_time(worlds: Any) -> None:
-    """A list with bad rows is compared again, even if it is the same."""
-    world, store = worlds(1, 0), MemoryStore()
+async def test_bad_rows_are_reported_each_time(serve_sandbox: Any) -> None:
+    """A list with bad rows is compared again, even if it is unchanged."""
+    served, store = serve_sandbox(1, 0), MemoryStore()
     for _ in range(2):
-        world.sandbox.inject(faults.json([{"_id": "mee_1"}, {"no": "id"}]))
-        report = await sync_meetings(world.clients(), store)
+        served.sandbox.inject(faults.json([{"_id": "mee_1"}, {"no": "id"}]))
+        report = await sync_meetings(served.clients(), store)
         assert [1] == [bad.row.index for bad in report.unreadable_rows]
 
 
@@ -314,19 +314,19 @@ async def test_bad_rows_are_reported_each_time(worlds: Any) -> None:
         ([("usr_1", "key")], "holds a tuple, and must hold clients"),
     ],
 )
-async def test_what_are_no_accounts(accounts: Any, problem: str) -> None:
+async def test_invalid_accounts(accounts: Any, problem: str) -> None:
     """The error says in one line what to pass."""
     with pytest.raises(ConfigurationError, match=problem) as raised:
         await sync_meetings(accounts, MemoryStore())
     assert "\n" not in str(raised.value)
 
 
-async def test_a_single_client(worlds: Any) -> None:
-    """A single client is refused: it is not a list of clients."""
+async def test_single_client(serve_sandbox: Any) -> None:
+    """A single client is rejected: it is not a list of clients."""
     with pytest.raises(
         ConfigurationError, match=r"accounts= is a single client: pass clients, such as \[lemcal\]"
     ):
-        await sync_meetings(worlds(1, 1).lemcal, MemoryStore())
+        await sync_meetings(serve_sandbox(1, 1).lemcal, MemoryStore())
 
 
 @pytest.mark.parametrize(
@@ -344,39 +344,39 @@ async def test_a_single_client(worlds: Any) -> None:
         ({"store": MemoryStore}, "store= must be a store"),
     ],
 )
-async def test_wrong_use(options: dict[str, Any], problem: str) -> None:
-    """Wrong arguments are refused before anything is sent."""
+async def test_invalid_arguments(options: dict[str, Any], problem: str) -> None:
+    """Invalid arguments are rejected before anything is sent."""
     options = {"store": MemoryStore(), **options}
     with pytest.raises(ConfigurationError, match=problem):
         await sync_meetings([], **options)
 
 
 @pytest.mark.parametrize("native", [False, True])
-async def test_canceled_at_any_moment(
-    database: Database, worlds: Any, anyio_backend: str, *, native: bool
+async def test_cancellation_at_any_moment(
+    database: Database, serve_sandbox: Any, anyio_backend: str, *, native: bool
 ) -> None:
     """Each account is updated completely or not at all, and another run completes the work."""
     if native and anyio_backend != "asyncio":
         pytest.skip("trio has no other cancellation")
-    world = worlds(6, 10)
+    served = serve_sandbox(6, 10)
     async with SQLStore(database.url) as store:
         for number in range(8):
             for account in range(6):
-                world.sandbox.book(account)
-            await canceled(
-                sync_meetings(world.clients(), store, max_concurrency=3), 0.006 * number, native=native
+                served.sandbox.book(account)
+            await run_and_cancel(
+                sync_meetings(served.clients(), store, max_concurrency=3), 0.006 * number, native=native
             )
             assert [] == database.query(
                 "SELECT meeting_id FROM meetings WHERE (user_id, meeting_id) NOT IN "
                 "(SELECT user_id, meeting_id FROM changes)"
             )
-        await sync_meetings(world.clients(), store)
-        report = await sync_meetings(world.clients(), store)
+        await sync_meetings(served.clients(), store)
+        report = await sync_meetings(served.clients(), store)
         assert (0, 6 * 18) == (report.failed, report.unchanged)
         assert ["created"] * (6 * 18) == await kinds(store)
 
 
-async def canceled(work: Any, seconds: float, *, native: bool) -> None:
+async def run_and_cancel(work: Any, seconds: float, *, native: bool) -> None:
     """Await something for a while, then cancel it."""
     if not native:
         with anyio.move_on_after(seconds):

@@ -1,4 +1,4 @@
-"""When accounts of a fleet are due, and who holds them: the same on SQLite and on PostgreSQL."""
+"""When the accounts of a fleet are due, and who holds them: the same on SQLite and PostgreSQL."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from lemcal_async.sync._schedule import Due, Schedule, ScheduleStatus
 from lemcal_async.sync._store import Lease, LeaseLostError
 
 from .conftest import Database, outbox
-from .test_store import rows, take
+from .test_store import apply_list, rows
 
 pytestmark = pytest.mark.anyio
 
@@ -23,39 +23,39 @@ def schedule(sql_store: SQLStore) -> Schedule:
     return sql_store.schedule()
 
 
-def let_pass(database: Database, seconds: float) -> None:
-    """Set all times back, as if so many seconds had passed."""
+def advance_clock(database: Database, seconds: float) -> None:
+    """Move all times back, as if this many seconds had passed."""
     database.query(f"UPDATE accounts SET lease_until = lease_until - {seconds}")
     database.query(f"UPDATE accounts SET due_at = due_at - {seconds} WHERE due_at > 0")
 
 
-async def acquired(schedule: Schedule, user_id: str = USER) -> Lease:
-    """Acquire an account that must be free."""
+async def acquire(schedule: Schedule, user_id: str = USER) -> Lease:
+    """Acquire the lease on an account that must be free."""
     lease = await schedule.acquire(user_id, 30.0)
     assert lease is not None
     return lease
 
 
 async def test_accounts_become_due(database: Database, schedule: Schedule) -> None:
-    """At once when they are new; when claimed, again after their interval; the oldest first."""
+    """New accounts are due immediately, claimed ones after their interval; the oldest come first."""
     assert 2 == await schedule.add(["usr_2", "usr_1"], interval=300)
     assert 1 == await schedule.add(["usr_3", "usr_1"], interval=60)
     assert {"usr_1", "usr_2", "usr_3"} == {due.user_id for due in await schedule.claim(10)}
     assert [] == await schedule.claim(10)
-    let_pass(database, 61)
+    advance_clock(database, 61)
     assert {Due("usr_1", wanted=False), Due("usr_3", wanted=False)} == set(await schedule.claim(10))
-    let_pass(database, 240)
+    advance_clock(database, 240)
     assert ["usr_1", "usr_3", "usr_2"][-1:] == [due.user_id for due in await schedule.claim(10)][-1:]
 
 
-async def test_a_limit(schedule: Schedule) -> None:
-    """No more accounts are claimed than asked for, and the rest stays due."""
+async def test_claim_limit(schedule: Schedule) -> None:
+    """No more accounts are claimed than requested, and the rest stay due."""
     await schedule.add([f"usr_{number}" for number in range(700)], interval=60)
     assert [1, 600, 99] == [len(await schedule.claim(limit)) for limit in (1, 600, 600)]
 
 
-async def test_claimers_share(database: Database) -> None:
-    """Several at once get each account once, and none is left out."""
+async def test_concurrent_claimers(database: Database) -> None:
+    """Concurrent claimers get each account once, and miss none."""
     claimed: list[str] = []
 
     async def claim(store: SQLStore) -> None:
@@ -72,38 +72,38 @@ async def test_claimers_share(database: Database) -> None:
 
 
 async def test_one_holder(database: Database, schedule: Schedule) -> None:
-    """Until the lease ends, nobody else gets the account; then anybody does, and the old one has lost it."""
+    """Nobody else gets the account until the lease ends; then anybody can, and the old holder has lost it."""
     await schedule.add([USER], interval=60)
-    first = await acquired(schedule)
+    first = await acquire(schedule)
     assert await schedule.acquire(USER, 30.0) is None
     assert await schedule.renew(first, 50.0)
-    let_pass(database, 40)
+    advance_clock(database, 40)
     assert await schedule.acquire(USER, 30.0) is None
-    let_pass(database, 20)
-    second = await acquired(schedule)
+    advance_clock(database, 20)
+    second = await acquire(schedule)
     assert [False, False] == [await schedule.renew(first, 30.0), await schedule.release(first)]
     assert await schedule.release(second)
     assert await schedule.acquire("usr_unknown", 30.0) is None
 
 
-async def test_a_holder_that_has_died(database: Database, schedule: Schedule) -> None:
+async def test_dead_holder(database: Database, schedule: Schedule) -> None:
     """Its account is due when the lease ends, not before."""
     await schedule.add([USER], interval=3600)
     await schedule.claim(1)
-    await acquired(schedule)
-    let_pass(database, 29)
+    await acquire(schedule)
+    advance_clock(database, 29)
     assert [] == await schedule.claim(1)
-    let_pass(database, 2)
+    advance_clock(database, 2)
     assert [Due(USER, wanted=False)] == await schedule.claim(1)
 
 
-async def test_a_turn_that_ends_well(database: Database, schedule: Schedule) -> None:
-    """The account is due after its interval, give or take a tenth."""
+async def test_successful_turn(database: Database, schedule: Schedule) -> None:
+    """The account is due after its interval, plus or minus 10 %."""
     await schedule.add([USER], interval=100)
-    await schedule.release(await acquired(schedule))
-    let_pass(database, 89)
+    await schedule.release(await acquire(schedule))
+    advance_clock(database, 89)
     assert [] == await schedule.claim(1)
-    let_pass(database, 22)
+    advance_clock(database, 22)
     assert [Due(USER, wanted=False)] == await schedule.claim(1)
 
 
@@ -117,51 +117,51 @@ async def test_a_turn_that_ends_well(database: Database, schedule: Schedule) -> 
         (60, 0, 5000, 5000),
     ],
 )
-async def test_a_turn_that_fails(
+async def test_failed_turn(
     database: Database, schedule: Schedule, case: tuple[float, int, float | None, float]
 ) -> None:
-    """Its account rests for twice as long each time, up to an hour, and for as long as the service asks."""
+    """The delay doubles each time, up to an hour, and is at least what the service requests."""
     interval, failures, retry_after, rest = case
     await schedule.add([USER], interval=interval)
     database.query(f"UPDATE accounts SET failures = {failures}")
-    lease = await acquired(schedule)
+    lease = await acquire(schedule)
     assert failures == lease.failures
     assert await schedule.back_off(lease, retry_after)
-    let_pass(database, rest * 0.89)
+    advance_clock(database, rest * 0.89)
     assert [] == await schedule.claim(1)
-    let_pass(database, rest * 0.22)
+    advance_clock(database, rest * 0.22)
     assert [Due(USER, wanted=False)] == await schedule.claim(1)
-    assert failures + 1 == (await acquired(schedule)).failures
+    assert failures + 1 == (await acquire(schedule)).failures
 
 
-async def test_success_ends_the_failures(schedule: Schedule) -> None:
-    """The next failure is the first one again."""
+async def test_success_resets_failures(schedule: Schedule) -> None:
+    """The next failure counts as the first."""
     await schedule.add([USER], interval=60)
-    await schedule.back_off(await acquired(schedule))
-    await schedule.release(await acquired(schedule))
-    assert 0 == (await acquired(schedule)).failures
+    await schedule.back_off(await acquire(schedule))
+    await schedule.release(await acquire(schedule))
+    assert 0 == (await acquire(schedule)).failures
 
 
-async def test_a_turn_that_is_cut_short(schedule: Schedule) -> None:
-    """When its worker stops, another one may go on at once."""
+async def test_interrupted_turn(schedule: Schedule) -> None:
+    """When its worker stops, another one may continue immediately."""
     await schedule.add([USER], interval=60)
     await schedule.claim(1)
-    assert await schedule.give_back(await acquired(schedule))
+    assert await schedule.give_back(await acquire(schedule))
     assert [Due(USER, wanted=False)] == await schedule.claim(1)
 
 
-async def test_a_wake(schedule: Schedule) -> None:
-    """The account is due at once, before those that have been due for longer."""
+async def test_wake(schedule: Schedule) -> None:
+    """The account is due immediately, before those that have been due for longer."""
     await schedule.add(["usr_1", "usr_2", "usr_3"], interval=60)
     assert 1 == await schedule.wake(["usr_3", "usr_unknown"])
     assert [Due("usr_3", wanted=True)] == await schedule.claim(1)
-    lease = await acquired(schedule, "usr_3")
+    lease = await acquire(schedule, "usr_3")
     await schedule.release(lease)
     assert {"usr_1", "usr_2"} == {due.user_id for due in await schedule.claim(10)}
 
 
-async def test_a_turn_that_came_twice(database: Database, schedule: Schedule) -> None:
-    """Only the first is one: for a claim until the account was held, for a wake until somebody saw it."""
+async def test_duplicate_turn(database: Database, schedule: Schedule) -> None:
+    """Only the first turn runs: one per claim until the account is held, one per wake until it is seen."""
     await schedule.add([USER], interval=60)
     (due,) = await schedule.claim(1)
     lease = await schedule.acquire(USER, 30.0, claimed=due.due_at)
@@ -174,13 +174,13 @@ async def test_a_turn_that_came_twice(database: Database, schedule: Schedule) ->
     assert lease is not None
     await schedule.release(lease)
     assert await schedule.acquire(USER, 30.0, claimed=0.0) is None
-    let_pass(database, 70)
+    advance_clock(database, 70)
     (due,) = await schedule.claim(1)
     assert await schedule.acquire(USER, 30.0, claimed=due.due_at)
 
 
-async def test_what_could_not_be_queued(schedule: Schedule) -> None:
-    """It is due again at once, but for an account that somebody took in the meantime."""
+async def test_unclaim(schedule: Schedule) -> None:
+    """The account is due immediately, unless it was acquired in the meantime."""
     await schedule.add(["usr_1", "usr_2"], interval=60)
     claimed = await schedule.claim(10)
     assert await schedule.acquire("usr_2", 30.0)
@@ -188,11 +188,11 @@ async def test_what_could_not_be_queued(schedule: Schedule) -> None:
     assert ["usr_1"] == [due.user_id for due in await schedule.claim(10)]
 
 
-async def test_a_wake_during_a_turn(schedule: Schedule) -> None:
-    """It leads to another turn right after this one; the one under way may have looked before."""
+async def test_wake_during_turn(schedule: Schedule) -> None:
+    """It triggers another turn right after the current one, which may have fetched its list before."""
     await schedule.add([USER], interval=60)
     await schedule.claim(1)
-    lease = await acquired(schedule)
+    lease = await acquire(schedule)
     await schedule.wake([USER])
     assert await schedule.acquire(USER, 30.0, claimed=0.0) is None
     assert [] == await schedule.claim(1)
@@ -200,19 +200,19 @@ async def test_a_wake_during_a_turn(schedule: Schedule) -> None:
     assert [Due(USER, wanted=True)] == await schedule.claim(1)
 
 
-async def test_a_sweep_during_a_turn(schedule: Schedule) -> None:
-    """It leads to nothing: somebody is at it."""
+async def test_claim_during_turn(schedule: Schedule) -> None:
+    """A held account is not claimed."""
     await schedule.add([USER], interval=60)
-    lease = await acquired(schedule)
+    lease = await acquire(schedule)
     assert await schedule.acquire(USER, 30.0) is None
     await schedule.release(lease)
     assert [] == await schedule.claim(1)
 
 
 async def test_pause_and_resume(schedule: Schedule) -> None:
-    """Paused, an account has no turn, but the one under way ends well; a wake meanwhile is remembered."""
+    """A paused account gets no turn, but a turn in progress completes; a wake in the meantime is kept."""
     await schedule.add(["usr_1", "usr_2"], interval=60)
-    lease = await acquired(schedule)
+    lease = await acquire(schedule)
     assert 2 == await schedule.pause(["usr_1", "usr_2", "usr_unknown"])
     assert await schedule.release(lease)
     assert 1 == await schedule.wake(["usr_2"])
@@ -225,23 +225,23 @@ async def test_pause_and_resume(schedule: Schedule) -> None:
     assert [Due("usr_2", wanted=True), Due("usr_1", wanted=False)] == await schedule.claim(10)
 
 
-async def test_pause_and_resume_during_a_turn(database: Database, schedule: Schedule) -> None:
-    """The account stays with its holder, and is due when that one has died."""
+async def test_pause_and_resume_during_turn(database: Database, schedule: Schedule) -> None:
+    """The account stays with its holder, and is due if the holder dies."""
     await schedule.add([USER], interval=60)
-    await acquired(schedule)
+    await acquire(schedule)
     await schedule.pause([USER])
     await schedule.resume([USER])
     assert [] == await schedule.claim(1)
-    let_pass(database, 31)
+    advance_clock(database, 31)
     assert [Due(USER, wanted=False)] == await schedule.claim(1)
 
 
 async def test_remove(sql_store: SQLStore, schedule: Schedule) -> None:
-    """The account has no more turns, and keeps its data; added again, it is due."""
-    await take(sql_store, rows(2))
+    """The account gets no more turns and keeps its data; added again, it is due."""
+    await apply_list(sql_store, rows(2))
     assert [] == await schedule.claim(1)  # it was synchronized, but by no fleet
     assert 1 == await schedule.add([USER], interval=60)
-    lease = await acquired(schedule)
+    lease = await acquire(schedule)
     assert 1 == await schedule.remove([USER])
     assert 0 == await schedule.remove([USER])
     assert await schedule.release(lease)
@@ -251,29 +251,29 @@ async def test_remove(sql_store: SQLStore, schedule: Schedule) -> None:
     assert [Due(USER, wanted=False)] == await schedule.claim(1)
 
 
-async def test_another_interval(database: Database, schedule: Schedule) -> None:
-    """A shorter one counts from now on; a longer one after the next turn."""
+async def test_changed_interval(database: Database, schedule: Schedule) -> None:
+    """A shorter interval applies immediately, a longer one after the next turn."""
     await schedule.add([USER], interval=3600)
     await schedule.claim(1)
     await schedule.add([USER], interval=60)
-    let_pass(database, 61)
+    advance_clock(database, 61)
     assert [Due(USER, wanted=False)] == await schedule.claim(1)
     await schedule.add([USER], interval=3600)
-    let_pass(database, 61)
+    advance_clock(database, 61)
     assert [Due(USER, wanted=False)] == await schedule.claim(1)
 
 
 async def test_status(database: Database, sql_store: SQLStore, schedule: Schedule) -> None:
-    """What is due, for how long, and what waits to be delivered; other accounts do not count."""
+    """The status counts due accounts and undelivered changes; accounts outside the fleet do not count."""
     nothing = ScheduleStatus(0, 0, None, 0, 0, 0, 0, None, 0)
     assert nothing == await schedule.status()
     await schedule.add([f"usr_{number}" for number in range(5)], interval=60)
     await schedule.pause(["usr_0"])
-    await acquired(schedule, "usr_2")
-    await schedule.back_off(await acquired(schedule, "usr_3"))
+    await acquire(schedule, "usr_2")
+    await schedule.back_off(await acquire(schedule, "usr_3"))
     await schedule.wake(["usr_4"])
-    let_pass(database, 10)
-    await take(sql_store, rows(3), user_id="usr_none")
+    advance_clock(database, 10)
+    await apply_list(sql_store, rows(3), user_id="usr_none")
     changes = await sql_store.pending("usr_none", 3)
     await sql_store.mark_delivered(changes[:1])
     await sql_store.record_attempt(changes[1:2], "no", park=True)
@@ -286,28 +286,28 @@ async def test_status(database: Database, sql_store: SQLStore, schedule: Schedul
     assert 0 <= status.oldest_undelivered < 60
 
 
-async def test_a_store_with_a_lease(database: Database, sql_store: SQLStore, schedule: Schedule) -> None:
-    """It is the store, as long as the lease lasts."""
+async def test_store_with_lease(database: Database, sql_store: SQLStore, schedule: Schedule) -> None:
+    """It works like the store, as long as the lease lasts."""
     await schedule.add([USER], interval=60)
-    lease = await acquired(schedule)
+    lease = await acquire(schedule)
     leased = sql_store.with_lease(lease)
-    await take(leased, rows(3))
+    await apply_list(leased, rows(3))
     changes = await leased.pending(USER, 10)
     assert 2 == await leased.mark_delivered(changes[:2])
-    let_pass(database, 31)
+    advance_clock(database, 31)
     with pytest.raises(LeaseLostError, match="the lease of usr_1 has ended; nothing was written"):
         await leased.mark_delivered(changes[2:])
     assert 1 == len(await sql_store.pending(USER, 10))
 
 
-async def test_who_has_lost_the_account(database: Database, sql_store: SQLStore, schedule: Schedule) -> None:
-    """Can neither write, nor mark, nor fetch what to deliver next."""
+async def test_store_with_lost_lease(database: Database, sql_store: SQLStore, schedule: Schedule) -> None:
+    """It can neither write, nor mark changes, nor read pending changes."""
     await schedule.add([USER], interval=60)
-    leased = sql_store.with_lease(await acquired(schedule))
-    await take(leased, rows(3))
+    leased = sql_store.with_lease(await acquire(schedule))
+    await apply_list(leased, rows(3))
     changes = await leased.pending(USER, 10)
-    let_pass(database, 31)
-    await acquired(schedule)
+    advance_clock(database, 31)
+    await acquire(schedule)
     calls: list[Any] = [
         leased.apply(USER, 1, rows(1), baseline=False, confirm_empty_after=1),
         leased.unchanged(USER, "x"),
@@ -323,18 +323,18 @@ async def test_who_has_lost_the_account(database: Database, sql_store: SQLStore,
     assert 1 == await sql_store.revision(USER)
 
 
-async def test_a_forgotten_account_is_held_by_nobody(sql_store: SQLStore, schedule: Schedule) -> None:
-    """What its holder does then is not written."""
+async def test_forgetting_ends_the_lease(sql_store: SQLStore, schedule: Schedule) -> None:
+    """After that, nothing that its holder does is written."""
     await schedule.add([USER], interval=60)
-    leased = sql_store.with_lease(await acquired(schedule))
+    leased = sql_store.with_lease(await acquire(schedule))
     await sql_store.forget(USER)
     with pytest.raises(LeaseLostError):
-        await take(leased, rows(1))
+        await apply_list(leased, rows(1))
     assert 0 == await schedule.add([], interval=60)
 
 
-async def test_wakes_of_many_at_once(database: Database) -> None:
-    """In whatever order the accounts are named, they do not wait for each other in a ring."""
+async def test_concurrent_wakes(database: Database) -> None:
+    """They do not deadlock, in whatever order the accounts are named."""
     ids = [f"usr_{number}" for number in range(200)]
     async with SQLStore(database.url) as first, SQLStore(database.url) as second:
         await first.schedule().add(ids, interval=60)

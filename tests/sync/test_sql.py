@@ -1,4 +1,4 @@
-"""The database: what an analyst finds in it, and what happens when it cannot be used."""
+"""The database: its contents for analysts, and errors when it cannot be used."""
 
 import pickle
 import random
@@ -24,7 +24,7 @@ from lemcal_async.sync._tables import metadata
 from lemcal_async.sync._transactions import Transactions
 
 from .conftest import Database, kinds, outbox
-from .test_store import rows, take
+from .test_store import apply_list, rows
 
 USER = "usr_1"
 PUBLIC = {
@@ -50,15 +50,15 @@ COLUMNS = (
 
 
 @pytest.mark.anyio
-async def test_what_an_analyst_finds(database: Database, sql_store: SQLStore) -> None:
-    """Guest, host, type and status in columns, the wire row whole; an odd value costs its column only."""
+async def test_columns(database: Database, sql_store: SQLStore) -> None:
+    """Columns contain guest, host, type, status and the wire row; an odd value only empties its column."""
     odd = {
         "_id": "mee_3",
         "start": "never",
         "meetingTypeName": "Discovery",
         "lead": {"email": "l@example.com"},
     }
-    await take(sql_store, [PUBLIC, CAMPAIGN, odd])
+    await apply_list(sql_store, [PUBLIC, CAMPAIGN, odd])
     public, campaign, unreadable = database.query(f"SELECT {COLUMNS} FROM meetings ORDER BY meeting_id")
     assert (
         "mee_1", "met_1", "Discovery", "guest@example.com", "A Guest", "host@example.com", "booked", None,
@@ -71,8 +71,8 @@ async def test_what_an_analyst_finds(database: Database, sql_store: SQLStore) ->
 
 @pytest.mark.anyio
 async def test_times_are_in_utc(database: Database, sql_store: SQLStore) -> None:
-    """Whatever zone they came in."""
-    await take(sql_store, [PUBLIC])
+    """Times are stored in UTC, whatever their original time zone."""
+    await apply_list(sql_store, [PUBLIC])
     ((start,),) = database.query("SELECT start_at FROM meetings")
     if isinstance(start, str):  # SQLite
         assert "2026-01-05 08:00:00.000000" == start
@@ -82,34 +82,34 @@ async def test_times_are_in_utc(database: Database, sql_store: SQLStore) -> None
 
 @pytest.mark.anyio
 async def test_first_and_last_seen(database: Database, sql_store: SQLStore) -> None:
-    """While it is listed, last seen is when the account was last in step; then it is kept."""
+    """While a meeting is listed, its account's time counts as last seen; later it has its own time."""
     query = "SELECT first_seen_at, last_seen_at FROM meetings WHERE meeting_id = 'mee_2'"
     synced = "SELECT synced_at FROM accounts"
-    await take(sql_store, rows(3))
+    await apply_list(sql_store, rows(3))
     ((first, last),) = database.query(query)
     assert last is None
-    await take(sql_store, rows(3))
+    await apply_list(sql_store, rows(3))
     ((last_in_step,),) = database.query(synced)
     assert first < last_in_step
-    await take(sql_store, rows(2))
-    await take(sql_store, rows(2))
+    await apply_list(sql_store, rows(2))
+    await apply_list(sql_store, rows(2))
     assert [(first, last_in_step)] == database.query(query)
-    await take(sql_store, rows(3))
+    await apply_list(sql_store, rows(3))
     assert [(first, None)] == database.query(query)
 
 
 @pytest.mark.anyio
-async def test_a_run_without_changes_writes_no_meeting(database: Database, sql_store: SQLStore) -> None:
-    """Only the account's own row: a database of old bookings does not grow by being looked after."""
-    await take(sql_store, rows(3))
+async def test_unchanged_run_writes_no_meeting(database: Database, sql_store: SQLStore) -> None:
+    """It only writes the account's row: a database of old bookings does not grow with each run."""
+    await apply_list(sql_store, rows(3))
     before = database.query("SELECT * FROM meetings ORDER BY meeting_id")
-    await take(sql_store, rows(3))
+    await apply_list(sql_store, rows(3))
     assert before == database.query("SELECT * FROM meetings ORDER BY meeting_id")
 
 
 @pytest.mark.anyio
-async def test_text_that_databases_refuse(sql_store: SQLStore) -> None:
-    """Guests choose their names: neither NUL nor half a surrogate pair stops an account."""
+async def test_text_that_databases_reject(sql_store: SQLStore) -> None:
+    """Guests choose their names: neither NUL nor a lone surrogate stops an account."""
     odd = [
         {
             "_id": "mee_1",
@@ -118,18 +118,18 @@ async def test_text_that_databases_refuse(sql_store: SQLStore) -> None:
             "attendees": [{"email": "a\0b", "name": "\udfff\n"}],
         }
     ]
-    await take(sql_store, odd)
-    await take(sql_store, odd)
+    await apply_list(sql_store, odd)
+    await apply_list(sql_store, odd)
     await sql_store.record_failure(USER, "\0\ud800")
     assert [odd[0]] == [change.wire for change in await outbox(sql_store)]
 
 
 @pytest.mark.anyio
-async def test_text_that_is_too_long_for_an_index(database: Database, sql_store: SQLStore) -> None:
-    """Nor does the length of an address; the row has all of it, and says why its column is empty."""
+async def test_text_too_long_for_an_index(database: Database, sql_store: SQLStore) -> None:
+    """A long address does not stop an account: the row keeps it, and says why its column is empty."""
     email = "".join(chr(97 + byte % 26) for byte in random.Random(0).randbytes(9000))  # not to be compressed
     odd = [{"_id": "mee_1", "lead": {"email": email, "firstName": "Guest"}}]
-    await take(sql_store, odd)
+    await apply_list(sql_store, odd)
     assert [odd[0]] == [change.wire for change in await outbox(sql_store)]
     ((stored, name, problem),) = database.query("SELECT guest_email, guest_name, problem FROM meetings")
     assert (None, "Guest") == (stored, name)
@@ -138,7 +138,7 @@ async def test_text_that_is_too_long_for_an_index(database: Database, sql_store:
 
 @pytest.mark.anyio
 async def test_webhook_deliveries(sql_store: SQLStore) -> None:
-    """One owner at a time, by lease; done is done; released or expired, the next one may try."""
+    """One process at a time holds a claim, until its release or expiry; a handled delivery stays handled."""
     key = (USER, "mee_1")
     assert ["new", "busy"] == [await sql_store.claim(*key, 60), await sql_store.claim(*key, 60)]
     assert "new" == await sql_store.claim(USER, "mee_2", 60)
@@ -159,8 +159,8 @@ async def test_webhook_deliveries(sql_store: SQLStore) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_delivery_that_many_claim_at_once(database: Database) -> None:
-    """One of them gets it."""
+async def test_concurrent_claims(database: Database) -> None:
+    """Only one of them succeeds."""
     answers: list[str] = []
 
     async def claim(store: SQLStore) -> None:
@@ -177,23 +177,23 @@ async def test_a_delivery_that_many_claim_at_once(database: Database) -> None:
 
 
 @pytest.mark.anyio
-async def test_what_is_forgotten_is_in_no_file(sqlite_database: Database, tmp_path: Path) -> None:
-    """SQLite overwrites it, and empties its log."""
+async def test_forgotten_data_is_in_no_file(sqlite_database: Database, tmp_path: Path) -> None:
+    """SQLite overwrites the data and empties its log."""
     async with SQLStore(sqlite_database.url) as store:
-        await take(store, [PUBLIC])
-        assert holds(tmp_path, b"guest@example.com")
+        await apply_list(store, [PUBLIC])
+        assert any_file_contains(tmp_path, b"guest@example.com")
         await store.forget(USER)
-        assert not holds(tmp_path, b"guest@example.com")
+        assert not any_file_contains(tmp_path, b"guest@example.com")
 
 
-def holds(folder: Path, text: bytes) -> bool:
-    """Return whether any file in a folder holds the text."""
+def any_file_contains(folder: Path, text: bytes) -> bool:
+    """Return whether any file in a folder contains the text."""
     return any(text in file.read_bytes() for file in folder.iterdir())
 
 
 @pytest.mark.anyio
 async def test_one_thread_per_write(sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLite has one writer, and so is there one thread; the event loop's own thread does nothing."""
+    """SQLite has one writer, so there is one thread; the event loop's thread does no work."""
     seen: set[int] = set()
     at_once = 0
     original = Transactions._transaction
@@ -217,10 +217,10 @@ async def test_one_thread_per_write(sqlite_database: Database, monkeypatch: pyte
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("end", ["answered", "canceled"])
-async def test_revisions_that_are_asked_for_at_once(
+async def test_concurrent_revision_requests(
     sql_store: SQLStore, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    """One query reads them, once a thread is free; the others get theirs if who asked first is canceled."""
+    """One query reads them once a thread is free, even if the first caller is canceled."""
     go, begun, found, read = threading.Event(), threading.Semaphore(0), dict[str, int](), _lists.revisions
     asked: list[list[str]] = []
 
@@ -234,7 +234,7 @@ async def test_revisions_that_are_asked_for_at_once(
         found[user_id] = await sql_store.revision(user_id)
 
     user_ids = [f"usr_{number}" for number in range(6)]
-    await take(sql_store, rows(1), user_id="usr_4")
+    await apply_list(sql_store, rows(1), user_id="usr_4")
     monkeypatch.setattr(_lists, "revisions", revisions)
     threads = _transactions._THREADS[sql_store._transactions.address.backend]
     async with anyio.create_task_group() as tasks:
@@ -264,11 +264,11 @@ async def test_revisions_that_are_asked_for_at_once(
 
 
 def test_one_store_in_several_loops(sqlite_database: Database) -> None:
-    """One after the other, and of another kind: it belongs to none; closed, it opens again."""
+    """A store works in successive event loops of either kind; after closing, it reopens."""
     store = SQLStore(sqlite_database.url)
 
     async def use() -> int:
-        await take(store, rows(1))
+        await apply_list(store, rows(1))
         await store.aclose()
         await store.aclose()
         return await store.revision(USER)
@@ -279,14 +279,14 @@ def test_one_store_in_several_loops(sqlite_database: Database) -> None:
 
 @pytest.mark.anyio
 async def test_native_cancellation(sqlite_database: Database, anyio_backend: str) -> None:
-    """A task that is canceled by asyncio itself leaves a whole transaction, and nothing open."""
+    """A task that asyncio cancels natively leaves a complete transaction and no open connection."""
     if anyio_backend != "asyncio":
         pytest.skip("trio has no other cancellation")
     import asyncio
 
     async with SQLStore(sqlite_database.url) as store:
         for number in range(20):
-            task = asyncio.create_task(take(store, rows(300), user_id=f"usr_{number}"))
+            task = asyncio.create_task(apply_list(store, rows(300), user_id=f"usr_{number}"))
             await asyncio.sleep(0.001 * number)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -316,8 +316,8 @@ async def test_native_cancellation(sqlite_database: Database, anyio_backend: str
         ("sqlite:///:memory:", r"an in-memory SQLite database is not supported: use MemoryStore\(\)"),
     ],
 )
-def test_urls_that_are_none(url: Any, problem: str) -> None:
-    """The message shows what they are like, and nothing of this one: it may hold a password."""
+def test_invalid_urls(url: Any, problem: str) -> None:
+    """The message shows an example and quotes nothing of the URL, which may contain a password."""
     with pytest.raises(ConfigurationError, match=problem) as caught:
         SQLStore(url)
     shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
@@ -334,13 +334,13 @@ def test_urls_that_are_none(url: Any, problem: str) -> None:
         ("sqlite:////home/a@b/c@d.db", "sqlite:////home/a@b/c@d.db"),
     ],
 )
-def test_urls_that_are_clear(url: str, shown: str) -> None:
-    """An @ is no problem where only one reading is possible."""
+def test_unambiguous_urls(url: str, shown: str) -> None:
+    """An @ is accepted if only one reading is possible."""
     assert f"<SQLStore {shown}>" == repr(SQLStore(url))
 
 
-def test_a_password_is_not_shown() -> None:
-    """In no repr."""
+def test_password_is_not_shown() -> None:
+    """No repr contains the password."""
     store = SQLStore("postgresql://user:hush-hush@h.example/lemcal?sslpassword=hush")
     assert "<SQLStore postgresql://user@h.example/lemcal>" == repr(store)
     assert "hush" not in repr(vars(store))
@@ -349,7 +349,7 @@ def test_a_password_is_not_shown() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_server_that_is_not_there() -> None:
+async def test_missing_server() -> None:
     """One line with the reason, without the password."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -362,8 +362,8 @@ async def test_a_server_that_is_not_there() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_database_that_is_unknown(postgres: str) -> None:
-    """As the server says it."""
+async def test_unknown_database(postgres: str) -> None:
+    """The error contains the server's message."""
     store = SQLStore(postgres.replace("/postgres?", "/nothere?"))
     with pytest.raises(StoreError, match='database "nothere" does not exist') as caught:
         await store.open()
@@ -371,7 +371,7 @@ async def test_a_database_that_is_unknown(postgres: str) -> None:
 
 
 def assert_plain(error: BaseException) -> None:
-    """Check that an error is one line, and drags nothing along."""
+    """Check that an error is one line and is not chained to another one."""
     assert str(error) == " ".join(str(error).split())
     assert "hush" not in str(error)
     assert (None, None) == (error.__cause__, error.__context__)
@@ -381,12 +381,12 @@ def assert_plain(error: BaseException) -> None:
 
 @pytest.mark.anyio
 async def test_tables_of_a_newer_version(database: Database) -> None:
-    """They are left alone, and it is said what to do."""
+    """They are left unchanged, and the error says what to do."""
     async with SQLStore(database.url) as store:
-        await take(store, rows(1))
+        await apply_list(store, rows(1))
     database.query("UPDATE lemcal_schema SET version = 99")
     with pytest.raises(ConfigurationError, match="its tables have version 99, but this lemcal"):
-        await take(SQLStore(database.url), rows(2))
+        await apply_list(SQLStore(database.url), rows(2))
     assert [(1,)] == database.query("SELECT count(*) FROM meetings")
 
 
@@ -399,8 +399,8 @@ async def test_tables_of_a_newer_version(database: Database) -> None:
         ("CREATE VIEW lemcal_schema AS SELECT 1 AS version", "view 'lemcal_schema'"),
     ],
 )
-async def test_a_database_of_something_else(database: Database, statement: str, found: str) -> None:
-    """It is refused and left alone, whether a table or a view has one of our names."""
+async def test_database_of_another_program(database: Database, statement: str, found: str) -> None:
+    """It is rejected and left unchanged, whether a table or a view has one of our names."""
     database.query(statement)
     before = database.relations()
     with pytest.raises(ConfigurationError, match=f"the {found} was not created by lemcal-async"):
@@ -409,16 +409,16 @@ async def test_a_database_of_something_else(database: Database, statement: str, 
 
 
 @pytest.mark.anyio
-async def test_a_materialized_view(postgresql_database: Database) -> None:
-    """It takes the name of a table, too."""
+async def test_materialized_view(postgresql_database: Database) -> None:
+    """It occupies the name of a table too."""
     postgresql_database.query("CREATE MATERIALIZED VIEW changes AS SELECT 1 AS price")
     with pytest.raises(ConfigurationError, match="it has a view 'changes' that is not"):
         await SQLStore(postgresql_database.url).open()
 
 
 @pytest.mark.anyio
-async def test_capital_letters(database: Database) -> None:
-    """To SQLite "Accounts" and "accounts" are the same table, to PostgreSQL two."""
+async def test_capitalized_names(database: Database) -> None:
+    """SQLite treats "Accounts" and "accounts" as the same table, PostgreSQL as two."""
     database.query('CREATE TABLE "Accounts" (balance INTEGER)')
     if database.url.startswith("sqlite"):
         with pytest.raises(ConfigurationError, match="it has a table 'Accounts' that is not"):
@@ -431,21 +431,21 @@ async def test_capital_letters(database: Database) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_database_that_must_be_there(database: Database, tmp_path: Path) -> None:
-    """With ``create=False`` nothing is made: neither tables nor a file."""
+async def test_missing_database_without_create(database: Database, tmp_path: Path) -> None:
+    """With ``create=False``, neither tables nor a file are created."""
     store = SQLStore(database.url, create=False)
     with pytest.raises(ConfigurationError, match="nothing was ever synchronized into it"):
         await store.open()
-    assert not holds(tmp_path, b"")
+    assert not any_file_contains(tmp_path, b"")
     async with SQLStore(database.url) as made:
-        await take(made, rows(1))
+        await apply_list(made, rows(1))
     assert 1 == await store.revision(USER)
     await store.aclose()
 
 
 @pytest.mark.anyio
-async def test_an_empty_file_is_no_database_of_ours(sqlite_database: Database, tmp_path: Path) -> None:
-    """With ``create=False`` it stays empty; a file of another kind is named."""
+async def test_empty_file_without_create(sqlite_database: Database, tmp_path: Path) -> None:
+    """With ``create=False``, it stays empty; a file in another format is named in the error."""
     file = tmp_path / "lemcal.db"
     file.touch()
     with pytest.raises(ConfigurationError, match="nothing was ever synchronized into it"):
@@ -456,52 +456,52 @@ async def test_an_empty_file_is_no_database_of_ours(sqlite_database: Database, t
 
 
 @pytest.mark.anyio
-async def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    """The file cannot be made there."""
+async def test_missing_folder(tmp_path: Path) -> None:
+    """The file cannot be created there."""
     with pytest.raises(StoreError, match="unable to open database file; check that the folder") as caught:
         await SQLStore(f"sqlite:///{tmp_path}/no/such/folder.db").open()
     assert_plain(caught.value)
 
 
 @pytest.mark.anyio
-async def test_a_locked_file(sqlite_database: Database) -> None:
-    """It is said who is at fault; when the other is done, all goes on."""
+async def test_locked_file(sqlite_database: Database) -> None:
+    """The error names the cause; when the other program has finished, the store works again."""
     async with SQLStore(f"{sqlite_database.url}?timeout=0.05") as store:
-        await take(store, rows(1))
+        await apply_list(store, rows(1))
         path = sqlite_database.url.removeprefix("sqlite:///")
         other = sqlite3.connect(path)
         try:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(StoreError, match="database is locked; another program holds") as caught:
-                await take(store, rows(2))
+                await apply_list(store, rows(2))
             assert_plain(caught.value)
             assert ["created"] == await kinds(store)  # reading goes on
             async with SQLStore(sqlite_database.url, create=False) as reader:
                 assert ["created"] == await kinds(reader)
         finally:
             other.close()
-        await take(store, rows(2))
+        await apply_list(store, rows(2))
         assert ["created"] * 2 == await kinds(store)
 
 
 @pytest.mark.anyio
-async def test_a_locked_row(postgresql_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostgreSQL is not waited for without end either."""
+async def test_locked_row(postgresql_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for PostgreSQL's locks has a time limit as well."""
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     async with SQLStore(postgresql_database.url) as store:
-        await take(store, rows(1))
+        await apply_list(store, rows(1))
         with psycopg.connect(postgresql_database.url) as other:
             other.execute("SELECT * FROM accounts FOR UPDATE")
             with pytest.raises(StoreError, match="due to lock timeout; another program holds") as caught:
-                await take(store, rows(2))
+                await apply_list(store, rows(2))
             assert_plain(caught.value)
-        await take(store, rows(2))
+        await apply_list(store, rows(2))
         assert ["created"] * 2 == await kinds(store)
 
 
 @pytest.mark.anyio
-async def test_a_full_disk(sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not fit is not there in part; with room again, all goes on."""
+async def test_full_disk(sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written in part; with free space, the store works again."""
 
     def small(connection: sqlite3.Connection, record: object) -> None:
         _set_up_sqlite(connection, record)
@@ -510,27 +510,27 @@ async def test_a_full_disk(sqlite_database: Database, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(database, "_set_up_sqlite", small)
         async with SQLStore(sqlite_database.url) as store:
-            await take(store, rows(3))
+            await apply_list(store, rows(3))
             with pytest.raises(StoreError, match="database or disk is full; free up space") as caught:
-                await take(store, rows(3000))
+                await apply_list(store, rows(3000))
             assert_plain(caught.value)
     assert [(3, 3)] == sqlite_database.query(
         "SELECT (SELECT count(*) FROM meetings), (SELECT count(*) FROM changes)"
     )
     assert [("ok",)] == sqlite_database.query("PRAGMA integrity_check")
     async with SQLStore(sqlite_database.url) as store:
-        await take(store, rows(3000))
+        await apply_list(store, rows(3000))
 
 
 @pytest.mark.anyio
-async def test_a_prune_that_fails_half_way(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error is one line, which says what was erased before."""
+async def test_prune_failing_halfway(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is one line, and says what was erased before it."""
     monkeypatch.setattr(_statements, "ACCOUNTS_IN_A_SLICE", 1)
     sqlite = database.url.startswith("sqlite")
     refuse = "BEGIN SELECT RAISE(ABORT, ''); END" if sqlite else "EXECUTE FUNCTION refuse()"
     async with SQLStore(database.url) as store:
         for user_id in ("usr_1", "usr_2", "usr_3"):
-            await take(store, rows(3), user_id=user_id)
+            await apply_list(store, rows(3), user_id=user_id)
         if not sqlite:
             database.query(
                 "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE ''; END$$"
@@ -548,39 +548,39 @@ async def test_a_prune_that_fails_half_way(database: Database, monkeypatch: pyte
 
 
 @pytest.mark.anyio
-async def test_postgresql_that_was_restarted(postgresql_database: Database) -> None:
-    """Connections that have died meanwhile are replaced."""
+async def test_restarted_postgresql(postgresql_database: Database) -> None:
+    """Connections that have died are replaced."""
     async with SQLStore(postgresql_database.url) as store:
-        await take(store, rows(1))
+        await apply_list(store, rows(1))
         postgresql_database.query(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE pid <> pg_backend_pid() AND datname = current_database()"
         )
-        await take(store, rows(2))
+        await apply_list(store, rows(2))
         assert 2 == await store.revision(USER)
 
 
 @pytest.mark.anyio
-async def test_a_bug_is_not_hidden(sql_store: SQLStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no error of the database passes through, and the transaction is undone."""
-    await take(sql_store, rows(1))
+async def test_bugs_propagate(sql_store: SQLStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that is not the database's propagates, and the transaction is rolled back."""
+    await apply_list(sql_store, rows(1))
     monkeypatch.setattr("lemcal_async.sync._lists.plan", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        await take(sql_store, rows(2))
+        await apply_list(sql_store, rows(2))
     assert (1, ["created"]) == (await sql_store.revision(USER), await kinds(sql_store))
 
 
 @pytest.mark.anyio
-async def test_psycopg_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is named, where it is needed."""
+async def test_missing_psycopg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names it, when it is needed."""
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(ConfigurationError, match="psycopg is missing: pip install 'lemcal-async") as caught:
         await SQLStore("postgresql://h.example/x").open()
     assert_plain(caught.value)
 
 
-def test_names_of_tables() -> None:
-    """They are what the documentation says."""
+def test_table_names() -> None:
+    """They match the documentation."""
     assert {"accounts", "meetings", "changes", "deliveries", "lemcal_schema"} == set(metadata.tables)
 
 
@@ -591,8 +591,8 @@ def test_names_of_tables() -> None:
         ("typing_extensions", "ModuleNotFoundError: import of typing_extensions halted; None in sys.modules"),
     ],
 )
-def test_a_missing_module(module: str, expected: str) -> None:
-    """One line names the extra to install; a missing module of another kind is a bug, and shown as one."""
+def test_missing_module(module: str, expected: str) -> None:
+    """One line names the extra to install; any other missing module is a bug and propagates."""
     code = f"import sys; sys.modules[{module!r}] = None; import lemcal_async.sync as s; s.SQLStore"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False

@@ -1,4 +1,4 @@
-"""What is particular to SQLite: its files, its log, and those who read beside us."""
+"""SQLite in particular: its files, its write-ahead log, and concurrent readers."""
 
 import logging
 import sqlite3
@@ -15,33 +15,33 @@ from lemcal_async.errors import StoreError
 from lemcal_async.sync import SQLStore
 
 from .conftest import Database, kinds
-from .test_sql import PUBLIC, USER, assert_plain, holds
-from .test_store import rows, take
+from .test_sql import PUBLIC, USER, any_file_contains, assert_plain
+from .test_store import apply_list, rows
 
 LONG_AFTER = datetime(2999, 1, 1, tzinfo=UTC)
 
 
 @pytest.mark.anyio
-async def test_only_the_owner_reads_the_files(sqlite_database: Database, tmp_path: Path) -> None:
-    """They hold names and addresses; a file that is there keeps its mode."""
+async def test_file_permissions(sqlite_database: Database, tmp_path: Path) -> None:
+    """The files contain names and addresses; an existing file keeps its mode."""
     async with SQLStore(sqlite_database.url) as store:
-        await take(store, [PUBLIC])
+        await apply_list(store, [PUBLIC])
         assert {"lemcal.db": 0o600, "lemcal.db-wal": 0o600, "lemcal.db-shm": 0o600} == modes(tmp_path)
     (tmp_path / "lemcal.db").chmod(0o640)
     async with SQLStore(sqlite_database.url) as store:
-        await take(store, [PUBLIC])
+        await apply_list(store, [PUBLIC])
     assert {"lemcal.db": 0o640} == modes(tmp_path)
 
 
 def modes(folder: Path) -> dict[str, int]:
-    """Return who may read the files of a folder."""
+    """Return the permissions of the files in a folder."""
     return {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("action", ["forget", "prune"])
-async def test_a_reader_that_holds_the_log(sqlite_database: Database, tmp_path: Path, action: str) -> None:
-    """What was erased still stands in the log then: that is said, and done the next time."""
+async def test_reader_holding_the_log(sqlite_database: Database, tmp_path: Path, action: str) -> None:
+    """Erased rows are still in the log: the error says so, and the next call removes them."""
 
     async def erase(store: SQLStore) -> None:
         if action == "forget":
@@ -50,7 +50,7 @@ async def test_a_reader_that_holds_the_log(sqlite_database: Database, tmp_path: 
             await store.prune(before=LONG_AFTER)
 
     async with SQLStore(f"{sqlite_database.url}?timeout=0.05") as store:
-        await take(store, [PUBLIC])
+        await apply_list(store, [PUBLIC])
         reader = sqlite3.connect(tmp_path / "lemcal.db", isolation_level=None)
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM meetings").fetchone()
@@ -60,11 +60,11 @@ async def test_a_reader_that_holds_the_log(sqlite_database: Database, tmp_path: 
         ) as caught:
             await erase(store)
         assert_plain(caught.value)
-        assert holds(tmp_path, b"guest@example.com")
+        assert any_file_contains(tmp_path, b"guest@example.com")
         reader.close()
         await store.mark_delivered(await store.pending(USER, 10))
         await erase(store)
-        assert not holds(tmp_path, b"guest@example.com")
+        assert not any_file_contains(tmp_path, b"guest@example.com")
 
 
 LIMITED = """
@@ -84,13 +84,13 @@ anyio.run(main)
 """
 
 
-def test_a_full_disk_after_erasing(sqlite_database: Database, tmp_path: Path) -> None:
-    """The erasure is committed, the log cannot be emptied: one line says both; with room, it can."""
+def test_full_disk_after_erasing(sqlite_database: Database, tmp_path: Path) -> None:
+    """The erasure is committed but the log is not emptied: one line says both; with free space, it works."""
 
     async def fill() -> None:
         async with SQLStore(sqlite_database.url) as store:
-            await take(store, rows(3000))
-            await take(store, [{**PUBLIC, "_id": "mee_last"}], user_id="usr_last")
+            await apply_list(store, rows(3000))
+            await apply_list(store, [{**PUBLIC, "_id": "mee_last"}], user_id="usr_last")
 
     async def again() -> None:
         async with SQLStore(sqlite_database.url) as store:
@@ -105,30 +105,30 @@ def test_a_full_disk_after_erasing(sqlite_database: Database, tmp_path: Path) ->
     (line,) = done.stdout.splitlines()
     assert "erased 1 meetings and 1 changes, but the write-ahead log still contains them: disk I/O" in line
     anyio.run(again)
-    assert not holds(tmp_path, b"guest@example.com")
+    assert not any_file_contains(tmp_path, b"guest@example.com")
 
 
 @pytest.mark.parametrize(
     "body", ["RAISE(ABORT, 'guest@example.com is not welcome')", "json_extract(NEW.wire, NEW.guest_email)"]
 )
 @pytest.mark.anyio
-async def test_a_trigger_that_quotes_a_row(sqlite_database: Database, body: str) -> None:
-    """Its message does not reach the error, nor that of a function in it."""
+async def test_trigger_quoting_a_row(sqlite_database: Database, body: str) -> None:
+    """Neither its message nor that of a function it calls reaches the error."""
     async with SQLStore(sqlite_database.url) as store:
         sqlite_database.query(f"CREATE TRIGGER refuse BEFORE INSERT ON meetings BEGIN SELECT {body}; END")
         with pytest.raises(
             StoreError, match=r"a database (trigger rejected the data|statement or trigger failed)"
         ) as caught:
-            await take(store, [PUBLIC])
+            await apply_list(store, [PUBLIC])
         assert "guest" not in str(caught.value)
         assert_plain(caught.value)
 
 
 @pytest.mark.anyio
-async def test_a_text_that_is_not_utf_8(sqlite_database: Database) -> None:
-    """Another program has put it there; the error does not quote it."""
+async def test_text_not_in_utf_8(sqlite_database: Database) -> None:
+    """Another program wrote it; the error does not quote it."""
     async with SQLStore(sqlite_database.url) as store:
-        await take(store, [PUBLIC])
+        await apply_list(store, [PUBLIC])
         sqlite_database.query("UPDATE changes SET wire = CAST('guest@example.com' || x'fc' AS TEXT)")
         with pytest.raises(StoreError, match="a stored text is not UTF-8") as caught:
             await store.pending(USER, 10)
@@ -137,13 +137,13 @@ async def test_a_text_that_is_not_utf_8(sqlite_database: Database) -> None:
 
 
 @pytest.mark.anyio
-async def test_logs_hold_no_rows(database: Database, caplog: pytest.LogCaptureFixture) -> None:
-    """Not even SQLAlchemy's, whoever has set it to DEBUG."""
+async def test_logs_contain_no_rows(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """Not even SQLAlchemy's logs at level DEBUG."""
     logging.getLogger("sqlalchemy").setLevel(logging.DEBUG)
     try:
         with caplog.at_level(logging.DEBUG):
             async with SQLStore(database.url) as store:
-                await take(store, [PUBLIC])
+                await apply_list(store, [PUBLIC])
                 assert ["created"] == await kinds(store)
     finally:
         logging.getLogger("sqlalchemy").setLevel(logging.NOTSET)

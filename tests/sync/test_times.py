@@ -1,4 +1,4 @@
-"""How times are written into a database."""
+"""The text form of times in a database."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from lemcal_async.sync._drivers import Driver, driver_of
 
 @pytest.fixture(params=["SQLite", "PostgreSQL"])
 def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
-    """Yield a driver whose database is not asked."""
+    """Provide a driver that never uses its database."""
     raw = sqlite3.connect(":memory:")
     yield driver_of(raw if request.param == "SQLite" else None)
     raw.close()
@@ -36,7 +36,7 @@ def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
         24,
     ],
 )
-def test_it_does_not_matter_how_it_was_sent(sent: object, driver: Driver) -> None:
-    """The text that was sent is only used where it says the same."""
+def test_time_text_is_independent_of_wire_form(sent: object, driver: Driver) -> None:
+    """The text on the wire is only reused if it means the same."""
     time = from_wire({"_id": "mee_1", "start": sent}, Meeting).start
     assert driver.time(time) == driver.time(time, sent)

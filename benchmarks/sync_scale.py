@@ -1,7 +1,7 @@
-"""What a synchronization costs at scale: accounts per second, memory, stalls.
+"""The cost of a synchronization at scale: accounts per second, memory, stalls.
 
-The sandbox is another process, without its rate limit. Each figure is of a process of its own: a first run,
-which writes everything, a second, which finds nothing, and a third, in which some meetings have changed.
+The sandbox runs in another process, without its rate limit. Each figure is measured in a separate process: a
+first run, which writes everything, a second without changes, and a third in which some meetings have changed.
 Usage: ``python benchmarks/sync_scale.py [accounts]``, or with ``--postgresql`` for that database as well.
 """
 
@@ -27,12 +27,12 @@ from lemcal_async.sync import SQLStore, sync_meetings
 
 MEETINGS = 200
 CONCURRENT = 16
-TICK = 0.002  # seconds between two looks at the event loop
+TICK = 0.002  # seconds between two checks of the event loop
 CHANGED = 2_000
 RUNS = ("first", "nothing new", f"{CHANGED} changed")
 
-# Each with its digits. The last three are of the longest stall of the event loop: the CPU that its thread
-# used meanwhile, how long it took, and how late an idle event loop was on this machine at that time.
+# With their decimal places. The last three describe stalls of the event loop: the most CPU time of its thread
+# between two checks, the longest stall, and the longest stall of an idle event loop at the time.
 COLUMNS = {
     "changes": 0,
     "accounts/s": 0,
@@ -45,10 +45,10 @@ COLUMNS = {
 }
 
 
-async def look(stalls: list[tuple[float, float]]) -> None:
-    """Note by how much each short sleep is late, and the CPU that the loop's thread has used meanwhile.
+async def record_stalls(stalls: list[tuple[float, float]]) -> None:
+    """Record how late each short sleep returns, and the CPU time that the loop's thread used in the meantime.
 
-    On a busy machine a thread is late without any fault of its own: the CPU is what it did itself.
+    On a busy machine a thread can be late because of others, so its own CPU time is recorded as well.
     """
     while True:
         before, cpu = time.perf_counter(), time.thread_time()
@@ -57,18 +57,18 @@ async def look(stalls: list[tuple[float, float]]) -> None:
 
 
 async def idle() -> None:
-    """Do nothing until standard input ends, and print by how much that was late at most."""
+    """Idle until standard input ends, and print the longest stall."""
     stalls: list[tuple[float, float]] = []
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(look, stalls)
+        tasks.start_soon(record_stalls, stalls)
         await anyio.to_thread.run_sync(sys.stdin.read)
         tasks.cancel_scope.cancel()
     print(max(late for late, _ in stalls))
 
 
 async def measure(base_url: str, url: str, accounts: list[tuple[str, str]]) -> dict[str, float]:
-    """Run once, and return what it took."""
-    # As `lemcal sync` does: a full collection that looks through all that is imported takes 50 ms.
+    """Run once, and return the figures."""
+    # As `lemcal sync` does: a full collection that traverses all imported modules takes 50 ms.
     gc.freeze()
     stalls: list[tuple[float, float]] = []
     user_id, api_key = accounts[0]
@@ -78,7 +78,7 @@ async def measure(base_url: str, url: str, accounts: list[tuple[str, str]]) -> d
         anyio.create_task_group() as tasks,
     ):
         await lemcal.me()
-        tasks.start_soon(look, stalls)
+        tasks.start_soon(record_stalls, stalls)
         cpu = time.process_time()
         siblings = (lemcal.for_account(*account) for account in accounts)
         report = await sync_meetings(siblings, store, max_concurrency=CONCURRENT)
@@ -97,7 +97,7 @@ async def measure(base_url: str, url: str, accounts: list[tuple[str, str]]) -> d
 
 
 def child(job: dict[str, Any]) -> dict[str, float]:
-    """Measure in a process of its own."""
+    """Measure in a separate process."""
     command = [sys.executable, __file__, "--child"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([*command, "--idle"], **pipes) as beside:
@@ -122,7 +122,7 @@ with Sandbox(accounts=int(sys.argv[1]), meetings=int(sys.argv[2]), limit=None).s
 
 @contextmanager
 def server(accounts: int) -> Iterator[tuple[str, list[tuple[str, str]], Callable[[list[str]], None]]]:
-    """Run the sandbox in a process of its own; yield its URL, its accounts, and what edits meetings."""
+    """Run the sandbox in a separate process; yield its URL, its accounts, and an edit function."""
     command = [sys.executable, "-c", SERVER, str(accounts), str(MEETINGS)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         stdin, stdout = process.stdin, process.stdout
@@ -141,7 +141,7 @@ def server(accounts: int) -> Iterator[tuple[str, list[tuple[str, str]], Callable
 
 
 async def some_meetings(url: str) -> list[str]:
-    """Return the ids of some meetings, of the first accounts: the sandbox finds those fastest."""
+    """Return the ids of some meetings of the first accounts, which the sandbox finds fastest."""
     async with SQLStore(url) as store:
         changes = store.changes()
         ids = [(await anext(changes)).meeting_id for _ in range(CHANGED * 10)]
@@ -149,7 +149,7 @@ async def some_meetings(url: str) -> list[str]:
 
 
 def print_runs(name: str, url: str, sizes: list[int]) -> None:
-    """Print a line for each run of each size, and how memory has grown."""
+    """Print a line for each run of each size, and the growth of memory."""
     memory: dict[str, list[float]] = {}
     for accounts in sizes:
         with server(accounts) as (base_url, known, edit):

@@ -1,7 +1,7 @@
-"""From many accounts to a CRM: the guest's e-mail finds the contact, and each change is applied once.
+"""From many accounts to a CRM: contacts are found by the guest's e-mail, and each change is applied once.
 
-Run it with ``python examples/sync_crm.py``. The CRM is made up, and fails now and then. What it does not
-take comes again in the next run, in order, so that in the end it has everything.
+Run it with ``python examples/sync_crm.py``. The CRM is simulated, and fails now and then. Each run
+redelivers, in order, the changes that it did not accept, until the CRM has all of them.
 """
 
 import logging
@@ -15,7 +15,7 @@ from lemcal_async.sync import Change, SQLStore, sync_meetings
 
 
 class Crm:
-    """A CRM that files meetings under the contact's e-mail."""
+    """A CRM that stores meetings by the contact's e-mail address."""
 
     def __init__(self) -> None:
         self.stages: dict[str, dict[str, str]] = {}
@@ -23,13 +23,13 @@ class Crm:
         self._calls = 0
 
     async def apply(self, change: Change) -> None:
-        """Apply a change. It may come twice: its number tells whether it is new."""
+        """Apply a change. A change may be delivered twice: its ``seq`` shows whether it is new."""
         self._calls += 1
         if self._calls % 7 == 0:
-            raise ConnectionError("the CRM does not answer")
+            raise ConnectionError("the CRM does not respond")
         if change.seq in self._applied:
             return
-        guest = change.meeting.guest  # not "the first attendee": that is often the host
+        guest = change.meeting.guest  # not "the first attendee", who is often the host
         if guest is not None and guest.email is not None:
             gone = change.kind in ("canceled", "disappeared") or change.meeting.is_canceled
             stages = self.stages.setdefault(guest.email, {})
@@ -38,7 +38,7 @@ class Crm:
 
 
 async def main() -> None:
-    """Synchronize until the CRM has everything."""
+    """Synchronize until the CRM has every change."""
     logging.getLogger("lemcal_async.sync").setLevel(logging.CRITICAL)  # the failures are printed below
     crm = Crm()
     with Sandbox(accounts=3).serve() as sandbox, tempfile.TemporaryDirectory() as folder:
@@ -46,7 +46,7 @@ async def main() -> None:
             accounts = [lemcal.for_account(account.user_id, account.api_key) for account in sandbox.accounts]
             while True:
                 report = await sync_meetings(accounts, store, on_change=crm.apply)
-                print(f"{report.delivered} changes were taken, {report.failed} accounts have more")
+                print(f"{report.delivered} changes were delivered, {report.failed} accounts have more")
                 for failure in report.failures:
                     print(f"  {failure}")
                 if not report.failed:

@@ -1,7 +1,7 @@
-"""Synchronize every hour, and at once when a webhook arrives.
+"""Synchronize every hour, and immediately when a webhook arrives.
 
-Run it with ``python examples/sync_watch.py``. A booking shows up within a moment, because its webhook wakes
-the watch. The cancellation, which lemcal never announces, is found along with it.
+Run it with ``python examples/sync_watch.py``. A booking is found within moments, because its webhook wakes
+the watch. The same run finds the cancellation, which lemcal never announces.
 """
 
 import threading
@@ -15,24 +15,24 @@ from lemcal_async.sync import Change, MemoryStore, SyncReport, Wake, watch
 
 
 class Signal(BaseHTTPRequestHandler):
-    """Receives a webhook as a mere signal: anybody could have sent it, so it only makes us look."""
+    """Treats a webhook as a signal: anybody could have sent it, so it only triggers a synchronization."""
 
     def __init__(self, wake: Wake, *connection: object) -> None:
         self._wake = wake
         super().__init__(*connection)  # type: ignore[arg-type]
 
     def do_POST(self) -> None:  # http.server's name
-        """Wake the watch, which runs in another thread, and answer."""
+        """Wake the watch, which runs in another thread, and respond."""
         self._wake.wake()
         self.send_response(200)
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # http.server's name
-        """Say nothing."""
+        """Log nothing."""
 
 
 async def main() -> None:
-    """Watch, let things happen, and see them."""
+    """Watch, change meetings, and print the changes."""
     wake = Wake()
 
     def on_change(change: Change) -> None:

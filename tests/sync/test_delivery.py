@@ -21,16 +21,16 @@ pytestmark = pytest.mark.anyio
 async def test_each_change_once(store: Store, serve_sandbox: Any) -> None:
     """Changes are delivered in order per account, and not again once accepted."""
     served = serve_sandbox(3, 4)
-    taken: list[Change] = []
+    accepted: list[Change] = []
 
     async def on_change(change: Change) -> None:
         await anyio.lowlevel.checkpoint()
-        taken.append(change)
+        accepted.append(change)
 
     report = await sync_meetings(served.clients(), store, on_change=on_change)
-    assert (12, 12) == (report.delivered, len(taken))
+    assert (12, 12) == (report.delivered, len(accepted))
     for index, account in enumerate(served.sandbox.accounts):
-        own = [change.meeting_id for change in taken if change.user_id == account.user_id]
+        own = [change.meeting_id for change in accepted if change.user_id == account.user_id]
         assert [row["_id"] for row in served.sandbox.meetings(index)] == own
     assert 0 == (await sync_meetings(served.clients(), store, on_change=on_change)).delivered
     assert [] == await kinds(store, pending=True)
@@ -38,28 +38,28 @@ async def test_each_change_once(store: Store, serve_sandbox: Any) -> None:
 
 async def test_plain_function(serve_sandbox: Any) -> None:
     """A plain function runs in a worker thread, so it may block."""
-    taken: list[tuple[str, bool]] = []
+    accepted: list[tuple[str, bool]] = []
     served = serve_sandbox(1, 2)
     here = threading.get_ident()
 
     def on_change(change: Change) -> None:
-        taken.append((change.kind, threading.get_ident() == here))
+        accepted.append((change.kind, threading.get_ident() == here))
 
     await sync_meetings(served.clients(), MemoryStore(), on_change=on_change)
-    assert [("created", False)] * 2 == taken
+    assert [("created", False)] * 2 == accepted
 
 
 async def test_plain_function_returning_awaitable(serve_sandbox: Any) -> None:
     """The awaitable that a lambda around an async function returns is awaited."""
-    served, taken = serve_sandbox(1, 3), list[str]()
+    served, accepted = serve_sandbox(1, 3), list[str]()
 
     async def on_change(change: Change) -> None:
         await anyio.lowlevel.checkpoint()
-        taken.append(change.meeting_id)
+        accepted.append(change.meeting_id)
 
     report = await sync_meetings(served.clients(), MemoryStore(), on_change=lambda change: on_change(change))  # noqa: PLW0108  # not known to be async
     assert 3 == report.delivered
-    assert [row["_id"] for row in served.sandbox.meetings()] == taken
+    assert [row["_id"] for row in served.sandbox.meetings()] == accepted
 
 
 async def test_callable_object(serve_sandbox: Any) -> None:
@@ -67,16 +67,16 @@ async def test_callable_object(serve_sandbox: Any) -> None:
 
     class Handler:
         def __init__(self) -> None:
-            self.taken: list[str] = []
+            self.accepted: list[str] = []
 
         async def __call__(self, change: Change, *, crm: str = "") -> None:
             await anyio.lowlevel.checkpoint()
-            self.taken.append(f"{crm}{change.kind}")
+            self.accepted.append(f"{crm}{change.kind}")
 
     handler = Handler()
     await sync_meetings(serve_sandbox(1, 1).clients(), MemoryStore(), on_change=handler)
     await sync_meetings(serve_sandbox(1, 1).clients(), MemoryStore(), on_change=partial(handler, crm="x-"))
-    assert ["created", "x-created"] == handler.taken
+    assert ["created", "x-created"] == handler.accepted
 
 
 async def test_changes_wait_without_handler(serve_sandbox: Any) -> None:
@@ -84,9 +84,9 @@ async def test_changes_wait_without_handler(serve_sandbox: Any) -> None:
     served, store = serve_sandbox(1, 2), MemoryStore()
     await sync_meetings(served.clients(), store)
     served.sandbox.cancel(served.sandbox.meetings()[0]["_id"])
-    taken: list[str] = []
-    await sync_meetings(served.clients(), store, on_change=lambda change: taken.append(change.kind))
-    assert ["created", "created", "canceled"] == taken
+    accepted: list[str] = []
+    await sync_meetings(served.clients(), store, on_change=lambda change: accepted.append(change.kind))
+    assert ["created", "created", "canceled"] == accepted
 
 
 async def test_failing_handler(store: Store, serve_sandbox: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -94,13 +94,13 @@ async def test_failing_handler(store: Store, serve_sandbox: Any, caplog: pytest.
     served = serve_sandbox(2, 4)
     bad_account = served.sandbox.user_id
     third = served.sandbox.meetings(0)[2]["_id"]
-    taken: list[tuple[str, str]] = []
+    accepted: list[tuple[str, str]] = []
     broken = True
 
     async def on_change(change: Change) -> None:
         if broken and change.meeting_id == third:
             raise RuntimeError("the CRM is down")
-        taken.append((change.user_id, change.meeting_id))
+        accepted.append((change.user_id, change.meeting_id))
 
     with caplog.at_level(logging.INFO, "lemcal_async.sync"):
         report = await sync_meetings(served.clients(), store, on_change=on_change)
@@ -114,11 +114,11 @@ async def test_failing_handler(store: Store, serve_sandbox: Any, caplog: pytest.
         failure.stage,
         str(failure.error),
     )
-    assert 2 == sum(user_id == bad_account for user_id, _ in taken)
+    assert 2 == sum(user_id == bad_account for user_id, _ in accepted)
     broken = False
     report = await sync_meetings(served.clients(), store, on_change=on_change)
     assert (0, 2) == (report.failed, report.delivered)
-    own = [meeting_id for user_id, meeting_id in taken if user_id == bad_account]
+    own = [meeting_id for user_id, meeting_id in accepted if user_id == bad_account]
     assert [row["_id"] for row in served.sandbox.meetings(0)] == own
 
 
@@ -126,18 +126,18 @@ async def test_handler_failing_every_third_time(serve_sandbox: Any) -> None:
     """After enough runs, all changes are delivered, in order."""
     served, store = serve_sandbox(1, 9), MemoryStore()
     calls = 0
-    taken: list[str] = []
+    accepted: list[str] = []
 
     async def on_change(change: Change) -> None:
         nonlocal calls
         calls += 1
         if not calls % 3:
             raise RuntimeError
-        taken.append(change.meeting_id)
+        accepted.append(change.meeting_id)
 
     runs = [await sync_meetings(served.clients(), store, on_change=on_change) for _ in range(5)]
     assert [1, 1, 1, 1, 0] == [report.failed for report in runs]
-    assert [row["_id"] for row in served.sandbox.meetings()] == taken
+    assert [row["_id"] for row in served.sandbox.meetings()] == accepted
 
 
 async def test_delivery_while_service_is_down(serve_sandbox: Any) -> None:
@@ -152,13 +152,13 @@ async def test_delivery_while_service_is_down(serve_sandbox: Any) -> None:
 async def test_cancellation_in_handler(store: Store, serve_sandbox: Any) -> None:
     """The change in progress is delivered again, earlier ones are not."""
     served = serve_sandbox(1, 3)
-    taken: list[str] = []
+    accepted: list[str] = []
 
     async def on_change(change: Change) -> None:
-        if len(taken) == 1:
+        if len(accepted) == 1:
             scope.cancel()
             await anyio.sleep_forever()
-        taken.append(change.meeting_id)
+        accepted.append(change.meeting_id)
 
     with anyio.CancelScope() as scope:
         await sync_meetings(served.clients(), store, on_change=on_change)
@@ -207,23 +207,23 @@ async def test_native_cancellation(
             await anyio.sleep_forever()
         ended.append(change.meeting_id)
 
-    def plainly(change: Change) -> None:
+    def plain_handler(change: Change) -> None:
         if len(ended) == 1:
             loop.call_soon_threadsafe(started.set)
             task_is_canceled.wait(20)
         ended.append(change.meeting_id)
 
     task_is_canceled = threading.Event()
-    handler = plainly if plain else on_change
+    handler = plain_handler if plain else on_change
     task = asyncio.create_task(sync_meetings(served.clients(), store, on_change=handler))
     await started.wait()
     task.cancel()
     loop.call_later(0.05, task_is_canceled.set)
     with pytest.raises(asyncio.CancelledError):
         await task
-    waiting = await outbox(store, pending=True)
-    assert (1 + plain, 3 - plain) == (len(ended), len(waiting))
-    assert set(ended).isdisjoint(change.meeting_id for change in waiting)
+    pending = await outbox(store, pending=True)
+    assert (1 + plain, 3 - plain) == (len(ended), len(pending))
+    assert set(ended).isdisjoint(change.meeting_id for change in pending)
 
 
 async def test_executor_shut_down(serve_sandbox: Any, anyio_backend_name: str) -> None:
@@ -246,7 +246,10 @@ async def test_executor_shut_down(serve_sandbox: Any, anyio_backend_name: str) -
     release.set()
     assert (2, 2) == (report.accounts, report.failed)
     kinds_of_errors = sorted(type(failure.error).__name__ for failure in report.failures)
-    assert ["CanceledElsewhereError", "RuntimeError"] == kinds_of_errors  # the second found it shut down
+    assert [
+        "CanceledElsewhereError",
+        "RuntimeError",
+    ] == kinds_of_errors  # the second account finds it shut down
 
 
 class Marks(MemoryStore):
@@ -331,27 +334,27 @@ async def test_delivery_by_another_process(serve_sandbox: Any, monkeypatch: pyte
     """The next batch excludes changes that another process has delivered."""
     monkeypatch.setattr("lemcal_async.sync._delivery.BATCH", 2)
     served, store = serve_sandbox(1, 4), MemoryStore()
-    taken: list[str] = []
+    accepted: list[str] = []
 
     async def on_change(change: Change) -> None:
-        taken.append(change.meeting_id)
-        if len(taken) == 1:
+        accepted.append(change.meeting_id)
+        if len(accepted) == 1:
             await store.mark_delivered(await store.pending(change.user_id, 3))
 
     report = await sync_meetings(served.clients(), store, on_change=on_change)
     ids = [row["_id"] for row in served.sandbox.meetings()]
-    assert ([ids[0], ids[1], ids[3]], 3) == (taken, report.delivered)
+    assert ([ids[0], ids[1], ids[3]], 3) == (accepted, report.delivered)
 
 
 async def test_lists_of_changes(store: Store, serve_sandbox: Any) -> None:
     """``on_changes`` gets each account's changes as a list, in order; a plain function works too."""
     served = serve_sandbox(2, 4)
-    taken: list[list[Change]] = []
-    report = await sync_meetings(served.clients(), store, on_changes=taken.append)
+    accepted: list[list[Change]] = []
+    report = await sync_meetings(served.clients(), store, on_changes=accepted.append)
     assert (0, 8) == (report.failed, report.delivered)
     listed = {served.clients()[index].user_id: served.sandbox.meetings(index) for index in range(2)}
     assert {user_id: [row["_id"] for row in rows] for user_id, rows in listed.items()} == {
-        changes[0].user_id: [change.meeting_id for change in changes] for changes in taken
+        changes[0].user_id: [change.meeting_id for change in changes] for changes in accepted
     }
     assert [] == await outbox(store, pending=True)
 
@@ -380,13 +383,13 @@ async def test_change_that_always_fails(serve_sandbox: Any, caplog: pytest.LogCa
     """It is parked with its error after ``max_attempts``, and the others continue in order."""
     served, store = serve_sandbox(1, 4), MemoryStore()
     second = served.sandbox.meetings()[1]["_id"]
-    taken: list[str] = []
+    accepted: list[str] = []
     broken = True
 
     async def on_change(change: Change) -> None:
         if broken and change.meeting_id == second:
             raise ValueError("no such\ncontact")
-        taken.append(change.meeting_id)
+        accepted.append(change.meeting_id)
 
     async def run() -> Any:
         return await sync_meetings(served.clients(), store, on_change=on_change, max_attempts=3)
@@ -396,7 +399,7 @@ async def test_change_that_always_fails(serve_sandbox: Any, caplog: pytest.LogCa
         (report.failed, report.delivered, report.parked) for report in reports
     ]
     ids = [row["_id"] for row in served.sandbox.meetings()]
-    assert [ids[0], ids[2], ids[3]] == taken
+    assert [ids[0], ids[2], ids[3]] == accepted
     (parked,) = [change async for change in store.changes(parked=True)]
     assert (second, 3, "ValueError: no such contact") == (parked.meeting_id, parked.attempts, parked.error)
     assert [] == await outbox(store, pending=True)
@@ -406,7 +409,7 @@ async def test_change_that_always_fails(serve_sandbox: Any, caplog: pytest.LogCa
     broken = False
     assert 1 == await store.retry_parked(served.sandbox.user_id)
     assert (0, 2, 0) == ((report := await run()).failed, report.delivered, report.parked)
-    assert second == taken[3]
+    assert second == accepted[3]
 
 
 async def test_handler_awaiting_canceled_future(serve_sandbox: Any, anyio_backend_name: str) -> None:
@@ -446,7 +449,7 @@ async def test_handler_canceling_its_own_task(
             if at_once:
                 await anyio.sleep(20)
 
-    for concurrency in (1, 4) if at_once else (1,):  # the worker of that account has others to do
+    for concurrency in (1, 4) if at_once else (1,):  # that worker has other accounts left
         report = await sync_meetings(
             served.clients(), store, on_change=on_change, max_concurrency=concurrency, max_attempts=9
         )

@@ -134,10 +134,10 @@ def test_meeting_disappears_once() -> None:
 
 def test_row_of_disappeared_meeting() -> None:
     """A disappeared meeting is reported with its last row, or only its id if there is none."""
-    (gone,) = compare(stored_after(snapshot([row("a", x=1)])), snapshot([]))
-    assert row("a", x=1) == gone.wire
-    (gone,) = compare({"a": StoredMeeting("x", "booked")}, snapshot([]))
-    assert row("a") == gone.wire
+    (disappeared,) = compare(stored_after(snapshot([row("a", x=1)])), snapshot([]))
+    assert row("a", x=1) == disappeared.wire
+    (disappeared,) = compare({"a": StoredMeeting("x", "booked")}, snapshot([]))
+    assert row("a") == disappeared.wire
 
 
 def test_different_canonical_form_is_no_change() -> None:
@@ -218,9 +218,9 @@ def test_each_difference_is_reported_once(before: list[Any], after: list[Any]) -
     """Each meeting has at most one difference, and none once the list is stored."""
     first, second = snapshot(before), snapshot(after)
     found = {difference.meeting_id: difference for difference in compare(stored_after(first), second)}
-    gone = {difference.meeting_id for difference in found.values() if difference.kind == "disappeared"}
+    disappeared = {difference.meeting_id for difference in found.values() if difference.kind == "disappeared"}
     created = {difference.meeting_id for difference in found.values() if difference.kind == "created"}
-    assert first.rows.keys() - second.rows.keys() == gone
+    assert first.rows.keys() - second.rows.keys() == disappeared
     assert second.rows.keys() - first.rows.keys() == created
     for meeting_id in first.rows.keys() & second.rows.keys():
         old, new = first.rows[meeting_id], second.rows[meeting_id]
@@ -252,7 +252,7 @@ def test_digest_ignores_order(body: dict[str, Any], rng: Any) -> None:
     assert digest(body) == digest({key: shuffled[key] for key in keys})
 
 
-# Attendees at other depths and in strings, too, where they are nothing special.
+# Attendees at other depths and in strings, where they have no special meaning.
 odd_values = st.recursive(
     scalars | st.sampled_from(['"attendees":[]', '"attendees":0', ":null,1.0,[2e3]", 1e16, 1e-7, 10**20]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["attendees", "k"]), inner),

@@ -43,8 +43,8 @@ def test_sync_again(
 def test_sync_crm() -> None:
     """The simulated CRM finally has every change, although it fails now and then."""
     *runs, contacts = output("sync_crm.py")
-    assert any("the CRM does not answer" in line for line in runs)
-    assert 36 == sum(int(line.split()[0]) for line in runs if "changes were taken" in line)
+    assert any("the CRM does not respond" in line for line in runs)
+    assert 36 == sum(int(line.split()[0]) for line in runs if "changes were delivered" in line)
     assert "30 booked, 6 lost" in contacts
 
 

@@ -70,12 +70,12 @@ def test_gunicorn_preload(database: Database, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "gunicorn", "--preload", "--workers", "4", "--bind", f"127.0.0.1:{port}"]
-    answers: Counter[str] = Counter()
+    responses: Counter[str] = Counter()
 
-    def ask(client: int) -> None:
+    def send_requests(client: int) -> None:
         for number in range(50):
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{client}_{number}", timeout=30) as answer:
-                answers[answer.read().decode()] += 1
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{client}_{number}", timeout=30) as response:
+                responses[response.read().decode()] += 1
 
     with subprocess.Popen(
         [*command, "served:application"],
@@ -86,7 +86,7 @@ def test_gunicorn_preload(database: Database, tmp_path: Path) -> None:
     ) as process:
         try:
             wait_for_server(port)
-            threads = [threading.Thread(target=ask, args=(client,)) for client in range(8)]
+            threads = [threading.Thread(target=send_requests, args=(client,)) for client in range(8)]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -94,8 +94,8 @@ def test_gunicorn_preload(database: Database, tmp_path: Path) -> None:
         finally:
             process.terminate()
         _, log = process.communicate(timeout=30)
-    assert 400 == answers.total(), log
-    assert len(answers) > 1
+    assert 400 == responses.total(), log
+    assert len(responses) > 1
     assert "Traceback" not in log
     assert [(400,)] == database.query("SELECT count(*) FROM accounts")
 

@@ -16,7 +16,7 @@ from .test_store import apply_list
 DATA = Path(__file__).parent / "data"
 ODD = {"_id": "mee_nul", "start": "never", "note": "a\0b"}
 
-# Stops in the middle of the migration, and says so.
+# Stops in the middle of the migration and prints a line.
 MIGRATE = """
 import sys, time, anyio
 from lemcal_async.sync import SQLStore, _tables

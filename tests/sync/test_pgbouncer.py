@@ -47,7 +47,7 @@ def pooler(server: str, folder: Path) -> Iterator[None]:
     settings = folder / "pgbouncer.ini"
     settings.write_text(SETTINGS.format(server=server, folder=folder))
     command = ["pgbouncer", str(settings)]
-    if os.geteuid() == 0:  # which it refuses to run as; PostgreSQL's own user can reach the server
+    if os.geteuid() == 0:  # pgbouncer refuses to run as root; PostgreSQL's user can reach the server
         owner = Path(server).owner()
         shutil.chown(folder, owner)
         command += ["-u", owner]
@@ -71,7 +71,7 @@ def pooled(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         connection.execute(f"CREATE DATABASE {name}")
     folder = Path(
         f"/tmp/lemcal-pgbouncer-{os.getpid()}"
-    )  # a socket's path is short, and every user enters it
+    )  # a socket's path must be short and accessible to every user
     folder.mkdir()
     with pooler(str(make_url(postgres).query["host"]), folder):
         url = f"postgresql://postgres@/{name}?host={folder}"
@@ -116,7 +116,7 @@ async def test_prepared_statements(pooled: Database) -> None:
     async def use(store: Store) -> None:
         try:
             for number in range(20):
-                await apply_list(store, rows(number), believe=1)
+                await apply_list(store, rows(number), confirm_empty_after=1)
         except StoreError as error:
             errors.append(error)
 

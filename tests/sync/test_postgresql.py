@@ -46,7 +46,7 @@ def proxied(postgresql_database: Database, proxy: Proxy) -> str:
     return with_query(postgresql_database.url, host=str(proxy.folder))
 
 
-# A server that does not answer.
+# A server that does not respond.
 
 
 async def test_canceled_caller_does_not_wait_for_server(
@@ -60,9 +60,9 @@ async def test_canceled_caller_does_not_wait_for_server(
         with anyio.fail_after(60), anyio.move_on_after(0.05) as scope:
             await store.revision(USER)
         assert scope.cancelled_caught
-        busy = store._transactions
+        transactions = store._transactions
         with anyio.fail_after(60):
-            while busy._busy:  # noqa: ASYNC110  # a thread says so
+            while transactions._busy:  # noqa: ASYNC110  # a thread sets it
                 await anyio.sleep(0.01)
         proxy.thaw()
         await apply_list(store, rows(2))
@@ -117,7 +117,7 @@ async def test_silent_server_times_out(proxied: str, proxy: Proxy, monkeypatch: 
         await apply_list(store, rows(1))
         monkeypatch.setattr(BoundedConnection, "max_wait", property(lambda _: 0.2, lambda *_: None))
         proxy.freeze()
-        with anyio.fail_after(60), pytest.raises(StoreError, match=r"not answered for 0\.2 s") as caught:
+        with anyio.fail_after(60), pytest.raises(StoreError, match=r"not responded for 0\.2 s") as caught:
             await store.revision(USER)
         assert_plain(caught.value)
         monkeypatch.undo()
@@ -135,7 +135,7 @@ async def test_connect_timeout(proxied: str, proxy: Proxy) -> None:
 async def test_slow_statement(postgresql_database: Database) -> None:
     """The server cancels it, and the error names the setting."""
     async with SQLStore(with_query(postgresql_database.url, statement_timeout="50ms")) as store:
-        with pytest.raises(StoreError, match=r"statement timeout; raise \?statement_timeout= in the URL"):
+        with pytest.raises(StoreError, match=r"statement timeout; increase \?statement_timeout= in the URL"):
             await store._transactions.run(lambda connection: connection.exec_driver_sql("SELECT pg_sleep(9)"))
         await apply_list(store, rows(1))
 
@@ -146,13 +146,13 @@ async def test_default_timeouts(postgresql_database: Database) -> None:
     async def settings(url: str) -> dict[str, str]:
         async with SQLStore(url) as store:
 
-            def look(connection: Any) -> dict[str, str]:
+            def read_settings(connection: Any) -> dict[str, str]:
                 raw: BoundedConnection = connection.connection.driver_connection
                 names = ("lock_timeout", "statement_timeout", "transaction_isolation")
                 inside = {name: connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in names}
                 return {**raw.info.get_parameters(), **inside, "prepared": str(raw.prepare_threshold)}
 
-            return await store._transactions.run(look)
+            return await store._transactions.run(read_settings)
 
     plain = await settings(postgresql_database.url)
     expected = {
@@ -191,7 +191,7 @@ async def test_invalid_settings(postgresql_database: Database, query: dict[str, 
     assert_plain(caught.value)
 
 
-# Servers that differ.
+# Servers with other configurations.
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])

@@ -45,11 +45,11 @@ async def test_accounts_are_consumed_lazily(serve_sandbox: Any) -> None:
         nonlocal done
         done += isinstance(event, events.AccountSynced)
 
-    leave = events.subscribe(count)
+    unsubscribe = events.subscribe(count)
     try:
         report = await sync_meetings(accounts(), MemoryStore(), max_concurrency=4)
     finally:
-        leave()
+        unsubscribe()
     assert (30, 30, 30) == (made, done, report.accounts)
     assert 4 == ahead
 
@@ -57,14 +57,14 @@ async def test_accounts_are_consumed_lazily(serve_sandbox: Any) -> None:
 async def test_event_per_account(serve_sandbox: Any) -> None:
     """The event reports the account's outcome, for metrics."""
     served = serve_sandbox(2, 3)
-    heard: list[Any] = []
-    leave = events.subscribe(heard.append)
+    received: list[Any] = []
+    unsubscribe = events.subscribe(received.append)
     try:
         good, bad = served.clients()
         await sync_meetings([good, served.lemcal.for_account(bad.user_id, "wrong")], MemoryStore())
     finally:
-        leave()
-    synced = {event.user_id: event for event in heard if isinstance(event, events.AccountSynced)}
+        unsubscribe()
+    synced = {event.user_id: event for event in received if isinstance(event, events.AccountSynced)}
     assert (False, 3, 0) == (
         synced[good.user_id].failed,
         synced[good.user_id].created,
@@ -209,7 +209,7 @@ async def test_failures_are_logged(serve_sandbox: Any, caplog: pytest.LogCapture
     start = f"account {bad.user_id}: its meetings could not be fetched: GET /meetings: 401"
     assert first.getMessage().startswith(start)
     assert second.getMessage().endswith("could not be fetched: LookupError: the vault is closed")
-    assert second.exc_info  # nothing is known of this error: where it came from may help
+    assert second.exc_info  # an unexpected error: its traceback may help
 
 
 def closed_vault() -> str:
@@ -286,7 +286,7 @@ async def test_unchanged_list(serve_sandbox: Any) -> None:
     await sync_meetings(served.clients(), store)
     report = await sync_meetings(served.clients(), store)
     assert ([5], 5, 3) == (lists, report.unchanged, await store.revision(user_id))
-    for _ in range(2):  # an empty list is doubted, and the next list is the old one
+    for _ in range(2):  # an empty list is rejected, and the next list is the old one
         served.sandbox.inject(faults.json([]))
         assert 1 == (await sync_meetings(served.clients(), store)).failed
         assert 5 == (await sync_meetings(served.clients(), store)).unchanged

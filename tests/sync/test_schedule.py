@@ -108,7 +108,7 @@ async def test_successful_turn(database: Database, schedule: Schedule) -> None:
 
 
 @pytest.mark.parametrize(
-    "case",  # interval, failures, Retry-After, and how long it rests
+    "case",  # interval, failures, Retry-After, and the resulting delay
     [
         (60, 0, None, 120),
         (60, 2, None, 480),

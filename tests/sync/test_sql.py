@@ -127,7 +127,7 @@ async def test_text_that_databases_reject(sql_store: SQLStore) -> None:
 @pytest.mark.anyio
 async def test_text_too_long_for_an_index(database: Database, sql_store: SQLStore) -> None:
     """A long address does not stop an account: the row keeps it, and says why its column is empty."""
-    email = "".join(chr(97 + byte % 26) for byte in random.Random(0).randbytes(9000))  # not to be compressed
+    email = "".join(chr(97 + byte % 26) for byte in random.Random(0).randbytes(9000))  # incompressible
     odd = [{"_id": "mee_1", "lead": {"email": email, "firstName": "Guest"}}]
     await apply_list(sql_store, odd)
     assert [odd[0]] == [change.wire for change in await outbox(sql_store)]
@@ -222,10 +222,10 @@ async def test_concurrent_revision_requests(
 ) -> None:
     """One query reads them once a thread is free, even if the first caller is canceled."""
     go, begun, found, read = threading.Event(), threading.Semaphore(0), dict[str, int](), _lists.revisions
-    asked: list[list[str]] = []
+    queried: list[list[str]] = []
 
     def revisions(raw: Any, user_ids: list[str]) -> dict[str, int]:
-        asked.append(list(user_ids))
+        queried.append(list(user_ids))
         begun.release()
         go.wait(10)
         return read(raw, user_ids)
@@ -258,8 +258,8 @@ async def test_concurrent_revision_requests(
         go.set()
     assert [0, 0, 0, 0, 1, 0] == [found[user_id] for user_id in user_ids]
     if end == "answered":
-        assert ["first", *user_ids] == sorted(asked[threads])
-        assert threads + 1 == len(asked)
+        assert ["first", *user_ids] == sorted(queried[threads])
+        assert threads + 1 == len(queried)
     assert (end == "canceled") == ("first" not in found)
 
 
@@ -295,7 +295,7 @@ async def test_native_cancellation(sqlite_database: Database, anyio_backend: str
     assert counts == sqlite_database.query("SELECT count(*) FROM changes GROUP BY user_id")
 
 
-# What cannot be used.
+# Databases that cannot be used.
 
 
 @pytest.mark.parametrize(
@@ -351,8 +351,8 @@ def test_password_is_not_shown() -> None:
 @pytest.mark.anyio
 async def test_missing_server() -> None:
     """One line with the reason, without the password."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        port = occupied.getsockname()[1]
     store = SQLStore(f"postgresql://user:hush-hush@127.0.0.1:{port}/lemcal")
     with pytest.raises(
         StoreError, match=rf"postgresql://user@127.0.0.1:{port}/lemcal: .*[Cc]onnection"
@@ -423,7 +423,7 @@ async def test_capitalized_names(database: Database) -> None:
     if database.url.startswith("sqlite"):
         with pytest.raises(ConfigurationError, match="it has a table 'Accounts' that is not"):
             await SQLStore(database.url).open()
-        assert [("delete",)] == database.query("PRAGMA journal_mode")  # the file is as it was
+        assert [("delete",)] == database.query("PRAGMA journal_mode")  # the file is unchanged
     else:
         async with SQLStore(database.url):
             pass
@@ -475,7 +475,7 @@ async def test_locked_file(sqlite_database: Database) -> None:
             with pytest.raises(StoreError, match="database is locked; another program holds") as caught:
                 await apply_list(store, rows(2))
             assert_plain(caught.value)
-            assert ["created"] == await kinds(store)  # reading goes on
+            assert ["created"] == await kinds(store)  # reading still works
             async with SQLStore(sqlite_database.url, create=False) as reader:
                 assert ["created"] == await kinds(reader)
         finally:

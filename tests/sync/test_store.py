@@ -31,13 +31,18 @@ async def apply_list(
     *,
     user_id: str = USER,
     baseline: bool = False,
-    believe: int = 2,
+    confirm_empty_after: int = 2,
     body_hash: str | None = None,
 ) -> Applied | None:
     """Apply a list."""
     revision = await store.revision(user_id)
     return await store.apply(
-        user_id, revision, rows, baseline=baseline, confirm_empty_after=believe, body_hash=body_hash
+        user_id,
+        revision,
+        rows,
+        baseline=baseline,
+        confirm_empty_after=confirm_empty_after,
+        body_hash=body_hash,
     )
 
 
@@ -170,14 +175,14 @@ async def test_pruned_meetings_count(store: Store) -> None:
 async def test_confirm_empty_after(store: Store) -> None:
     """The number is configurable, and a few meetings may disappear at once."""
     await apply_list(store, rows(4))
-    assert Applied(Counts(disappeared=4)) == await apply_list(store, [], believe=1)
+    assert Applied(Counts(disappeared=4)) == await apply_list(store, [], confirm_empty_after=1)
     await apply_list(store, rows(3))
-    assert Applied(Counts(disappeared=3)) == await apply_list(store, [], believe=5)
+    assert Applied(Counts(disappeared=3)) == await apply_list(store, [], confirm_empty_after=5)
     await apply_list(store, rows(4))
     for _ in range(2):
         with pytest.raises(EmptyListError):
-            await apply_list(store, [], believe=3)
-    assert Applied(Counts(disappeared=4)) == await apply_list(store, [], believe=3)
+            await apply_list(store, [], confirm_empty_after=3)
+    assert Applied(Counts(disappeared=4)) == await apply_list(store, [], confirm_empty_after=3)
 
 
 async def test_unreadable_rows(store: Store) -> None:
@@ -220,9 +225,7 @@ async def test_unchanged(store: Store) -> None:
         await store.unchanged("usr_2", "a"),
     )
     assert await store.apply(USER, revision, rows(2), baseline=False, confirm_empty_after=2) is None
-    await apply_list(
-        store, [*rows(1), {"no": "id"}], body_hash="b"
-    )  # its bad row is to be reported each time
+    await apply_list(store, [*rows(1), {"no": "id"}], body_hash="b")  # its bad row must be reported again
     assert (None, None) == (await store.unchanged(USER, "a"), await store.unchanged(USER, "b"))
     await apply_list(store, rows(3), body_hash="c")
     await apply_list(store, rows(2))
@@ -292,7 +295,9 @@ async def test_long_outbox(store: Store) -> None:
     found = await outbox(store)
     assert [f"mee_{number}" for number in range(1100)] == [change.meeting_id for change in found]
     assert sorted({change.seq for change in found}) == [change.seq for change in found]
-    assert Applied(Counts(disappeared=1099, unchanged=1)) == await apply_list(store, rows(1), believe=1)
+    assert Applied(Counts(disappeared=1099, unchanged=1)) == await apply_list(
+        store, rows(1), confirm_empty_after=1
+    )
 
 
 async def test_forget(store: Store) -> None:

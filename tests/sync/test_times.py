@@ -21,11 +21,11 @@ def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
 @pytest.mark.parametrize(
     "sent",
     [
-        "2021-02-16T08:02:42.000Z",  # as the service writes them
+        "2021-02-16T08:02:42.000Z",  # as the service sends them
         "2021-02-16T08:02:42.042Z",
         "0001-01-01T00:00:00.000Z",
         "2021-12-31T24:00:00.000Z",  # some versions of Python can read it
-        "2021-02-16T08:02:42,042Z",  # others of its length
+        "2021-02-16T08:02:42,042Z",  # other forms of the same length
         "20210216T080242.0421234Z",
         "2021-02-16T08:02+01:00:30",
         "2021-02-16T08:02:42.123456Z",  # more digits

@@ -17,7 +17,7 @@ from lemcal_async.sync._watch import LONGEST_BACKOFF, backoff
 pytestmark = pytest.mark.anyio
 
 LONG = 3600.0
-PATIENCE = 20.0
+TIMEOUT = 20.0
 
 
 class Reports:
@@ -43,8 +43,8 @@ async def no_accounts() -> list[AsyncLemcal]:
 
 async def wait_until(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds."""
-    with anyio.fail_after(PATIENCE):
-        while not condition():  # noqa: ASYNC110  # nothing tells
+    with anyio.fail_after(TIMEOUT):
+        while not condition():  # noqa: ASYNC110  # there is no event to wait for
             await anyio.sleep(0.005)
 
 
@@ -83,7 +83,7 @@ async def test_accounts_function(serve_sandbox: Any) -> None:
 async def test_wake(serve_sandbox: Any) -> None:
     """A wake-up runs the named account, all accounts if none is named, and none if the name is unknown."""
     served, reports, wake = serve_sandbox(3, 1), Reports(), Wake()
-    wake.wake()  # nobody listens: no harm
+    wake.wake()  # no listener: no effect
     async with anyio.create_task_group() as tasks:
         work: dict[str, Any] = {"interval": LONG, "wake": wake, "on_report": reports.add}
         tasks.start_soon(lambda: watch(served.clients(), MemoryStore(), **work))
@@ -194,7 +194,7 @@ async def test_errors_of_callers_functions(serve_sandbox: Any, *, woken: bool) -
             raise ZeroDivisionError
         wake.wake()
 
-    with pytest.raises(ZeroDivisionError), anyio.fail_after(PATIENCE):
+    with pytest.raises(ZeroDivisionError), anyio.fail_after(TIMEOUT):
         await watch(served.clients(), MemoryStore(), interval=LONG, on_report=on_report, wake=wake)
 
 
@@ -218,10 +218,10 @@ async def test_failures_are_logged_when_their_cause_changes(
             await reports.wait(len(causes))
             tasks.cancel_scope.cancel()
     assert [1, 1, 1, 1, 0] == [report.failed for report in reports.all]
-    said = [record.getMessage() for record in caplog.records]
-    assert 4 == len(said), said
-    assert [True, False, True, False] == ["500" in line for line in said]
-    assert "synchronized again" in said[3]
+    messages = [record.getMessage() for record in caplog.records]
+    assert 4 == len(messages), messages
+    assert [True, False, True, False] == ["500" in line for line in messages]
+    assert "synchronized again" in messages[3]
 
 
 async def test_failing_handler_causes_no_back_off(
@@ -252,18 +252,18 @@ async def test_report_handler_canceled_elsewhere(serve_sandbox: Any, *, plain: b
     """The watch raises: it must not end silently without being canceled."""
     import asyncio
 
-    def plainly(_: SyncReport) -> None:
+    def plain_handler(_: SyncReport) -> None:
         raise asyncio.CancelledError
 
     async def on_report(_: SyncReport) -> None:
         raise asyncio.CancelledError
 
-    with pytest.raises(RuntimeError, match="canceled from elsewhere"), anyio.fail_after(PATIENCE):
+    with pytest.raises(RuntimeError, match="canceled from elsewhere"), anyio.fail_after(TIMEOUT):
         await watch(
             serve_sandbox(1, 1).clients(),
             MemoryStore(),
             interval=LONG,
-            on_report=plainly if plain else on_report,
+            on_report=plain_handler if plain else on_report,
         )
 
 
@@ -282,7 +282,7 @@ async def test_report_handler_canceled_elsewhere(serve_sandbox: Any, *, plain: b
 async def test_invalid_arguments(options: dict[str, Any], problem: str) -> None:
     """The error says in one line what to pass."""
     arguments: dict[str, Any] = {"accounts": [], "store": MemoryStore(), "interval": 1, **options}
-    with pytest.raises(ConfigurationError, match=problem), anyio.fail_after(PATIENCE):
+    with pytest.raises(ConfigurationError, match=problem), anyio.fail_after(TIMEOUT):
         await watch(**arguments)
 
 
@@ -300,7 +300,7 @@ async def test_iterator_of_accounts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("interval", "failures", "asked", "expected"),
+    ("interval", "failures", "retry_after", "expected"),
     [
         (60, 1, 0, 120),
         (60, 3, 0, 480),
@@ -310,6 +310,6 @@ async def test_iterator_of_accounts() -> None:
         (60, 1, 86400, 86400),
     ],
 )
-def test_backoff(interval: float, failures: int, asked: float, expected: float) -> None:
+def test_backoff(interval: float, failures: int, retry_after: float, expected: float) -> None:
     """It doubles each time, up to an hour, and is never less than the service requests."""
-    assert expected == backoff(interval, failures, asked)
+    assert expected == backoff(interval, failures, retry_after)

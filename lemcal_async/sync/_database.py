@@ -59,13 +59,13 @@ class Address:
 
 def address_of(text: Secret[object]) -> Address:
     """Parse a URL with SQLAlchemy. The ConfigurationError for an invalid URL quotes no part of it."""
-    url = Secret(_url_in(text.reveal()))
-    if problem := _problem_of_url(url.reveal(), str(text.reveal())):
+    url = Secret(_parse_url(text.reveal()))
+    if problem := _url_problem(url.reveal(), str(text.reveal())):
         raise ConfigurationError(problem)
     return Address(cast("URL", url.reveal()))
 
 
-def _url_in(text: object) -> URL | None:
+def _parse_url(text: object) -> URL | None:
     try:
         url = make_url(text) if isinstance(text, str) else None
     except (ArgumentError, ValueError):
@@ -73,7 +73,7 @@ def _url_in(text: object) -> URL | None:
     return url and url.set(drivername=_SCHEMES.get(url.drivername, url.drivername))
 
 
-def _problem_of_url(url: URL | None, text: str) -> str:
+def _url_problem(url: URL | None, text: str) -> str:
     if url is None:
         return f"the database URL is invalid: {_EXAMPLE}"
     if url.drivername not in ("sqlite", "postgresql+psycopg"):
@@ -282,7 +282,7 @@ def _sqlite(url: URL, *, create: bool) -> Engine:
     if "uri" not in url.query and not path.exists():
         if not create:
             raise SchemaError("the file does not exist; nothing was ever synchronized into the database")
-        _create_privately(path)
+        _create_private_file(path)
     arguments = {} if "timeout" in url.query else {"timeout": BUSY_SECONDS}
     engine = create_engine(url, connect_args=arguments, hide_parameters=True, logging_name=_LOGGING_NAME)
     event.listen(engine, "connect", _set_up_sqlite)
@@ -290,7 +290,7 @@ def _sqlite(url: URL, *, create: bool) -> Engine:
     return engine
 
 
-def _create_privately(path: Path) -> None:
+def _create_private_file(path: Path) -> None:
     """Create a file that only its owner can read; SQLite gives its companion files the same mode."""
     with suppress(OSError):  # SQLite reports problems with the folder
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))

@@ -151,7 +151,7 @@ def snapshot(rows: Iterable[Any]) -> Snapshot:
 
 
 def empty_list_error(
-    stored: Mapping[str, StoredMeeting], now: Snapshot, empty_lists: int, confirm_empty_after: int
+    stored: Mapping[str, StoredMeeting], current: Snapshot, empty_lists: int, confirm_empty_after: int
 ) -> EmptyListError | None:
     """Return an error if the list is not accepted yet, or None.
 
@@ -160,29 +160,33 @@ def empty_list_error(
     account's list is always accepted.
     """
     before = sum(map(_is_listed, stored.values()))
-    if before <= EMPTY_LIST_GRACE or 2 * len(now) >= before or not now.complete:
+    if before <= EMPTY_LIST_GRACE or 2 * len(current) >= before or not current.complete:
         return None
     if empty_lists + 1 >= confirm_empty_after:
         return None
-    listed = f"a list of only {len(now)} meetings" if len(now) else "an empty list"
+    listed = f"a list of only {len(current)} meetings" if len(current) else "an empty list"
     return EmptyListError(
         f"GET /meetings: {listed}, while {before} meetings are stored; nothing was changed. It is accepted "
         f"after {confirm_empty_after} such lists in a row; if it is wrong, check the account and base_url"
     )
 
 
-def needed_rows(stored: Mapping[str, StoredMeeting], now: Snapshot) -> list[str]:
+def needed_rows(stored: Mapping[str, StoredMeeting], current: Snapshot) -> list[str]:
     """Return the ids of the stored meetings whose rows ``plan`` needs."""
     return [
         meeting_id
         for meeting_id, before in stored.items()
-        if (before.digest != now.rows[meeting_id].digest if meeting_id in now.rows else _is_listed(before))
+        if (
+            before.digest != current.rows[meeting_id].digest
+            if meeting_id in current.rows
+            else _is_listed(before)
+        )
     ]
 
 
-def plan(stored: Mapping[str, StoredMeeting], now: Snapshot, *, announce: bool = True) -> Plan:
+def plan(stored: Mapping[str, StoredMeeting], current: Snapshot, *, announce: bool = True) -> Plan:
     """Return what to write for an accepted list."""
-    differences = compare(stored, now)
+    differences = compare(stored, current)
     kinds = [difference.kind for difference in differences]
     numbers = {kind: kinds.count(kind) for kind in KINDS}
     listed = [difference for difference in differences if difference.kind != "disappeared"]
@@ -192,36 +196,36 @@ def plan(stored: Mapping[str, StoredMeeting], now: Snapshot, *, announce: bool =
         dropped=[
             meeting_id
             for meeting_id, before in stored.items()
-            if now.complete and before.status == "pruned" and meeting_id not in now
+            if current.complete and before.status == "pruned" and meeting_id not in current
         ],
         outbox=differences if announce else [],
-        counts=Counts(**numbers, unchanged=len(now.rows) - len(listed)),
+        counts=Counts(**numbers, unchanged=len(current.rows) - len(listed)),
     )
 
 
-def compare(stored: Mapping[str, StoredMeeting], now: Snapshot) -> list[Difference]:
+def compare(stored: Mapping[str, StoredMeeting], current: Snapshot) -> list[Difference]:
     """Return the differences: first the listed meetings in list order, then those that disappeared.
 
     A missing meeting has disappeared only if the list is complete. It is unknown which fields of a pruned
     meeting changed, so all are named.
     """
     differences: list[Difference] = []
-    for row in now.rows.values():
+    for row in current.rows.values():
         before = stored.get(row.id)
         if before is None:
             differences.append(Difference(row.id, "created", (), row.wire))
-        elif difference := _of_listed(before, row):
+        elif difference := _difference(before, row):
             differences.append(difference)
-    if now.complete:
+    if current.complete:
         differences += [
             Difference(meeting_id, "disappeared", (), before.wire or {"_id": meeting_id})
             for meeting_id, before in stored.items()
-            if _is_listed(before) and before.status != "pruned" and meeting_id not in now
+            if _is_listed(before) and before.status != "pruned" and meeting_id not in current
         ]
     return differences
 
 
-def _of_listed(before: StoredMeeting, row: ListedMeeting) -> Difference | None:
+def _difference(before: StoredMeeting, row: ListedMeeting) -> Difference | None:
     was_missing = before.status == "disappeared"
     if not was_missing and before.digest == row.digest:
         return None

@@ -79,7 +79,7 @@ def apply(
     raw: Any,
     user_id: str,
     expected: int,
-    now: Snapshot,
+    current: Snapshot,
     at: datetime,
     *,
     baseline: bool,
@@ -100,15 +100,15 @@ def apply(
         return None
     _, empty_lists, synced_at = account[0]
     stored = {meeting_id: StoredMeeting(digest, status) for meeting_id, digest, status in found}
-    if error := empty_list_error(stored, now, empty_lists, confirm_empty_after):
+    if error := empty_list_error(stored, current, empty_lists, confirm_empty_after):
         driver.commit(_REJECTED, (expected + 1, at_text, empty_lists + 1, str(error), user_id))
         return error
-    for meeting_id, wire in driver.wires(user_id, needed_rows(stored, now)):
+    for meeting_id, wire in driver.wires(user_id, needed_rows(stored, current)):
         stored[meeting_id] = attrs.evolve(stored[meeting_id], wire=load(wire))
     with paused():
-        todo = plan(stored, now, announce=not (baseline and expected == 0))
+        todo = plan(stored, current, announce=not (baseline and expected == 0))
         rows = {
-            found.meeting_id: _row(now.rows[found.meeting_id], user_id, driver, at_text)
+            found.meeting_id: _row(current.rows[found.meeting_id], user_id, driver, at_text)
             for found in todo.listed
         }
     new = [row for meeting_id, row in rows.items() if meeting_id not in stored]
@@ -127,13 +127,13 @@ def apply(
         todo.disappeared,
     )
     driver.for_each_id("DELETE FROM meetings WHERE user_id = ?", (user_id,), todo.dropped)
-    valid_hash = f"{expected + 1}:{body_hash}" if body_hash is not None and not now.bad_rows else None
+    valid_hash = f"{expected + 1}:{body_hash}" if body_hash is not None and not current.bad_rows else None
     driver.commit(
         _APPLIED,
-        (expected + 1, at_text, at_text, valid_hash, len(now.rows), user_id),
+        (expected + 1, at_text, at_text, valid_hash, len(current.rows), user_id),
         Announced(user_id, at_text, todo.outbox) if todo.outbox else None,
     )
-    return Applied(todo.counts, now.bad_rows)
+    return Applied(todo.counts, current.bad_rows)
 
 
 def _row(listed: ListedMeeting, user_id: str, driver: Driver, at: str | None) -> tuple[Any, ...]:

@@ -56,20 +56,20 @@ class MemoryStore:
         body_hash: str | None = None,
     ) -> Applied | None:
         """See ``Store``."""
-        now = snapshot(rows)
+        current = snapshot(rows)
         account = self._accounts.setdefault(user_id, _Account())
         if account.revision != revision:
             return None
         account.revision += 1
-        if error := empty_list_error(account.meetings, now, account.empty_lists, confirm_empty_after):
+        if error := empty_list_error(account.meetings, current, account.empty_lists, confirm_empty_after):
             account.empty_lists += 1
             raise error
-        todo = plan(account.meetings, now, announce=not (baseline and revision == 0))
-        _write(account, todo, now)
+        todo = plan(account.meetings, current, announce=not (baseline and revision == 0))
+        _write(account, todo, current)
         self._announce(user_id, todo.outbox)
         account.empty_lists = 0
-        account.body_hash = None if now.bad_rows else body_hash
-        return Applied(todo.counts, now.bad_rows)
+        account.body_hash = None if current.bad_rows else body_hash
+        return Applied(todo.counts, current.bad_rows)
 
     async def unchanged(self, user_id: str, body_hash: str) -> int | None:
         """See ``Store``."""
@@ -155,16 +155,16 @@ class MemoryStore:
         check_aware(before)
         meetings = 0
         for account in self._accounts.values():
-            for meeting_id, known in list(account.meetings.items()):
-                columns = columns_of(known.wire or {"_id": meeting_id})
+            for meeting_id, meeting in list(account.meetings.items()):
+                columns = columns_of(meeting.wire or {"_id": meeting_id})
                 ended_at = columns.end_at or columns.start_at or account.changed_at[meeting_id]
-                if known.status == "pruned" or ended_at >= before:
+                if meeting.status == "pruned" or ended_at >= before:
                     continue
                 meetings += 1
-                if known.status == "disappeared":
+                if meeting.status == "disappeared":
                     del account.meetings[meeting_id]
                 else:
-                    account.meetings[meeting_id] = StoredMeeting(known.digest, "pruned")
+                    account.meetings[meeting_id] = StoredMeeting(meeting.digest, "pruned")
         changes = self._erase(lambda change: change.delivered_at is not None and change.found_at < before)
         return Forgotten(meetings, changes)
 
@@ -182,18 +182,18 @@ class MemoryStore:
         """
         account = self._accounts.get(user_id, _Account())
         return {
-            meeting_id: known.wire or {}
-            for meeting_id, known in account.meetings.items()
-            if known.status in ("booked", "canceled")
+            meeting_id: meeting.wire or {}
+            for meeting_id, meeting in account.meetings.items()
+            if meeting.status in ("booked", "canceled")
         }
 
 
-def _write(account: _Account, todo: Plan, now: Snapshot) -> None:
+def _write(account: _Account, todo: Plan, current: Snapshot) -> None:
     at = datetime.now(UTC)
     for found in todo.listed:
         account.changed_at[found.meeting_id] = at
         account.meetings[found.meeting_id] = StoredMeeting(
-            now.rows[found.meeting_id].digest, status_of(found.wire), found.wire
+            current.rows[found.meeting_id].digest, status_of(found.wire), found.wire
         )
     for meeting_id in todo.disappeared:
         account.changed_at[meeting_id] = at

@@ -53,9 +53,9 @@ def selection(*, pending: bool, parked: bool) -> Select[Any]:
     return select(changes).where(or_(*kinds)) if kinds else select(changes)
 
 
-def read(connection: Connection, wanted: Select[Any], limit: int) -> list[Change]:
+def read(connection: Connection, query: Select[Any], limit: int) -> list[Change]:
     """Return the first changes of a selection, in order."""
-    found = connection.execute(wanted.order_by(changes.c.seq).limit(limit))
+    found = connection.execute(query.order_by(changes.c.seq).limit(limit))
     rows: list[Any] = list(found.all())  # all at once and unpacked by position, which is faster
     return [
         Change(
@@ -78,16 +78,16 @@ def read(connection: Connection, wanted: Select[Any], limit: int) -> list[Change
 
 
 def follow(
-    connection: Connection, wanted: Select[Any], after: int, of: tuple[int, int] | None, *, limit: int
+    connection: Connection, query: Select[Any], after: int, of: tuple[int, int] | None, *, limit: int
 ) -> list[Change]:
     """Return the next changes of a selection, up to the last before which no change can still appear."""
-    wanted = wanted.where(changes.c.seq > after)
+    query = query.where(changes.c.seq > after)
     if of is not None:
         part, parts = of
-        wanted = wanted.where(_part_of(connection, parts) == part)
+        query = query.where(_part_of(connection, parts) == part)
     if connection.dialect.name == "postgresql":
-        wanted = wanted.where(changes.c.seq <= _horizon(connection))
-    return read(connection, wanted, limit)
+        query = query.where(changes.c.seq <= _horizon(connection))
+    return read(connection, query, limit)
 
 
 def _part_of(connection: Connection, parts: int) -> ColumnElement[int]:

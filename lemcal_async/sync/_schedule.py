@@ -129,7 +129,7 @@ class Schedule:
         def unclaim(connection: Connection) -> int:
             now = clock(connection)
             return sum(
-                _executed(
+                _affected_rows(
                     connection,
                     update(accounts)
                     .where(accounts.c.user_id == user_id, accounts.c.due_at == due_at)
@@ -201,7 +201,7 @@ class Schedule:
                 )
                 locked = ours.order_by(accounts.c.user_id).with_for_update()
                 statement = update(accounts).where(accounts.c.user_id.in_(locked))
-                changed += _executed(connection, statement.values(set_to))
+                changed += _affected_rows(connection, statement.values(set_to))
             return changed
 
         return await self._transactions.run(change)
@@ -217,14 +217,16 @@ def spread() -> float:
     return random.uniform(1 - _SPREAD, 1 + _SPREAD)  # noqa: S311  # not a secret
 
 
-def hold(connection: Connection, lease: Lease) -> None:
+def lock_account(connection: Connection, lease: Lease) -> None:
     """Lock the leased account until the transaction ends. Raises LeaseLostError if the lease has ended."""
-    held = select(accounts.c.user_id).where(_holds(connection, lease)).with_for_update(key_share=True)
+    held = (
+        select(accounts.c.user_id).where(_lease_is_valid(connection, lease)).with_for_update(key_share=True)
+    )
     if connection.execute(held).first() is None:
         raise LeaseLostError(f"the lease of {lease.user_id} has ended; nothing was written")
 
 
-def _holds(connection: Connection, lease: Lease) -> ColumnElement[bool]:
+def _lease_is_valid(connection: Connection, lease: Lease) -> ColumnElement[bool]:
     return and_(
         accounts.c.user_id == lease.user_id,
         accounts.c.lease_token == lease.token,
@@ -243,10 +245,10 @@ def _unless_held(due_at: Any) -> ColumnElement[Any]:
 
 def _add(connection: Connection, user_ids: list[str], interval: float) -> int:
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    known = 0
+    existing = 0
     for batch in slices(user_ids):
         query = select(func.count()).where(accounts.c.user_id.in_(batch), accounts.c.interval.is_not(None))
-        known += connection.execute(query).scalar_one()
+        existing += connection.execute(query).scalar_one()
     now = clock(connection)
     new = {"revision": 0, "empty_lists": 0, "interval": interval, "due_at": now}
     is_new = accounts.c.interval.is_(None)
@@ -261,7 +263,7 @@ def _add(connection: Connection, user_ids: list[str], interval: float) -> int:
                 index_elements=[accounts.c.user_id], set_={"interval": interval, "due_at": due_at}
             )
         )
-    return len(user_ids) - known
+    return len(user_ids) - existing
 
 
 def _claim(connection: Connection, limit: int) -> list[Due]:
@@ -321,5 +323,5 @@ def _status(connection: Connection) -> ScheduleStatus:
     )
 
 
-def _executed(connection: Connection, statement: Update) -> int:
+def _affected_rows(connection: Connection, statement: Update) -> int:
     return connection.execute(statement).rowcount

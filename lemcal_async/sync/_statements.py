@@ -117,12 +117,12 @@ def claim(
         return "new"
     expired = (
         update(deliveries)
-        .where(*_is(user_id, meeting_id), deliveries.c.done_at.is_(None), deliveries.c.lease_until <= now)
+        .where(*_key_is(user_id, meeting_id), deliveries.c.done_at.is_(None), deliveries.c.lease_until <= now)
         .values(lease_until=now + lease)
     )
     if connection.execute(expired).rowcount == 1:
         return "new"
-    done_at = connection.execute(select(deliveries.c.done_at).where(*_is(user_id, meeting_id))).scalar()
+    done_at = connection.execute(select(deliveries.c.done_at).where(*_key_is(user_id, meeting_id))).scalar()
     return "busy" if done_at is None else "done"
 
 
@@ -130,17 +130,19 @@ def done(connection: Connection, user_id: str, meeting_id: str, at: datetime) ->
     """Record that a delivery was handled."""
     # The claim may have been pruned or forgotten since.
     insert_new(connection, deliveries, {**_key(user_id, meeting_id), "lease_until": 0.0})
-    connection.execute(update(deliveries).where(*_is(user_id, meeting_id)).values(done_at=at))
+    connection.execute(update(deliveries).where(*_key_is(user_id, meeting_id)).values(done_at=at))
 
 
 def release(connection: Connection, user_id: str, meeting_id: str) -> None:
     """Release a claim, unless its delivery was handled."""
-    connection.execute(delete(deliveries).where(*_is(user_id, meeting_id), deliveries.c.done_at.is_(None)))
+    connection.execute(
+        delete(deliveries).where(*_key_is(user_id, meeting_id), deliveries.c.done_at.is_(None))
+    )
 
 
 def _key(user_id: str, meeting_id: str) -> dict[str, Any]:
     return {"user_id": user_id, "meeting_id": meeting_id}
 
 
-def _is(user_id: str, meeting_id: str) -> tuple[Any, Any]:
+def _key_is(user_id: str, meeting_id: str) -> tuple[Any, Any]:
     return deliveries.c.user_id == user_id, deliveries.c.meeting_id == meeting_id

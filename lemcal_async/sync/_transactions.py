@@ -293,14 +293,14 @@ class _Call:
     async def abandon(self) -> None:
         """Wait briefly for the call to end; then interrupt its connection and abandon its thread."""
         with anyio.CancelScope(shield=True):
-            await self._ended(_GRACE)
+            await self._wait_for_end(_GRACE)
             with self._lock:
                 self.is_abandoned = True
                 if self._connection is not None:
                     self._connection.interrupt()
-            await self._ended(_INTERRUPT_GRACE)
+            await self._wait_for_end(_INTERRUPT_GRACE)
 
-    async def _ended(self, seconds: float) -> None:
+    async def _wait_for_end(self, seconds: float) -> None:
         with anyio.move_on_after(seconds):
             while self._has_started and not self._has_ended:  # noqa: ASYNC110  # a thread sets it
                 await anyio.sleep(_POLL)

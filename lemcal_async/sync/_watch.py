@@ -62,23 +62,23 @@ class WakeListener:
     """The pending wake-ups of one ``watch``."""
 
     def __init__(self) -> None:
-        self._wanted: deque[str | None] = deque()
+        self._pending: deque[str | None] = deque()
         self._wakeup = Wakeup()
 
     def add(self, user_id: str | None) -> None:
         """Queue a wake-up and wake the waiting task."""
-        self._wanted.append(user_id)
+        self._pending.append(user_id)
         self._wakeup.wake()
 
     async def wait(self) -> set[str | None]:
         """Wait for wake-ups and return their accounts; None in the set means all accounts."""
         while True:
             self._wakeup.rearm()  # first, so that later additions wake this task again
-            wanted: set[str | None] = set()
-            while self._wanted:
-                wanted.add(self._wanted.popleft())
-            if wanted:
-                return wanted
+            woken: set[str | None] = set()
+            while self._pending:
+                woken.add(self._pending.popleft())
+            if woken:
+                return woken
             await self._wakeup.wait(_FOREVER)
 
 
@@ -189,8 +189,8 @@ class _Watch:
     async def handle_wakes(self, listener: WakeListener) -> None:
         """Run the accounts that are woken."""
         while True:
-            wanted = await listener.wait()
-            await self._run(lambda user_id, wanted=wanted: bool({None, user_id} & wanted))  # type: ignore[misc]
+            woken = await listener.wait()
+            await self._run(lambda user_id, woken=woken: bool({None, user_id} & woken))  # type: ignore[misc]
 
     def _is_due(self, user_id: str | None) -> bool:
         # Slightly early counts as due, because the jitter shortens some intervals.

@@ -23,7 +23,7 @@ from lemcal_async.errors import EmptyListError, StoreError
 from lemcal_async.sync import _lists, _outbox, _statements
 from lemcal_async.sync._database import address_of, truncate_log
 from lemcal_async.sync._diff import snapshot
-from lemcal_async.sync._schedule import Schedule, hold, spread
+from lemcal_async.sync._schedule import Schedule, lock_account, spread
 from lemcal_async.sync._store import Applied, Change, Forgotten, Lease, check_aware, check_part
 from lemcal_async.sync._transactions import Mode, Transactions
 
@@ -97,7 +97,7 @@ class SQLStore:
 
     async def revision(self, user_id: str) -> int:
         """See ``Store``."""
-        return await self._revisions.of(user_id)
+        return await self._revisions.get(user_id)
 
     async def apply(
         self,
@@ -113,12 +113,12 @@ class SQLStore:
 
         def prepared() -> Callable[[Any], Applied | EmptyListError | None]:
             with paused():
-                now = snapshot(rows)  # slow, so done before the transaction, which blocks writers
+                current = snapshot(rows)  # slow, so done before the transaction, which blocks writers
             return lambda raw: _lists.apply(
                 raw,
                 user_id,
                 revision,
-                now,
+                current,
                 _now(),
                 baseline=baseline,
                 confirm_empty_after=confirm_empty_after,
@@ -165,8 +165,8 @@ class SQLStore:
 
     async def pending(self, user_id: str, limit: int) -> list[Change]:
         """See ``Store``."""
-        wanted = _outbox.pending_of(user_id)
-        return await self._run(lambda connection: _outbox.read(connection, wanted, limit), "read")
+        query = _outbox.pending_of(user_id)
+        return await self._run(lambda connection: _outbox.read(connection, query, limit), "read")
 
     async def mark_delivered(self, changes: Sequence[Change]) -> int:
         """See ``Store``."""
@@ -193,15 +193,15 @@ class SQLStore:
     ) -> AsyncIterator[Change]:
         """See ``Store``."""
         check_part(of)
-        wanted = _outbox.selection(pending=pending, parked=parked)
-        while page := await self._page(wanted, after, of):
+        query = _outbox.selection(pending=pending, parked=parked)
+        while page := await self._page(query, after, of):
             for change in page:
                 yield change
             after = page[-1].seq
 
-    async def _page(self, wanted: Any, after: int, of: tuple[int, int] | None) -> list[Change]:
+    async def _page(self, query: Any, after: int, of: tuple[int, int] | None) -> list[Change]:
         return await self._run(
-            lambda connection: _outbox.follow(connection, wanted, after, of, limit=_PAGE), "read"
+            lambda connection: _outbox.follow(connection, query, after, of, limit=_PAGE), "read"
         )
 
     async def query(self, statement: "Select[*tuple[Any, ...]]") -> list[tuple[Any, ...]]:
@@ -283,7 +283,7 @@ class SQLStore:
             return work
 
         def guarded(connection: Connection) -> T:
-            hold(connection, lease)
+            lock_account(connection, lease)
             return work(connection)
 
         return guarded
@@ -299,7 +299,7 @@ class _Revisions:
         self._transactions = transactions
         self._batch: RunVar[_RevisionBatch] = RunVar("lemcal_async.sync.sql._Revisions")
 
-    async def of(self, user_id: str) -> int:
+    async def get(self, user_id: str) -> int:
         """Return an account's revision, 0 if it is new."""
         batch = self._batch.get(None)
         if batch is not None and batch.add(user_id):

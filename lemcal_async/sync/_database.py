@@ -281,7 +281,7 @@ def _sqlite(url: URL, *, create: bool) -> Engine:
     path = Path(url.database or "")
     if "uri" not in url.query and not path.exists():
         if not create:
-            raise SchemaError("the file does not exist; nothing was ever synchronized into the database")
+            raise SchemaError("the file does not exist; check its name, or run a synchronization first")
         _create_private_file(path)
     arguments = {} if "timeout" in url.query else {"timeout": BUSY_SECONDS}
     engine = create_engine(url, connect_args=arguments, hide_parameters=True, logging_name=_LOGGING_NAME)

@@ -223,7 +223,7 @@ def prepare(connection: Connection, *, create: bool) -> None:
     if present:
         raise SchemaError(f"the {present[0]} was not created by lemcal-async; use another database")
     if not create:
-        raise SchemaError("nothing was ever synchronized into the database; check its name")
+        raise SchemaError("it has no tables of lemcal-async; check its name, or run a synchronization first")
     metadata.create_all(connection, checkfirst=False)
     connection.execute(schema_table.insert(), {"version": VERSION})
 

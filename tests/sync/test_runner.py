@@ -310,8 +310,8 @@ async def test_bad_rows_are_reported_each_time(serve_sandbox: Any) -> None:
         ({"usr_1": "key"}, "must not be of type dict: pass clients, such as"),
         ("usr_1", "must not be of type str"),
         (5, "must not be of type int"),
-        (["usr_1"], "holds a str, and must hold clients"),
-        ([("usr_1", "key")], "holds a tuple, and must hold clients"),
+        (["usr_1"], "contains a str; it must contain clients"),
+        ([("usr_1", "key")], "contains a tuple; it must contain clients"),
     ],
 )
 async def test_invalid_accounts(accounts: Any, problem: str) -> None:

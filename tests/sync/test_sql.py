@@ -412,7 +412,7 @@ async def test_database_of_another_program(database: Database, statement: str, f
 async def test_materialized_view(postgresql_database: Database) -> None:
     """It occupies the name of a table too."""
     postgresql_database.query("CREATE MATERIALIZED VIEW changes AS SELECT 1 AS price")
-    with pytest.raises(ConfigurationError, match="it has a view 'changes' that is not"):
+    with pytest.raises(ConfigurationError, match="the view 'changes' was not created by lemcal-async"):
         await SQLStore(postgresql_database.url).open()
 
 
@@ -421,7 +421,7 @@ async def test_capitalized_names(database: Database) -> None:
     """SQLite treats "Accounts" and "accounts" as the same table, PostgreSQL as two."""
     database.query('CREATE TABLE "Accounts" (balance INTEGER)')
     if database.url.startswith("sqlite"):
-        with pytest.raises(ConfigurationError, match="it has a table 'Accounts' that is not"):
+        with pytest.raises(ConfigurationError, match="the table 'Accounts' was not created by lemcal-async"):
             await SQLStore(database.url).open()
         assert [("delete",)] == database.query("PRAGMA journal_mode")  # the file is unchanged
     else:
@@ -434,7 +434,7 @@ async def test_capitalized_names(database: Database) -> None:
 async def test_missing_database_without_create(database: Database, tmp_path: Path) -> None:
     """With ``create=False``, neither tables nor a file are created."""
     store = SQLStore(database.url, create=False)
-    with pytest.raises(ConfigurationError, match="nothing was ever synchronized into it"):
+    with pytest.raises(ConfigurationError, match="check its name, or run a synchronization first"):
         await store.open()
     assert not any_file_contains(tmp_path, b"")
     async with SQLStore(database.url) as made:
@@ -448,7 +448,7 @@ async def test_empty_file_without_create(sqlite_database: Database, tmp_path: Pa
     """With ``create=False``, it stays empty; a file in another format is named in the error."""
     file = tmp_path / "lemcal.db"
     file.touch()
-    with pytest.raises(ConfigurationError, match="nothing was ever synchronized into it"):
+    with pytest.raises(ConfigurationError, match="check its name, or run a synchronization first"):
         await SQLStore(sqlite_database.url, create=False).open()
     file.write_text("no database, but a text that is long enough to be read as its header" * 10)
     with pytest.raises(StoreError, match="file is not a database"):

@@ -90,7 +90,7 @@ async def test_changes_wait_without_handler(serve_sandbox: Any) -> None:
 
 
 async def test_failing_handler(store: Store, serve_sandbox: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Its account stops, is reported, and continues in the next run; other accounts continue."""
+    """A failure stops and reports its account until the next run; other accounts continue."""
     served = serve_sandbox(2, 4)
     bad_account = served.sandbox.user_id
     third = served.sandbox.meetings(0)[2]["_id"]
@@ -307,7 +307,7 @@ async def test_slow_marking(serve_sandbox: Any, monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_failed_marking(serve_sandbox: Any) -> None:
-    """It is reported as a store failure, and the changes are delivered again."""
+    """A failed mark is reported as a store failure, and the changes are delivered again."""
 
     class Broken(MemoryStore):
         async def mark_delivered(self, changes: Sequence[Change]) -> int:
@@ -360,7 +360,7 @@ async def test_lists_of_changes(store: Store, serve_sandbox: Any) -> None:
 
 
 async def test_failing_list(serve_sandbox: Any) -> None:
-    """None of it counts as delivered. Next time, each change is delivered alone to isolate the failure."""
+    """No change of a failing list counts as delivered. Next time, each change is delivered alone."""
     served, store = serve_sandbox(1, 4), MemoryStore()
     bad = served.sandbox.meetings()[1]["_id"]
     lists: list[list[str]] = []
@@ -380,7 +380,7 @@ async def test_failing_list(serve_sandbox: Any) -> None:
 
 
 async def test_change_that_always_fails(serve_sandbox: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """It is parked with its error after ``max_attempts``, and the others continue in order."""
+    """The change is parked with its error after ``max_attempts``, and later changes continue in order."""
     served, store = serve_sandbox(1, 4), MemoryStore()
     second = served.sandbox.meetings()[1]["_id"]
     accepted: list[str] = []
@@ -413,7 +413,7 @@ async def test_change_that_always_fails(serve_sandbox: Any, caplog: pytest.LogCa
 
 
 async def test_handler_awaiting_canceled_future(serve_sandbox: Any, anyio_backend_name: str) -> None:
-    """Its account fails; the run continues and reports the other accounts."""
+    """The handler's account fails; the run continues and reports the other accounts."""
     served, store = serve_sandbox(8, 1), MemoryStore()
     canceled_id = served.sandbox.meetings(3)[0]["_id"]
 
@@ -433,7 +433,7 @@ async def test_handler_awaiting_canceled_future(serve_sandbox: Any, anyio_backen
 async def test_handler_canceling_its_own_task(
     serve_sandbox: Any, anyio_backend_name: str, *, at_once: bool
 ) -> None:
-    """Its account fails, at the next await of the handler or of the library, and the run continues."""
+    """The account fails at the next await of the handler or of the library, and the run continues."""
     if anyio_backend_name != "asyncio":
         pytest.skip("trio has no other cancellation than a scope's")
     import asyncio

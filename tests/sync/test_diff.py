@@ -150,7 +150,7 @@ def test_different_canonical_form_is_no_change() -> None:
     "bad", [None, 1, "a", [], {}, row(""), {"_id": None}, {"_id": 5}, row("a\0"), row("a" * 256)]
 )
 def test_row_without_id(bad: Any) -> None:
-    """It is reported. Nothing disappears, because the row may be the missing meeting."""
+    """The row is reported. Nothing disappears, because the row may be the missing meeting."""
     now = snapshot([row("b", x=1), bad])
     assert ([1], [bad], False) == (
         [b.index for b in now.bad_rows],
@@ -176,7 +176,7 @@ def test_duplicate_id() -> None:
 
 
 def test_deeply_nested_row() -> None:
-    """It cannot be compared, but counts as present."""
+    """The row cannot be compared, but its meeting counts as present."""
     deep: Any = []
     for _ in range(100_000):
         deep = [deep]

@@ -33,7 +33,7 @@ def open_writer(database: Database, user_id: str) -> Iterator[psycopg.Connection
 
 
 async def test_lower_number_appearing_later(postgresql_database: Database) -> None:
-    """The follower waits for it, and reads no later change before it."""
+    """The follower waits for the lower number, and reads no later change before it."""
     async with SQLStore(postgresql_database.url) as store:
         await apply_list(store, rows(2))
         with open_writer(postgresql_database, "usr_2") as writer:
@@ -44,7 +44,7 @@ async def test_lower_number_appearing_later(postgresql_database: Database) -> No
 
 
 async def test_writer_that_rolls_back(postgresql_database: Database) -> None:
-    """Its numbers stay unused, and do not block the follower."""
+    """The numbers of a rolled-back transaction stay unused, and do not block the follower."""
     async with SQLStore(postgresql_database.url) as store:
         await apply_list(store, rows(2))
         with open_writer(postgresql_database, "usr_2") as writer:

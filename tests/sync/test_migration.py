@@ -122,7 +122,7 @@ def test_killed_during_migration(version_1: Database) -> None:
 
 @pytest.mark.anyio
 async def test_concurrent_process_of_version_1(database: Database) -> None:
-    """It applies a list without updating the hash of the last list: the stale hash is not used."""
+    """Version 1 applies a list without updating the last list's hash: the stale hash is not used."""
     async with SQLStore(database.url) as store:
         listed = [{"_id": "mee_1", "note": "a"}]
         await store.apply("usr_1", 0, listed, baseline=False, confirm_empty_after=2, body_hash="a")

@@ -52,7 +52,7 @@ def proxied(postgresql_database: Database, proxy: Proxy) -> str:
 async def test_canceled_caller_does_not_wait_for_server(
     proxied: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It waits briefly; the connection is not used again, and its thread ends."""
+    """The caller waits briefly; the connection is not used again, and its thread ends."""
     monkeypatch.setattr(_transactions, "_GRACE", 0.05)
     async with SQLStore(proxied) as store:
         await apply_list(store, rows(1))
@@ -272,7 +272,7 @@ async def test_jsonb_reads_null_characters(postgresql_database: Database) -> Non
     ],
 )
 async def test_trigger_quoting_a_row(postgresql_database: Database, body: str) -> None:
-    """Its message contains personal data, so the error only says that a trigger failed."""
+    """The trigger's message contains personal data, so the error only says that a trigger failed."""
     guest = {"_id": "mee_1", "lead": {"email": "guest@example.com"}}
     async with SQLStore(postgresql_database.url) as store:
         postgresql_database.query(

@@ -75,7 +75,7 @@ async def test_event_per_account(serve_sandbox: Any) -> None:
 
 
 async def test_error_from_generator(serve_sandbox: Any) -> None:
-    """It propagates unchanged, after the accounts before it have finished."""
+    """The error propagates unchanged, after the accounts before it have finished."""
     served = serve_sandbox(3, 2)
     store = MemoryStore()
 
@@ -218,7 +218,7 @@ def closed_vault() -> str:
 
 
 async def test_raise_for_failures(serve_sandbox: Any) -> None:
-    """It raises a group with all errors, or nothing if no account failed."""
+    """``raise_for_failures`` raises a group with all errors, or nothing if no account failed."""
     served = serve_sandbox(3, 1)
     clients = served.clients()
     (await sync_meetings(clients, MemoryStore())).raise_for_failures()
@@ -270,7 +270,7 @@ async def test_canceled_store(serve_sandbox: Any, step: str, monkeypatch: pytest
 
 
 async def test_unchanged_list(serve_sandbox: Any) -> None:
-    """It is recognized by its hash, so nothing is compared; and it resets the count of empty lists."""
+    """An unchanged list is recognized by its hash, not compared, and resets the count of empty lists."""
     lists: list[int] = []
 
     class Counting(MemoryStore):

@@ -87,7 +87,7 @@ async def test_one_holder(database: Database, schedule: Schedule) -> None:
 
 
 async def test_dead_holder(database: Database, schedule: Schedule) -> None:
-    """Its account is due when the lease ends, not before."""
+    """The account of a dead holder is due when the lease ends, not before."""
     await schedule.add([USER], interval=3600)
     await schedule.claim(1)
     await acquire(schedule)
@@ -189,7 +189,7 @@ async def test_unclaim(schedule: Schedule) -> None:
 
 
 async def test_wake_during_turn(schedule: Schedule) -> None:
-    """It triggers another turn right after the current one, which may have fetched its list before."""
+    """A wake triggers another turn right after the current one, whose list may be too old."""
     await schedule.add([USER], interval=60)
     await schedule.claim(1)
     lease = await acquire(schedule)
@@ -287,7 +287,7 @@ async def test_status(database: Database, sql_store: SQLStore, schedule: Schedul
 
 
 async def test_store_with_lease(database: Database, sql_store: SQLStore, schedule: Schedule) -> None:
-    """It works like the store, as long as the lease lasts."""
+    """A store with a lease works like the store, as long as the lease lasts."""
     await schedule.add([USER], interval=60)
     lease = await acquire(schedule)
     leased = sql_store.with_lease(lease)
@@ -301,7 +301,7 @@ async def test_store_with_lease(database: Database, sql_store: SQLStore, schedul
 
 
 async def test_store_with_lost_lease(database: Database, sql_store: SQLStore, schedule: Schedule) -> None:
-    """It can neither write, nor mark changes, nor read pending changes."""
+    """After losing its lease, a store can neither write, nor mark changes, nor read pending changes."""
     await schedule.add([USER], interval=60)
     leased = sql_store.with_lease(await acquire(schedule))
     await apply_list(leased, rows(3))
@@ -334,7 +334,7 @@ async def test_forgetting_ends_the_lease(sql_store: SQLStore, schedule: Schedule
 
 
 async def test_concurrent_wakes(database: Database) -> None:
-    """They do not deadlock, in whatever order the accounts are named."""
+    """Concurrent wakes do not deadlock, whatever the order of the accounts."""
     ids = [f"usr_{number}" for number in range(200)]
     async with SQLStore(database.url) as first, SQLStore(database.url) as second:
         await first.schedule().add(ids, interval=60)

@@ -100,7 +100,7 @@ async def test_first_and_last_seen(database: Database, sql_store: SQLStore) -> N
 
 @pytest.mark.anyio
 async def test_unchanged_run_writes_no_meeting(database: Database, sql_store: SQLStore) -> None:
-    """It only writes the account's row: a database of old bookings does not grow with each run."""
+    """Only the account's row is written: a database of old bookings does not grow with each run."""
     await apply_list(sql_store, rows(3))
     before = database.query("SELECT * FROM meetings ORDER BY meeting_id")
     await apply_list(sql_store, rows(3))
@@ -160,7 +160,7 @@ async def test_webhook_deliveries(sql_store: SQLStore) -> None:
 
 @pytest.mark.anyio
 async def test_concurrent_claims(database: Database) -> None:
-    """Only one of them succeeds."""
+    """Only one of several concurrent claims succeeds."""
     answers: list[str] = []
 
     async def claim(store: SQLStore) -> None:
@@ -220,7 +220,7 @@ async def test_one_thread_per_write(sqlite_database: Database, monkeypatch: pyte
 async def test_concurrent_revision_requests(
     sql_store: SQLStore, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    """One query reads them once a thread is free, even if the first caller is canceled."""
+    """One query reads all revisions once a thread is free, even if the first caller is canceled."""
     go, begun, found, read = threading.Event(), threading.Semaphore(0), dict[str, int](), _lists.revisions
     queried: list[list[str]] = []
 
@@ -381,7 +381,7 @@ def assert_plain(error: BaseException) -> None:
 
 @pytest.mark.anyio
 async def test_tables_of_a_newer_version(database: Database) -> None:
-    """They are left unchanged, and the error says what to do."""
+    """Newer tables are left unchanged, and the error says what to do."""
     async with SQLStore(database.url) as store:
         await apply_list(store, rows(1))
     database.query("UPDATE lemcal_schema SET version = 99")
@@ -400,7 +400,7 @@ async def test_tables_of_a_newer_version(database: Database) -> None:
     ],
 )
 async def test_database_of_another_program(database: Database, statement: str, found: str) -> None:
-    """It is rejected and left unchanged, whether a table or a view has one of our names."""
+    """The database is rejected and left unchanged, whether a table or a view has one of our names."""
     database.query(statement)
     before = database.relations()
     with pytest.raises(ConfigurationError, match=f"the {found} was not created by lemcal-async"):
@@ -410,7 +410,7 @@ async def test_database_of_another_program(database: Database, statement: str, f
 
 @pytest.mark.anyio
 async def test_materialized_view(postgresql_database: Database) -> None:
-    """It occupies the name of a table too."""
+    """A materialized view can occupy the name of a table too."""
     postgresql_database.query("CREATE MATERIALIZED VIEW changes AS SELECT 1 AS price")
     with pytest.raises(ConfigurationError, match="the view 'changes' was not created by lemcal-async"):
         await SQLStore(postgresql_database.url).open()
@@ -445,7 +445,7 @@ async def test_missing_database_without_create(database: Database, tmp_path: Pat
 
 @pytest.mark.anyio
 async def test_empty_file_without_create(sqlite_database: Database, tmp_path: Path) -> None:
-    """With ``create=False``, it stays empty; a file in another format is named in the error."""
+    """With ``create=False``, an empty file stays empty; an error names a file in another format."""
     file = tmp_path / "lemcal.db"
     file.touch()
     with pytest.raises(ConfigurationError, match="check its name, or run a synchronization first"):
@@ -572,7 +572,7 @@ async def test_bugs_propagate(sql_store: SQLStore, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.anyio
 async def test_missing_psycopg(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names it, when it is needed."""
+    """The error names the package, when a connection needs it."""
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(ConfigurationError, match="psycopg is missing: pip install 'lemcal-async") as caught:
         await SQLStore("postgresql://h.example/x").open()
@@ -580,7 +580,7 @@ async def test_missing_psycopg(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_table_names() -> None:
-    """They match the documentation."""
+    """The names of the tables match the documentation."""
     assert {"accounts", "meetings", "changes", "deliveries", "lemcal_schema"} == set(metadata.tables)
 
 

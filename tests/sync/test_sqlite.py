@@ -113,7 +113,7 @@ def test_full_disk_after_erasing(sqlite_database: Database, tmp_path: Path) -> N
 )
 @pytest.mark.anyio
 async def test_trigger_quoting_a_row(sqlite_database: Database, body: str) -> None:
-    """Neither its message nor that of a function it calls reaches the error."""
+    """Neither the trigger's message nor that of a function it calls reaches the error."""
     async with SQLStore(sqlite_database.url) as store:
         sqlite_database.query(f"CREATE TRIGGER refuse BEFORE INSERT ON meetings BEGIN SELECT {body}; END")
         with pytest.raises(

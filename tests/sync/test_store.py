@@ -290,7 +290,7 @@ async def test_undelivered_changes_are_not_pruned(store: Store) -> None:
 
 
 async def test_long_outbox(store: Store) -> None:
-    """It is read completely, page by page."""
+    """A long outbox is read completely, page by page."""
     await apply_list(store, rows(1100))
     found = await outbox(store)
     assert [f"mee_{number}" for number in range(1100)] == [change.meeting_id for change in found]

@@ -65,7 +65,7 @@ async def test_regular_runs(serve_sandbox: Any) -> None:
 
 
 async def test_accounts_function(serve_sandbox: Any) -> None:
-    """It is called for the current accounts in every run."""
+    """The function is called for the current accounts in every run."""
     served, reports = serve_sandbox(3, 1), Reports()
     clients: list[AsyncLemcal] = []
 
@@ -167,7 +167,7 @@ async def test_failing_account_is_skipped(serve_sandbox: Any) -> None:
 
 
 async def test_failing_key_function(serve_sandbox: Any) -> None:
-    """It is reported in each run, and the watch continues."""
+    """The failure is reported in each run, and the watch continues."""
     served, reports = serve_sandbox(1, 1), Reports()
 
     def key() -> str:
@@ -183,7 +183,7 @@ async def test_failing_key_function(serve_sandbox: Any) -> None:
 
 @pytest.mark.parametrize("woken", [False, True])
 async def test_errors_of_callers_functions(serve_sandbox: Any, *, woken: bool) -> None:
-    """They propagate unchanged, from regular runs and from wake-ups."""
+    """Errors of the caller's functions propagate unchanged, from regular runs and from wake-ups."""
     served, wake = serve_sandbox(1, 1), Wake()
     count = 0
 
@@ -311,5 +311,5 @@ async def test_iterator_of_accounts() -> None:
     ],
 )
 def test_backoff(interval: float, failures: int, retry_after: float, expected: float) -> None:
-    """It doubles each time, up to an hour, and is never less than the service requests."""
+    """The back-off doubles each time, up to an hour, and is never less than the service requests."""
     assert expected == backoff(interval, failures, retry_after)

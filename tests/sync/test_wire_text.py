@@ -43,5 +43,5 @@ def strings(value: object) -> str:
 
 @pytest.mark.parametrize("value", ["plain", "Zürich \U0001f600", ["\n"], {"a": 1.5}])
 def test_ordinary_text(value: object) -> None:
-    """It is JSON as the standard library writes it."""
+    """Ordinary text is stored as JSON, as the standard library writes it."""
     assert json.dumps(value) == storable_json(json.dumps(value))

@@ -203,7 +203,7 @@ class AccountSession:
         self, authorization: _Authorization, call: CallState, response: httpx.Response
     ) -> RawResponse:
         """Return a 2xx response; raise the matching error for any other status."""
-        _logger.debug("%s: %d at attempt %d", call, response.status_code, call.attempts)
+        _logger.debug("%s: %d on attempt %d", call, response.status_code, call.attempts)
         if response.is_success:
             return RawResponse(response.status_code, response.headers, call.body or b"", call.info())
         raise error_from_response(

@@ -1,7 +1,7 @@
 """FastAPI integration: a lifespan, the client as a dependency, a webhook route and exception handlers.
 
-It needs the extra ``fastapi``. Starlette needs no integration: a ``WebhookReceiver`` is an ASGI app that fits
-into a ``Route``. The client is stored on ``app.state``, where every task of the app can find it.
+It requires the extra ``fastapi``. Starlette needs no integration: a ``WebhookReceiver`` is an ASGI app that
+fits into a ``Route``. The client is stored on ``app.state``, where every task of the app can find it.
 """
 
 import logging
@@ -23,7 +23,9 @@ try:
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] not in {"fastapi", "starlette"}:
         raise
-    raise ImportError("this module needs the extra fastapi: pip install 'lemcal-async[fastapi]'") from None
+    raise ImportError(
+        "lemcal_async.fastapi requires the extra fastapi: pip install 'lemcal-async[fastapi]'"
+    ) from None
 
 from lemcal_async import errors
 from lemcal_async._auth import Secret

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # while no command was running
         return _INTERRUPTED
     if sys.stderr is not None:
-        sys.stderr.write("lemcal: the command line needs its extra: pip install 'lemcal-async[cli]'\n")
+        sys.stderr.write("lemcal: the command line requires the extra cli: pip install 'lemcal-async[cli]'\n")
     return 2
 
 

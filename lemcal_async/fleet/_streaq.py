@@ -17,7 +17,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] not in {"coredis", "streaq", "crontab"}:
         raise
-    raise ImportError("a fleet's queue needs the extra fleet: pip install 'lemcal-async[fleet]'") from None
+    raise ImportError("a fleet requires the extra fleet: pip install 'lemcal-async[fleet]'") from None
 
 from lemcal_async._auth import Secret
 from lemcal_async.fleet._engine import Batch, EngineError, Queue, TakeTurns, Turn

@@ -15,7 +15,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] not in {"starlette", "uvicorn"}:
         raise
-    raise ImportError("the sandbox needs its extra: pip install 'lemcal-async[sandbox]'") from None
+    raise ImportError("the sandbox requires the extra sandbox: pip install 'lemcal-async[sandbox]'") from None
 from lemcal_async.sandbox._demo import SandboxAccount
 from lemcal_async.sandbox._hooks import Delivery
 from lemcal_async.sandbox._log import SeenRequest

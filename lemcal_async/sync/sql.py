@@ -16,7 +16,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "sqlalchemy":
         raise
-    raise ImportError("SQLStore needs its extra: pip install 'lemcal-async[sql]'") from None
+    raise ImportError("SQLStore requires the extra sql: pip install 'lemcal-async[sql]'") from None
 from lemcal_async._auth import Secret
 from lemcal_async._gc import paused
 from lemcal_async.errors import EmptyListError, StoreError

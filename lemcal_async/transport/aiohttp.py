@@ -19,7 +19,9 @@ try:
 except ModuleNotFoundError as error:
     if error.name not in {"aiohttp", "yarl"}:
         raise
-    raise ImportError("AiohttpTransport needs its extra: pip install 'lemcal-async[aiohttp]'") from None
+    raise ImportError(
+        "AiohttpTransport requires the extra aiohttp: pip install 'lemcal-async[aiohttp]'"
+    ) from None
 
 import attrs
 import httpx

@@ -14,7 +14,9 @@ try:
 except ModuleNotFoundError as error:
     if error.name not in {"httpcore2", "httpx2"}:
         raise
-    raise ImportError("HTTPX2Transport needs its extra: pip install 'lemcal-async[httpx2]'") from None
+    raise ImportError(
+        "HTTPX2Transport requires the extra httpx2: pip install 'lemcal-async[httpx2]'"
+    ) from None
 
 import httpx
 

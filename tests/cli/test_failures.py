@@ -193,7 +193,7 @@ def test_missing_extra_cli(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     monkeypatch.delitem(sys.modules, "lemcal_async.cli._app")
     monkeypatch.setitem(sys.modules, "typer", None)
     assert 2 == main(["me"])
-    expected = "lemcal: the command line needs its extra: pip install 'lemcal-async[cli]'\n"
+    expected = "lemcal: the command line requires the extra cli: pip install 'lemcal-async[cli]'\n"
     assert expected == capsys.readouterr().err
 
 
@@ -204,7 +204,7 @@ def test_missing_extra_sandbox(lemcal: Run, monkeypatch: pytest.MonkeyPatch, arg
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     result = lemcal(*argv)
-    expected = "lemcal: the sandbox needs its extra: pip install 'lemcal-async[sandbox]'\n"
+    expected = "lemcal: the sandbox requires the extra sandbox: pip install 'lemcal-async[sandbox]'\n"
     assert (2, expected) == (result.status, result.err)
 
 

@@ -429,7 +429,7 @@ def test_missing_extra_sql(lemcal: Run, monkeypatch: pytest.MonkeyPatch, argv: l
     monkeypatch.delitem(sys.modules, "lemcal_async.sync.sql", raising=False)
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)
     result = lemcal(*argv)
-    expected = "lemcal: SQLStore needs its extra: pip install 'lemcal-async[sql]'\n"
+    expected = "lemcal: SQLStore requires the extra sql: pip install 'lemcal-async[sql]'\n"
     assert (2, expected) == (result.status, result.err)
 
 

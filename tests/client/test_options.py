@@ -120,10 +120,10 @@ anyio.run(AsyncLemcal("usr_1", "hush-hush", transport=wire).me)
 @pytest.mark.parametrize(
     ("level", "arguments", "expected"),
     [
-        ("debug", [], r"\d{4}-.* DEBUG lemcal_async: GET /me: 200 at attempt 1\n"),
+        ("debug", [], r"\d{4}-.* DEBUG lemcal_async: GET /me: 200 on attempt 1\n"),
         (" INFO ", [], ""),
         ("", [], ""),
-        ("debug", ["handlers"], "mine: GET /me: 200 at attempt 1\n"),
+        ("debug", ["handlers"], "mine: GET /me: 200 on attempt 1\n"),
         ("loud", [], r"(?s).*LEMCAL_LOG must be one of debug, info, warning, error\n"),
     ],
 )

@@ -130,8 +130,8 @@ async def test_logs(lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -
     ours = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("lemcal_"))
     for line in (
         "GET /meetings: 500 on attempt 1 of 5; retrying in 0 s",
-        "GET /meetings: 200 at attempt 4",
-        "DELETE /hooks/{id}: 204 at attempt 1",
+        "GET /meetings: 200 on attempt 4",
+        "DELETE /hooks/{id}: 204 on attempt 1",
     ):
         assert line in ours
 

@@ -323,7 +323,7 @@ def test_missing_extra(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError) as caught:
         importlib.import_module("lemcal_async.sandbox")
-    assert "the sandbox needs its extra: pip install 'lemcal-async[sandbox]'" == str(caught.value)
+    assert "the sandbox requires the extra sandbox: pip install 'lemcal-async[sandbox]'" == str(caught.value)
 
 
 @pytest.mark.usefixtures("unimported_sandbox")

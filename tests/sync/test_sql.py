@@ -587,7 +587,7 @@ def test_table_names() -> None:
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
-        ("sqlalchemy", "ImportError: SQLStore needs its extra: pip install 'lemcal-async[sql]'"),
+        ("sqlalchemy", "ImportError: SQLStore requires the extra sql: pip install 'lemcal-async[sql]'"),
         ("typing_extensions", "ModuleNotFoundError: import of typing_extensions halted; None in sys.modules"),
     ],
 )

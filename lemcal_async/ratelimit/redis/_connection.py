@@ -21,7 +21,9 @@ try:
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] != "coredis":
         raise
-    raise ImportError("RedisRateLimiter needs its extra: pip install 'lemcal-async[redis]'") from None
+    raise ImportError(
+        "RedisRateLimiter requires the extra redis: pip install 'lemcal-async[redis]'"
+    ) from None
 
 from lemcal_async._auth import Secret
 from lemcal_async.errors import ConfigurationError

@@ -160,7 +160,7 @@ class Transactions:
         with self._connecting:
             if self._engine is None:
                 # About now, the garbage collector would traverse everything imported, mostly SQLAlchemy:
-                # 50 ms during which the event loop stands still as well.
+                # 50 ms during which the event loop is blocked as well.
                 promote()
                 engine = engine_of(self.address.url, create=self._create)
                 try:

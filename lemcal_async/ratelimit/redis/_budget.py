@@ -154,7 +154,7 @@ class Budget:
         return 2 * self.configured - len(self._open)
 
     def request(self, now: float) -> ScriptRequest:
-        """Return the next request. It reports everything anew, so a lost or late one does no harm."""
+        """Return the next request. It reports the whole state, so a lost or late one does no harm."""
         self._forget(now)
         self._unused, self._report_by, self._request_pending = [], math.inf, True
         waiting = max(0, min(self.waiting, self._most_new))

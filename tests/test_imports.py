@@ -168,7 +168,7 @@ def test_module_without_its_extra(module: str, missing: str, extra: str) -> None
     assert "lemcal_async" in loaded_by(program)
 
 
-@pytest.mark.parametrize(("missing", "message"), [("httpcore2", "its extra"), ("h11", "^$")])
+@pytest.mark.parametrize(("missing", "message"), [("httpcore2", "the extra httpx2"), ("h11", "^$")])
 def test_import_error_of_another_module(missing: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the extra only if a module of the extra is missing."""
     original = builtins.__import__

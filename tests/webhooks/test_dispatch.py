@@ -380,7 +380,7 @@ def test_handler_with_wrong_parameters(anyio_backend: str, handler: Callable[...
     """Such a handler is rejected when the receiver is created, not at the first booking."""
     client = AsyncLemcal("usr_1", "k1")
     with pytest.raises(
-        ConfigurationError, match=r"on_meeting= is called as .*\(meeting\), and does not take"
+        ConfigurationError, match=r"on_meeting= is called as .*\(meeting\), but does not accept"
     ):
         WebhookReceiver(client, token="t", on_meeting=handler)
     WebhookReceiver(client, token="t", on_meeting=print)

@@ -34,11 +34,11 @@ _SHORT = 4  # characters; a shorter key occurs in ordinary words, so the positio
 
 _VISIBLE_ASCII = r"[!-~]*"
 _BASIC = r"(?i)basic\s"
-_WITHOUT_USER = r":[!-~]+"  # lemlist's form: an empty user name, with the key as the password
+_WITHOUT_USER = r":[!-~]+"  # lemlist's form: an empty username, with the key as the password
 
 _COMBINED = f"'{_PREFIX}...:key' (or its base64)"
 _UNSET = "(currently unset or empty)"
-_NOT_LEMLIST = "lemcal requires userId:apiKey, not lemlist's empty user name with the key as password"
+_NOT_LEMLIST = "lemcal requires userId:apiKey, not lemlist's empty username with the key as password"
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -168,7 +168,11 @@ class CredentialSource:
                 raise ConfigurationError(_missing_credentials(user_known=known, environment=environment))
 
     def current(self) -> Credentials:
-        """Return the current credentials. Raises ``ConfigurationError`` if the function returns no key."""
+        """Return the current credentials.
+
+        Raises ``ConfigurationError`` if the function does not return a valid key. Exceptions of the function
+        propagate.
+        """
         if self._credentials is not None or self._function is None:
             return cast("Credentials", self._credentials)
         value: Secret[Any] = Secret(self._function())

@@ -363,12 +363,16 @@ def _timeout(timeout: Timeout) -> dict[str, float | None]:
         seconds = httpx.Timeout(timeout).as_dict()
         if all(value is None or _is_positive(value) for value in seconds.values()):
             return seconds
-    raise ConfigurationError(f"timeout={timeout!r}: it must be seconds above 0, or None for no limit")
+    raise ConfigurationError(
+        f"timeout={timeout!r}: it must be a number of seconds above 0, or None for no limit"
+    )
 
 
 def _deadline(deadline: float | None) -> float | None:
     if deadline is not None and not (_is_positive(deadline) and deadline < math.inf):
-        raise ConfigurationError(f"deadline={deadline!r}: it must be seconds above 0, or None for no limit")
+        raise ConfigurationError(
+            f"deadline={deadline!r}: it must be a number of seconds above 0, or None for no limit"
+        )
     return deadline
 
 

@@ -51,7 +51,7 @@ class Quota:
 
 
 def parse_quota(headers: Mapping[str, str]) -> Quota:
-    """Parse the quota in a response's headers, a mapping with lower-case names."""
+    """Parse the quota in a response's headers, a mapping with lowercase names."""
     date = headers.get("date")
     retry_after = parse_retry_after(headers.get("retry-after"), date)
     # The reset date is truncated to whole seconds; Retry-After has the same moment to the millisecond.

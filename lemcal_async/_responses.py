@@ -94,7 +94,7 @@ def error_from_response(
 ) -> APIStatusError:
     """Return the error for a response that is not a success.
 
-    ``headers`` has lower-case names (or is case-insensitive), and ``call.method`` is in upper case.
+    ``headers`` has lowercase names (or is case-insensitive), and ``call.method`` is in upper case.
     ``redact`` is applied to all text from the server.
     """
     text, is_page = _error_text(body)

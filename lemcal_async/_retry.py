@@ -13,7 +13,7 @@ import attrs
 from lemcal_async._headers import Quota
 from lemcal_async.errors import ConfigurationError
 
-Failure = Literal["unsent", "broken", "fatal"]
+FailedAttempt = Literal["unsent", "broken", "fatal"]
 """Why an attempt got no response: provably nothing was sent, it failed later, or a retry cannot succeed."""
 
 REPEATABLE = frozenset({"GET", "DELETE"})
@@ -80,7 +80,9 @@ def wait_after_response(
     return wait if wait <= policy.max_wait else None
 
 
-def wait_after_failure(policy: RetryPolicy, method: str, failure: Failure, attempt: int) -> float | None:
+def wait_after_failure(
+    policy: RetryPolicy, method: str, failure: FailedAttempt, attempt: int
+) -> float | None:
     """Return the seconds to wait before a retry; None if the failure is final."""
     if attempt >= policy.attempts or failure == "fatal":
         return None

@@ -27,7 +27,7 @@ Exceptions are plain values: they can be pickled and sent to other processes, an
 an HTTP library nor secrets.
 """
 
-# _responses.py maps responses to errors.
+# _responses.py maps responses to errors, transport/_call.py missing responses and deadlines.
 
 from typing import Any, ClassVar, cast
 
@@ -100,7 +100,7 @@ class BadRow:
 
 
 class LemcalError(Exception):
-    """The base class of all exceptions that this package raises.
+    """The base class of the errors raised for failed calls, invalid configuration, and stores.
 
     Attributes:
         call: The call that failed.

@@ -92,7 +92,10 @@ class ForeignUse:
 
 @attrs.frozen
 class FellBack:
-    """The shared limiter fell back to a local one.
+    """A limiter fell back to a safer mode.
+
+    A shared limiter works without Redis, or any limiter treats the server as a sliding log because responses
+    contradict fixed windows.
 
     Attributes:
         key: The start of the key's digest.

@@ -203,8 +203,8 @@ def webhook_router(receiver: WebhookReceiver, path: str = "/webhooks/lemcal") ->
         name="lemcal_webhook",
         summary="Receive a booking from lemcal",
         description=(
-            "Called by lemcal with each new booking. Only the booking's id is used: the meeting is fetched "
-            "from lemcal before it is handled."
+            "Called by lemcal with each new booking. Only the booking's id is used: a meeting is fetched "
+            "from lemcal before a handler gets it."
         ),
         tags=["webhooks"],
         response_class=JSONResponse,

@@ -6,7 +6,8 @@ unchanged, and ``problems``, which describes the unreadable values. The hash ign
 JSON.
 """
 
-# _codec.py converts the models to and from JSON.
+# _codec.py converts the models to and from JSON; _codegen.py has the names of their fields in JSON,
+# _pydantic.py their schema, and sync/_columns.py their columns.
 
 import json
 from datetime import UTC, datetime, timedelta

@@ -73,13 +73,13 @@ class _Listener:
         self._calls = _histogram(meter, "lemcal.call.duration", "Calls, including waits and retries")
         self._queue = _histogram(meter, "lemcal.queue.duration", "Waits for the rate limit")
         self._pauses = _histogram(meter, "lemcal.pause.duration", "Pauses of a key after a 429")
-        self._refusals = meter.create_counter("lemcal.refusals", "{answer}", "429 responses")
+        self._refusals = meter.create_counter("lemcal.refusals", "{response}", "429 responses")
         self._retries = meter.create_counter("lemcal.retries", "{attempt}", "Attempts that were retried")
         self._foreign = meter.create_counter(
             "lemcal.foreign_requests", "{request}", "Requests by other clients with the same key"
         )
         self._fallbacks = meter.create_counter(
-            "lemcal.limiter.fallbacks", "{fallback}", "Times a shared limiter fell back to a local one"
+            "lemcal.limiter.fallbacks", "{fallback}", "Times a limiter fell back to a safer mode"
         )
         self._pool = meter.create_histogram(
             "lemcal.pool.connections",

@@ -219,7 +219,7 @@ def test_missing_credentials_without_an_environment(user_id: str | None, api_key
 
 # --------------------------------------------------------------------------------- mistakes
 
-LEMLIST = "lemcal requires userId:apiKey, not lemlist's empty user name"
+LEMLIST = "lemcal requires userId:apiKey, not lemlist's empty username"
 CHARACTERS = "the value contains a space, a control character or a non-ASCII character"
 
 MISTAKES = {

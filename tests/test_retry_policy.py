@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 
 from lemcal_async._headers import Quota
 from lemcal_async._retry import (
-    Failure,
+    FailedAttempt,
     RetryPolicy,
     backoff,
     is_refusal,
@@ -127,7 +127,7 @@ def test_final_responses(method: str) -> None:
 @pytest.mark.parametrize(
     ("failure", "repeatable"), [("unsent", METHODS), ("broken", REPEATABLE), ("fatal", [])]
 )
-def test_failures(method: str, failure: Failure, repeatable: list[str]) -> None:
+def test_failures(method: str, failure: FailedAttempt, repeatable: list[str]) -> None:
     """Unsent requests are always retried, broken ones if idempotent, and fatal errors never."""
     for attempt in BACKOFF:
         wait = wait_after_failure(RetryPolicy(), method, failure, attempt)

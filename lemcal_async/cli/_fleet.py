@@ -30,7 +30,7 @@ def worker(
     fleet: FleetName,
     *,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", metavar="N", min=1, help="Accounts to synchronize at once.")
+        int, typer.Option("--concurrency", metavar="N", min=1, help="Accounts to synchronize concurrently.")
     ] = 16,
     backend: Annotated[
         Literal["asyncio", "trio"], typer.Option("--backend", help="The event loop to run on.")
@@ -48,7 +48,9 @@ def worker(
     logging.getLogger("coredis").setLevel(logging.WARNING)
 
     async def work() -> None:
-        logging.getLogger("lemcal_async.fleet").info("worker started, up to %d accounts at once", concurrency)
+        logging.getLogger("lemcal_async.fleet").info(
+            "worker started, up to %d concurrent accounts", concurrency
+        )
         await loaded.run(concurrency)
 
     anyio.run(work, backend=backend)

@@ -28,7 +28,7 @@ def sandbox(
         int, typer.Option("--meetings", min=0, metavar="N", help="The number of meetings per account.")
     ] = 12,
     limit: Annotated[
-        int, typer.Option("--limit", min=1, metavar="N", help="The requests allowed per key and 2 seconds.")
+        int, typer.Option("--limit", min=1, metavar="N", help="The requests allowed per key per 2 seconds.")
     ] = 20,
     no_limit: Annotated[bool, typer.Option("--no-limit", help="Disable the rate limit.")] = False,
     latency: Annotated[

@@ -308,7 +308,7 @@ class _WatchTable:
 
     def __init__(self, accounts: int) -> None:
         self._accounts = accounts
-        self._headings = ["Ended (UTC)", *(column.heading for column in _COLUMNS), "Waiting"]
+        self._headings = ["Ended (UTC)", *(column.heading for column in _COLUMNS), "Skipped"]
         self._widths = [19, *(max(len(heading), 7) for heading in self._headings[1:])]
         self._heading_printed = False
 

@@ -167,7 +167,7 @@ class Fleet:
         return f"<Fleet on {self._store!r}>"
 
     async def add(self, user_ids: Iterable[str], *, interval: float | None = None) -> int:
-        """Add accounts, due at once, and set the interval of accounts already in the fleet.
+        """Add accounts, due immediately, and set the interval of accounts already in the fleet.
 
         Idempotent. Returns the number of new accounts.
 
@@ -199,7 +199,7 @@ class Fleet:
             return await self._schedule.pause(_ids(user_ids))
 
     async def resume(self, user_ids: Iterable[str]) -> int:
-        """Resume paused accounts, due at once. Returns how many of them were paused.
+        """Resume paused accounts, due immediately. Returns how many of them were paused.
 
         Args:
             user_ids: The accounts.
@@ -268,9 +268,10 @@ class Fleet:
     async def run(self, concurrency: int = 16) -> None:
         """Run a worker until SIGTERM, SIGINT or cancellation.
 
-        After a signal, running turns have ``grace`` seconds to finish; then their accounts are released, due
-        at once. A cancellation releases them immediately. If the queue or the database is unreachable, the
-        worker logs it and retries with increasing delays. Signals are only handled in the main thread.
+        After a signal, running turns have ``grace`` seconds to finish; then their accounts are released and
+        due immediately. A second signal or a cancellation does so without waiting. If the queue or the
+        database is unreachable, the worker logs it and retries with increasing delays. Signals are
+        handled in the main thread only.
 
         Args:
             concurrency: The maximum number of concurrent turns.

@@ -23,7 +23,7 @@ from lemcal_async._auth import Secret
 from lemcal_async.fleet._engine import Batch, EngineError, Queue, TakeTurns, Turn
 
 _TASK: Final = "turns"
-_WOKEN, _SCHEDULED = "woken", "swept"
+_WOKEN, _SCHEDULED = "woken", "scheduled"
 _WORKER_TIMEOUT: Final = 60.0  # seconds until a dead worker's batch goes to another worker
 _MAX_TRIES: Final = 3  # for a batch whose workers die; after that, its accounts come due again
 

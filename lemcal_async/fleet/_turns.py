@@ -70,7 +70,7 @@ class Turns:
         self._held: dict[str, _HeldAccount] = {}
         self._is_stopping = self._is_canceled = False
         self.mean_seconds = 1.0  # moving average of turn durations; starts high, so that batches start small
-        self.on_ended: Callable[[], None] = _do_nothing
+        self.on_batch_ended: Callable[[], None] = _do_nothing
         if options.on_change is not None:
             checked = self._with_lease_check(options.on_change, lambda change: change.user_id)
             options = attrs.evolve(options, on_change=checked)
@@ -104,7 +104,7 @@ class Turns:
             if remaining:
                 with anyio.move_on_after(_RELEASE_TIMEOUT, shield=True):
                     await self._unclaim(remaining)
-            self.on_ended()
+            self.on_batch_ended()
 
     async def _unclaim(self, turns: Batch) -> None:
         """Give up claims, so that other workers can take these accounts at once."""

@@ -49,7 +49,7 @@ class FleetWorker:
         self._poll_now = anyio.Event()
         self._next_sample_at = 0.0
         self._batches_ended = 0  # since the last poll
-        turns.on_ended = self._batch_ended
+        turns.on_batch_ended = self._batch_ended
 
     async def run(self) -> None:
         """Work until a signal or a cancellation."""

@@ -102,7 +102,8 @@ class Permit(Protocol):
     def sent(self) -> bool | None:
         """Record that the request is being sent now. If not called, only the response bounds that moment.
 
-        Returns False if the permit has expired. The request must then not be sent: call ``acquire`` again.
+        Returns False if the permit has expired. Then the request is not sent: the transport calls ``unsent``,
+        and ``acquire`` again.
         """
 
     def answered(self, status_code: int, quota: Quota) -> float:

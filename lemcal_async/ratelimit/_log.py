@@ -63,7 +63,7 @@ class SlidingWindowLog:
 
     def __init__(self, limit: int, period: float, server: ServerModel | None = None) -> None:
         self._configured = limit
-        self.limit = limit  # what we may use
+        self.limit = limit  # the configured limit, lowered by a header
         self._quota = limit  # what the server allows
         self.period = period
         self._server = server or ServerModel(period)

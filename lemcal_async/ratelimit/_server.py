@@ -15,13 +15,15 @@ from lemcal_async._headers import Quota
 
 ROUNDING = 0.001  # maximum error of a Retry-After in seconds: the service sends whole milliseconds (inferred)
 SKEW = 0.1  # maximum difference in seconds between the clocks of one service's servers
-PROOFS_NEEDED = 2  # responses that must refute a sliding log before fixed windows are relied on
+PROOFS_NEEDED = 2  # responses that must agree before anything is relied on; one may be an outlier
 SPREAD_MARGIN = 0.25  # safety margin after the estimated end of a window, as a fraction of the minimum spread
 END_MARGIN = 0.005  # seconds to wait after the moment at which a window should be over
 PINS_NEEDED = 5  # responses needed to pin a window's end precisely enough to learn from it
 PROBE_EVERY = 3  # in one of this many windows, a request is held back to detect foreign use of the key
 PROBE_AT = 0.5  # how long that request is held back, as a fraction of the period
-HOLD_FOR = 0.06  # seconds to hold back the last requests of a quick burst, to see how they are counted
+# Seconds to hold back the last requests of a quick burst in the first PROBE_EVERY windows, to see how they
+# are counted.
+HOLD_FOR = 0.06
 
 
 @attrs.define(eq=False)

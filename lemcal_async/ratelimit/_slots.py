@@ -17,7 +17,7 @@ from lemcal_async.ratelimit._server import PINS_NEEDED, ServerModel, Window
 MARGIN = 0.003  # seconds added to a computed moment before acting on it: scheduling, clock steps
 PAUSE_CAP = 60.0  # seconds; a longer Retry-After raises an error for the caller instead of sleeping
 # A request that was cut off gets no response, so it must be given up eventually. Seconds after sending:
-LOST_AFTER = 5.0  # it stops occupying a slot, even if no other response shows that it was counted,
+LOST_AFTER = 5.0  # it is assumed to have been counted, so its slot frees up one period later,
 LOST_KEPT_FOR = 60.0  # and it stops explaining requests that the server has counted
 MAX_LOST = 100  # cut-off requests remembered per key
 MAX_BOUNDS = 8  # bounds kept per key; each one costs time whenever slots are counted
@@ -194,7 +194,7 @@ class OccupiedSlots:
         return slot
 
     def adopt(self, slot: Slot) -> None:
-        """Add a request in flight that was granted elsewhere."""
+        """Add a request in flight."""
         self._grant_count += 1
         slot.number = self._grant_count
         self.in_flight[slot] = None

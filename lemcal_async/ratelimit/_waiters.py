@@ -214,7 +214,7 @@ class Waiter(Wakeup):
         if status_code != 429:
             return 0.0
         pause = pause_after_429(quota, self.state.log.period)
-        _logger.info("key %s was refused (429): sending paused for %.3f s", self.key, pause)
+        _logger.info("key %s: refused (429); sending is paused for %.3f s", self.key, pause)
         if events.wanted():
             events.emit(events.Paused(self.key.short, pause))
         return pause

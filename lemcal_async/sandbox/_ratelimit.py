@@ -122,9 +122,8 @@ def rate_limit_headers(count: Count, wall_clock: float) -> dict[str, str]:
     ``Retry-After`` is milliseconds / 1000, hence fractional (inferred). It is rounded up, so that a client
     that waits this long is never early.
     """
-    milliseconds = math.ceil(
-        round(count.resets_in * 1000, 4)
-    )  # floating-point error would turn 2000 into 2001
+    # Without rounding, floating-point errors would turn 2000 into 2001.
+    milliseconds = math.ceil(round(count.resets_in * 1000, 4))
     return {
         "Retry-After": str(milliseconds / 1000).removesuffix(".0"),
         "X-RateLimit-Limit": str(count.limit),

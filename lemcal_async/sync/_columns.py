@@ -15,7 +15,7 @@ from lemcal_async._codec import from_wire
 from lemcal_async.models import Meeting
 
 # Characters. RFC 5321 allows no more, and an entry of a PostgreSQL index has at most 2704 bytes.
-_LONGEST_EMAIL: Final = 320
+_MAX_EMAIL_LENGTH: Final = 320
 
 
 class Columns(NamedTuple):
@@ -38,9 +38,9 @@ def columns_of(wire: Mapping[str, Any]) -> Columns:
     meeting = from_wire(wire, Meeting)
     guest, host = meeting.guest, meeting.host
     guest_email, problems = guest.email if guest else None, meeting.problems
-    if guest_email is not None and len(guest_email) > _LONGEST_EMAIL:
+    if guest_email is not None and len(guest_email) > _MAX_EMAIL_LENGTH:
         guest_email = None
-        problems += (f"the guest's e-mail address has over {_LONGEST_EMAIL} characters",)
+        problems += (f"the guest's e-mail address has over {_MAX_EMAIL_LENGTH} characters",)
     return Columns(
         storable(meeting.meeting_type_id),
         storable(meeting.meeting_type_name),

@@ -83,7 +83,7 @@ def _url_problem(url: URL | None, text: str) -> str:
         return "an in-memory SQLite database is not supported: use MemoryStore()" if in_memory else ""
     if _is_ambiguous(url, text):
         return (
-            "the database URL has an @ or a ? in an unexpected place: in the user name and the password, "
+            "the database URL has an @ or a ? in an unexpected place: in the username and the password, "
             "write %40 for @, %3F for ?, %2F for / and %3A for :"
         )
     return ""
@@ -131,9 +131,8 @@ def _sqlite_text(error: sqlite3.Error) -> str:
     name, text = getattr(error, "sqlite_errorname", ""), str(error)
     if name == "SQLITE_CONSTRAINT_TRIGGER":
         return "a database trigger rejected the data"  # its message may quote the row
-    if name == "SQLITE_ERROR" and not text.startswith(
-        "no such "
-    ):  # from a function, so it may quote the row too
+    # Other texts of this code come from functions, and may quote the row too.
+    if name == "SQLITE_ERROR" and not text.startswith("no such "):
         return "a database statement or trigger failed"
     if text.startswith("Could not decode to UTF-8"):
         return "a stored text is not UTF-8: another program wrote it"
@@ -163,7 +162,10 @@ def _with_advice(text: str) -> str:
 
 
 BUSY_SECONDS: Final = 10.0
-"""How long a transaction waits for another program's lock (``?timeout=`` or ``?lock_timeout=``)."""
+"""Seconds that a transaction waits for another program's lock.
+
+``?timeout=`` changes them on SQLite, ``?lock_timeout=`` on PostgreSQL.
+"""
 
 # libpq settings. Without them, a wait for a vanished server only ends when the operating system gives up.
 _POSTGRESQL_DEFAULTS: Final = {

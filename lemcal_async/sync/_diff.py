@@ -22,12 +22,13 @@ canceled is ``canceled``."""
 Status: TypeAlias = Literal["booked", "canceled", "disappeared", "pruned"]
 """``pruned``: still listed, but its stored data was erased; only the digest is left."""
 
+# A new kind also needs a field in Counts, in SyncReport and in events.AccountSynced.
 KINDS: Final[tuple[Kind, ...]] = ("created", "changed", "canceled", "disappeared", "restored")
 
-EMPTY_LIST_GRACE: Final = 3
+MAX_LOST_AT_ONCE: Final = 3
 """An account with up to this many meetings may lose them all at once: its list is always accepted."""
 
-_LONGEST_ID: Final = 255  # characters; the service's ids have 20
+_MAX_ID_LENGTH: Final = 255  # characters; the service's ids have 20
 
 _UNORDERED: Final = "attendees"  # the service lists them in any order
 _NO_ATTENDEES: Final = f'"{_UNORDERED}":[]'
@@ -160,7 +161,7 @@ def empty_list_error(
     account's list is always accepted.
     """
     before = sum(map(_is_listed, stored.values()))
-    if before <= EMPTY_LIST_GRACE or 2 * len(current) >= before or not current.complete:
+    if before <= MAX_LOST_AT_ONCE or 2 * len(current) >= before or not current.complete:
         return None
     if empty_lists + 1 >= confirm_empty_after:
         return None
@@ -326,4 +327,4 @@ def _is_object(value: object) -> TypeGuard[dict[str, Any]]:
 
 def _is_id(value: str) -> bool:
     """Whether every database can store an id: no NUL, no lone surrogate, short enough for an index."""
-    return 0 < len(value) <= _LONGEST_ID and value.isprintable()
+    return 0 < len(value) <= _MAX_ID_LENGTH and value.isprintable()

@@ -80,7 +80,7 @@ def read(connection: Connection, query: Select[Any], limit: int) -> list[Change]
 def follow(
     connection: Connection, query: Select[Any], after: int, of: tuple[int, int] | None, *, limit: int
 ) -> list[Change]:
-    """Return the next changes of a selection, up to the last before which no change can still appear."""
+    """Return the next changes of a selection, up to the ``seq`` below which none can appear any more."""
     query = query.where(changes.c.seq > after)
     if of is not None:
         part, parts = of

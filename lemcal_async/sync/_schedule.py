@@ -47,8 +47,8 @@ from lemcal_async.sync._store import Lease, LeaseLostError
 from lemcal_async.sync._tables import accounts, changes, clock
 from lemcal_async.sync._transactions import Transactions
 
-MAX_BACK_OFF: Final = 3600.0
-"""Maximum seconds of back-off for a failing account, unless its interval or the service asks for more."""
+MAX_BACKOFF: Final = 3600.0
+"""Maximum seconds of backoff for a failing account, unless its interval or the service asks for more."""
 
 _SPREAD: Final = 0.1  # fraction of the interval, plus or minus
 _AT_ONCE: Final = 0.0  # as a due time: before all others
@@ -171,7 +171,7 @@ class Schedule:
         least ``retry_after`` seconds.
         """
         doubled = lease.interval * 2.0 ** min(lease.failures + 1, 64)
-        rest = max(min(doubled, MAX_BACK_OFF), lease.interval)
+        rest = max(min(doubled, MAX_BACKOFF), lease.interval)
         seconds = max(rest * spread(), retry_after or 0.0)
         return await self._end(lease, lambda driver: (f"{driver.clock} + ?", (seconds,)), "failures + 1")
 

@@ -1,4 +1,4 @@
-"""``watch``: repeated synchronization with jitter, back-off for failing accounts, and wake-ups.
+"""``watch``: repeated synchronization with jitter, backoff for failing accounts, and wake-ups.
 
 ``Wake`` lets a webhook, a button or another thread request an immediate synchronization. It takes no lock,
 because an event loop must not wait for a thread: all shared state consists of built-in types whose
@@ -91,7 +91,7 @@ OnReport: TypeAlias = Callable[[SyncReport], Awaitable[Any] | Any]
 JITTER: Final = 0.1
 """The fraction by which an interval varies, so that programs do not all run at the same moment."""
 
-LONGEST_BACKOFF: Final = 3600.0  # seconds
+MAX_BACKOFF: Final = 3600.0  # seconds
 
 
 async def watch(
@@ -166,7 +166,7 @@ def _check(accounts: object, interval: object, wake: object, on_report: object) 
 
 def backoff(interval: float, failures: int, retry_after: float = 0.0) -> float:
     """Return for how many seconds to skip an account after this many consecutive failures."""
-    return max(min(interval * 2.0 ** min(failures, 30), max(LONGEST_BACKOFF, interval)), retry_after)
+    return max(min(interval * 2.0 ** min(failures, 30), max(MAX_BACKOFF, interval)), retry_after)
 
 
 class _Watch:

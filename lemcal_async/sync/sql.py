@@ -36,8 +36,8 @@ class SQLStore:
     """Keeps meetings, changes, accounts and handled webhook deliveries in a database.
 
     Every method is one transaction in a worker thread, except ``prune``, which uses several so that other
-    writers get a turn in between. A canceled method still commits or rolls back its transaction. It waits at
-    most one second for that; a connection whose server has not responded by then is abandoned.
+    writers get a turn in between. A canceled method still commits or rolls back its transaction. It waits one
+    second for that, and half a second more after interrupting the connection, which is then abandoned.
 
     A transaction waits up to 10 s for another program's lock (``?timeout=`` in the URL for SQLite,
     ``?lock_timeout=`` for PostgreSQL). On PostgreSQL, a statement may take up to 30 s

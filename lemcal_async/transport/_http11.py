@@ -1,4 +1,4 @@
-"""HTTP/1.1 connections on h11, which the package's own wires use unless a proxy is configured.
+"""HTTP/1.1 connections on h11, for ``PooledTransport`` and ``HTTPX2Transport`` unless a proxy is configured.
 
 httpcore's connections, which remain in use behind proxies, take twice the CPU. Their locks protect against
 concurrent requests on a connection, which the pool prevents anyway, and each lock yields to the event loop.

@@ -27,7 +27,13 @@ from lemcal_async import events
 from lemcal_async._compression import SUPPORTED, CompressionError, decompress
 from lemcal_async._headers import parse_raw_quota
 from lemcal_async._responses import is_missing_hook
-from lemcal_async._retry import Failure, RetryPolicy, is_refusal, wait_after_failure, wait_after_response
+from lemcal_async._retry import (
+    FailedAttempt,
+    RetryPolicy,
+    is_refusal,
+    wait_after_failure,
+    wait_after_response,
+)
 from lemcal_async.errors import ConfigurationError, LemcalError, RateLimitError, ResponseDecodeError
 from lemcal_async.ratelimit import Key, Permit, RateLimiter, WouldWait, default_limiter
 from lemcal_async.ratelimit._base import key_of
@@ -106,11 +112,11 @@ class _Attempt:
 class RetryTransport(Layer):
     """Retries requests through any other transport, in any ``httpx.AsyncClient``.
 
-    For every method, it retries a 429 after its ``Retry-After`` (a rate-limit layer below does the waiting),
-    a 503 with the service's rate-limit headers after the longer of ``Retry-After`` and the backoff, and
-    failures for which the wire proves that nothing was sent. It retries other failures and 5xx responses for
-    GET and DELETE only. The last attempt's response is returned, or its error raised. If a DELETE may have
-    been processed and its retry finds no such hook, it has succeeded: the response is a 204.
+    For every method, it retries a 429 after its ``Retry-After`` (left to the rate-limit layer below, if there
+    is one), a 503 with the service's rate-limit headers after the longer of ``Retry-After`` and the backoff,
+    and failures for which the wire proves that nothing was sent. It retries other failures and 5xx responses
+    for GET and DELETE only. The last attempt's response is returned, or its error raised. If a DELETE may
+    have been processed and its retry finds no such hook, it has succeeded: the response is a 204.
 
     Canceling a request closes the connection of the current attempt and ends any wait.
 
@@ -314,7 +320,7 @@ def _attempt_of(state: tenacity.RetryCallState) -> _Attempt:
     return attempt
 
 
-def _failure(error: httpx.RequestError, call: CallState) -> Failure:
+def _failure(error: httpx.RequestError, call: CallState) -> FailedAttempt:
     if isinstance(error, _FATAL):
         return "fatal"
     return "broken" if call.sent else "unsent"
@@ -345,7 +351,7 @@ class RateLimitTransport(Layer):
     Raises:
         ConfigurationError: If ``wire`` is not a transport.
         DeadlineExceededError: By requests, if the wait is known to exceed the call's deadline.
-        RateLimitError: By requests, while the server rejects the key for longer than a minute.
+        RateLimitError: By requests, while the server refuses the key for longer than a minute.
     """
 
     def __init__(self, wire: Wire, limiter: RateLimiter | None = None) -> None:
@@ -420,7 +426,7 @@ class RateLimitTransport(Layer):
                 retry_after=wait.seconds,
             )
         return RateLimitError(
-            f"{call}: the server rejects this key for another {wait.seconds:.0f} s (429); "
+            f"{call}: the server refuses this key for another {wait.seconds:.0f} s (429); "
             "wait until then, and find out who else uses the key",
             call=call.info(),
             retry_after=wait.seconds,

@@ -1,4 +1,4 @@
-"""A transport on httpx2, the maintained fork of httpx, and adapters for both. Needs the extra ``httpx2``.
+"""A transport on httpx2, the maintained fork of httpx, and adapters for both. Requires the extra ``httpx2``.
 
 >>> from lemcal_async.transport.httpx2 import HTTPX2Transport
 >>> lemcal = AsyncLemcal(transport=HTTPX2Transport())

@@ -1,7 +1,8 @@
 """Receive lemcal's webhooks. They are unsigned, so nothing in a delivery is trusted.
 
 ``WebhookReceiver`` treats a delivery as a hint: it fetches the meeting from the account, and only then calls
-a handler or wakes the synchronization. It is an ASGI app that needs no web framework.
+a handler. With ``wake=`` alone, it fetches nothing and wakes the synchronization, which finds what is new. It
+is an ASGI app that needs no web framework.
 """
 
 from lemcal_async.webhooks._dispatch import Claim, Dedup, InMemoryDedup

@@ -33,7 +33,8 @@ Claim: TypeAlias = Literal["new", "busy", "done"]
 class Dedup(Protocol):
     """Records which meetings of each account were handled, and which are being handled.
 
-    An exception that it raises counts as a handler failure: the sender is asked to retry the delivery.
+    Each call may take 5 seconds. An exception or a timeout counts as a handler failure: the sender should
+    retry the delivery.
     """
 
     async def claim(self, user_id: str, meeting_id: str, lease: float) -> Claim:
@@ -45,7 +46,7 @@ class Dedup(Protocol):
         Args:
             user_id: The account.
             meeting_id: The meeting's id.
-            lease: Seconds until the claim expires.
+            lease: Seconds until the claim expires: ``handler_timeout`` and ten more.
         """
         ...
 

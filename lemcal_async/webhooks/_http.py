@@ -41,7 +41,8 @@ MAX_BODY_BYTES: Final = 2**20
 _MAX_BODY_DIGITS: Final = str(MAX_BODY_BYTES).encode()
 _MAX_DEPTH: Final = 64
 _MAX_FIELDS: Final = 100  # of the query
-# Observed ids are a prefix and 17 characters. Only the alphabet matters: ids are logged and stored unescaped.
+# Ids are a prefix and 17 characters (documented by example). Only the alphabet matters: they are logged and
+# stored unescaped.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
@@ -75,7 +76,7 @@ _KEY: Final = secrets.token_bytes(32)
 _PLAIN: Final = re.compile(r"[A-Za-z0-9._~/=+-]+")
 
 
-def digest_of(token: str | bytes) -> bytes:
+def token_digest(token: str | bytes) -> bytes:
     """Return the keyed digest that stands for a token in this process."""
     encoded = token if isinstance(token, bytes) else token.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(encoded, key=_KEY, digest_size=32).digest()
@@ -111,7 +112,7 @@ def tokens_in(query: bytes, headers: Headers) -> tuple[bytes, ...]:
     """Return the digests of the token that a request presents; empty unless it presents exactly one.
 
     The token is in the query, or is the password of Basic credentials. A ``+`` in a query may stand for a
-    space or for itself, so both readings are returned. A repeated token is refused, because a proxy may have
+    space or for itself, so both readings are returned. A repeated token is rejected, because a proxy may have
     checked the other one.
     """
     fields = query.split(b"&", _MAX_FIELDS)
@@ -120,7 +121,7 @@ def tokens_in(query: bytes, headers: Headers) -> tuple[bytes, ...]:
         return ()
     if values:
         readings = {unquote_to_bytes(values[0]), unquote_to_bytes(values[0].replace(b"+", b" "))}
-        return tuple(digest_of(reading) for reading in readings if reading)
+        return tuple(token_digest(reading) for reading in readings if reading)
     return _basic_password(headers)
 
 
@@ -139,7 +140,7 @@ def _basic_password(headers: Headers) -> tuple[bytes, ...]:
         password = base64.b64decode(credentials.strip(), validate=True).partition(b":")[2]
     except ValueError:
         return ()
-    return (digest_of(password),) if password else ()
+    return (token_digest(password),) if password else ()
 
 
 # --------------------------------------------------------------------------- requests

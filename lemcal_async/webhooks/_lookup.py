@@ -28,7 +28,7 @@ GAP = 0.75
 However many deliveries arrive, they use fewer than 3 of the account's 20 requests per 2 s.
 """
 
-EMPTY_LIST_GRACE = 300.0
+EMPTY_LIST_TRUSTED_AFTER = 300.0
 """Seconds for which the list of an account with meetings must stay empty before that is trusted."""
 _MAX_ACCOUNTS: Final = 100_000  # in memory, about 100 bytes each
 
@@ -120,7 +120,7 @@ class Lookups:
             return False
         now = monotonic()
         since = empty_since[key] = empty_since[key] or now
-        if now - since < EMPTY_LIST_GRACE:
+        if now - since < EMPTY_LIST_TRUSTED_AFTER:
             return True
         del empty_since[key]
         return False

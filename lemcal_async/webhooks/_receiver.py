@@ -1,7 +1,7 @@
 """``WebhookReceiver``: handles a delivery from its first byte to the response, under one deadline.
 
-``_http`` parses the delivery, ``_tenants`` finds its account, ``_lookup`` verifies the meeting and
-``_dispatch`` calls the handler. This module runs them in order.
+``_tenants`` finds the account by the token before the body is read, ``_http`` reads and parses the body,
+``_lookup`` verifies the meeting and ``_dispatch`` calls the handler. This module runs them in order.
 """
 
 import contextlib

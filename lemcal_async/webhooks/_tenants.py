@@ -13,7 +13,7 @@ import attrs
 from lemcal_async._auth import Secret
 from lemcal_async._client import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
-from lemcal_async.webhooks._http import Scope, digest_of, logger, needs_quoting
+from lemcal_async.webhooks._http import Scope, logger, needs_quoting, token_digest
 
 Token: TypeAlias = str | Iterable[str]
 """A token, or several that are valid at once, for example during a rotation."""
@@ -36,7 +36,7 @@ def digests_of(token: Token) -> frozenset[bytes]:
             "a webhook token contains characters that a URL must quote: build the hook's URL with "
             "lemcal_async.webhooks.hook_url(url, token), or choose another token"
         )
-    return frozenset(map(digest_of, tokens.reveal()))
+    return frozenset(map(token_digest, tokens.reveal()))
 
 
 def _tokens_of(secret: Secret[Any]) -> Secret[list[str]]:

@@ -22,10 +22,10 @@ CONSTRUCTOR: dict[str, tuple[dict[str, Any], str]] = {
     "no credentials": ({"user_id": None, "api_key": None}, "set LEMCAL_USER_ID and LEMCAL_API_KEY"),
     "no API key": ({"api_key": None}, r"No API key: pass api_key=, or set LEMCAL_API_KEY"),
     "no user id": ({"user_id": None}, r"No user id: pass user_id="),
-    "lemlist style": ({"user_id": ""}, "not lemlist's empty user name"),
+    "lemlist style": ({"user_id": ""}, "not lemlist's empty username"),
     "lemlist style in one": (
         {"user_id": None, "api_key": f":{KEY}"},
-        "not lemlist's empty user name",
+        "not lemlist's empty username",
     ),
     "user id of another key": ({"api_key": f"usr_other:{KEY}"}, "make them match"),
     "swapped": ({"user_id": KEY, "api_key": USER_ID}, "swapped"),

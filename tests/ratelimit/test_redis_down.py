@@ -61,8 +61,8 @@ def served_since(calls: Calls, moment: float) -> int:
     return sum(served > moment for served in calls.times)
 
 
-DOWN = ("WARNING", "the rate limiter cannot reach Redis")
-UP = ("INFO", "the rate limiter can reach Redis again")
+DOWN = ("WARNING", "the rate limiter cannot use Redis")
+UP = ("INFO", "the rate limiter can use Redis again")
 
 
 def test_circuit_breaker() -> None:
@@ -225,7 +225,7 @@ async def test_redis_hangs(killable: RedisServer) -> None:
         killable.freeze(frozen=True)
         try:
             asked = time.monotonic()
-            with pytest.raises(LemcalError, match="cannot reach Redis"):
+            with pytest.raises(LemcalError, match="cannot use Redis"):
                 await limiter.acquire(KEY)
             assert 0.15 <= time.monotonic() - asked < 3.0
             await anyio.sleep(0.5)

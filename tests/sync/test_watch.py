@@ -1,4 +1,4 @@
-"""``watch``: regular runs, wake-ups, and back-off for failing accounts."""
+"""``watch``: regular runs, wake-ups, and backoff for failing accounts."""
 
 import logging
 import threading
@@ -12,7 +12,7 @@ from lemcal_async import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.sandbox import faults
 from lemcal_async.sync import Change, MemoryStore, SyncReport, Wake, watch
-from lemcal_async.sync._watch import LONGEST_BACKOFF, backoff
+from lemcal_async.sync._watch import MAX_BACKOFF, backoff
 
 pytestmark = pytest.mark.anyio
 
@@ -304,12 +304,12 @@ async def test_iterator_of_accounts() -> None:
     [
         (60, 1, 0, 120),
         (60, 3, 0, 480),
-        (60, 10, 0, LONGEST_BACKOFF),
-        (60, 10**6, 0, LONGEST_BACKOFF),
+        (60, 10, 0, MAX_BACKOFF),
+        (60, 10**6, 0, MAX_BACKOFF),
         (7200, 1, 0, 7200),
         (60, 1, 86400, 86400),
     ],
 )
 def test_backoff(interval: float, failures: int, retry_after: float, expected: float) -> None:
-    """The back-off doubles each time, up to an hour, and is never less than the service requests."""
+    """The backoff doubles each time, up to an hour, and is never less than the service requests."""
     assert expected == backoff(interval, failures, retry_after)

@@ -275,5 +275,5 @@ async def test_sudden_empty_list_is_not_trusted(monkeypatch: pytest.MonkeyPatch)
     transport.meetings = []
     not_trusted = Unavailable("the list is empty, but was not before")
     assert [not_trusted, not_trusted] == [await find(), await find()]
-    monkeypatch.setattr(_lookup, "EMPTY_LIST_GRACE", 0.0)
+    monkeypatch.setattr(_lookup, "EMPTY_LIST_TRUSTED_AFTER", 0.0)
     assert [Missing(), Missing()] == [await find(), await find()]

@@ -17,8 +17,10 @@ from lemcal_async.ratelimit._log import SlidingWindowLog
 from lemcal_async.ratelimit._server import ROUNDING, ServerModel
 from lemcal_async.ratelimit._slots import LOST_AFTER, MARGIN, Cooldown, Slot, pause_after_429
 
-GRANT_TTL = 0.5  # seconds for which a granted slot may be used without a newer reply from Redis
-BATCH = 0.01  # seconds; slots that free up this soon after the first one are granted together with it
+# Seconds after the last successful request to Redis was sent for which granted slots may be used; after that,
+# they are returned.
+GRANT_TTL = 0.5
+COALESCE_WITHIN = 0.01  # seconds; slots that free up this soon after the first are granted together with it
 GRACE = 0.25  # seconds that a process may be late to claim its slots before other processes get them
 
 ScriptRequest: TypeAlias = dict[str, Any]
@@ -93,7 +95,7 @@ class Budget:
         if status_code == 429:
             self.cooldown.extend(now, pause_after_429(quota, self.period))
             self._unreported_429, self._report_by, self._observed_at = True, now, now
-        elif self.reply.half_open:  # the trial request passed: report it at once
+        elif self.reply.on_trial:  # the trial request passed: report it at once
             self._last_passed, self._report_by = max(self._last_passed, granted), now
         limit = min(quota.limit or self.configured, self.configured)
         if quota.limit and limit != self.limit:
@@ -139,7 +141,7 @@ class Budget:
     def due(self) -> float:
         """Return when to send the next request to Redis; inf if there is no need."""
         due = self._report_by
-        if self.waiting and self._most_new > 0:
+        if self.waiting and self._max_grantable > 0:
             due = min(due, self._next_request_at)
         elif not self.waiting and (self._queued or self._unused):
             return -math.inf  # release what is reserved for this process
@@ -149,7 +151,7 @@ class Budget:
         return min(due, self._last_report_at + (GRANT_TTL if unsent else self.slot_ttl) / 2)
 
     @property
-    def _most_new(self) -> int:
+    def _max_grantable(self) -> int:
         # At most twice the limit in flight: requests that hang must not fill the shared connection pool.
         return 2 * self.configured - len(self._open)
 
@@ -157,13 +159,13 @@ class Budget:
         """Return the next request. It reports the whole state, so a lost or late one does no harm."""
         self._forget(now)
         self._unused, self._report_by, self._request_pending = [], math.inf, True
-        waiting = max(0, min(self.waiting, self._most_new))
+        waiting = max(0, min(self.waiting, self._max_grantable))
         return {
             "limit": self.configured,
             "reuse_after": self.reuse_after,
             "slot_ttl": self.slot_ttl,
             "hold": self.slot_ttl + GRANT_TTL,  # how long sending is on hold while every process reports
-            "batch": BATCH,
+            "coalesce_within": COALESCE_WITHIN,
             "grace": GRACE,
             # Whether Redis must have this budget: it keeps a budget for longer than this.
             "known": now - self._last_reply_at < self.slot_ttl,
@@ -243,7 +245,7 @@ class Budget:
     def estimate(self, now: float, ahead: int) -> float:
         """Return the least number of seconds that a call with ``ahead`` calls of this process ahead waits.
 
-        Processes are served round-robin: as many calls of each other process go first, if it has that many.
+        Processes get equal shares: as many calls of each other process go first, if it has that many.
         """
         ahead += sum(min(demand, ahead) for demand in self.reply.other_demands)
         free_in = self._free_in(now)
@@ -294,7 +296,7 @@ class ScriptReply:
         wait: Seconds until it should ask again.
         paused: Seconds for which no process sends.
         refused: Seconds for which the server refuses the key.
-        half_open: Whether one trial request must pass before anything else is sent.
+        on_trial: Whether one trial request must pass before anything else is sent.
         limit: The limit in force.
         free_in: Seconds until each occupied slot frees up, at the earliest. Lua's empty list is ``{}``.
         other_demands: How many requests each other process wants to send.
@@ -309,7 +311,7 @@ class ScriptReply:
     wait: float = 0.0
     paused: float = 0.0
     refused: float = 0.0
-    half_open: bool = False
+    on_trial: bool = False
     limit: int = 0
     free_in: Iterable[float] = ()
     other_demands: Iterable[int] = ()

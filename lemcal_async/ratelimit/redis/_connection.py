@@ -41,7 +41,7 @@ FALLBACK_POLICIES: dict[WhenDown, str] = {
     "open": "requests are not limited",
 }
 FIRST_DELAY = 0.25  # seconds before the first attempt to reconnect
-LAST_DELAY = 1.0  # seconds between later attempts
+LAST_DELAY = 1.0  # maximum between attempts: all processes notice within this time that Redis is back
 DEFAULT_SHARE = 0.25  # of the limit, for a process that does not know how many processes there are
 PROCESS_TTL = 60.0  # seconds for which another process is assumed to be running
 

@@ -38,14 +38,14 @@ from lemcal_async.ratelimit.redis._key import KeyWorker
 logger = logging.getLogger("lemcal_async.ratelimit")
 
 UNLIMITED = 1_000_000_000  # the limit with when_down="open"
-MARKER_TTL = 80_000.0  # seconds after the last reply for which Redis must still have its marker (a day)
+MARKER_EXPECTED_FOR = 80_000.0  # seconds after the last reply; the script keeps its marker for 86,400 s
 
 
 class RedisRateLimiter(LocalRateLimiter):
     """At most ``limit`` requests in any ``period`` seconds per key, across all processes that share a Redis.
 
-    Behaves like ``LocalRateLimiter``; waiting processes are served round-robin. Enter it once with
-    ``async with``, at the top of a task. It belongs to that event loop:
+    Behaves like ``LocalRateLimiter``. A free slot goes to the waiting process with the fewest requests in the
+    last period. Enter it once with ``async with``, at the top of a task. It belongs to that event loop:
 
         async with (
             RedisRateLimiter("redis://localhost") as limiter,
@@ -64,7 +64,7 @@ class RedisRateLimiter(LocalRateLimiter):
             ``"raise"``: calls raise LemcalError; ``"open"``: requests are not limited.
         share: The share of the limit for ``"share"``, above 0 and at most 1. Defaults to the limit divided by
             the number of processes seen recently.
-        timeout: Seconds to wait for each reply of Redis.
+        timeout: Seconds for each network operation with Redis.
         prefix: The prefix of all Redis keys; it is put in braces.
 
     Raises:
@@ -160,7 +160,7 @@ class RedisRateLimiter(LocalRateLimiter):
         key: Key,
         *,
         priority: Priority = "interactive",
-        timeout: float | None = None,  # noqa: ASYNC109 - a bound to refuse by, not a timer
+        timeout: float | None = None,  # noqa: ASYNC109 - decides whether to refuse; not a timer
         again: Permit | None = None,
     ) -> Permit:
         """Wait for this request's turn; see ``RateLimiter.acquire``.
@@ -236,7 +236,7 @@ class RedisRateLimiter(LocalRateLimiter):
             )
         if self._breaker.is_open and self._when_down == "raise":
             return LemcalError(
-                f"nothing was sent: the rate limiter cannot reach Redis ({self._breaker.reason}); "
+                f"nothing was sent: the rate limiter cannot use Redis ({self._breaker.reason}); "
                 "check that it is running, or use when_down='share'"
             )
         return None
@@ -269,7 +269,7 @@ class RedisRateLimiter(LocalRateLimiter):
 
     async def _run_script(self, name: str, request: ScriptRequest) -> ScriptReply:
         """Run the script for one budget. Raises RedisUnavailable."""
-        marker_exists = self.clock() - self._last_reply_at < MARKER_TTL
+        marker_exists = self.clock() - self._last_reply_at < MARKER_EXPECTED_FOR
         request.update(
             process=self._process,
             sequence=next(self._sequence),
@@ -293,7 +293,7 @@ class RedisRateLimiter(LocalRateLimiter):
         if not self._breaker.failed(reason, self.clock()):
             return
         policy = FALLBACK_POLICIES[self._when_down]
-        logger.warning("the rate limiter cannot reach Redis (%s); %s until it recovers", reason, policy)
+        logger.warning("the rate limiter cannot use Redis (%s); %s until it recovers", reason, policy)
         for worker in self._workers():
             self._inbox.post(worker, self._fall_back, worker)
         if self._group is not None:
@@ -316,6 +316,6 @@ class RedisRateLimiter(LocalRateLimiter):
                 self._breaker.failed(str(error), self.clock())
             else:
                 self._breaker.is_open = False
-        logger.info("the rate limiter can reach Redis again")
+        logger.info("the rate limiter can use Redis again")
         for worker in self._workers():
             self._inbox.post(worker, worker.recover, self._fallback_starts)

@@ -38,7 +38,7 @@ marker.now, marker.runs = now, math.max(marker.runs, request.runs) + 1
 save(KEYS[2], marker, 86400)
 if not budget then -- a new key, unless this process has seen its budget before
   budget = {processes = {}, caps = {}, refused_until = 0, limit = 0, foreign = 0, foreign_until = 0}
-  budget.paused_until, budget.half_open_until = request.known and now + request.hold or 0, 0
+  budget.paused_until, budget.trial_until = request.known and now + request.hold or 0, 0
 end
 
 -- The slots of this process: when each was granted, and when it frees up. Until the response arrives, a slot is
@@ -120,18 +120,18 @@ if request.pause > 0 then
   local refused_until = budget.paused_until > now and budget.refused_until or 0
   budget.paused_until = math.max(budget.paused_until, now + request.pause)
   budget.refused_until = math.max(refused_until, request.refuse > 0 and now + request.refuse or 0)
-  budget.half_open_until, budget.trial = budget.paused_until + request.reuse_after, nil
+  budget.trial_until, budget.trial = budget.paused_until + request.reuse_after, nil
 end
 
--- After a 429 the key is half open, for a period at most: one trial request must pass before anything else is
+-- After a 429 the key is on trial, for a period at most: one trial request must pass before anything else is
 -- granted. It is identified by the moment of its grant, which JSON has rounded.
 local trial = budget.trial and budget.trial - 1e-5
 if trial and request.last_passed >= trial then
-  budget.half_open_until, budget.trial, trial = 0, nil, nil
+  budget.trial_until, budget.trial, trial = 0, nil, nil
 end
-local half_open, trial_pending = budget.half_open_until > now, false
+local on_trial, trial_pending = budget.trial_until > now, false
 for _, slot in ipairs(slots) do
-  trial_pending = trial_pending or (half_open and trial and slot.open and slot.granted >= trial)
+  trial_pending = trial_pending or (on_trial and trial and slot.open and slot.granted >= trial)
 end
 budget.limit = request.header_limit > 0 and request.header_limit or budget.limit
 local limit = budget.limit > 0 and math.min(budget.limit, request.limit) or request.limit
@@ -169,7 +169,7 @@ local function rank(entry)
   return string.format('%05d %017.6f %s', entry.recent, entry.of.served_at, entry.name)
 end
 local free, paused = limit - #free_in, math.max(budget.paused_until, marker.hold_until, now) - now
-free = half_open and math.min(free, trial_pending and 0 or 1) or free
+free = on_trial and math.min(free, trial_pending and 0 or 1) or free
 local granted, reserved = 0, 0
 for _ = 1, paused == 0 and request.waiting > 0 and free or 0 do
   local first
@@ -183,7 +183,7 @@ for _ = 1, paused == 0 and request.waiting > 0 and free or 0 do
 end
 granted = math.max(granted, paused == 0 and math.min(request.refused, free) or 0) -- refused requests go first
 process.served_at = granted > 0 and now or process.served_at
-if half_open and granted > 0 then
+if on_trial and granted > 0 then
   budget.trial, trial_pending = now, true
 end
 for _ = 1, granted do
@@ -198,18 +198,18 @@ if paused == 0 then
   local first = process.recent + granted < limit / (#other_demands + 1) and free_in[1] or own
   wait = request.reuse_after
   for _, left in ipairs(free_in) do
-    wait = left <= first + request.batch and left or wait
+    wait = left <= first + request.coalesce_within and left or wait
   end
   wait = math.min(wait, reserved > 0 and next_claim or wait, trial_pending and request.reuse_after / 8 or wait)
   wait = math.max(wait, 0.001)
 end
 process.demand, process.claim_by = request.waiting - granted, now + wait + request.grace
 
-local ttl = math.max(request.slot_ttl, wait, budget.foreign_until - now, budget.half_open_until - now)
+local ttl = math.max(request.slot_ttl, wait, budget.foreign_until - now, budget.trial_until - now)
 save(KEYS[1], budget, ttl + 1)
 return cjson.encode({
   runs = marker.runs, now = now,
-  granted = granted, wait = wait, paused = paused, half_open = half_open,
+  granted = granted, wait = wait, paused = paused, on_trial = on_trial,
   refused = budget.paused_until > now and math.max(0, budget.refused_until - now) or 0,
   limit = limit, free_in = free_in, other_demands = other_demands, processes = processes,
   expected = #free_in + reserved, foreign = foreign,

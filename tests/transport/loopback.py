@@ -114,8 +114,9 @@ class Loopback:
         self.open += 1
         self.max_open = max(self.max_open, self.open)
         try:
-            # Raised if the client disconnects, by the paths that hang up, and when the server stops.
-            with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+            # Raised if the client disconnects, by the paths that hang up, and when the server stops. Before
+            # Python 3.12, asyncio logs a handler that ends canceled as an error.
+            with contextlib.suppress(asyncio.IncompleteReadError, OSError, asyncio.CancelledError):
                 while True:
                     await self._request(number, reader, writer)
         finally:

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 import attrs
@@ -73,7 +74,7 @@ _STATUSES: tuple[tuple[type[LemcalError], ExitStatus], ...] = (
 
 
 class OutputError(Exception):
-    """Standard output cannot be written. With NO_READER, no message is printed."""
+    """Standard output or a file cannot be written. With NO_READER, no message is printed."""
 
     def __init__(self, status: ExitStatus, message: str) -> None:
         super().__init__(message)
@@ -137,6 +138,18 @@ def handle_write_errors() -> Generator[None]:
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123  # os.devnull is not a path on every system
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
     raise OutputError(status, problem)
+
+
+@contextlib.contextmanager
+def convert_file_errors(path: Path) -> Generator[None]:
+    """Convert errors of writing to a file to OutputError."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"{path} cannot be written: {error.strerror}"
+    else:
+        return
+    raise OutputError(ExitStatus.FAILED, problem)
 
 
 SPINNER_DELAY: Final = 0.5

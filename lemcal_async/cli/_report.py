@@ -1,6 +1,7 @@
 """``lemcal report``: booking statistics from a synchronized database."""
 
 import contextlib
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ import attrs
 import typer
 
 from lemcal_async.cli._options import Database, SandboxDatabase, open_store, with_store
-from lemcal_async.cli._output import emit, print_fields, print_message, short_time
+from lemcal_async.cli._output import convert_file_errors, emit, print_fields, print_message, short_time
 from lemcal_async.cli._report_page import describe_age, render
 from lemcal_async.errors import ConfigurationError
 
@@ -69,18 +70,24 @@ def _zone(name: str) -> ZoneInfo:
 
 
 def _write(path: Path, page: str) -> None:
+    """Write the page to the file; OutputError if that fails."""
+    with convert_file_errors(path):
+        if path.exists() and not path.is_file():  # a pipe or a device, which must not be replaced
+            path.write_text(page, encoding="utf-8")
+        else:
+            _replace(Path(os.path.realpath(path)), page)  # the target of a symbolic link, not the link
+
+
+def _replace(path: Path, page: str) -> None:
     """Replace the file atomically; only its owner can read it."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  # a descriptor
-                file.write(page)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
+        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123  # a descriptor
+            file.write(page)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 @attrs.frozen

@@ -36,6 +36,7 @@ from lemcal_async.cli._output import (
     Column,
     ExitStatus,
     account_progress,
+    convert_file_errors,
     emit,
     json_line,
     print_message,
@@ -185,10 +186,8 @@ def _change_handler(path: Path | None) -> Generator[Callable[[Change], Any] | No
         yield None
         return
     file = _ChangesFile(path)
-    try:
+    with convert_file_errors(path):
         file.open()
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
     try:
         yield file.append
     finally:
@@ -381,7 +380,7 @@ def changes(
 
 def retry(
     user_id: Annotated[
-        str | None, typer.Argument(metavar="[USER_ID]", help="Only changes of this account (usr_...).")
+        str | None, typer.Argument(metavar="USER_ID", help="Only changes of this account (usr_...).")
     ] = None,
     *,
     db: Database = None,
@@ -391,8 +390,17 @@ def retry(
 
     The next synchronization delivers them in their original order.
     """
-    store = open_store(db, sandbox=sandbox, create=False)
-    count = with_store(store, "Retrying", lambda store: store.retry_parked(user_id))
+    if user_id is not None and not user_id.startswith("usr_"):
+        raise ConfigurationError(f"{user_id!r} is not a user id (usr_...)")
+
+    async def schedule(store: "SQLStore") -> int | None:
+        count = await store.retry_parked(user_id)
+        return count if count or user_id is None or await store.revision(user_id) else None
+
+    count = with_store(open_store(db, sandbox=sandbox, create=False), "Retrying", schedule)
+    if count is None:
+        print_message(f"the database contains no data of {user_id}")
+        raise typer.Exit(ExitStatus.NOT_FOUND)
     emit(f"{count} parked {'change' if count == 1 else 'changes'} will be delivered again.\n")
 
 

@@ -75,10 +75,10 @@ def test_unreadable_rows(lemcal: Run, sandbox: Sandbox, command: str) -> None:
     assert 1 == result.err.count("warning: ")
 
 
-@pytest.mark.parametrize("command", ["hooks delete hoo_1", "forget usr_1 --yes"])
+@pytest.mark.parametrize("command", ["hooks delete hoo_1", "forget usr_1 --yes", "retry usr_1"])
 def test_not_found(lemcal: Run, sandbox: Sandbox, command: str) -> None:
     """The status is 5 if the hook or the account does not exist."""
-    if command.startswith("forget"):
+    if not command.startswith("hooks"):
         lemcal("sync", "--base-url", sandbox.base_url)
         result = lemcal(*command.split())
     else:

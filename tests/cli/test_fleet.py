@@ -62,7 +62,7 @@ def test_worker(app: str, lemcal: Run, spawn: Spawn, sandbox: Sandbox, backend: 
     worker.send_signal(signal.SIGTERM)
     _, err = worker.communicate(timeout=60)
     assert 0 == worker.returncode
-    assert "worker started, up to 2 accounts at once" in err
+    assert "worker started, up to 2 concurrent accounts" in err
     assert sandbox.api_key not in err
     status = json.loads(lemcal("fleet", "status", app, "--json").out)
     assert (2, 0, 0) == (status["accounts"], status["undelivered"], status["running"])

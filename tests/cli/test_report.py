@@ -1,6 +1,8 @@
 """``lemcal report``: the statistics, the text summary and the HTML page."""
 
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +16,7 @@ from lemcal_async.cli._report_page import describe_age, render
 from lemcal_async.sandbox import Sandbox, faults
 
 from .conftest import Run
+from .test_exit_statuses import posix_only
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 PARIS = ZoneInfo("Europe/Paris")
@@ -195,10 +198,6 @@ def test_output_file(lemcal: Run, folder: Path) -> None:
         (["--tz", "Mars/Olympus"], "--tz Mars/Olympus: unknown time zone"),
         (["--tz", ""], "unknown time zone"),
         (["--tz", "../etc/passwd"], "unknown time zone"),
-        (
-            ["--out", "no/such/report.html"],
-            "no/such/report.html cannot be written: No such file or directory",
-        ),
     ],
 )
 def test_invalid_options(lemcal: Run, argv: list[str], message: str) -> None:
@@ -207,6 +206,43 @@ def test_invalid_options(lemcal: Run, argv: list[str], message: str) -> None:
     result = lemcal("report", "--sandbox", *argv)
     assert (2, "", 1) == (result.status, result.out, result.err.count("\n"))
     assert message in result.err
+
+
+@pytest.mark.parametrize(
+    ("out", "problem"),
+    [("no/such/report.html", "No such file or directory"), (".", "Is a directory")],
+)
+def test_unwritable_output_file(lemcal: Run, out: str, problem: str) -> None:
+    """A file that cannot be written is status 1."""
+    lemcal("sync", "--sandbox")
+    result = lemcal("report", "--sandbox", "--out", out)
+    assert (1, "", 1) == (result.status, result.out, result.err.count("\n"))
+    assert result.err.startswith(f"lemcal: {out} cannot be written: {problem}")
+
+
+def test_output_to_symbolic_link(lemcal: Run, folder: Path) -> None:
+    """A symbolic link stays, and its target is replaced or created."""
+    lemcal("sync", "--sandbox")
+    (folder / "old.html").write_text("old")
+    for name in ("old.html", "new.html"):
+        link = folder / f"link-to-{name}"
+        link.symlink_to(name)
+        assert 0 == lemcal("report", "--sandbox", "--out", link.name).status
+        assert link.is_symlink()
+        assert (folder / name).read_text().startswith("<!doctype html>")
+
+
+@posix_only
+def test_output_to_pipe(lemcal: Run, folder: Path) -> None:
+    """The page is written to a named pipe, which stays a pipe."""
+    lemcal("sync", "--sandbox")
+    pipe = folder / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        page = pool.submit(pipe.read_text)
+        assert 0 == lemcal("report", "--sandbox", "--out", "pipe").status
+        assert pipe.is_fifo()  # otherwise, nothing would be written to the pipe
+        assert page.result().startswith("<!doctype html>")
 
 
 def test_page_in_browser(folder: Path) -> None:

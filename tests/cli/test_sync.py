@@ -292,8 +292,10 @@ def test_parked_changes(lemcal: Run, sandbox: Sandbox) -> None:
     assert "no such customer" in parked["error"]
     assert parked["parked_at"] > parked["found_at"]
     assert "" == lemcal("changes", "--pending").out
-    assert "0 parked changes will be delivered again.\n" == lemcal("retry", "usr_other").out
-    assert "1 parked change will be delivered again.\n" == lemcal("retry").out
+    assert 5 == lemcal("retry", "usr_other").status
+    assert "1 parked change will be delivered again.\n" == lemcal("retry", sandbox.user_id).out
+    assert "0 parked changes will be delivered again.\n" == lemcal("retry", sandbox.user_id).out
+    assert "0 parked changes will be delivered again.\n" == lemcal("retry").out
     assert "" == lemcal("changes", "--parked").out
     assert parked["seq"] == json.loads(lemcal("changes", "--pending").out)["seq"]
 
@@ -319,21 +321,21 @@ def test_watch_table(spawn: Spawn, sandbox: Sandbox, tmp_path: Path) -> None:
     assert process.stdout is not None
     headings = process.stdout.readline().split()
     names = [name.capitalize() for name in COUNTS]
-    assert ["Ended", "(UTC)", *names, "Seconds", "Waiting"] == headings
+    assert ["Ended", "(UTC)", *names, "Seconds", "Skipped"] == headings
 
     def row() -> dict[str, str]:
         assert process.stdout is not None
         return dict(zip(["day", "time", *headings[2:]], process.stdout.readline().split(), strict=True))
 
     first = second = row()
-    while second["Waiting"] == "0":  # on a slow machine, the failed account may be due again
+    while second["Skipped"] == "0":  # on a slow machine, the failed account may be due again
         second = row()
     process.terminate()
     process.communicate(timeout=30)
     now = datetime.now(UTC)
     assert abs(datetime.fromisoformat(f"{first['day']}T{first['time']}+00:00") - now) < timedelta(minutes=5)
-    assert ("2", "1", "0") == (first["Accounts"], first["Failed"], first["Waiting"])
-    assert ("1", "0", "1") == (second["Accounts"], second["Failed"], second["Waiting"])
+    assert ("2", "1", "0") == (first["Accounts"], first["Failed"], first["Skipped"])
+    assert ("1", "0", "1") == (second["Accounts"], second["Failed"], second["Skipped"])
 
 
 @pytest.mark.parametrize(
@@ -347,9 +349,10 @@ def test_watch_table(spawn: Spawn, sandbox: Sandbox, tmp_path: Path) -> None:
         (["sync", "--db", "oracle://x", "--sandbox"], 2, "the database URL has an unsupported scheme"),
         (["sync", "--db", "sqlite:///no/such/x.db", "--sandbox"], 2, "unable to open database file"),
         (["sync", "--watch", "0", "--sandbox"], 2, "--watch must be a number of seconds above 0"),
-        (["sync", "--changes", "no/such/file", "--sandbox"], 2, "no/such/file cannot be written"),
+        (["sync", "--changes", "no/such/file", "--sandbox"], 1, "no/such/file cannot be written"),
+        (["sync", "--changes", ".", "--sandbox"], 1, ". cannot be written: Is a directory"),
         (["sync"], 2, "no credentials: set LEMCAL_USER_ID"),
-        (["sync", "--sandbox", "--accounts", "x.toml"], 2, "omit --base-url and --accounts"),
+        (["sync", "--sandbox", "--accounts", "x.toml"], 2, "omit --accounts"),
         (["sync", "--accounts", "none.toml"], 2, "the accounts file cannot be read"),
         (["sync", "--accounts", "others.toml"], 2, "other users can read the API keys in this file"),
         (["sync", "--accounts", "twice.toml"], 2, "has the same name as account 1"),
@@ -357,6 +360,7 @@ def test_watch_table(spawn: Spawn, sandbox: Sandbox, tmp_path: Path) -> None:
         (["changes"], 2, "the file does not exist; check its name"),
         (["forget", "usr_1", "--yes", "--db", "sqlite:///none.db"], 2, "the file does not exist"),
         (["forget", "sales", "--yes"], 2, "'sales' is not a user id (usr_...)"),
+        (["retry", "sales"], 2, "'sales' is not a user id (usr_...)"),
         (
             ["forget", "sales", "--yes", "--accounts", "one.toml"],
             2,
@@ -366,7 +370,7 @@ def test_watch_table(spawn: Spawn, sandbox: Sandbox, tmp_path: Path) -> None:
     ],
 )
 def test_invalid_usage(lemcal: Run, folder: Path, argv: list[str], status: int, message: str) -> None:
-    """The error is one line with status 2, and no database is created or changed."""
+    """The error is one line with its status, and no database is created or changed."""
     table = '[[account]]\nname = "a"\nuser_id = "usr_1"\napi_key = "k1"\n'
     files = {
         "one.toml": table,

@@ -56,12 +56,12 @@ _ADVICE: dict[type[APIStatusError], str] = {
     AuthenticationError: "Check the user id and the API key: the service does not accept them.",
     PlanRequiredError: "The account's plan does not include this: upgrade the plan, or skip the call.",
     PermissionDeniedError: "The account is not allowed to do this.",
-    NotFoundError: "Check the path and base_url.",
+    NotFoundError: "Check the path and the base URL.",
     MeetingTypeNotFoundError: "Check the id of the meeting type, and that it belongs to this account.",
     HookNotFoundError: (
         "Check the id of the hook, and that it belongs to this account; it may already be deleted."
     ),
-    MethodNotAllowedError: "Check the method, the path and base_url.",
+    MethodNotAllowedError: "Check the method, the path and the base URL.",
     ConflictError: "It already exists.",
     DuplicateHookError: (
         "The target already has a hook; pass exist_ok=True if that is fine. Its id cannot be looked up."
@@ -102,7 +102,7 @@ def error_from_response(
     kind = _BY_STATUS.get(status_code, APIStatusError) if is_page else _error_class(status_code, text, call)
     if HTTPStatus.MULTIPLE_CHOICES <= status_code < HTTPStatus.BAD_REQUEST:
         host = _shortened(redact(_host_of(headers.get("location", ""))), _MAX_HOST_LENGTH)
-        advice = f"Redirects are never followed ({host or 'no host given'}): check base_url."
+        advice = f"Redirects are never followed ({host or 'no host given'}): check the base URL."
     else:
         advice = _advice(kind, status_code, call, quota, is_page=is_page)
     text = _presentable(text, redact)
@@ -206,7 +206,7 @@ def _advice(
         problem = "service is temporarily unavailable" if status_code == 503 else "server failed"
         return f"The {problem}: try again later."
     if is_page:
-        return "The API never returns HTML: check base_url, the path, and any proxy in between."
+        return "The API never returns HTML: check the base URL, the path, and any proxy in between."
     if kind is DuplicateHookError and call.attempts > 1:
         return "An earlier attempt of this call may have created the hook; its id cannot be looked up."
     return _ADVICE.get(kind, "")
@@ -319,7 +319,7 @@ def _parsed(body: bytes) -> tuple[Any, str]:
     if data == "":
         problem = "the body is empty."
     if problem and _is_page(body[:_MAX_ERROR_BODY].decode("utf-8-sig", "replace").strip()):
-        problem = "the body is an HTML page, not JSON. Check base_url and the path."
+        problem = "the body is an HTML page, not JSON. Check the base URL and the path."
     return data, problem
 
 

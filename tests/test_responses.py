@@ -242,14 +242,14 @@ MESSAGES: dict[str, tuple[APIStatusError, str]] = {
         error(403, recorded("cdn_403.html")),
         (
             'GET /meetings: 403 Forbidden (an HTML page, "Attention Required! | Cloudflare"). '
-            "The API never returns HTML: check base_url, the path, and any proxy in between."
+            "The API never returns HTML: check the base URL, the path, and any proxy in between."
         ),
     ),
     "page without a title": (
         error(404, recorded("router_404.html")),
         (
             "GET /meetings: 404 Not Found (an HTML page). "
-            "The API never returns HTML: check base_url, the path, and any proxy in between."
+            "The API never returns HTML: check the base URL, the path, and any proxy in between."
         ),
     ),
     "server": (error(500), "GET /meetings: 500 Internal Server Error. The server failed: try again later."),
@@ -324,7 +324,7 @@ def test_redirect_names_only_the_host(location: str | None, host: str) -> None:
     assert found.server_message == "502 Bad Gateway"
     assert str(found) == (
         'GET /meetings: 307 Temporary Redirect (an HTML page, "502 Bad Gateway"). '
-        f"Redirects are never followed {host}: check base_url."
+        f"Redirects are never followed {host}: check the base URL."
     )
 
 
@@ -482,10 +482,10 @@ def test_no_content_is_none(body: bytes) -> None:
 
 
 UNREADABLE: dict[str, tuple[bytes, str]] = {
-    "page": (recorded("application_200.html"), "is an HTML page, not JSON. Check base_url and the path."),
+    "page": (recorded("application_200.html"), "is an HTML page, not JSON. Check the base URL and the path."),
     "page that is not UTF-8": (
         b"<html>\xe9</html>",
-        "is an HTML page, not JSON. Check base_url and the path.",
+        "is an HTML page, not JSON. Check the base URL and the path.",
     ),
     "no body": (b"", "is empty."),
     "whitespace": (b" \n", "is empty."),

@@ -4,10 +4,11 @@ Results are printed as a table, JSON or CSV. A hook's URL usually contains a tok
 standard input and is never printed in full.
 """
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Generic, Literal, TypeAlias, TypeVar
+from typing import Annotated, Final, Generic, Literal, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import attrs
@@ -17,7 +18,7 @@ from lemcal_async._auth import Secret
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._codec import to_wire, write_minutes, write_time
 from lemcal_async._resources import selection
-from lemcal_async._urls import check_target_url, is_loopback, without_secrets
+from lemcal_async._urls import check_target_url, is_loopback, quote_id, without_secrets
 from lemcal_async.cli._options import (
     AccountName,
     AccountsFile,
@@ -153,11 +154,14 @@ def meetings(
     With --upcoming, --from, --to, --guest or --limit, every output format is sorted by start.
     """
     output_format = choose_format(json=json, csv=csv)
-    start, end = _parse_time("--from", from_), _parse_time("--to", to)
+    start, end = parse_time("--from", from_), parse_time("--to", to)
     if upcoming:
         start = max(datetime.now(UTC), start or datetime.now(UTC))
+    if guest is not None and not _EMAIL.fullmatch(guest.strip()):
+        raise ConfigurationError("--guest must be an e-mail address without a name, such as ada@example.org")
     select = selection(start, end, guest and guest.strip(), canceled=False if upcoming else None)
     service = Service(base_url, sandbox, accounts, account)
+    _check_id("--type", meeting_type)
     rows = call(service, "Fetching meetings", lambda lemcal: all_rows(lemcal.meetings.list(meeting_type)))
     selected = select(rows.good)  # not in the call, which filters nothing if some rows are unreadable
     if limit is not None:
@@ -165,15 +169,24 @@ def meetings(
     print_rows(Rows(selected, rows.bad), MEETINGS, output_format)
 
 
-def _parse_time(option: str, text: str | None) -> datetime | None:
+_EMAIL: Final = re.compile(r"[^\s@<>]+@[^\s@<>]+")
+
+
+def _check_id(name: str, value: str | None) -> None:
+    """Raise ConfigurationError, which refers to the id as ``name``, if it is malformed."""
+    if value is not None:
+        quote_id(value, name)
+
+
+def parse_time(option: str, text: str | None) -> datetime | None:
+    """Return the time; without an offset it is UTC. ConfigurationError names the option."""
     if text is None:
         return None
     try:
         time = datetime.fromisoformat(text.strip())
-    except ValueError:
+        return time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, OverflowError):  # OverflowError: out of range in UTC
         pass
-    else:
-        return time.replace(tzinfo=time.tzinfo or UTC)
     raise ConfigurationError(
         f"{option} must be a date or a time, such as 2026-03-02 or 2026-03-02T09:00+01:00"
     )
@@ -294,8 +307,9 @@ def create(
     """
     if (meeting_type is None) == (not any_type):
         raise ConfigurationError("pass either --type ID or --any")
+    _check_id("--type", meeting_type)
     service = Service(base_url, sandbox, accounts, account)
-    target = read_target_url(target_url)
+    target = read_target_url(target_url, "TARGET_URL")
 
     async def create_hook(lemcal: AsyncLemcal) -> Hook | None:
         return await lemcal.hooks.create(
@@ -317,6 +331,7 @@ def delete(
     account: AccountName = None,
 ) -> None:
     """Delete a hook."""
+    _check_id("HOOK_ID", hook_id)
     service = Service(base_url, sandbox, accounts, account)
 
     async def delete_hook(lemcal: AsyncLemcal) -> str:
@@ -326,7 +341,7 @@ def delete(
     emit(call(service, "Deleting the hook", delete_hook))
 
 
-def read_target_url(argument: str, name: str = "target_url") -> Secret[str]:
+def read_target_url(argument: str, name: str) -> Secret[str]:
     """Return the validated target URL, read from standard input if the argument is ``-``."""
     if argument == "-":
         return check_target_url(Secret(_read_line()), name)

@@ -22,7 +22,7 @@ fleet_app = typer.Typer(help="Show a fleet's status and manage its accounts.")
 FleetName: TypeAlias = Annotated[
     str, typer.Argument(metavar="MODULE:NAME", help="The Fleet object, such as app:fleet.")
 ]
-UserIds: TypeAlias = Annotated[list[str], typer.Argument(metavar="USER_ID...", help="The accounts.")]
+UserIds: TypeAlias = Annotated[list[str], typer.Argument(metavar="USER_ID", help="The accounts.")]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -33,7 +33,8 @@ def worker(
         int, typer.Option("--concurrency", metavar="N", min=1, help="Accounts to synchronize concurrently.")
     ] = 16,
     backend: Annotated[
-        Literal["asyncio", "trio"], typer.Option("--backend", help="The event loop to run on.")
+        Literal["asyncio", "trio"],
+        typer.Option("--backend", metavar="asyncio|trio", help="The event loop to run on."),
     ] = "asyncio",
 ) -> None:
     """Run a fleet worker until SIGTERM or Ctrl-C.

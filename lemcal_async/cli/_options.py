@@ -76,9 +76,11 @@ class Service:
     account: str | None
 
     def __attrs_post_init__(self) -> None:
-        if self.sandbox and not (self.base_url is None and self.accounts is None):
+        options = {"--base-url": self.base_url, "--accounts": self.accounts, "--account": self.account}
+        given = [name for name, value in options.items() if value is not None]
+        if self.sandbox and given:
             raise ConfigurationError(
-                "--sandbox provides its own service and account; omit --base-url and --accounts"
+                f"--sandbox provides its own service and account; omit {' and '.join(given)}"
             )
         if self.account is not None and self.accounts is None:
             raise ConfigurationError("--account requires a file; add --accounts FILE")
@@ -174,10 +176,14 @@ def choose_account(accounts: Sequence[Account], name: str | None, path: Path) ->
 
 def resolve_base_url(service: Service) -> str:
     """Return the base URL, validated as by the client but with messages for command-line users."""
-    url = service.base_url
+    url, name = service.base_url, "--base-url"
     if url is None:
-        url = os.environ.get(BASE_URL_VARIABLE, "").strip() or DEFAULT_BASE_URL
-    base_url = check_base_url(Secret(url), allow_insecure_http=True)
+        url, name = os.environ.get(BASE_URL_VARIABLE, "").strip() or DEFAULT_BASE_URL, BASE_URL_VARIABLE
+    try:
+        base_url = check_base_url(Secret(url), name, allow_insecure_http=True)
+    except ConfigurationError as error:
+        problem = str(error).partition("; pass user_id=")[0]  # Python's arguments
+        raise ConfigurationError(problem) from None
     if base_url.startswith("http:") and not is_loopback(urlsplit(base_url).hostname or ""):
         raise ConfigurationError(
             "the base URL is plain http, which would send the API key unencrypted; use https"

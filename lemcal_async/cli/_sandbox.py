@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def sandbox(
     *,
-    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="The address to listen on.")
+    ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, metavar="N", help="The port; 0 picks a free one.")
     ] = 0,
@@ -83,18 +85,16 @@ def _add_hooks(sandbox: "Sandbox", argument: str) -> None:
 
 
 def _print_credentials(sandbox: "Sandbox") -> None:
-    """Print the sandbox's URLs and credentials as lines to paste into a shell."""
-    lines = [
-        f"# Sandbox running; try: lemcal me --base-url {sandbox.base_url}    (Ctrl-C stops it)",
-        f"# Open {sandbox.url} in a browser",
-    ]
+    """Print the sandbox's URL, and for each account a block of lines to paste into a shell."""
+    lines = [f"# Sandbox running (Ctrl-C stops it); open {sandbox.url} in a browser"]
     for account in sandbox.accounts:
         lines += [
             f"# {account.email}",
             f"export LEMCAL_USER_ID={account.user_id}",
             f"export LEMCAL_API_KEY={account.api_key}",
+            f"export LEMCAL_BASE_URL={sandbox.base_url}",  # or clients would send the key to lemcal
         ]
-    lines.append(f"export LEMCAL_BASE_URL={sandbox.base_url}")  # or clients would send the key to lemcal
+    lines.append("# Paste an account's export lines into another shell, then try: lemcal me")
     emit("\n".join(lines) + "\n")
 
 

@@ -93,7 +93,7 @@ def test_no_credentials(lemcal: Run) -> None:
         (["me", "--jsonn"], "No such option"),
         (["me", "--api-key=hush"], "No such option"),
         (["sandbox", "--port", "70000"], "Invalid value for '--port'"),
-        (["trigger", "nothing"], "Invalid value for 'booking|cancel|move': 'nothing' is not one of"),
+        (["trigger", "nothing"], "Invalid value for 'ACTION': 'nothing' is not one of"),
         (
             ["meetings", "--sandbox", "--json", "--csv"],
             "--json and --csv are mutually exclusive; pass only one",
@@ -103,7 +103,12 @@ def test_no_credentials(lemcal: Run) -> None:
             ["me", "--sandbox", "--base-url", "http://[::1]"],
             "--sandbox provides its own service and account",
         ),
-        (["me", "--sandbox", "--accounts", "x.toml"], "--sandbox provides its own service and account"),
+        (["me", "--sandbox", "--accounts", "x.toml"], "service and account; omit --accounts\n"),
+        (["meetings", "--sandbox", "--account", "y"], "service and account; omit --account\n"),
+        (
+            ["meetings", "--sandbox", "--account", "y", "--accounts", "x.toml"],
+            "service and account; omit --accounts and --account\n",
+        ),
         (
             ["me", "--account", "sales"],
             "--account requires a file; add --accounts FILE",
@@ -112,9 +117,16 @@ def test_no_credentials(lemcal: Run) -> None:
             ["me", "--base-url", "http://api.example.com"],
             "the base URL is plain http, which would send the API",
         ),
-        (["me", "--base-url", "https://u:hush@example.com"], "base_url must not contain credentials"),
-        (["me", "--base-url", "hush"], "base_url must be an absolute http(s) URL"),
-        (["me", "--base-url", ""], "base_url must be an absolute http(s) URL"),  # no fallback
+        (["me", "--base-url", "https://u:hush@example.com"], "--base-url must not contain credentials\n"),
+        (["me", "--base-url", "hush"], "--base-url must be an absolute http(s) URL"),
+        (["me", "--base-url", ""], "--base-url must be an absolute http(s) URL"),  # no fallback
+        (["meetings", "--sandbox", "--type", "a/b"], "--type is not an id: 'a/b'"),
+        (["meetings", "--sandbox", "--type", ""], "--type must be a non-empty string"),
+        (["hooks", "create", "http://x.org", "--type", "..", "--sandbox"], "--type is not an id: '..'"),
+        (["hooks", "delete", "a/b", "--sandbox"], "HOOK_ID is not an id: 'a/b'"),
+        (["meetings", "--sandbox", "--guest", ""], "--guest must be an e-mail address"),
+        (["meetings", "--sandbox", "--guest", "Ada <ada@example.org>"], "--guest must be an e-mail address"),
+        (["meetings", "--sandbox", "--from", "0001-01-01T00:00+12:00"], "--from must be a date or a time"),
     ],
 )
 def test_invalid_usage(lemcal: Run, argv: list[str], message: str) -> None:
@@ -124,6 +136,21 @@ def test_invalid_usage(lemcal: Run, argv: list[str], message: str) -> None:
     assert ONE_LINE.fullmatch(result.err)
     assert message in result.err
     assert "hush" not in result.err
+
+
+def test_invalid_base_url_variable(lemcal: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the variable that contains the invalid URL."""
+    for name, value in (("USER_ID", "usr_1"), ("API_KEY", "hush"), ("BASE_URL", "nonsense")):
+        monkeypatch.setenv(f"LEMCAL_{name}", value)
+    result = lemcal("me")
+    assert (2, True) == (result.status, result.err.startswith("lemcal: LEMCAL_BASE_URL must be an absolute"))
+
+
+def test_wrong_path(lemcal: Run, sandbox: Sandbox) -> None:
+    """The advice names no Python parameter."""
+    result = lemcal("me", "--base-url", sandbox.url)
+    assert (1, True) == (result.status, "Check the base URL and the path." in result.err)
+    assert "base_url" not in result.err
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, typer.Abort])

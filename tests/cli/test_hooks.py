@@ -92,7 +92,7 @@ def test_meeting_type_or_any_is_required(lemcal: Run, sandbox: Sandbox, argv: li
 def test_invalid_target(lemcal: Run, sandbox: Sandbox, text: str) -> None:
     """An invalid URL is rejected, and the message does not quote it."""
     result = lemcal("hooks", "create", "-", "--any", "--base-url", sandbox.base_url, stdin=text)
-    expected = "lemcal: target_url must be an absolute http:// or https:// URL\n"
+    expected = "lemcal: TARGET_URL must be an absolute http:// or https:// URL\n"
     assert (2, expected) == (result.status, result.err)
     assert [] == sandbox.requests
 

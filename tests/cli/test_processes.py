@@ -76,16 +76,17 @@ def test_ctrl_c_during_a_call(spawn: Spawn, sandbox: Sandbox) -> None:
 
 @posix_only
 def test_sandbox_until_ctrl_c(lemcal: Run, spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``lemcal sandbox`` prints its URL and its credentials as lines to copy, and runs until Ctrl-C."""
+    """``lemcal sandbox`` prints a complete block of lines to copy per account, and runs until Ctrl-C."""
     process = spawn("sandbox", "--accounts", "2", "--meetings", "30", "--no-limit", "--quiet")
     assert process.stdout is not None
-    lines = [process.stdout.readline().rstrip("\n") for _ in range(9)]
-    assert ["# host1@example.com", "# host2@example.com"] == [lines[2], lines[5]]
-    for line in lines[6:]:
-        name, value = line.removeprefix("export ").split("=")
-        monkeypatch.setenv(name, value)
-
-    assert "host2@example.com" in lemcal("me").out
+    lines = [process.stdout.readline().rstrip("\n") for _ in range(10)]
+    assert lines[-1].endswith("then try: lemcal me")
+    for host, block in (("host1", lines[1:5]), ("host2", lines[5:9])):
+        assert f"# {host}@example.com" == block[0]
+        for line in block[1:]:
+            name, value = line.removeprefix("export ").split("=")
+            monkeypatch.setenv(name, value)
+        assert f"{host}@example.com" in lemcal("me").out
     assert 30 == len(lemcal("meetings").out.splitlines()) - 1
     process.send_signal(signal.SIGINT)
     assert ("", "") == process.communicate(timeout=30)
@@ -101,7 +102,7 @@ def test_sandbox_defaults(
 
     def interrupted(_: float) -> None:
         lines = capsys.readouterr().out.splitlines()
-        base_url = lines[0].split("--base-url ")[1].split()[0]
+        base_url = lines[4].partition("=")[2]
         response = httpx.get(f"{base_url}/me", trust_env=False)
         seen.append((len(lines), response.headers.get("x-ratelimit-limit")))
         raise KeyboardInterrupt
@@ -155,8 +156,8 @@ def test_sandbox_log_lines(spawn: Spawn) -> None:
     process = spawn("sandbox", "--hook", target, "--limit", "1", "--latency", "1-2", "--seed", "7")
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(6)]
-    base_url = lines[0].split("--base-url ")[1].split()[0]
-    auth = (lines[3].partition("=")[2].strip(), lines[4].partition("=")[2].strip())
+    user_id, api_key, base_url = (line.partition("=")[2].strip() for line in lines[2:5])
+    auth = (user_id, api_key)
     statuses = [httpx.get(f"{base_url}/me", auth=auth, trust_env=False).status_code for _ in range(2)]
     assert [200, 429] == statuses
     httpx.post(f"{base_url.removesuffix('/api/lemcal')}/_sandbox/bookings", trust_env=False)

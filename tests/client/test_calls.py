@@ -329,7 +329,7 @@ async def test_lists_of_types_in_an_envelope(lemcal_sandbox: Sandbox, name: str)
 
 
 WRONG: dict[str, tuple[Fault, str]] = {
-    "page": (faults.html_200(), "the body is an HTML page, not JSON. Check base_url and the path."),
+    "page": (faults.html_200(), "the body is an HTML page, not JSON. Check the base URL and the path."),
     "nothing": (faults.empty_200(), "the body is empty."),
     "empty string": (faults.empty_string_200(), "the body is empty."),
     "string": (faults.json("Unauthorized"), "the body is a string, where "),

@@ -4,14 +4,16 @@ import json as json_module
 import os
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from email.utils import parseaddr
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 import typer
 
 from lemcal_async._codec import write_time
-from lemcal_async._urls import BASE_URL_VARIABLE
+from lemcal_async._urls import BASE_URL_VARIABLE, quote_id
+from lemcal_async.cli._calls import parse_time
 from lemcal_async.cli._output import emit, print_json, printable
 from lemcal_async.errors import APIConnectionError, ConfigurationError, MeetingNotFoundError
 
@@ -19,11 +21,21 @@ _TIMEOUT: Final = 30.0
 
 Kind = Literal["booking", "cancel", "move"]
 
+# The options that an action accepts, beside those that all accept.
+_OPTIONS: Final[Mapping[Kind, frozenset[str]]] = {
+    "booking": frozenset({"--guest", "--start"}),
+    "cancel": frozenset({"MEETING_ID"}),
+    "move": frozenset({"MEETING_ID", "--start"}),
+}
+
 
 def trigger(
-    kind: Annotated[Kind, typer.Argument(metavar="booking|cancel|move", help="The action.")],
+    kind: Annotated[Kind, typer.Argument(metavar="ACTION", help="The action.")],
     meeting_id: Annotated[
-        str | None, typer.Argument(metavar="[MEETING_ID]", help="Defaults to the meeting booked last.")
+        str | None,
+        typer.Argument(
+            metavar="MEETING_ID", help="For cancel and move. Defaults to the account's meeting booked last."
+        ),
     ] = None,
     *,
     url: Annotated[
@@ -31,36 +43,59 @@ def trigger(
         typer.Option("--url", metavar="URL", help=f"The sandbox's URL. Defaults to {BASE_URL_VARIABLE}."),
     ] = None,
     account: Annotated[
-        int, typer.Option("--account", metavar="N", min=1, help="The account's number; the first is 1.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--account", metavar="N", min=1, help="The account's number. Defaults to 1, the first account."
+        ),
+    ] = None,
     guest: Annotated[
-        str | None, typer.Option("--guest", metavar="EMAIL", help="The guest's address, or 'NAME <ADDRESS>'.")
+        str | None,
+        typer.Option(
+            "--guest", metavar="EMAIL", help="For booking: the guest's address, or 'NAME <ADDRESS>'."
+        ),
     ] = None,
     start: Annotated[
         str | None,
-        typer.Option("--start", metavar="TIME", help="The start time (ISO 8601)."),
+        typer.Option("--start", metavar="TIME", help="For booking and move: the new start time."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the meeting as JSON.")] = False,
 ) -> None:
     """Book, cancel or move a meeting in a running sandbox.
 
-    Without --start, move postpones the meeting by a day.
+    TIME is a date or a time; without an offset it is UTC. Without --start, move postpones the meeting by a
+    day.
     """
+    for name, value in (("MEETING_ID", meeting_id), ("--guest", guest), ("--start", start)):
+        if value is not None and name not in _OPTIONS[kind]:
+            raise ConfigurationError(f"{kind} does not accept {name}; omit it")
+    if meeting_id is not None and account is not None:
+        raise ConfigurationError("MEETING_ID already identifies the account; omit --account")
+    if guest is not None and not all(parseaddr(guest)[1].partition("@")):
+        raise ConfigurationError(
+            "--guest must be an e-mail address, such as ada@example.org or 'Ada <ada@example.org>'"
+        )
+    start_time = parse_time("--start", start)
     sandbox_url = url or os.environ.get(BASE_URL_VARIABLE, "").strip()
     if not sandbox_url:
         raise ConfigurationError(f"no sandbox URL: pass --url or set {BASE_URL_VARIABLE}")
     with _Control(sandbox_url) as control:
         if kind == "booking":
-            options = {"account": account - 1, "guest": guest, "start": start}
+            options = {
+                "account": control.account_index(account),
+                "guest": guest,
+                "start": start_time and write_time(start_time),
+            }
             body = {name: value for name, value in options.items() if value is not None}
             row = control.call("POST", "/bookings", body)
         else:
-            chosen_id = meeting_id or control.latest_meeting_id(account - 1)
-            path = f"/meetings/{quote(chosen_id, safe='')}"
+            if meeting_id is None:
+                meeting_id = control.latest_meeting_id(control.account_index(account))
+            path = f"/meetings/{quote_id(meeting_id, 'MEETING_ID')}"
             if kind == "cancel":
                 row = control.call("POST", f"{path}/cancel", {})
             else:
-                row = control.call("PATCH", path, control.new_times(chosen_id, account - 1, start))
+                meeting = control.call("PATCH", path, {})  # returns the meeting unchanged
+                row = control.call("PATCH", path, _new_times(meeting, start_time))
     if json:
         print_json(row)
         return
@@ -102,33 +137,33 @@ class _Control:
             raise ConfigurationError(f"there is no sandbox at {self._root}")
         return response.json()
 
+    def account_index(self, number: int | None) -> int:
+        """Return the index of the account with this number, by default the first, whose number is 1."""
+        if number is None:
+            return 0
+        count = len(self.call("GET", "/accounts", {}))
+        if number > count:
+            raise ConfigurationError(
+                f"there is no account {number}; the sandbox has {count}, and the first is --account 1"
+            )
+        return number - 1
+
     def latest_meeting_id(self, account: int) -> str:
         """Return the id of the account's most recently booked meeting that is not canceled."""
-        booked = [row for row in self._meetings(account) if not row.get("canceledAt")]
+        rows: list[dict[str, Any]] = self.call("GET", f"/meetings?account={account}", {})
+        booked = [row for row in rows if not row.get("canceledAt")]
         if not booked:
             raise MeetingNotFoundError("the account has no meeting that is not canceled", status_code=404)
         return str(booked[-1]["_id"])
 
-    def new_times(self, meeting_id: str, account: int, start: str | None) -> dict[str, str]:
-        """Return the new times of a meeting, a day later by default. Its duration does not change."""
-        rows = {row["_id"]: row for row in self._meetings(account)}
-        if meeting_id not in rows:
-            raise MeetingNotFoundError(f"there is no meeting {meeting_id}", status_code=404)
-        old = [datetime.fromisoformat(rows[meeting_id][name]) for name in ("start", "end")]
-        new_start = old[0] + timedelta(days=1) if start is None else _parse_start(start)
-        new_end = new_start + (old[1] - old[0])
-        return {"start": write_time(new_start), "end": write_time(new_end)}
 
-    def _meetings(self, account: int) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.call("GET", f"/meetings?account={account}", {})
-        return rows
-
-
-def _parse_start(text: str) -> datetime:
+def _new_times(meeting: Mapping[str, Any], start: datetime | None) -> dict[str, str]:
+    """Return the new times of a meeting, a day later by default. Its duration does not change."""
+    old = [datetime.fromisoformat(meeting[name]) for name in ("start", "end")]
     try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        time = None
-    if time is None or time.tzinfo is None:
-        raise ConfigurationError("--start must be ISO 8601 with an offset, such as 2026-03-02T09:00:00Z")
-    return time
+        new_start = old[0] + timedelta(days=1) if start is None else start
+        return {"start": write_time(new_start), "end": write_time(new_start + (old[1] - old[0]))}
+    except OverflowError:
+        raise ConfigurationError(
+            "the meeting's new times are out of range; pass an earlier --start"
+        ) from None

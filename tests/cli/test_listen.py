@@ -221,8 +221,10 @@ def test_trigger(lemcal: Run, sandbox: Sandbox) -> None:
     assert "2031-01-01T09:00:00.000Z" == sandbox.meetings()[0]["start"]
     assert lemcal("trigger", "cancel", "--url", url).out.startswith(f"canceled {booked['_id']}")
     assert "canceledAt" in sandbox.meetings()[-1]
-    assert 0 == lemcal("trigger", "booking", "--account", "2", "--url", url).status
-    assert 13 == len(sandbox.meetings(1))
+    assert 0 == lemcal("trigger", "booking", "--account", "2", "--start", "2030-05-01", "--url", url).status
+    assert (13, "2030-05-01T00:00:00.000Z") == (len(sandbox.meetings(1)), sandbox.meetings(1)[-1]["start"])
+    lemcal("trigger", "move", sandbox.meetings(1)[-1]["_id"], "--url", url)
+    assert "2030-05-02T00:00:00.000Z" == sandbox.meetings(1)[-1]["start"]
     assert [] == sandbox.requests  # no credentials, no rate limit
 
 
@@ -238,11 +240,22 @@ def test_trigger_with_environment_variable(
 @pytest.mark.parametrize(
     ("argv", "status", "message"),
     [
-        (["booking", "--url", "{url}", "--guest", "x"], 2, "pass an e-mail address"),
-        (["booking", "--url", "{url}", "--account", "9"], 2, ""),
+        (["booking", "--url", "{url}", "--guest", "x"], 2, "--guest must be an e-mail address"),
+        (["booking", "--url", "{url}", "--account", "9"], 2, "there is no account 9; the sandbox has 2"),
+        (["cancel", "--url", "{url}", "--account", "3"], 2, "there is no account 3; the sandbox has 2"),
+        (["move", "--url", "{url}", "--account", "3"], 2, "there is no account 3; the sandbox has 2"),
+        (["booking", "mee_x", "--url", "{url}"], 2, "booking does not accept MEETING_ID; omit it"),
+        (["cancel", "--guest", "a@x.org", "--url", "{url}"], 2, "cancel does not accept --guest; omit it"),
+        (["cancel", "--start", "2030-01-01", "--url", "{url}"], 2, "cancel does not accept --start"),
+        (["move", "--guest", "a@x.org", "--url", "{url}"], 2, "move does not accept --guest; omit it"),
+        (["move", "mee_x", "--account", "1", "--url", "{url}"], 2, "omit --account"),
+        (["cancel", "", "--url", "{url}"], 2, "MEETING_ID must be a non-empty string"),
+        (["cancel", "mee_x", "--account", "1", "--url", "{url}"], 2, "omit --account"),
         (["cancel", "mee_unknown", "--url", "{url}"], 5, "there is no meeting mee_unknown"),
         (["move", "mee_unknown", "--url", "{url}"], 5, "there is no meeting mee_unknown"),
-        (["move", "--start", "tomorrow", "--url", "{url}"], 2, "--start must be ISO 8601"),
+        (["move", "--start", "tomorrow", "--url", "{url}"], 2, "--start must be a date or a time"),
+        (["move", "--start", "9999-12-31T23:59", "--url", "{url}"], 2, "pass an earlier --start"),
+        (["booking", "--start", "", "--url", "{url}"], 2, "--start must be a date or a time"),
         (["booking", "--url", "{receiver}"], 2, "there is no sandbox at"),
         (["booking", "--url", "http://127.0.0.1:1"], 1, "cannot reach a sandbox at http://127.0.0.1:1"),
         (["booking", "--url", "nonsense"], 2, "the sandbox's URL must look like"),
@@ -253,7 +266,9 @@ def test_trigger_with_environment_variable(
 def test_trigger_errors(  # noqa: PLR0917  # fixtures
     lemcal: Run, sandbox: Sandbox, receiver: Receiver, argv: list[str], status: int, message: str
 ) -> None:
-    """The error is one line that says what to do."""
+    """The error is one line that says what to do, and nothing is done."""
+    before = [sandbox.meetings(account) for account in range(2)]
     result = lemcal("trigger", *(part.format(url=sandbox.url, receiver=receiver.url) for part in argv))
     assert (status, "", 1) == (result.status, result.out, result.err.count("\n")), result.err
     assert message in result.err
+    assert before == [sandbox.meetings(account) for account in range(2)]

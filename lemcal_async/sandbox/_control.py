@@ -19,14 +19,16 @@ Each route corresponds to a method of ``Sandbox``::
                                              "method": "GET", "path": "/meetings"}
     DELETE /_sandbox/faults
 
-Every field but ``fault`` and ``targetUrl`` is optional; other fields of a booking are set on the meeting.
+Every field but ``fault`` and ``targetUrl`` is optional, and unknown fields are refused. A booking can have
+the wire-format fields of a meeting. PATCH accepts any field, so that a meeting can have one that is new.
 Lists have up to 1,000 entries, oldest first. The controls require no credentials, because the sandbox and its
 made-up accounts are for this machine only; ``Guard`` blocks requests from other websites.
 """
 
+import inspect
 import ipaddress
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 from urllib.parse import urlsplit
 
@@ -46,6 +48,12 @@ if TYPE_CHECKING:
     from lemcal_async.sandbox._sandbox import Sandbox
 
 _Options: TypeAlias = dict[str, Any]
+
+_BOOKING_FIELDS: Final = (
+    "account", "meetingTypeId", "public", "guest", "start", "end", "_id", "userId", "meetingTypeName",
+    "providedInfos", "eventId", "lead", "leadId", "attendees", "attendeeTimezone", "timezone", "questions",
+    "surveyAnswers", "createdAt", "canceledAt",
+)  # fmt: skip
 
 _MAX_ROWS: Final = 1_000
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -79,13 +87,14 @@ class Controls:
         ]
 
     def _book(self, _request: Request, options: _Options) -> Response:
+        _check_fields("a booking", options, _BOOKING_FIELDS)
         meeting_type_id = options.pop("meetingTypeId", None)
-        self._check_account(options.get("account", 0))
+        if meeting_type_id is not None and not isinstance(meeting_type_id, str):
+            raise ValueError(f"meetingTypeId must be a string, not {meeting_type_id!r}")
         return JSONResponse(self._sandbox.book(meeting_type_id=meeting_type_id, **options), 201)
 
     def _meetings(self, request: Request, _options: _Options) -> Response:
         account = _number(request.query_params.get("account", "0"), "account")
-        self._check_account(account)
         return JSONResponse(self._sandbox.meetings(account))
 
     def _edit(self, request: Request, options: _Options) -> Response:
@@ -99,25 +108,21 @@ class Controls:
         return Response(status_code=204)
 
     def _add_hook(self, _request: Request, options: _Options) -> Response:
+        _check_fields("a hook", options, ("targetUrl", "account"))
         if "targetUrl" not in options:
             raise ValueError("targetUrl is missing")
-        account = options.get("account", 0)
-        self._check_account(account)
-        return JSONResponse(self._sandbox.add_hook(options["targetUrl"], account), 201)
+        return JSONResponse(self._sandbox.add_hook(options["targetUrl"], options.get("account", 0)), 201)
 
     def _delete_hook(self, request: Request, _options: _Options) -> Response:
         self._sandbox.delete_hook(request.path_params["hook_id"])
         return Response(status_code=204)
 
     def _inject(self, _request: Request, options: _Options) -> Response:
+        _check_fields("a fault", options, ("fault", "options", "times", "method", "path"))
         name = options.pop("fault", None)
         if name not in faults.__all__:
             raise ValueError(f"fault must be one of {', '.join(faults.__all__)}")
-        arguments = options.pop("options", {})
-        if not isinstance(arguments, dict):
-            raise ValueError("options must be a JSON object")  # noqa: TRY004  # a 400
-        fault = getattr(faults, name)(**arguments)
-        self._sandbox.inject(fault, **options)
+        self._sandbox.inject(_make_fault(name, options.pop("options", {})), **options)
         return Response(status_code=204)
 
     def _clear(self, _request: Request, _options: _Options) -> Response:
@@ -154,12 +159,30 @@ class Controls:
         self._sandbox.repeat_delivery(number)
         return Response(status_code=202)
 
-    def _check_account(self, account: Any) -> None:
-        count = len(self._sandbox.accounts)
-        if not isinstance(account, int):
-            raise ValueError(f"account must be a whole number, not {account!r}")  # noqa: TRY004  # a 400
-        if account not in range(count):
-            raise LookupError(f"there is no account {account!r}; accounts are numbered from 0 to {count - 1}")
+
+def _check_fields(what: str, options: _Options, known: Iterable[str]) -> None:
+    if unknown := [name for name in options if name not in known]:
+        raise ValueError(f"{what} has no field {unknown[0]!r}; the fields are: {', '.join(known)}")
+
+
+def _make_fault(name: str, options: object) -> "faults.Fault":
+    """Create a fault. The error names the fault and its option."""
+    if not isinstance(options, dict):
+        raise ValueError("options must be a JSON object")  # noqa: TRY004  # a 400
+    given = cast("_Options", options)
+    function = getattr(faults, name)
+    parameters = inspect.signature(function).parameters
+    if unknown := [option for option in given if option not in parameters]:
+        known = f"its options are: {', '.join(parameters)}" if parameters else "it has none"
+        raise ValueError(f"fault {name} has no option {unknown[0]!r}; {known}")
+    for option, parameter in parameters.items():
+        if parameter.default is parameter.empty and option not in given:
+            raise ValueError(f"fault {name} requires the option {option}")
+    try:
+        fault: faults.Fault = function(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"fault {name}: {error}") from None
+    return fault
 
 
 def as_json(entry: "SeenRequest | Delivery") -> dict[str, Any]:
@@ -196,7 +219,7 @@ def _endpoint(handle: Callable[[Request, _Options], Response]) -> Callable[[Requ
             return handle(request, _parse_options(await request.body()))
         except LookupError as error:
             return PlainTextResponse(str(error), 404)
-        except (ValueError, TypeError, AttributeError) as error:  # invalid JSON or fields
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:  # invalid JSON or fields
             return PlainTextResponse(str(error), 400)
 
     return endpoint

@@ -4,14 +4,18 @@
 """
 
 import json
+import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import attrs
 
 JSON: Final = "application/json; charset=utf-8"
 PLAIN: Final = "text/plain; charset=utf-8"
 HTML: Final = "text/html; charset=utf-8"
+
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_UNSENDABLE: Final = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
 
 BODYLESS: Final = frozenset({204, 304})
 """The status codes for which HTTP forbids a body."""
@@ -29,14 +33,36 @@ def _allow_no_body_without_content(response: "SandboxResponse", _attribute: obje
         raise ValueError(f"a response with status {response.status_code} has no body")
 
 
+def _check_content_type(_response: object, _attribute: object, content_type: str | None) -> None:
+    _check_header("content_type", content_type)
+
+
+def _check_headers(_response: object, _attribute: object, headers: object) -> None:
+    if not isinstance(headers, Mapping):
+        raise TypeError(f"headers must be a mapping of names to values, not {headers!r}")
+    for name, value in cast("Mapping[object, object]", headers).items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"headers contains {name!r}, which is not a header's name")
+        _check_header(f"the header {name}", value)
+
+
+def _check_header(name: str, value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, not {value!r}")
+    if _UNSENDABLE.search(value):
+        raise ValueError(f"{name} contains characters that a header cannot: {value!r}")
+
+
 @attrs.frozen
 class SandboxResponse:
     """A response. ``headers`` override those of every response; a value of None omits a header."""
 
     status_code: int = attrs.field(validator=[attrs.validators.ge(200), attrs.validators.lt(600)])
     body: bytes = attrs.field(default=b"", validator=_allow_no_body_without_content)
-    content_type: str | None = None
-    headers: Mapping[str, str | None] = attrs.field(factory=dict[str, str | None])
+    content_type: str | None = attrs.field(default=None, validator=_check_content_type)
+    headers: Mapping[str, str | None] = attrs.field(factory=dict[str, str | None], validator=_check_headers)
 
 
 def text(status_code: int, body: str, headers: Mapping[str, str | None] | None = None) -> SandboxResponse:

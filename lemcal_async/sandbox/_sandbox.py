@@ -187,11 +187,12 @@ class Sandbox:
             **options: Arguments of ``AsyncLemcal``. They override the account's credentials and the base URL.
 
         Raises:
+            LookupError: If the account does not exist.
             RuntimeError: If the sandbox is not being served and ``base_url`` is not given.
         """
         from lemcal_async._client import AsyncLemcal  # noqa: PLC0415  # only this method needs the client
 
-        credentials = self.accounts[account]
+        credentials = self.accounts[self._checked(account)]
         if "base_url" not in options:
             options["base_url"] = self.base_url
         options = {"user_id": credentials.user_id, "api_key": credentials.api_key, **options}
@@ -212,13 +213,25 @@ class Sandbox:
         """The first account's API key."""
         return self.accounts[0].api_key
 
+    def _checked(self, account: object) -> int:
+        """Return the account's index; LookupError if it does not exist."""
+        if isinstance(account, bool) or not isinstance(account, int):
+            raise TypeError(f"account must be a whole number, not {account!r}")
+        count = len(self.accounts)
+        if account not in range(count):
+            raise LookupError(f"there is no account {account}; accounts are numbered from 0 to {count - 1}")
+        return account
+
     def meetings(self, account: int = 0) -> list[dict[str, Any]]:
         """Return the account's meetings in the wire format.
 
         Args:
             account: The account's index in ``accounts``.
+
+        Raises:
+            LookupError: If the account does not exist.
         """
-        meetings: list[dict[str, Any]] = json.loads(self._state.meetings(account))
+        meetings: list[dict[str, Any]] = json.loads(self._state.meetings(self._checked(account)))
         return meetings
 
     def meeting_types(self, account: int = 0) -> list[dict[str, Any]]:
@@ -226,16 +239,22 @@ class Sandbox:
 
         Args:
             account: The account's index in ``accounts``.
+
+        Raises:
+            LookupError: If the account does not exist.
         """
-        return self._state.meeting_types(account)
+        return self._state.meeting_types(self._checked(account))
 
     def hooks(self, account: int = 0) -> list[dict[str, Any]]:
         """Return the account's hooks in the wire format.
 
         Args:
             account: The account's index in ``accounts``.
+
+        Raises:
+            LookupError: If the account does not exist.
         """
-        return self._state.hooks(account)
+        return self._state.hooks(self._checked(account))
 
     def add_hook(self, target_url: str, account: int = 0) -> dict[str, Any]:
         """Register a hook for any meeting type, without a request, and return it in the wire format.
@@ -245,12 +264,13 @@ class Sandbox:
             account: The account's index in ``accounts``.
 
         Raises:
+            LookupError: If the account does not exist.
             ValueError: If the service would reject the URL, or if the hook already exists.
         """
         if not is_web_url(target_url):
             raise ValueError("a hook's target must be an absolute http:// or https:// URL")
         try:
-            return self._state.add_hook(account, target_url, None)
+            return self._state.add_hook(self._checked(account), target_url, None)
         except DuplicateHookError:
             raise ValueError("there is already a hook for that target") from None
 
@@ -293,7 +313,7 @@ class Sandbox:
                 JSON nor an aware datetime.
         """
         meeting, fired = self._state.book(
-            account,
+            self._checked(account),
             meeting_type_id=meeting_type_id,
             public=public,
             guest=_parse_guest(guest),
@@ -359,9 +379,13 @@ class Sandbox:
                 (``/meetings``, ``/hooks/*``). None for any.
 
         Raises:
-            TypeError: If ``fault`` is not a fault, such as a function that was not called.
-            ValueError: If ``times`` is below 1.
+            TypeError: If ``fault`` is not a fault, such as a function that was not called, or if another
+                argument has the wrong type.
+            ValueError: If ``times`` is below 1, or if ``path`` does not start with a slash or includes the
+                API prefix.
         """
+        if isinstance(path, str) and f"{path}/".startswith(f"{PREFIX}/"):
+            raise ValueError(f"path is relative to the API prefix; omit {PREFIX} from {path!r}")
         self._faults.add(fault, times, method, path)
 
     def clear_faults(self) -> None:

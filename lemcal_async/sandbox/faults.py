@@ -6,13 +6,17 @@
 The functions below create every kind of failure observed on lemcal or on its sibling product. Faults that
 replace the response leave the sandbox's state unchanged; with ``slow``, ``truncated`` and
 ``reset_after_processing``, the sandbox processes the request first.
+
+The functions raise TypeError for an argument of the wrong type, and ValueError for one that is out of range
+or cannot be sent.
 """
 
+import math
 import threading
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from http import HTTPStatus
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import attrs
 
@@ -75,12 +79,54 @@ def describe(fault: Fault) -> str:
             return f"{fault.status_code}, {kind}"
 
 
-def too_many_requests(retry_after: str | None = "0.2") -> Fault:
+_RATE_LIMIT_HEADERS: Final = (
+    "Retry-After",
+    "X-RateLimit-Limit",
+    "X-RateLimit-Remaining",
+    "X-RateLimit-Reset",
+)
+
+
+def _check_seconds(name: str, seconds: object) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {seconds!r}")
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{name} must be at least 0 seconds, not {seconds!r}")
+    return seconds
+
+
+def _check_text(name: str, text: object) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a string, not {text!r}")
+    return text
+
+
+def _check_code(code: object, first: int = 200, last: int = 599) -> int:
+    if isinstance(code, float) and code.is_integer():  # a number in JSON
+        code = int(code)
+    if isinstance(code, bool) or not isinstance(code, int):
+        raise TypeError(f"code must be a whole number, not {code!r}")
+    if not first <= code <= last:
+        raise ValueError(f"code must be a status code from {first} to {last}, not {code}")
+    return int(code)  # of an HTTPStatus
+
+
+def _phrase(code: int) -> str:
+    try:
+        return HTTPStatus(code).phrase
+    except ValueError:  # such as 520, which CDNs use
+        return "Unknown Status"
+
+
+def too_many_requests(retry_after: str | float | None = "0.2") -> Fault:
     """Respond with 429.
 
     Args:
-        retry_after: The ``Retry-After`` header, sent verbatim; None omits it.
+        retry_after: The ``Retry-After`` header: a number of seconds, or a string that is sent verbatim; None
+            omits it.
     """
+    if retry_after is not None and not isinstance(retry_after, str):
+        retry_after = str(_check_seconds("retry_after", retry_after))
     headers = {"Retry-After": retry_after, "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": None}
     return _responses.text(429, "Too Many Requests", headers)
 
@@ -100,9 +146,10 @@ def status(
         content_type: The ``Content-Type`` header; None omits it.
         headers: Headers that override those of every response; a value of None omits a header.
     """
+    code = _check_code(code)
     if body is None:
-        body = "" if code in _responses.BODYLESS else HTTPStatus(code).phrase
-    return SandboxResponse(code, body.encode(), content_type, headers or {})
+        body = "" if code in _responses.BODYLESS else _phrase(code)
+    return SandboxResponse(code, _check_text("body", body).encode(), content_type, headers or {})
 
 
 def json_error(code: int, error: str, *, error_code: str | None = None) -> Fault:
@@ -113,8 +160,8 @@ def json_error(code: int, error: str, *, error_code: str | None = None) -> Fault
         error: The error message.
         error_code: The error code.
     """
-    more = {} if error_code is None else {"code": error_code}
-    return _responses.json_data(code, {"error": error} | more)
+    more = {} if error_code is None else {"code": _check_text("error_code", error_code)}
+    return _responses.json_data(_check_code(code), {"error": _check_text("error", error)} | more)
 
 
 def unsuccessful(code: int, error: str, *, error_code: str | None = None) -> Fault:
@@ -125,8 +172,11 @@ def unsuccessful(code: int, error: str, *, error_code: str | None = None) -> Fau
         error: The error message.
         error_code: The error code. If given, ``"error"`` is ``{"code": …, "message": …}``.
     """
-    detail = error if error_code is None else {"code": error_code, "message": error}
-    return _responses.json_data(code, {"success": False, "error": detail})
+    _check_text("error", error)
+    detail = (
+        error if error_code is None else {"code": _check_text("error_code", error_code), "message": error}
+    )
+    return _responses.json_data(_check_code(code), {"success": False, "error": detail})
 
 
 def not_ok(code: int, message: str) -> Fault:
@@ -136,18 +186,21 @@ def not_ok(code: int, message: str) -> Fault:
         code: The status code.
         message: The error message.
     """
-    return _responses.json_data(code, {"ok": False, "message": message})
+    return _responses.json_data(_check_code(code), {"ok": False, "message": _check_text("message", message)})
 
 
 def html_error(code: int) -> Fault:
     """Respond with an HTML error page, as the CDN in front of the platform does.
 
+    The request does not reach the service, so the response lacks the headers of the rate limit.
+
     Args:
         code: The status code.
     """
-    title = f"{code} {HTTPStatus(code).phrase}"
+    code = _check_code(code)
+    title = f"{code} {_phrase(code)}"
     page = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>\n"
-    return _responses.html(code, page)
+    return attrs.evolve(_responses.html(code, page), headers=dict.fromkeys(_RATE_LIMIT_HEADERS))
 
 
 def html_200() -> Fault:
@@ -181,18 +234,17 @@ def redirect(location: str, code: int = 302) -> Fault:
         location: The ``Location`` header, a path or a URL.
         code: The status code.
     """
-    return _responses.text(
-        code, f"{HTTPStatus(code).phrase}. Redirecting to {location}", {"Location": location}
-    )
+    code, location = _check_code(code, 300, 399), _check_text("location", location)
+    return _responses.text(code, f"{_phrase(code)}. Redirecting to {location}", {"Location": location})
 
 
 def slow(seconds: float) -> Fault:
     """Process the request, then delay the response.
 
     Args:
-        seconds: The delay in seconds.
+        seconds: The delay in seconds. To make a call time out, exceed the client's timeout.
     """
-    return Slow(seconds)
+    return Slow(_check_seconds("seconds", seconds))
 
 
 def truncated() -> Fault:
@@ -229,15 +281,23 @@ class FaultPlan:
         self._planned: list[_Planned] = []
         self.revision = 0  # incremented with every change
 
-    def add(self, fault: object, times: int, method: str | None, path: str | None) -> None:
+    def add(self, fault: object, times: object, method: str | None, path: str | None) -> None:
         """Plan ``fault`` for the next ``times`` requests with that method and path (None: any).
 
-        Raises TypeError if ``fault`` is not a fault, such as a function that was not called.
+        Raises TypeError if ``fault`` is not a fault, such as a function that was not called, or if another
+        argument has the wrong type, and ValueError if the fault could never apply.
         """
         if not isinstance(fault, Fault):
             raise TypeError(f"not a fault: {fault!r}; call a function of lemcal_async.sandbox.faults")
+        if isinstance(times, bool) or not isinstance(times, int):
+            raise TypeError(f"times must be a whole number, not {times!r}")
         if times < 1:
             raise ValueError(f"times must be at least 1, not {times}")
+        for name, value in (("method", method), ("path", path)):
+            if value is not None:
+                _check_text(name, value)
+        if path is not None and not path.startswith(("/", "*")):
+            raise ValueError(f"path must start with a slash, such as /meetings or /hooks/*, not {path!r}")
         with self._lock:
             self._planned.append(_Planned(fault, times, method and method.upper(), path))
             self.revision += 1

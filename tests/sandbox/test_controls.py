@@ -298,3 +298,17 @@ def test_invalid_meeting_arguments_are_refused(sandbox: Sandbox, meeting: Any) -
     for control in (sandbox.cancel, sandbox.remove, sandbox.edit):
         with pytest.raises(TypeError, match="pass a meeting's id, a row as returned by book"):
             control(meeting)
+
+
+@pytest.mark.parametrize("method", ["client", "meetings", "meeting_types", "hooks", "book"])
+@pytest.mark.parametrize("account", [3, -1])
+def test_unknown_account(method: str, account: int) -> None:
+    """Every method refuses an account that does not exist with the same message."""
+    with pytest.raises(
+        LookupError, match=f"there is no account {account}; accounts are numbered from 0 to 1"
+    ):
+        getattr(Sandbox(accounts=2), method)(account)
+    with pytest.raises(LookupError, match=f"there is no account {account}"):
+        Sandbox(accounts=2).add_hook("http://example.com", account)
+    with pytest.raises(TypeError, match="account must be a whole number, not 'x'"):
+        getattr(Sandbox(), method)("x")

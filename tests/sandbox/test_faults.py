@@ -1,11 +1,13 @@
 """Each fault, as a client sees it on a real socket."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
+from lemcal_async import errors
 from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.sandbox.faults import Fault, FaultPlan
 
@@ -50,13 +52,33 @@ def test_faults_that_replace_the_response(
     assert 200 == client.post("/hooks", json=HOOK).status_code
 
 
-@pytest.mark.parametrize(("fault", "status"), [(faults.html_200(), 200), (faults.html_error(403), 403)])
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [(faults.html_200(), 200), (faults.html_error(403), 403), (faults.html_error(522), 522)],
+)
 def test_html(sandbox: Sandbox, client: httpx.Client, fault: Fault, status: int) -> None:
     """The service's page for a wrong URL, and the CDN's error page."""
     sandbox.inject(fault)
     response = client.get("/me")
     assert (status, HTML) == (response.status_code, response.headers["content-type"])
     assert "<html" in response.text
+
+
+def test_html_error_lacks_the_service_s_headers(sandbox: Sandbox, client: httpx.Client) -> None:
+    """The CDN's error page lacks the headers of the rate limit, because it does not come from the service."""
+    sandbox.inject(faults.html_error(503))
+    headers = client.get("/me").headers
+    assert [] == [name for name in headers if name.startswith("x-ratelimit") or name == "retry-after"]
+
+
+@pytest.mark.anyio
+async def test_post_is_not_retried_after_html_error(sandbox: Sandbox) -> None:
+    """The service may have processed a POST to which the CDN responds, so the client sends it only once."""
+    sandbox.inject(faults.html_error(503))
+    async with sandbox.client() as lemcal:
+        with pytest.raises(errors.ServerError):
+            await lemcal.hooks.create("https://example.com", any_meeting_type=True)
+    assert [503] == [seen.status_code for seen in sandbox.requests]
 
 
 @pytest.mark.parametrize(
@@ -79,6 +101,15 @@ def test_too_many_requests(sandbox: Sandbox, client: httpx.Client, retry_after: 
     assert "0" == response.headers["x-ratelimit-remaining"]
     assert "x-ratelimit-reset" not in response.headers
     assert [429] == [seen.status_code for seen in sandbox.requests]
+
+
+@pytest.mark.parametrize(("retry_after", "header"), [(3, "3"), (0.5, "0.5")])
+def test_too_many_requests_with_a_number(
+    sandbox: Sandbox, client: httpx.Client, retry_after: float, header: str
+) -> None:
+    """A number is converted to text."""
+    sandbox.inject(faults.too_many_requests(retry_after))
+    assert header == client.get("/me").headers["retry-after"]
 
 
 def test_too_many_requests_without_the_header(sandbox: Sandbox, client: httpx.Client) -> None:
@@ -210,6 +241,59 @@ def test_impossible_faults_are_refused() -> None:
         faults.status(100, "")
     with pytest.raises(ValueError, match="204 has no body"):
         faults.status(204, "something")
+
+
+UNTYPED: Any = faults
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: faults.slow(-1), "seconds must be at least 0 seconds, not -1"),
+        (lambda: faults.slow(float("nan")), "seconds must be at least 0 seconds, not nan"),
+        (lambda: UNTYPED.slow("3"), "seconds must be a number of seconds, not '3'"),
+        (lambda: faults.too_many_requests(-1), "retry_after must be at least 0 seconds"),
+        (lambda: UNTYPED.too_many_requests([]), "retry_after must be a number of seconds"),
+        (lambda: faults.too_many_requests("1\r\nx: y"), "Retry-After contains characters"),
+        (lambda: UNTYPED.status("503"), "code must be a whole number, not '503'"),
+        (lambda: faults.status(600), "code must be a status code from 200 to 599, not 600"),
+        (lambda: UNTYPED.status(500, 5), "body must be a string, not 5"),
+        (lambda: UNTYPED.status(500, content_type=5), "content_type must be a string, not 5"),
+        (lambda: UNTYPED.status(500, headers=["x"]), "headers must be a mapping"),
+        (lambda: UNTYPED.status(500, headers={"x": 5}), "the header x must be a string, not 5"),
+        (lambda: faults.status(500, headers={"x y": "z"}), "'x y', which is not a header's name"),
+        (lambda: UNTYPED.json_error("400", "x"), "code must be a whole number"),
+        (lambda: UNTYPED.json_error(400, 5), "error must be a string, not 5"),
+        (lambda: UNTYPED.json_error(400, "x", error_code=5), "error_code must be a string, not 5"),
+        (lambda: UNTYPED.unsuccessful(400, 5), "error must be a string, not 5"),
+        (lambda: UNTYPED.not_ok(400, 5), "message must be a string, not 5"),
+        (lambda: UNTYPED.html_error(4.5), "code must be a whole number, not 4.5"),
+        (lambda: faults.redirect("/x", 200), "code must be a status code from 300 to 399"),
+        (lambda: UNTYPED.redirect(5), "location must be a string, not 5"),
+        (lambda: faults.json(object()), "not JSON serializable"),
+    ],
+)
+def test_invalid_options_are_refused(make: Callable[[], Fault], message: str) -> None:
+    """Options that make no sense are refused when the fault is created."""
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"times": 1.5}, "times must be a whole number"),
+        ({"times": "2"}, "times must be a whole number, not '2'"),
+        ({"method": 5}, "method must be a string"),
+        ({"path": 5}, "path must be a string"),
+        ({"path": "meetings"}, "path must start with a slash, such as /meetings or /hooks/\\*"),
+        ({"path": "/api/lemcal/meetings"}, "path is relative to the API prefix; omit /api/lemcal"),
+    ],
+)
+def test_faults_that_could_never_apply_are_refused(options: dict[str, Any], message: str) -> None:
+    """Options of inject() that match no request are refused."""
+    with pytest.raises((TypeError, ValueError), match=message):
+        Sandbox().inject(faults.empty_200(), **options)
 
 
 def test_faults_compare_by_value() -> None:

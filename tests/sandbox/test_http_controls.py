@@ -35,11 +35,16 @@ def test_book(sandbox: Sandbox, control: httpx.Client, client: httpx.Client, rec
     """The optional body contains the arguments of book(); hooks fire."""
     client.post("/hooks", json={"targetUrl": receiver.url(), "anyMeetingType": True})
     plain = control.post("/bookings")
-    wanted = {"account": 0, "meetingTypeId": sandbox.meeting_types()[1]["_id"], "public": False, "note": "hi"}
+    wanted = {
+        "account": 0,
+        "meetingTypeId": sandbox.meeting_types()[1]["_id"],
+        "public": False,
+        "eventId": "hi",
+    }
     given = control.post("/bookings", json=wanted)
     assert [201, 201] == [plain.status_code, given.status_code]
     assert [plain.json(), given.json()] == sandbox.meetings()[-2:]
-    assert (wanted["meetingTypeId"], "hi") == (given.json()["meetingTypeId"], given.json()["note"])
+    assert (wanted["meetingTypeId"], "hi") == (given.json()["meetingTypeId"], given.json()["eventId"])
     assert "lead" in given.json()
     assert 2 == len(sandbox.wait_for_deliveries(2))
 
@@ -70,7 +75,44 @@ def test_faults(control: httpx.Client, client: httpx.Client) -> None:
         (("POST", "/faults"), {"fault": "SandboxResponse"}, 400, "fault must be one of empty_200, "),
         (("POST", "/faults"), {}, 400, "fault must be one of"),
         (("POST", "/faults"), {"fault": ["slow"]}, 400, "fault must be one of"),
-        (("POST", "/faults"), {"fault": "slow", "options": {"minutes": 1}}, 400, "minutes"),
+        (
+            ("POST", "/faults"),
+            {"fault": "slow", "options": {"minutes": 1}},
+            400,
+            "fault slow has no option 'minutes'; its options are: seconds",
+        ),
+        (("POST", "/faults"), {"fault": "slow"}, 400, "fault slow requires the option seconds"),
+        (
+            ("POST", "/faults"),
+            {"fault": "truncated", "options": {"x": 1}},
+            400,
+            "fault truncated has no option 'x'; it has none",
+        ),
+        (
+            ("POST", "/faults"),
+            {"fault": "status", "options": {"code": "x"}},
+            400,
+            "fault status: code must be a whole number, not 'x'",
+        ),
+        (
+            ("POST", "/faults"),
+            {"fault": "empty_200", "time": 1},
+            400,
+            "a fault has no field 'time'; the fields are",
+        ),
+        (("POST", "/faults"), {"fault": "empty_200", "path": "me"}, 400, "path must start with a slash"),
+        (
+            ("POST", "/bookings"),
+            {"gest": "a@x.org"},
+            400,
+            "a booking has no field 'gest'; the fields are: account",
+        ),
+        (
+            ("POST", "/hooks"),
+            {"targetUrl": "http://x.org", "meetingTypeId": "met_x"},
+            400,
+            "a hook has no field 'meetingTypeId'",
+        ),
         (("POST", "/faults"), {"fault": "empty_200", "times": 0}, 400, "times"),
         (("POST", "/faults"), {"fault": "slow", "options": [1]}, 400, "options must be a JSON object"),
         (("POST", "/faults"), [], 400, "the body must be a JSON object"),
@@ -85,6 +127,7 @@ def test_faults(control: httpx.Client, client: httpx.Client) -> None:
         (("POST", "/hooks"), {"targetUrl": "http://example.com", "account": 7}, 404, "there is no account 7"),
         (("GET", "/meetings?account=-1"), None, 404, "there is no account -1"),
         (("GET", "/requests?after=x"), None, 400, "after must be a whole number, not 'x'"),
+        (("POST", "/bookings"), {"meetingTypeId": ["x"]}, 400, "meetingTypeId must be a string, not ['x']"),
         (("POST", "/bookings"), {"meetingTypeId": "met_unknown"}, 404, "no meeting type met_unknown"),
         (("POST", "/meetings/mee_unknown/cancel"), None, 404, "there is no meeting mee_unknown"),
         (("DELETE", "/meetings/mee_unknown"), None, 404, "there is no meeting mee_unknown"),

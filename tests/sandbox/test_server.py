@@ -94,7 +94,7 @@ def test_serve_leaks_nothing(connect: Connect) -> None:
             with Sandbox().serve() as sandbox, httpx.Client(trust_env=False) as client:
                 assert 401 == client.get(f"{sandbox.base_url}/me").status_code
         gc.collect()
-    assert threads == set(threading.enumerate())
+    assert set(threading.enumerate()) <= threads  # a thread of an earlier test may have ended
     assert files == count_open_files()
 
 

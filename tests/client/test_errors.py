@@ -171,7 +171,7 @@ async def test_429_with_a_long_retry_after(lemcal_sandbox: Sandbox) -> None:
         with pytest.raises(RateLimitError) as caught:
             await lemcal.me()
         assert 86400 == caught.value.retry_after
-        with pytest.raises(RateLimitError, match="the server rejects this key for another 8") as caught:
+        with pytest.raises(RateLimitError, match="the server refuses this key for another 8") as caught:
             await lemcal.me()
     assert ("/me", 20, 0) == (caught.value.route, caught.value.limit, caught.value.remaining)
     check_plain(caught.value)

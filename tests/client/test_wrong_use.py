@@ -115,7 +115,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     **{
         f"timeout={timeout!r}": (
             {"timeout": timeout},
-            "timeout=.*: it must be seconds above 0, or None for no limit",
+            "timeout=.*: it must be a number of seconds above 0, or None for no limit",
         )
         for timeout in (
             0,
@@ -133,7 +133,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     **{
         f"deadline={deadline!r}": (
             {"deadline": deadline},
-            "deadline=.*: it must be seconds above 0, or None for no limit",
+            "deadline=.*: it must be a number of seconds above 0, or None for no limit",
         )
         for deadline in (0, -0.5, math.nan, math.inf, "5", httpx.Timeout(5), ...)
     },

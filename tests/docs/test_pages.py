@@ -134,11 +134,11 @@ async def test_deadlines(read: Read, service: Sandbox, capsys: Output) -> None:
     assert 12 == len(await meetings_or_none(lemcal))
     service.inject(faults.too_many_requests(retry_after="30"))
     assert None is await meetings_or_none(lemcal)
-    assert capsys.readouterr().out.startswith("busy; again in ")
+    assert capsys.readouterr().out.startswith("busy; retry in ")
     async with service.client(limiter=names["Unlimited"]()) as other:
         service.inject(faults.too_many_requests(retry_after="86400"))
         assert None is await meetings_or_none(other)
-    assert "refused by lemcal; again in 86400.0\n" == capsys.readouterr().out
+    assert "refused by lemcal; retry in 86400.0\n" == capsys.readouterr().out
 
 
 async def test_migrating(read: Read, service: Sandbox, capsys: Output) -> None:

@@ -296,7 +296,7 @@ async def test_429_is_logged_without_a_secret(
     caplog.set_level(logging.INFO, "lemcal_async.ratelimit")
     permit = await limiter.acquire(KEY)
     permit.answered(429, refusal(1.283))
-    message = "key 0f0f0f0f at https://api.example.com was refused (429): sending paused for 1.283 s"
+    message = "key 0f0f0f0f at https://api.example.com: refused (429); sending is paused for 1.283 s"
     assert [message] == caplog.messages
 
 

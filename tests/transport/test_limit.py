@@ -560,7 +560,7 @@ async def test_long_refusal_of_a_key() -> None:
         with pytest.raises(RateLimitError) as caught:
             await lemcal.me()
     assert (
-        "GET /me: the server rejects this key for another 86400 s (429); "
+        "GET /me: the server refuses this key for another 86400 s (429); "
         "wait until then, and find out who else uses the key"
     ) == str(caught.value)
     error = caught.value

@@ -254,7 +254,7 @@ _STATUS: dict[str, Any] = {
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "Handled now or before (`handled`, `repeated`), or no such meeting (`ignored`)"},
     400: {"description": "The body is not a JSON object with an `_id`"},
-    401: {"description": "The token is missing or wrong"},
+    401: {"description": "The token is missing, wrong or repeated"},
     408: {"description": "The body took too long"},
     413: {"description": "The body is over 1 MiB"},
     503: {

@@ -64,7 +64,7 @@ class MeetingRef:
     meeting_type_id: str | None = None
 
 
-UNAUTHORIZED: Final = Rejection(401, "the token is missing or wrong")
+UNAUTHORIZED: Final = Rejection(401, "the token is missing, wrong or repeated")
 TOO_LARGE: Final = Rejection(413, f"the body is over {MAX_BODY_BYTES} bytes")
 TOO_SLOW: Final = Rejection(408, "the body took too long")
 

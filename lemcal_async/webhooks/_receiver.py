@@ -8,7 +8,8 @@ import contextlib
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Protocol, TypeAlias, overload, runtime_checkable
+from time import monotonic
+from typing import Any, Final, Protocol, TypeAlias, overload, runtime_checkable
 
 import anyio
 import attrs
@@ -70,6 +71,8 @@ class Wakes(Protocol):
 
 
 _Body: TypeAlias = bytes | Rejection | None
+
+_WARNING_INTERVAL: Final = 60.0  # seconds between two warnings about rejected tokens
 
 
 @attrs.frozen
@@ -176,6 +179,7 @@ class WebhookReceiver:
             else None
         )
         self._lookups = Lookups()
+        self._rejections = _RejectionLog()
         self._deadline = deadline
         self._list_lag = list_lag
 
@@ -288,6 +292,7 @@ class WebhookReceiver:
         try:
             lemcal = await self._directory.find(request.name, request.tokens)
             if lemcal is None:
+                self._rejections.add()
                 return rejected(UNAUTHORIZED)
             lemcal.user_id  # noqa: B018 - raises if the api_key function fails
         except Exception as error:  # noqa: BLE001 - the user's functions may raise anything
@@ -302,6 +307,31 @@ class WebhookReceiver:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} for {'many accounts' if self._many else 'one account'}>"
+
+
+class _RejectionLog:
+    """Warns of rejected tokens, because a typo in the hook's URL loses every booking.
+
+    Anyone can send a wrong token, so there is at most one warning a minute.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._quiet_until = -math.inf
+
+    def add(self) -> None:
+        """Count a rejected delivery, and warn unless a warning is recent."""
+        self._count += 1
+        now = monotonic()
+        if now < self._quiet_until:
+            return
+        logger.warning(
+            "deliveries rejected with 401 since the last warning: %d; their token is missing, wrong or "
+            "repeated, or their account is unknown; if lemcal sent them, bookings are being lost: check that "
+            "the hook's URL is hook_url(url, token), with the token of this receiver",
+            self._count,
+        )
+        self._count, self._quiet_until = 0, now + _WARNING_INTERVAL
 
 
 class _Waker:

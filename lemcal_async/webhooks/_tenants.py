@@ -33,8 +33,8 @@ def digests_of(token: Token) -> frozenset[bytes]:
         raise ConfigurationError(_NEEDED)
     if any(map(needs_quoting, tokens.reveal())):
         logger.warning(
-            "a webhook token contains characters that a URL must quote: build the hook's URL with "
-            "lemcal_async.webhooks.hook_url(url, token), or choose another token"
+            "a webhook token contains characters that must be quoted in a URL, which "
+            "lemcal_async.webhooks.hook_url(url, token) does; a token of letters and digits needs no quoting"
         )
     return frozenset(map(token_digest, tokens.reveal()))
 

@@ -198,7 +198,7 @@ async def test_webhooks(read: Read, service: Sandbox, capsys: Output) -> None:
     assert [f"https://you.example/hooks/lemcal?token={TOKEN}"] == [
         hook["targetUrl"] for hook in service.hooks()
     ]
-    assert (401, b'{"status": "rejected", "reason": "the token is missing or wrong"}') == (
+    assert (401, b'{"status": "rejected", "reason": "the token is missing, wrong or repeated"}') == (
         names["status"],
         names["content"],
     )

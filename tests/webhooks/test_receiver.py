@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import re
 import threading
 import traceback
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from lemcal_async import AsyncLemcal, Meeting, events
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Unlimited
 from lemcal_async.sandbox import Sandbox, faults
-from lemcal_async.webhooks import Tenant, WebhookReceiver, _lookup, hook_url
+from lemcal_async.webhooks import Tenant, WebhookReceiver, _lookup, _receiver, hook_url
 
 from .conftest import ONCE, TOKEN, running_receiver
 from .posting import post
@@ -52,6 +53,26 @@ async def test_several_tokens(sandbox: Sandbox, lemcal: AsyncLemcal) -> None:
         assert (200, "handled") == await deliver_to(receiver, "/", sandbox.book())
         assert (200, "handled") == await deliver_to(receiver, "/", sandbox.book(), token=NEW_TOKEN)
         assert (401, "rejected") == await deliver_to(receiver, "/", sandbox.book(), token="other")
+
+
+@pytest.mark.parametrize("query", ["", "?token={0}-mistyped", "?token={0}&token={0}"])
+async def test_rejected_tokens_are_logged(
+    sandbox: Sandbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    """A warning, at most once a minute, counts the rejected deliveries and shows no token."""
+    now = 0.0
+    monkeypatch.setattr(_receiver, "monotonic", lambda: now)
+    async with running_receiver(sandbox) as harness:
+        for seconds in (0, 59, 59.9, 60, 61):
+            now = float(seconds)
+            reply = await harness.post(harness.book(), query=query.format(TOKEN))
+            assert (401, "rejected") == reply.summary
+        await harness.post(harness.book())
+    assert ["warning: 1", "warning: 3"] == re.findall(
+        r"rejected with 401 since the last (warning: \d)", caplog.text
+    )
+    assert "the hook's URL is hook_url(url, token)" in caplog.text
+    assert TOKEN not in caplog.text
 
 
 async def test_accounts_by_token(sandbox: Sandbox) -> None:

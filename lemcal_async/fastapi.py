@@ -295,8 +295,9 @@ def add_exception_handlers(app: FastAPI) -> None:
     """Turn lemcal errors that any route raises into responses.
 
     Problems between this service and lemcal are not the caller's fault: they become 502, 503 or 504, with
-    ``Retry-After`` if a time is known. A missing object becomes 404, a duplicate one 409. The response
-    contains no further details; the log does.
+    ``Retry-After`` if a time is known. A missing object becomes 404, a duplicate one 409. A
+    ``ConfigurationError`` becomes 500, even if its cause is an invalid id from the caller: validate ids in
+    the route. The response contains no further details; for a 5xx, the log does, as a warning.
 
     Args:
         app: The app to add the handlers to.

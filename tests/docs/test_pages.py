@@ -245,7 +245,7 @@ class Tenants(dict[str, SimpleNamespace]):
 
 
 async def test_fastapi(read: Read, service: Sandbox) -> None:
-    """The service registers its hook, receives a booking, and shows a meeting."""
+    """The service registers its hook, receives a booking, shows a meeting, and rejects an invalid id."""
     apps: list[AsyncLemcal] = []
     names = await read("docs/fastapi.md", create_app=apps.append)
     app, booked = names["app"], service.book()
@@ -254,6 +254,9 @@ async def test_fastapi(read: Read, service: Sandbox) -> None:
         response = await browser.post(hook["targetUrl"].removeprefix("https://service.example"), json=booked)
         assert {"status": "handled"} == response.json()
         assert booked == (await browser.get(f"/meetings/{booked['_id']}")).json()
+        assert 404 == (await browser.get("/meetings/mee_1")).status_code
+        for invalid in ("a%20b", "..%5C", "a%5Cb", "mee_1%0A", "%C3%A9"):
+            assert 422 == (await browser.get(f"/meetings/{invalid}")).status_code
     await names["test_meetings"](service)
     assert [service.user_id] == [client.user_id for client in apps]
 

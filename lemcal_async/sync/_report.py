@@ -5,13 +5,13 @@ from typing import Final, Literal, TypeAlias
 
 import attrs
 
-from lemcal_async.errors import BadRow, LemcalError
+from lemcal_async.errors import BadRow, EmptyListError, LemcalError
 from lemcal_async.sync._diff import Counts
 
 logger = logging.getLogger("lemcal_async.sync")
 
 Stage: TypeAlias = Literal["fetch", "store", "delivery"]
-"""The step that failed: fetching the list, the store, or a handler."""
+"""The step that failed: fetching an acceptable list, the store, or a handler."""
 
 _STAGES: Final[dict[Stage, str]] = {
     "fetch": "its meetings could not be fetched",
@@ -26,8 +26,9 @@ class Failure:
 
     Attributes:
         user_id: The account's user id; None if the client cannot determine it.
-        stage: The step that failed. ``"delivery"`` means that a handler raised: the account's meetings are up
-            to date, and the changes that the handler did not accept stay pending or are parked.
+        stage: The step that failed. ``"fetch"`` means that there was no list, or one that is not accepted yet
+            (``EmptyListError``). ``"delivery"`` means that a handler raised: the account's meetings are up to
+            date, and the changes that the handler did not accept stay pending or are parked.
         error: The exception.
     """
 
@@ -37,7 +38,14 @@ class Failure:
 
     def __str__(self) -> str:
         text = self.error if isinstance(self.error, LemcalError) else error_text(self.error)
-        return f"account {self.user_id or 'without a user id'}: {_STAGES[self.stage]}: {text}"
+        return f"{_summary(self)}: {text}"
+
+
+def _summary(failure: Failure) -> str:
+    """Return the account and what failed, without the error's message."""
+    is_rejected = isinstance(failure.error, EmptyListError)
+    what = "its list was not accepted" if is_rejected else _STAGES[failure.stage]
+    return f"account {failure.user_id or 'without a user id'}: {what}"
 
 
 @attrs.frozen
@@ -96,7 +104,7 @@ class SyncReport:
         if len(self.failures) == 0:
             return
         for failure in self.failures:
-            note = f"account {failure.user_id or 'without a user id'}: {_STAGES[failure.stage]}"
+            note = _summary(failure)
             if note not in getattr(failure.error, "__notes__", ()):
                 failure.error.add_note(note)
         more = f" (and {len(self.failures) - 1} more)" if len(self.failures) > 1 else ""

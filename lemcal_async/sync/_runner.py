@@ -22,7 +22,7 @@ from lemcal_async._callbacks import (
 )
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._decoding import ResponseLike, is_long, parse_rows, read_rows
-from lemcal_async.errors import ConfigurationError
+from lemcal_async.errors import ConfigurationError, EmptyListError
 from lemcal_async.sync._delivery import Delivery, OnChange, OnChanges
 from lemcal_async.sync._diff import Counts
 from lemcal_async.sync._report import Failure, FailureLog, ReportBuilder, Stage, SyncReport, UnreadableRow
@@ -87,7 +87,8 @@ async def sync_meetings(
         on_changes: Called with lists of an account's changes, instead of ``on_change``.
         max_attempts: How many times the handler may raise for a change before the change is parked and the
             account's other changes continue.
-        baseline: Whether to store the meetings of an account's first run without reporting them as changes.
+        baseline: Whether an account's first run adds nothing to the outbox, so that no handler is called with
+            the existing meetings. They are stored, and the report counts them as created, in any case.
         confirm_empty_after: An account whose list is suddenly empty, or less than half its previous length,
             fails until this many such lists arrived in a row.
 
@@ -176,7 +177,8 @@ class Runner:
                 await self._apply_list(user_id, lemcal, report, step)
         except Exception as error:  # noqa: BLE001  # reported; the other accounts continue
             text = str(error)
-            self._fail(user_id, step.stage, error, report)
+            is_rejected = isinstance(error, EmptyListError)  # the store works, and has recorded the error
+            self._fail(user_id, "fetch" if is_rejected else step.stage, error, report)
             if step.stage == "fetch":
                 await self._record(user_id, text)
 

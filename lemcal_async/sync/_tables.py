@@ -234,7 +234,8 @@ def _migrate(connection: Connection) -> None:
         _migrate_from_1(connection)
     elif version != VERSION:
         raise SchemaError(
-            f"its tables have version {version}, but this lemcal-async supports version {VERSION}; upgrade it"
+            f"its tables have version {version}, but this version of lemcal-async supports only version "
+            f"{VERSION}; upgrade lemcal-async"
         )
 
 

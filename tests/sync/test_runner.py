@@ -140,14 +140,21 @@ async def test_list_in_envelope(serve_sandbox: Any) -> None:
     assert 3 == (await sync_meetings(served.clients(), store)).created
 
 
-async def test_emptied_account(serve_sandbox: Any) -> None:
-    """The second empty list in a row is accepted."""
+async def test_emptied_account(serve_sandbox: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The second empty list in a row is accepted; the failure does not blame the store for the first."""
     served, store = serve_sandbox(1, 5), MemoryStore()
     await sync_meetings(served.clients(), store)
     for row in served.sandbox.meetings():
         served.sandbox.remove(row["_id"])
-    (failure,) = (await sync_meetings(served.clients(), store)).failures
-    assert ("store", EmptyListError) == (failure.stage, type(failure.error))
+    report = await sync_meetings(served.clients(), store)
+    (failure,) = report.failures
+    assert ("fetch", EmptyListError) == (failure.stage, type(failure.error))
+    text = f"account {served.sandbox.user_id}: its list was not accepted"
+    assert str(failure).startswith(f"{text}: GET /meetings: an empty list, while 5 meetings are stored")
+    assert str(failure) in caplog.text
+    with pytest.raises(ExceptionGroup, match="its list was not accepted"):
+        report.raise_for_failures()
+    assert [text] == failure.error.__notes__
     assert 5 == (await sync_meetings(served.clients(), store)).disappeared
 
 

@@ -1,9 +1,11 @@
 """``Fleet``: manages the accounts and their schedule, and runs workers."""
 
 import logging
-from collections.abc import AsyncGenerator, Iterable, Sequence
+import re
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import blake2b
+from typing import Final
 from urllib.parse import urlsplit
 
 import anyio
@@ -23,6 +25,8 @@ from lemcal_async.sync._runner import SyncOptions
 from lemcal_async.sync._schedule import Schedule
 
 logger = logging.getLogger("lemcal_async.fleet")
+
+_USER_ID: Final = re.compile(r"usr_[!-9;-~]+")  # as for a client: visible ASCII without a colon
 
 
 @attrs.frozen
@@ -70,7 +74,7 @@ class FleetWaker:
             user_id: The account.
 
         Raises:
-            ConfigurationError: If ``user_id`` is None or the account is not in the fleet.
+            ConfigurationError: If ``user_id`` is None or not a user id, or the account is not in the fleet.
             StoreError: If the database fails.
         """
         if user_id is None:
@@ -78,19 +82,21 @@ class FleetWaker:
         if not await self.wake_many([user_id]):
             raise ConfigurationError(f"{user_id} is not in the fleet; add it with fleet.add([{user_id!r}])")
 
-    async def wake_many(self, user_ids: Sequence[str]) -> int:
+    async def wake_many(self, user_ids: Iterable[str]) -> int:
         """Wake several accounts; return how many of them are in the fleet.
 
         Args:
             user_ids: The accounts.
 
         Raises:
+            ConfigurationError: If one of them is not a user id.
             StoreError: If the database fails.
         """
-        known = await self._schedule.wake(user_ids)
+        ids = _ids(user_ids)
+        known = await self._schedule.wake(ids)
         if known and self._queue is not None:
             try:
-                await self._queue.put([[Turn(user_id)] for user_id in user_ids])
+                await self._queue.put([[Turn(user_id)] for user_id in ids])
             except EngineError as error:
                 # The wake-up is in the database, which the workers poll.
                 logger.warning("wake-ups reach the workers up to half a second late: %s", error)
@@ -214,7 +220,7 @@ class Fleet:
             user_ids: The accounts.
         """
         async with self.waker() as waker:
-            return await waker.wake_many(_ids(user_ids))
+            return await waker.wake_many(user_ids)
 
     @asynccontextmanager
     async def waker(self) -> AsyncGenerator[FleetWaker]:
@@ -303,8 +309,12 @@ def _ids(user_ids: Iterable[str]) -> list[str]:
         raise ConfigurationError(f"pass a list of user ids, such as [{user_ids!r}]")
     ids = list(dict.fromkeys(user_ids))
     for user_id in ids:
-        if not _is_text(user_id):
-            raise ConfigurationError(f"{user_id!r} is not a user id: it must be a string such as 'usr_…'")
+        if not _is_user_id(user_id):
+            shown = re.sub(":.*", ":***", repr(user_id))  # what follows a colon may be an API key
+            raise ConfigurationError(
+                f"{shown} is not a user id: it must be a string that starts with 'usr_' and has no spaces or "
+                "colons"
+            )
     return ids
 
 
@@ -332,6 +342,10 @@ def _is_seconds(value: object) -> bool:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and value >= 1
+
+
+def _is_user_id(value: object) -> bool:
+    return isinstance(value, str) and _USER_ID.fullmatch(value) is not None
 
 
 def _is_text(value: object) -> bool:

@@ -48,6 +48,7 @@ class FleetWorker:
         self._ended = anyio.Event()
         self._poll_now = anyio.Event()
         self._next_sample_at = 0.0
+        self._next_attempt_at = 0.0  # at the queue, after a logged failure
         self._batches_ended = 0  # since the last poll
         turns.on_batch_ended = self._batch_ended
 
@@ -74,9 +75,15 @@ class FleetWorker:
                 if self._stop.is_set():  # a second signal: stop immediately
                     self._turns.cancel()
                     continue
-                logger.info(
-                    "%s: %d running turns have %.3g s to finish", number.name, len(self._turns), self._grace
-                )
+                if running := len(self._turns):
+                    logger.info(
+                        "%s: stopping; running turns: %d, which have %.3g s to finish",
+                        number.name,
+                        running,
+                        self._grace,
+                    )
+                else:
+                    logger.info("%s: stopping; no turns are running", number.name)
                 self._stop.set()
 
     async def _work(self) -> None:
@@ -101,10 +108,17 @@ class FleetWorker:
             except EngineError as error:
                 if anyio.current_time() - began > _MAX_DELAY:
                     delay = _INITIAL_DELAY
-                logger.warning("%s; the worker retries in %.3g s", error, delay)
+                self._log_queue_failure(error, delay)
                 with anyio.move_on_after(delay):
                     await self._stop.wait()
                 delay = min(2 * delay, _MAX_DELAY)
+
+    def _log_queue_failure(self, error: EngineError, delay: float) -> None:
+        """Log a failure of the queue once, although it affects both the taking and the queueing of turns."""
+        now = anyio.current_time()
+        if now >= self._next_attempt_at:
+            self._next_attempt_at = now + delay
+            logger.warning("%s; the worker retries in %.3g s", error, delay)
 
     async def _cancel_after_grace(self) -> None:
         await self._stop.wait()
@@ -131,7 +145,10 @@ class FleetWorker:
                         delay = _INITIAL_DELAY
                         await self._wait_for_poll()
             except (EngineError, StoreError) as error:
-                logger.warning("queueing due accounts failed; retrying in %.3g s: %s", delay, error)
+                if isinstance(error, EngineError):
+                    self._log_queue_failure(error, delay)
+                else:
+                    logger.warning("queueing due accounts failed; retrying in %.3g s: %s", delay, error)
                 with anyio.move_on_after(delay):
                     await self._stop.wait()
                 delay = min(2 * delay, _MAX_DELAY)

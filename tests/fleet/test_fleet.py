@@ -2,10 +2,13 @@
 
 import logging
 import os
+import re
 import signal
 import sqlite3
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -15,6 +18,7 @@ from redis_server import RedisServer
 from lemcal_async import events
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.fleet import Fleet
+from lemcal_async.fleet._engine import EngineError, MemoryEngine
 from lemcal_async.sandbox import faults
 from lemcal_async.sync import Change
 from lemcal_async.webhooks import WebhookReceiver
@@ -179,8 +183,9 @@ async def test_canceled_worker_releases_accounts(harness: FleetHarness) -> None:
             await harness.until_handled(5)
 
 
-async def test_signal_lets_turns_finish(harness: FleetHarness) -> None:
+async def test_signal_lets_turns_finish(harness: FleetHarness, caplog: pytest.LogCaptureFixture) -> None:
     """The worker finishes the running turn, starts no other, and returns."""
+    caplog.set_level(logging.INFO, "lemcal_async.fleet")
     busy, proceed = anyio.Event(), anyio.Event()
 
     async def keep(change: Change) -> None:
@@ -197,9 +202,23 @@ async def test_signal_lets_turns_finish(harness: FleetHarness) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             await anyio.sleep(0.05)
             proceed.set()
+    assert "SIGTERM: stopping; running turns: 1, which have 25 s to finish" in caplog.messages
     assert 5 == len(harness.handled)
     status = await fleet.status()
     assert (0, 3) == (status.running, status.due + (status.queued or 0))
+
+
+async def test_signal_while_idle(create_harness: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """An idle worker says that it stops."""
+    fleet = create_harness("memory").fleet()
+    caplog.set_level(logging.INFO, "lemcal_async.fleet")
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fleet.run)
+            while not (await fleet.status()).workers:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert ["SIGTERM: stopping; no turns are running"] == caplog.messages
 
 
 async def test_grace_period_expires(create_harness: Any) -> None:
@@ -284,6 +303,33 @@ async def test_redis_outage(
     assert "the worker retries in 0.5 s" in caplog.text
 
 
+async def test_queue_failures_are_logged_once(
+    create_harness: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure that affects both the taking and the queueing of turns is logged once per retry."""
+
+    @asynccontextmanager
+    async def connect(_: MemoryEngine) -> AsyncIterator[Any]:
+        raise EngineError("the queue failed: it is down")
+        yield
+
+    async def run(_: MemoryEngine, *__: Any, **___: Any) -> None:
+        raise EngineError("the queue failed: it is down")
+
+    monkeypatch.setattr(MemoryEngine, "connect", connect)
+    monkeypatch.setattr(MemoryEngine, "run", run)
+    harness = create_harness("memory")
+    async with harness.working(harness.fleet()):
+        with anyio.fail_after(30):
+            while not re.search("in [^0]", caplog.text):  # noqa: ASYNC110
+                await anyio.sleep(0.02)
+        await anyio.sleep(0.1)
+    assert [
+        f"the queue failed: it is down; the worker retries in {delay} s" for delay in ("0.5", "1")
+    ] == caplog.messages[:2]
+    assert len(caplog.messages) == len(set(caplog.messages))
+
+
 async def test_no_key_is_exposed(
     harness: FleetHarness, redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -363,14 +409,26 @@ async def test_invalid_method_arguments(create_harness: Any) -> None:
     fleet = create_harness("memory").fleet()
     with pytest.raises(ConfigurationError, match=r"pass a list of user ids, such as \['usr_1'\]"):
         await fleet.add("usr_1")
+    with pytest.raises(ConfigurationError, match="pass a list of user ids"):
+        await fleet.wake("usr_1")
     with pytest.raises(ConfigurationError, match="interval=-1: it must be a number of seconds above 0"):
         await fleet.add(["usr_1"], interval=-1)
-    with pytest.raises(ConfigurationError, match="5 is not a user id"):
-        await fleet.pause([5])
+    for method in (fleet.add, fleet.pause, fleet.resume, fleet.remove, fleet.wake):
+        for invalid in (5, "", "nobody", "usr_", "usr_a b", "usr_a\n"):
+            with pytest.raises(
+                ConfigurationError, match=f"^{re.escape(repr(invalid))} is not a user id: it must"
+            ):
+                await method(["usr_1", invalid])
+        with pytest.raises(ConfigurationError, match=r"^'usr_a:\*\*\* is not a user id"):
+            await method(["usr_a:secret"])
+    assert 0 == (await fleet.status()).accounts
+    assert 0 == await fleet.pause(["usr_1"])
     with pytest.raises(ConfigurationError, match="concurrency=0"):
         await fleet.run(concurrency=0)
     async with fleet.waker() as wake:
         with pytest.raises(ConfigurationError, match=r"usr_1 is not in the fleet"):
             await wake.wake("usr_1")
+        with pytest.raises(ConfigurationError, match="'nobody' is not a user id"):
+            await wake.wake("nobody")
         with pytest.raises(ConfigurationError, match="cannot wake all accounts at once"):
             await wake.wake()

@@ -111,8 +111,8 @@ class Fleet:
 
     Args:
         store: The database URL. Several machines need PostgreSQL.
-        queue: The URL of a Redis (7 or later) or Valkey, or ``memory://`` for a fleet within one process, as
-            in tests.
+        queue: The URL of a Redis (7 or later) or Valkey, or ``memory://`` for a fleet on one machine, to try
+            it out or in tests.
         credentials: An async function from a user id to the account's API key. Keys are neither stored nor
             queued.
         interval: Seconds between two synchronizations of an account, unless the account was added with its

@@ -7,6 +7,7 @@
 import contextlib
 import inspect
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from time import monotonic
 from typing import Any, Final, Protocol, TypeAlias, overload, runtime_checkable
@@ -72,7 +73,11 @@ class Wakes(Protocol):
 
 _Body: TypeAlias = bytes | Rejection | None
 
-_WARNING_INTERVAL: Final = 60.0  # seconds between two warnings about rejected tokens
+_WARNING_INTERVAL: Final = 60.0  # seconds between two warnings about rejected deliveries
+_ADVICE: Final = (  # for a 401
+    ": check that the hook's URL is hook_url(url, token), with the token of this receiver, and that its "
+    "account is known"
+)
 
 
 @attrs.frozen
@@ -266,7 +271,7 @@ class WebhookReceiver:
         body = check_headers(request.headers) or await request.body(until)
         wanted = parse_body(body) if isinstance(body, bytes) else body
         if not isinstance(wanted, MeetingRef):
-            return None if wanted is None else rejected(wanted)
+            return None if wanted is None else self._reject(wanted)
         if self._dispatcher is None:
             return await self._wake(lemcal, until) or Reply(200, "handled")
         return await self._verify_and_dispatch(self._dispatcher, lemcal, wanted, request, until)
@@ -292,13 +297,16 @@ class WebhookReceiver:
         try:
             lemcal = await self._directory.find(request.name, request.tokens)
             if lemcal is None:
-                self._rejections.add()
-                return rejected(UNAUTHORIZED)
+                return self._reject(UNAUTHORIZED)
             lemcal.user_id  # noqa: B018 - raises if the api_key function fails
         except Exception as error:  # noqa: BLE001 - the user's functions may raise anything
             log_error(error, "finding the account of a delivery failed; the sender should retry")
             return retry_later("unavailable")
         return lemcal
+
+    def _reject(self, rejection: Rejection) -> Reply:
+        self._rejections.add(rejection)
+        return rejected(rejection)
 
     async def _wake(self, lemcal: AsyncLemcal, until: float) -> Reply | None:
         if self._waker is None or await self._waker.wake(lemcal.user_id, until):
@@ -310,28 +318,31 @@ class WebhookReceiver:
 
 
 class _RejectionLog:
-    """Warns of rejected tokens, because a typo in the hook's URL loses every booking.
+    """Warns of rejected deliveries: a typo in the hook's URL, for example, loses every booking.
 
-    Anyone can send a wrong token, so there is at most one warning a minute.
+    Anyone can send a wrong token, so there is at most one warning a minute per status code.
     """
 
     def __init__(self) -> None:
-        self._count = 0
-        self._quiet_until = -math.inf
+        self._counts = Counter[int]()
+        self._quiet_until: dict[int, float] = {}
 
-    def add(self) -> None:
+    def add(self, rejection: Rejection) -> None:
         """Count a rejected delivery, and warn unless a warning is recent."""
-        self._count += 1
+        status = rejection.status_code
+        self._counts[status] += 1
         now = monotonic()
-        if now < self._quiet_until:
+        if now < self._quiet_until.get(status, now):
             return
         logger.warning(
-            "deliveries rejected with 401 since the last warning: %d; their token is missing, wrong or "
-            "repeated, or their account is unknown; if lemcal sent them, bookings are being lost: check that "
-            "the hook's URL is hook_url(url, token), with the token of this receiver",
-            self._count,
+            "deliveries rejected with %d since the last warning: %d; %s; if lemcal sent them, bookings are "
+            "being lost%s",
+            status,
+            self._counts.pop(status),
+            rejection.reason,
+            _ADVICE if status == UNAUTHORIZED.status_code else "",
         )
-        self._count, self._quiet_until = 0, now + _WARNING_INTERVAL
+        self._quiet_until[status] = now + _WARNING_INTERVAL
 
 
 class _Waker:

@@ -75,6 +75,16 @@ async def test_rejected_tokens_are_logged(
     assert TOKEN not in caplog.text
 
 
+async def test_rejected_bodies_are_logged(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """A body that cannot be used is logged, even after a wrong token; another method is not."""
+    async with running_receiver(sandbox) as harness:
+        for body, token in ((b"{}", "other"), (b"{}", TOKEN), (b"[]", TOKEN)):
+            await harness.post(body, token=token)
+        await harness.post(b"{}", method="PUT")
+    assert ["401", "400"] == re.findall(r"rejected with (\d+) since the last warning: 1; ", caplog.text)
+    assert "the body has no valid _id; if lemcal sent them, bookings are being lost" in caplog.text
+
+
 async def test_accounts_by_token(sandbox: Sandbox) -> None:
     """The token identifies the account; the handler receives its client."""
     got: list[tuple[str, str]] = []

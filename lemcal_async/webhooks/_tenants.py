@@ -6,6 +6,7 @@ digests.
 
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import cache
 from typing import Any, Final, Protocol, TypeAlias, cast
 
 import attrs
@@ -32,11 +33,16 @@ def digests_of(token: Token) -> frozenset[bytes]:
     if not tokens.reveal():
         raise ConfigurationError(_NEEDED)
     if any(map(needs_quoting, tokens.reveal())):
-        logger.warning(
-            "a webhook token contains characters that must be quoted in a URL, which "
-            "lemcal_async.webhooks.hook_url(url, token) does; a token of letters and digits needs no quoting"
-        )
+        _warn_of_quoting()
     return frozenset(map(token_digest, tokens.reveal()))
+
+
+@cache  # once per process, because a service may create a Tenant per delivery
+def _warn_of_quoting() -> None:
+    logger.warning(
+        "a webhook token contains characters that must be quoted in a URL, which "
+        "lemcal_async.webhooks.hook_url(url, token) does; a token of letters and digits needs no quoting"
+    )
 
 
 def _tokens_of(secret: Secret[Any]) -> Secret[list[str]]:

@@ -200,9 +200,10 @@ async def test_signal_lets_turns_finish(harness: FleetHarness, caplog: pytest.Lo
             tasks.start_soon(lambda: fleet.run(concurrency=1))
             await busy.wait()
             os.kill(os.getpid(), signal.SIGTERM)
-            await anyio.sleep(0.05)
+            stopping = "SIGTERM: stopping; running turns: 1, which have 25 s to finish"
+            while stopping not in caplog.messages:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
             proceed.set()
-    assert "SIGTERM: stopping; running turns: 1, which have 25 s to finish" in caplog.messages
     assert 5 == len(harness.handled)
     status = await fleet.status()
     assert (0, 3) == (status.running, status.due + (status.queued or 0))

@@ -76,7 +76,7 @@ def sync(
     ] = None,
     baseline: Annotated[
         bool,
-        typer.Option("--baseline", help="Do not report existing meetings on the first run."),
+        typer.Option("--baseline", help="Do not report existing meetings as changes on the first run."),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per run.")] = False,
 ) -> None:

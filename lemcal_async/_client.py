@@ -14,6 +14,7 @@ import httpx
 
 from lemcal_async import _resources
 from lemcal_async._auth import ApiKey, CredentialSource, Secret, no_account
+from lemcal_async._checks import check_type, is_number
 from lemcal_async._codec import check_into
 from lemcal_async._decoding import data_of, json_kind
 from lemcal_async._retry import RetryPolicy
@@ -126,11 +127,8 @@ class AsyncLemcal:
         origin, base_url = Secret(base_url), None  # may contain a password
         set_up_logging()
         source = CredentialSource(given, environment=True)
-        _check_type("limiter", limiter, RateLimiter)
         if on_bad_row not in ("raise", "skip"):
             raise ConfigurationError(f"on_bad_row={on_bad_row!r}: it must be 'raise' or 'skip'")
-        if not (_is_positive(max_response_bytes) and max_response_bytes >= 1):
-            raise ConfigurationError(f"max_response_bytes={max_response_bytes!r}: it must be at least 1")
         options = Options(
             timeout=_timeout(timeout),
             deadline=_deadline(deadline),
@@ -296,7 +294,7 @@ class AsyncLemcal:
         if not _is_method(method):
             raise ConfigurationError(f"method={str(method)[:20]!r}: it must be an HTTP method such as 'GET'")
         path = check_path(str(path))
-        _check_type("params", params, Mapping)
+        check_type("params", params, Mapping)
         if into is not None and json_kind(into) is None:
             check_into(into)  # before anything is sent
 
@@ -337,12 +335,6 @@ class AsyncLemcal:
         )
 
 
-def _check_type(name: str, value: object, kind: type[Any]) -> None:
-    # A class itself passes isinstance() with a protocol, because it has the methods of its instances.
-    if value is not None and (isinstance(value, type) or not isinstance(value, kind)):
-        raise ConfigurationError(f"{name}= must be of type {kind.__name__}, not {type(value).__name__}")
-
-
 def _base_url(url: Secret[str | None], *, allow_insecure_http: bool) -> str:
     if url.reveal() is not None:
         return check_base_url(Secret(url.reveal() or ""), allow_insecure_http=allow_insecure_http)
@@ -377,7 +369,7 @@ def _deadline(deadline: float | None) -> float | None:
 
 
 def _retry(retry: RetryPolicy | None) -> RetryPolicy:
-    _check_type("retry", retry, RetryPolicy)
+    check_type("retry", retry, RetryPolicy)
     return retry or RetryPolicy()
 
 
@@ -386,7 +378,7 @@ def _is_method(value: object) -> bool:
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and value > 0
+    return is_number(value) and value > 0
 
 
 LOG_VARIABLE = "LEMCAL_LOG"

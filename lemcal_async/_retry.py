@@ -10,6 +10,7 @@ from typing import Literal
 
 import attrs
 
+from lemcal_async._checks import is_number, is_whole
 from lemcal_async._headers import Quota
 from lemcal_async.errors import ConfigurationError
 
@@ -29,7 +30,7 @@ class RetryPolicy:
             immediately; the error has the value.
         backoff: The first wait if the server specifies none. Waits double from there, and half of each is
             random.
-        backoff_max: The longest such wait.
+        backoff_max: The longest such wait; at least ``backoff``.
 
     Raises:
         ConfigurationError: If a value is invalid.
@@ -41,15 +42,20 @@ class RetryPolicy:
     backoff_max: float = 8.0
 
     def __attrs_post_init__(self) -> None:
-        if not self.attempts >= 1:
+        if not (is_whole(self.attempts) and self.attempts >= 1):
             raise ConfigurationError(
                 f"RetryPolicy(attempts={self.attempts!r}): must be at least 1, including the first attempt"
             )
         for name in ("max_wait", "backoff", "backoff_max"):
-            if not getattr(self, name) >= 0:
+            value: object = getattr(self, name)
+            if not (is_number(value) and value >= 0):
                 raise ConfigurationError(
-                    f"RetryPolicy({name}={getattr(self, name)!r}): must be a number of seconds, 0 or more"
+                    f"RetryPolicy({name}={value!r}): must be a number of seconds, 0 or more"
                 )
+        if self.backoff > self.backoff_max:
+            raise ConfigurationError(
+                f"RetryPolicy(backoff={self.backoff!r}): must be at most backoff_max ({self.backoff_max!r})"
+            )
 
 
 def is_refusal(status_code: int, quota: Quota) -> bool:

@@ -1,6 +1,7 @@
 """When a request is tried again: the rules as a table of method, outcome and attempt."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
@@ -154,8 +155,9 @@ def test_the_defaults() -> None:
 
 # ------------------------------------------------------------------------------------- backoff
 @given(st.integers(1, 33), st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1e6))
-def test_backoff_bounds(attempt: int, base: float, backoff_max: float, max_wait: float) -> None:
+def test_backoff_bounds(attempt: int, first: float, second: float, max_wait: float) -> None:
     """The backoff doubles up to its maximum, is at least half of that, and never exceeds ``max_wait``."""
+    base, backoff_max = sorted([first, second])
     policy = RetryPolicy(attempts=50, backoff=base, backoff_max=backoff_max, max_wait=max_wait)
     full = min(base * 2.0 ** (attempt - 1), backoff_max, max_wait)
     wait = wait_after_failure(policy, "POST", "unsent", attempt)
@@ -180,16 +182,22 @@ def test_backoff_of_a_late_attempt_does_not_overflow() -> None:
 
 
 # ----------------------------------------------------------------------------- invalid arguments
-@pytest.mark.parametrize("attempts", [0, -1])
-def test_invalid_attempts(attempts: int) -> None:
+@pytest.mark.parametrize("attempts", [0, -1, "3", 2.5, True, None])
+def test_invalid_attempts(attempts: Any) -> None:
     """At least one attempt is required."""
-    with pytest.raises(ConfigurationError, match=rf"attempts={attempts}\): must be at least 1"):
+    with pytest.raises(ConfigurationError, match=rf"attempts={attempts!r}\): must be at least 1"):
         RetryPolicy(attempts=attempts)
 
 
 @pytest.mark.parametrize("name", ["max_wait", "backoff", "backoff_max"])
-@pytest.mark.parametrize("value", [-0.001, math.nan, -math.inf])
-def test_invalid_seconds(name: str, value: float) -> None:
+@pytest.mark.parametrize("value", [-0.001, math.nan, -math.inf, "x", True, None])
+def test_invalid_seconds(name: str, value: object) -> None:
     """Waits are numbers of seconds; the message names the argument."""
     with pytest.raises(ConfigurationError, match=f"{name}={value!r}.*0 or more"):
         RetryPolicy(**{name: value})  # type: ignore[arg-type]  # one of the three
+
+
+def test_backoff_above_its_maximum() -> None:
+    """The first wait would silently be the maximum instead."""
+    with pytest.raises(ConfigurationError, match=r"backoff=10\): must be at most backoff_max \(8\.0\)"):
+        RetryPolicy(backoff=10)

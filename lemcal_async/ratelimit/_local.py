@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from lemcal_async import events
+from lemcal_async._checks import is_number, is_whole
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit._base import Key, Permit, Priority, RateLimit, WouldWait
 from lemcal_async.ratelimit._log import SlidingWindowLog
@@ -44,8 +45,10 @@ class LocalRateLimiter:
     def __init__(
         self, limit: int = 20, period: float = 2.0, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        if limit < 1 or not 0 < period < float("inf"):
-            raise ConfigurationError("limit must be at least 1 and period a finite number of seconds above 0")
+        if not (is_whole(limit) and limit >= 1):
+            raise ConfigurationError(f"limit={limit!r}: it must be a whole number, at least 1")
+        if not (is_number(period) and 0 < period < math.inf):
+            raise ConfigurationError(f"period={period!r}: it must be a finite number of seconds above 0")
         self.limit = limit
         self.period = period
         self.clock = clock

@@ -24,6 +24,7 @@ import httpx
 import tenacity
 
 from lemcal_async import events
+from lemcal_async._checks import check_type, is_whole
 from lemcal_async._compression import SUPPORTED, CompressionError, decompress
 from lemcal_async._headers import parse_raw_quota
 from lemcal_async._responses import is_missing_hook
@@ -126,7 +127,7 @@ class RetryTransport(Layer):
         max_response_bytes: The maximum size of a response after decompression (64 MiB).
 
     Raises:
-        ConfigurationError: If ``wire`` is not a transport.
+        ConfigurationError: If an argument is invalid.
         ResponseDecodeError: By requests, if a response exceeds ``max_response_bytes``.
     """
 
@@ -138,6 +139,11 @@ class RetryTransport(Layer):
         max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
         super().__init__(wire)
+        check_type("policy", policy, RetryPolicy)
+        if not (is_whole(max_response_bytes) and max_response_bytes >= 1):
+            raise ConfigurationError(
+                f"max_response_bytes={max_response_bytes!r}: it must be a whole number, at least 1"
+            )
         self._policy = policy or RetryPolicy()
         self._max_response_bytes = max_response_bytes
 
@@ -349,13 +355,14 @@ class RateLimitTransport(Layer):
         limiter: The rate limiter. Defaults to the process-wide one.
 
     Raises:
-        ConfigurationError: If ``wire`` is not a transport.
+        ConfigurationError: If an argument is invalid.
         DeadlineExceededError: By requests, if the wait is known to exceed the call's deadline.
         RateLimitError: By requests, while the server refuses the key for longer than a minute.
     """
 
     def __init__(self, wire: Wire, limiter: RateLimiter | None = None) -> None:
         super().__init__(wire)
+        check_type("limiter", limiter, RateLimiter)
         self._limiter = limiter
 
     @property

@@ -26,6 +26,7 @@ from anyio.lowlevel import current_token
 
 from lemcal_async import events
 from lemcal_async._auth import Secret
+from lemcal_async._checks import is_number, is_whole
 from lemcal_async._concurrency import FairSemaphore, is_in_event_loop, preload
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Key
@@ -139,8 +140,14 @@ class BasePooledTransport(httpx.AsyncBaseTransport):
         trust_env: bool = True,
     ) -> None:
         preload()
-        if max_connections < 1:
-            raise ConfigurationError(f"max_connections={max_connections!r}: it must be at least 1")
+        if not (is_whole(max_connections) and max_connections >= 1):
+            raise ConfigurationError(
+                f"max_connections={max_connections!r}: it must be a whole number, at least 1"
+            )
+        if not (is_number(keepalive) and keepalive >= 0):
+            raise ConfigurationError(f"keepalive={keepalive!r}: it must be a number of seconds, 0 or more")
+        if ssl_context is not None:
+            _check_ssl_context(ssl_context)
         self._max_connections = max_connections
         self._keepalive = keepalive
         self._ssl_context = ssl_context
@@ -333,6 +340,13 @@ async def _close(connections: list[Any]) -> None:
             async with AsyncExitStack() as stack:  # closes all connections, even if one close is interrupted
                 for connection in connections:
                     stack.push_async_callback(connection.aclose)
+
+
+def _check_ssl_context(value: object) -> None:
+    import ssl  # noqa: PLC0415 - already loaded, by whoever made the context
+
+    if not isinstance(value, ssl.SSLContext):
+        raise ConfigurationError(f"ssl_context={value!r}: it must be an ssl.SSLContext or None")
 
 
 def _is_closed(loop: Any) -> bool:

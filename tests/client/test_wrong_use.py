@@ -18,6 +18,14 @@ pytestmark = pytest.mark.anyio
 
 # --------------------------------------------------------------------------- constructor
 
+
+class HalfLimiter:
+    """A limiter that lacks a method."""
+
+    async def acquire(self) -> None:
+        """Do nothing."""
+
+
 CONSTRUCTOR: dict[str, tuple[dict[str, Any], str]] = {
     "no credentials": ({"user_id": None, "api_key": None}, "set LEMCAL_USER_ID and LEMCAL_API_KEY"),
     "no API key": ({"api_key": None}, r"No API key: pass api_key=, or set LEMCAL_API_KEY"),
@@ -70,13 +78,17 @@ CONSTRUCTOR: dict[str, tuple[dict[str, Any], str]] = {
         "transport= must be an httpx or httpx2 AsyncBaseTransport, not type",
     ),
     "limiter of another kind": ({"limiter": 20}, "limiter= must be of type RateLimiter, not int"),
+    "limiter that is incomplete": (
+        {"limiter": HalfLimiter()},
+        r"limiter= must be of type RateLimiter, not HalfLimiter: it has no snapshot\(\)$",
+    ),
     "limiter class": ({"limiter": LocalRateLimiter}, "limiter= must be of type RateLimiter, not "),
     "retry of a number": ({"retry": 3}, "retry= must be of type RetryPolicy, not int"),
     "retry class": ({"retry": RetryPolicy}, "retry= must be of type RetryPolicy, not type"),
     "on_bad_row": ({"on_bad_row": "ignore"}, "on_bad_row='ignore': it must be 'raise' or 'skip'"),
     "on_bad_row of None": ({"on_bad_row": None}, "it must be 'raise' or 'skip'"),
     "on_bad_row of a list": ({"on_bad_row": ["skip"]}, "it must be 'raise' or 'skip'"),
-    "no response bytes": ({"max_response_bytes": 0}, "max_response_bytes=0: it must be at least 1"),
+    "no response bytes": ({"max_response_bytes": 0}, "max_response_bytes=0: it must be a whole number"),
     "response bytes as a string": ({"max_response_bytes": "64M"}, "max_response_bytes='64M'"),
     "response bytes of None": ({"max_response_bytes": None}, "max_response_bytes=None"),
 }

@@ -459,13 +459,18 @@ async def test_keys_in_use_are_kept(narrow: LocalRateLimiter) -> None:
     assert len(narrow._keys) <= 1
 
 
-@pytest.mark.parametrize(
-    ("limit", "period"), [(0, 2.0), (-1, 2.0), (20, 0.0), (20, -1.0), (20, float("inf")), (20, float("nan"))]
-)
-def test_invalid_limit_or_period(limit: int, period: float) -> None:
+@pytest.mark.parametrize("limit", [0, -1, 2.5, "20", True, None])
+def test_invalid_limit(limit: Any) -> None:
     """A limit that allows nothing, or that is not a limit, raises ``ConfigurationError``."""
-    with pytest.raises(ConfigurationError, match="limit must be at least 1 and period a finite"):
-        LocalRateLimiter(limit, period)
+    with pytest.raises(ConfigurationError, match=rf"^limit={limit!r}: it must be a whole number"):
+        LocalRateLimiter(limit)
+
+
+@pytest.mark.parametrize("period", [0.0, -1.0, float("inf"), float("nan"), "x", True, None])
+def test_invalid_period(period: Any) -> None:
+    """A period that is not a finite number of seconds raises ``ConfigurationError``."""
+    with pytest.raises(ConfigurationError, match=rf"^period={period!r}: it must be a finite number"):
+        LocalRateLimiter(period=period)
 
 
 def test_repr() -> None:

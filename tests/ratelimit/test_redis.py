@@ -660,18 +660,23 @@ async def test_exiting_reports_unused_slots(redis: RedisServer) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"limit": 0}, "limit must be at least 1"),
-        ({"period": 0.0}, "limit must be at least 1"),
-        ({"when_down": "panic"}, "when_down= must be"),
-        ({"share": 0.0}, "share= must be above 0"),
-        ({"share": 1.5}, "share= must be above 0"),
-        ({"timeout": 0.0}, "timeout= must be above 0"),
-        ({"prefix": "a{b}"}, "prefix= must not be empty"),
+        ({"limit": 0}, "limit=0: it must be a whole number, at least 1"),
+        ({"period": 0.0}, "period=0.0: it must be a finite number of seconds above 0"),
+        ({"when_down": "panic"}, "when_down='panic': it must be 'share', 'raise' or 'open'"),
+        ({"when_down": ["share"]}, r"when_down=\['share'\]: it must be"),
+        ({"share": 0.0}, "share=0.0: it must be above 0 and at most 1"),
+        ({"share": 1.5}, "share=1.5: it must be above 0 and at most 1"),
+        ({"share": "half"}, "share='half': it must be above 0"),
+        ({"timeout": 0.0}, "timeout=0.0: it must be a finite number of seconds above 0"),
+        ({"timeout": "1s"}, "timeout='1s': it must be a finite number of seconds above 0"),
+        ({"prefix": "a{b}"}, "prefix='a{b}': it must be text without braces"),
+        ({"prefix": ""}, "prefix='': it must be text without braces, and not empty"),
+        ({"prefix": b"lemcal:"}, "prefix=b'lemcal:': it must be text"),
     ],
 )
 def test_invalid_options(options: dict[str, Any], message: str) -> None:
     """Raise when the limiter is created."""
-    with pytest.raises(ConfigurationError, match=message):
+    with pytest.raises(ConfigurationError, match=f"^{message}"):
         RedisRateLimiter("redis://localhost", **options)
 
 

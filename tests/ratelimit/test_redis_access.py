@@ -110,6 +110,24 @@ async def test_a_replica() -> None:
         assert "use the address of the primary" in await entering_error(replica.url)
 
 
+@pytest.mark.anyio
+async def test_a_missing_database(redis: RedisServer) -> None:
+    """A database number that the server does not have will never work."""
+    error = await entering_error(f"{redis.url}?db=99")
+    assert "DB index is out of range" in error
+    assert "use a database number that this Redis has" in error
+
+
+@pytest.mark.anyio
+async def test_tls_to_a_port_without_tls(caplog: pytest.LogCaptureFixture) -> None:
+    """The log says that TLS failed, because such a server looks unreachable."""
+    with RedisServer(tcp=True) as server:
+        async with RedisRateLimiter(f"rediss://127.0.0.1:{server.port}", timeout=0.5):
+            pass
+    (warning,) = [each.getMessage() for each in caplog.records if each.name == "lemcal_async.ratelimit"]
+    assert "the TLS handshake failed: no reply" in warning
+
+
 @pytest.fixture
 def cluster() -> Iterator[RedisServer]:
     """Return a cluster node that owns no hash slots."""

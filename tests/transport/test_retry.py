@@ -19,7 +19,7 @@ import respx
 import tenacity
 
 from lemcal_async import RetryPolicy
-from lemcal_async.errors import DeadlineExceededError, ResponseDecodeError
+from lemcal_async.errors import ConfigurationError, DeadlineExceededError, ResponseDecodeError
 from lemcal_async.ratelimit import LocalRateLimiter, Unlimited
 from lemcal_async.sandbox import Sandbox, faults
 from lemcal_async.sandbox.faults import Fault
@@ -926,3 +926,14 @@ async def test_decompressing_a_large_body_yields_to_other_tasks() -> None:
         tasks.cancel_scope.cancel()
     assert body == response.content
     assert turns >= 2
+
+
+def test_invalid_arguments() -> None:
+    """The layers refuse invalid arguments when they are created."""
+    wire = FakeWire()
+    with pytest.raises(ConfigurationError, match=r"^max_response_bytes=0: it must be a whole number"):
+        RetryTransport(wire, max_response_bytes=0)
+    with pytest.raises(ConfigurationError, match=r"^policy= must be of type RetryPolicy, not int$"):
+        RetryTransport(wire, 3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"^limiter= must be of type RateLimiter, not int$"):
+        RateLimitTransport(wire, 20)  # type: ignore[arg-type]

@@ -132,11 +132,24 @@ async def test_aiohttp_on_trio(server: Loopback) -> None:
     assert [] == server.requests
 
 
-@pytest.mark.parametrize("max_connections", [0, -1])
-def test_invalid_max_connections(make_wire: MakeWire, max_connections: int) -> None:
-    """The constructor raises."""
-    with pytest.raises(ConfigurationError, match="max_connections"):
-        make_wire(max_connections=max_connections)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_connections", 0),
+        ("max_connections", -1),
+        ("max_connections", 2.5),
+        ("max_connections", "9"),
+        ("keepalive", -1),
+        ("keepalive", "x"),
+        ("keepalive", None),
+        ("ssl_context", 5),
+        ("ssl_context", True),
+    ],
+)
+def test_invalid_options(make_wire: MakeWire, name: str, value: object) -> None:
+    """The constructor raises an error that names the argument and its value."""
+    with pytest.raises(ConfigurationError, match=f"^{name}={value!r}: it must be "):
+        make_wire(**{name: value})
 
 
 @pytest.mark.parametrize("path", ["/cut", "/sleep/60"])

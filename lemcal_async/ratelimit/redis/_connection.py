@@ -7,6 +7,7 @@ Only this module uses coredis, which runs on asyncio and trio. Every failure to 
 import hashlib
 import logging
 import math
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -56,6 +57,7 @@ _PERMANENT: dict[type[exceptions.RedisError], str] = {  # what to do about error
     exceptions.ClusterCrossSlotError: _CLUSTER,
     exceptions.UnknownCommandError: "use a Redis that runs Lua scripts",
 }
+_NO_DATABASE = "use a database number that this Redis has, at the end of the URL; 0 always exists"
 
 
 class RedisUnavailable(Exception):  # noqa: N818 - a state of Redis, which callers handle
@@ -128,10 +130,12 @@ class RedisConnection:
             except exceptions.NoScriptError:
                 reply = await client.eval(SCRIPT, keys=keys, args=[argument])
         except (exceptions.RedisError, OSError, TimeoutError) as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason = _reason(error)
             advice = next((what for kind, what in _PERMANENT.items() if isinstance(error, kind)), None)
             if "ACL failure" in reason:  # raised inside the script
                 advice = _RIGHTS
+            elif "DB index is out of range" in reason:
+                advice = _NO_DATABASE
             if not isinstance(error, exceptions.ResponseError):
                 # The reply may come late or never, so no other command may queue behind it.
                 client.connection_pool.disconnect()
@@ -155,6 +159,19 @@ class _ClosesQueues:
             for queue in vars(self).values():
                 if isinstance(queue, MemoryObjectSendStream | MemoryObjectReceiveStream):
                     queue.close()
+
+
+def _reason(error: Exception) -> str:
+    """Return an error as text, including a failure of TLS, which coredis mentions only in the causes."""
+    reason = f"{type(error).__name__}: {error}"
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return reason
+    # A Redis without TLS does not reply to the handshake.
+    problem = "no reply" if isinstance(cause, ssl.SSLWantReadError) else str(cause)
+    return f"{reason}: the TLS handshake failed: {problem}"
 
 
 def _type_problem(url: Secret[object]) -> str | None:

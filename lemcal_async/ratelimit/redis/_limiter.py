@@ -18,6 +18,7 @@ import attrs
 
 from lemcal_async import events
 from lemcal_async._auth import Secret
+from lemcal_async._checks import is_number
 from lemcal_async._concurrency import Wakeup, preload
 from lemcal_async.errors import ConfigurationError, LemcalError
 from lemcal_async.ratelimit._base import Key, Permit, Priority, RateLimit
@@ -85,14 +86,14 @@ class RedisRateLimiter(LocalRateLimiter):
     ) -> None:
         address, url = Secret(url), ""  # the URL may contain a password
         super().__init__(limit, period)
-        if when_down not in FALLBACK_POLICIES or not (share is None or 0 < share <= 1):
-            raise ConfigurationError(
-                "when_down= must be 'share', 'raise' or 'open'; share= must be above 0 and at most 1"
-            )
-        if not 0 < timeout < math.inf or not prefix or {*prefix} & {*"{}"}:
-            raise ConfigurationError(
-                "timeout= must be above 0 (seconds); prefix= must not be empty or contain braces"
-            )
+        if when_down not in ("share", "raise", "open"):
+            raise ConfigurationError(f"when_down={when_down!r}: it must be 'share', 'raise' or 'open'")
+        if not (share is None or (is_number(share) and 0 < share <= 1)):
+            raise ConfigurationError(f"share={share!r}: it must be above 0 and at most 1, or None")
+        if not (is_number(timeout) and 0 < timeout < math.inf):
+            raise ConfigurationError(f"timeout={timeout!r}: it must be a finite number of seconds above 0")
+        if not _is_prefix(prefix):
+            raise ConfigurationError(f"prefix={prefix!r}: it must be text without braces, and not empty")
         preload()
         self._when_down: WhenDown = when_down
         self._policy = FallbackPolicy(limit, share)
@@ -319,3 +320,7 @@ class RedisRateLimiter(LocalRateLimiter):
         logger.info("the rate limiter can use Redis again")
         for worker in self._workers():
             self._inbox.post(worker, worker.recover, self._fallback_starts)
+
+
+def _is_prefix(value: object) -> bool:
+    return isinstance(value, str) and value != "" and not {*value} & {*"{}"}

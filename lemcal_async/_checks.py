@@ -1,0 +1,29 @@
+"""Checks of the options that users pass."""
+
+from numbers import Integral, Real
+from typing import Any, TypeGuard
+
+from lemcal_async.errors import ConfigurationError
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a number, other than a bool; it may be infinite or NaN."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value is an integer, other than a bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_type(name: str, value: object, kind: type[Any]) -> None:
+    """Raise ConfigurationError unless a value is None, or an instance of a class or protocol."""
+    # A class itself passes isinstance() with a protocol, because it has the methods of its instances.
+    if value is None or (isinstance(value, kind) and not isinstance(value, type)):
+        return
+    detail = ""
+    if getattr(kind, "_is_protocol", False):
+        methods = [name for name in vars(kind) if not name.startswith("_")]
+        missing = [f"{name}()" for name in methods if not hasattr(value, name)]
+        detail = f": it has no {' and no '.join(missing)}" if 0 < len(missing) < len(methods) else ""
+    raise ConfigurationError(f"{name}= must be of type {kind.__name__}, not {type(value).__name__}{detail}")

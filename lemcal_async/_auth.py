@@ -185,6 +185,11 @@ class CredentialSource:
             self._last = (value, self._read(value, "value of the api_key function"))
         return self._last[1]
 
+    @property
+    def user_id(self) -> str:
+        """The user id: the argument, if given, or else that of the current credentials; see ``current``."""
+        return self.current().user_id if self._user_id is None else self._user_id.reveal()
+
     def _read(self, key: Secret[str], key_name: str) -> Credentials:
         """Read a key in any form, together with the user id from the argument or the environment."""
         key = Secret(key.reveal().strip())  # a key read from a file ends in a newline
@@ -217,6 +222,8 @@ class CredentialSource:
         """Return the user id, if known."""
         if self._function is no_account:
             return "without an account"
+        if self._user_id is not None:
+            return self._user_id.reveal()
         credentials = self._last[1] if self._last is not None else self._credentials
         return "an account" if credentials is None else credentials.user_id
 

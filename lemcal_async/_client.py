@@ -229,7 +229,7 @@ class AsyncLemcal:
 
     @property
     def user_id(self) -> str:
-        """The account's user id. Calls the ``api_key`` function, if there is one."""
+        """The account's user id. If none was given, this calls the ``api_key`` function."""
         return self._session.user_id()
 
     @property

@@ -152,8 +152,8 @@ class AccountSession:
         return self.stack.limiter.snapshot(self._authorize().key)
 
     def user_id(self) -> str:
-        """Return the user id of the current credentials."""
-        return self._authorize().credentials.user_id
+        """Return the account's user id."""
+        return self._source.user_id
 
     def key(self) -> Key:
         """Return the account's rate-limit key."""

@@ -491,7 +491,25 @@ def test_user_id_and_rate_limit_key() -> None:
 
 
 def test_user_id_without_a_key() -> None:
-    """If the key function returns no key, ``user_id`` raises ConfigurationError."""
-    lemcal = Wire().client(api_key=lambda: "")
+    """If no user id was given and the key function returns no key, ``user_id`` raises an error."""
+    lemcal = Wire().client(user_id=None, api_key=lambda: "")
     with pytest.raises(ConfigurationError):
         _ = lemcal.user_id
+    assert "<AsyncLemcal an account at " in repr(lemcal)
+
+
+async def test_given_user_id_with_a_key_function() -> None:
+    """A given user id is known without calling the function; another one from it is refused at the call."""
+
+    def no_key() -> str:
+        raise LookupError("the vault is sealed")
+
+    lemcal = Wire().client().for_account(f" {OTHER_USER}\n", no_key)
+    assert OTHER_USER == lemcal.user_id
+    assert f"<AsyncLemcal {OTHER_USER} at " in repr(lemcal)
+    wire = Wire()
+    lemcal = wire.client(api_key=lambda: f"{OTHER_USER}:{OTHER_KEY}")
+    assert USER_ID == lemcal.user_id
+    with pytest.raises(ConfigurationError, match=f"user_id is {USER_ID}, but .* belongs to {OTHER_USER}"):
+        await lemcal.me()
+    assert [] == wire.requests

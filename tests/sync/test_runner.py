@@ -89,15 +89,14 @@ async def test_error_from_generator(serve_sandbox: Any) -> None:
 
 
 async def test_failing_key_function(serve_sandbox: Any) -> None:
-    """If the function that returns the key raises, its account fails."""
+    """If the function that returns the key raises, its account fails; a given user id is reported."""
     served = serve_sandbox(1, 2)
-
-    report = await sync_meetings(
-        [served.lemcal.for_account("usr_x", closed_vault), *served.clients()], MemoryStore()
-    )
-    assert (2, 1, 2) == (report.accounts, report.failed, report.created)
-    (failure,) = report.failures
-    assert (None, "fetch", "the vault is closed") == (failure.user_id, failure.stage, str(failure.error))
+    for given in ("usr_x", None):
+        failing = served.lemcal.for_account(given, closed_vault)
+        report = await sync_meetings([failing, *served.clients()], MemoryStore())
+        assert (2, 1, 2) == (report.accounts, report.failed, report.created)
+        (failure,) = report.failures
+        assert (given, "fetch", "the vault is closed") == (failure.user_id, failure.stage, str(failure.error))
 
 
 async def test_duplicate_account(serve_sandbox: Any) -> None:

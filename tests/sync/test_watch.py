@@ -167,14 +167,14 @@ async def test_failing_account_is_skipped(serve_sandbox: Any) -> None:
 
 
 async def test_failing_key_function(serve_sandbox: Any) -> None:
-    """The failure is reported in each run, and the watch continues."""
+    """The failure of an account without a known user id is reported in each run, and the watch continues."""
     served, reports = serve_sandbox(1, 1), Reports()
 
     def key() -> str:
         raise LookupError("the vault is closed")
 
     async with anyio.create_task_group() as tasks:
-        accounts = [served.lemcal.for_account("usr_x", key)]
+        accounts = [served.lemcal.for_account(None, key)]
         tasks.start_soon(lambda: watch(accounts, MemoryStore(), interval=0.01, on_report=reports.add))
         await reports.wait(2)
         tasks.cancel_scope.cancel()

@@ -180,7 +180,7 @@ class CredentialSource:
             value.reveal().close()  # otherwise, Python would warn that it was never awaited
         if not isinstance(value.reveal(), str):
             kind = type(value.reveal()).__name__
-            raise ConfigurationError(f"The api_key function must return a string, not {kind}.")
+            raise ConfigurationError(f"the api_key function must return a string, not {kind}")
         if self._last is None or self._last[0] != value:
             self._last = (value, self._read(value, "value of the api_key function"))
         return self._last[1]
@@ -209,12 +209,12 @@ class CredentialSource:
         _check(key_name, _problem_of_secret(secret.reveal()))
         if not users:
             variable = f", set {USER_ID_VARIABLE} {_UNSET}" if self._environment else ""
-            raise ConfigurationError(f"No user id: pass user_id={variable}, or pass the key as {_COMBINED}.")
+            raise ConfigurationError(f"no user id: pass user_id={variable}, or pass the key as {_COMBINED}")
         (name, user), (other_name, other) = users[0], users[-1]
         if user != other:
             raise ConfigurationError(
                 f"{name} is {user.reveal()}, but {other_name} belongs to {other.reveal()}: "
-                f"make them match, or omit {name}."
+                f"make them match, or omit {name}"
             )
         return Credentials(user.reveal(), secret)
 
@@ -258,7 +258,7 @@ def _variable(name: str) -> Secret[str] | None:
 
 def _check(name: str, problem: str) -> None:
     if problem:
-        raise ConfigurationError(f"{name}: {problem}.")
+        raise ConfigurationError(f"{name}: {problem}")
 
 
 # The functions below handle plain keys and therefore do not raise.
@@ -289,15 +289,15 @@ def _decoded(key: str) -> str:
 
 def _problem_of_arguments(user_id: object, api_key: object) -> str:
     if user_id is not None and not isinstance(user_id, str):
-        return f"user_id: must be a string, not {type(user_id).__name__}."
+        return f"user_id: must be a string, not {type(user_id).__name__}"
     if api_key is None or isinstance(api_key, str):
         return ""
     if not callable(api_key):
-        return f"api_key: must be a string or a function that returns one, not {type(api_key).__name__}."
+        return f"api_key: must be a string or a function that returns one, not {type(api_key).__name__}"
     if inspect.iscoroutinefunction(api_key) or inspect.iscoroutinefunction(type(api_key).__call__):
-        return "api_key: must be a plain function, not an async one."
+        return "api_key: must be a plain function, not an async one"
     problem = _problem_of_user(user_id.strip(), "") if user_id is not None else ""
-    return f"user_id: {problem}." if problem else ""
+    return f"user_id: {problem}" if problem else ""
 
 
 def _problem_of_raw_key(key: str) -> str:
@@ -340,6 +340,6 @@ def _problem_of_characters(value: str) -> str:
 def _missing_credentials(*, user_known: bool, environment: bool) -> str:
     if user_known:
         variable = f", or set {API_KEY_VARIABLE} {_UNSET}" if environment else ""
-        return f"No API key: pass api_key={variable}."
+        return f"no API key: pass api_key={variable}"
     variables = f", or set {USER_ID_VARIABLE} and {API_KEY_VARIABLE} {_UNSET}" if environment else ""
-    return f"No user id and no API key: pass user_id= and api_key={variables}."
+    return f"no user id and no API key: pass user_id= and api_key={variables}"

@@ -8,12 +8,12 @@ from lemcal_async.errors import ConfigurationError
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a number, other than a bool; it may be infinite or NaN."""
-    return isinstance(value, Real) and type(value) is not bool
+    return not isinstance(value, bool) and isinstance(value, Real)
 
 
 def is_whole(value: object) -> TypeGuard[int]:
     """Whether a value is an integer, other than a bool."""
-    return isinstance(value, Integral) and type(value) is not bool
+    return not isinstance(value, bool) and isinstance(value, Integral)
 
 
 def check_type(name: str, value: object, kind: type[Any]) -> None:

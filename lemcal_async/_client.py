@@ -280,7 +280,7 @@ class AsyncLemcal:
         Args:
             method: The HTTP method, such as ``"GET"``.
             path: The path below the base URL, without a query: ``/meetings``.
-            params: The query parameters; None values are omitted.
+            params: The query parameters: text, numbers, bools or lists of these; None values are omitted.
             json: The request body, as JSON-serializable data.
             into: The type to decode the response into: a model (``Meeting``, ``list[Meeting]``), or ``dict``
                 or ``list`` for plain JSON. By default, ``data`` is any JSON value, or None for a 204.

@@ -32,10 +32,15 @@ _logged: set[tuple[type, str]] = set()  # (model, field); bounded by the number 
 
 
 class MismatchError(Exception):
-    """A value does not have the expected type. The message names types, never the value."""
+    """A value does not have the expected type. The message names types, never the value.
 
-    def __init__(self, expected: str, value: Any, *, field: str = "") -> None:
+    ``is_text`` means that some text would be accepted, so that the type alone does not explain the problem.
+    """
+
+    def __init__(self, expected: str, value: Any, *, field: str = "", is_text: bool = False) -> None:
         found = "null" if value is None else type(value).__name__
+        if is_text and isinstance(value, str):
+            found = "text that is not one"
         super().__init__(f"{field}: " * bool(field) + f"expected {expected}, got {found}")
 
 
@@ -70,7 +75,7 @@ def read_number(value: Any, _: Any) -> float:
     number = _parsed(value) if isinstance(value, str) else value
     if isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < math.inf:
         return number
-    raise MismatchError("a finite number", value)
+    raise MismatchError("a finite number", value, is_text=True)
 
 
 def read_minutes(value: Any, _: Any) -> timedelta:
@@ -107,7 +112,7 @@ def read_time(value: Any, _: Any) -> datetime:
         except (ValueError, OverflowError):  # nonexistent day or hour, or out of range in UTC
             time = None
     if time is None:
-        raise MismatchError("an ISO 8601 time with an offset", value)
+        raise MismatchError("an ISO 8601 time with an offset", value, is_text=True)
     return time
 
 

@@ -172,7 +172,7 @@ async def read_models(response: ResponseLike, name: str, into: type[T], *, skip_
     if skip_bad_rows:
         logger.warning("%s: %s; skipped", response.call, problem)
         return reader.good
-    advice = "the good rows are in .rows; pass on_bad_row='skip' to skip bad rows"
+    advice = 'the good rows are in .rows; AsyncLemcal(on_bad_row="skip") skips bad rows'
     raise _list_error(response, f"{problem}; {advice}", reader)
 
 

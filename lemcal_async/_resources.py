@@ -1,6 +1,7 @@
 """The API's calls, grouped by resource: the route of each call, and how its response is decoded."""
 
 import functools
+import re
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar, overload
@@ -98,7 +99,7 @@ class Meetings:
             meeting_type_id: List only this meeting type; None for all.
             starts_after: Only meetings that start at this time or later (an aware datetime).
             starts_before: Only meetings that start before this time (an aware datetime).
-            guest_email: Only meetings with this guest.
+            guest_email: Only meetings with the guest who has this e-mail address.
             canceled: True for only canceled meetings, False for only the rest.
 
         Raises:
@@ -255,6 +256,7 @@ async def _decode_nothing(response: RawResponse) -> None:
         json_of(response)
 
 
+_EMAIL = r"[^@\s<>]+@[^@\s<>]+"
 _END_OF_TIME = datetime.max.replace(tzinfo=UTC)  # sorts meetings without a known start last
 
 
@@ -274,6 +276,8 @@ def selection(
     _check_time("starts_after", starts_after)
     _check_time("starts_before", starts_before)
     _check("guest_email", guest_email, str, "an e-mail address")
+    if guest_email is not None and not re.fullmatch(_EMAIL, guest_email.strip()):
+        raise ConfigurationError("guest_email= must be an e-mail address, such as 'ann@example.com'")
     _check("canceled", canceled, bool, "True, False or None")
 
     def is_selected(meeting: Meeting) -> bool:

@@ -52,10 +52,11 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
 }
 
 _ADVICE: dict[type[APIStatusError], str] = {
+    APIStatusError: "Check the path and the base URL.",
     BadRequestError: "Correct the request; retrying it unchanged fails again.",
     AuthenticationError: "Check the user id and the API key: the service does not accept them.",
     PlanRequiredError: "The account's plan does not include this: upgrade the plan, or skip the call.",
-    PermissionDeniedError: "The account is not allowed to do this.",
+    PermissionDeniedError: "The account is not allowed to do this: ask its owner.",
     NotFoundError: "Check the path and the base URL.",
     MeetingTypeNotFoundError: "Check the id of the meeting type, and that it belongs to this account.",
     HookNotFoundError: (
@@ -68,6 +69,8 @@ _ADVICE: dict[type[APIStatusError], str] = {
     ),
 }
 
+_CHECK_FIRST = "The request may have been processed anyway: check before you send it again."
+_HTML_PAGE = "the body is an HTML page, not JSON."
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _MAX_ERROR_BODY = 65_536  # bytes of an error's body to read
 _MAX_MESSAGE_LENGTH = 300  # characters of the server's message to keep
@@ -106,9 +109,9 @@ def error_from_response(
     else:
         advice = _advice(kind, status_code, call, quota, is_page=is_page)
     text = _presentable(text, redact)
-    details = ", ".join(["an HTML page"] * is_page + [f'"{text}"'] * bool(text))
+    details = ["an HTML page"] * is_page + [f'"{text}"'] * bool(text)
     error = kind(
-        _message(status_code, call, f" ({details})." if details else ".", advice),
+        _message(status_code, call, details, f". {advice}"),
         call=call,
         status_code=status_code,
         server_message=text or None,
@@ -144,7 +147,9 @@ def read_json(status_code: int, body: Secret[bytes], call: CallInfo) -> Any:
     data, problem = _parsed(body.reveal())
     if problem:
         # Not in an except block: the JSON error, which contains the whole body, would be the context.
-        raise _decode_error(status_code, call, problem)
+        is_page = problem == _HTML_PAGE
+        advice = "" if is_page else "Try again later; if it happens again, check the base URL and the path."
+        raise _decode_error(status_code, call, problem, advice)
     return data
 
 
@@ -202,7 +207,7 @@ def _advice(
     if kind is ServerError:
         repeatable = call.method is None or call.method in REPEATABLE
         if not repeatable and not is_refusal(status_code, quota):
-            return "The request may have been processed anyway: check before sending it again."
+            return _CHECK_FIRST
         problem = "service is temporarily unavailable" if status_code == 503 else "server failed"
         return f"The {problem}: try again later."
     if is_page:
@@ -212,15 +217,21 @@ def _advice(
     return _ADVICE.get(kind, "")
 
 
-def _message(status_code: int, call: CallInfo, rest: str, advice: str) -> str:
+def _message(status_code: int, call: CallInfo, details: list[str], rest: str) -> str:
     status = f"{status_code} {_PHRASES.get(status_code, '')}".rstrip()
-    attempts = f"Tried {call.attempts} times, waited {call.waited:.1f} s." if call.attempts > 1 else ""
-    return _one_line(f"{call}: {status}{rest} {advice} {attempts}")
+    if call.attempts > 1:
+        details = [*details, f"{call.attempts} attempts, {call.waited:.1f} s waited"]
+    if details:
+        status += f" ({', '.join(details)})"
+    return _one_line(f"{call}: {status}{rest}")
 
 
-def _decode_error(status_code: int, call: CallInfo, problem: str) -> ResponseDecodeError:
+def _decode_error(status_code: int, call: CallInfo, problem: str, advice: str = "") -> ResponseDecodeError:
+    if problem != _HTML_PAGE and call.method is not None and call.method not in REPEATABLE:
+        advice = _CHECK_FIRST
+    advice = advice or "Check the base URL and the path."
     return ResponseDecodeError(
-        _message(status_code, call, f", but {problem}", ""), call=call, status_code=status_code
+        _message(status_code, call, [], f", but {problem} {advice}"), call=call, status_code=status_code
     )
 
 
@@ -317,9 +328,9 @@ def _parsed(body: bytes) -> tuple[Any, str]:
     except RecursionError:
         problem = "the body is JSON that is nested too deeply."
     if data == "":
-        problem = "the body is empty."
+        problem = "the body is an empty string." if text else "the body is empty."
     if problem and _is_page(body[:_MAX_ERROR_BODY].decode("utf-8-sig", "replace").strip()):
-        problem = "the body is an HTML page, not JSON. Check the base URL and the path."
+        problem = _HTML_PAGE
     return data, problem
 
 

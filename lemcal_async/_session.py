@@ -23,7 +23,7 @@ from lemcal_async._headers import Quota
 from lemcal_async._responses import error_from_response
 from lemcal_async._retry import RetryPolicy
 from lemcal_async._version import __version__
-from lemcal_async.errors import CallInfo, ConfigurationError, LemcalError
+from lemcal_async.errors import APIStatusError, CallInfo, ConfigurationError, LemcalError
 from lemcal_async.ratelimit import Key, Priority, RateLimit, RateLimiter
 from lemcal_async.transport import PooledTransport, RateLimitTransport, RetryTransport
 from lemcal_async.transport._call import CallState, deadline_error, extension, no_response_error
@@ -181,7 +181,9 @@ class AccountSession:
         result = self._send(call, target, decode, body)
         if options.deadline is not None:
             result = _with_deadline(options.deadline, call, result)
-        return _emit_call_ended(call, _url(self._base_url), result) if events.wanted() else result
+        if events.wanted() or _logger.isEnabledFor(logging.DEBUG):
+            return _report_end(call, _url(self._base_url), result)
+        return result
 
     async def _send(self, call: CallState, target: str, decode: Decode[T], body: JSONBody | None) -> T:
         authorization = self._authorize()
@@ -189,7 +191,7 @@ class AccountSession:
             response = await self._request(authorization, call, target, body)
             if response.status_code == 401 and (renewed := self._authorize()) is not authorization:
                 # The key was rotated while the call was queued: start over, once.
-                authorization, call.attempts = renewed, 0
+                authorization, call.begun = renewed, 0
                 response = await self._request(authorization, call, target, body)
         except httpx.RequestError as error:
             failure = no_response_error(error, call)
@@ -203,7 +205,6 @@ class AccountSession:
         self, authorization: _Authorization, call: CallState, response: httpx.Response
     ) -> RawResponse:
         """Return a 2xx response; raise the matching error for any other status."""
-        _logger.debug("%s: %d on attempt %d", call, response.status_code, call.attempts)
         if response.is_success:
             return RawResponse(response.status_code, response.headers, call.body or b"", call.info())
         raise error_from_response(
@@ -265,23 +266,28 @@ async def _with_deadline(deadline: float, call: CallState, result: Coroutine[Any
             return value
     is_answered = isinstance(call.last, httpx.Response) and call.last.is_success
     what = "the response arrived, but was not decoded" if is_answered else "no response"
-    raise deadline_error(call, f"{what} within the deadline of {deadline:.3g} s")
+    raise deadline_error(call, f"{what} within the deadline of {deadline:.3g} s", "allow more time")
 
 
-async def _emit_call_ended(call: CallState, server: httpx.URL, result: Coroutine[Any, Any, T]) -> T:
-    """Await a call's result, then emit a CallEnded event."""
+async def _report_end(call: CallState, server: httpx.URL, result: Coroutine[Any, Any, T]) -> T:
+    """Await a call's result, then log its end and emit a CallEnded event."""
     began = anyio.current_time()
     status_code: int | None = None
     error: str | None = "Cancelled"
+    is_status = False  # whether a status code ended the call
     try:
         value = await result
-        status_code, error = _status_of(call), None
+        status_code, error, is_status = _status_of(call), None, True
     except Exception as problem:
         status_code = problem.status_code if isinstance(problem, LemcalError) else _status_of(call)
-        error = type(problem).__name__
+        error, is_status = type(problem).__name__, isinstance(problem, APIStatusError)
         raise
     finally:
         seconds = anyio.current_time() - began
+        if is_status and call.attempts:
+            _logger.debug("%s: %s on attempt %d", call, status_code, call.attempts)
+        else:
+            _logger.debug("%s: %s; attempts: %d", call, error, call.attempts)
         events.emit(
             events.CallEnded(
                 call.method,

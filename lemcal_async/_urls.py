@@ -67,7 +67,8 @@ def quote_id(value: object, what: str) -> str:
     if not isinstance(value, str) or not value:
         raise ConfigurationError(f"{what} must be a non-empty string, got {_abbreviated(value)}")
     if value in {".", ".."} or "/" in value or "\\" in value or _has_invalid_characters(value):
-        raise ConfigurationError(f"{what} is not an id: {_abbreviated(value)} (slashes, dots or whitespace)")
+        problem = "'.', '..', or with slashes or whitespace"
+        raise ConfigurationError(f"{what} is not an id: {_abbreviated(value)} ({problem})")
     return quote(value, safe="")
 
 
@@ -89,19 +90,31 @@ def check_path(path: str) -> str:
 def with_query(path: str, params: Mapping[str, object] | None) -> str:
     """Return ``path`` with ``params`` as its query. Parameters that are None are omitted.
 
-    Raises ConfigurationError for text that cannot be encoded.
+    Raises ConfigurationError for other types than text, numbers, bools and lists of these, and for text that
+    cannot be encoded.
     """
     if not params:
         return path
     pairs: list[tuple[str, str]] = []
     for name, value in params.items():
         items: list[object] = [*value] if isinstance(value, (list, tuple)) else [value]  # pyright: ignore[reportUnknownVariableType]
+        for item in items:
+            _check_parameter(name, item)
         pairs += [(name, _text(item)) for item in items if item is not None]
     try:
         return f"{path}?{urlencode(pairs)}" if pairs else path
     except UnicodeEncodeError:  # a lone surrogate; raise below, so that the error's text is not the context
         pass
     raise ConfigurationError(f"the parameters of {path} contain text that is not valid Unicode")
+
+
+def _check_parameter(name: object, value: object) -> None:
+    if value is None or isinstance(value, str | int | float):
+        return
+    raise ConfigurationError(
+        f"params={{{_abbreviated(name)}: ...}}: it must be text, a number, a bool, None or a list of these, "
+        f"not {type(value).__name__}"
+    )
 
 
 def _text(value: object) -> str:

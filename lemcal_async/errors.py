@@ -68,7 +68,7 @@ class CallInfo:
     Attributes:
         method: The HTTP method.
         route: The path with placeholders for ids (``/meetingTypes/{id}``), suitable as a metric label.
-        attempts: The number of attempts; 0 if the request was never tried.
+        attempts: The number of requests passed to the transport; 0 if the call was never tried.
         waited: Seconds spent waiting for the rate limiter and between attempts.
     """
 
@@ -137,7 +137,7 @@ class LemcalError(Exception):
 
     @property
     def attempts(self) -> int:
-        """The number of attempts; 0 if the request was never tried."""
+        """The number of requests passed to the transport; 0 if the call was never tried."""
         return self.call.attempts
 
     @property

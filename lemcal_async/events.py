@@ -145,7 +145,7 @@ class CallEnded:
         status_code: The status code of the last response, or None if there was none.
         error: The class name of the raised error (see ``lemcal_async.errors``), ``"Cancelled"``, or None if
             the call succeeded.
-        attempts: The number of attempts.
+        attempts: The number of requests passed to the transport; 0 if the call was never tried.
         waited: The time spent waiting for the rate limit and between attempts.
         seconds: The duration of the whole call.
     """

@@ -112,10 +112,10 @@ ACCOUNT_1 = "account 1 ('sales'): "
             SALES.replace("SALES_KEY", "BLANK"),
             ACCOUNT_1 + "the environment variable named by api_key_env is",
         ),
-        (SALES.replace('user_id = "usr_a"', ""), ACCOUNT_1 + "No user id: pass user_id=, or pass the key as"),
+        (SALES.replace('user_id = "usr_a"', ""), ACCOUNT_1 + "no user id: pass user_id=, or pass the key as"),
         (
             SALES.replace("usr_a", SECRET),
-            ACCOUNT_1 + "user_id: a user id starts with 'usr_'; this value does not.",
+            ACCOUNT_1 + "user_id: a user id starts with 'usr_'; this value does not",
         ),
         (
             SALES.replace("api_key_env", "api_key").replace("SALES_KEY", " "),

@@ -183,12 +183,12 @@ EMPTY = "(currently unset or empty)"
 @pytest.mark.parametrize(
     ("user_id", "api_key", "message"),
     [
-        (None, None, f"pass user_id= and api_key=, or set LEMCAL_USER_ID and LEMCAL_API_KEY {EMPTY}."),
-        (USER, None, f"No API key: pass api_key=, or set LEMCAL_API_KEY {EMPTY}."),
+        (None, None, f"pass user_id= and api_key=, or set LEMCAL_USER_ID and LEMCAL_API_KEY {EMPTY}"),
+        (USER, None, f"no API key: pass api_key=, or set LEMCAL_API_KEY {EMPTY}"),
         (
             None,
             SECRET,
-            f"No user id: pass user_id=, set LEMCAL_USER_ID {EMPTY}, or pass the key as 'usr_...:key'",
+            f"no user id: pass user_id=, set LEMCAL_USER_ID {EMPTY}, or pass the key as 'usr_...:key'",
         ),
     ],
 )
@@ -201,15 +201,15 @@ def test_missing_credentials(
 
 def test_missing_key_with_a_user_id_from_the_environment() -> None:
     """The user id is not reported as missing."""
-    assert problem_with(None, None, variables(USER)).startswith("No API key: ")
+    assert problem_with(None, None, variables(USER)).startswith("no API key: ")
 
 
 @pytest.mark.parametrize(
     ("user_id", "api_key", "message"),
     [
-        (None, None, "No user id and no API key: pass user_id= and api_key=."),
-        (USER, None, "No API key: pass api_key=."),
-        (None, SECRET, "No user id: pass user_id=, or pass the key as 'usr_...:key' (or its base64)."),
+        (None, None, "no user id and no API key: pass user_id= and api_key="),
+        (USER, None, "no API key: pass api_key="),
+        (None, SECRET, "no user id: pass user_id=, or pass the key as 'usr_...:key' (or its base64)"),
     ],
 )
 def test_missing_credentials_without_an_environment(user_id: str | None, api_key: Any, message: str) -> None:
@@ -317,8 +317,8 @@ def test_function_with_a_user_id(user_id: str | None, key: Any, environ: dict[st
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (None, "The api_key function must return a string, not NoneType."),
-        (SECRET.encode(), "The api_key function must return a string, not bytes."),
+        (None, "the api_key function must return a string, not NoneType"),
+        (SECRET.encode(), "the api_key function must return a string, not bytes"),
         ("", "value of the api_key function: the value is empty"),
         (f"{OTHER_USER}:{SECRET}", f"user_id is {USER}, but value of the api_key function belongs to"),
     ],
@@ -371,7 +371,7 @@ class AsyncCallable:
 )
 def test_async_function_is_refused_by_the_constructor(api_key: Any) -> None:
     """An async function cannot be awaited where the key is needed."""
-    assert "api_key: must be a plain function, not an async one." == problem_with(USER, api_key)
+    assert "api_key: must be a plain function, not an async one" == problem_with(USER, api_key)
 
 
 def test_coroutine_from_a_plain_function_is_closed() -> None:

@@ -238,6 +238,10 @@ MESSAGES: dict[str, tuple[APIStatusError, str]] = {
             "Check the id of the hook, and that it belongs to this account; it may already be deleted."
         ),
     ),
+    "no permission": (
+        error(403, "Forbidden"),
+        'GET /meetings: 403 Forbidden ("Forbidden"). The account is not allowed to do this: ask its owner.',
+    ),
     "page with a title": (
         error(403, recorded("cdn_403.html")),
         (
@@ -265,21 +269,21 @@ MESSAGES: dict[str, tuple[APIStatusError, str]] = {
         error(500, "", CREATE_HOOK),
         (
             "POST /hooks: 500 Internal Server Error. "
-            "The request may have been processed anyway: check before sending it again."
+            "The request may have been processed anyway: check before you send it again."
         ),
     ),
     "server, creation, from the CDN": (
         error(502, recorded("cdn_502.html"), CREATE_HOOK),
         (
             'POST /hooks: 502 Bad Gateway (an HTML page, "502 Bad Gateway"). '
-            "The request may have been processed anyway: check before sending it again."
+            "The request may have been processed anyway: check before you send it again."
         ),
     ),
     "unavailable, creation": (
         error(503, "", CREATE_HOOK),
         (
             "POST /hooks: 503 Service Unavailable. "
-            "The request may have been processed anyway: check before sending it again."
+            "The request may have been processed anyway: check before you send it again."
         ),
     ),
     "too many": (
@@ -289,15 +293,18 @@ MESSAGES: dict[str, tuple[APIStatusError, str]] = {
             "Over the rate limit: try again later. Processes that use one key must share a limiter."
         ),
     ),
-    "unknown status": (error(499, "gone"), 'GET /meetings: 499 ("gone").'),
+    "unknown status": (error(499, "gone"), 'GET /meetings: 499 ("gone"). Check the path and the base URL.'),
     "attempts": (
         error(500, "", CallInfo("GET", "/me", 3, 4.25)),
         (
-            "GET /me: 500 Internal Server Error. The server failed: try again later. "
-            "Tried 3 times, waited 4.2 s."
+            "GET /me: 500 Internal Server Error (3 attempts, 4.2 s waited). "
+            "The server failed: try again later."
         ),
     ),
-    "multi-line route": (error(499, "", CallInfo("GET", "/a\nb", 1)), "GET /a b: 499."),
+    "multi-line route": (
+        error(499, "", CallInfo("GET", "/a\nb", 1)),
+        "GET /a b: 499. Check the path and the base URL.",
+    ),
 }
 
 
@@ -489,7 +496,7 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     ),
     "no body": (b"", "is empty."),
     "whitespace": (b" \n", "is empty."),
-    "empty string": (b'""', "is empty."),
+    "empty string": (b'""', "is an empty string."),
     "text": (b"OK", "is not JSON: Expecting value, at character 0."),
     "XML": (b"<Error/>", "is not JSON: Expecting value, at character 0."),
     "trailing data": (b'[] {"email": "lea@example.com"}', "is not JSON: Extra data, at character 3."),
@@ -514,6 +521,7 @@ def test_success_that_is_not_json(body: bytes, problem: str) -> None:
     with pytest.raises(ResponseDecodeError) as caught:
         read_json(200, Secret(body), MEETINGS)
     assert str(caught.value).startswith(f"GET /meetings: 200 OK, but the body {problem}")
+    assert str(caught.value).endswith(" check the base URL and the path.") or "is an HTML page" in problem
     assert (200, MEETINGS) == (caught.value.status_code, caught.value.call)
     assert (None, None) == (caught.value.__cause__, caught.value.__context__)
     assert "lea@" not in str(caught.value)
@@ -584,7 +592,10 @@ def test_body_is_not_a_list(data: Any, kind: str) -> None:
     """The error names the type of the body."""
     with pytest.raises(ResponseDecodeError) as caught:
         rows_of(Secret(data), NAMES, MEETINGS)
-    assert f"GET /meetings: 200 OK, but the body is {kind}, where a list was expected." == str(caught.value)
+    assert str(caught.value) == (
+        f"GET /meetings: 200 OK, but the body is {kind}, where a list was expected. "
+        "Check the base URL and the path."
+    )
 
 
 def test_object() -> None:
@@ -598,7 +609,8 @@ def test_body_is_not_an_object(data: Any, kind: str) -> None:
     """The error names the type of the body, and has the status."""
     with pytest.raises(ResponseDecodeError) as caught:
         object_of(Secret(data), CREATE_HOOK, status_code=201)
-    assert f"POST /hooks: 201 Created, but the body is {kind}, where an object was expected." == str(
-        caught.value
+    assert str(caught.value) == (
+        f"POST /hooks: 201 Created, but the body is {kind}, where an object was expected. "
+        "The request may have been processed anyway: check before you send it again."
     )
     assert caught.value.status_code == 201

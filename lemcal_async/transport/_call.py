@@ -55,7 +55,8 @@ class CallState:
     redact: Callable[[str], str] | None = None  # if None, errors do not quote the server
     deadline: float | None = None  # on the event loop's clock, anyio.current_time()
 
-    attempts: int = 0
+    begun: int = 0  # attempts, including one that still waits for the limiter
+    is_waiting: bool = False  # whether the last of them has not been passed to the wire
     waited: float = 0.0  # seconds, for the limiter and between attempts
     sent: bool = False  # whether the server may have processed the current attempt
     maybe_processed: bool = False  # whether the server may have processed an earlier attempt
@@ -65,6 +66,7 @@ class CallState:
     paused_for: float = 0.0  # seconds for which the limiter pauses the key after the last response
     refused_permit: Permit | None = None  # the last attempt's, after a 429 or if it expired unsent
     tracer: "SendTracer | None" = None  # of the current attempt
+    proxy: str = ""  # the host and port of the proxy through which the last attempt could not connect
 
     def __str__(self) -> str:
         return f"{self.method} {self.route}"
@@ -74,12 +76,18 @@ class CallState:
         """Whether ``AsyncLemcal`` made the call, rather than another HTTP client that uses these layers."""
         return self.redact is not None
 
+    @property
+    def attempts(self) -> int:
+        """The number of requests passed to the wire."""
+        return self.begun - self.is_waiting
+
     def begin_attempt(self) -> None:
         """Record the start of another attempt."""
-        self.attempts += 1
+        self.begun += 1
         self.maybe_processed, self.sent = self.maybe_processed or self.sent, False
         self.quota = None
         self.paused_for = 0.0
+        self.proxy = ""
 
     def time_left(self) -> float | None:
         """Return the seconds until the deadline; None if there is no deadline."""
@@ -152,10 +160,17 @@ def account_of(request: httpx.Request) -> Key | None:
     return call.key if isinstance(call, CallState) else None
 
 
+def note_proxy(request: httpx.Request, address: str) -> None:
+    """Record the proxy through which ``request`` could not connect, if any, for the error."""
+    call = request.extensions.get(_EXTENSION)
+    if isinstance(call, CallState):
+        call.proxy = address
+
+
 def begin_call(request: httpx.Request) -> CallState:
     """Start a call with ``request``. Sending the same request again starts a new call."""
     call = call_of(request)
-    return call if call.attempts == 0 else _new_call(request)
+    return call if call.begun == 0 else _new_call(request)
 
 
 def extension(call: CallState) -> dict[str, CallState]:
@@ -231,7 +246,8 @@ def no_response_error(error: httpx.RequestError, call: CallState) -> LemcalError
     reason = _reason(error, call)
     where = "" if call.host in reason else f" from {call.host}"
     return kind(
-        f"{call}: no response{where}: {reason}{_attempts_suffix(call)}{_processed_suffix(call)}",
+        f"{call}: no response{where}: {reason}{_attempts_suffix(call)}"
+        f"{_processed_suffix(call) or _advice_suffix(error)}",
         call=call.info(),
         maybe_processed=call.sent or call.maybe_processed,
     )
@@ -260,12 +276,13 @@ def deadline_error(
 
 
 def _reason(error: httpx.RequestError, call: CallState) -> str:
+    via = f"via the proxy {call.proxy}: " if call.proxy else ""
     for kind, (operation, name) in _OPERATIONS.items():
         if isinstance(error, kind):
             seconds = call.timeout.get(name)
             limit = "allowed" if seconds is None else f"{seconds:g} s"
-            return f"{operation} took longer than {limit} (timeout=)"
-    return _error_text(error, call)
+            return f"{via}{operation} took longer than {limit} (timeout=)"
+    return f"{via}{_error_text(error, call)}"
 
 
 def _error_text(error: BaseException, call: CallState) -> str:
@@ -276,6 +293,16 @@ def _error_text(error: BaseException, call: CallState) -> str:
             return call.redact(text)
         each = each.__cause__
     return type(error).__name__
+
+
+def _advice_suffix(error: httpx.RequestError) -> str:
+    if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol):
+        return ""
+    if isinstance(error, httpx.TimeoutException):
+        return "; try again later, or allow more time"
+    if isinstance(error, httpx.ConnectError | httpx.ProxyError):
+        return "; check the base URL, the network and any proxy, or try again later"
+    return "; try again later"
 
 
 def _attempts_suffix(call: CallState) -> str:

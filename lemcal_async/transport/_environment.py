@@ -1,6 +1,7 @@
 """Connection settings from the environment: trusted certificates and proxies."""
 
 import os
+import re
 import threading
 import urllib.request
 from typing import TYPE_CHECKING, TypeAlias
@@ -99,3 +100,10 @@ class Proxies:
         proxy = Secret(by_scheme.get(scheme) or by_scheme["all"])
         # HTTP_PROXY=host:port is common
         return proxy if "://" in proxy.reveal() else Secret(f"http://{proxy.reveal()}")
+
+    def address(self, scheme: str, host: str, port: int | None) -> str:
+        """Return the host and port of the proxy for a host, for messages; "" for a direct connection."""
+        proxy = self.get(scheme, host, port)
+        if proxy is None:
+            return ""
+        return re.split("[/?#]", proxy.reveal().partition("://")[2].rpartition("@")[2])[0]

@@ -220,7 +220,7 @@ class RetryTransport(Layer):
         except httpx.RequestError as error:
             call.sent = not call.tracer.proves_unsent()
             call.last = error
-            wait = wait_after_failure(policy, request.method, _failure(error, call), call.attempts)
+            wait = wait_after_failure(policy, request.method, _failure(error, call), call.begun)
             return _Attempt(error, wait)
         except BaseException:
             call.sent = not call.tracer.proves_unsent()
@@ -235,7 +235,7 @@ class RetryTransport(Layer):
             return _Attempt(response, None)
         quota = call.quota = call.quota or parse_raw_quota(response.headers.raw)
         call.sent = not is_refusal(status, quota)
-        wait = wait_after_response(policy, request.method, status, quota, call.attempts)
+        wait = wait_after_response(policy, request.method, status, quota, call.begun)
         if wait is not None:
             wait = max(0.0, wait - call.paused_for)  # the limiter enforces the rest
         return _Attempt(response, wait)
@@ -384,7 +384,9 @@ class RateLimitTransport(Layer):
         """Return None if the permit expired unsent, because the process was suspended."""
         tracer = call.tracer or SendTracer(request)
         tracer.entered = tracer.permit_expired = False
+        call.is_waiting = call.begun > 0  # 0: there is no retry layer, and nothing counts attempts
         permit = await self._acquire(call, request)
+        call.is_waiting = False
         tracer.permit = permit
         tracer.enter(self._wire)
         call.refused_permit = None

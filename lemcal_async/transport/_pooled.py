@@ -30,7 +30,7 @@ from lemcal_async._checks import is_number, is_whole
 from lemcal_async._concurrency import FairSemaphore, is_in_event_loop, preload
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit import Key
-from lemcal_async.transport._call import account_of, drop_frames, handle_httpx2_request
+from lemcal_async.transport._call import account_of, drop_frames, handle_httpx2_request, note_proxy
 from lemcal_async.transport._environment import MakeContext, Proxies, tls_context
 from lemcal_async.transport._http11 import HTTP11Connection
 from lemcal_async.transport._network import NetworkBackend
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     import ssl
 
 preload()  # at import time, when programs expect a delay
+
+_CONNECTING = httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError
 
 Origin: TypeAlias = tuple[str, bytes, int | None]  # scheme, ASCII host, port
 
@@ -191,8 +193,8 @@ class BasePooledTransport(httpx.AsyncBaseTransport):
         await self._acquire(pool, account, request)
         handled = sys.exception()  # the caller's exception, if any, which keeps its traceback
         connection = None
+        url = request.url
         try:
-            url = request.url
             origin = (url.scheme, url.raw_host, url.port)
             connection, dead = pool.take(origin)
             if dead:
@@ -203,6 +205,8 @@ class BasePooledTransport(httpx.AsyncBaseTransport):
         except BaseException as error:
             drop_frames(error, handled)
             translated = self._translate(error)
+            if isinstance(translated, _CONNECTING):
+                note_proxy(request, self._proxies.address(url.scheme, url.raw_host.decode("ascii"), url.port))
             pool.slots.release(account)
             if connection is not None:
                 await _close([connection])

@@ -331,7 +331,7 @@ async def test_lists_of_types_in_an_envelope(lemcal_sandbox: Sandbox, name: str)
 WRONG: dict[str, tuple[Fault, str]] = {
     "page": (faults.html_200(), "the body is an HTML page, not JSON. Check the base URL and the path."),
     "nothing": (faults.empty_200(), "the body is empty."),
-    "empty string": (faults.empty_string_200(), "the body is empty."),
+    "empty string": (faults.empty_string_200(), "the body is an empty string."),
     "string": (faults.json("Unauthorized"), "the body is a string, where "),
     "number": (faults.json(7), "the body is a number, where "),
     "null": (faults.json(None), "the body is null, where "),
@@ -408,7 +408,7 @@ async def test_bad_rows_raise(lemcal_sandbox: Sandbox) -> None:
     assert [(1, ROWS[1]), (2, ROWS[2]), (4, None)] == [(bad.index, bad.row) for bad in error.bad_rows]
     assert ("_id: expected a string, got int", 3) == (error.bad_rows[1].reason, error.bad_row_count)
     assert 200 == error.status_code
-    assert "on_bad_row='skip'" in str(error)
+    assert 'AsyncLemcal(on_bad_row="skip") skips bad rows' in str(error)
 
 
 async def test_bad_rows_are_skipped(lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:

@@ -39,7 +39,7 @@ async def test_slow_response(lemcal_sandbox: Sandbox) -> None:
     async with lemcal_sandbox.client(deadline=0.2) as lemcal:
         watch = Stopwatch()
         with pytest.raises(
-            TimeoutError, match=r"^GET /me: no response within the deadline of 0\.2 s$"
+            TimeoutError, match=r"^GET /me: no response within the deadline of 0\.2 s; allow more time$"
         ) as caught:
             await lemcal.me()
         assert 0.19 <= watch.seconds < 20
@@ -92,6 +92,7 @@ async def test_queue_known_to_exceed_the_deadline(lemcal_sandbox: Sandbox) -> No
     error = caught.value
     assert error.retry_after == pytest.approx(30, abs=2)
     assert ("GET", "/meetings", 0) == (error.method, error.route, lemcal.rate_limit.queued)
+    assert 0 == error.attempts
     check_plain(error)
     assert 1 == len(lemcal_sandbox.requests)
 
@@ -215,10 +216,11 @@ class GrantFirst(Unlimited):
 async def test_unsent_post() -> None:
     """A POST still queued at its deadline was not sent, and the error does not claim otherwise."""
     wire = Wire()
-    with pytest.raises(DeadlineExceededError, match=r"deadline of 0\.05 s$") as caught:
+    with pytest.raises(DeadlineExceededError, match=r"deadline of 0\.05 s; allow more time$") as caught:
         await wire.client(deadline=0.05, limiter=GrantFirst(0)).hooks.create(TARGET, any_meeting_type=True)
     check_plain(caught.value)
     assert [] == wire.requests
+    assert 0 == caught.value.attempts
 
 
 async def test_refused_post_that_is_queued_again() -> None:
@@ -227,7 +229,7 @@ async def test_refused_post_that_is_queued_again() -> None:
     lemcal = wire.client(deadline=0.05, limiter=GrantFirst(1), retry=AT_ONCE)
     with pytest.raises(DeadlineExceededError, match=r"deadline of 0\.05 s") as caught:
         await lemcal.hooks.create(TARGET, any_meeting_type=True)
-    assert 1 == len(wire.requests)
+    assert 1 == len(wire.requests) == caught.value.attempts
     assert "processed" not in str(caught.value)
 
 

@@ -147,7 +147,7 @@ async def test_error_states_attempts_and_waits(lemcal_sandbox: Sandbox) -> None:
     lemcal_sandbox.inject(faults.status(502), times=3)
     retry = RetryPolicy(attempts=3, backoff=0.04, backoff_max=0.04)
     async with lemcal_sandbox.client(retry=retry) as lemcal:
-        with pytest.raises(ServerError, match=r"Tried 3 times, waited 0\.[01] s") as caught:
+        with pytest.raises(ServerError, match=r"\(\"Bad Gateway\", 3 attempts, 0\.[01] s waited\)") as caught:
             await lemcal.meetings.list()
     assert 3 == caught.value.attempts == len(lemcal_sandbox.requests)
     assert 0.04 <= caught.value.waited < 0.5
@@ -255,7 +255,7 @@ async def test_get_on_a_reset_connection(lemcal_sandbox: Sandbox) -> None:
     async with lemcal_sandbox.client(retry=RetryPolicy(attempts=3, backoff=0.0)) as lemcal:
         with pytest.raises(
             APIConnectionError,
-            match=r"^GET /meetings: no response from 127\.0\.0\.1:\d+: \S.* \(3 attempts, ",
+            match=r"^GET /meetings: no response from 127\.0\.0\.1:\d+: \S.* \(3 attempts, .*; try again later$",
         ) as caught:
             await GET(lemcal)
         assert 12 == len(await lemcal.meetings.list())
@@ -463,3 +463,20 @@ async def test_message_of_the_cause() -> None:
         APIConnectionError, match=r"no response from api\.lemcal\.com: certificate verify failed: self"
     ):
         await GET(failing(failure).client())
+
+
+@pytest.mark.parametrize(
+    ("failure", "advice"),
+    [
+        (
+            httpx.ConnectError("refused"),
+            "refused; check the base URL, the network and any proxy, or try again later",
+        ),
+        (httpx.ReadError("reset"), "reset; try again later"),
+        (httpx.ReadTimeout(""), r"\(timeout=\); try again later, or allow more time"),
+    ],
+)
+async def test_advice_without_a_response(failure: httpx.RequestError, advice: str) -> None:
+    """The error of a GET says what to do."""
+    with pytest.raises(APIConnectionError, match=f"{advice}$"):
+        await GET(failing(failure).client(retry=RetryPolicy(attempts=1)))

@@ -277,7 +277,7 @@ async def test_for_account_ignores_the_environment(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("LEMCAL_API_KEY", KEY)
     wire = Wire()
     lemcal = AsyncLemcal(transport=wire)
-    with pytest.raises(ConfigurationError, match="No user id"):
+    with pytest.raises(ConfigurationError, match="no user id"):
         lemcal.for_account(None, OTHER_KEY)
     with pytest.raises(ConfigurationError, match="api_key"):
         lemcal.for_account(OTHER_USER, "")

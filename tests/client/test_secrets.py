@@ -136,6 +136,31 @@ async def test_logs(lemcal_sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -
         assert line in ours
 
 
+async def test_log_of_calls_without_a_response(caplog: pytest.LogCaptureFixture) -> None:
+    """Each call that fails or is canceled is logged as one line, with the error's class and the attempts."""
+    caplog.set_level(logging.DEBUG, "lemcal_async")
+    with pytest.raises(APIConnectionError):
+        await failing(httpx.ReadError(f"reset {KEY}")).client(retry=AT_ONCE).me()
+    hanging = httpx.MockTransport(lambda _: anyio.sleep_forever())  # type: ignore[arg-type]
+    with pytest.raises(DeadlineExceededError):
+        await Wire().client(transport=hanging, deadline=0.05).meetings.list()
+    with anyio.move_on_after(0.05):
+        await Wire().client(transport=hanging).hooks.create(TARGET, any_meeting_type=True)
+    limiter = LocalRateLimiter(limit=1, period=60)
+    lemcal = Wire().client(limiter=limiter, deadline=5)
+    await lemcal.me()
+    with pytest.raises(DeadlineExceededError):
+        await lemcal.me()
+    lines = [each.getMessage() for each in caplog.records if each.name == "lemcal_async"]
+    assert [
+        "GET /me: APIConnectionError; attempts: 5",
+        "GET /meetings: DeadlineExceededError; attempts: 1",
+        "POST /hooks: Cancelled; attempts: 1",
+        "GET /me: 200 on attempt 1",
+        "GET /me: DeadlineExceededError; attempts: 0",
+    ] == lines
+
+
 def test_no_handlers() -> None:
     """The library installs no log handlers."""
     assert [] == logging.getLogger("lemcal_async").handlers

@@ -28,8 +28,8 @@ class HalfLimiter:
 
 CONSTRUCTOR: dict[str, tuple[dict[str, Any], str]] = {
     "no credentials": ({"user_id": None, "api_key": None}, "set LEMCAL_USER_ID and LEMCAL_API_KEY"),
-    "no API key": ({"api_key": None}, r"No API key: pass api_key=, or set LEMCAL_API_KEY"),
-    "no user id": ({"user_id": None}, r"No user id: pass user_id="),
+    "no API key": ({"api_key": None}, r"no API key: pass api_key=, or set LEMCAL_API_KEY"),
+    "no user id": ({"user_id": None}, r"no user id: pass user_id="),
     "lemlist style": ({"user_id": ""}, "not lemlist's empty username"),
     "lemlist style in one": (
         {"user_id": None, "api_key": f":{KEY}"},
@@ -231,6 +231,18 @@ CALLS: dict[str, tuple[Do, str]] = {
     "params in pairs": (
         lambda c: c.request("GET", "/me", params=cast("Any", [("a", 1)])),
         "params= must be of type Mapping, not list",
+    ),
+    "params of another type": (
+        lambda c: c.request("GET", "/me", params={"a": object()}),
+        r"params=\{'a': \.\.\.\}: it must be text, a number, .* not object$",
+    ),
+    "params with a nested list": (
+        lambda c: c.request("GET", "/me", params={"a": ["b", ["c"]]}),
+        r"params=\{'a': \.\.\.\}: it must be text, a number, .* not list$",
+    ),
+    "params of bytes": (
+        lambda c: c.request("GET", "/me", params={"a": b"b"}),
+        r"params=\{'a': \.\.\.\}: it must be text, a number, .* not bytes$",
     ),
     "params that cannot be encoded": (
         lambda c: c.request("GET", "/me", params={"a": "\ud800"}),

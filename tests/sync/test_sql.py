@@ -65,7 +65,7 @@ async def test_columns(database: Database, sql_store: SQLStore) -> None:
     ) == public  # fmt: skip
     assert ("mee_2", None, None, "lead@example.com", "Lea D", None, "canceled", None) == campaign
     assert ("mee_3", None, "Discovery", "l@example.com", None, None, "booked") == unreadable[:-1]
-    assert "start: expected an ISO 8601 time with an offset, got str" == unreadable[-1]
+    assert "start: expected an ISO 8601 time with an offset, got text that is not one" == unreadable[-1]
     assert [PUBLIC, CAMPAIGN, odd] == [change.wire for change in await outbox(sql_store)]
 
 

@@ -96,7 +96,9 @@ async def test_change_as_model(store: Store) -> None:
     good, odd = await outbox(store)
     assert isinstance(good.meeting, Meeting)
     assert "mee_0" == good.meeting.id
-    assert ("start: expected an ISO 8601 time with an offset, got str",) == odd.meeting.problems
+    assert (
+        "start: expected an ISO 8601 time with an offset, got text that is not one",
+    ) == odd.meeting.problems
 
 
 async def test_baseline(store: Store) -> None:

@@ -11,7 +11,8 @@ import httpx
 import pytest
 import trustme
 
-from lemcal_async.errors import ConfigurationError
+from lemcal_async import AsyncLemcal, RetryPolicy
+from lemcal_async.errors import APIConnectionError, ConfigurationError
 from lemcal_async.transport import _environment
 from lemcal_async.transport._pooled import BasePooledTransport
 
@@ -315,3 +316,22 @@ async def test_invalid_proxy(
         assert (None, None) == (error.__cause__, error.__context__)
         assert PASSWORD not in "".join(traceback.format_exception(error))
     assert [] == server.requests
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "nobody.invalid"])
+@pytest.mark.anyio
+async def test_failing_proxy_is_named(
+    make_wire: MakeWire, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """The client's error names the proxy, without its credentials."""
+    with Loopback() as closed:
+        pass
+    monkeypatch.setenv("HTTPS_PROXY", f"http://lemcal:{PASSWORD}@{host}:{closed.port}/")
+    lemcal = AsyncLemcal("usr_1", "key-1", transport=make_wire(), retry=RetryPolicy(attempts=1))
+    message = (
+        rf"^GET /me: no response from api\.lemcal\.com: via the proxy {host}:{closed.port}: \S.*proxy, or try"
+    )
+    with pytest.raises(APIConnectionError, match=message) as caught:
+        await lemcal.me()
+    assert PASSWORD not in str(caught.value)
+    assert not caught.value.maybe_processed

@@ -266,7 +266,8 @@ async def _with_deadline(deadline: float, call: CallState, result: Coroutine[Any
             return value
     is_answered = isinstance(call.last, httpx.Response) and call.last.is_success
     what = "the response arrived, but was not decoded" if is_answered else "no response"
-    raise deadline_error(call, f"{what} within the deadline of {deadline:.3g} s", "allow more time")
+    advice = "allow more time" if call.attempts else "allow more time, or send fewer calls at once"
+    raise deadline_error(call, f"{what} within the deadline of {deadline:.3g} s", advice)
 
 
 async def _report_end(call: CallState, server: httpx.URL, result: Coroutine[Any, Any, T]) -> T:

@@ -146,7 +146,7 @@ async def test_aiohttp_on_trio(server: Loopback) -> None:
         ("ssl_context", True),
     ],
 )
-def test_invalid_options(make_wire: MakeWire, name: str, value: object) -> None:
+def test_invalid_options(make_wire: MakeWire, name: str, value: Any) -> None:
     """The constructor raises an error that names the argument and its value."""
     with pytest.raises(ConfigurationError, match=f"^{name}={value!r}: it must be "):
         make_wire(**{name: value})

@@ -240,14 +240,14 @@ async def test_a_slot_is_occupied_until_its_request_is_known_to_be_counted(
     redis: RedisServer, lease_ttl: Callable[[float], None]
 ) -> None:
     """However late that is: from its own response, or from the count in another response."""
-    lease_ttl(0.6)
+    lease_ttl(0.3)
     async with limiter_of(redis, 3, 0.1) as limiter, anyio.create_task_group() as group:
         calls = Calls(limiter, group)
         await calls.queue(*range(8), answer=False)
         await calls.served(3)
         for number in range(3):
             calls.permits[number].sent()
-        await anyio.sleep(2 * (0.6 + 0.1))
+        await anyio.sleep(2 * (0.3 + 0.1))
         assert 3 == len(calls.order)
         calls.permits[0].answered(200, Quota(limit=3, remaining=2, retry_after=0.05))  # the first of them
         await calls.served(4)

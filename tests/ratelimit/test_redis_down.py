@@ -443,7 +443,7 @@ async def test_only_one_task_reconnects(
             while not limiter._breaker.is_open:  # noqa: ASYNC110
                 await anyio.sleep(0.01)
         names.clear()
-        await anyio.sleep(0.5)
+        await anyio.sleep(0.25)
         pending.answered(200, SILENT)
         assert names
         assert {"probe"} == set(names)

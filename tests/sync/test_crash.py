@@ -30,7 +30,7 @@ def test_killed_repeatedly(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str, fail_every: int
 ) -> None:
     """Rows are right and every change is delivered in order, even if the handler often fails."""
-    kill_repeatedly(new_database(kind, tmp_path, request), tmp_path, kills=3, fail_every=fail_every)
+    kill_repeatedly(new_database(kind, tmp_path, request), tmp_path, kills=2, fail_every=fail_every)
 
 
 @pytest.mark.storm

@@ -147,8 +147,8 @@ async def check(make_wire: MakeWire, seconds: float, seed: int, show: Callable[[
 
 
 async def test_a_short_soak(make_wire: MakeWire) -> None:
-    """A few seconds, for the regular test suite."""
-    await check(make_wire, 2, 1, print)
+    """One second, for the regular test suite."""
+    await check(make_wire, 1, 1, print)
 
 
 @pytest.mark.storm

@@ -49,9 +49,9 @@ tested: set[str] = set()  # the Python versions on which the tests have passed i
 
 
 def run_tests(session: nox.Session) -> None:
-    """Install the test dependencies and run the tests in two processes, as they often wait for servers."""
+    """Install the test dependencies and run the tests in three processes, which often wait for servers."""
     install(session, "test")
-    session.run("pytest", *(session.posargs or ["--numprocesses=2", "--dist=worksteal"]))
+    session.run("pytest", *(session.posargs or ["--numprocesses=3", "--dist=worksteal"]))
 
 
 @nox.session

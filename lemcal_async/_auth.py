@@ -316,6 +316,11 @@ def _problem_of_secret(secret: str) -> str:
     return _problem_of_characters(secret)
 
 
+def is_user_id(value: object) -> bool:
+    """Whether a value has the form of a user id."""
+    return isinstance(value, str) and not _problem_of_user(value, "")
+
+
 def _problem_of_user(user: str, secret: str) -> str:
     if not user:
         return f"the user id is empty; {_NOT_LEMLIST}"

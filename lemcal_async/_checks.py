@@ -1,5 +1,7 @@
-"""Checks of the options that users pass."""
+"""Checks of the arguments that users pass."""
 
+import math
+import re
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
@@ -14,6 +16,16 @@ def is_number(value: object) -> TypeGuard[float]:
 def is_whole(value: object) -> TypeGuard[int]:
     """Whether a value is an integer, other than a bool."""
     return not isinstance(value, bool) and isinstance(value, Integral)
+
+
+def is_seconds(value: object) -> TypeGuard[float]:
+    """Whether a value is a finite number above 0."""
+    return is_number(value) and 0 < value < math.inf
+
+
+def is_email(value: str) -> bool:
+    """Whether a text looks like an e-mail address without a name."""
+    return re.fullmatch(r"[^@\s<>]+@[^@\s<>]+", value) is not None
 
 
 def check_type(name: str, value: object, kind: type[Any]) -> None:

@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ import httpx
 
 from lemcal_async import _resources
 from lemcal_async._auth import ApiKey, CredentialSource, Secret, no_account
-from lemcal_async._checks import check_type, is_number
+from lemcal_async._checks import check_type, is_number, is_seconds
 from lemcal_async._codec import check_into
 from lemcal_async._decoding import data_of, json_kind
 from lemcal_async._retry import RetryPolicy
@@ -361,7 +360,7 @@ def _timeout(timeout: Timeout) -> dict[str, float | None]:
 
 
 def _deadline(deadline: float | None) -> float | None:
-    if deadline is not None and not (_is_positive(deadline) and deadline < math.inf):
+    if deadline is not None and not is_seconds(deadline):
         raise ConfigurationError(
             f"deadline={deadline!r}: it must be a number of seconds above 0, or None for no limit"
         )

@@ -1,7 +1,6 @@
 """The API's calls, grouped by resource: the route of each call, and how its response is decoded."""
 
 import functools
-import re
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar, overload
@@ -9,6 +8,7 @@ from typing import Any, Literal, TypeVar, overload
 import attrs
 
 from lemcal_async._auth import Secret
+from lemcal_async._checks import is_email
 from lemcal_async._decoding import decode, find_row, json_of, parse_rows, read_model, read_models, read_rows
 from lemcal_async._session import AccountSession, Decode, JSONBody, RawResponse
 from lemcal_async._urls import check_target_url, quote_id, with_query
@@ -256,7 +256,6 @@ async def _decode_nothing(response: RawResponse) -> None:
         json_of(response)
 
 
-_EMAIL = r"[^@\s<>]+@[^@\s<>]+"
 _END_OF_TIME = datetime.max.replace(tzinfo=UTC)  # sorts meetings without a known start last
 
 
@@ -276,7 +275,7 @@ def selection(
     _check_time("starts_after", starts_after)
     _check_time("starts_before", starts_before)
     _check("guest_email", guest_email, str, "an e-mail address")
-    if guest_email is not None and not re.fullmatch(_EMAIL, guest_email.strip()):
+    if guest_email is not None and not is_email(guest_email.strip()):
         raise ConfigurationError("guest_email= must be an e-mail address, such as 'ann@example.com'")
     _check("canceled", canceled, bool, "True, False or None")
 

@@ -70,6 +70,8 @@ _ADVICE: dict[type[APIStatusError], str] = {
 }
 
 _CHECK_FIRST = "The request may have been processed anyway: check before you send it again."
+_CHECK_URL = "Check the base URL and the path."
+_TRY_AGAIN = "Try again later; if it happens again, check the base URL and the path."
 _HTML_PAGE = "the body is an HTML page, not JSON."
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _MAX_ERROR_BODY = 65_536  # bytes of an error's body to read
@@ -147,9 +149,7 @@ def read_json(status_code: int, body: Secret[bytes], call: CallInfo) -> Any:
     data, problem = _parsed(body.reveal())
     if problem:
         # Not in an except block: the JSON error, which contains the whole body, would be the context.
-        is_page = problem == _HTML_PAGE
-        advice = "" if is_page else "Try again later; if it happens again, check the base URL and the path."
-        raise _decode_error(status_code, call, problem, advice)
+        raise _decode_error(status_code, call, problem, _CHECK_URL if problem == _HTML_PAGE else _TRY_AGAIN)
     return data
 
 
@@ -205,8 +205,7 @@ def _advice(
         when = "later" if quota.retry_after is None else f"in {quota.retry_after:.1f} s"
         return f"Over the rate limit: try again {when}. Processes that use one key must share a limiter."
     if kind is ServerError:
-        repeatable = call.method is None or call.method in REPEATABLE
-        if not repeatable and not is_refusal(status_code, quota):
+        if not _is_repeatable(call) and not is_refusal(status_code, quota):
             return _CHECK_FIRST
         problem = "service is temporarily unavailable" if status_code == 503 else "server failed"
         return f"The {problem}: try again later."
@@ -226,10 +225,15 @@ def _message(status_code: int, call: CallInfo, details: list[str], rest: str) ->
     return _one_line(f"{call}: {status}{rest}")
 
 
-def _decode_error(status_code: int, call: CallInfo, problem: str, advice: str = "") -> ResponseDecodeError:
-    if problem != _HTML_PAGE and call.method is not None and call.method not in REPEATABLE:
+def _is_repeatable(call: CallInfo) -> bool:
+    return call.method is None or call.method in REPEATABLE
+
+
+def _decode_error(
+    status_code: int, call: CallInfo, problem: str, advice: str = _CHECK_URL
+) -> ResponseDecodeError:
+    if problem != _HTML_PAGE and not _is_repeatable(call):
         advice = _CHECK_FIRST
-    advice = advice or "Check the base URL and the path."
     return ResponseDecodeError(
         _message(status_code, call, [], f", but {problem} {advice}"), call=call, status_code=status_code
     )

@@ -37,7 +37,7 @@ def _problem_of_base_url(url: str, *, allow_insecure_http: bool) -> str:
     if not parts or not host or parts.scheme not in {"http", "https"} or _has_invalid_characters(url):
         return f"must be an absolute http(s) URL such as {DEFAULT_BASE_URL}"
     if parts.username is not None or parts.password is not None:
-        return "must not contain credentials; pass user_id= and api_key="
+        return "must not contain credentials; pass them separately"
     if parts.query or parts.fragment or "?" in url or "#" in url:
         return "must not have a query or a fragment"
     if parts.scheme == "http" and not allow_insecure_http and not is_loopback(host):

@@ -4,17 +4,17 @@ Results are printed as a table, JSON or CSV. A hook's URL usually contains a tok
 standard input and is never printed in full.
 """
 
-import re
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Final, Generic, Literal, TypeAlias, TypeVar
+from typing import Annotated, Generic, Literal, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import attrs
 import typer
 
 from lemcal_async._auth import Secret
+from lemcal_async._checks import is_email
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._codec import to_wire, write_minutes, write_time
 from lemcal_async._resources import selection
@@ -157,7 +157,7 @@ def meetings(
     start, end = parse_time("--from", from_), parse_time("--to", to)
     if upcoming:
         start = max(datetime.now(UTC), start or datetime.now(UTC))
-    if guest is not None and not _EMAIL.fullmatch(guest.strip()):
+    if guest is not None and not is_email(guest.strip()):
         raise ConfigurationError("--guest must be an e-mail address without a name, such as ada@example.org")
     select = selection(start, end, guest and guest.strip(), canceled=False if upcoming else None)
     service = Service(base_url, sandbox, accounts, account)
@@ -167,9 +167,6 @@ def meetings(
     if limit is not None:
         selected = sorted(selected, key=MEETINGS.key)[:limit]
     print_rows(Rows(selected, rows.bad), MEETINGS, output_format)
-
-
-_EMAIL: Final = re.compile(r"[^\s@<>]+@[^\s@<>]+")
 
 
 def _check_id(name: str, value: str | None) -> None:

@@ -179,11 +179,7 @@ def resolve_base_url(service: Service) -> str:
     url, name = service.base_url, "--base-url"
     if url is None:
         url, name = os.environ.get(BASE_URL_VARIABLE, "").strip() or DEFAULT_BASE_URL, BASE_URL_VARIABLE
-    try:
-        base_url = check_base_url(Secret(url), name, allow_insecure_http=True)
-    except ConfigurationError as error:
-        problem = str(error).partition("; pass user_id=")[0]  # Python's arguments
-        raise ConfigurationError(problem) from None
+    base_url = check_base_url(Secret(url), name, allow_insecure_http=True)
     if base_url.startswith("http:") and not is_loopback(urlsplit(base_url).hostname or ""):
         raise ConfigurationError(
             "the base URL is plain http, which would send the API key unencrypted; use https"

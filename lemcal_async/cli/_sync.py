@@ -15,6 +15,8 @@ import anyio
 import attrs
 import typer
 
+from lemcal_async._auth import is_user_id
+from lemcal_async._checks import is_seconds
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._codec import write_time
 from lemcal_async.cli._accounts import Account, find_user_id, read_accounts
@@ -111,7 +113,7 @@ class _Job:
 
 
 def _check_interval(interval: float | None) -> float | None:
-    if interval is not None and not 0 < interval < float("inf"):
+    if interval is not None and not is_seconds(interval):
         raise ConfigurationError("--watch must be a number of seconds above 0")
     return interval
 
@@ -390,7 +392,7 @@ def retry(
 
     The next synchronization delivers them in their original order.
     """
-    if user_id is not None and not user_id.startswith("usr_"):
+    if user_id is not None and not is_user_id(user_id):
         raise ConfigurationError(f"{user_id!r} is not a user id (usr_...)")
 
     async def schedule(store: "SQLStore") -> int | None:
@@ -421,7 +423,7 @@ def forget(
     Stop synchronizing the account first: otherwise the next synchronization adds it again as a new account.
     """
     user_id = account if accounts is None else find_user_id(accounts, account)
-    if accounts is None and not account.startswith("usr_"):
+    if accounts is None and not is_user_id(account):
         raise ConfigurationError(
             f"{account!r} is not a user id (usr_...); to pass an account's name, add --accounts FILE"
         )

@@ -5,15 +5,15 @@ import re
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import blake2b
-from typing import Final
 from urllib.parse import urlsplit
 
 import anyio
 import attrs
 
 from lemcal_async import events
-from lemcal_async._auth import Secret
+from lemcal_async._auth import Secret, is_user_id
 from lemcal_async._callbacks import problem_with_callback
+from lemcal_async._checks import is_seconds, is_whole
 from lemcal_async._client import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.fleet._engine import Engine, EngineError, MemoryEngine, Queue, Turn
@@ -25,8 +25,6 @@ from lemcal_async.sync._runner import SyncOptions
 from lemcal_async.sync._schedule import Schedule
 
 logger = logging.getLogger("lemcal_async.fleet")
-
-_USER_ID: Final = re.compile(r"usr_[!-9;-~]+")  # as for a client: visible ASCII without a colon
 
 
 @attrs.frozen
@@ -146,7 +144,7 @@ class Fleet:
         secrets, store, queue = Secret((store, queue)), "", ""
         self._store_url, queue_url = (Secret(url) for url in secrets.reveal())
         for name, value in (("interval", interval), ("grace", grace)):
-            if not _is_seconds(value):
+            if not is_seconds(value):
                 raise ConfigurationError(f"{name}={value!r}: it must be a number of seconds above 0")
         if not callable(credentials):
             raise ConfigurationError("credentials= must be an async function from a user id to an API key")
@@ -181,7 +179,7 @@ class Fleet:
             user_ids: The accounts.
             interval: Seconds between two synchronizations. None for the fleet's ``interval``.
         """
-        if interval is not None and not _is_seconds(interval):
+        if interval is not None and not is_seconds(interval):
             raise ConfigurationError(f"interval={interval!r}: it must be a number of seconds above 0")
         async with self._open_store():
             return await self._schedule.add(_ids(user_ids), interval or self._interval)
@@ -282,7 +280,7 @@ class Fleet:
         Args:
             concurrency: The maximum number of concurrent turns.
         """
-        if not _is_count(concurrency):
+        if not (is_whole(concurrency) and concurrency >= 1):
             raise ConfigurationError(f"concurrency={concurrency!r}: it must be a whole number, at least 1")
         lemcal = self._lemcal or AsyncLemcal.for_accounts()
         try:
@@ -309,7 +307,7 @@ def _ids(user_ids: Iterable[str]) -> list[str]:
         raise ConfigurationError(f"pass a list of user ids, such as [{user_ids!r}]")
     ids = list(dict.fromkeys(user_ids))
     for user_id in ids:
-        if not _is_user_id(user_id):
+        if not is_user_id(user_id):
             shown = re.sub(":.*", ":***", repr(user_id))  # what follows a colon may be an API key
             raise ConfigurationError(
                 f"{shown} is not a user id: it must be a string that starts with 'usr_' and has no spaces or "
@@ -334,18 +332,6 @@ def _queue_name(store_url: Secret[str]) -> str:
     parts = urlsplit(store_url.reveal())
     database = f"{parts.hostname}:{parts.port}{parts.path}"
     return f"lemcal-{blake2b(database.encode(), digest_size=6).hexdigest()}"
-
-
-def _is_seconds(value: object) -> bool:
-    return isinstance(value, int | float) and 0 < value < float("inf")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value >= 1
-
-
-def _is_user_id(value: object) -> bool:
-    return isinstance(value, str) and _USER_ID.fullmatch(value) is not None
 
 
 def _is_text(value: object) -> bool:

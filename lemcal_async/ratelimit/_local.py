@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from lemcal_async import events
-from lemcal_async._checks import is_number, is_whole
+from lemcal_async._checks import is_seconds, is_whole
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.ratelimit._base import Key, Permit, Priority, RateLimit, WouldWait
 from lemcal_async.ratelimit._log import SlidingWindowLog
@@ -47,7 +47,7 @@ class LocalRateLimiter:
     ) -> None:
         if not (is_whole(limit) and limit >= 1):
             raise ConfigurationError(f"limit={limit!r}: it must be a whole number, at least 1")
-        if not (is_number(period) and 0 < period < math.inf):
+        if not is_seconds(period):
             raise ConfigurationError(f"period={period!r}: it must be a finite number of seconds above 0")
         self.limit = limit
         self.period = period

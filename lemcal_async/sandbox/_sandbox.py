@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.routing import Mount, Router, request_response
 from starlette.types import Receive, Scope, Send
 
+from lemcal_async._checks import is_whole
 from lemcal_async.sandbox._app import Api, is_web_url, seen_request, send_response
 from lemcal_async.sandbox._control import Controls, Guard
 from lemcal_async.sandbox._demo import Guest, SandboxAccount, wire_time
@@ -215,7 +216,7 @@ class Sandbox:
 
     def _checked(self, account: object) -> int:
         """Return the account's index; LookupError if it does not exist."""
-        if isinstance(account, bool) or not isinstance(account, int):
+        if not is_whole(account):
             raise TypeError(f"account must be a whole number, not {account!r}")
         count = len(self.accounts)
         if account not in range(count):

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeAlias
 
 import attrs
 
+from lemcal_async._checks import is_number, is_whole
 from lemcal_async.sandbox import _responses
 from lemcal_async.sandbox._responses import SandboxResponse
 
@@ -88,7 +89,7 @@ _RATE_LIMIT_HEADERS: Final = (
 
 
 def _check_seconds(name: str, seconds: object) -> float:
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+    if not is_number(seconds):
         raise TypeError(f"{name} must be a number of seconds, not {seconds!r}")
     if not 0 <= seconds < math.inf:
         raise ValueError(f"{name} must be at least 0 seconds, not {seconds!r}")
@@ -104,7 +105,7 @@ def _check_text(name: str, text: object) -> str:
 def _check_code(code: object, first: int = 200, last: int = 599) -> int:
     if isinstance(code, float) and code.is_integer():  # a number in JSON
         code = int(code)
-    if isinstance(code, bool) or not isinstance(code, int):
+    if not is_whole(code):
         raise TypeError(f"code must be a whole number, not {code!r}")
     if not first <= code <= last:
         raise ValueError(f"code must be a status code from {first} to {last}, not {code}")
@@ -289,7 +290,7 @@ class FaultPlan:
         """
         if not isinstance(fault, Fault):
             raise TypeError(f"not a fault: {fault!r}; call a function of lemcal_async.sandbox.faults")
-        if isinstance(times, bool) or not isinstance(times, int):
+        if not is_whole(times):
             raise TypeError(f"times must be a whole number, not {times!r}")
         if times < 1:
             raise ValueError(f"times must be at least 1, not {times}")

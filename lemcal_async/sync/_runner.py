@@ -20,6 +20,7 @@ from lemcal_async._callbacks import (
     problem_with_callback,
     was_canceled_natively,
 )
+from lemcal_async._checks import is_whole
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._decoding import ResponseLike, is_long, parse_rows, read_rows
 from lemcal_async.errors import ConfigurationError, EmptyListError
@@ -48,7 +49,7 @@ class SyncOptions:
     def __attrs_post_init__(self) -> None:
         for name in ("max_concurrency", "max_attempts", "confirm_empty_after"):
             value: object = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not (is_whole(value) and value >= 1):
                 raise ConfigurationError(f"{name}={value!r}: it must be a whole number, at least 1")
         check_function("on_change", self.on_change, "change")
         check_function("on_changes", self.on_changes, "changes")

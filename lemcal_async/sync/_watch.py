@@ -16,6 +16,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 import anyio
 
 from lemcal_async._callbacks import call, no_foreign_cancellation
+from lemcal_async._checks import is_seconds
 from lemcal_async._client import AsyncLemcal
 from lemcal_async._concurrency import Wakeup
 from lemcal_async.errors import ConfigurationError
@@ -151,7 +152,7 @@ async def watch(
 
 
 def _check(accounts: object, interval: object, wake: object, on_report: object) -> None:
-    if isinstance(interval, bool) or not isinstance(interval, int | float) or not 0 < interval < math.inf:
+    if not is_seconds(interval):
         raise ConfigurationError(f"interval={interval!r}: it must be a number of seconds above 0")
     if isinstance(accounts, Iterator):
         raise ConfigurationError(

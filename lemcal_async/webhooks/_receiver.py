@@ -18,6 +18,7 @@ import attrs
 from lemcal_async import events
 from lemcal_async._auth import Secret
 from lemcal_async._callbacks import no_foreign_cancellation, problem_with_callback
+from lemcal_async._checks import is_number
 from lemcal_async._client import AsyncLemcal
 from lemcal_async.errors import ConfigurationError
 from lemcal_async.models import Meeting
@@ -298,7 +299,7 @@ class WebhookReceiver:
             lemcal = await self._directory.find(request.name, request.tokens)
             if lemcal is None:
                 return self._reject(UNAUTHORIZED)
-            lemcal.user_id  # noqa: B018 - raises if the api_key function fails
+            lemcal.user_id  # noqa: B018 - raises if the api_key function must tell it, and fails
         except Exception as error:  # noqa: BLE001 - the user's functions may raise anything
             log_error(error, "finding the account of a delivery failed; the sender should retry")
             return retry_later("unavailable")
@@ -406,6 +407,6 @@ def _check_options(
         raise ConfigurationError("dedup= must be an object with claim, done and release, such as SQLStore")
     for name, value in seconds.items():
         least = 0 if name == "list_lag" else math.ulp(0)
-        if not isinstance(value, int | float) or not least <= value < math.inf:
+        if not (is_number(value) and least <= value < math.inf):
             bound = "0 or more" if name == "list_lag" else "above 0"
             raise ConfigurationError(f"{name}={value!r}: it must be a number of seconds, {bound}")

@@ -117,7 +117,10 @@ def test_no_credentials(lemcal: Run) -> None:
             ["me", "--base-url", "http://api.example.com"],
             "the base URL is plain http, which would send the API",
         ),
-        (["me", "--base-url", "https://u:hush@example.com"], "--base-url must not contain credentials\n"),
+        (
+            ["me", "--base-url", "https://u:hush@example.com"],
+            "--base-url must not contain credentials; pass them separately\n",
+        ),
         (["me", "--base-url", "hush"], "--base-url must be an absolute http(s) URL"),
         (["me", "--base-url", ""], "--base-url must be an absolute http(s) URL"),  # no fallback
         (["meetings", "--sandbox", "--type", "a/b"], "--type is not an id: 'a/b'"),

@@ -18,7 +18,7 @@ import attrs
 
 from lemcal_async import events
 from lemcal_async._auth import Secret
-from lemcal_async._checks import is_number
+from lemcal_async._checks import is_number, is_seconds
 from lemcal_async._concurrency import Wakeup, preload
 from lemcal_async.errors import ConfigurationError, LemcalError
 from lemcal_async.ratelimit._base import Key, Permit, Priority, RateLimit
@@ -90,7 +90,7 @@ class RedisRateLimiter(LocalRateLimiter):
             raise ConfigurationError(f"when_down={when_down!r}: it must be 'share', 'raise' or 'open'")
         if not (share is None or (is_number(share) and 0 < share <= 1)):
             raise ConfigurationError(f"share={share!r}: it must be above 0 and at most 1, or None")
-        if not (is_number(timeout) and 0 < timeout < math.inf):
+        if not is_seconds(timeout):
             raise ConfigurationError(f"timeout={timeout!r}: it must be a finite number of seconds above 0")
         if not _is_prefix(prefix):
             raise ConfigurationError(f"prefix={prefix!r}: it must be text without braces, and not empty")
